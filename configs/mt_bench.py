@@ -1,0 +1,36 @@
+"""SmolLM2-135M on MT-Bench's human votes, one fold of questions held out: a real reward model and policy on two cores.
+
+    --config=configs/mt_bench.py:reward     Bradley-Terry with the judge's persona
+    --config=configs/mt_bench.py:dpo        DPO with the judge's persona
+    --config=configs/mt_bench.py:reward,smoke   a few steps of the same
+
+Run by `launch/mt_bench.sh`; results in the README.
+"""
+
+from rlhi_jax.config import base_config
+
+
+def get_config(variant: str = 'dpo'):
+    c = base_config()
+    variants = variant.split(',')
+    c.objective = variants[0]
+    c.model.path = 'runs/smollm2'
+    c.model.dtype = 'float32'  # XLA's CPU backend is no faster in bfloat16
+    c.model.new_head = c.objective == 'reward'
+    c.data.pairs = 'runs/mt_bench/pairs/train.jsonl'
+    c.data.shards = 'runs/mt_bench/shards'
+    c.data.rows = 'runs/mt_bench/rows'
+    c.eval.shards = 'runs/mt_bench/heldout'
+    c.rows.tokens = 1024
+    c.rows.scored = 1024
+    c.rows.pairs = 8
+    c.train.batch_rows = 4
+    c.optimizer.clip = 1.0
+    c.optimizer.schedule = 'linear'
+    c.optimizer.warmup_steps = 5
+    c.optimizer.learning_rate = 2e-5 if c.objective == 'reward' else 5e-6
+    c.dpo.beta = 0.1
+    c.checkpoint.every_steps = 20
+    if 'smoke' in variants:
+        c.train.max_steps = 3
+    return c

@@ -1,0 +1,41 @@
+"""Interaction shards → row plan: which trees share a row of the capacities in `config.rows`.
+
+    python -m data_pipelines.rows --config=configs/NAME.py
+
+Lengths are those of `config.model.path`'s tokenizer and chat template; the plan is refused with any other.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.stage import run_stage
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.config import capacities, require
+from rlhi_jax.data.plan import make_plan, plan_identity, save_plan
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.progress import Progress
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+
+def _open(config: ConfigDict) -> tuple[Shards, ChatTemplate]:
+    require(config, 'data.shards', 'model.path')
+    template = ChatTemplate.load(open_model(config.model.path).tokenizer_path)
+    return Shards(Path(config.data.shards)), template
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    return plan_identity(*_open(config), capacities(config))
+
+
+def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+    shards, template = _open(config)
+    with Progress('rows', len(shards), unit='trees') as progress:
+        plan = make_plan(shards, template, capacities(config), progress.update)
+    save_plan(plan, folder, {'stage': 'rows', 'made_from': plan.identity})
+    return plan.counts
+
+
+if __name__ == '__main__':
+    run_stage(_work, output='data.rows', identity=_identity)

@@ -1,0 +1,1 @@
+"""Where preferences come from: one module a source, each a program that writes preference JSONL."""

@@ -1,0 +1,145 @@
+"""Model folders and the checkpoints of runs, through Orbax.
+
+A model folder is what `convert import` writes, and every run's workdir is one too:
+
+    model.json        {"spec", "weights": what identifies the parameters, "tokens": bos, eos and pad ids, "source"}
+    tokenizer/        the tokenizer's own files, chat_template.jinja, generation_config.json
+    params/           an imported model's parameters, or
+    checkpoints/N/    a run's: params, optimizer, progress (step, seed, digests)
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.files import digest, read_json, write_json
+from rlhi_jax.models.spec import ModelSpec
+
+_REMEDY = 'name a folder made by `python -m rlhi_jax.convert import` or a training workdir'
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk.
+
+    Attributes:
+      weights: identifies the parameters: a digest of their bytes, or of the run and step that made them.
+      tokens: `bos_token_id`, `eos_token_id`, `pad_token_id`.
+    """
+
+    path: Path
+    params_path: Path
+    spec: ModelSpec
+    weights: str
+    tokens: dict[str, Any]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / 'tokenizer'
+
+
+def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
+    """Find a model's parts without reading its parameters; a run's latest step unless one is given.
+
+    Raises:
+      UserError: the folder is no model folder, or has no such step.
+    """
+    folder = Path(folder).absolute()
+    described = read_json(folder / 'model.json', _REMEDY)
+    params, weights = folder / 'params', described['weights']
+    if not params.exists():
+        steps = saved_steps(folder)
+        if not steps or (step is not None and step not in steps):
+            wanted = 'any step' if step is None else f'step {step}'
+            raise UserError(f'{folder} has no checkpoint of {wanted} (it has: {steps}): train further or name another step')
+        step = steps[-1] if step is None else step
+        params = folder / 'checkpoints' / str(step) / 'params'
+        weights = digest(weights, step)
+    return ModelFolder(folder, params, ModelSpec.from_json(described['spec']), weights, described['tokens'])
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Steps of a run's complete checkpoints, in order."""
+    folder = Path(workdir) / 'checkpoints'
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def describe_model(
+    folder: Path, spec: ModelSpec, *, weights: str, tokens: dict[str, Any], source: str, tokenizer: Path | None = None
+) -> None:
+    """Write model.json, and the tokenizer's files unless they are there."""
+    if tokenizer is not None and not (folder / 'tokenizer').exists():
+        temporary = folder / '.tokenizer.tmp'
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(tokenizer, temporary)
+        temporary.replace(folder / 'tokenizer')
+    write_json(folder / 'model.json', dict(spec=spec.to_json(), weights=weights, tokens=tokens, source=source))
+
+
+def save_params(folder: Path, params: Any) -> None:
+    """Write parameters as one Orbax checkpoint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(folder).absolute(), params)
+
+
+def restore_params(model: ModelFolder, abstract: Any) -> Any:
+    """Read parameters into the shapes, dtypes and shardings of `abstract`.
+
+    Raises:
+      UserError: the checkpoint is damaged, or its parameters are not those of the model's description.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(model.params_path, abstract)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{model.params_path} cannot be read as a {model.spec.family} {model.spec.head} model '
+            f'({one_line(error)[:300]}): import the model or train it again'
+        ) from None
+
+
+class RunCheckpoints:
+    """Asynchronous checkpoints of a run; complete ones only, the newest few kept."""
+
+    def __init__(self, workdir: Path, *, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / 'checkpoints', options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; it counts once all of it is on disk."""
+        items = dict(
+            params=ocp.args.StandardSave(params),
+            optimizer=ocp.args.StandardSave(optimizer),
+            progress=ocp.args.JsonSave(progress),
+        )
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Read a checkpoint into abstract trees' shardings: parameters, optimizer state and progress."""
+        items = dict(
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            progress=ocp.args.JsonRestore(),
+        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored['params'], restored['optimizer'], restored['progress']
+
+    def close(self) -> None:
+        """Wait until every checkpoint begun is complete."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def abstract_with_shardings(shapes: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs that tell Orbax where each array goes."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -1,0 +1,183 @@
+"""Every configuration key there is, with its default; experiments in `configs/` start from here and change a few.
+
+Values marked "sibling default" follow the same team's published DPO runs on WildChat (arXiv 2506.21495); RLHI's own are
+not published. The others are ours.
+"""
+
+import math
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from rlhi_jax.data.rows import Capacities
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest
+from rlhi_jax.models.decoder import REMAT_POLICIES
+from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.objectives.dpo import VARIANTS
+
+
+def base_config() -> ConfigDict:
+    """The default configuration; unknown keys and wrong types are refused from here on."""
+    c = ConfigDict()
+    c.objective = 'dpo'  # dpo, reward or sft
+    c.seed = 0
+
+    c.model = ConfigDict()
+    c.model.path = ''  # folder of `rlhi_jax.convert import`, or an earlier run's workdir
+    c.model.new_head = False  # reward: put a fresh score head on a language model
+    c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
+    c.model.remat = 'save_dots'
+    c.model.logprob_chunk = 128  # scored tokens whose vocabulary logits exist at once, per row
+
+    c.data = ConfigDict()
+    c.data.pairs = ''  # preference JSONL, in
+    c.data.shards = ''  # interaction shards
+    c.data.rows = ''  # row plan
+    c.data.trees_per_shard = 1000
+    c.data.threads = 2  # that read rows ahead
+
+    c.rows = ConfigDict()
+    c.rows.tokens = 1024  # sibling default: length 1,024
+    c.rows.scored = 1024
+    c.rows.pairs = 8
+
+    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, context=1))
+
+    c.train = ConfigDict()
+    c.train.epochs = 1
+    c.train.max_steps = 0  # 0: as many as the epochs give
+    c.train.batch_rows = 32  # rows of one optimizer step; sibling default: batch 32
+    c.train.accumulate = 1  # batches that a step is split into
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 1e-6  # sibling default
+    c.optimizer.schedule = 'constant'  # constant, linear or cosine; both decay to 0
+    c.optimizer.warmup_steps = 0
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.eps = 1e-8  # sibling default
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.clip = 0.1  # global gradient norm; sibling default
+
+    c.dpo = ConfigDict()
+    c.dpo.variant = 'sigmoid'  # sigmoid, hinge or ipo
+    c.dpo.beta = 0.01  # sibling default
+    c.dpo.label_smoothing = 0.0
+
+    c.reward = ConfigDict()
+    c.reward.center = 0.0
+
+    c.policy_sees_persona = True
+    c.ref_sees_persona = True
+    c.rm_sees_persona = True
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 100
+    c.checkpoint.keep = 2
+
+    c.log = ConfigDict()
+    c.log.every_steps = 1
+
+    c.eval = ConfigDict()
+    c.eval.shards = ''  # held-out interaction shards
+    c.eval.batch_rows = 8
+    c.eval.shuffle_seed = 0  # which stranger's persona stands in for one's own
+    return c.lock()
+
+
+def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """The flags that every configured program has: --config with overrides, and --workdir."""
+    return (
+        config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.'),
+        flags.DEFINE_string('workdir', None, 'Folder of this run.'),
+    )
+
+
+def check_config(config: ConfigDict) -> ConfigDict:
+    """Check a configuration against the defaults' keys and types, then its values.
+
+    Raises:
+      UserError: naming the key and what it may be.
+    """
+    if config is None:
+        raise UserError('--config is missing: pass --config=configs/NAME.py')
+    if not isinstance(config, ConfigDict):
+        raise UserError('--config: get_config() must return what rlhi_jax.config.base_config() gave, with some keys changed')
+    _check_keys('config', config, base_config())
+    choices = {
+        'objective': (config.objective, OBJECTIVES),
+        'model.dtype': (config.model.dtype, ('float32', 'bfloat16')),
+        'model.remat': (config.model.remat, REMAT_POLICIES),
+        'optimizer.schedule': (config.optimizer.schedule, ('constant', 'linear', 'cosine')),
+        'dpo.variant': (config.dpo.variant, VARIANTS),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UserError(f'config.{name} is {value!r}: choose one of {", ".join(allowed)}')
+    at_least = {
+        1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
+        + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows'),
+        0: ('train.max_steps', 'optimizer.warmup_steps', 'optimizer.learning_rate', 'optimizer.clip', 'dpo.beta'),
+    }
+    for bound, names in at_least.items():
+        for name in names:
+            value = _lookup(config, name)
+            if not math.isfinite(value) or value < bound:
+                raise UserError(f'config.{name} is {value}: it must be at least {bound}')
+    if not 0 <= config.dpo.label_smoothing < 0.5:
+        raise UserError(f'config.dpo.label_smoothing is {config.dpo.label_smoothing}: it must be in [0, 0.5)')
+    if config.train.batch_rows % config.train.accumulate:
+        raise UserError(
+            f'config.train.accumulate ({config.train.accumulate}) must divide config.train.batch_rows '
+            f'({config.train.batch_rows})'
+        )
+    capacities(config)
+    return config
+
+
+def capacities(config: ConfigDict) -> Capacities:
+    return Capacities(**config.rows.to_dict())
+
+
+def require(config: ConfigDict, *names: str) -> None:
+    """Raise UserError for a path that the program needs and the config leaves empty."""
+    for name in names:
+        if not _lookup(config, name):
+            raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')
+
+
+def training_digest(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """What decides the trained parameters, and its digest: a resumed run must agree on all of it.
+
+    Left out: what may change between restarts (mesh, paths, logging, checkpoint times, evaluation).
+    """
+    kept = config.to_dict()
+    for name in ('mesh', 'data', 'log', 'checkpoint', 'eval'):
+        del kept[name]
+    del kept['model']['path']
+    return digest(kept), kept
+
+
+def _lookup(config: ConfigDict, name: str) -> Any:
+    for part in name.split('.'):
+        config = config[part]
+    return config
+
+
+def _check_keys(path: str, config: ConfigDict, defaults: ConfigDict) -> None:
+    for key in sorted(set(config) | set(defaults)):
+        name = f'{path}.{key}'
+        if key not in defaults:
+            raise UserError(f'{name} is no known key: remove it or mend its name (known: {", ".join(sorted(defaults))})')
+        if key not in config:
+            raise UserError(f'{name} is missing: start the config from rlhi_jax.config.base_config()')
+        default, value = defaults[key], config[key]
+        if isinstance(default, ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise UserError(f'{name} must be a section of keys, not {value!r}')
+            _check_keys(name, value, default)
+        elif type(value) is not type(default):
+            kind, given = type(default).__name__, type(value).__name__
+            raise UserError(f'{name} is {value!r} ({given}): it must be of type {kind}, such as {default!r}')

@@ -1,0 +1,297 @@
+"""GGUF files (llama.cpp's format) to our parameters, and their tokenizer to what a Hugging Face folder holds."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhi_jax.conversion.layout import Leaf, assemble
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import write_bytes, write_json
+from rlhi_jax.models.rope import inverse_frequencies
+from rlhi_jax.models.spec import ModelSpec, RopeScaling
+
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')
+
+# Token types, the same numbers in GGUF and in SentencePiece.
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+# How text is split before merging, by `tokenizer.ggml.pre`: None is GPT-2's own pattern, else a pattern by itself.
+_SPLITS = {
+    'gpt-2': None,
+    'default': None,
+    'smollm': None,
+    'llama-bpe': rf'{_WORDS}|\p{{N}}{{1,3}}|{_REST}',
+    'qwen2': rf'{_WORDS}|\p{{N}}|{_REST}',
+}
+
+
+def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
+    """A language model from a GGUF file, dequantised one tensor at a time.
+
+    Returns:
+      The model, our parameters (float32 numpy arrays, layers stacked on axis 0), and its tokens: `bos_token_id`,
+      `eos_token_id` (a list where the file names an end of turn beside the end of text) and `pad_token_id`, each
+      possibly None.
+
+    Raises:
+      UserError: the file is missing or damaged, or asks for what we do not compute: an architecture, a rotary scaling,
+        a tensor or a tensor type that is not supported.
+    """
+    path, reader = Path(path), _open(path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for name, tensor in tensors.items():
+        if tensor.tensor_type.name not in TENSOR_TYPES:
+            known = ', '.join(TENSOR_TYPES)
+            raise UserError(f'{path}: tensor {name} is of type {tensor.tensor_type.name}; supported are {known}')
+    spec = _spec(path, _fields(reader), tensors)
+
+    def read(name: str, leaf: Leaf) -> np.ndarray:
+        tensor = _dequantised(tensors[name])
+        # For this architecture llama.cpp stores rotary pairs side by side; we keep them half a head apart, as trained.
+        if spec.family == 'llama' and leaf.path in ('layers/q', 'layers/k'):
+            pairs = tensor.reshape(-1, spec.head_dim // 2, 2, tensor.shape[-1])
+            tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
+        return tensor
+
+    params = assemble(
+        spec,
+        'gguf',
+        {name: _shape(tensor) for name, tensor in tensors.items()},
+        read,
+        ignorable=lambda name: name == 'rope_freqs.weight',  # read by `_rope_scaling`
+        source=str(path),
+    )
+    return spec, params, _tokens(_fields(reader))
+
+
+def _open(path: Path):
+    try:
+        import gguf
+    except ImportError:
+        raise UserError('reading GGUF files needs the gguf package: pip install gguf') from None
+    if not path.exists():
+        raise UserError(f'{path} does not exist: name a .gguf file')
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        raise UserError(f'{path} is damaged, cut short or no GGUF file ({error}): download it again') from None
+
+
+def _fields(reader) -> dict[str, Any]:
+    """The metadata, except for long lists, which are read where they are needed."""
+    long = ('tokenizer.ggml.tokens', 'tokenizer.ggml.merges', 'tokenizer.ggml.scores', 'tokenizer.ggml.token_type')
+    return {name: field.contents() for name, field in reader.fields.items() if name not in long}
+
+
+def _shape(tensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def _dequantised(tensor) -> np.ndarray:
+    from gguf import dequantize
+
+    return dequantize(tensor.data, tensor.tensor_type).reshape(_shape(tensor))
+
+
+def _short(value: float) -> float:
+    """The shortest decimal that rounds to the same float32: what the model's author wrote."""
+    return float(str(np.float32(value)))
+
+
+def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelSpec:
+    family = fields.get('general.architecture')
+    if family not in ARCHITECTURES:
+        raise UserError(f'{path}: general.architecture is {family!r}; supported are {", ".join(ARCHITECTURES)}')
+
+    def need(name: str):
+        if f'{family}.{name}' not in fields:
+            raise UserError(f'{path} has no field {family}.{name}: it is incomplete')
+        return fields[f'{family}.{name}']
+
+    width, num_heads = need('embedding_length'), need('attention.head_count')
+    head_dim = fields.get(f'{family}.attention.key_length', width // num_heads)
+    fixed = {
+        'rope.dimension_count': head_dim,
+        'attention.value_length': head_dim,
+        'rope.scaling.type': 'none',
+        'rope.scale_linear': 1.0,
+        'expert_count': 0,
+        'attention.sliding_window': 0,
+    }
+    for name, value in fixed.items():
+        found = fields.get(f'{family}.{name}', value)
+        if found != value:
+            raise UserError(f'{path}: field {family}.{name} is {found!r}; only {value!r} is supported')
+    if 'token_embd.weight' not in tensors:
+        raise UserError(f'{path} has no tensor token_embd.weight: it is incomplete, or one part of a split file')
+    spec = ModelSpec(
+        family=family,
+        vocab_size=_shape(tensors['token_embd.weight'])[0],
+        width=width,
+        mlp_width=need('feed_forward_length'),
+        num_layers=need('block_count'),
+        num_heads=num_heads,
+        num_kv_heads=fields.get(f'{family}.attention.head_count_kv', num_heads),
+        head_dim=head_dim,
+        max_positions=need('context_length'),
+        rope_theta=_short(fields.get(f'{family}.rope.freq_base', 10_000.0)),
+        norm_eps=_short(need('attention.layer_norm_rms_epsilon')),
+        tied_embeddings='output.weight' not in tensors,
+        qkv_bias=family == 'qwen2',
+        qk_norm=family == 'qwen3',
+    )
+    if 'rope_freqs.weight' not in tensors:
+        return spec
+    return dataclasses.replace(spec, rope_scaling=_rope_scaling(path, spec, tensors))
+
+
+def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> RopeScaling:
+    """The scaling behind `rope_freqs.weight`, which holds only its outcome: a divisor for each rotation speed.
+
+    Many parameter sets give the same divisors. The one shared by Llama 3.1, 3.2 and 3.3, up to its factor, is tried and
+    must reproduce the tensor; anything else is refused.
+    """
+    divisors = _dequantised(tensors['rope_freqs.weight'])
+    factor = _short(divisors.max())
+    scaling = RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
+    scaled = dataclasses.replace(spec, rope_scaling=scaling)
+    expected = inverse_frequencies(spec) / inverse_frequencies(scaled)
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
+        raise UserError(f"{path}: tensor rope_freqs.weight is not Llama 3's rotary scaling, the only one supported")
+    return scaling
+
+
+def _tokens(fields: Mapping[str, Any]) -> dict[str, Any]:
+    bos, eos, pad, eot = (fields.get(f'tokenizer.ggml.{name}_token_id') for name in ('bos', 'eos', 'padding', 'eot'))
+    ends = [token for token in dict.fromkeys((eos, eot)) if token is not None]
+    return {'bos_token_id': bos, 'eos_token_id': ends if len(ends) > 1 else eos, 'pad_token_id': pad}
+
+
+def write_tokenizer(path: Path, folder: Path) -> None:
+    """Write the tokenizer of a GGUF file as the files of a Hugging Face folder.
+
+    Byte-level BPE becomes `tokenizer.json`, SentencePiece `tokenizer.model`; beside them `tokenizer_config.json`,
+    `generation_config.json` and, where the file has one, `chat_template.jinja`. The tokenizer never adds a
+    beginning-of-text token by itself: the chat template writes it.
+
+    Args:
+      path: the GGUF file.
+      folder: where to write; existing files of these names are replaced.
+
+    Raises:
+      UserError: the file is damaged, or its tokenizer is of a kind that is not supported.
+    """
+    path, folder = Path(path), Path(folder)
+    reader = _open(path)
+    fields = _fields(reader)
+
+    def need(name: str) -> list:
+        field = reader.fields.get(f'tokenizer.ggml.{name}')
+        if field is None:
+            raise UserError(f'{path} has no field tokenizer.ggml.{name}: it holds no complete tokenizer')
+        return field.contents()
+
+    kind, pieces, types = fields.get('tokenizer.ggml.model'), need('tokens'), need('token_type')
+    if len(set(pieces)) != len(pieces) or len(types) != len(pieces):
+        raise UserError(f'{path}: tokenizer.ggml.tokens are not distinct, or do not match tokenizer.ggml.token_type')
+    if kind == 'gpt2':
+        split = fields.get('tokenizer.ggml.pre')
+        if split not in _SPLITS:
+            known = ', '.join(_SPLITS)
+            raise UserError(f'{path}: field tokenizer.ggml.pre is {split!r}; supported are {known}')
+        text = _byte_level(pieces, types, need('merges'), split)
+        write_bytes(folder / 'tokenizer.json', text.encode())
+    elif kind == 'llama':
+        if types.count(UNKNOWN) != 1:
+            raise UserError(f'{path}: tokenizer.ggml.token_type marks {types.count(UNKNOWN)} unknown tokens, not one')
+        write_bytes(folder / 'tokenizer.model', _sentencepiece(pieces, types, need('scores'), fields))
+    else:
+        raise UserError(f"{path}: field tokenizer.ggml.model is {kind!r}; supported are 'gpt2' and 'llama'")
+    write_json(folder / 'tokenizer_config.json', _tokenizer_config(kind, pieces, types, fields))
+    generation = {name: value for name, value in _tokens(fields).items() if value is not None}
+    write_json(folder / 'generation_config.json', generation)
+    if 'tokenizer.chat_template' in fields:
+        write_bytes(folder / 'chat_template.jinja', fields['tokenizer.chat_template'].encode())
+
+
+def _byte_level(pieces: list[str], types: list[int], merges: list[str], split: str) -> str:
+    """The tokenizer.json of a byte-level BPE tokenizer."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    # Converters name the ids that a vocabulary skips [PAD...] and mark them unused: they stay ids without a token.
+    vocab = {piece: i for i, piece in enumerate(pieces) if types[i] != UNUSED}
+    pairs = [tuple(merge.split(' ', 1)) for merge in merges]
+    tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=split == 'llama-bpe'))
+    if split == 'qwen2':
+        tokenizer.normalizer = normalizers.NFC()
+    if _SPLITS[split] is not None:
+        first = [pre_tokenizers.Split(Regex(_SPLITS[split]), behavior='isolated')]
+    else:
+        first = [pre_tokenizers.Digits(individual_digits=True)] if split == 'smollm' else []
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=_SPLITS[split] is None)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, last])
+    tokenizer.decoder = decoders.ByteLevel()
+    for kind in (CONTROL, USER_DEFINED):
+        added = [piece for piece, type_ in zip(pieces, types, strict=True) if type_ == kind]
+        tokenizer.add_tokens([AddedToken(piece, normalized=False, special=kind == CONTROL) for piece in added])
+    return tokenizer.to_str(pretty=True)
+
+
+def _sentencepiece(pieces: list[str], types: list[int], scores: list[float], fields: Mapping[str, Any]) -> bytes:
+    """A tokenizer.model with the settings that Llama's and Mistral's were trained with."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto()
+    for piece, type_, score in zip(pieces, types, scores, strict=True):
+        model.pieces.add(piece=piece, type=type_, score=score)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type = proto.TrainerSpec.BPE
+    trainer.vocab_size = len(pieces)
+    trainer.byte_fallback = BYTE in types
+    ids = {name: fields.get(f'tokenizer.ggml.{key}_token_id', -1) for name, key in _NAMED_TOKENS.items()}
+    ids['unk'] = types.index(UNKNOWN)
+    for name, token in ids.items():
+        setattr(trainer, f'{name}_id', token)
+        if token >= 0:
+            setattr(trainer, f'{name}_piece', pieces[token])
+    trainer.split_digits = trainer.allow_whitespace_only_pieces = True
+    normalizer.name = 'identity'
+    normalizer.add_dummy_prefix = fields.get('tokenizer.ggml.add_space_prefix', True)
+    normalizer.remove_extra_whitespaces = False
+    normalizer.escape_whitespaces = True
+    return model.SerializeToString()
+
+
+_NAMED_TOKENS = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding', 'unk': 'unknown'}
+
+
+def _tokenizer_config(kind: str, pieces: list[str], types: list[int], fields: Mapping[str, Any]) -> dict[str, Any]:
+    config = {
+        'tokenizer_class': 'PreTrainedTokenizerFast' if kind == 'gpt2' else 'LlamaTokenizer',
+        'add_bos_token': False,
+        'add_eos_token': False,
+        'clean_up_tokenization_spaces': False,
+        'model_max_length': fields.get(f'{fields.get("general.architecture")}.context_length'),
+    }
+    for name, key in _NAMED_TOKENS.items():
+        token = fields.get(f'tokenizer.ggml.{key}_token_id')
+        if token is not None:
+            config[f'{name}_token'] = pieces[token]
+    if kind == 'llama':
+        # SentencePiece never finds control tokens in text; Hugging Face tokenizers do, once they are told of them.
+        flags = {'lstrip': False, 'rstrip': False, 'normalized': False, 'single_word': False}
+        special = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
+        config['added_tokens_decoder'] = {
+            str(i): {'content': piece, 'special': special[type_], **flags}
+            for i, (piece, type_) in enumerate(zip(pieces, types, strict=True))
+            if type_ in special
+        }
+        config['legacy'] = False
+        config['add_prefix_space'] = fields.get('tokenizer.ggml.add_space_prefix', True)
+    return config

@@ -1,0 +1,313 @@
+"""Hugging Face model folders to our parameters and back: config.json and safetensors weights.
+
+Configs are read in the older spelling (`rope_theta`, `rope_scaling`) and in transformers 5's (`rope_parameters`), and
+written in the older one, which transformers 4 and 5 and vLLM all read. What we do not compute is refused by its field.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhi_jax.conversion.layout import Leaf, assemble, flattened, placements
+from rlhi_jax.conversion.safetensors_file import DTYPES, StoredTensor, read_header, write_tensors
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import read_json, write_json
+from rlhi_jax.models.spec import FAMILIES, ModelSpec, RopeScaling
+
+INDEX = 'model.safetensors.index.json'
+SINGLE = 'model.safetensors'
+EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
+
+_CLASSES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}
+_HEADS = {'lm': 'ForCausalLM', 'reward': 'ForSequenceClassification'}
+
+# Switches of Hugging Face configs with the only value that we compute, which is also what leaving them out means.
+_FIXED = {
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'mlp_bias': False,
+    'pretraining_tp': 1,
+    'partial_rotary_factor': 1.0,
+    'use_sliding_window': False,
+    'use_mrope': False,
+    'quantization_config': None,
+}
+
+
+def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
+    """The model that a config.json describes.
+
+    A reward model is known by `...ForSequenceClassification` in `architectures`. Its number of labels must be one where
+    the config tells it (`num_labels`, or the length of `id2label`). Where the config tells neither, classes of their
+    own with a one-row head are meant as often as Hugging Face's default of two labels: the shape of the head decides,
+    in `read_params`.
+
+    Raises:
+      UserError: a field is missing, or asks for what we do not compute.
+    """
+    family = config.get('model_type')
+    if family not in FAMILIES:
+        raise UserError(f'config.json: model_type is {family!r}; supported are {", ".join(FAMILIES)}')
+    head = _head(config)
+    for field, value in _FIXED.items():
+        if config.get(field, value) not in (value, None):
+            raise UserError(f'config.json: {field} is {config[field]!r}; only {value!r} is supported')
+    # Hugging Face reads a Mistral config without the field as a window of 4,096.
+    if family == 'mistral' and config.get('sliding_window', 4096) is not None:
+        window = config.get('sliding_window', 'missing, which means 4096')
+        raise UserError(f'config.json: sliding_window is {window}; only null is supported (Mistral v0.3 and later)')
+    for kind in config.get('layer_types') or ():
+        if kind != 'full_attention':
+            raise UserError(f"config.json: layer_types names {kind!r}; only 'full_attention' is supported")
+    width, num_heads = _count(config, 'hidden_size'), _count(config, 'num_attention_heads')
+    # Defaults below are those under which published configs leave fields out; other fields must be there.
+    no_kv_heads = family == 'llama' and config.get('num_key_value_heads') is None
+    no_head_dim = family != 'qwen3' and config.get('head_dim') is None
+    theta, scaling = _rope(config)
+    return ModelSpec(
+        family=family,
+        vocab_size=_count(config, 'vocab_size'),
+        width=width,
+        mlp_width=_count(config, 'intermediate_size'),
+        num_layers=_count(config, 'num_hidden_layers'),
+        num_heads=num_heads,
+        num_kv_heads=num_heads if no_kv_heads else _count(config, 'num_key_value_heads'),
+        head_dim=width // num_heads if no_head_dim else _count(config, 'head_dim'),
+        max_positions=_count(config, 'max_position_embeddings'),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=_number(config, 'rms_norm_eps'),
+        tied_embeddings=bool(config.get('tie_word_embeddings') or False),
+        qkv_bias=family == 'qwen2',
+        qk_norm=family == 'qwen3',
+        head=head,
+    )
+
+
+def _head(config: Mapping[str, Any]) -> str:
+    named = config.get('architectures') or []
+    heads = [head for head, suffix in _HEADS.items() if len(named) == 1 and named[0].endswith(suffix)]
+    if not heads:
+        raise UserError(f'config.json: architectures is {named}; one ...{" or ...".join(_HEADS.values())} is supported')
+    if heads == ['reward']:
+        labels = config.get('num_labels')
+        if labels is None and config.get('id2label') is not None:
+            labels = len(config['id2label'])
+        if labels not in (None, 1):
+            raise UserError(f'config.json: num_labels (or the length of id2label) is {labels}; a reward model has 1')
+    return heads[0]
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """The rotary base and its scaling."""
+    name = 'rope_scaling' if config.get('rope_scaling') else 'rope_parameters'
+    rope = config.get(name) or {}
+    theta = float(rope.get('rope_theta') or config.get('rope_theta') or 10_000.0)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise UserError(f'config.json: {name} differs between kinds of layers; only one rotation for all is supported')
+    if rope.get('partial_rotary_factor', 1.0) != 1.0:
+        raise UserError(f'config.json: {name}.partial_rotary_factor is not 1, the only supported value')
+    kind = rope.get('rope_type') or rope.get('type') or 'default'
+    if kind == 'default':
+        return theta, None
+    if kind != 'llama3':
+        raise UserError(f"config.json: {name}.rope_type is {kind!r}; supported are 'default' and 'llama3'")
+    scaling = RopeScaling(
+        factor=_number(rope, 'factor', name),
+        low_freq_factor=_number(rope, 'low_freq_factor', name),
+        high_freq_factor=_number(rope, 'high_freq_factor', name),
+        original_max_positions=_count(rope, 'original_max_position_embeddings', name),
+    )
+    return theta, scaling
+
+
+def _number(fields: Mapping[str, Any], name: str, inside: str = '') -> float:
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}; a number above 0 is needed')
+    return float(value)
+
+
+def _count(fields: Mapping[str, Any], name: str, inside: str = '') -> int:
+    value = _number(fields, name, inside)
+    if value != int(value):
+        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}; a whole number is needed')
+    return int(value)
+
+
+def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config.json of an export.
+
+    Args:
+      spec: the model.
+      tokens: `bos_token_id`, `eos_token_id` (one id or a list of them) and `pad_token_id`, each possibly None.
+      dtype: of the exported weights, 'float32' or 'bfloat16'.
+
+    Raises:
+      UserError: no stock Hugging Face class computes this model, a token lies outside the vocabulary, or a reward
+        model has no pad token (by which Hugging Face finds the end of each reply of a batch).
+    """
+    if (spec.qkv_bias, spec.qk_norm) != (spec.family == 'qwen2', spec.family == 'qwen3'):
+        raise UserError(f'a {spec.family} model with qkv_bias={spec.qkv_bias} and qk_norm={spec.qk_norm} has no class')
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f'export dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')
+    ids = {name: tokens.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+    for name, value in ids.items():
+        for token in value if isinstance(value, list | tuple) else [value]:
+            if token is not None and not 0 <= token < spec.vocab_size:
+                raise UserError(f'{name} is {token}, outside the vocabulary of {spec.vocab_size}')
+    config = {
+        'architectures': [_CLASSES[spec.family] + _HEADS[spec.head]],
+        'model_type': spec.family,
+        'vocab_size': spec.vocab_size,
+        'hidden_size': spec.width,
+        'intermediate_size': spec.mlp_width,
+        'num_hidden_layers': spec.num_layers,
+        'num_attention_heads': spec.num_heads,
+        'num_key_value_heads': spec.num_kv_heads,
+        'head_dim': spec.head_dim,
+        'hidden_act': 'silu',
+        'max_position_embeddings': spec.max_positions,
+        'rms_norm_eps': spec.norm_eps,
+        'rope_theta': spec.rope_theta,
+        'rope_scaling': _rope_scaling(spec.rope_scaling),
+        'tie_word_embeddings': spec.tied_embeddings,
+        'attention_dropout': 0.0,
+        'initializer_range': 0.02,
+        'use_cache': True,
+        'torch_dtype': dtype,
+        **ids,
+    }
+    if spec.family == 'llama':
+        config.update(attention_bias=False, mlp_bias=False)
+    elif spec.family == 'mistral':
+        config.update(sliding_window=None)
+    else:
+        config.update(use_sliding_window=False, sliding_window=None, max_window_layers=spec.num_layers)
+    if spec.family == 'qwen3':
+        config.update(attention_bias=False)
+    if spec.head == 'reward':
+        if ids['pad_token_id'] is None:
+            raise UserError('pad_token_id is not set: a reward model needs one, best one that ends no reply')
+        # One label; 'regression' because servers otherwise squash a single label through a sigmoid.
+        config.update(num_labels=1, id2label={'0': 'LABEL_0'}, label2id={'LABEL_0': 0}, problem_type='regression')
+    return config
+
+
+def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    return {
+        'rope_type': 'llama3',
+        'factor': scaling.factor,
+        'low_freq_factor': scaling.low_freq_factor,
+        'high_freq_factor': scaling.high_freq_factor,
+        'original_max_position_embeddings': scaling.original_max_positions,
+    }
+
+
+def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """The weights of a Hugging Face folder as our parameter tree, float32 numpy arrays (layers stacked on axis 0).
+
+    Args:
+      folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards, in float32, float16 or
+        bfloat16.
+      spec: what the folder's config.json says, see `spec_from_hf`.
+
+    Raises:
+      UserError: a file is missing or damaged; or a tensor is missing, left over, or of the wrong shape or type.
+    """
+    folder = Path(folder)
+    tensors = _stored_tensors(folder)
+
+    def ignorable(name: str) -> bool:
+        # Rotation speeds follow from the config; a reward model has no next-token head; a tied one is checked below.
+        return name.endswith('rotary_emb.inv_freq') or (name == 'lm_head.weight' and not spec.has_unembed)
+
+    params = assemble(
+        spec,
+        'hf',
+        {name: tensor.shape for name, tensor in tensors.items()},
+        lambda name, leaf: tensors[name].read(),
+        ignorable=ignorable,
+        source=str(folder),
+    )
+    if spec.head == 'lm' and spec.tied_embeddings and 'lm_head.weight' in tensors:
+        if not np.array_equal(tensors['lm_head.weight'].read(), params['embed']):
+            raise UserError(f'{folder}: tensor lm_head.weight is not the embedding, yet tie_word_embeddings is true')
+    return params
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder's weight files."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).exists():
+        return read_header(folder / SINGLE)
+    index = read_json(folder / INDEX, 'download the model again')
+    weight_map = index.get('weight_map') if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise UserError(f'{folder / INDEX} has no weight_map: download the model again')
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(set(weight_map.values())):
+        for name, tensor in read_header(folder / file).items():
+            if name in tensors:
+                raise UserError(f'{folder}: tensor {name} is in both {tensors[name].file.name} and {file}')
+            tensors[name] = tensor
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise UserError(f'{folder / file} does not hold tensor {name}, though {INDEX} says so: download it again')
+    return tensors
+
+
+def write_params(
+    folder: Path,
+    params: Mapping[str, Any],
+    spec: ModelSpec,
+    *,
+    dtype: str = 'float32',
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Write our parameters as the safetensors files of a Hugging Face folder.
+
+    One file named `model.safetensors` where it fits, else shards and `model.safetensors.index.json`. Tensors are
+    sliced, cast and written one by one.
+
+    Args:
+      folder: an existing folder without weights.
+      params: our parameter tree, of numpy or jax arrays.
+      spec: the model.
+      dtype: of the written weights, 'float32' or 'bfloat16'.
+      max_shard_bytes: how large a file may grow; a tensor above it has a file of its own.
+
+    Raises:
+      UserError: parameters and spec disagree, or the dtype is unknown.
+    """
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f'export dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')
+    flat, stored = flattened(params, spec), EXPORT_DTYPES[dtype]
+
+    def array(leaf: Leaf, layer: int | None) -> Callable[[], np.ndarray]:
+        def slice_of_leaf() -> np.ndarray:
+            whole = flat[leaf.path]
+            return leaf.to_stored(np.asarray(whole if layer is None else whole[layer]), spec)
+
+        return slice_of_leaf
+
+    shards, sizes = [[]], [0]
+    for leaf, layer in placements(spec):
+        shape = leaf.stored_shape(spec)
+        size = int(np.prod(shape)) * DTYPES[stored].itemsize
+        if shards[-1] and sizes[-1] + size > max_shard_bytes:
+            shards.append([])
+            sizes.append(0)
+        shards[-1].append((leaf.hf[0].format(layer), shape, array(leaf, layer)))
+        sizes[-1] += size
+    names = [f'model-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE]
+    for name, tensors in zip(names, shards, strict=True):
+        write_tensors(Path(folder) / name, tensors, stored, {'format': 'pt'})
+    if len(shards) > 1:
+        weight_map = {tensor[0]: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
+        write_json(Path(folder) / INDEX, {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map})

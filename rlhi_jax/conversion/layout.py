@@ -1,0 +1,182 @@
+"""The one table that ties our parameter tree to the tensors of published files, in both directions.
+
+Dimension key: V vocabulary, D width, F mlp width, N query heads, K key-value heads, H head width, L layers, S scores.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rlhi_jax.errors import UserError
+from rlhi_jax.models.spec import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One parameter of ours and the tensors that hold it elsewhere, one a layer where the name has `{}`.
+
+    `axes` are our axes (without the stacked layers); `stored` are the file's, a space between its dimensions: 'NH D'
+    is a matrix [N * H, D]. The first name of `hf` is written, every one is read.
+    """
+
+    path: str
+    axes: str
+    stored: str
+    hf: tuple[str, ...]
+    gguf: tuple[str, ...] = ()
+    when: Callable[[ModelSpec], bool] = lambda spec: True
+
+    @property
+    def stacked(self) -> bool:
+        return self.path.startswith('layers/')
+
+    def shape(self, spec: ModelSpec) -> tuple[int, ...]:
+        """The shape of our parameter, stacked layers included."""
+        sizes = _sizes(spec)
+        return (spec.num_layers,) * self.stacked + tuple(sizes[axis] for axis in self.axes)
+
+    def stored_shape(self, spec: ModelSpec) -> tuple[int, ...]:
+        """The shape of one tensor in the file."""
+        sizes = _sizes(spec)
+        return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored.split())
+
+    def to_ours(self, tensor: np.ndarray, spec: ModelSpec) -> np.ndarray:
+        """A view of one stored tensor with our axes."""
+        sizes, split = _sizes(spec), self.stored.replace(' ', '')
+        return tensor.reshape([sizes[axis] for axis in split]).transpose([split.index(axis) for axis in self.axes])
+
+    def to_stored(self, array: np.ndarray, spec: ModelSpec) -> np.ndarray:
+        """One layer of our parameter with the file's axes, the inverse of `to_ours`."""
+        split = self.stored.replace(' ', '')
+        return array.transpose([self.axes.index(axis) for axis in split]).reshape(self.stored_shape(spec))
+
+
+def _layer(path: str, axes: str, stored: str, hf: str, gguf: str, when=lambda spec: True) -> Leaf:
+    return Leaf(f'layers/{path}', axes, stored, (f'model.layers.{{}}.{hf}',), (f'blk.{{}}.{gguf}',), when)
+
+
+def _biased(spec: ModelSpec) -> bool:
+    return spec.qkv_bias
+
+
+def _normed(spec: ModelSpec) -> bool:
+    return spec.qk_norm
+
+
+LEAVES = (
+    Leaf('embed', 'VD', 'V D', ('model.embed_tokens.weight',), ('token_embd.weight',)),
+    _layer('attention_norm', 'D', 'D', 'input_layernorm.weight', 'attn_norm.weight'),
+    _layer('q', 'DNH', 'NH D', 'self_attn.q_proj.weight', 'attn_q.weight'),
+    _layer('k', 'DKH', 'KH D', 'self_attn.k_proj.weight', 'attn_k.weight'),
+    _layer('v', 'DKH', 'KH D', 'self_attn.v_proj.weight', 'attn_v.weight'),
+    _layer('q_bias', 'NH', 'NH', 'self_attn.q_proj.bias', 'attn_q.bias', _biased),
+    _layer('k_bias', 'KH', 'KH', 'self_attn.k_proj.bias', 'attn_k.bias', _biased),
+    _layer('v_bias', 'KH', 'KH', 'self_attn.v_proj.bias', 'attn_v.bias', _biased),
+    _layer('q_norm', 'H', 'H', 'self_attn.q_norm.weight', 'attn_q_norm.weight', _normed),
+    _layer('k_norm', 'H', 'H', 'self_attn.k_norm.weight', 'attn_k_norm.weight', _normed),
+    _layer('o', 'NHD', 'D NH', 'self_attn.o_proj.weight', 'attn_output.weight'),
+    _layer('mlp_norm', 'D', 'D', 'post_attention_layernorm.weight', 'ffn_norm.weight'),
+    _layer('gate', 'DF', 'F D', 'mlp.gate_proj.weight', 'ffn_gate.weight'),
+    _layer('up', 'DF', 'F D', 'mlp.up_proj.weight', 'ffn_up.weight'),
+    _layer('down', 'FD', 'D F', 'mlp.down_proj.weight', 'ffn_down.weight'),
+    Leaf('final_norm', 'D', 'D', ('model.norm.weight',), ('output_norm.weight',)),
+    Leaf('unembed', 'VD', 'V D', ('lm_head.weight',), ('output.weight',), lambda spec: spec.has_unembed),
+    # Stock sequence classifiers call their head `score`; some published reward models (Athene) call it `v_head`.
+    Leaf('score', 'DS', 'S D', ('score.weight', 'v_head.weight'), when=lambda spec: spec.head == 'reward'),
+)
+
+
+def _sizes(spec: ModelSpec) -> dict[str, int]:
+    return {
+        'V': spec.vocab_size,
+        'D': spec.width,
+        'F': spec.mlp_width,
+        'N': spec.num_heads,
+        'K': spec.num_kv_heads,
+        'H': spec.head_dim,
+        'S': 1,
+    }
+
+
+def placements(spec: ModelSpec) -> Iterator[tuple[Leaf, int | None]]:
+    """Every tensor of a model as (leaf, layer or None), in the order of computation."""
+    leaves = [leaf for leaf in LEAVES if leaf.when(spec)]
+    stacked = [leaf for leaf in leaves if leaf.stacked]
+    first = leaves.index(stacked[0])
+    yield from ((leaf, None) for leaf in leaves[:first])
+    yield from ((leaf, layer) for layer in range(spec.num_layers) for leaf in stacked)
+    yield from ((leaf, None) for leaf in leaves[first:] if not leaf.stacked)
+
+
+def assemble(
+    spec: ModelSpec,
+    naming: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str, Leaf], np.ndarray],
+    *,
+    ignorable: Callable[[str], bool],
+    source: str,
+) -> dict[str, Any]:
+    """Our parameters as float32 arrays, filled one tensor at a time, so that memory stays near one copy.
+
+    Args:
+      spec: the model.
+      naming: which names to look for, 'hf' or 'gguf'.
+      shapes: every tensor that the source holds, with its shape.
+      read: returns the tensor of a name, in its stored shape and any float type.
+      ignorable: tells which tensors may be left unread.
+      source: how to name the source in errors.
+
+    Raises:
+      UserError: a tensor is missing, left over or of the wrong shape. Nothing has been read then.
+    """
+    plan, taken = [], set()
+    for leaf, layer in placements(spec):
+        names = [name.format(layer) for name in getattr(leaf, naming)]
+        name = next((name for name in names if name in shapes), None)
+        if name is None:
+            raise UserError(f'{source} has no tensor {" or ".join(names)}: is it complete, and of the model described?')
+        if tuple(shapes[name]) != leaf.stored_shape(spec):
+            found, expected = list(shapes[name]), list(leaf.stored_shape(spec))
+            raise UserError(f'{source}: tensor {name} has shape {found}, but the model description asks for {expected}')
+        plan.append((leaf, layer, name))
+        taken.add(name)
+    for name in shapes:
+        if name not in taken and not ignorable(name):
+            raise UserError(f'{source}: tensor {name} belongs to no parameter of a {spec.family} {spec.head} model')
+    params = {}
+    for leaf, layer, name in plan:
+        if leaf.path not in params:
+            params[leaf.path] = np.empty(leaf.shape(spec), np.float32)
+        target = params[leaf.path]
+        (target if layer is None else target[layer])[...] = leaf.to_ours(read(name, leaf), spec)
+    return _nested(params)
+
+
+def flattened(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """Our parameters by path, checked against the table.
+
+    Raises:
+      UserError: a parameter is missing, unknown or of the wrong shape.
+    """
+    flat = {name: value for name, value in params.items() if name != 'layers'}
+    flat.update({f'layers/{name}': value for name, value in params.get('layers', {}).items()})
+    expected = {leaf.path: leaf.shape(spec) for leaf in LEAVES if leaf.when(spec)}
+    for path in sorted(expected.keys() ^ flat.keys()):
+        fault = 'is missing from' if path in expected else 'has no place in'
+        raise UserError(f'parameter {path} {fault} a {spec.family} {spec.head} model: do parameters and spec agree?')
+    for path, shape in expected.items():
+        if tuple(flat[path].shape) != shape:
+            raise UserError(f'parameter {path} has shape {list(flat[path].shape)}, but the spec asks for {list(shape)}')
+    return flat
+
+
+def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    params: dict[str, Any] = {'layers': {}}
+    for path, value in flat.items():
+        node = params['layers'] if path.startswith('layers/') else params
+        node[path.removeprefix('layers/')] = value
+    return params

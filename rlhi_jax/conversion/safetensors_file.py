@@ -1,0 +1,103 @@
+"""Safetensors files, one tensor at a time: reading and writing never hold more than the tensor at hand.
+
+The format is eight bytes with the length of a JSON header, the header (dtype, shape and byte range of each tensor by
+name), then the tensors' bytes. The safetensors library maps whole
+files, and to write one it wants all of its tensors in memory at once.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from rlhi_jax.errors import UserError
+
+DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: `start` in bytes from the beginning of the file."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    def read(self) -> np.ndarray:
+        """The tensor in its own dtype.
+
+        Raises:
+          UserError: the tensor is not of a float type that we read.
+        """
+        if self.dtype not in DTYPES:
+            raise UserError(f'{self.file}: tensor {self.name} is {self.dtype}; only {", ".join(DTYPES)} can be read')
+        with open(self.file, 'rb') as f:
+            f.seek(self.start)
+            return np.fromfile(f, DTYPES[self.dtype], math.prod(self.shape)).reshape(self.shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises:
+      UserError: the file is missing, damaged or cut short.
+    """
+    path = Path(path)
+    try:
+        with open(path, 'rb') as f:
+            size = os.fstat(f.fileno()).st_size
+            length = int.from_bytes(f.read(8), 'little')
+            if not 2 <= length <= size - 8:
+                raise ValueError(f'a header of {length} bytes in a file of {size}')
+            header = json.loads(f.read(length))
+        header.pop('__metadata__', None)
+        tensors, end = {}, 0
+        for name, entry in header.items():
+            start, stop = entry['data_offsets']
+            dtype, shape = entry['dtype'], tuple(entry['shape'])
+            if dtype in DTYPES and stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
+                raise ValueError(f'tensor {name} has the wrong number of bytes')
+            tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + start)
+            end = max(end, stop)
+        if 8 + length + end != size:
+            raise ValueError(f'its header describes {8 + length + end} bytes, it has {size}')
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist: the model folder is incomplete, download it again') from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{path} is damaged or cut short ({error}): download it again') from None
+    return tensors
+
+
+def write_tensors(
+    path: Path,
+    tensors: Sequence[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]],
+    dtype: str,
+    metadata: dict[str, str],
+) -> None:
+    """Write a safetensors file, asking for each tensor only when its turn comes.
+
+    Args:
+      path: the file to write.
+      tensors: (name, shape, function that returns the array) of each tensor.
+      dtype: one of `DTYPES`; arrays are cast to it, rounding to the nearest value.
+      metadata: text for the header.
+    """
+    header, end = {'__metadata__': metadata}, 0
+    for name, shape, _ in tensors:
+        start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [start, end]}
+    data = json.dumps(header, separators=(',', ':')).encode()
+    data += b' ' * (-len(data) % 8)  # the tensors start at a multiple of eight bytes, so that they can be mapped
+    with open(path, 'wb') as f:
+        f.write(len(data).to_bytes(8, 'little') + data)
+        for _, _, array in tensors:
+            np.ascontiguousarray(array(), DTYPES[dtype]).tofile(f)
+        f.flush()
+        os.fsync(f.fileno())

@@ -1,0 +1,40 @@
+"""Preferences grown into interaction trees: whatever opening they share becomes one trunk."""
+
+from collections.abc import Iterable
+
+from rlhi_jax.data.tree import Interaction, Message, Pair, Preference
+from rlhi_jax.files import digest
+
+
+class _Trie:
+    def __init__(self):
+        self.messages: list[Message] = []
+        self.children: dict[tuple[int, str, str], int] = {}
+
+    def insert(self, parent: int, turns: Iterable[tuple[str, str]]) -> int:
+        for role, content in turns:
+            key = (parent, role, content)
+            if key not in self.children:
+                self.children[key] = len(self.messages)
+                self.messages.append(Message(parent, role, content))
+            parent = self.children[key]
+        return parent
+
+
+def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
+    """Join preferences of one user, persona, system text and first message into trees, in order of first appearance.
+
+    A message that two preferences share (same text after the same history) becomes one node; so a rejected reply that
+    the conversation went on from lies on the trunk of later pairs.
+    """
+    tries: dict[tuple[str, ...], _Trie] = {}
+    pairs: dict[tuple[str, ...], list[Pair]] = {}
+    for preference in preferences:
+        key = (preference.user_id, preference.persona, preference.system, preference.prompt[0][1])
+        trie = tries.setdefault(key, _Trie())
+        prompt = trie.insert(-1, preference.prompt)
+        chosen, rejected = trie.insert(prompt, preference.chosen), trie.insert(prompt, preference.rejected)
+        pairs.setdefault(key, []).append(Pair(preference.id, prompt, chosen, rejected, preference.weight))
+    return [
+        Interaction(digest(*key)[:16], tuple(trie.messages), tuple(pairs[key]), *key[:3]) for key, trie in tries.items()
+    ]

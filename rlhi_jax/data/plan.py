@@ -1,0 +1,157 @@
+"""The row plan: which pieces of which trees share a row. Made once, so that a loader's state is one integer."""
+
+import bisect
+import dataclasses
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhi_jax.data.encode import Piece, TreeEncoder, cut
+from rlhi_jax.data.rows import Capacities, Size, size
+from rlhi_jax.data.shards import Edited, Shards
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, file_digest, read_json, write_bytes, write_json
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+_REMEDY = 'make the row plan again with `python -m data_pipelines.rows`'
+
+
+@dataclasses.dataclass(frozen=True)
+class RowPlan:
+    """Rows as lists of pieces.
+
+    Attributes:
+      rows: for each row, its pieces as (tree index, piece, id of the piece's first pair).
+      pair_names: the id of every pair that was kept, as users know it; a pair's number is its index here.
+      identity: digests of data, template (with tokenizer) and the capacities that the plan was made for.
+      counts: kept and dropped, by reason.
+    """
+
+    rows: list[list[tuple[int, Piece, int]]]
+    pair_names: list[str]
+    capacities: Capacities
+    identity: dict[str, Any]
+    counts: dict[str, int]
+
+    @property
+    def digest(self) -> str:
+        return digest(self.identity, self.rows)
+
+    def pair_ids(self, row: int) -> list[int]:
+        """Numbers of the pairs in a row, in the row's order."""
+        return [first + i for _, piece, first in self.rows[row] for i in range(len(piece.pairs))]
+
+
+def plan_identity(trees: Shards | Edited, template: ChatTemplate, capacities: Capacities) -> dict[str, Any]:
+    return dict(data=trees.digest, template=template.digest, capacities=dataclasses.asdict(capacities))
+
+
+def make_plan(
+    trees: Shards | Edited,
+    template: ChatTemplate,
+    capacities: Capacities,
+    progress: Callable[[int], None] = lambda done: None,
+) -> RowPlan:
+    """Cut every tree into pieces and pack them, best fit first by decreasing length.
+
+    Raises:
+      UserError: no pair fits a row.
+    """
+    counts: Counter = Counter()
+    dropped: Counter = Counter()
+    pieces: list[tuple[int, Piece, int]] = []
+    sizes: list[Size] = []
+    names: list[str] = []
+    for index in range(len(trees)):
+        tree = trees[index]
+        encoder = TreeEncoder(tree, template)
+        for piece in cut(encoder, capacities, dropped):
+            pieces.append((index, piece, len(names)))
+            sizes.append(size(encoder.encode(piece)))
+            names += [tree.pairs[i].id for i in piece.pairs]
+            counts['pairs_with_shortened_context'] += len(piece.pairs) * (piece.start != 0)
+        counts['pairs_read'] += len(tree.pairs)
+        counts['escaped_markup'] += encoder.escapes
+        progress(index + 1)
+    if not pieces:
+        raise UserError(
+            f'no pair fits a row of {capacities} (dropped: {dict(dropped)}): raise config.rows.tokens or config.rows.scored'
+        )
+    rows = [[pieces[i] for i in row] for row in pack_bins(sizes, capacities)]
+    tokens = sum(s.tokens for s in sizes)
+    counts.update(pairs_kept=len(names), trees=len(trees), pieces=len(pieces), rows=len(rows), tokens=tokens)
+    counts.update({f'dropped_{reason}': n for reason, n in dropped.items()})
+    return RowPlan(rows, names, capacities, plan_identity(trees, template, capacities), dict(sorted(counts.items())))
+
+
+def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
+    """Best-fit decreasing by tokens, under all three capacities; indices of `sizes` in each bin, bins in fill order."""
+    bins: list[list[int]] = []
+    left: list[list[int]] = []  # per bin: tokens, scored, pairs
+    by_room: list[tuple[int, int]] = []  # (tokens left, bin), sorted
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
+        need = sizes[i]
+        at = bisect.bisect_left(by_room, (need.tokens, -1))
+        while at < len(by_room) and any(n > room for n, room in zip(need, left[by_room[at][1]], strict=True)):
+            at += 1
+        if at < len(by_room):
+            _, chosen = by_room.pop(at)
+        else:
+            chosen = len(bins)
+            bins.append([])
+            left.append([capacities.tokens, capacities.scored, capacities.pairs])
+        bins[chosen].append(i)
+        left[chosen] = [room - n for room, n in zip(left[chosen], need, strict=True)]
+        bisect.insort(by_room, (left[chosen][0], chosen))
+    return bins
+
+
+def save_plan(plan: RowPlan, folder: Path, manifest: dict[str, Any]) -> None:
+    """Write plan.npz, pairs.json and manifest.json to `folder`, which the caller renames into place."""
+    flat = [piece for row in plan.rows for piece in row]
+    arrays = dict(
+        row_pieces=np.array([len(row) for row in plan.rows], np.int64),
+        tree=np.array([tree for tree, _, _ in flat], np.int64),
+        start=np.array([piece.start for _, piece, _ in flat], np.int64),
+        first=np.array([first for _, _, first in flat], np.int64),
+        piece_pairs=np.array([len(piece.pairs) for _, piece, _ in flat], np.int64),
+        pairs=np.array([i for _, piece, _ in flat for i in piece.pairs], np.int64),
+    )
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(folder / 'plan.npz', buffer.getvalue())
+    write_bytes(folder / 'pairs.json', json.dumps(plan.pair_names, ensure_ascii=False).encode())
+    files = {name: file_digest(folder / name) for name in ('plan.npz', 'pairs.json')}
+    write_json(folder / 'manifest.json', {**manifest, 'identity': plan.identity, 'counts': plan.counts, 'files': files})
+
+
+def load_plan(folder: Path) -> tuple[RowPlan, dict[str, Any]]:
+    """Read a row plan and its manifest.
+
+    Raises:
+      UserError: a file is missing, or its bytes are not those that the manifest lists.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / 'manifest.json', _REMEDY)
+    for name, expected in manifest['files'].items():
+        if not (folder / name).exists():
+            raise UserError(f'{folder / name} is missing: {_REMEDY}')
+        if file_digest(folder / name) != expected:
+            raise UserError(f'{folder / name} is corrupt (its bytes differ from those in the manifest): {_REMEDY}')
+    arrays = np.load(folder / 'plan.npz')
+    pair_ends = np.cumsum(arrays['piece_pairs'])
+    pairs = np.split(arrays['pairs'], pair_ends[:-1])
+    flat = [
+        (int(tree), Piece(int(start), tuple(own.tolist())), int(first))
+        for tree, start, own, first in zip(arrays['tree'], arrays['start'], pairs, arrays['first'], strict=True)
+    ]
+    row_ends = np.cumsum(arrays['row_pieces']).tolist()
+    rows = [flat[start:end] for start, end in zip([0, *row_ends], row_ends, strict=False)]
+    capacities = Capacities(**manifest['identity']['capacities'])
+    names = read_json(folder / 'pairs.json', _REMEDY)
+    return RowPlan(rows, names, capacities, manifest['identity'], manifest['counts']), manifest

@@ -1,0 +1,86 @@
+"""Interaction shards: ArrayRecord files of trees, as text, with a manifest that vouches for every byte."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from rlhi_jax.data.tree import Interaction
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, file_digest, read_json, write_json
+
+MANIFEST = 'manifest.json'
+_REMEDY = 'make the shards again with `python -m data_pipelines.shards`'
+
+
+def write_shards(trees: Sequence[Interaction], folder: Path, *, trees_per_shard: int, manifest: dict[str, Any]) -> None:
+    """Write trees to `folder` (which the caller renames into place), and the manifest with each file's digest."""
+    shards = []
+    for start in range(0, len(trees), trees_per_shard):
+        path = folder / f'interactions-{start // trees_per_shard:05d}.array_record'
+        writer = ArrayRecordWriter(str(path), 'group_size:1')  # one record a group: cheap random access
+        for tree in trees[start : start + trees_per_shard]:
+            writer.write(tree.to_bytes())
+        writer.close()
+        count = min(trees_per_shard, len(trees) - start)
+        shards.append(dict(file=path.name, trees=count, bytes=path.stat().st_size, sha256=file_digest(path)))
+    write_json(folder / MANIFEST, {**manifest, 'shards': shards})
+
+
+class Shards:
+    """Random access to the trees of a shards folder.
+
+    Attributes:
+      digest: identifies the data, whatever folder it lies in.
+      manifest: what the stage that wrote the shards noted.
+
+    Raises:
+      UserError: the folder or its manifest is missing, the data set is empty, or a shard's bytes are not those that the
+        manifest lists.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.manifest = read_json(self.folder / MANIFEST, _REMEDY)
+        entries = self.manifest.get('shards', [])
+        for entry in entries:
+            self._verify(entry)
+        if not sum(entry['trees'] for entry in entries):
+            raise UserError(f'{self.folder} holds no interactions: see the counts in its {MANIFEST}, then {_REMEDY}')
+        self.digest = digest([entry['sha256'] for entry in entries])
+        self._source = grain.sources.ArrayRecordDataSource([str(self.folder / entry['file']) for entry in entries])
+
+    def _verify(self, entry: dict[str, Any]) -> None:
+        path = self.folder / entry['file']
+        if not path.exists():
+            raise UserError(f'shard {path} is missing: {_REMEDY}')
+        if path.stat().st_size != entry['bytes'] or file_digest(path) != entry['sha256']:
+            raise UserError(f'shard {path} is corrupt (its bytes differ from those in {MANIFEST}): {_REMEDY}')
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Interaction:
+        return Interaction.from_bytes(self._source[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited:
+    """Trees with some text replaced as they are read, such as another persona; same interface as `Shards`."""
+
+    trees: Shards
+    edit: Callable[[Interaction], Interaction]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    def __getitem__(self, index: int) -> Interaction:
+        return self.edit(self.trees[index])
+
+
+def iterate(trees: Shards | Edited) -> Iterable[Interaction]:
+    return (trees[i] for i in range(len(trees)))

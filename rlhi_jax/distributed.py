@@ -1,0 +1,67 @@
+"""Starting up as one process of several, and stopping together when one is told to."""
+
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from rlhi_jax.errors import UserError
+
+COORDINATOR, PROCESS_ID, NUM_PROCESSES = 'RLHI_COORDINATOR', 'RLHI_PROCESS_ID', 'RLHI_NUM_PROCESSES'
+
+
+def start() -> None:
+    """Join the other processes if the launcher says that there are any (see `launch/`).
+
+    `RLHI_COORDINATOR` is `auto` on TPU pods, which know their own topology; otherwise `host:port`, beside
+    `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES`.
+
+    Raises:
+      UserError: the variables are incomplete.
+    """
+    coordinator = os.environ.get(COORDINATOR)
+    if coordinator is None:
+        return
+    if coordinator == 'auto':
+        jax.distributed.initialize()
+        return
+    try:
+        process, count = int(os.environ[PROCESS_ID]), int(os.environ[NUM_PROCESSES])
+    except (KeyError, ValueError):
+        raise UserError(f'{COORDINATOR} is set: {PROCESS_ID} and {NUM_PROCESSES} must be set too, to numbers') from None
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(coordinator, count, process)
+
+
+def is_main() -> bool:
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class Preemption:
+    """Whether the run was asked to stop: SIGTERM, or Ctrl-C once."""
+
+    def __init__(self):
+        self._asked = False
+        signal.signal(signal.SIGINT, self._ask)
+        if jax.process_count() == 1:  # otherwise JAX's own handler tells every process
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number, frame):
+        del frame
+        self._asked = True
+        signal.signal(number, signal.SIG_DFL)  # a second one stops at once
+
+    def reached(self, step: int) -> bool:
+        """True in every process at the same step, once any of them was asked."""
+        if jax.process_count() == 1:
+            return self._asked
+        if self._asked:  # Ctrl-C in one process: pass it on as the signal that JAX relays
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._asked = False
+        return multihost_utils.reached_preemption_sync_point(step)

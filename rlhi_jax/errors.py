@@ -1,0 +1,59 @@
+"""Failures that a user can mend, and the one way in which programs report them."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    The message is one sentence that names the file, field or flag at fault and what to do about it.
+    """
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error folded onto one line.
+
+    >>> one_line(KeyError('a\\n b'))
+    'a b'
+    """
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return ' '.join(str(text).replace('\\n', ' ').split())
+
+
+def refuse(message: str) -> None:
+    """Print the refusal to standard error and exit with status 2."""
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    logging.set_verbosity(logging.WARNING)  # libraries' own progress; --verbosity=0 brings it back
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+        # Config files run while flags are parsed, so their faults arrive here too.
+        refuse(f'{one_line(error)} (see --config and its --config.* overrides; rlhi_jax/config.py lists every key)')
+
+
+def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
+    """Run a program: parse flags, call `main()`, and turn a UserError into one line and exit status 2.
+
+    With `commands`, the first argument must be one of them and is passed to `main`.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        words = argv[1:]
+        if commands and (not words or words[0] not in commands):
+            refuse(f'the first argument must be one of: {", ".join(commands)}')
+        extra = words[1:] if commands else words
+        if extra:
+            refuse(f'unexpected argument {extra[0]!r}: every option is a --flag=value')
+        try:
+            main(*words[:1])
+        except UserError as error:
+            refuse(one_line(error))
+
+    app.run(guarded, flags_parser=_parse_flags)

@@ -1,0 +1,76 @@
+"""Files that are never half-written, and digests of what they hold."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhi_jax.errors import UserError
+
+
+def digest(*parts: Any) -> str:
+    """The sha256 of bytes, or of anything JSON can write, as 64 hex digits; parts are length-delimited."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, ensure_ascii=True).encode()
+        sha.update(len(data).to_bytes(8, 'little'))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes, read in blocks."""
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file under a temporary name, sync it, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    with open(temporary, 'wb') as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      UserError: the file is missing or is not JSON; the message ends in `remedy`.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist: {remedy}') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f'{path} is not valid JSON ({error}): {remedy}') from None
+
+
+@contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends without an error.
+
+    Raises:
+      UserError: `path` exists already and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f'{path} exists already: name another folder, remove it, or pass --overwrite')
+    temporary = path.with_name(f'.{path.name}.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.replace(path)

@@ -1,0 +1,52 @@
+"""What a run writes down step by step: JSON lines and TensorBoard events, cut back when it resumes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from rlhi_jax.files import write_bytes
+
+
+class StepLog:
+    """One JSON object a line, each with its `step`; lines of steps that will be taken again are cut off first."""
+
+    def __init__(self, path: Path, *, next_step: int):
+        kept = [line for line in _complete_lines(path) if json.loads(line)['step'] < next_step]
+        write_bytes(path, b''.join(kept))
+        self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 - open as long as the run
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({'step': step, **values}, ensure_ascii=False).encode() + b'\n')
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class RunLog:
+    """metrics.jsonl, examples.jsonl (which pairs each step trained on) and tensorboard/ in a workdir."""
+
+    def __init__(self, workdir: Path, *, next_step: int):
+        self._metrics = StepLog(workdir / 'metrics.jsonl', next_step=next_step)
+        self._examples = StepLog(workdir / 'examples.jsonl', next_step=next_step)
+        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=next_step)
+
+    def examples(self, step: int, names: list[str]) -> None:
+        self._examples.write(step, {'pairs': names})
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._metrics.write(step, values)
+        for name, value in values.items():
+            self._board.add_scalar(f'train/{name}', value, step)
+
+    def close(self) -> None:
+        for part in (self._metrics, self._examples, self._board):
+            part.close()
+
+
+def _complete_lines(path: Path) -> list[bytes]:
+    """Lines of a file that end in a newline: a killed run may leave half a line at the end."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]

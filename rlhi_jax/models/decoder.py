@@ -1,0 +1,134 @@
+"""The Llama-family decoder, as a Flax Linen module over interaction-tree rows.
+
+Dimension key: B rows, T tokens, D width, F mlp width, N query heads, K key-value heads, H head width, V vocabulary.
+
+Parameters are float32 master weights, cast to the compute dtype where they are used. Each one is described once, with
+its logical axes (`rlhi_jax/sharding.py` maps those to the mesh):
+
+    embed [V, D]                      layers/{attention_norm, mlp_norm} [L, D]
+    layers/{q [L, D, N, H], k, v [L, D, K, H], o [L, N, H, D]}     (+ q_bias, k_bias, v_bias; q_norm, k_norm [L, H])
+    layers/{gate, up [L, D, F], down [L, F, D]}                    final_norm [D]
+    unembed [V, D] (untied language models)                        score [D, 1] (reward models)
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhi_jax.errors import UserError
+from rlhi_jax.models.attention import tree_attention, tree_mask
+from rlhi_jax.models.rope import rotate, rotation
+from rlhi_jax.models.spec import ModelSpec
+
+REMAT_POLICIES = {
+    'save_all': None,
+    'save_dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'save_nothing': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm (arXiv 1910.07467) over the last axis, in float32, back to the input's dtype."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return scale.astype(x.dtype) * x32.astype(x.dtype)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    spec: ModelSpec
+    dtype: Any
+
+    def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        if name.endswith('_norm'):
+            init = nn.initializers.ones
+        elif name.endswith('_bias'):
+            init = nn.initializers.zeros
+        else:
+            init = nn.initializers.normal(0.02)
+        return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(self.dtype)
+
+    @nn.compact
+    def __call__(self, x_BTD, rope, mask_BTT):
+        s = self.spec
+        width, heads, kv_heads, head_dim, mlp = s.width, s.num_heads, s.num_kv_heads, s.head_dim, s.mlp_width
+
+        def project(name: str, count: int, axis: str) -> jax.Array:
+            kernel = self.weight(name, (width, count, head_dim), ('embed', axis, 'head_dim'))
+            y = jnp.einsum('BTD,DNH->BTNH', h_BTD, kernel)
+            if s.qkv_bias:
+                y = y + self.weight(f'{name}_bias', (count, head_dim), (axis, 'head_dim'))
+            if s.qk_norm and name != 'v':
+                y = _rms_norm(y, self.weight(f'{name}_norm', (head_dim,), ('head_dim',)), s.norm_eps)
+            return y
+
+        h_BTD = _rms_norm(x_BTD, self.weight('attention_norm', (width,), ('norm',)), s.norm_eps)
+        q_BTNH = rotate(project('q', heads, 'heads'), *rope)
+        k_BTKH = rotate(project('k', kv_heads, 'kv_heads'), *rope)
+        context_BTNH = tree_attention(q_BTNH, k_BTKH, project('v', kv_heads, 'kv_heads'), mask_BTT)
+        o_NHD = self.weight('o', (heads, head_dim, width), ('heads', 'head_dim', 'embed'))
+        x_BTD = x_BTD + jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD)
+
+        h_BTD = _rms_norm(x_BTD, self.weight('mlp_norm', (width,), ('norm',)), s.norm_eps)
+        gate_BTF = jnp.einsum('BTD,DF->BTF', h_BTD, self.weight('gate', (width, mlp), ('embed', 'mlp')))
+        up_BTF = jnp.einsum('BTD,DF->BTF', h_BTD, self.weight('up', (width, mlp), ('embed', 'mlp')))
+        down_FD = self.weight('down', (mlp, width), ('mlp', 'embed'))
+        x_BTD = x_BTD + jnp.einsum('BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, down_FD)
+        return nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation')), None
+
+
+class Decoder(nn.Module):
+    """Maps rows to final hidden states; heads are applied by the caller, only where a score is read."""
+
+    spec: ModelSpec
+    dtype: Any = jnp.float32
+    remat: str = 'save_all'
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, position_BT: jax.Array, extent_BT: jax.Array) -> jax.Array:
+        """Final normed hidden states, [B, T, D] in the compute dtype.
+
+        Args:
+          tokens_BT: token ids.
+          position_BT: depth of each token along its own path.
+          extent_BT: tokens from each one to the end of its node's subtree, itself included.
+        """
+        s = self.spec
+
+        def table(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init=nn.initializers.normal(0.02)):
+            return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+        embed_VD = table('embed', (s.vocab_size, s.width), ('vocab', 'embed'))
+        if s.has_unembed:
+            table('unembed', (s.vocab_size, s.width), ('vocab', 'embed'))
+        if s.head == 'reward':
+            table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
+
+        x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
+        x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation'))
+        layers = nn.scan(
+            _with_remat(self.remat),
+            variable_axes={'params': 0},
+            split_rngs={'params': True},
+            in_axes=nn.broadcast,
+            length=s.num_layers,
+            metadata_params={nn.PARTITION_NAME: 'layers'},
+        )(s, self.dtype, name='layers')
+        x_BTD, _ = layers(x_BTD, rotation(position_BT, s), tree_mask(extent_BT))
+        scale = table('final_norm', (s.width,), ('norm',), nn.initializers.ones)
+        return _rms_norm(x_BTD, scale, s.norm_eps)
+
+
+def _with_remat(name: str) -> type[Block]:
+    if name not in REMAT_POLICIES:
+        raise UserError(f'config.model.remat is {name!r}: choose one of {", ".join(REMAT_POLICIES)}')
+    policy = REMAT_POLICIES[name]
+    return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=False)
+
+
+def output_matrix(params: dict[str, Any]) -> jax.Array:
+    """The matrix that turns hidden states into next-token logits, [V, D]: `unembed`, or the tied embedding."""
+    return params.get('unembed', params['embed'])

@@ -1,0 +1,41 @@
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864), with Llama 3's scaling.
+
+Dimension key: B rows, T tokens, N heads, H head width.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhi_jax.models.spec import ModelSpec
+
+
+def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
+    """Rotation speeds in radians per position, [H/2], float32.
+
+    Under Llama 3's scaling, wavelengths beyond `original_max_positions / low_freq_factor` are stretched by `factor`,
+    those below `original_max_positions / high_freq_factor` are kept, and between them the two are blended.
+    """
+    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    frequency = 1.0 / np.power(np.float32(spec.rope_theta), exponent, dtype=np.float32)
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return frequency.astype(np.float32)
+    turns = scaling.original_max_positions * frequency / (2 * np.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = np.clip(keep, 0.0, 1.0)
+    return (keep * frequency + (1 - keep) * frequency / scaling.factor).astype(np.float32)
+
+
+def rotation(position_BT: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine tables, [B, T, H/2] each, float32."""
+    angle = position_BT[..., None].astype(jnp.float32) * inverse_frequencies(spec)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate each head's halves by its position's angles; computed in float32, returned in the input's dtype."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)

@@ -1,0 +1,27 @@
+"""The Bradley-Terry reward objective, persona-conditioned by what the reward model reads."""
+
+import jax
+import jax.numpy as jnp
+
+from rlhi_jax.objectives.pairs import Metrics, PairScores
+
+
+def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
+    """-log P(chosen > rejected) with P = σ(r_chosen - r_rejected) (Bradley and Terry 1952; arXiv 2203.02155, eq. 1).
+
+    Args:
+      scores: `reward_P2`.
+      hyper: `config.reward`: `center`, the weight of (r_chosen + r_rejected)², which pins the rewards' free offset
+        (arXiv 2312.09244).
+
+    Returns:
+      Loss [P], nats, and metrics [P].
+    """
+    chosen_P, rejected_P = scores.reward_P2[..., 0], scores.reward_P2[..., 1]
+    loss_P = -jax.nn.log_sigmoid(chosen_P - rejected_P) + hyper.center * jnp.square(chosen_P + rejected_P)
+    return loss_P, {
+        'accuracy': (chosen_P > rejected_P).astype(jnp.float32),
+        'margin': chosen_P - rejected_P,
+        'reward_chosen': chosen_P,
+        'reward_rejected': rejected_P,
+    }

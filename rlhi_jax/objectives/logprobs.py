@@ -1,0 +1,63 @@
+"""Log-probabilities of replies, for scored tokens only and a chunk of the vocabulary matrix's outputs at a time.
+
+Dimension key: B rows, T tokens, S scored slots, C slots of one chunk, R replies, P pairs, D width, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rlhi_jax.errors import UserError
+
+
+def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:
+    """log p(target | hidden) in float32, [B, S]; at most [B, chunk, V] logits exist at any time, also in the gradient.
+
+    Raises:
+      UserError: `chunk` does not divide the number of scored slots.
+    """
+    batch, slots, width = hidden_BSD.shape
+    chunk = min(chunk, slots)
+    if slots % chunk:
+        raise UserError(f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({slots})')
+
+    @jax.checkpoint
+    def one_chunk(_, inputs):
+        hidden_BCD, target_BC = inputs
+        logits_BCV = jnp.einsum(
+            'BCD,VD->BCV', hidden_BCD, output_VD.astype(hidden_BCD.dtype), preferred_element_type=jnp.float32
+        )
+        chosen_BC = jnp.take_along_axis(logits_BCV, target_BC[..., None], axis=-1)[..., 0]
+        return None, chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
+
+    hidden_chunks = jnp.moveaxis(hidden_BSD.reshape(batch, -1, chunk, width), 1, 0)
+    target_chunks = jnp.moveaxis(target_BS.reshape(batch, -1, chunk), 1, 0)
+    _, logp_chunks = jax.lax.scan(one_chunk, None, (hidden_chunks, target_chunks))
+    return jnp.moveaxis(logp_chunks, 0, 1).reshape(batch, slots)
+
+
+def reply_logprobs(
+    hidden_BTD: jax.Array, output_VD: jax.Array, rows: dict[str, jax.Array], *, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Summed log-probability and number of scored tokens of every reply, [B, R] float32 each.
+
+    A scored token i is predicted by the hidden state at `i - back[i]`, its predecessor on its own path.
+    """
+    slot_BS = rows['slot_token']
+    predictor_BS = slot_BS - jnp.take_along_axis(rows['back'], slot_BS, axis=1)
+    hidden_BSD = jnp.take_along_axis(hidden_BTD, predictor_BS[..., None], axis=1)
+    target_BS = jnp.take_along_axis(rows['tokens'], slot_BS, axis=1)
+    logp_BS = token_logprobs(hidden_BSD, target_BS, output_VD, chunk=chunk)
+    replies = rows['reply_last'].shape[1]
+
+    def per_reply(values_S, reply_S):  # padding slots point past the last reply and fall off
+        return jax.ops.segment_sum(values_S, reply_S, num_segments=replies + 1)[:replies]
+
+    sums_BR = jax.vmap(per_reply)(logp_BS, rows['slot_reply'])
+    return sums_BR, jax.vmap(per_reply)(jnp.ones_like(logp_BS), rows['slot_reply'])
+
+
+def reply_rewards(hidden_BTD: jax.Array, score_D1: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+    """Reward of every reply, read at its last token, [B, R] float32."""
+    last_BRD = jnp.take_along_axis(hidden_BTD, rows['reply_last'][..., None], axis=1)
+    reward_BR1 = jnp.einsum('BRD,DO->BRO', last_BRD.astype(jnp.float32), score_D1.astype(jnp.float32))
+    return reward_BR1[..., 0]

@@ -1,0 +1,20 @@
+"""Supervised fine-tuning on chosen replies: the control that preferences are measured against."""
+
+import jax
+import jax.numpy as jnp
+
+from rlhi_jax.objectives.pairs import Metrics, PairScores
+
+
+def sft(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
+    """Mean negative log-likelihood per token of each pair's chosen reply, [P], nats per token.
+
+    Averaged within a reply first, so that every pair weighs the same. `accuracy` compares the two replies' likelihoods
+    per token.
+    """
+    del hyper
+    mean_P2 = scores.logp_P2 / jnp.maximum(scores.length_P2, 1)
+    return -mean_P2[..., 0], {
+        'accuracy': (mean_P2[..., 0] > mean_P2[..., 1]).astype(jnp.float32),
+        'margin': mean_P2[..., 0] - mean_P2[..., 1],
+    }

@@ -1,0 +1,49 @@
+"""Progress of long work: a live bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts towards a total; use as a context manager. `enabled=False` prints nothing."""
+
+    def __init__(self, label: str, total: int, *, unit: str, done: int = 0, enabled: bool = True):
+        self._label, self._total, self._unit, self._first = label, total, unit, done
+        self._enabled = enabled
+        self._console = Console(file=sys.stderr)
+        self._bar = None
+        if enabled and self._console.is_terminal:
+            columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[note]}'))
+            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task(label, total=total, completed=done, note='')
+        self._start = self._printed = time.monotonic()
+
+    def __enter__(self) -> 'Progress':
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, note: str = '') -> None:
+        """Say how far the work is, with a short note such as the loss."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if not self._enabled or (now - self._printed < _LINE_SECONDS and done < self._total):
+            return
+        self._printed = now
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        left = (self._total - done) / rate if rate else float('inf')
+        eta = time.strftime('%H:%M:%S', time.gmtime(left)) if left < 86400 else f'{left / 86400:.1f} days'
+        line = f'{self._label}: {done}/{self._total} {self._unit}, {rate:.3g}/s, ETA {eta}  {note}'
+        print(line.rstrip(), file=sys.stderr, flush=True)

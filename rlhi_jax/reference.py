@@ -1,0 +1,115 @@
+"""Log-probabilities under the reference policy: computed once, cached, keyed by (tree, start, prompt, last message).
+
+The cache is a folder: identity.json says what the numbers are of, and each part-N.npz holds some replies'. Its keys do
+not mention rows, so it outlives another packing; an interrupted pass goes on where it stopped.
+"""
+
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhi_jax.data.encode import reply_keys
+from rlhi_jax.data.loader import RowReader
+from rlhi_jax.data.rows import Row
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import read_json, write_bytes, write_json
+
+Key = tuple[int, int, int, int]  # tree index, first message of the piece, last prompt message, last reply message
+
+
+class ReferenceCache:
+    """A folder of cached log-probabilities.
+
+    Raises:
+      UserError: the folder holds those of another model, data set, template, persona setting or dtype; or it is damaged.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        self._folder = folder
+        remedy = f'remove the folder {folder} and run again'
+        if (folder / 'identity.json').exists():
+            stored = read_json(folder / 'identity.json', remedy)
+            stale = [name for name in identity if stored.get(name) != identity[name]]
+            if stale:
+                raise UserError(f'the reference cache {folder} is stale (made for another {stale[0]}): {remedy}')
+        self._identity = identity
+        self._values: dict[Key, float] = {}
+        for path in sorted(folder.glob('part-*.npz')):
+            try:
+                with np.load(path) as part:
+                    keys = map(tuple, part['keys'].tolist())
+                    self._values.update(zip(keys, part['logp'].tolist(), strict=True))
+            except Exception as error:  # a damaged zip raises unrelated types
+                raise UserError(f'{path} of the reference cache is damaged ({error}): {remedy}') from None
+        self._parts = len(list(folder.glob('part-*.npz')))
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: Key) -> float:
+        return self._values[key]
+
+    def add(self, values: dict[Key, float], *, write: bool) -> None:
+        """Add values; `write` also stores them (one process does)."""
+        self._values.update(values)
+        if write:
+            write_json(self._folder / 'identity.json', self._identity)
+            buffer = io.BytesIO()
+            keys = np.array(list(values), np.int64).reshape(-1, 4)
+            np.savez(buffer, keys=keys, logp=np.array(list(values.values()), np.float32))
+            write_bytes(self._folder / f'part-{self._parts:06d}.npz', buffer.getvalue())
+        self._parts += 1
+
+
+def row_keys(reader: RowReader, row: int) -> list[Key]:
+    """Cache keys of a row's replies, in the order of its reply table."""
+    pieces = reader.plan.rows[row] if row >= 0 else []
+    return [(tree, *key) for tree, piece, _ in pieces for key in reply_keys(reader.trees[tree], piece)]
+
+
+def missing_rows(cache: ReferenceCache, reader: RowReader) -> list[int]:
+    return [row for row in range(len(reader)) if not all(key in cache for key in row_keys(reader, row))]
+
+
+def fill(
+    cache: ReferenceCache,
+    reader: RowReader,
+    score: Callable[[list[int]], np.ndarray],
+    batches: Iterable[list[int]],
+    *,
+    write: bool,
+    progress: Callable[[int], None],
+) -> None:
+    """Score batches of rows and cache each as it comes.
+
+    Args:
+      cache: what to fill.
+      reader: where rows come from, for their keys.
+      score: maps row numbers (-1 for padding) to log-probabilities of their replies, [rows, R].
+      batches: row numbers to score.
+      write: whether this process stores the parts.
+      progress: called with the number of batches done.
+    """
+    for done, rows in enumerate(batches, start=1):
+        logp = score(rows)
+        values = {}
+        for row, row_logp in zip(rows, logp, strict=True):
+            values.update(zip(row_keys(reader, row), row_logp.tolist(), strict=False))
+        cache.add(values, write=write)
+        progress(done)
+
+
+def with_reference(reader: RowReader, cache: ReferenceCache) -> Callable[[int], Row]:
+    """A reader whose rows carry `reference_logp`, [R] float32."""
+
+    def read(row: int) -> Row:
+        arrays = reader[row]
+        logp = np.zeros(reader.plan.capacities.replies, np.float32)
+        keys = row_keys(reader, row)
+        logp[: len(keys)] = [cache[key] for key in keys]
+        return arrays | {'reference_logp': logp}
+
+    return read

@@ -1,0 +1,95 @@
+"""What every program on a trained or imported model sets up: mesh, decoder, parameters, rows."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhi_jax.checkpoints import ModelFolder, abstract_with_shardings, restore_params
+from rlhi_jax.config import capacities
+from rlhi_jax.data.plan import RowPlan, load_plan, plan_identity
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.errors import UserError
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.scoring import Params
+from rlhi_jax.sharding import RULES, shardings_of
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+
+@contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Trace and run with logical axes laid on this mesh."""
+    with mesh, nn.logical_axis_rules(RULES):
+        yield
+
+
+def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
+    """The decoder that the objective trains: the model's own, or with a new reward head on it.
+
+    Raises:
+      UserError: the model's head is not the objective's and `config.model.new_head` does not ask for a new one.
+    """
+    head = OBJECTIVES[config.objective].head
+    if head != model.spec.head and not (head == 'reward' and config.model.new_head):
+        raise UserError(
+            f'config.objective {config.objective!r} needs a model with a {head!r} head, but {model.path} has a '
+            f'{model.spec.head!r} head: name another config.model.path'
+            + (', or set config.model.new_head=True' if head == 'reward' else '')
+        )
+    if head == model.spec.head and config.model.new_head:
+        raise UserError(f'config.model.new_head is set, but {model.path} has a {head!r} head already: unset it')
+    spec = dataclasses.replace(model.spec, head=head)
+    return Decoder(spec, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+
+
+def init_params(decoder: Decoder, key: jax.Array) -> Any:
+    """Fresh parameters, boxed with their logical axes."""
+    row = jnp.zeros((1, 1), jnp.int32)
+    return decoder.init(key, row, row, row + 1)['params']
+
+
+def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
+    """Shapes, dtypes and shardings of a decoder's parameters."""
+    boxed = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+    return abstract_with_shardings(nn.unbox(boxed), shardings_of(boxed, mesh))
+
+
+def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
+    """A model's parameters on the mesh, float32; a reward head that the model lacks is drawn from the seed."""
+    stored = Decoder(model.spec)
+    params = restore_params(model, abstract_params(stored, mesh))
+    if decoder.spec.head == model.spec.head:
+        return params
+    params.pop('unembed', None)
+    sharding = abstract_params(decoder, mesh)['score'].sharding
+    fresh = jax.jit(lambda key: nn.unbox(init_params(decoder, key))['score'], out_shardings=sharding)
+    return params | {'score': fresh(jax.random.key(seed))}
+
+
+def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, ChatTemplate]:
+    """The row plan, its shards and the model's template, checked against each other.
+
+    Raises:
+      UserError: one of them is missing or damaged, or the plan was made for other data, another template or other
+        capacities.
+    """
+    plan, _ = load_plan(Path(config.data.rows))
+    shards = Shards(Path(config.data.shards))
+    template = ChatTemplate.load(model.tokenizer_path)
+    expected = plan_identity(shards, template, capacities(config))
+    sources = {'data': 'config.data.shards', 'template': 'the model', 'capacities': 'config.rows'}
+    for part, source in sources.items():
+        if plan.identity[part] != expected[part]:
+            raise UserError(
+                f'the row plan {config.data.rows} was made for other {part} than {source} now has: make it again with '
+                '`python -m data_pipelines.rows`'
+            )
+    return plan, shards, template

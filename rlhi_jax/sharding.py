@@ -1,0 +1,110 @@
+"""The mesh, and the one table that lays logical axes of parameters and activations on it."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rlhi_jax.errors import UserError
+from rlhi_jax.models.spec import ModelSpec
+
+AXES = ('data', 'fsdp', 'tensor', 'context')
+
+# `context` is reserved for splitting long rows; it must be 1 for now.
+RULES = (
+    ('batch', ('data', 'fsdp')),
+    ('length', None),
+    ('activation', None),
+    ('embed', 'fsdp'),
+    ('norm', None),
+    ('vocab', 'tensor'),
+    ('heads', 'tensor'),
+    ('kv_heads', 'tensor'),
+    ('mlp', 'tensor'),
+    ('head_dim', None),
+    ('score', None),
+    ('layers', None),
+)
+
+
+def make_mesh(sizes: dict[str, int]) -> Mesh:
+    """A mesh over all devices; one axis may be -1 and takes what is left.
+
+    Raises:
+      UserError: the axes' product is not the number of devices, or `context` is not 1.
+    """
+    sizes = {axis: sizes[axis] for axis in AXES}
+    devices = jax.device_count()
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(free) > 1 or min(sizes.values()) < -1 or 0 in sizes.values():
+        raise UserError(f'config.mesh is {sizes}: every axis must be at least 1, and at most one may be -1')
+    if free and devices % fixed == 0:
+        sizes[free[0]] = devices // fixed
+    if int(np.prod(list(sizes.values()))) != devices:
+        raise UserError(f'config.mesh is {sizes}, but there are {devices} devices: make the product of its axes {devices}')
+    if sizes['context'] != 1:
+        raise UserError('config.mesh.context is reserved: set it to 1')
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int) -> None:
+    """Refuse a mesh that does not divide the model or the batch.
+
+    Raises:
+      UserError: naming the dimension and the mesh axis.
+    """
+    needs = [
+        ('tensor', 'num_heads', spec.num_heads),
+        ('tensor', 'num_kv_heads', spec.num_kv_heads),
+        ('tensor', 'mlp_width', spec.mlp_width),
+        ('tensor', 'vocab_size', spec.vocab_size),
+        ('fsdp', 'width', spec.width),
+    ]
+    for axis, name, value in needs:
+        if value % mesh.shape[axis]:
+            raise UserError(
+                f'config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the model\'s {name} of {value}: '
+                f'choose a divisor of {value}'
+            )
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    if batch_rows % shards:
+        raise UserError(
+            f'config.train.batch_rows is {batch_rows}, which config.mesh.data * config.mesh.fsdp = {shards} does not '
+            'divide: choose a multiple of it'
+        )
+
+
+def shardings_of(abstract: Any, mesh: Mesh) -> Any:
+    """NamedShardings of a boxed abstract tree (from `jax.eval_shape` of Flax's init), unboxed like the values."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, RULES)
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Rows over data and fsdp, after `leading` unsharded axes (accumulation)."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, ('data', 'fsdp')))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def local_rows(sharding: NamedSharding, batch_rows: int) -> list[int]:
+    """Places in a global batch of rows that this process's devices hold, in increasing order."""
+    slices = sharding.addressable_devices_indices_map((batch_rows,)).values()
+    return sorted({row for (own,) in slices for row in range(*own.indices(batch_rows))})
+
+
+def to_global(rows: dict[str, np.ndarray], places: list[int], sharding: NamedSharding, batch_rows: int) -> Any:
+    """Global arrays [batch_rows, ...] from this process's rows, which stand at `places` of the batch."""
+    index = {place: i for i, place in enumerate(places)}
+
+    def one(values: np.ndarray) -> jax.Array:
+        def part(slices):
+            return values[[index[row] for row in range(*slices[0].indices(batch_rows))]]
+
+        return jax.make_array_from_callback((batch_rows, *values.shape[1:]), sharding, part)
+
+    return {name: one(values) for name, values in rows.items()}

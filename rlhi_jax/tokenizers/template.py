@@ -1,0 +1,260 @@
+"""Chat templates: rendered in a sandbox, cut at message boundaries, each piece tokenised once.
+
+A template is rendered with placeholders for the contents, so what a message adds is known without looking into user
+text. For SmolLM2, the last of the roles (user, assistant, user) adds `<|im_start|>user\\n` + content + `<|im_end|>\\n`,
+and a reply to it is prompted by `<|im_start|>assistant\\n`.
+
+Sharing a prefix between replies is sound only if rendering more turns never changes what came before; that is checked
+when the template is loaded, on text and on tokens.
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.files import digest, read_json
+from rlhi_jax.tokenizers import Tokenizer, load_tokenizer
+
+LAYOUTS = Path(__file__).parent / 'layouts'
+PLACEMENTS = ('user', 'system')
+
+Roles = tuple[str, ...]
+Part = tuple[str, str]  # ('text' | 'control' | 'slot', string)
+
+_SLOTS = {name: f'\ue000{name}\ue001' for name in ('system', 'persona', 'content')}
+_MARKUP = re.compile(r'\[/?[A-Z_]+\]|<</?[A-Z]+>>|<\|[^|<>\s]+\|>')
+_PROLOGUE_MARK = '{#- rlhi_jax: '
+_PROBE_CONTENTS = ('Hello there.', "'s up", '1. a\n\n2. b', '🙂 naïve', '<think>a</think>b', '- x\n- y', '[{"k": 1}]')
+_PROBE_ROLES = ('user', 'assistant', 'user', 'assistant', 'user', 'assistant')
+
+
+class Context(NamedTuple):
+    """What stands before the first message of a conversation; either may be empty."""
+
+    system: str = ''
+    persona: str = ''
+
+
+class Encoded(NamedTuple):
+    """Tokens of one message; `scored` counts the leading ones up to and including the token that ends the turn."""
+
+    ids: tuple[int, ...]
+    scored: int
+    escapes: int
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that tokenizer_config.json names, such as `{'bos_token': '<s>', 'eos_token': '</s>'}`."""
+    config = read_json(Path(folder) / 'tokenizer_config.json', 'import the model again')
+    named = {key: config.get(key) for key in ('bos_token', 'eos_token', 'pad_token', 'unk_token')}
+    return {key: value['content'] if isinstance(value, dict) else value for key, value in named.items() if value}
+
+
+def layouts() -> dict[str, Path]:
+    """Our own documented layouts by name, for models whose template is missing or changes earlier text."""
+    return {path.stem: path for path in sorted(LAYOUTS.glob('*.jinja')) if not path.stem.startswith('persona_in_')}
+
+
+def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, placement: str) -> str:
+    """A model's own template, extended to accept `persona` and to defuse its own markup where user text spells it.
+
+    The persona opens the first user turn ('user') or closes the system message ('system'). Contents are trimmed, since
+    outer whitespace would merge with the template's. A template that was extended before is returned as it is.
+
+    Raises:
+      UserError: unknown placement, or the template cannot be rendered.
+    """
+    if template.startswith(_PROLOGUE_MARK):
+        return template
+    if placement not in PLACEMENTS:
+        raise UserError(f'--persona_in is {placement!r}: choose one of {", ".join(PLACEMENTS)}')
+    prologue = (LAYOUTS / f'persona_in_{placement}.jinja').read_text(encoding='utf-8')
+    escapes = ''.join(
+        f" | replace('{markup}', '{_defused(markup)}')" for markup in _ordinary_markup(_Renderer(template, special), tokenizer)
+    )
+    prologue = prologue.replace(' | defuse', escapes)
+    if 'date_string' in template:  # Llama 3.x would otherwise print the day of rendering
+        prologue += "{%- set date_string = '26 Jul 2024' -%}\n"
+    return prologue + template
+
+
+class ChatTemplate:
+    """A chat template bound to its tokenizer.
+
+    Raises:
+      UserError: the template is faulty, or what it renders for a prefix changes as turns are added.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer, special: dict[str, str]):
+        self.tokenizer = tokenizer
+        self.digest = digest(source, special, tokenizer.digest)
+        self._renderer = _Renderer(source, special)
+        self._markup = _ordinary_markup(self._renderer, tokenizer)
+        self._parts = functools.lru_cache(maxsize=None)(self._find_parts)
+        self._check()
+
+    @classmethod
+    def load(cls, folder: Path) -> 'ChatTemplate':
+        """Load chat_template.jinja, the tokenizer and its special tokens from a tokenizer folder."""
+        path = Path(folder) / 'chat_template.jinja'
+        if not path.exists():
+            raise UserError(f'{path} does not exist: import the model again, with --template=NAME if it has none')
+        return cls(path.read_text(encoding='utf-8'), load_tokenizer(folder), special_tokens(folder))
+
+    def encode(self, roles: Roles, content: str, context: Context) -> Encoded:
+        """Tokens that the last message of a path adds; the first one brings the context with it.
+
+        Args:
+          roles: roles on the path, oldest first; the last is the message's own.
+          content: the message's text; it is trimmed.
+          context: system text and persona, the same along the path.
+
+        Raises:
+          UserError: the template refuses this sequence of roles.
+        """
+        parts, opens = self._parts(roles, bool(context.system), bool(context.persona), False)
+        texts = [content, *(context if len(roles) == 1 else ())]
+        escapes = sum(text.count(markup) for text in texts for markup in self._markup)
+        return Encoded(*self._join(parts, opens, context, content), escapes)
+
+    def generation_prompt(self, roles: Roles, context: Context) -> tuple[int, ...]:
+        """Tokens between the last message of a path and a reply to it; may be none."""
+        parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
+        return self._join(parts, opens, context, '')[0]
+
+    def _join(self, parts: tuple[Part, ...], opens: bool, context: Context, content: str) -> tuple[tuple[int, ...], int]:
+        """Tokenise each run of text between control tokens; also count the tokens to the end of the content's turn."""
+        values = {name: self._defuse(text.strip()) for name, text in (*context._asdict().items(), ('content', content))}
+        ids: list[int] = []
+        run, scored, in_reply = '', 0, False
+        for kind, string in (*parts, ('end', '')):
+            if kind in ('text', 'slot'):
+                run += string if kind == 'text' else values[string]
+                in_reply |= (kind, string) == ('slot', 'content')
+                continue
+            if run:
+                ids += self.tokenizer.encode(run, opens=opens)
+            if kind == 'control':
+                ids.append(self.tokenizer.control[string])
+            opens, run = True, ''
+            if in_reply and not scored:
+                scored = len(ids)
+        return tuple(ids), scored
+
+    def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
+        """What the last message of a path (or a prompt for a reply to it) adds, and whether a control token precedes."""
+        skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)
+        if generation:
+            before, whole = skeleton(roles), skeleton(roles, generation=True)
+        else:
+            before = skeleton(roles[:-1], generation=roles[-1] == 'assistant') if len(roles) > 1 else ''
+            whole = skeleton(roles)
+        if not whole.startswith(before):
+            raise UserError(self._unstable(f'text before the last of {" > ".join(roles)} changes when it is added'))
+        earlier = _split(before, self.tokenizer)
+        return tuple(_split(whole[len(before) :], self.tokenizer)), not earlier or earlier[-1][0] == 'control'
+
+    def _check(self) -> None:
+        """Refuse a template under which a shared prefix would differ from the same prefix rendered alone."""
+        for system in (False, True):
+            for persona in (False, True):
+                skeleton = self._renderer.skeleton(_PROBE_ROLES, system=system, persona=persona)
+                for content in _PROBE_CONTENTS:
+                    context = Context('Be kind.' if system else '', 'Likes tea.' if persona else '')
+                    real = self._renderer.render(_messages(_PROBE_ROLES, content, context.system), context.persona)
+                    filled = skeleton
+                    for name, text in (*context._asdict().items(), ('content', content)):
+                        filled = filled.replace(_SLOTS[name], self._defuse(text))
+                    if real != filled:
+                        raise UserError(self._unstable(f'it rewrites a message such as {content!r}'))
+                    pieces = []
+                    for turn in range(1, len(_PROBE_ROLES) + 1):
+                        roles = _PROBE_ROLES[:turn]
+                        if roles[-1] == 'assistant':
+                            pieces += self.generation_prompt(roles[:-1], context)
+                        pieces += self.encode(roles, content, context).ids
+                    joint, _ = self._join(tuple(_split(skeleton, self.tokenizer)), True, context, content)
+                    if list(joint) != pieces:
+                        raise UserError(self._unstable(f'tokens merge across message boundaries around {content!r}'))
+
+    def _defuse(self, text: str) -> str:
+        for markup in self._markup:
+            text = text.replace(markup, _defused(markup))
+        return text
+
+    @staticmethod
+    def _unstable(why: str) -> str:
+        names = ', '.join(layouts())
+        return (
+            f'this chat template does not keep prefixes stable ({why}), so replies cannot share one: import the model '
+            f'again with --template=NAME, one of our own layouts ({names})'
+        )
+
+
+class _Renderer:
+    """A compiled template with its special tokens, in Jinja's sandbox, set up as transformers does."""
+
+    def __init__(self, source: str, special: dict[str, str]):
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals['raise_exception'] = _raise_exception
+        self._special = special
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise UserError(f'the chat template is no valid Jinja ({one_line(error)}): mend chat_template.jinja') from None
+
+    def render(self, messages: list[dict[str, str]], persona: str = '', generation: bool = False) -> str:
+        try:
+            return self._template.render(
+                messages=messages, persona=persona, add_generation_prompt=generation, **self._special
+            )
+        except jinja2.TemplateError as error:
+            roles = ' > '.join(message['role'] for message in messages)
+            raise UserError(f'the chat template refuses the turns {roles} ({one_line(error)})') from None
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as its template
+    def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
+        """The rendering of such a conversation with placeholders for all user text."""
+        messages = _messages(roles, _SLOTS['content'], _SLOTS['system'] if system else '')
+        return self.render(messages, _SLOTS['persona'] if persona else '', generation)
+
+
+def _messages(roles: Roles, content: str, system: str) -> list[dict[str, str]]:
+    opening = [{'role': 'system', 'content': system}] if system else []
+    return opening + [{'role': role, 'content': content} for role in roles]
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
+    """Cut a skeleton into ordinary text, control tokens and slots for user text."""
+    controls = sorted(tokenizer.control, key=len, reverse=True)
+    slots = {slot: name for name, slot in _SLOTS.items()}
+    pattern = '|'.join(re.escape(string) for string in (*slots, *controls))
+    parts: list[Part] = []
+    for string in re.split(f'({pattern})', skeleton):
+        if string in slots:
+            parts.append(('slot', slots[string]))
+        elif string:
+            parts.append(('control' if string in tokenizer.control else 'text', string))
+    return parts
+
+
+def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Bracketed markup that the template spells in ordinary text, such as `[INST]` where it is no control token."""
+    skeleton = renderer.skeleton(_PROBE_ROLES[:2], system=False, persona=False, generation=False)
+    found = (_MARKUP.findall(string) for kind, string in _split(skeleton, tokenizer) if kind == 'text')
+    return tuple(sorted({markup for each in found for markup in each}))
+
+
+def _defused(markup: str) -> str:
+    """Markup that no longer reads as such: `[INST]` becomes `[ INST]`."""
+    return f'{markup[0]} {markup[1:]}'
