@@ -25,12 +25,14 @@ def get_config(variant: str = 'dpo'):
     c.rows.scored = 1024
     c.rows.pairs = 8
     c.train.batch_rows = 4
+    c.train.accumulate = 4
+    c.train.max_steps = 40 if c.objective == 'reward' else 30
     c.optimizer.clip = 1.0
     c.optimizer.schedule = 'linear'
     c.optimizer.warmup_steps = 5
-    c.optimizer.learning_rate = 2e-5 if c.objective == 'reward' else 5e-6
+    c.optimizer.learning_rate = 3e-5 if c.objective == 'reward' else 5e-6
     c.dpo.beta = 0.1
-    c.checkpoint.every_steps = 20
+    c.checkpoint.every_steps = 10
     if 'smoke' in variants:
         c.train.max_steps = 3
     return c

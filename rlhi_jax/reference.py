@@ -70,8 +70,9 @@ def row_keys(reader: RowReader, row: int) -> list[Key]:
     return [(tree, *key) for tree, piece, _ in pieces for key in reply_keys(reader.trees[tree], piece)]
 
 
-def missing_rows(cache: ReferenceCache, reader: RowReader) -> list[int]:
-    return [row for row in range(len(reader)) if not all(key in cache for key in row_keys(reader, row))]
+def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) -> list[int]:
+    """Those of `rows` that have a reply which the cache lacks, each once, in increasing order."""
+    return [row for row in sorted(set(rows)) if not all(key in cache for key in row_keys(reader, row))]
 
 
 def fill(

@@ -9,6 +9,7 @@ further runs take.
 import functools
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         read = reader.__getitem__
         if cache is not None:
             ref_reader = RowReader(plan, shards, template, config.ref_sees_persona)
-            fill_reference(config, cache, ref_reader, decoder, model, mesh)
+            wanted = (row for step in range(num_steps) for row in order[step])
+            fill_reference(config, cache, ref_reader, wanted, decoder, model, mesh)
             read = with_reference(reader, cache)
         state = _first_state(config, decoder, model, optimizer, mesh, checkpoints)
         gradient = make_gradient(
@@ -152,10 +154,16 @@ def reference_identity(config: ConfigDict, model: ModelFolder, plan: RowPlan) ->
 
 
 def fill_reference(
-    config: ConfigDict, cache: ReferenceCache, reader: RowReader, decoder: Decoder, model: ModelFolder, mesh: Mesh
+    config: ConfigDict,
+    cache: ReferenceCache,
+    reader: RowReader,
+    rows: Iterable[int],
+    decoder: Decoder,
+    model: ModelFolder,
+    mesh: Mesh,
 ) -> None:
-    """Score what the cache lacks with the initial policy, on the same mesh and path as training."""
-    missing = missing_rows(cache, reader)
+    """Score with the initial policy what the cache lacks of some rows, on the same mesh and path as training."""
+    missing = missing_rows(cache, reader, rows)
     if not missing:
         return
     params = load_params(decoder, model, mesh, seed=config.seed)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhi_jax.errors import UserError
-from rlhi_jax.models.attention import tree_attention, tree_mask
+from rlhi_jax.models.attention import tree_attention
 from rlhi_jax.models.rope import rotate, rotation
 from rlhi_jax.models.spec import ModelSpec
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
         return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(self.dtype)
 
     @nn.compact
-    def __call__(self, x_BTD, rope, mask_BTT):
+    def __call__(self, x_BTD, rope, extent_BT):
         s = self.spec
         width, heads, kv_heads, head_dim, mlp = s.width, s.num_heads, s.num_kv_heads, s.head_dim, s.mlp_width
 
@@ -68,7 +68,7 @@ class Block(nn.Module):
         h_BTD = _rms_norm(x_BTD, self.weight('attention_norm', (width,), ('norm',)), s.norm_eps)
         q_BTNH = rotate(project('q', heads, 'heads'), *rope)
         k_BTKH = rotate(project('k', kv_heads, 'kv_heads'), *rope)
-        context_BTNH = tree_attention(q_BTNH, k_BTKH, project('v', kv_heads, 'kv_heads'), mask_BTT)
+        context_BTNH = tree_attention(q_BTNH, k_BTKH, project('v', kv_heads, 'kv_heads'), extent_BT)
         o_NHD = self.weight('o', (heads, head_dim, width), ('heads', 'head_dim', 'embed'))
         x_BTD = x_BTD + jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD)
 
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
             length=s.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(s, self.dtype, name='layers')
-        x_BTD, _ = layers(x_BTD, rotation(position_BT, s), tree_mask(extent_BT))
+        x_BTD, _ = layers(x_BTD, rotation(position_BT, s), extent_BT)
         scale = table('final_norm', (s.width,), ('norm',), nn.initializers.ones)
         return _rms_norm(x_BTD, scale, s.norm_eps)
 

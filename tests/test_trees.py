@@ -1,0 +1,142 @@
+"""Trees against plain sequences: the same numbers and gradients, whatever shares a row."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, size
+from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.scoring import score_replies
+
+VOCAB = 61
+SPEC = ModelSpec('qwen3', VOCAB, 32, 48, 2, 4, 2, 8, 512, qk_norm=True, qkv_bias=True)
+CAPACITIES = Capacities(tokens=160, scored=128, pairs=12)
+LONGEST = 8 * 9  # tokens on a path of `draw_tree`
+
+
+def draw_tree(rng: np.random.Generator, *, most_nodes: int = 8, longest: int = 9) -> TokenTree:
+    """A random tree in depth-first order, whose scored replies are random paths' stretches."""
+    nodes: list[TokenNode] = []
+
+    def grow(parent: int, budget: int) -> int:
+        index = len(nodes)
+        ids = tuple(rng.integers(0, VOCAB, rng.integers(1, longest)).tolist())
+        nodes.append(TokenNode(parent, ids, int(rng.integers(0, len(ids) + 1)) if parent >= 0 else 0))
+        budget -= 1
+        while budget > 0 and rng.random() < 0.7:
+            budget = grow(index, budget)
+        return budget
+
+    grow(-1, int(rng.integers(3, most_nodes)))
+    if len(nodes) < 3:
+        nodes += [TokenNode(0, (1, 2, 3), 3), TokenNode(0, (1, 2, 4), 2)]
+    replies = []
+    for _ in range(rng.integers(2, 5)):
+        node = int(rng.integers(1, len(nodes)))
+        path = []
+        while node > 0:
+            path.append(node)
+            node = nodes[node].parent
+        replies.append(path[: rng.integers(1, len(path) + 1)][::-1])
+    pairs = [tuple(rng.choice(len(replies), 2, replace=False).tolist()) for _ in range(rng.integers(1, 4))]
+    return TokenTree(nodes, replies, [(a, b, float(rng.random()), i) for i, (a, b) in enumerate(pairs)])
+
+
+def path_of(tree: TokenTree, node: int) -> list[int]:
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = tree.nodes[node].parent
+    return path[::-1]
+
+
+def plain_rows(tree: TokenTree, reply) -> tuple[np.ndarray, np.ndarray]:
+    """One ordinary causal sequence for one reply, [LONGEST] tokens and which of them are scored; padded at the end."""
+    tokens, scored = np.zeros(LONGEST, np.int32), np.zeros(LONGEST, np.float32)
+    at = 0
+    for node in path_of(tree, reply[-1]):
+        ids = tree.nodes[node].ids
+        tokens[at : at + len(ids)] = ids
+        if node in reply:
+            scored[at : at + tree.nodes[node].scored] = 1
+        at += len(ids)
+    return tokens, scored
+
+
+def plain_logprobs(decoder: Decoder, params, tokens: jax.Array, scored: jax.Array) -> jax.Array:
+    """Summed log-probabilities from a causal pass and the full logits: nothing of the tree machinery."""
+    steps = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = decoder.apply({'params': params}, tokens, steps, tokens.shape[1] - steps)
+    logp = jax.nn.log_softmax(hidden[:, :-1] @ output_matrix(params).T)
+    chosen = jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.sum(chosen * scored[:, 1:], axis=-1)
+
+
+def params_of(spec: ModelSpec):
+    row = jnp.zeros((1, 1), jnp.int32)
+    return nn.unbox(Decoder(spec).init(jax.random.key(0), row, row, row + 1)['params'])
+
+
+DECODER, PARAMS = Decoder(SPEC), params_of(SPEC)
+
+
+def relative_l2(a, b) -> float:
+    """The largest relative L2 distance over tensors."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(jnp.linalg.norm((x - y).ravel()) / (jnp.linalg.norm(y.ravel()) + 1e-30)) for x, y in pairs)
+
+
+def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[TokenTree]:
+    trees, room = [], np.array(dataclasses.astuple(capacities))
+    for _ in range(int(rng.integers(1, 6))):
+        tree = draw_tree(rng)
+        if (np.array(size(tree)) <= room).all():
+            trees.append(tree)
+            room = room - np.array(size(tree))
+    return trees or [TokenTree([TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)], [[1], [2]], [(0, 1, 1.0, 0)])]
+
+
+def as_batch(rows) -> dict[str, jax.Array]:
+    return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@jax.jit
+def packed_gradient(params, batch, weights):
+    def value(params):
+        logp = score_replies(DECODER, params, batch, chunk=32).logp_BR[0]
+        return (weights * logp).sum(), logp
+
+    return jax.grad(value, has_aux=True)(params)
+
+
+@jax.jit
+def plain_gradient(params, tokens, scored, weights):
+    def value(params):
+        logp = plain_logprobs(DECODER, params, tokens, scored)
+        return (weights * logp).sum(), logp
+
+    return jax.grad(value, has_aux=True)(params)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_random_forests_match_plain_sequences(seed):
+    rng = np.random.default_rng(seed)
+    forest = forest_that_fits(rng, CAPACITIES)
+    batch = as_batch([pack([lay_out(tree) for tree in forest], CAPACITIES)])
+    replies = [(tree, reply) for tree in forest for reply in tree.replies]
+    weights = np.zeros(CAPACITIES.replies, np.float32)
+    weights[: len(replies)] = rng.normal(size=len(replies))
+    plain = [plain_rows(tree, reply) for tree, reply in replies]
+    plain += [(np.zeros(LONGEST, np.int32), np.zeros(LONGEST, np.float32))] * (CAPACITIES.replies - len(plain))
+    tokens, scored = (np.stack(column) for column in zip(*plain, strict=True))
+    packed_grad, packed_logp = packed_gradient(PARAMS, batch, weights)
+    plain_grad, plain_logp = plain_gradient(PARAMS, tokens, scored, weights)
+    np.testing.assert_allclose(packed_logp, plain_logp, rtol=1e-5, atol=1e-5)
+    assert relative_l2(packed_grad, plain_grad) <= 1e-5
