@@ -38,7 +38,9 @@ def run_stage(work: Work, *, output: str, identity: Callable[[ConfigDict], dict[
             if manifest.get('made_from') == wanted:
                 print(f'{folder}: up to date {json.dumps(manifest["counts"])}')
                 return
-            raise UserError(f'config.{output}: {folder} was made from other input or settings: pass --overwrite, or rename')
+            raise UserError(
+                f'config.{output}: {folder} was made from other input or settings: pass --overwrite, or rename'
+            )
         with new_folder(folder, overwrite=overwrite.value) as temporary:
             counts = work(config, temporary)
         print(f'{folder}: {json.dumps(counts)}')

@@ -56,7 +56,9 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
         steps = saved_steps(folder)
         if not steps or (step is not None and step not in steps):
             wanted = 'any step' if step is None else f'step {step}'
-            raise UserError(f'{folder} has no checkpoint of {wanted} (it has: {steps}): train further or name another step')
+            raise UserError(
+                f'{folder} has no checkpoint of {wanted} (it has: {steps}): train further or name another step'
+            )
         step = steps[-1] if step is None else step
         params = folder / 'checkpoints' / str(step) / 'params'
         weights = digest(weights, step)

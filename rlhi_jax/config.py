@@ -104,7 +104,9 @@ def check_config(config: ConfigDict) -> ConfigDict:
     if config is None:
         raise UserError('--config is missing: pass --config=configs/NAME.py')
     if not isinstance(config, ConfigDict):
-        raise UserError('--config: get_config() must return what rlhi_jax.config.base_config() gave, with some keys changed')
+        raise UserError(
+            '--config: get_config() must return what rlhi_jax.config.base_config() gave, with some keys changed'
+        )
     _check_keys('config', config, base_config())
     choices = {
         'objective': (config.objective, OBJECTIVES),
@@ -170,7 +172,9 @@ def _check_keys(path: str, config: ConfigDict, defaults: ConfigDict) -> None:
     for key in sorted(set(config) | set(defaults)):
         name = f'{path}.{key}'
         if key not in defaults:
-            raise UserError(f'{name} is no known key: remove it or mend its name (known: {", ".join(sorted(defaults))})')
+            raise UserError(
+                f'{name} is no known key: remove it or mend its name (known: {", ".join(sorted(defaults))})'
+            )
         if key not in config:
             raise UserError(f'{name} is missing: start the config from rlhi_jax.config.base_config()')
         default, value = defaults[key], config[key]

@@ -28,7 +28,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate, extend, layouts, special_
 
 _SOURCE = flags.DEFINE_string('source', None, 'import: hf:DIR or gguf:FILE.')
 _TO = flags.DEFINE_string('to', None, 'Folder to write.')
-_TEMPLATE = flags.DEFINE_string('template', None, 'import: one of our own chat layouts, instead of the model\'s.')
+_TEMPLATE = flags.DEFINE_string('template', None, "import: one of our own chat layouts, instead of the model's.")
 _PERSONA_IN = flags.DEFINE_string('persona_in', 'user', 'import: where the persona stands, user or system.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'export: a model folder or a workdir.')
 _STEP = flags.DEFINE_integer('step', None, 'export: a step of the workdir; the latest if not given.')
@@ -84,7 +84,9 @@ def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, ov
             shutil.copyfile(path, folder / path.name)
         write_json(folder / 'config.json', hf.hf_config(model.spec, tokens=model.tokens, dtype=dtype))
         generation = {name: value for name, value in model.tokens.items() if value is not None}
-        write_json(folder / 'generation_config.json', {'do_sample': True, 'temperature': 1.0, 'top_p': 1.0, **generation})
+        write_json(
+            folder / 'generation_config.json', {'do_sample': True, 'temperature': 1.0, 'top_p': 1.0, **generation}
+        )
         if model.spec.head == 'reward':
             (folder / 'generation_config.json').unlink()
         hf.write_params(folder, params, model.spec, dtype=dtype)

@@ -19,7 +19,12 @@ class Progress:
         self._console = Console(file=sys.stderr)
         self._bar = None
         if enabled and self._console.is_terminal:
-            columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[note]}'))
+            columns = (
+                TextColumn('{task.description}'),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn('{task.fields[note]}'),
+            )
             self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
             self._task = self._bar.add_task(label, total=total, completed=done, note='')
         self._start = self._printed = time.monotonic()

@@ -52,8 +52,11 @@ class ReferenceCache:
     def __getitem__(self, key: Key) -> float:
         return self._values[key]
 
-    def add(self, values: dict[Key, float], *, write: bool) -> None:
-        """Add values; `write` also stores them (one process does)."""
+    def add_rows(self, reader: RowReader, rows: list[int], logp: np.ndarray, *, write: bool) -> None:
+        """Add the replies of some rows (-1 for padding), `logp` [rows, R]; `write` also stores them: one process does."""
+        values: dict[Key, float] = {}
+        for row, row_logp in zip(rows, logp, strict=True):
+            values.update(zip(row_keys(reader, row), row_logp.tolist(), strict=False))  # past them is padding
         self._values.update(values)
         if write:
             write_json(self._folder / 'identity.json', self._identity)
@@ -73,34 +76,6 @@ def row_keys(reader: RowReader, row: int) -> list[Key]:
 def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) -> list[int]:
     """Those of `rows` that have a reply which the cache lacks, each once, in increasing order."""
     return [row for row in sorted(set(rows)) if not all(key in cache for key in row_keys(reader, row))]
-
-
-def fill(
-    cache: ReferenceCache,
-    reader: RowReader,
-    score: Callable[[list[int]], np.ndarray],
-    batches: Iterable[list[int]],
-    *,
-    write: bool,
-    progress: Callable[[int], None],
-) -> None:
-    """Score batches of rows and cache each as it comes.
-
-    Args:
-      cache: what to fill.
-      reader: where rows come from, for their keys.
-      score: maps row numbers (-1 for padding) to log-probabilities of their replies, [rows, R].
-      batches: row numbers to score.
-      write: whether this process stores the parts.
-      progress: called with the number of batches done.
-    """
-    for done, rows in enumerate(batches, start=1):
-        logp = score(rows)
-        values = {}
-        for row, row_logp in zip(rows, logp, strict=True):
-            values.update(zip(row_keys(reader, row), row_logp.tolist(), strict=False))
-        cache.add(values, write=write)
-        progress(done)
 
 
 def with_reference(reader: RowReader, cache: ReferenceCache) -> Callable[[int], Row]:

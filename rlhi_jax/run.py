@@ -9,18 +9,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax.checkpoints import ModelFolder, abstract_with_shardings, restore_params
 from rlhi_jax.config import capacities
+from rlhi_jax.data.loader import RowReader, batches
 from rlhi_jax.data.plan import RowPlan, load_plan, plan_identity
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.errors import UserError
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.scoring import Params
-from rlhi_jax.sharding import RULES, shardings_of
+from rlhi_jax.scoring import Params, score_replies
+from rlhi_jax.sharding import RULES, batch_sharding, local_rows, replicated, shardings_of, to_global
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 
@@ -93,3 +95,24 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
                 '`python -m data_pipelines.rows`'
             )
     return plan, shards, template
+
+
+class RowScorer:
+    """Scores of replies for given batches of rows: rewards, or log-probabilities, by the decoder's head."""
+
+    def __init__(self, config: ConfigDict, decoder: Decoder, mesh: Mesh):
+        self._mesh, self._threads = mesh, config.data.threads
+
+        def score(params, rows):
+            scores = score_replies(decoder, params, rows, chunk=config.model.logprob_chunk)
+            return scores.reward_BR if decoder.spec.head == 'reward' else scores.logp_BR
+
+        self._score = jax.jit(score, out_shardings=replicated(mesh))
+
+    def __call__(self, params: Params, reader: RowReader, order: list[list[int]]) -> Iterator[np.ndarray]:
+        """Yield [rows, R] float32 for each batch of row numbers in `order` (-1 for padding), one after another."""
+        sharding, batch_rows = batch_sharding(self._mesh), len(order[0])
+        places = local_rows(sharding, batch_rows)
+        read = reader.__getitem__
+        for rows in batches(read, order, first_step=0, num_steps=len(order), local_rows=places, threads=self._threads):
+            yield np.asarray(self._score(params, to_global(rows, places, sharding, batch_rows)))

@@ -44,7 +44,9 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
     if free and devices % fixed == 0:
         sizes[free[0]] = devices // fixed
     if int(np.prod(list(sizes.values()))) != devices:
-        raise UserError(f'config.mesh is {sizes}, but there are {devices} devices: make the product of its axes {devices}')
+        raise UserError(
+            f'config.mesh is {sizes}, but there are {devices} devices: make the product of its axes {devices}'
+        )
     if sizes['context'] != 1:
         raise UserError('config.mesh.context is reserved: set it to 1')
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -66,7 +68,7 @@ def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int) -> None:
     for axis, name, value in needs:
         if value % mesh.shape[axis]:
             raise UserError(
-                f'config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the model\'s {name} of {value}: '
+                f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the model's {name} of {value}: "
                 f'choose a divisor of {value}'
             )
     shards = mesh.shape['data'] * mesh.shape['fsdp']

@@ -6,7 +6,6 @@ A run resumes by itself from its newest checkpoint; the workdir is a model folde
 further runs take.
 """
 
-import functools
 import os
 import time
 from collections.abc import Iterable
@@ -29,9 +28,9 @@ from rlhi_jax.metrics import RunLog
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.progress import Progress
-from rlhi_jax.reference import ReferenceCache, fill, missing_rows, with_reference
-from rlhi_jax.run import load_params, make_decoder, on_mesh, open_rows
-from rlhi_jax.scoring import Params, score_replies
+from rlhi_jax.reference import ReferenceCache, missing_rows, with_reference
+from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh, open_rows
+from rlhi_jax.scoring import Params
 from rlhi_jax.sharding import batch_sharding, check_fit, local_rows, make_mesh, replicated, to_global
 from rlhi_jax.train_step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
 
@@ -99,7 +98,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 done = step + 1
                 if done == num_steps or stopping or done % config.checkpoint.every_steps == 0:
                     pending.flush()
-                    checkpoints.save(done, state.params, state.opt_state, {'step': done, 'loader': done, 'seed': config.seed})
+                    checkpoints.save(
+                        done, state.params, state.opt_state, {'step': done, 'loader': done, 'seed': config.seed}
+                    )
                 if stopping:
                     break
         checkpoints.close()
@@ -167,33 +168,13 @@ def fill_reference(
     if not missing:
         return
     params = load_params(decoder, model, mesh, seed=config.seed)
-    batch_rows = config.train.batch_rows // config.train.accumulate
-    order = [[missing[i] if i >= 0 else -1 for i in batch] for batch in in_order(len(missing), batch_rows)]
+    order = in_order(missing, config.train.batch_rows // config.train.accumulate)
     with Progress('reference', len(order), unit='batches', enabled=distributed.is_main()) as progress:
-        score = scorer(config, decoder, params, reader, mesh, order)
-        fill(cache, reader, score, order, write=distributed.is_main(), progress=progress.update)
+        scored = RowScorer(config, decoder, mesh)(params, reader, order)
+        for done, (rows, logp) in enumerate(zip(order, scored, strict=True), start=1):
+            cache.add_rows(reader, rows, logp, write=distributed.is_main())
+            progress.update(done)
     distributed.barrier('reference')
-
-
-def scorer(config: ConfigDict, decoder: Decoder, params: Params, reader: RowReader, mesh: Mesh, order: list[list[int]]):
-    """A function that scores the batches of `order` one after another: row numbers -> [rows, R]."""
-    sharding = batch_sharding(mesh)
-    batch_rows = len(order[0])
-    places = local_rows(sharding, batch_rows)
-    stream = batches(
-        reader.__getitem__, order, first_step=0, num_steps=len(order), local_rows=places, threads=config.data.threads
-    )
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def score(params, rows):
-        scores = score_replies(decoder, params, rows, chunk=config.model.logprob_chunk)
-        return scores.reward_BR if decoder.spec.head == 'reward' else scores.logp_BR
-
-    def next_batch(rows: list[int]) -> np.ndarray:
-        del rows  # the stream follows the same order
-        return np.asarray(score(params, to_global(next(stream), places, sharding, batch_rows)))
-
-    return next_batch
 
 
 def _first_state(

@@ -99,7 +99,9 @@ def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[T
         if (np.array(size(tree)) <= room).all():
             trees.append(tree)
             room = room - np.array(size(tree))
-    return trees or [TokenTree([TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)], [[1], [2]], [(0, 1, 1.0, 0)])]
+    return trees or [
+        TokenTree([TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)], [[1], [2]], [(0, 1, 1.0, 0)])
+    ]
 
 
 def as_batch(rows) -> dict[str, jax.Array]:

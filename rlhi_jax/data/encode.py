@@ -1,7 +1,7 @@
 """Interaction trees from text to tokens, cut into pieces that fit a row."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, size
@@ -130,4 +130,3 @@ def _contains(tree: Interaction, piece: Piece) -> bool:
 
 def _fits(encoder: TreeEncoder, piece: Piece, capacities: Capacities) -> bool:
     return size(encoder.encode(piece)).fits(capacities)
-

@@ -57,10 +57,10 @@ class RowOrder:
         return [int(self._rows[i]) if i < len(self._rows) else -1 for i in wanted]
 
 
-def in_order(num_rows: int, batch_rows: int) -> list[list[int]]:
-    """Every row once, in the plan's order, in batches that padding rows fill up."""
-    numbers = [*range(num_rows), *[-1] * (-num_rows % batch_rows)]
-    return [numbers[start : start + batch_rows] for start in range(0, len(numbers), batch_rows)]
+def in_order(rows: Sequence[int], batch_rows: int) -> list[list[int]]:
+    """Rows in the given order, in batches that padding rows (-1) fill up."""
+    filled = [*rows, *[-1] * (-len(rows) % batch_rows)]
+    return [filled[start : start + batch_rows] for start in range(0, len(filled), batch_rows)]
 
 
 def batches(

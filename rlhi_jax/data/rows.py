@@ -145,7 +145,9 @@ def pack(parts: Sequence[Row], capacities: Capacities) -> Row:
     row = empty_row(capacities)
     token, reply = 0, 0
     filled = dict.fromkeys(row, 0)
-    offsets = dict(slot_token='token', reply_last='token', slot_reply='reply', pair_chosen='reply', pair_rejected='reply')
+    offsets = dict(
+        slot_token='token', reply_last='token', slot_reply='reply', pair_chosen='reply', pair_rejected='reply'
+    )
     for part in parts:
         for name, column in part.items():
             start, end = filled[name], filled[name] + len(column)

@@ -19,7 +19,9 @@ class SentencePieceTokenizer:
         try:
             model.ParseFromString(Path(path).read_bytes())
             self.control = {
-                piece.piece: i for i, piece in enumerate(model.pieces) if piece.type in (_PIECE.CONTROL, _PIECE.USER_DEFINED)
+                piece.piece: i
+                for i, piece in enumerate(model.pieces)
+                if piece.type in (_PIECE.CONTROL, _PIECE.USER_DEFINED)
             }
             self._prefixes = model.normalizer_spec.add_dummy_prefix
             # A boundary inside a text must not gain a space, and text must not match user-defined pieces.

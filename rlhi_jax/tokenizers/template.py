@@ -76,7 +76,8 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
         raise UserError(f'--persona_in is {placement!r}: choose one of {", ".join(PLACEMENTS)}')
     prologue = (LAYOUTS / f'persona_in_{placement}.jinja').read_text(encoding='utf-8')
     escapes = ''.join(
-        f" | replace('{markup}', '{_defused(markup)}')" for markup in _ordinary_markup(_Renderer(template, special), tokenizer)
+        f" | replace('{markup}', '{_defused(markup)}')"
+        for markup in _ordinary_markup(_Renderer(template, special), tokenizer)
     )
     prologue = prologue.replace(' | defuse', escapes)
     if 'date_string' in template:  # Llama 3.x would otherwise print the day of rendering
@@ -128,7 +129,9 @@ class ChatTemplate:
         parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
         return self._join(parts, opens, context, '')[0]
 
-    def _join(self, parts: tuple[Part, ...], opens: bool, context: Context, content: str) -> tuple[tuple[int, ...], int]:
+    def _join(
+        self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
+    ) -> tuple[tuple[int, ...], int]:
         """Tokenise each run of text between control tokens; also count the tokens to the end of the content's turn."""
         values = {name: self._defuse(text.strip()) for name, text in (*context._asdict().items(), ('content', content))}
         ids: list[int] = []
@@ -207,7 +210,9 @@ class _Renderer:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise UserError(f'the chat template is no valid Jinja ({one_line(error)}): mend chat_template.jinja') from None
+            raise UserError(
+                f'the chat template is no valid Jinja ({one_line(error)}): mend chat_template.jinja'
+            ) from None
 
     def render(self, messages: list[dict[str, str]], persona: str = '', generation: bool = False) -> str:
         try:
@@ -218,7 +223,7 @@ class _Renderer:
             roles = ' > '.join(message['role'] for message in messages)
             raise UserError(f'the chat template refuses the turns {roles} ({one_line(error)})') from None
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as its template
+    @functools.cache  # noqa: B019 - lives as long as its template
     def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
         """The rendering of such a conversation with placeholders for all user text."""
         messages = _messages(roles, _SLOTS['content'], _SLOTS['system'] if system else '')

@@ -1,0 +1,109 @@
+"""A tiny model with a byte-level tokenizer, and preferences to train it on: small, but every part is the real one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import tokenizers
+
+from rlhi_jax.checkpoints import describe_model, save_params
+from rlhi_jax.convert import params_digest
+from rlhi_jax.files import write_json
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.run import init_params
+from rlhi_jax.tokenizers import load_tokenizer
+from rlhi_jax.tokenizers.template import extend, layouts, special_tokens
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / 'tests' / 'tiny_config.py'
+SPEC = ModelSpec('llama', 264, 32, 64, 2, 8, 8, 8, 512, tied_embeddings=True)
+WORDS = 'the a cat dog sits runs under over big small tree house quickly and then never always sings'.split()
+
+
+def write_tokenizer(folder: Path, *, persona_in: str = 'user') -> None:
+    """One token a byte, and ChatML's control tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    specials = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: i for i, piece in enumerate([*specials, *alphabet])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    names = dict(bos_token='<|im_start|>', eos_token='<|im_end|>', pad_token='<|endoftext|>')
+    write_json(folder / 'tokenizer_config.json', dict(tokenizer_class='PreTrainedTokenizerFast', **names))
+    source = layouts()['chatml'].read_text(encoding='utf-8')
+    template = extend(source, load_tokenizer(folder), special_tokens(folder), placement=persona_in)
+    (folder / 'chat_template.jinja').write_text(template, encoding='utf-8')
+
+
+def write_model(folder: Path, *, seed: int = 0, spec: ModelSpec = SPEC) -> Path:
+    """A model folder with random parameters."""
+    write_tokenizer(folder / 'tokenizer')
+    params = jax.device_get(nn.unbox(init_params(Decoder(spec), jax.random.key(seed))))
+    save_params(folder / 'params', params)
+    tokens = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    describe_model(folder, spec, weights=params_digest(params), tokens=tokens, source='tiny')
+    return folder
+
+
+def preferences(count: int, *, seed: int = 0) -> list[dict]:
+    """Random preferences of a few users: one or two turns of context, some replies shared between pairs."""
+    rng = np.random.default_rng(seed)
+
+    def text(longest: int) -> str:
+        return ' '.join(rng.choice(WORDS, rng.integers(1, longest)))
+
+    records = []
+    for i in range(count):
+        prompt = [{'role': 'user', 'content': text(5)}]
+        chosen, rejected = text(6), text(6) + '!'
+        user = f'user{rng.integers(4)}'
+        common = dict(user_id=user, persona=f'{user} likes {WORDS[len(user) + int(user[-1])]}.')
+        records.append(dict(common, id=f'p{i}', prompt=prompt, chosen=_reply(chosen), rejected=_reply(rejected)))
+        if rng.random() < 0.4:  # the conversation went on after the rejected reply
+            prompt = [*prompt, *_reply(rejected), {'role': 'user', 'content': text(4)}]
+            records.append(
+                dict(common, id=f'p{i}b', prompt=prompt, chosen=_reply(text(5)), rejected=_reply(text(5) + '?'))
+            )
+    return records
+
+
+def _reply(content: str) -> list[dict]:
+    return [{'role': 'assistant', 'content': content}]
+
+
+def write_preferences(path: Path, count: int, *, seed: int = 0) -> Path:
+    lines = (json.dumps(record) for record in preferences(count, seed=seed))
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    return path
+
+
+def run_program(module: str, *flags: str, env: dict[str, str] | None = None, check: bool = True, **options):
+    """Run one of the project's programs with the tiny config, as a user would."""
+    command = [sys.executable, '-m', module, *flags]
+    return subprocess.run(
+        command, cwd=ROOT, env=env, check=check, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def prepare(folder: Path, *, pairs: int = 24, seed: int = 0) -> list[str]:
+    """A model, shards and a row plan in `folder`; returns the flags that name them."""
+    write_model(folder / 'model')
+    write_preferences(folder / 'pairs.jsonl', pairs, seed=seed)
+    flags = [
+        f'--config={CONFIG}',
+        f'--config.model.path={folder / "model"}',
+        f'--config.data.pairs={folder / "pairs.jsonl"}',
+        f'--config.data.shards={folder / "shards"}',
+        f'--config.data.rows={folder / "rows"}',
+    ]
+    run_program('data_pipelines.shards', *flags)
+    run_program('data_pipelines.rows', *flags)
+    return flags
