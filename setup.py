@@ -33,6 +33,13 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]==0.10.2'],
-        'test': ['hypothesis==6.170.15', 'pytest==9.2.0', 'ruff==0.17.6', 'torch==2.13.0', 'transformers==5.23.0'],
+        'test': [
+            'hypothesis==6.170.15',
+            'pytest==9.2.0',
+            'pytest-xdist==3.8.0',
+            'ruff==0.17.6',
+            'torch==2.13.0',
+            'transformers==5.23.0',
+        ],
     },
 )

@@ -83,6 +83,7 @@ def base_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.shards = ''  # held-out interaction shards
     c.eval.batch_rows = 8
+    c.eval.max_trees = 0  # evaluate this many trees, the first by hash of their id; 0: all
     c.eval.shuffle_seed = 0  # which stranger's persona stands in for one's own
     return c.lock()
 
@@ -121,7 +122,14 @@ def check_config(config: ConfigDict) -> ConfigDict:
     at_least = {
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows'),
-        0: ('train.max_steps', 'optimizer.warmup_steps', 'optimizer.learning_rate', 'optimizer.clip', 'dpo.beta'),
+        0: (
+            'train.max_steps',
+            'eval.max_trees',
+            'optimizer.warmup_steps',
+            'optimizer.learning_rate',
+            'optimizer.clip',
+            'dpo.beta',
+        ),
     }
     for bound, names in at_least.items():
         for name in names:

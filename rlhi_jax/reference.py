@@ -24,7 +24,7 @@ class ReferenceCache:
     """A folder of cached log-probabilities.
 
     Raises:
-      UserError: the folder holds those of another model, data set, template, persona setting or dtype; or it is damaged.
+      UserError: the folder is damaged, or of another model, data set, template, persona setting or dtype.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -53,7 +53,7 @@ class ReferenceCache:
         return self._values[key]
 
     def add_rows(self, reader: RowReader, rows: list[int], logp: np.ndarray, *, write: bool) -> None:
-        """Add the replies of some rows (-1 for padding), `logp` [rows, R]; `write` also stores them: one process does."""
+        """Add the replies of some rows (-1 for padding), `logp` [rows, R]; one process also stores them (`write`)."""
         values: dict[Key, float] = {}
         for row, row_logp in zip(rows, logp, strict=True):
             values.update(zip(row_keys(reader, row), row_logp.tolist(), strict=False))  # past them is padding

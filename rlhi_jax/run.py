@@ -52,6 +52,11 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
     return Decoder(spec, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
 
 
+def sees_persona(config: ConfigDict) -> bool:
+    """Whether the model in training reads the persona: the reward model's switch or the policy's."""
+    return config.rm_sees_persona if OBJECTIVES[config.objective].head == 'reward' else config.policy_sees_persona
+
+
 def init_params(decoder: Decoder, key: jax.Array) -> Any:
     """Fresh parameters, boxed with their logical axes."""
     row = jnp.zeros((1, 1), jnp.int32)

@@ -29,7 +29,7 @@ from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.progress import Progress
 from rlhi_jax.reference import ReferenceCache, missing_rows, with_reference
-from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh, open_rows
+from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh, open_rows, sees_persona
 from rlhi_jax.scoring import Params
 from rlhi_jax.sharding import batch_sharding, check_fit, local_rows, make_mesh, replicated, to_global
 from rlhi_jax.train_step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
@@ -51,8 +51,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate)
     order = RowOrder(len(plan.rows), config.train.batch_rows, config.train.epochs, config.seed)
     num_steps = min(order.num_steps, config.train.max_steps or order.num_steps)
-    sees_persona = config.rm_sees_persona if objective.head == 'reward' else config.policy_sees_persona
-    reader = RowReader(plan, shards, template, sees_persona)
+    reader = RowReader(plan, shards, template, sees_persona(config))
     cache = None
     if objective.uses_reference:
         cache = ReferenceCache(workdir / 'reference', reference_identity(config, model, plan))
@@ -133,8 +132,8 @@ class _Pending:
         self._pairs += int(values['pairs'])
         if not np.isfinite(values['loss']):
             raise UserError(
-                f'the loss is {values["loss"]} at step {step}: lower config.optimizer.learning_rate, or look at the pairs '
-                'of that step in examples.jsonl'
+                f'the loss is {values["loss"]} at step {step}: lower config.optimizer.learning_rate, or look at the '
+                'pairs of that step in examples.jsonl'
             )
         if (step + 1) % self._every == 0 or step == self._last:
             self._log.metrics(step, values)

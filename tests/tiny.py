@@ -22,7 +22,26 @@ from rlhi_jax.tokenizers.template import extend, layouts, special_tokens
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'tests' / 'tiny_config.py'
 SPEC = ModelSpec('llama', 264, 32, 64, 2, 8, 8, 8, 512, tied_embeddings=True)
-WORDS = 'the a cat dog sits runs under over big small tree house quickly and then never always sings'.split()
+WORDS = [
+    'the',
+    'a',
+    'cat',
+    'dog',
+    'sits',
+    'runs',
+    'under',
+    'over',
+    'big',
+    'small',
+    'tree',
+    'house',
+    'quickly',
+    'and',
+    'then',
+    'never',
+    'always',
+    'sings',
+]
 
 
 def write_tokenizer(folder: Path, *, persona_in: str = 'user') -> None:

@@ -234,9 +234,9 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
         ignorable=ignorable,
         source=str(folder),
     )
-    if spec.head == 'lm' and spec.tied_embeddings and 'lm_head.weight' in tensors:
-        if not np.array_equal(tensors['lm_head.weight'].read(), params['embed']):
-            raise UserError(f'{folder}: tensor lm_head.weight is not the embedding, yet tie_word_embeddings is true')
+    copied = spec.head == 'lm' and spec.tied_embeddings and 'lm_head.weight' in tensors
+    if copied and not np.array_equal(tensors['lm_head.weight'].read(), params['embed']):
+        raise UserError(f'{folder}: tensor lm_head.weight is not the embedding, yet tie_word_embeddings is true')
     return params
 
 

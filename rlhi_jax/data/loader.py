@@ -10,7 +10,7 @@ import numpy as np
 from rlhi_jax.data.encode import TreeEncoder
 from rlhi_jax.data.plan import RowPlan
 from rlhi_jax.data.rows import Row, empty_row, lay_out, pack
-from rlhi_jax.data.shards import Edited, Shards
+from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.data.tree import Interaction
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -24,7 +24,7 @@ class RowReader:
     """Builds the rows of a plan; `sees_persona=False` renders the same pieces with the persona left out."""
 
     plan: RowPlan
-    trees: Shards | Edited
+    trees: Shards | View
     template: ChatTemplate
     sees_persona: bool = True
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhi_jax.data.encode import Piece, TreeEncoder, cut
 from rlhi_jax.data.rows import Capacities, Size, size
-from rlhi_jax.data.shards import Edited, Shards
+from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest, read_json, write_bytes, write_json
 from rlhi_jax.tokenizers.template import ChatTemplate
@@ -47,12 +47,12 @@ class RowPlan:
         return [first + i for _, piece, first in self.rows[row] for i in range(len(piece.pairs))]
 
 
-def plan_identity(trees: Shards | Edited, template: ChatTemplate, capacities: Capacities) -> dict[str, Any]:
+def plan_identity(trees: Shards | View, template: ChatTemplate, capacities: Capacities) -> dict[str, Any]:
     return dict(data=trees.digest, template=template.digest, capacities=dataclasses.asdict(capacities))
 
 
 def make_plan(
-    trees: Shards | Edited,
+    trees: Shards | View,
     template: ChatTemplate,
     capacities: Capacities,
     progress: Callable[[int], None] = lambda done: None,
@@ -80,7 +80,8 @@ def make_plan(
         progress(index + 1)
     if not pieces:
         raise UserError(
-            f'no pair fits a row of {capacities} (dropped: {dict(dropped)}): raise config.rows.tokens or config.rows.scored'
+            f'no pair fits a row of {capacities} (dropped: {dict(dropped)}): raise config.rows.tokens or '
+            'config.rows.scored'
         )
     rows = [[pieces[i] for i in row] for row in pack_bins(sizes, capacities)]
     tokens = sum(s.tokens for s in sizes)

@@ -1,7 +1,7 @@
 """Interaction shards: ArrayRecord files of trees, as text, with a manifest that vouches for every byte."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,16 @@ class Shards:
 
 
 @dataclasses.dataclass(frozen=True)
-class Edited:
-    """Trees with some text replaced as they are read, such as another persona; same interface as `Shards`."""
+class View:
+    """Some trees of a shards folder, with text replaced as they are read, such as another persona's."""
 
     trees: Shards
+    indices: Sequence[int]
     edit: Callable[[Interaction], Interaction]
     digest: str
 
     def __len__(self) -> int:
-        return len(self.trees)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Interaction:
-        return self.edit(self.trees[index])
-
-
-def iterate(trees: Shards | Edited) -> Iterable[Interaction]:
-    return (trees[i] for i in range(len(trees)))
+        return self.edit(self.trees[self.indices[index]])

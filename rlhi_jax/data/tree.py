@@ -107,9 +107,9 @@ class Preference:
 def parse_preference(line: bytes | str, default_id: str) -> Preference:
     """Check one line of preference JSONL.
 
-    `prompt`, `chosen` and `rejected` are lists of `{"role", "content"}` as TRL and `datasets` write them (or strings: one
-    user turn and one reply each). Without `prompt`, the common opening of `chosen` and `rejected` is the prompt. Optional:
-    `persona`, `user_id`, `weight` (default 1), `id`.
+    `prompt`, `chosen` and `rejected` are lists of `{"role", "content"}` as TRL and `datasets` write them (or strings:
+    one user turn and one reply each). Without `prompt`, the common opening of `chosen` and `rejected` is the prompt.
+    Optional: `persona`, `user_id`, `weight` (default 1), `id`.
 
     Raises:
       BadRecord: with the reason to count it by.

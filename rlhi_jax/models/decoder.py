@@ -28,6 +28,8 @@ REMAT_POLICIES = {
     'save_nothing': jax.checkpoint_policies.nothing_saveable,
 }
 
+_NORMAL = nn.initializers.normal(0.02)
+
 
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm (arXiv 1910.07467) over the last axis, in float32, back to the input's dtype."""
@@ -48,7 +50,7 @@ class Block(nn.Module):
         elif name.endswith('_bias'):
             init = nn.initializers.zeros
         else:
-            init = nn.initializers.normal(0.02)
+            init = _NORMAL
         return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(self.dtype)
 
     @nn.compact
@@ -98,7 +100,7 @@ class Decoder(nn.Module):
         """
         s = self.spec
 
-        def table(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init=nn.initializers.normal(0.02)):
+        def table(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init=_NORMAL):
             return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
         embed_VD = table('embed', (s.vocab_size, s.width), ('vocab', 'embed'))

@@ -64,4 +64,6 @@ class ModelSpec:
         try:
             return cls(**{**fields, 'rope_scaling': RopeScaling(**scaling) if scaling else None})
         except TypeError as error:
-            raise UserError(f'the model description has missing or unknown fields ({error}): import the model again')
+            raise UserError(
+                f'the model description has missing or unknown fields ({error}): import the model again'
+            ) from None

@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         """Ids of ordinary text; never a control token's, whatever the text spells.
 
-        `opens` says that the text follows a control token or nothing (SentencePiece prefixes a space there).
+        `opens` says that the text follows a control token or nothing (SentencePiece and its kin prefix a space there).
         """
 
     def decode(self, ids: list[int]) -> str:

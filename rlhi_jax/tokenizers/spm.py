@@ -24,23 +24,24 @@ class SentencePieceTokenizer:
                 if piece.type in (_PIECE.CONTROL, _PIECE.USER_DEFINED)
             }
             self._prefixes = model.normalizer_spec.add_dummy_prefix
-            # A boundary inside a text must not gain a space, and text must not match user-defined pieces.
-            model.normalizer_spec.add_dummy_prefix = False
-            for piece in model.pieces:
+            if self._prefixes and model.trainer_spec.treat_whitespace_as_suffix:
+                raise UserError('it adds a space after a text, not before it')
+            for piece in model.pieces:  # text must not match them
                 if piece.type == _PIECE.USER_DEFINED:
                     piece.type = _PIECE.CONTROL
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+            self._opening = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+            # A boundary inside a text must not gain a space.
+            model.normalizer_spec.add_dummy_prefix = False
+            self._inside = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and sentencepiece raise unrelated types
             raise UserError(f'{path} is no SentencePiece model ({error}): import the model again') from None
-        self.vocab_size = self._model.vocab_size()
+        self.vocab_size = self._inside.vocab_size()
         self.digest = file_digest(path)
         self._control_ids = frozenset(self.control.values())
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
-        if not text:
-            return []
-        return self._model.encode(' ' + text if opens and self._prefixes else text)
+        return (self._opening if opens else self._inside).encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        text = self._model.decode([i for i in ids if i not in self._control_ids])
+        text = self._inside.decode([i for i in ids if i not in self._control_ids])
         return text.removeprefix(' ') if self._prefixes else text

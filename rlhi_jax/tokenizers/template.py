@@ -151,7 +151,7 @@ class ChatTemplate:
         return tuple(ids), scored
 
     def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
-        """What the last message of a path (or a prompt for a reply to it) adds, and whether a control token precedes."""
+        """What a path's last message (or the prompt for a reply to it) adds, and whether a control token precedes."""
         skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)
         if generation:
             before, whole = skeleton(roles), skeleton(roles, generation=True)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The README's MT-Bench results: votes.jsonl → reward model and policy on SmolLM2-135M, about an hour on two cores.
+#   GGUF=FILE VOTES=votes.jsonl bash launch/mt_bench.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+CONFIG=configs/mt_bench.py
+. launch/steps.sh
+
+import_smollm2 "$GGUF"
+[ -d runs/mt_bench/pairs ] || python -m data_pipelines.sources.mt_bench "--votes=$VOTES" --to=runs/mt_bench/pairs
+shards_and_rows runs/mt_bench/pairs runs/mt_bench/heldout
+train_evaluate_export reward runs/mt_bench/reward "$@"
+train_evaluate_export dpo runs/mt_bench/dpo "$@"

@@ -1,0 +1,223 @@
+"""Evaluate a trained model on held-out pairs, with the user's own persona, none, and a stranger's.
+
+    python -m rlhi_jax.evaluate --config=configs/NAME.py[:variant] --workdir=DIR [--step=N]
+
+Takes the training run's config and workdir and `config.eval`. What the persona is worth is the difference between the
+three: a model that ignores it scores the same. Intervals are 95 %, from a bootstrap over users.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from rlhi_jax import distributed, errors
+from rlhi_jax.checkpoints import ModelFolder, open_model
+from rlhi_jax.config import capacities, check_config, define_flags, require
+from rlhi_jax.data.loader import RowReader, in_order, without_persona
+from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.shards import Shards, View
+from rlhi_jax.data.tree import Interaction
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, write_json
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.progress import Progress
+from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh, sees_persona
+from rlhi_jax.scoring import ReplyScores, pair_scores
+from rlhi_jax.sharding import check_fit, make_mesh
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+_CONFIG, _WORKDIR = define_flags()
+_STEP = flags.DEFINE_integer('step', None, 'Step of the workdir to evaluate; the latest if not given.')
+
+CONDITIONS = ('true', 'empty', 'shuffled')
+RESAMPLES = 2000
+
+Values = dict[str, dict[str, float]]  # pair id -> metric -> value
+
+
+def strangers(trees: Shards | View, seed: int) -> dict[str, str]:
+    """For each user with a persona, that of another user: a shuffle without fixed points, by seed."""
+    personas: dict[str, str] = {}
+    for index in range(len(trees)):
+        tree = trees[index]
+        if tree.persona:
+            personas.setdefault(tree.user_id, tree.persona)
+    users = sorted(personas)
+    np.random.default_rng(seed).shuffle(users)
+    swapped = dict(zip(users, [personas[user] for user in users[1:] + users[:1]], strict=True))
+    return {user: persona for user, persona in swapped.items() if persona != personas[user]}
+
+
+def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
+    """The held-out trees under each condition; only trees of users who have a persona and a stranger.
+
+    Raises:
+      UserError: fewer than two users have different personas.
+    """
+    swapped = strangers(trees, seed)
+    chosen = [i for i in range(len(trees)) if trees[i].persona and trees[i].user_id in swapped]
+    if not chosen:
+        raise UserError(
+            f'config.eval.shards: {trees.folder} has no two users with different personas, so what a persona is worth '
+            'cannot be measured: name other held-out pairs'
+        )
+    if max_trees:
+        chosen = sorted(sorted(chosen, key=lambda i: digest(trees[i].id))[:max_trees])
+
+    def stranger(tree: Interaction) -> Interaction:
+        return dataclasses.replace(tree, persona=swapped[tree.user_id])
+
+    edits: dict[str, Callable] = dict(true=lambda tree: tree, empty=without_persona, shuffled=stranger)
+    return {name: View(trees, chosen, edits[name], digest(trees.digest, chosen, name, seed)) for name in CONDITIONS}
+
+
+def pair_values(
+    config: ConfigDict, decoder: Decoder, reader: RowReader, scores: np.ndarray, reference: np.ndarray | None
+) -> Values:
+    """Loss and metrics of every pair of a plan from its replies' scores, [rows, R]; by pair id."""
+    values: Values = {}
+    for row, row_scores in enumerate(scores):
+        arrays = {name: array[None] for name, array in reader[row].items()}
+        if reference is not None:
+            arrays['reference_logp'] = reference[row][None]
+        replies = np.asarray(row_scores)[None]
+        if decoder.spec.head == 'reward':
+            scored = ReplyScores(reward_BR=replies)
+        else:
+            lengths = np.bincount(arrays['slot_reply'][0], minlength=replies.shape[1] + 1)[: replies.shape[1]]
+            scored = ReplyScores(logp_BR=replies, length_BR=lengths[None].astype(np.float32))
+        loss, metrics = OBJECTIVES[config.objective].loss(pair_scores(scored, arrays), config.get(config.objective))
+        columns = {name: np.asarray(column)[0] for name, column in {'loss': loss, **metrics}.items()}
+        for place, pair in enumerate(arrays['pair_id'][0]):
+            if pair >= 0:
+                name = reader.plan.pair_names[pair]
+                values[name] = {metric: float(column[place]) for metric, column in columns.items()}
+    return values
+
+
+def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
+    """Mean over pairs with a 95 % percentile interval, resampling users (all pairs of a user stay together)."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for pair, value in values.items():
+        total = sums[users[pair]]
+        total[0], total[1] = total[0] + value, total[1] + 1
+    table = np.array([sums[user] for user in sorted(sums)])
+    picks = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
+    resampled = table[picks].sum(axis=1)
+    low, high = np.percentile(resampled[:, 0] / resampled[:, 1], [2.5, 97.5])
+    return dict(mean=float(table[:, 0].sum() / table[:, 1].sum()), low=float(low), high=float(high))
+
+
+def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
+    """Each condition's metrics and the paired differences in accuracy, over the pairs that all conditions have."""
+    shared = set.intersection(*(set(values) for values in by_condition.values()))
+    result: dict[str, Any] = dict(pairs=len(shared), users=len({users[pair] for pair in shared}), conditions={})
+    for name, values in by_condition.items():
+        metrics = next(iter(values.values()))
+        result['conditions'][name] = {
+            metric: interval({pair: values[pair][metric] for pair in shared}, users) for metric in sorted(metrics)
+        }
+    true = by_condition['true']
+    result['accuracy_difference'] = {
+        f'true - {name}': interval({p: true[p]['accuracy'] - by_condition[name][p]['accuracy'] for p in shared}, users)
+        for name in CONDITIONS[1:]
+    }
+    return result
+
+
+def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
+    """Score the held-out pairs under each condition; writes WORKDIR/evaluation/STEP.json and returns what it holds.
+
+    Raises:
+      UserError: the workdir or the held-out shards are missing, damaged or empty.
+    """
+    objective = OBJECTIVES[config.objective]
+    trained = open_model(workdir, step)
+    initial = open_model(config.model.path) if objective.uses_reference else None
+    mesh = make_mesh(config.mesh.to_dict())
+    config = config.copy_and_resolve_references()
+    config.model.new_head = False  # the workdir has its head
+    decoder = make_decoder(config, trained)
+    check_fit(mesh, decoder.spec, config.eval.batch_rows)
+    shards = Shards(Path(config.eval.shards))
+    template = ChatTemplate.load(trained.tokenizer_path)
+    conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
+    plans = {name: make_plan(view, template, capacities(config)) for name, view in conditions.items()}
+    readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
+    with on_mesh(mesh):
+        scores = _score(config, decoder, trained, readers, mesh, 'evaluate')
+        references: dict[str, np.ndarray | None] = dict.fromkeys(CONDITIONS)
+        if initial is not None:
+            ref_readers = {n: dataclasses.replace(r, sees_persona=config.ref_sees_persona) for n, r in readers.items()}
+            references = _score(config, decoder, initial, ref_readers, mesh, 'reference')
+    by_condition = {
+        name: pair_values(config, decoder, readers[name], scores[name], references[name]) for name in CONDITIONS
+    }
+    users = {pair.id: shards[i].user_id for i in conditions['true'].indices for pair in shards[i].pairs}
+    result = summarise(by_condition, users)
+    result |= dict(objective=config.objective, step=int(trained.params_path.parent.name), data=shards.digest)
+    result['counts'] = {name: plans[name].counts for name in CONDITIONS}
+    if distributed.is_main():
+        write_json(workdir / 'evaluation' / f'{result["step"]}.json', result)
+    return result
+
+
+def _score(
+    config: ConfigDict, decoder: Decoder, model: ModelFolder, readers: dict[str, RowReader], mesh: Mesh, label: str
+) -> dict[str, np.ndarray]:
+    """Scores of all replies of each reader's plan, [rows, R]."""
+    params = load_params(decoder, model, mesh, seed=config.seed)
+    scorer = RowScorer(config, decoder, mesh)
+    batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}
+    total, done, scores = sum(len(order) for order in batches.values()), 0, {}
+    with Progress(label, total, unit='batches', enabled=distributed.is_main()) as progress:
+        for name, reader in readers.items():
+            parts = []
+            for part in scorer(params, reader, batches[name]):
+                parts.append(part)
+                done += 1
+                progress.update(done)
+            scores[name] = np.concatenate(parts)[: len(reader)]
+    jax.tree.map(lambda x: x.delete(), params)  # the next model needs the room
+    return scores
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The result as a table: accuracy and margin by persona, with intervals."""
+    title = f'{result["objective"]}, step {result["step"]}: {result["pairs"]} held-out pairs of {result["users"]} users'
+    table = Table('persona', 'accuracy', 'margin', 'loss', title=title)
+    for name, metrics in result['conditions'].items():
+        table.add_row(name, *(_shown(metrics[metric]) for metric in ('accuracy', 'margin', 'loss')))
+    for name, difference in result['accuracy_difference'].items():
+        table.add_row(name, _shown(difference), '', '')
+    Console(width=110).print(table)
+
+
+def _shown(value: dict[str, float]) -> str:
+    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'
+
+
+def main() -> None:
+    config = check_config(_CONFIG.value)
+    require(config, 'eval.shards')
+    if not _WORKDIR.value:
+        raise UserError('--workdir is missing: name the folder of a training run')
+    distributed.start()
+    result = evaluate(config, Path(_WORKDIR.value).absolute(), _STEP.value)
+    if distributed.is_main():
+        print_table(result)
+
+
+if __name__ == '__main__':
+    errors.run(main)
