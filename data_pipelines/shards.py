@@ -8,10 +8,11 @@ the manifest.
 """
 
 import gzip
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ml_collections import ConfigDict
 
@@ -32,7 +33,7 @@ def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]
     seen = set()
     for path in paths:
         with gzip.open(path, 'rb') if path.suffix == '.gz' else open(path, 'rb') as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_lines(file, path), start=1):
                 if not line.strip():
                     continue
                 counts['lines_read'] += 1
@@ -46,6 +47,13 @@ def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]
                 seen.add(preference.id)
                 counts['pairs_kept'] += 1
                 yield preference
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (EOFError, OSError, zlib.error) as error:  # what a damaged .gz raises
+        raise UserError(f'config.data.pairs: {path} cannot be read ({error}): fetch or write it again') from None
 
 
 def _inputs(config: ConfigDict) -> list[Path]:

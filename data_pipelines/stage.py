@@ -34,9 +34,9 @@ def run_stage(work: Work, *, output: str, identity: Callable[[ConfigDict], dict[
         folder = Path(config[section][key])
         wanted = identity(config)
         if (folder / 'manifest.json').exists() and not overwrite.value:
-            manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite')
+            manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
             if manifest.get('made_from') == wanted:
-                print(f'{folder}: up to date {json.dumps(manifest["counts"])}')
+                print(f'{folder}: up to date {json.dumps(manifest.get("counts"))}')
                 return
             raise UserError(
                 f'config.{output}: {folder} was made from other input or settings: pass --overwrite, or rename'

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Run a program on every worker of a TPU pod: create the pod if need be, copy this checkout, install, run; and begin
-# again after a preemption, until the program ends by itself. Runs resume from their last checkpoint.
+# again after a preemption, until the program ends by itself. Runs resume from their last checkpoint, so the workdir
+# must outlive the pod: a folder that all workers mount (Filestore, or a bucket through gcsfuse).
 #
 #   TPU=my-pod ZONE=us-east5-a TYPE=v5p-32 VERSION=v2-alpha-tpuv5 SPOT=1 \
-#     bash launch/tpu_pod.sh python -m rlhi_jax.train --config=configs/X.py --workdir=gs://bucket/run
+#     bash launch/tpu_pod.sh python -m rlhi_jax.train --config=configs/X.py --workdir=/mnt/shared/run
 set -uo pipefail
 : "${TPU:?name of the pod}" "${ZONE:?its zone}" "${TYPE:?accelerator type, such as v5p-32}" "${VERSION:?runtime version}"
 [ $# -gt 0 ] || { echo 'error: name the command to run on every worker' >&2; exit 2; }

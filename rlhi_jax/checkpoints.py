@@ -50,7 +50,7 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
       UserError: the folder is no model folder, or has no such step.
     """
     folder = Path(folder).absolute()
-    described = read_json(folder / 'model.json', _REMEDY)
+    described = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens'))
     params, weights = folder / 'params', described['weights']
     if not params.exists():
         steps = saved_steps(folder)
@@ -68,8 +68,9 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
 def saved_steps(workdir: Path) -> list[int]:
     """Steps of a run's complete checkpoints, in order."""
     folder = Path(workdir) / 'checkpoints'
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    # Orbax takes the metadata away first when it deletes a checkpoint.
+    complete = [path.parent.name for path in folder.glob('*/_CHECKPOINT_METADATA')]
+    return sorted(int(name) for name in complete if name.isdigit())
 
 
 def describe_model(
@@ -127,13 +128,24 @@ class RunCheckpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Read a checkpoint into abstract trees' shardings: parameters, optimizer state and progress."""
+        """Read a checkpoint into abstract trees' shardings: parameters, optimizer state and progress.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
         items = dict(
             params=ocp.args.StandardRestore(params),
             optimizer=ocp.args.StandardRestore(optimizer),
             progress=ocp.args.JsonRestore(),
         )
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            path = self._manager.directory / str(step)
+            raise UserError(
+                f'the checkpoint {path} cannot be read ({one_line(error)[:300]}): remove that folder to go on from the '
+                'checkpoint before it'
+            ) from None
         return restored['params'], restored['optimizer'], restored['progress']
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ not published. The others are ours.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -96,6 +97,19 @@ def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     )
 
 
+def workdir_path(workdir: str | None) -> Path:
+    """The run's folder as an absolute path.
+
+    Raises:
+      UserError: it is missing, or is a URL: metrics are appended to, which object stores cannot do.
+    """
+    if not workdir:
+        raise UserError('--workdir is missing: name a folder for this run')
+    if '://' in workdir:
+        raise UserError(f'--workdir={workdir} is a URL: name a folder that all hosts share, such as a mounted bucket')
+    return Path(workdir).absolute()
+
+
 def check_config(config: ConfigDict) -> ConfigDict:
     """Check a configuration against the defaults' keys and types, then its values.
 
@@ -103,7 +117,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
       UserError: naming the key and what it may be.
     """
     if config is None:
-        raise UserError('--config is missing: pass --config=configs/NAME.py')
+        raise UserError('--config is missing, or its get_config() returns nothing: pass --config=configs/NAME.py')
     if not isinstance(config, ConfigDict):
         raise UserError(
             '--config: get_config() must return what rlhi_jax.config.base_config() gave, with some keys changed'
@@ -143,7 +157,11 @@ def check_config(config: ConfigDict) -> ConfigDict:
             f'config.train.accumulate ({config.train.accumulate}) must divide config.train.batch_rows '
             f'({config.train.batch_rows})'
         )
-    capacities(config)
+    scored = capacities(config).scored
+    if scored % min(config.model.logprob_chunk, scored):
+        raise UserError(
+            f'config.model.logprob_chunk ({config.model.logprob_chunk}) must divide config.rows.scored ({scored})'
+        )
     return config
 
 

@@ -1,5 +1,6 @@
 """Failures that a user can mend, and the one way in which programs report them."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,9 +34,21 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)  # libraries' own progress; --verbosity=0 brings it back
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        # Config files run while flags are parsed, so their faults arrive here too.
-        refuse(f'{one_line(error)} (see --config and its --config.* overrides; rlhi_jax/config.py lists every key)')
+    except Exception as error:  # config files run while flags are parsed, and may fail in any way
+        refuse(f'{_flag_fault(error)} (see --config and its --config.* overrides; rlhi_jax/config.py lists every key)')
+
+
+def _flag_fault(error: Exception) -> str:
+    """What is wrong with a flag or a config file, without the tracebacks and listings that ml_collections adds."""
+    known = isinstance(error, flags.Error | UserError | AttributeError | KeyError | OSError)
+    where, text = '', one_line(error)
+    if 'Traceback (most recent call last)' in str(error):
+        frames = re.findall(r'File "([^"]+)", line (\d+), in get_config', str(error))
+        where = ', line '.join(frames[-1]) + ': ' if frames else ''
+        text = str(error).strip().splitlines()[-1]
+    elif not known:
+        text = f'{type(error).__name__}: {text}'
+    return where + re.sub(r' Other fields present: "\{.*\}"', '', text)
 
 
 def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:

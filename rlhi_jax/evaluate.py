@@ -22,7 +22,7 @@ from rich.table import Table
 
 from rlhi_jax import distributed, errors
 from rlhi_jax.checkpoints import ModelFolder, open_model
-from rlhi_jax.config import capacities, check_config, define_flags, require
+from rlhi_jax.config import capacities, check_config, define_flags, require, workdir_path
 from rlhi_jax.data.loader import RowReader, in_order, without_persona
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.shards import Shards, View
@@ -149,7 +149,7 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     config = config.copy_and_resolve_references()
     config.model.new_head = False  # the workdir has its head
     decoder = make_decoder(config, trained)
-    check_fit(mesh, decoder.spec, config.eval.batch_rows)
+    check_fit(mesh, decoder.spec, config.eval.batch_rows, 'config.eval.batch_rows')
     shards = Shards(Path(config.eval.shards))
     template = ChatTemplate.load(trained.tokenizer_path)
     conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
@@ -211,10 +211,9 @@ def _shown(value: dict[str, float]) -> str:
 def main() -> None:
     config = check_config(_CONFIG.value)
     require(config, 'eval.shards')
-    if not _WORKDIR.value:
-        raise UserError('--workdir is missing: name the folder of a training run')
+    workdir = workdir_path(_WORKDIR.value)
     distributed.start()
-    result = evaluate(config, Path(_WORKDIR.value).absolute(), _STEP.value)
+    result = evaluate(config, workdir, _STEP.value)
     if distributed.is_main():
         print_table(result)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,26 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -> Any:
+    """Read a JSON file; with `fields`, an object that has at least these.
 
     Raises:
-      UserError: the file is missing or is not JSON; the message ends in `remedy`.
+      UserError: the file is missing, is not JSON or lacks a field; the message ends in `remedy`.
     """
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
+        value = json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise UserError(f'{path} does not exist: {remedy}') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}): {remedy}') from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not valid JSON ({error}): {remedy}') from None
+    if fields is not None and not isinstance(value, dict):
+        raise UserError(f'{path} holds no JSON object: {remedy}')
+    for field in fields or ():
+        if field not in value:
+            raise UserError(f'{path} has no field {field!r}: {remedy}')
+    return value
 
 
 @contextmanager
@@ -70,7 +78,11 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f'.{path.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if path.exists():
         shutil.rmtree(path)
     temporary.replace(path)

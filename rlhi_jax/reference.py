@@ -31,10 +31,12 @@ class ReferenceCache:
         self._folder = folder
         remedy = f'remove the folder {folder} and run again'
         if (folder / 'identity.json').exists():
-            stored = read_json(folder / 'identity.json', remedy)
+            stored = read_json(folder / 'identity.json', remedy, fields=())
             stale = [name for name in identity if stored.get(name) != identity[name]]
             if stale:
                 raise UserError(f'the reference cache {folder} is stale (made for another {stale[0]}): {remedy}')
+        elif any(folder.glob('part-*.npz')):
+            raise UserError(f'the reference cache {folder} does not say what it was made for: {remedy}')
         self._identity = identity
         self._values: dict[Key, float] = {}
         for path in sorted(folder.glob('part-*.npz')):

@@ -1,5 +1,6 @@
 """The mesh, and the one table that lays logical axes of parameters and activations on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -29,31 +30,30 @@ RULES = (
 )
 
 
-def make_mesh(sizes: dict[str, int]) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what is left.
+def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (or those given); one axis may be -1 and takes what is left.
 
     Raises:
       UserError: the axes' product is not the number of devices, or `context` is not 1.
     """
     sizes = {axis: sizes[axis] for axis in AXES}
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else list(devices)
+    count = len(devices)
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) > 1 or min(sizes.values()) < -1 or 0 in sizes.values():
         raise UserError(f'config.mesh is {sizes}: every axis must be at least 1, and at most one may be -1')
-    if free and devices % fixed == 0:
-        sizes[free[0]] = devices // fixed
-    if int(np.prod(list(sizes.values()))) != devices:
-        raise UserError(
-            f'config.mesh is {sizes}, but there are {devices} devices: make the product of its axes {devices}'
-        )
+    if free and count % fixed == 0:
+        sizes[free[0]] = count // fixed
+    if int(np.prod(list(sizes.values()))) != count:
+        raise UserError(f'config.mesh is {sizes}, but there are {count} devices: make the product of its axes {count}')
     if sizes['context'] != 1:
         raise UserError('config.mesh.context is reserved: set it to 1')
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int) -> None:
-    """Refuse a mesh that does not divide the model or the batch.
+def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:
+    """Refuse a mesh that does not divide the model or the batch, whose size `source` set.
 
     Raises:
       UserError: naming the dimension and the mesh axis.
@@ -74,7 +74,7 @@ def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int) -> None:
     shards = mesh.shape['data'] * mesh.shape['fsdp']
     if batch_rows % shards:
         raise UserError(
-            f'config.train.batch_rows is {batch_rows}, which config.mesh.data * config.mesh.fsdp = {shards} does not '
+            f'{source} is {batch_rows}, which config.mesh.data * config.mesh.fsdp = {shards} does not '
             'divide: choose a multiple of it'
         )
 

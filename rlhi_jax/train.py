@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from rlhi_jax import distributed, errors
 from rlhi_jax.checkpoints import ModelFolder, RunCheckpoints, abstract_with_shardings, describe_model, open_model
-from rlhi_jax.config import check_config, define_flags, require, training_digest
+from rlhi_jax.config import check_config, define_flags, require, training_digest, workdir_path
 from rlhi_jax.data.loader import RowOrder, RowReader, batches, in_order
 from rlhi_jax.data.plan import RowPlan
 from rlhi_jax.errors import UserError
@@ -48,7 +48,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     plan, shards, template = open_rows(config, model)
     mesh = make_mesh(config.mesh.to_dict())
     decoder = make_decoder(config, model)
-    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate)
+    parts = 'config.train.batch_rows / config.train.accumulate'
+    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, parts)
     order = RowOrder(len(plan.rows), config.train.batch_rows, config.train.epochs, config.seed)
     num_steps = min(order.num_steps, config.train.max_steps or order.num_steps)
     reader = RowReader(plan, shards, template, sees_persona(config))
@@ -219,8 +220,11 @@ def _claim_workdir(config: ConfigDict, workdir: Path, model: ModelFolder, plan: 
     _, settings = training_digest(config)
     run = {'config': settings, 'rows': plan.digest, 'model': model.weights}
     path = workdir / 'run.json'
+    if workdir.is_file() or (workdir / 'params').exists():
+        kind = 'a file' if workdir.is_file() else "an imported model's folder"
+        raise UserError(f'--workdir={workdir} is {kind}: name another')
     if path.exists():
-        stored = read_json(path, f'remove {workdir} or name another --workdir')
+        stored = read_json(path, f'remove {workdir} or name another --workdir', fields=())
         for name, value in _flat(run):
             if dict(_flat(stored)).get(name) != value:
                 raise UserError(
@@ -246,12 +250,11 @@ def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:
 def main() -> None:
     config = check_config(_CONFIG.value)
     require(config, 'model.path', 'data.shards', 'data.rows')
-    if not _WORKDIR.value:
-        raise UserError('--workdir is missing: name a folder for this run')
+    workdir = workdir_path(_WORKDIR.value)
     # Loading NumPy files and tokenizers must not fork threads into a fight for the cores that XLA uses.
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     distributed.start()
-    train(config, Path(_WORKDIR.value).absolute())
+    train(config, workdir)
 
 
 if __name__ == '__main__':

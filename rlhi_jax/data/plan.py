@@ -138,7 +138,7 @@ def load_plan(folder: Path) -> tuple[RowPlan, dict[str, Any]]:
       UserError: a file is missing, or its bytes are not those that the manifest lists.
     """
     folder = Path(folder)
-    manifest = read_json(folder / 'manifest.json', _REMEDY)
+    manifest = read_json(folder / 'manifest.json', _REMEDY, fields=('identity', 'counts', 'files'))
     for name, expected in manifest['files'].items():
         if not (folder / name).exists():
             raise UserError(f'{folder / name} is missing: {_REMEDY}')

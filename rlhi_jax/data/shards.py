@@ -44,8 +44,8 @@ class Shards:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.manifest = read_json(self.folder / MANIFEST, _REMEDY)
-        entries = self.manifest.get('shards', [])
+        self.manifest = read_json(self.folder / MANIFEST, _REMEDY, fields=('shards',))
+        entries = self.manifest['shards']
         for entry in entries:
             self._verify(entry)
         if not sum(entry['trees'] for entry in entries):

@@ -45,9 +45,9 @@ class BpeTokenizer:
 def _prefixing(description: dict[str, Any], opens: bool) -> dict[str, Any]:
     """The normalizer and pre-tokenizer of such a description for a run of text, which may open its input or not.
 
-    Models after SentencePiece put a space before every run that follows a control token, by `Prepend` or by `Metaspace`
-    of scheme 'always'; so does `ByteLevel` with `add_prefix_space`. Inside a text there must be none. Metaspace's scheme
-    'first' prefixes only what starts the whole input, and that is a control token in any chat template.
+    Models after SentencePiece put a space before every run that follows a control token, by `Prepend` or by
+    `Metaspace` of scheme 'always'; so does `ByteLevel` with `add_prefix_space`. Inside a text there must be none.
+    Metaspace's scheme 'first' prefixes only what starts the whole input, and that is a control token in chats.
     """
     steps = _steps(description['normalizer'], 'normalizers')
     if not opens:

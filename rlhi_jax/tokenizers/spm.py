@@ -34,7 +34,9 @@ class SentencePieceTokenizer:
             model.normalizer_spec.add_dummy_prefix = False
             self._inside = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and sentencepiece raise unrelated types
-            raise UserError(f'{path} is no SentencePiece model ({error}): import the model again') from None
+            raise UserError(
+                f'{path} is no SentencePiece model that can be loaded ({error}): import the model again'
+            ) from None
         self.vocab_size = self._inside.vocab_size()
         self.digest = file_digest(path)
         self._control_ids = frozenset(self.control.values())

@@ -219,9 +219,12 @@ class _Renderer:
             return self._template.render(
                 messages=messages, persona=persona, add_generation_prompt=generation, **self._special
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # its expressions can raise anything
             roles = ' > '.join(message['role'] for message in messages)
-            raise UserError(f'the chat template refuses the turns {roles} ({one_line(error)})') from None
+            raise UserError(
+                f'the chat template refuses the turns {roles} ({one_line(error)}): import the model again with '
+                f'--template=NAME, one of our own layouts ({", ".join(layouts())})'
+            ) from None
 
     @functools.cache  # noqa: B019 - lives as long as its template
     def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
@@ -255,9 +258,13 @@ def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
 
 def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Bracketed markup that the template spells in ordinary text, such as `[INST]` where it is no control token."""
-    skeleton = renderer.skeleton(_PROBE_ROLES[:2], system=False, persona=False, generation=False)
-    found = (_MARKUP.findall(string) for kind, string in _split(skeleton, tokenizer) if kind == 'text')
-    return tuple(sorted({markup for each in found for markup in each}))
+    found: set[str] = set()
+    for system in (False, True):  # some of it, such as `<<SYS>>`, stands only around a system text
+        skeleton = renderer.skeleton(_PROBE_ROLES[:2], system=system, persona=False)
+        for kind, string in _split(skeleton, tokenizer):
+            if kind == 'text':
+                found.update(_MARKUP.findall(string))
+    return tuple(sorted(found))
 
 
 def _defused(markup: str) -> str:

@@ -1,0 +1,163 @@
+"""Chat templates of the real families, as short equivalents, and small tokenizers of the kinds that go with them."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from rlhi_jax.files import write_json
+from rlhi_jax.tokenizers.template import layouts
+
+SMOLLM2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You are a helpful AI assistant named SmolLM<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
+QWEN25 = r"""
+{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+{%- else %}
+    {{- '<|im_start|>system\nYou are Qwen. You are a helpful assistant.<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""
+LLAMA3 = r"""
+{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{{- "Today Date: " + date_string + "\n\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"""
+LLAMA2 = r"""
+{%- set system = namespace(text='') %}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}
+        {%- set system.text = '<<SYS>>\n' + message['content'] + '\n<</SYS>>\n\n' %}
+    {%- elif message['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + system.text + message['content'] + ' [/INST]' }}
+        {%- set system.text = '' %}
+    {%- else %}
+        {{- ' ' + message['content'] + ' ' + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+MISTRAL_V3 = r"""
+{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message["role"] == "user" and loop.last and system_message is defined %}
+        {{- "[INST] " + system_message + "\n\n" + message["content"] + "[/INST]" }}
+    {%- elif message["role"] == "user" %}
+        {{- "[INST] " + message["content"] + "[/INST]" }}
+    {%- else %}
+        {{- " " + message["content"] + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+QWEN3 = r"""
+{%- set last = namespace(user=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and '</think>' in content and loop.index0 < last.user %}
+        {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+NO_SYSTEM = """{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"""
+
+
+class Family(NamedTuple):
+    """A template, the tokenizer that goes with it, and the token that ends a turn."""
+
+    template: str
+    kind: str
+    bos: str
+    end: str
+    controls: tuple[str, ...]
+
+
+CHATML = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
+HEADERS = ('<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>')
+FAMILIES = {
+    'smollm2': Family(SMOLLM2, 'digits', '<|im_start|>', '<|im_end|>', CHATML),
+    'qwen25': Family(QWEN25, 'composed', '', '<|im_end|>', CHATML),
+    'llama3': Family(LLAMA3, 'llama3', '<|begin_of_text|>', '<|eot_id|>', HEADERS),
+    'llama2': Family(LLAMA2, 'prepend', '<s>', '</s>', ('<unk>', '<s>', '</s>')),
+    'chatml': Family(layouts()['chatml'].read_text(), 'digits', '<|im_start|>', '<|im_end|>', CHATML),
+    'llama3_layout': Family(layouts()['llama3'].read_text(), 'llama3', '<|begin_of_text|>', '<|eot_id|>', HEADERS),
+    'inst': Family(layouts()['inst'].read_text(), 'prepend', '<s>', '</s>', ('<unk>', '<s>', '</s>')),
+}
+WORDS = ['system', 'user', 'assistant', 'the', 'cat', 'About', 'me:', 'likes', 'INST', '<|im', '\n\n', '12', "'s"]
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r'|\s+(?!\S)|\s+'
+)
+
+
+def write_family(folder: Path, family: Family) -> None:
+    """A small BPE of the family's kind, with every byte; merges across words and newlines wherever it allows them."""
+    prepend = family.kind == 'prepend'
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token='<unk>' if prepend else None, byte_fallback=prepend))
+    specials, alphabet = list(family.controls), pre_tokenizers.ByteLevel.alphabet()
+    if prepend:
+        specials, alphabet = [*specials, *(f'<0x{i:02X}>' for i in range(256))], []
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)]
+        )
+    else:
+        split = pre_tokenizers.Split(tokenizers.Regex(CL100K), 'isolated')
+        first = {'digits': pre_tokenizers.Digits(individual_digits=True)}.get(family.kind, split)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=family.kind == 'digits')
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])
+        tokenizer.decoder = decoders.ByteLevel()
+        if family.kind == 'composed':
+            tokenizer.normalizer = normalizers.NFC()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=900, special_tokens=specials, initial_alphabet=list(alphabet), show_progress=False
+    )
+    # Like Llama's, the merges never cross from one word to the next.
+    tokenizer.train_from_iterator(WORDS * 5 if prepend else [' '.join(WORDS) + '\n\n', *WORDS] * 5, trainer)
+    description = json.loads(tokenizer.to_str())
+    added = description['added_tokens']
+    description['added_tokens'] = [token for token in added if token['content'] in family.controls]  # but no bytes
+    write_json(folder / 'tokenizer.json', description)
+    named = {'bos_token': family.bos, 'eos_token': family.end, 'pad_token': family.controls[0]}
+    write_json(folder / 'tokenizer_config.json', {name: text for name, text in named.items() if text})

@@ -1,0 +1,126 @@
+"""Objectives against closed forms and plain arithmetic."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from rlhi_jax.errors import UserError
+from rlhi_jax.objectives import OBJECTIVES, PairScores
+from rlhi_jax.objectives.logprobs import token_logprobs
+
+POLICY = np.array([[-10.0, -12.0], [-7.0, -5.0]], np.float32)
+REFERENCE = np.array([[-11.0, -11.0], [-7.5, -6.0]], np.float32)
+LENGTHS = np.array([[4.0, 2.0], [5.0, 10.0]], np.float32)
+SCORES = PairScores(jnp.array(POLICY), jnp.array(REFERENCE), jnp.array(LENGTHS))
+
+
+def hyper(**values) -> ConfigDict:
+    return ConfigDict(dict(variant='sigmoid', beta=0.5, label_smoothing=0.0) | values)
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x))
+
+
+def test_dpo_is_its_equation():
+    loss, metrics = OBJECTIVES['dpo'].loss(SCORES, hyper())
+    margins = [(1.0 - -1.0), (0.5 - 1.0)]  # differences of log-ratios, by hand
+    np.testing.assert_allclose(loss, [-log_sigmoid(0.5 * m) for m in margins], rtol=1e-6)
+    np.testing.assert_allclose(metrics['margin'], [1.0, -0.25], rtol=1e-6)
+    np.testing.assert_allclose(metrics['reward_chosen'], [0.5, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(metrics['reward_rejected'], [-0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(metrics['accuracy'], [1, 0])
+    np.testing.assert_allclose(metrics['kl_estimate'], [0.0, 0.75], atol=1e-6)
+
+
+def test_conservative_dpo_mixes_both_labels():
+    loss, _ = OBJECTIVES['dpo'].loss(SCORES, hyper(label_smoothing=0.1))
+    expected = [-0.9 * log_sigmoid(m) - 0.1 * log_sigmoid(-m) for m in (1.0, -0.25)]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_hinge():
+    loss, _ = OBJECTIVES['dpo'].loss(SCORES, hyper(variant='hinge'))
+    np.testing.assert_allclose(loss, [0.0, 1.25], atol=1e-6)
+
+
+def test_ipo_averages_over_tokens():
+    loss, _ = OBJECTIVES['dpo'].loss(SCORES, hyper(variant='ipo'))
+    margins = [1.0 / 4 - -1.0 / 2, 0.5 / 5 - 1.0 / 10]
+    np.testing.assert_allclose(loss, [(m - 1.0) ** 2 for m in margins], rtol=1e-6)
+    longer = SCORES._replace(
+        logp_P2=SCORES.logp_P2 * 3, reference_logp_P2=SCORES.reference_logp_P2 * 3, length_P2=LENGTHS * 3
+    )
+    np.testing.assert_allclose(OBJECTIVES['dpo'].loss(longer, hyper(variant='ipo'))[0], loss, rtol=1e-5)
+
+
+def test_equal_policies_start_at_log_2():
+    loss, metrics = OBJECTIVES['dpo'].loss(SCORES._replace(reference_logp_P2=SCORES.logp_P2), hyper())
+    np.testing.assert_allclose(loss, math.log(2), rtol=1e-7)
+    assert not np.any(metrics['reward_chosen']) and not np.any(metrics['reward_rejected'])
+
+
+def test_bradley_terry_is_a_logistic_regression_on_the_difference():
+    rewards = PairScores(reward_P2=jnp.array([[2.0, 0.5], [-1.0, 1.0]]))
+    loss, metrics = OBJECTIVES['reward'].loss(rewards, ConfigDict(dict(center=0.0)))
+    np.testing.assert_allclose(loss, [-log_sigmoid(1.5), -log_sigmoid(-2.0)], rtol=1e-6)
+    np.testing.assert_allclose(metrics['accuracy'], [1, 0])
+    gradient = jax.grad(
+        lambda r: OBJECTIVES['reward'].loss(PairScores(reward_P2=r), ConfigDict(dict(center=0.0)))[0].sum()
+    )
+    sigmoid = 1 / (1 + np.exp([1.5, -2.0]))
+    np.testing.assert_allclose(gradient(rewards.reward_P2), np.stack([-sigmoid, sigmoid], -1), rtol=1e-5)
+
+
+def test_centring_pins_the_offset():
+    loss, _ = OBJECTIVES['reward'].loss(PairScores(reward_P2=jnp.array([[2.0, 1.0]])), ConfigDict(dict(center=0.1)))
+    np.testing.assert_allclose(loss, [-log_sigmoid(1.0) + 0.9], rtol=1e-6)
+
+
+def test_sft_is_the_mean_likelihood_of_the_chosen_reply():
+    loss, _ = OBJECTIVES['sft'].loss(SCORES, None)
+    np.testing.assert_allclose(loss, [10 / 4, 7 / 5], rtol=1e-6)
+
+
+@pytest.mark.parametrize('chunk', [1, 4, 12, 64])
+def test_chunked_logprobs_equal_the_whole_softmax(chunk):
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, output = jax.random.normal(keys[0], (2, 12, 8)), jax.random.normal(keys[1], (33, 8))
+    target = jax.random.randint(keys[2], (2, 12), 0, 33)
+
+    def whole(hidden, output):
+        logp = jax.nn.log_softmax(hidden @ output.T)
+        return jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
+
+    def chunked(hidden, output):
+        return token_logprobs(hidden, target, output, chunk=chunk)
+
+    np.testing.assert_allclose(chunked(hidden, output), whole(hidden, output), rtol=1e-5, atol=1e-5)
+    gradients = [
+        jax.grad(lambda *x, f=f: jnp.sin(f(*x)).sum(), argnums=(0, 1))(hidden, output) for f in (chunked, whole)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_chunked_logprobs_never_hold_all_logits():
+    def peak(chunk):
+        spec = [
+            jax.ShapeDtypeStruct(s, d)
+            for s, d in [((1, 512, 16), 'float32'), ((1, 512), 'int32'), ((4096, 16), 'float32')]
+        ]
+        gradient = jax.grad(lambda h, t, o: token_logprobs(h, t, o, chunk=chunk).sum(), argnums=(0, 2))
+        return jax.jit(gradient).lower(*spec).compile().memory_analysis().temp_size_in_bytes
+
+    logits = 512 * 4096 * 4
+    assert peak(512) >= logits
+    assert peak(32) < logits / 4
+
+
+def test_a_chunk_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match='logprob_chunk'):
+        token_logprobs(jnp.zeros((1, 10, 4)), jnp.zeros((1, 10), int), jnp.zeros((8, 4)), chunk=3)

@@ -1,0 +1,162 @@
+"""The persona switches change exactly what they say, and evaluation's three conditions are what they are called."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_config
+
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.data.tree import Interaction, Message, Pair
+from rlhi_jax.errors import UserError
+from rlhi_jax.evaluate import evaluate, interval, strangers, views
+from rlhi_jax.run import load_params, make_decoder
+from rlhi_jax.sharding import make_mesh
+from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.train import train
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tiny')
+    flags = tiny.prepare(folder, pairs=10)
+    lines = [json.loads(line) | {'persona': ''} for line in (folder / 'pairs.jsonl').read_text().splitlines()]
+    (folder / 'stripped.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    stripped = [f'--config.data.shards={folder / "stripped"}', f'--config.data.rows={folder / "stripped_rows"}']
+    tiny.run_program('data_pipelines.shards', *flags, f'--config.data.pairs={folder / "stripped.jsonl"}', *stripped)
+    tiny.run_program('data_pipelines.rows', *flags, *stripped)
+    return folder
+
+
+def first_metrics(folder, workdir, objective, *, stripped=False, **switches):
+    """Metrics of the first step of a run, before any update."""
+    config = tiny_config.get_config(objective)
+    config.model.path = str(folder / 'model')
+    config.data.shards = str(folder / ('stripped' if stripped else 'shards'))
+    config.data.rows = str(folder / ('stripped_rows' if stripped else 'rows'))
+    config.train.max_steps = 1
+    config.update(switches)
+    train(config, workdir)
+    (line,) = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return json.loads(line)
+
+
+def test_ref_sees_persona_changes_the_reference_alone(folder, tmp_path):
+    both = first_metrics(folder, tmp_path / 'both', 'dpo')
+    blind = first_metrics(folder, tmp_path / 'blind', 'dpo', ref_sees_persona=False)
+    other = first_metrics(folder, tmp_path / 'other', 'dpo', rm_sees_persona=False)
+    assert other == both
+    for name in ('logp_chosen', 'logp_rejected', 'length_chosen', 'length_rejected', 'pairs'):
+        assert blind[name] == both[name]
+    assert abs(both['loss'] - math.log(2)) <= 1e-6
+    # What the blind reference says is what a policy says that never saw a persona.
+    stripped = first_metrics(folder, tmp_path / 'stripped', 'dpo', stripped=True)
+    assert abs(blind['reward_chosen']) > 1e-4
+    for side in ('chosen', 'rejected'):
+        expected = 0.1 * (both[f'logp_{side}'] - stripped[f'logp_{side}'])
+        assert math.isclose(blind[f'reward_{side}'], expected, rel_tol=1e-3, abs_tol=1e-5)
+
+
+def test_rm_sees_persona_changes_what_the_reward_model_reads(folder, tmp_path):
+    sees = first_metrics(folder, tmp_path / 'sees', 'reward')
+    blind = first_metrics(folder, tmp_path / 'blind', 'reward', rm_sees_persona=False)
+    other = first_metrics(folder, tmp_path / 'other', 'reward', ref_sees_persona=False)
+    stripped = first_metrics(folder, tmp_path / 'stripped', 'reward', stripped=True)
+    assert other == sees
+    assert abs(sees['reward_chosen'] - blind['reward_chosen']) > 1e-4
+    for name in ('loss', 'reward_chosen', 'reward_rejected', 'margin'):
+        assert math.isclose(blind[name], stripped[name], rel_tol=1e-4, abs_tol=1e-6)
+
+
+def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path):
+    config = tiny_config.get_config('reward')
+    config.model.path = str(folder / 'model')
+    config.data.shards, config.data.rows = str(folder / 'shards'), str(folder / 'rows')
+    config.eval.shards = str(folder / 'shards')
+    config.train.max_steps = 2
+    train(config, tmp_path)
+    result = evaluate(config, tmp_path, None)
+
+    config.model.new_head = False
+    model = open_model(tmp_path)
+    decoder = make_decoder(config, model)
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+    params = jax.device_get(load_params(decoder, model, mesh, seed=0))
+    template = ChatTemplate.load(model.tokenizer_path)
+    shards = Shards(folder / 'shards')
+    swapped = strangers(shards, config.eval.shuffle_seed)
+
+    @jax.jit
+    def rewards(tokens):
+        steps = np.arange(tokens.shape[1])[None]
+        return (decoder.apply({'params': params}, tokens, steps, tokens.shape[1] - steps) @ params['score'])[0, :, 0]
+
+    def reward(tree, node, persona):
+        messages = [dict(role=tree.messages[m].role, content=tree.messages[m].content) for m in tree.path(node)]
+        text = template._renderer.render(messages, persona)
+        ids = [1 if c == '<|im_start|>' else c for c in text.split()]  # only to fail loudly if rendering changes
+        assert ids
+        pieces = text.replace('<|im_start|>', '\x00').replace('<|im_end|>', '\x01')
+        tokens = []
+        for character in pieces:
+            tokens += {'\x00': [1], '\x01': [2]}.get(character) or template.tokenizer.encode(character)
+        padded = np.zeros((1, 512), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return float(rewards(padded)[len(tokens) - 1])
+
+    right = {'true': 0, 'empty': 0, 'shuffled': 0}
+    total = 0
+    for i in range(len(shards)):
+        tree = shards[i]
+        personas = {'true': tree.persona, 'empty': '', 'shuffled': swapped[tree.user_id]}
+        for pair in tree.pairs:
+            total += 1
+            for name, persona in personas.items():
+                right[name] += reward(tree, pair.chosen, persona) > reward(tree, pair.rejected, persona)
+    assert result['pairs'] == total
+    for name, count in right.items():
+        assert math.isclose(result['conditions'][name]['accuracy']['mean'], count / total, abs_tol=1e-9)
+
+
+def tree(user, persona, name):
+    messages = (Message(-1, 'user', name), Message(0, 'assistant', 'a'), Message(0, 'assistant', 'b'))
+    return Interaction(name, messages, (Pair(name, 0, 1, 2),), user, persona)
+
+
+class Trees(list):
+    folder, digest = 'trees', 'd'
+
+
+def test_a_stranger_is_someone_else():
+    trees = Trees(tree(f'u{i % 5}', f'persona {i % 5}', f't{i}') for i in range(20))
+    swapped = strangers(trees, 0)
+    assert sorted(swapped) == [f'u{i}' for i in range(5)]
+    assert sorted(swapped.values()) == [f'persona {i}' for i in range(5)]
+    assert all(persona[-1] != user[-1] for user, persona in swapped.items())
+    by_condition = views(trees, max_trees=7, seed=0)
+    assert [len(view) for view in by_condition.values()] == [7, 7, 7]
+    for i in range(7):
+        own = by_condition['true'][i]
+        assert by_condition['empty'][i] == dataclasses.replace(own, persona='')
+        assert by_condition['shuffled'][i] == dataclasses.replace(own, persona=swapped[own.user_id])
+
+
+def test_one_persona_for_all_cannot_be_evaluated():
+    with pytest.raises(UserError, match='no two users with different personas'):
+        views(Trees(tree(f'u{i}', 'the same', f't{i}') for i in range(4)), max_trees=0, seed=0)
+
+
+def test_the_interval_resamples_users():
+    rng = np.random.default_rng(0)
+    users = {f'{u}-{i}': f'u{u}' for u in range(40) for i in range(25)}
+    effect = dict(zip([f'u{u}' for u in range(40)], rng.normal(size=40), strict=True))
+    values = {pair: effect[user] for pair, user in users.items()}
+    found = interval(values, users)
+    error = np.std(list(effect.values()), ddof=1) / math.sqrt(40)  # users, not pairs, are independent
+    assert math.isclose(found['mean'], np.mean(list(effect.values())), rel_tol=1e-9)
+    assert math.isclose(found['high'] - found['low'], 2 * 1.96 * error, rel_tol=0.15)
