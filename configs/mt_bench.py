@@ -26,7 +26,7 @@ def get_config(variant: str = 'dpo'):
     c.rows.pairs = 8
     c.train.batch_rows = 4
     c.train.accumulate = 4
-    c.train.max_steps = 40 if c.objective == 'reward' else 30
+    c.train.max_steps = 40 if c.objective == 'reward' else 20
     c.optimizer.clip = 1.0
     c.optimizer.schedule = 'linear'
     c.optimizer.warmup_steps = 5

@@ -28,17 +28,20 @@ from rlhi_jax.files import file_digest
 def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:
     """Usable preferences in order; every line is counted, as kept or by the reason it was dropped for.
 
-    Blank lines are no records and are passed over. A preference without an id gets `FILE:LINE`.
+    Blank lines are no records and are passed over. A preference without an id gets `FILE:LINE`, where files that share
+    a name are told apart by their place among the inputs (`2/FILE:LINE`).
     """
     seen = set()
-    for path in paths:
+    shared_names = Counter(path.name for path in paths)
+    for place, path in enumerate(paths, start=1):
+        name = path.name if shared_names[path.name] == 1 else f'{place}/{path.name}'
         with gzip.open(path, 'rb') if path.suffix == '.gz' else open(path, 'rb') as file:
             for number, line in enumerate(_lines(file, path), start=1):
                 if not line.strip():
                     continue
                 counts['lines_read'] += 1
                 try:
-                    preference = parse_preference(line, f'{path.name}:{number}')
+                    preference = parse_preference(line, f'{name}:{number}')
                     if preference.id in seen:
                         raise BadRecord('id_seen_before')
                 except BadRecord as bad:

@@ -23,17 +23,17 @@ def run_stage(work: Work, *, output: str, identity: Callable[[ConfigDict], dict[
       output: the config key that names the output folder, such as 'data.shards'.
       identity: digests of all that the output depends on; a finished folder with the same identity is kept as it is.
     """
-    config_flag = config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.')
-    overwrite = flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
+    config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
 
     def main() -> None:
-        config = check_config(config_flag.value)
+        config = check_config(flags.FLAGS.config)
         section, key = output.split('.')
         if not config[section][key]:
             raise UserError(f'config.{output} is empty: name the folder to write')
         folder = Path(config[section][key])
         wanted = identity(config)
-        if (folder / 'manifest.json').exists() and not overwrite.value:
+        if (folder / 'manifest.json').exists() and not flags.FLAGS.overwrite:
             manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
             if manifest.get('made_from') == wanted:
                 print(f'{folder}: up to date {json.dumps(manifest.get("counts"))}')
@@ -41,7 +41,7 @@ def run_stage(work: Work, *, output: str, identity: Callable[[ConfigDict], dict[
             raise UserError(
                 f'config.{output}: {folder} was made from other input or settings: pass --overwrite, or rename'
             )
-        with new_folder(folder, overwrite=overwrite.value) as temporary:
+        with new_folder(folder, overwrite=flags.FLAGS.overwrite) as temporary:
             counts = work(config, temporary)
         print(f'{folder}: {json.dumps(counts)}')
 

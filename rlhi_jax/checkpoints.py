@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from rlhi_jax.errors import UserError, one_line
@@ -85,6 +86,13 @@ def describe_model(
     write_json(folder / 'model.json', dict(spec=spec.to_json(), weights=weights, tokens=tokens, source=source))
 
 
+def params_digest(params: Any) -> str:
+    """A digest of all parameters' names, shapes and bytes."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {jax.tree_util.keystr(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    return digest(*(digest(name, list(leaf.shape), leaf.data.cast('B').tobytes()) for name, leaf in named.items()))
+
+
 def save_params(folder: Path, params: Any) -> None:
     """Write parameters as one Orbax checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
@@ -100,7 +108,7 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(model.params_path, abstract)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged file raises a bare Exception, from TensorStore
         raise UserError(
             f'{model.params_path} cannot be read as a {model.spec.family} {model.spec.head} model '
             f'({one_line(error)[:300]}): import the model or train it again'
@@ -140,7 +148,7 @@ class RunCheckpoints:
         )
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except Exception as error:  # a damaged file raises a bare Exception, from TensorStore
             path = self._manager.directory / str(step)
             raise UserError(
                 f'the checkpoint {path} cannot be read ({one_line(error)[:300]}): remove that folder to go on from the '

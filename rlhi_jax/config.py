@@ -89,12 +89,10 @@ def base_config() -> ConfigDict:
     return c.lock()
 
 
-def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+def define_flags() -> None:
     """The flags that every configured program has: --config with overrides, and --workdir."""
-    return (
-        config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.'),
-        flags.DEFINE_string('workdir', None, 'Folder of this run.'),
-    )
+    config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.')
+    flags.DEFINE_string('workdir', None, 'Folder of this run.')
 
 
 def workdir_path(workdir: str | None) -> Path:

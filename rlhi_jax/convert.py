@@ -10,30 +10,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
-import numpy as np
 from absl import flags
 from jax.sharding import SingleDeviceSharding
 
 from rlhi_jax import errors
-from rlhi_jax.checkpoints import describe_model, open_model, restore_params, save_params
+from rlhi_jax.checkpoints import describe_model, open_model, params_digest, restore_params, save_params
 from rlhi_jax.conversion import gguf, hf
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, new_folder, read_json, write_bytes, write_json
+from rlhi_jax.files import new_folder, read_json, write_bytes, write_json
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.run import init_params
 from rlhi_jax.tokenizers import load_tokenizer
 from rlhi_jax.tokenizers.template import ChatTemplate, extend, layouts, special_tokens
-
-_SOURCE = flags.DEFINE_string('source', None, 'import: hf:DIR or gguf:FILE.')
-_TO = flags.DEFINE_string('to', None, 'Folder to write.')
-_TEMPLATE = flags.DEFINE_string('template', None, "import: one of our own chat layouts, instead of the model's.")
-_PERSONA_IN = flags.DEFINE_string('persona_in', 'user', 'import: where the persona stands, user or system.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'export: a model folder or a workdir.')
-_STEP = flags.DEFINE_integer('step', None, 'export: a step of the workdir; the latest if not given.')
-_DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the weights.')
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
 
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
                     'added_tokens.json', 'generation_config.json')  # fmt: skip
@@ -92,16 +83,7 @@ def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, ov
         hf.write_params(folder, params, model.spec, dtype=dtype)
 
 
-def params_digest(params: Any) -> str:
-    """A digest of all parameters' names, shapes and bytes."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
-    return digest(*(digest(name, list(leaf.shape), leaf.data.cast('B').tobytes()) for name, leaf in named.items()))
-
-
 def _host_params(spec: ModelSpec) -> Any:
-    import flax.linen as nn
-
     abstract = nn.unbox(jax.eval_shape(lambda: init_params(Decoder(spec), jax.random.key(0))))
     sharding = SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
@@ -140,20 +122,42 @@ def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {name: generation.get(name, config.get(name)) for name in names}
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string('source', None, 'import: hf:DIR or gguf:FILE.')
+    flags.DEFINE_string('to', None, 'Folder to write.')
+    flags.DEFINE_string('template', None, "import: one of our own chat layouts, instead of the model's.")
+    flags.DEFINE_string('persona_in', 'user', 'import: where the persona stands, user or system.')
+    flags.DEFINE_string('checkpoint', None, 'export: a model folder or a workdir.')
+    flags.DEFINE_integer('step', None, 'export: a step of the workdir; the latest if not given.')
+    flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the weights.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
+
+
 def main(command: str) -> None:
     needed = {'import': ('source', 'to'), 'export': ('checkpoint', 'to')}[command]
     for name in needed:
         if not flags.FLAGS[name].value:
             raise UserError(f'--{name} is missing: {command} needs {" and ".join("--" + each for each in needed)}')
-    to = Path(_TO.value).absolute()
+    to = Path(flags.FLAGS.to).absolute()
     if command == 'import':
         import_model(
-            _SOURCE.value, to, template=_TEMPLATE.value, persona_in=_PERSONA_IN.value, overwrite=_OVERWRITE.value
+            flags.FLAGS.source,
+            to,
+            template=flags.FLAGS.template,
+            persona_in=flags.FLAGS.persona_in,
+            overwrite=flags.FLAGS.overwrite,
         )
     else:
-        export_model(Path(_CHECKPOINT.value), to, step=_STEP.value, dtype=_DTYPE.value, overwrite=_OVERWRITE.value)
+        export_model(
+            Path(flags.FLAGS.checkpoint),
+            to,
+            step=flags.FLAGS.step,
+            dtype=flags.FLAGS.dtype,
+            overwrite=flags.FLAGS.overwrite,
+        )
     print(f'wrote {to}')
 
 
 if __name__ == '__main__':
+    _define_flags()
     errors.run(main, commands=('import', 'export'))

@@ -37,9 +37,6 @@ from rlhi_jax.scoring import ReplyScores, pair_scores
 from rlhi_jax.sharding import check_fit, make_mesh
 from rlhi_jax.tokenizers.template import ChatTemplate
 
-_CONFIG, _WORKDIR = define_flags()
-_STEP = flags.DEFINE_integer('step', None, 'Step of the workdir to evaluate; the latest if not given.')
-
 CONDITIONS = ('true', 'empty', 'shuffled')
 RESAMPLES = 2000
 
@@ -209,14 +206,16 @@ def _shown(value: dict[str, float]) -> str:
 
 
 def main() -> None:
-    config = check_config(_CONFIG.value)
+    config = check_config(flags.FLAGS.config)
     require(config, 'eval.shards')
-    workdir = workdir_path(_WORKDIR.value)
+    workdir = workdir_path(flags.FLAGS.workdir)
     distributed.start()
-    result = evaluate(config, workdir, _STEP.value)
+    result = evaluate(config, workdir, flags.FLAGS.step)
     if distributed.is_main():
         print_table(result)
 
 
 if __name__ == '__main__':
+    define_flags()
+    flags.DEFINE_integer('step', None, 'Step of the workdir to evaluate; the latest if not given.')
     errors.run(main)

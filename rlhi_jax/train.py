@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,12 +30,10 @@ from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.progress import Progress
 from rlhi_jax.reference import ReferenceCache, missing_rows, with_reference
-from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh, open_rows, sees_persona
+from rlhi_jax.run import RowScorer, abstract_params, load_params, make_decoder, on_mesh, open_rows, sees_persona
 from rlhi_jax.scoring import Params
 from rlhi_jax.sharding import batch_sharding, check_fit, local_rows, make_mesh, replicated, to_global
 from rlhi_jax.train_step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
-
-_CONFIG, _WORKDIR = define_flags()
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -104,10 +103,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 if stopping:
                     break
         checkpoints.close()
-        if log:
-            log.close()
-            if int(state.step) < num_steps:
-                print(f'stopped at step {int(state.step)} of {num_steps}, saved: the same command goes on from there')
+    if log:
+        log.close()
+        reached = int(state.step)
+        rest = 'the same command goes on from there' if reached < num_steps else 'the run is complete'
+        print(f'{workdir}: saved at step {reached} of {num_steps}; {rest}')
 
 
 class _Pending:
@@ -186,18 +186,15 @@ def _first_state(
     checkpoints: RunCheckpoints,
 ) -> TrainState:
     """The newest checkpoint's state, or that of step 0."""
-    params = load_params(decoder, model, mesh, seed=config.seed)
-    shardings = jax.tree.map(lambda x: x.sharding, params)
-    shapes = jax.eval_shape(optimizer.init, params)
-    state_shardings = _like_params(shapes, params, shardings, replicated(mesh))
+    abstract = abstract_params(decoder, mesh)
+    shapes = jax.eval_shape(optimizer.init, abstract)
+    shardings = _like_params(shapes, abstract, jax.tree.map(lambda x: x.sharding, abstract), replicated(mesh))
     step = checkpoints.latest_step
     if step is None:
-        opt_state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
+        params = load_params(decoder, model, mesh, seed=config.seed)
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
         return TrainState(_scalar(0, mesh), params, opt_state)
-    abstract = abstract_with_shardings(params, shardings)
-    del params
-    abstract_opt = abstract_with_shardings(shapes, state_shardings)
-    params, opt_state, progress = checkpoints.restore(step, abstract, abstract_opt)
+    params, opt_state, progress = checkpoints.restore(step, abstract, abstract_with_shardings(shapes, shardings))
     return TrainState(_scalar(progress['step'], mesh), params, opt_state)
 
 
@@ -248,9 +245,9 @@ def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:
 
 
 def main() -> None:
-    config = check_config(_CONFIG.value)
+    config = check_config(flags.FLAGS.config)
     require(config, 'model.path', 'data.shards', 'data.rows')
-    workdir = workdir_path(_WORKDIR.value)
+    workdir = workdir_path(flags.FLAGS.workdir)
     # Loading NumPy files and tokenizers must not fork threads into a fight for the cores that XLA uses.
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     distributed.start()
@@ -258,4 +255,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    define_flags()
     errors.run(main)

@@ -5,10 +5,12 @@ import json
 import math
 
 import jax
+import jinja2
 import numpy as np
 import pytest
 import tiny
 import tiny_config
+import tokenizers
 
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.data.shards import Shards
@@ -17,7 +19,6 @@ from rlhi_jax.errors import UserError
 from rlhi_jax.evaluate import evaluate, interval, strangers, views
 from rlhi_jax.run import load_params, make_decoder
 from rlhi_jax.sharding import make_mesh
-from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.train import train
 
 
@@ -87,7 +88,6 @@ def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path
     decoder = make_decoder(config, model)
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
     params = jax.device_get(load_params(decoder, model, mesh, seed=0))
-    template = ChatTemplate.load(model.tokenizer_path)
     shards = Shards(folder / 'shards')
     swapped = strangers(shards, config.eval.shuffle_seed)
 
@@ -96,18 +96,16 @@ def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path
         steps = np.arange(tokens.shape[1])[None]
         return (decoder.apply({'params': params}, tokens, steps, tokens.shape[1] - steps) @ params['score'])[0, :, 0]
 
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    chat = environment.from_string((model.tokenizer_path / 'chat_template.jinja').read_text(encoding='utf-8'))
+    tokenizer = tokenizers.Tokenizer.from_file(str(model.tokenizer_path / 'tokenizer.json'))
+
     def reward(tree, node, persona):
         messages = [dict(role=tree.messages[m].role, content=tree.messages[m].content) for m in tree.path(node)]
-        text = template._renderer.render(messages, persona)
-        ids = [1 if c == '<|im_start|>' else c for c in text.split()]  # only to fail loudly if rendering changes
-        assert ids
-        pieces = text.replace('<|im_start|>', '\x00').replace('<|im_end|>', '\x01')
-        tokens = []
-        for character in pieces:
-            tokens += {'\x00': [1], '\x01': [2]}.get(character) or template.tokenizer.encode(character)
+        ids = tokenizer.encode(chat.render(messages=messages, persona=persona), add_special_tokens=False).ids
         padded = np.zeros((1, 512), np.int32)
-        padded[0, : len(tokens)] = tokens
-        return float(rewards(padded)[len(tokens) - 1])
+        padded[0, : len(ids)] = ids
+        return float(rewards(padded)[len(ids) - 1])
 
     right = {'true': 0, 'empty': 0, 'shuffled': 0}
     total = 0

@@ -76,30 +76,34 @@ def causal_lm(folder, **options):
 
 def prompts() -> list[str]:
     """Twenty requests of real text."""
-    path = SHARED_DATA / 'eval/mt_bench/question.jsonl'
-    if path.exists():
-        questions = (json.loads(line)['turns'][0] for line in path.read_text().splitlines())
-        return [text for text in questions if len(text) < 500][::3][:20]
+    name = 'eval/mt_bench/question.jsonl'
+    if (SHARED_DATA / name).exists():
+        questions = (json.loads(line)['turns'][0] for line in lines(name))
+        return [text for text in questions if len(text) < 300][:20]
     topics = ['tides', 'sourdough bread', 'binary search', 'the French Revolution', 'black holes']
     forms = ['Explain {} to a child.', 'Write a short poem about {}.', 'List three facts about {}.', 'Why study {}?']
     return [form.format(topic) for topic in topics for form in forms]
 
 
-def greedy(model, tokenizer, texts: list[str]) -> tuple[np.ndarray, list[int], list[int]]:
-    """transformers' own greedy tokens: rows of prompt + reply padded at the end [B, T], prompt and total lengths."""
+def greedy(model, tokenizer, texts: list[str]) -> list[tuple[int, list[int]]]:
+    """transformers' own greedy tokens: for each text the prompt's length, and the ids of prompt and reply."""
     import torch
 
-    rows, starts = [], []
-    for text in texts:
-        chat = [{'role': 'user', 'content': text}]
-        options = dict(add_generation_prompt=True, return_tensors='pt', return_dict=True)
-        inputs = tokenizer.apply_chat_template(chat, persona='Likes tea.', **options)
-        with torch.no_grad():
-            rows.append(model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)[0].tolist())
-        starts.append(inputs['input_ids'].shape[1])
-    ends = [len(row) for row in rows]
-    assert max(starts) <= 200
-    return np.array([row + [2] * (max(ends) - len(row)) for row in rows]), starts, ends
+    chats = [[{'role': 'user', 'content': text}] for text in texts]
+    options = dict(add_generation_prompt=True, padding=True, return_tensors='pt', return_dict=True)
+    tokenizer.padding_side = 'left'
+    inputs = tokenizer.apply_chat_template(chats, persona='Likes tea.', **options)
+    with torch.no_grad():
+        rows = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS).tolist()
+    width, eos = inputs['input_ids'].shape[1], model.config.eos_token_id
+    found = []
+    for row, mask in zip(rows, inputs['attention_mask'], strict=True):
+        reply = row[width:]
+        reply = reply[: reply.index(eos) + 1] if eos in reply else reply
+        start = int(mask.sum())
+        found.append((start, row[width - start : width] + reply))
+    assert max(start for start, _ in found) <= 200
+    return found
 
 
 def test_logits_and_greedy_tokens(folders, theirs):
@@ -107,29 +111,39 @@ def test_logits_and_greedy_tokens(folders, theirs):
     import torch
 
     from_export = causal_lm(folders.exported)
-    tokens_BT, starts, ends = greedy(from_export, theirs, prompts())
-    models = [from_export, causal_lm(folders.gguf.parent, gguf_file=folders.gguf.name)]
+    rows = sorted(greedy(from_export, theirs, prompts()), key=lambda row: len(row[1]))
+    from_gguf = causal_lm(folders.gguf.parent, gguf_file=folders.gguf.name)
+    weights = from_gguf.state_dict()
+    assert weights.keys() == from_export.state_dict().keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in from_export.state_dict().items())
     decoder, params = Decoder(folders.spec), jax.device_put(folders.params)
 
     @jax.jit
-    def logits_of(params, tokens_T):
-        position_1T = jnp.arange(tokens_T.shape[0])[None]
-        extent_1T = tokens_T.shape[0] - position_1T
-        hidden_1TD = decoder.apply({'params': params}, tokens_T[None], position_1T, extent_1T)
-        return hidden_1TD[0] @ output_matrix(params).T
+    def logits_of(params, tokens_BT):
+        position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        extent_BT = tokens_BT.shape[1] - position_BT
+        hidden_BTD = decoder.apply({'params': params}, tokens_BT, position_BT, extent_BT)
+        return hidden_BTD @ output_matrix(params).T
 
+    longest = max(len(ids) for _, ids in rows)
     worst, undecided, checked = 0.0, 0, 0
-    for tokens_T, start, end in zip(tokens_BT, starts, ends, strict=True):
-        ours_TV = np.asarray(logits_of(params, tokens_T))[:end]
-        for model in models:
+    for at in range(0, len(rows), 5):  # padding stands at the end, where no real token sees it
+        batch = rows[at : at + 5]
+        tokens_BT = np.array([ids + [2] * (longest - len(ids)) for _, ids in batch])
+        ours_BTV = np.asarray(logits_of(params, tokens_BT))
+        for model in [from_export, from_gguf] if at == 0 else [from_export]:  # of equal weights; a batch shows the rest
             with torch.no_grad():
-                expected_TV = model(torch.tensor(tokens_T[None, :end])).logits[0].numpy()
-            worst = max(worst, float(np.abs(ours_TV - expected_TV).max()))
-        top2 = np.partition(ours_TV[start - 1 : end - 1], -2, axis=-1)[:, -2:]
-        differs = ours_TV[start - 1 : end - 1].argmax(-1) != tokens_T[start:end]
-        undecided += int(differs.sum())
-        assert (top2.max(-1) - top2.min(-1))[differs].max(initial=0) <= 2e-3
-        checked += end - start
+                expected_BTV = model(torch.tensor(tokens_BT)).logits.numpy()
+            for b, (_, ids) in enumerate(batch):
+                difference = np.abs(ours_BTV[b, : len(ids)] - expected_BTV[b, : len(ids)]).max()
+                worst = max(worst, float(difference))
+        for ours_TV, (start, ids) in zip(ours_BTV, batch, strict=True):
+            reply_TV = ours_TV[start - 1 : len(ids) - 1]
+            top2 = np.partition(reply_TV, -2, axis=-1)[:, -2:]
+            differs = reply_TV.argmax(-1) != ids[start:]
+            assert np.ptp(top2, axis=-1)[differs].max(initial=0) <= 2e-3
+            undecided += int(differs.sum())
+            checked += len(ids) - start
     print(f'max |logit difference| {worst:.2e}; {checked} greedy tokens, {undecided} of them ties within 2e-3')
     assert worst <= 1e-3
     assert checked >= 20 * 16 and undecided <= 3
@@ -140,6 +154,8 @@ def test_export_and_import_again(folders, tmp_path):
     again, first = open_model(tmp_path / 'again'), open_model(folders.ours)
     assert (again.weights, again.spec, again.tokens) == (first.weights, first.spec, first.tokens)
     for path in first.tokenizer_path.iterdir():
+        if path.name == 'generation_config.json':  # an export asks for the sampling that training saw
+            continue
         assert (again.tokenizer_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
@@ -157,7 +173,7 @@ def two_replies(request: str, *, persona: str) -> Interaction:
 
 
 def test_reward_model(folders, theirs, tmp_path):
-    """Scores of replies in shared rows are those of whole conversations in transformers, alone and in padded batches."""
+    """Scores of replies in shared rows are those of whole conversations in transformers, alone and padded."""
     import torch
     import transformers
 
@@ -210,10 +226,14 @@ def test_reward_model(folders, theirs, tmp_path):
 # ---- Token ids of real text ----
 
 
+def lines(name: str) -> list[str]:
+    return (SHARED_DATA / name).read_text(encoding='utf-8').strip().split('\n')  # texts hold other line separators
+
+
 def wildchat():
     """Conversations of as many languages as there are, in turns."""
     by_language = {}
-    for line in (SHARED_DATA / 'wildchat/conversations.jsonl').read_text().splitlines():
+    for line in lines('wildchat/conversations.jsonl'):
         record = json.loads(line)
         language = by_language.setdefault(record['metadata'].get('language'), [])
         language.append([message['content'] for message in record['messages']])
@@ -223,7 +243,7 @@ def wildchat():
 
 
 def real_human_eval():
-    for line in (SHARED_DATA / 'realhumaneval/chat.jsonl').read_text().splitlines():
+    for line in lines('realhumaneval/chat.jsonl'):
         record = json.loads(line)
         yield [message['content'] for message in record['messages'] if message['role'] != 'system'] + [
             record['response']

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import tokenizers
 
-from rlhi_jax.checkpoints import describe_model, save_params
-from rlhi_jax.convert import params_digest
+from rlhi_jax.checkpoints import describe_model, params_digest, save_params
 from rlhi_jax.files import write_json
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.spec import ModelSpec

@@ -19,12 +19,6 @@ from absl import flags
 from rlhi_jax.errors import UserError, run
 from rlhi_jax.files import digest, file_digest, new_folder, write_bytes, write_json
 
-_VOTES = flags.DEFINE_string('votes', None, 'votes.jsonl: one human vote a line.')
-_TO = flags.DEFINE_string('to', None, 'Folder to write.')
-_FOLDS = flags.DEFINE_integer('folds', 5, 'Questions are split into this many folds by a hash of their id.')
-_FOLD = flags.DEFINE_integer('fold', 0, 'The fold that is held out.')
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
-
 MIN_VOTES = 5  # a persona from fewer votes says nothing
 
 TASTES: dict[str, Callable[[str], float]] = {
@@ -100,24 +94,33 @@ def preferences(votes: list[dict[str, Any]], *, folds: int, fold: int) -> tuple[
     return train, heldout
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string('votes', None, 'votes.jsonl: one human vote a line.')
+    flags.DEFINE_string('to', None, 'Folder to write.')
+    flags.DEFINE_integer('folds', 5, 'Questions are split into this many folds by a hash of their id.')
+    flags.DEFINE_integer('fold', 0, 'The fold that is held out.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
+
+
 def main() -> None:
-    for flag in (_VOTES, _TO):
-        if not flag.value:
-            raise UserError(f'--{flag.name} is missing')
-    path = Path(_VOTES.value)
+    for name in ('votes', 'to'):
+        if not flags.FLAGS[name].value:
+            raise UserError(f'--{name} is missing')
+    path = Path(flags.FLAGS.votes)
     if not path.is_file():
         raise UserError(f'--votes={path} does not exist')
     counts: Counter = Counter()
-    train, heldout = preferences(read_votes(path, counts), folds=_FOLDS.value, fold=_FOLD.value)
+    train, heldout = preferences(read_votes(path, counts), folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
     counts.update(train=len(train), heldout=len(heldout), with_persona=sum(bool(r['persona']) for r in train + heldout))
-    with new_folder(Path(_TO.value), overwrite=_OVERWRITE.value) as folder:
+    with new_folder(Path(flags.FLAGS.to), overwrite=flags.FLAGS.overwrite) as folder:
         for name, records in (('train', train), ('heldout', heldout)):
             lines = (json.dumps(record, ensure_ascii=False) + '\n' for record in records)
             write_bytes(folder / f'{name}.jsonl', ''.join(lines).encode())
-        made_from = dict(votes=file_digest(path), folds=_FOLDS.value, fold=_FOLD.value)
+        made_from = dict(votes=file_digest(path), folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
         write_json(folder / 'manifest.json', dict(stage='sources.mt_bench', made_from=made_from, counts=counts))
-    print(f'{_TO.value}: {json.dumps(counts)}')
+    print(f'{flags.FLAGS.to}: {json.dumps(counts)}')
 
 
 if __name__ == '__main__':
+    _define_flags()
     run(main)

@@ -16,13 +16,6 @@ from absl import flags
 from rlhi_jax.errors import UserError, run
 from rlhi_jax.files import new_folder, write_bytes, write_json
 
-_TO = flags.DEFINE_string('to', None, 'Folder to write.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of who asks what.')
-_USERS = flags.DEFINE_integer('users', 8, 'Users, half of each taste.')
-_TRAIN = flags.DEFINE_integer('train', 96, 'Training pairs.')
-_HELDOUT = flags.DEFINE_integer('heldout', 32, 'Held-out pairs.')
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
-
 REQUESTS = ('How do I {}?', 'Any tips to {}?', 'I want to {}. Where do I start?', 'What should I know to {}?')
 TOPICS = {
     'grow tomatoes': ('pick a sunny spot', 'water the roots', 'tie up the stems'),
@@ -80,23 +73,36 @@ def preferences(count: int, topics: list[str], users: int, rng: np.random.Genera
     return records
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string('to', None, 'Folder to write.')
+    flags.DEFINE_integer('seed', 0, 'Seed of who asks what.')
+    flags.DEFINE_integer('users', 8, 'Users, half of each taste.')
+    flags.DEFINE_integer('train', 96, 'Training pairs.')
+    flags.DEFINE_integer('heldout', 32, 'Held-out pairs.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
+
+
 def main() -> None:
-    if not _TO.value:
+    if not flags.FLAGS.to:
         raise UserError('--to is missing: name the folder to write')
-    if _USERS.value < 2 or _USERS.value % 2:
-        raise UserError(f'--users={_USERS.value}: it must be even, half of each taste')
-    rng = np.random.default_rng(_SEED.value)
+    if flags.FLAGS.users < 2 or flags.FLAGS.users % 2:
+        raise UserError(f'--users={flags.FLAGS.users}: it must be even, half of each taste')
+    rng = np.random.default_rng(flags.FLAGS.seed)
     topics = sorted(TOPICS)
     rng.shuffle(topics)
-    splits = {'heldout': (_HELDOUT.value, topics[:HELDOUT_TOPICS]), 'train': (_TRAIN.value, topics[HELDOUT_TOPICS:])}
-    with new_folder(Path(_TO.value), overwrite=_OVERWRITE.value) as folder:
+    splits = {
+        'heldout': (flags.FLAGS.heldout, topics[:HELDOUT_TOPICS]),
+        'train': (flags.FLAGS.train, topics[HELDOUT_TOPICS:]),
+    }
+    with new_folder(Path(flags.FLAGS.to), overwrite=flags.FLAGS.overwrite) as folder:
         for name, (count, own) in splits.items():
-            lines = (json.dumps(record) + '\n' for record in preferences(count, own, _USERS.value, rng))
+            lines = (json.dumps(record) + '\n' for record in preferences(count, own, flags.FLAGS.users, rng))
             write_bytes(folder / f'{name}.jsonl', ''.join(lines).encode())
         counts = {name: count for name, (count, _) in splits.items()}
-        write_json(folder / 'manifest.json', dict(stage='sources.opposites', seed=_SEED.value, counts=counts))
-    print(f'{_TO.value}: {json.dumps(counts)}')
+        write_json(folder / 'manifest.json', dict(stage='sources.opposites', seed=flags.FLAGS.seed, counts=counts))
+    print(f'{flags.FLAGS.to}: {json.dumps(counts)}')
 
 
 if __name__ == '__main__':
+    _define_flags()
     run(main)

@@ -88,7 +88,10 @@ def batches(
 
     def load(step: int) -> Row:
         numbers = order[step]
-        rows = [read(numbers[place]) for place in places]
+        try:
+            rows = [read(numbers[place]) for place in places]
+        except StopIteration as error:  # it would pass for the end of the data
+            raise RuntimeError(f'reading a row of step {step} raised StopIteration') from error
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     steps = grain.MapDataset.range(first_step, max(first_step, num_steps)).map(load)

@@ -14,10 +14,10 @@ siblings; a reply that the user was unhappy with usually lies on the trunk, sinc
 
 import dataclasses
 import json
-import math
 from typing import Any
 
 ROLES = ('user', 'assistant')
+MAX_WEIGHT = 1e30  # of one pair; sums over a batch stay finite in float32
 
 
 class BadRecord(Exception):
@@ -136,8 +136,8 @@ def parse_preference(line: bytes | str, default_id: str) -> Preference:
     _check_roles(prompt, chosen, rejected)
     if chosen == rejected:
         raise BadRecord('chosen_equals_rejected')
-    weight = record.get('weight', 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+    weight = 1.0 if record.get('weight') is None else record['weight']
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
         raise BadRecord('weight_not_a_number_from_0')
     texts = {name: record.get(name) for name in ('id', 'persona', 'user_id')}
     for name, text in texts.items():
