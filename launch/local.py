@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 
+STOPPED = 75  # a run that saved because it was told to stop; its companions are about to end likewise
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -39,7 +41,7 @@ def launch(command: list[str], processes: int) -> int:
     signal.signal(signal.SIGINT, pass_on)
     status = 0
     while any(process.poll() is None for process in running):
-        failed = [process.returncode for process in running if process.poll() not in (None, 0)]
+        failed = [process.returncode for process in running if process.poll() not in (None, 0, STOPPED)]
         if failed and not status:
             status = failed[0]
             for process in running:

@@ -19,25 +19,35 @@ create() {
 }
 
 set_up() {
-  # What is committed, and nothing else, is what runs.
+  # What is committed, and nothing else, is what runs. TPU images bring an older Python, so uv brings one.
   git archive --format=tar.gz -o /tmp/rlhi_jax.tar.gz HEAD &&
     tpu scp /tmp/rlhi_jax.tar.gz "$TPU:~/rlhi_jax.tar.gz" --worker=all &&
     workers 'mkdir -p ~/rlhi_jax && tar xzf ~/rlhi_jax.tar.gz -C ~/rlhi_jax && cd ~/rlhi_jax &&
-      python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]"'
+      python3 -m pip install -q --user uv && python3 -m uv venv -q --allow-existing --python 3.11 .venv &&
+      python3 -m uv pip install -q --python .venv/bin/python -e ".[tpu]"'
+}
+
+give_up() {
+  echo "error: $1" >&2
+  exit 1
 }
 
 printf -v command '%q ' "$@"
+failures=0
 while true; do
+  [ "$failures" -lt 5 ] || give_up 'the pod could not be made ready in 5 tries: see the messages above'
   case "$(state)" in
     READY) ;;
-    '') create || { sleep 60; continue; } ;;
+    '') create || { failures=$((failures + 1)); sleep 60; continue; } ;;
     CREATING | STARTING | RESTARTING) sleep 20; continue ;;
     *) tpu delete "$TPU" --quiet; continue ;; # PREEMPTED, TERMINATED, STOPPED
   esac
-  set_up || { sleep 20; continue; }
+  set_up || { failures=$((failures + 1)); sleep 60; continue; }
+  failures=0
   workers "cd ~/rlhi_jax && . .venv/bin/activate && RLHI_COORDINATOR=auto $command" && exit 0
   status=$?
-  # A program that failed on a healthy pod would fail again; a pod that is gone was preempted.
-  [ "$(state)" = READY ] && exit "$status"
-  echo "the pod is $(state): starting again" >&2
+  sleep 60 # the state of a pod just preempted lags behind
+  # 75: the run saved because the pod was going away. Any other failure on a healthy pod would come again.
+  [ "$(state)" = READY ] && [ "$status" -ne 75 ] && exit "$status"
+  echo "the run ended with status $status on a pod that is $(state): starting again" >&2
 done

@@ -90,7 +90,7 @@ def params_digest(params: Any) -> str:
     """A digest of all parameters' names, shapes and bytes."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {jax.tree_util.keystr(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
-    return digest(*(digest(name, list(leaf.shape), leaf.data.cast('B').tobytes()) for name, leaf in named.items()))
+    return digest(*(digest(name, list(leaf.shape), leaf.data.cast('B')) for name, leaf in named.items()))
 
 
 def save_params(folder: Path, params: Any) -> None:

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict, config_flags
 
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest
 from rlhi_jax.models.decoder import REMAT_POLICIES
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.objectives.dpo import VARIANTS
@@ -36,6 +35,7 @@ def base_config() -> ConfigDict:
     c.data.pairs = ''  # preference JSONL, in
     c.data.shards = ''  # interaction shards
     c.data.rows = ''  # row plan
+    c.data.reference = ''  # cache of reference log-probabilities, to share between runs; '': in the workdir
     c.data.trees_per_shard = 1000
     c.data.threads = 2  # that read rows ahead
 
@@ -140,7 +140,9 @@ def check_config(config: ConfigDict) -> ConfigDict:
             'optimizer.warmup_steps',
             'optimizer.learning_rate',
             'optimizer.clip',
-            'dpo.beta',
+            'optimizer.eps',
+            'optimizer.weight_decay',
+            'reward.center',
         ),
     }
     for bound, names in at_least.items():
@@ -148,6 +150,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
             value = _lookup(config, name)
             if not math.isfinite(value) or value < bound:
                 raise UserError(f'config.{name} is {value}: it must be at least {bound}')
+    if not config.dpo.beta > 0:
+        raise UserError(f'config.dpo.beta is {config.dpo.beta}: it must be above 0')
     if not 0 <= config.dpo.label_smoothing < 0.5:
         raise UserError(f'config.dpo.label_smoothing is {config.dpo.label_smoothing}: it must be in [0, 0.5)')
     if config.train.batch_rows % config.train.accumulate:
@@ -174,8 +178,8 @@ def require(config: ConfigDict, *names: str) -> None:
             raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')
 
 
-def training_digest(config: ConfigDict) -> tuple[str, dict[str, Any]]:
-    """What decides the trained parameters, and its digest: a resumed run must agree on all of it.
+def training_settings(config: ConfigDict) -> dict[str, Any]:
+    """The settings that decide the trained parameters: a resumed run must agree on all of them.
 
     Left out: what may change between restarts (mesh, paths, logging, checkpoint times, evaluation).
     """
@@ -183,7 +187,7 @@ def training_digest(config: ConfigDict) -> tuple[str, dict[str, Any]]:
     for name in ('mesh', 'data', 'log', 'checkpoint', 'eval'):
         del kept[name]
     del kept['model']['path']
-    return digest(kept), kept
+    return kept
 
 
 def _lookup(config: ConfigDict, name: str) -> Any:

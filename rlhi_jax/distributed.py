@@ -4,6 +4,7 @@ import os
 import signal
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from rlhi_jax.errors import UserError
@@ -41,6 +42,22 @@ def is_main() -> bool:
 def barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def check_agreement(value: str, what: str) -> None:
+    """Refuse to go on where processes see different things: they would wait for each other forever.
+
+    Args:
+      value: hex digits of a digest of what this process sees.
+      what: what it is, for the message.
+
+    Raises:
+      UserError: another process sees something else.
+    """
+    if jax.process_count() > 1:
+        own = np.frombuffer(bytes.fromhex(value)[:4], np.int32)
+        if len(set(multihost_utils.process_allgather(own).ravel().tolist())) > 1:
+            raise UserError(f'the processes do not agree on {what}: name a folder that all hosts mount')
 
 
 class Preemption:

@@ -36,11 +36,17 @@ from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh, sees_per
 from rlhi_jax.scoring import ReplyScores, pair_scores
 from rlhi_jax.sharding import check_fit, make_mesh
 from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.workdir import refuse_another_run, run_identity
 
 CONDITIONS = ('true', 'empty', 'shuffled')
 RESAMPLES = 2000
 
 Values = dict[str, dict[str, float]]  # pair id -> metric -> value
+
+
+def user_of(tree: Interaction) -> str:
+    """Who is asking; a tree without a user id is a user of its own."""
+    return tree.user_id or f'tree {tree.id}'
 
 
 def strangers(trees: Shards | View, seed: int) -> dict[str, str]:
@@ -49,7 +55,7 @@ def strangers(trees: Shards | View, seed: int) -> dict[str, str]:
     for index in range(len(trees)):
         tree = trees[index]
         if tree.persona:
-            personas.setdefault(tree.user_id, tree.persona)
+            personas.setdefault(user_of(tree), tree.persona)
     users = sorted(personas)
     np.random.default_rng(seed).shuffle(users)
     swapped = dict(zip(users, [personas[user] for user in users[1:] + users[:1]], strict=True))
@@ -63,7 +69,7 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
       UserError: fewer than two users have different personas.
     """
     swapped = strangers(trees, seed)
-    chosen = [i for i in range(len(trees)) if trees[i].persona and trees[i].user_id in swapped]
+    chosen = [i for i in range(len(trees)) if trees[i].persona != swapped.get(user_of(trees[i]), trees[i].persona)]
     if not chosen:
         raise UserError(
             f'config.eval.shards: {trees.folder} has no two users with different personas, so what a persona is worth '
@@ -73,7 +79,7 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
         chosen = sorted(sorted(chosen, key=lambda i: digest(trees[i].id))[:max_trees])
 
     def stranger(tree: Interaction) -> Interaction:
-        return dataclasses.replace(tree, persona=swapped[tree.user_id])
+        return dataclasses.replace(tree, persona=swapped[user_of(tree)])
 
     edits: dict[str, Callable] = dict(true=lambda tree: tree, empty=without_persona, shuffled=stranger)
     return {name: View(trees, chosen, edits[name], digest(trees.digest, chosen, name, seed)) for name in CONDITIONS}
@@ -134,14 +140,15 @@ def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[st
 
 
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
-    """Score the held-out pairs under each condition; writes WORKDIR/evaluation/STEP.json and returns what it holds.
+    """Score the held-out pairs under each condition; returns what it writes to WORKDIR/evaluation/step-N-data-D.json.
 
     Raises:
-      UserError: the workdir or the held-out shards are missing, damaged or empty.
+      UserError: the workdir or the held-out shards are missing, damaged or empty, or the run had other settings.
     """
     objective = OBJECTIVES[config.objective]
     trained = open_model(workdir, step)
-    initial = open_model(config.model.path) if objective.uses_reference else None
+    start = open_model(config.model.path)
+    refuse_another_run(workdir, run_identity(config, start))
     mesh = make_mesh(config.mesh.to_dict())
     config = config.copy_and_resolve_references()
     config.model.new_head = False  # the workdir has its head
@@ -155,18 +162,21 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     with on_mesh(mesh):
         scores = _score(config, decoder, trained, readers, mesh, 'evaluate')
         references: dict[str, np.ndarray | None] = dict.fromkeys(CONDITIONS)
-        if initial is not None:
+        if objective.uses_reference:
             ref_readers = {n: dataclasses.replace(r, sees_persona=config.ref_sees_persona) for n, r in readers.items()}
-            references = _score(config, decoder, initial, ref_readers, mesh, 'reference')
+            references = _score(config, decoder, start, ref_readers, mesh, 'reference')
     by_condition = {
         name: pair_values(config, decoder, readers[name], scores[name], references[name]) for name in CONDITIONS
     }
-    users = {pair.id: shards[i].user_id for i in conditions['true'].indices for pair in shards[i].pairs}
+    users = {
+        pair.id: user_of(tree) for tree in map(shards.__getitem__, conditions['true'].indices) for pair in tree.pairs
+    }
     result = summarise(by_condition, users)
     result |= dict(objective=config.objective, step=int(trained.params_path.parent.name), data=shards.digest)
     result['counts'] = {name: plans[name].counts for name in CONDITIONS}
+    result |= dict(max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed, model=trained.weights)
     if distributed.is_main():
-        write_json(workdir / 'evaluation' / f'{result["step"]}.json', result)
+        write_json(workdir / 'evaluation' / f'step-{result["step"]}-data-{shards.digest[:8]}.json', result)
     return result
 
 
@@ -207,7 +217,7 @@ def _shown(value: dict[str, float]) -> str:
 
 def main() -> None:
     config = check_config(flags.FLAGS.config)
-    require(config, 'eval.shards')
+    require(config, 'model.path', 'eval.shards')
     workdir = workdir_path(flags.FLAGS.workdir)
     distributed.start()
     result = evaluate(config, workdir, flags.FLAGS.step)

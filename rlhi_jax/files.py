@@ -16,8 +16,12 @@ def digest(*parts: Any) -> str:
     """The sha256 of bytes, or of anything JSON can write, as 64 hex digits; parts are length-delimited."""
     sha = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, ensure_ascii=True).encode()
-        sha.update(len(data).to_bytes(8, 'little'))
+        data = (
+            part
+            if isinstance(part, bytes | memoryview)
+            else json.dumps(part, sort_keys=True, ensure_ascii=True).encode()
+        )
+        sha.update(memoryview(data).nbytes.to_bytes(8, 'little'))
         sha.update(data)
     return sha.hexdigest()
 
@@ -70,11 +74,14 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an error.
 
     Raises:
-      UserError: `path` exists already and `overwrite` is false.
+      UserError: `path` exists already and `overwrite` is false, or it is no folder that such a block has written.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise UserError(f'{path} exists already: name another folder, remove it, or pass --overwrite')
+    ours = any((path / name).exists() for name in ('manifest.json', 'model.json', 'config.json'))
+    if path.exists() and (not ours or (path / 'checkpoints').exists()):
+        raise UserError(f'{path} is not replaced, for it was not written by this program: name another folder')
     temporary = path.with_name(f'.{path.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from rlhi_jax import distributed
+from rlhi_jax.checkpoints import ModelFolder
 from rlhi_jax.data.encode import reply_keys
-from rlhi_jax.data.loader import RowReader
+from rlhi_jax.data.loader import RowReader, in_order
+from rlhi_jax.data.plan import RowPlan
 from rlhi_jax.data.rows import Row
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import read_json, write_bytes, write_json
+from rlhi_jax.files import digest, read_json, write_bytes, write_json
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.progress import Progress
+from rlhi_jax.run import RowScorer, load_params
 
 Key = tuple[int, int, int, int]  # tree index, first message of the piece, last prompt message, last reply message
 
@@ -46,7 +54,7 @@ class ReferenceCache:
                     self._values.update(zip(keys, part['logp'].tolist(), strict=True))
             except Exception as error:  # a damaged zip raises unrelated types
                 raise UserError(f'{path} of the reference cache is damaged ({error}): {remedy}') from None
-        self._parts = len(list(folder.glob('part-*.npz')))
+        self._parts = 1 + max((int(path.stem.split('-')[1]) for path in folder.glob('part-*.npz')), default=-1)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._values
@@ -61,7 +69,8 @@ class ReferenceCache:
             values.update(zip(row_keys(reader, row), row_logp.tolist(), strict=False))  # past them is padding
         self._values.update(values)
         if write:
-            write_json(self._folder / 'identity.json', self._identity)
+            if not (self._folder / 'identity.json').exists():
+                write_json(self._folder / 'identity.json', self._identity)
             buffer = io.BytesIO()
             keys = np.array(list(values), np.int64).reshape(-1, 4)
             np.savez(buffer, keys=keys, logp=np.array(list(values.values()), np.float32))
@@ -78,6 +87,45 @@ def row_keys(reader: RowReader, row: int) -> list[Key]:
 def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) -> list[int]:
     """Those of `rows` that have a reply which the cache lacks, each once, in increasing order."""
     return [row for row in sorted(set(rows)) if not all(key in cache for key in row_keys(reader, row))]
+
+
+def reference_identity(config: ConfigDict, model: ModelFolder, plan: RowPlan) -> dict[str, Any]:
+    """What cached reference log-probabilities depend on."""
+    return dict(
+        model=model.weights,
+        data=plan.identity['data'],
+        template=plan.identity['template'],
+        dtype=config.model.dtype,
+        ref_sees_persona=config.ref_sees_persona,
+    )
+
+
+def fill_reference(
+    config: ConfigDict,
+    cache: ReferenceCache,
+    reader: RowReader,
+    rows: Iterable[int],
+    decoder: Decoder,
+    model: ModelFolder,
+    mesh: Mesh,
+) -> None:
+    """Score with the initial policy what the cache lacks of some rows, on the same mesh and path as training.
+
+    Raises:
+      UserError: the processes do not see the same cache.
+    """
+    missing = missing_rows(cache, reader, rows)
+    distributed.check_agreement(digest(missing), 'the reference cache, so it lies on no folder that all of them share')
+    if not missing:
+        return
+    params = load_params(decoder, model, mesh, seed=config.seed)
+    order = in_order(missing, config.train.batch_rows // config.train.accumulate)
+    with Progress('reference', len(order), unit='batches', enabled=distributed.is_main()) as progress:
+        scored = RowScorer(config, decoder, mesh)(params, reader, order)
+        for done, (batch, logp) in enumerate(zip(order, scored, strict=True), start=1):
+            cache.add_rows(reader, batch, logp, write=distributed.is_main())
+            progress.update(done)
+    distributed.barrier('reference')
 
 
 def with_reference(reader: RowReader, cache: ReferenceCache) -> Callable[[int], Row]:

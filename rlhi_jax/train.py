@@ -7,8 +7,8 @@ further runs take.
 """
 
 import os
+import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,29 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax import distributed, errors
-from rlhi_jax.checkpoints import ModelFolder, RunCheckpoints, abstract_with_shardings, describe_model, open_model
-from rlhi_jax.config import check_config, define_flags, require, training_digest, workdir_path
-from rlhi_jax.data.loader import RowOrder, RowReader, batches, in_order
-from rlhi_jax.data.plan import RowPlan
+from rlhi_jax.checkpoints import ModelFolder, RunCheckpoints, abstract_with_shardings, open_model
+from rlhi_jax.config import check_config, define_flags, require, workdir_path
+from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, read_json, write_json
 from rlhi_jax.metrics import RunLog
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.progress import Progress
-from rlhi_jax.reference import ReferenceCache, missing_rows, with_reference
-from rlhi_jax.run import RowScorer, abstract_params, load_params, make_decoder, on_mesh, open_rows, sees_persona
+from rlhi_jax.reference import ReferenceCache, fill_reference, reference_identity, with_reference
+from rlhi_jax.run import abstract_params, load_params, make_decoder, on_mesh, open_rows, sees_persona
 from rlhi_jax.scoring import Params
 from rlhi_jax.sharding import batch_sharding, check_fit, local_rows, make_mesh, replicated, to_global
 from rlhi_jax.train_step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
+from rlhi_jax.workdir import claim_workdir, refuse_another_run, run_identity
+
+STOPPED = 75  # exit status of a run that was asked to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path) -> bool:
     """Run or resume a training run to its end, or to the step at which it is asked to stop.
+
+    Returns:
+      Whether the run is complete.
 
     Raises:
       UserError: anything the user can mend, before any long work.
@@ -52,10 +56,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     order = RowOrder(len(plan.rows), config.train.batch_rows, config.train.epochs, config.seed)
     num_steps = min(order.num_steps, config.train.max_steps or order.num_steps)
     reader = RowReader(plan, shards, template, sees_persona(config))
+    run = run_identity(config, model) | {'rows': plan.digest}
+    refuse_another_run(workdir, run)
     cache = None
     if objective.uses_reference:
-        cache = ReferenceCache(workdir / 'reference', reference_identity(config, model, plan))
-    _claim_workdir(config, workdir, model, plan, decoder)
+        folder = Path(config.data.reference) if config.data.reference else workdir / 'reference'
+        cache = ReferenceCache(folder, reference_identity(config, model, plan))
+    claim_workdir(workdir, run, model, decoder.spec)
 
     checkpoints = RunCheckpoints(workdir, keep=config.checkpoint.keep)
     optimizer = make_optimizer(config.optimizer, num_steps)
@@ -75,7 +82,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
             accumulate=config.train.accumulate,
             chunk=config.model.logprob_chunk,
         )
-        step_fn = jax.jit(make_train_step(gradient, optimizer, schedule), donate_argnums=0)
+        same = jax.tree.map(lambda x: x.sharding, state)  # the state's memory is reused: its layout must not drift
+        step_fn = make_train_step(gradient, optimizer, schedule)
+        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(same, replicated(mesh)))
         first_step = int(state.step)
         sharding = batch_sharding(mesh)
         places = local_rows(sharding, config.train.batch_rows)
@@ -97,9 +106,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 done = step + 1
                 if done == num_steps or stopping or done % config.checkpoint.every_steps == 0:
                     pending.flush()
-                    checkpoints.save(
-                        done, state.params, state.opt_state, {'step': done, 'loader': done, 'seed': config.seed}
-                    )
+                    checkpoints.save(done, state.params, state.opt_state, {'step': done, 'seed': config.seed})
                 if stopping:
                     break
         checkpoints.close()
@@ -108,6 +115,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         reached = int(state.step)
         rest = 'the same command goes on from there' if reached < num_steps else 'the run is complete'
         print(f'{workdir}: saved at step {reached} of {num_steps}; {rest}')
+    return int(state.step) == num_steps
 
 
 class _Pending:
@@ -128,53 +136,20 @@ class _Pending:
             return
         step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
         self._metrics = None
+        # Every process reads the same numbers, so all of them stop, before a checkpoint could hold the damage.
+        if not np.isfinite(values['loss'] + values['gradient_norm']):
+            raise UserError(
+                f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '
+                'config.optimizer.learning_rate, or look at the pairs of that step in examples.jsonl'
+            )
         if self._log is None:
             return
         self._pairs += int(values['pairs'])
-        if not np.isfinite(values['loss']):
-            raise UserError(
-                f'the loss is {values["loss"]} at step {step}: lower config.optimizer.learning_rate, or look at the '
-                'pairs of that step in examples.jsonl'
-            )
         if (step + 1) % self._every == 0 or step == self._last:
             self._log.metrics(step, values)
         seconds = max(time.monotonic() - self._time, 1e-9)
         note = f'loss {values["loss"]:.4f}  accuracy {values["accuracy"]:.3f}  {self._pairs / seconds:.3g} pairs/s'
         self.progress.update(step + 1, note)
-
-
-def reference_identity(config: ConfigDict, model: ModelFolder, plan: RowPlan) -> dict[str, Any]:
-    """What cached reference log-probabilities depend on."""
-    return dict(
-        model=model.weights,
-        data=plan.identity['data'],
-        template=plan.identity['template'],
-        dtype=config.model.dtype,
-        ref_sees_persona=config.ref_sees_persona,
-    )
-
-
-def fill_reference(
-    config: ConfigDict,
-    cache: ReferenceCache,
-    reader: RowReader,
-    rows: Iterable[int],
-    decoder: Decoder,
-    model: ModelFolder,
-    mesh: Mesh,
-) -> None:
-    """Score with the initial policy what the cache lacks of some rows, on the same mesh and path as training."""
-    missing = missing_rows(cache, reader, rows)
-    if not missing:
-        return
-    params = load_params(decoder, model, mesh, seed=config.seed)
-    order = in_order(missing, config.train.batch_rows // config.train.accumulate)
-    with Progress('reference', len(order), unit='batches', enabled=distributed.is_main()) as progress:
-        scored = RowScorer(config, decoder, mesh)(params, reader, order)
-        for done, (rows, logp) in enumerate(zip(order, scored, strict=True), start=1):
-            cache.add_rows(reader, rows, logp, write=distributed.is_main())
-            progress.update(done)
-    distributed.barrier('reference')
 
 
 def _first_state(
@@ -212,38 +187,6 @@ def _scalar(value: int, mesh: Mesh) -> jax.Array:
     return jax.device_put(np.int32(value), replicated(mesh))
 
 
-def _claim_workdir(config: ConfigDict, workdir: Path, model: ModelFolder, plan: RowPlan, decoder: Decoder) -> None:
-    """Make the workdir this run's, or refuse if it holds another's."""
-    _, settings = training_digest(config)
-    run = {'config': settings, 'rows': plan.digest, 'model': model.weights}
-    path = workdir / 'run.json'
-    if workdir.is_file() or (workdir / 'params').exists():
-        kind = 'a file' if workdir.is_file() else "an imported model's folder"
-        raise UserError(f'--workdir={workdir} is {kind}: name another')
-    if path.exists():
-        stored = read_json(path, f'remove {workdir} or name another --workdir', fields=())
-        for name, value in _flat(run):
-            if dict(_flat(stored)).get(name) != value:
-                raise UserError(
-                    f'--workdir={workdir} holds a run with another {name} '
-                    f'({dict(_flat(stored)).get(name)!r}, now {value!r}): undo the change, or name another --workdir'
-                )
-    distributed.barrier('workdir')
-    if distributed.is_main() and not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        source = f'{config.objective} on {model.path.name}'
-        described = dict(weights=digest(run), tokens=model.tokens, source=source, tokenizer=model.tokenizer_path)
-        describe_model(workdir, decoder.spec, **described)
-        write_json(path, run)
-    distributed.barrier('described')
-
-
-def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [item for key in sorted(value) for item in _flat(value[key], f'{name}.{key}' if name else key)]
-
-
 def main() -> None:
     config = check_config(flags.FLAGS.config)
     require(config, 'model.path', 'data.shards', 'data.rows')
@@ -251,7 +194,8 @@ def main() -> None:
     # Loading NumPy files and tokenizers must not fork threads into a fight for the cores that XLA uses.
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     distributed.start()
-    train(config, workdir)
+    if not train(config, workdir):
+        sys.exit(STOPPED)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from rlhi_jax.metrics import StepLog
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.run import abstract_params
 from rlhi_jax.sharding import make_mesh
+from rlhi_jax.train import STOPPED
 
 SEED = 20260
 EPOCHS, NUM_STEPS = 14, 42
@@ -209,7 +210,7 @@ def test_killed_ten_times(folder, flags, undisturbed):
 
 def test_sigterm_saves_and_says_so(folder, flags, stopped, short):
     workdir, ended = stopped
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == STOPPED, ended.stderr
     saved = newest(workdir)
     assert 2 <= saved < SHORT_STEPS
     assert f'saved at step {saved} of {SHORT_STEPS}; the same command' in ended.stdout
@@ -234,8 +235,9 @@ def test_two_processes_stop_together(folder, flags, short):
     wait_for(process, lambda: len(lines(workdir / 'metrics.jsonl')) >= 1)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err[-3000:]
-    assert out.count('\n') == 1 and f'saved at step {newest(workdir)} of {SHORT_STEPS}; the same command' in out
+    assert process.returncode == STOPPED, err[-3000:]
+    assert f'saved at step {newest(workdir)} of {SHORT_STEPS}; the same command' in out
+    assert out.count('saved at step') == 1
     assert newest(workdir) < SHORT_STEPS
     assert_same_updates(finish(folder, flags, workdir.name, *in_short()), short, folder / 'model')
 

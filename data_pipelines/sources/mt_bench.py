@@ -38,7 +38,9 @@ def held_out(question_id: int, *, folds: int, fold: int) -> bool:
 def read_votes(path: Path, counts: Counter) -> list[dict[str, Any]]:
     """Decided votes, with `chosen`, `rejected` (the judged turn's replies and what precedes them) and `prompt`."""
     votes = []
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b'\n'), start=1):
+        if not line.strip():
+            continue
         counts['votes_read'] += 1
         try:
             vote = json.loads(line)

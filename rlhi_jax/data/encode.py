@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, size
+from rlhi_jax.data.rows import Capacities, Size, TokenNode, TokenTree, size
 from rlhi_jax.data.tree import Interaction
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
@@ -75,6 +75,19 @@ class TreeEncoder:
         nodes = [node if i in in_reply else node._replace(scored=0) for i, node in enumerate(nodes)]
         return TokenTree(nodes, scored, table)
 
+    def size(self, piece: Piece) -> Size:
+        """What a piece takes of a row, with or without its persona, whichever is more.
+
+        A template's default system text can make the rendering without a persona the longer one.
+        """
+        own = size(self.encode(piece))
+        root = self.tree.messages[piece.start]
+        lengths = [
+            len(self._template.encode((root.role,), root.content, context).ids)
+            for context in (self._context, self._context._replace(persona=''))
+        ]
+        return own._replace(tokens=own.tokens + max(0, lengths[1] - lengths[0]))
+
     def _message(self, message: int, roles: tuple[str, ...]) -> TokenNode:
         key = (message, len(roles))
         if key not in self._encoded:
@@ -129,4 +142,4 @@ def _contains(tree: Interaction, piece: Piece) -> bool:
 
 
 def _fits(encoder: TreeEncoder, piece: Piece, capacities: Capacities) -> bool:
-    return size(encoder.encode(piece)).fits(capacities)
+    return encoder.size(piece).fits(capacities)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhi_jax.data.encode import Piece, TreeEncoder, cut
-from rlhi_jax.data.rows import Capacities, Size, size
+from rlhi_jax.data.rows import Capacities, Size
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest, read_json, write_bytes, write_json
@@ -72,7 +72,7 @@ def make_plan(
         encoder = TreeEncoder(tree, template)
         for piece in cut(encoder, capacities, dropped):
             pieces.append((index, piece, len(names)))
-            sizes.append(size(encoder.encode(piece)))
+            sizes.append(encoder.size(piece))
             names += [tree.pairs[i].id for i in piece.pairs]
             counts['pairs_with_shortened_context'] += len(piece.pairs) * (piece.start != 0)
         counts['pairs_read'] += len(tree.pairs)
@@ -94,7 +94,8 @@ def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
     """Best-fit decreasing by tokens, under all three capacities; indices of `sizes` in each bin, bins in fill order."""
     bins: list[list[int]] = []
     left: list[list[int]] = []  # per bin: tokens, scored, pairs
-    by_room: list[tuple[int, int]] = []  # (tokens left, bin), sorted
+    by_room: list[tuple[int, int]] = []  # (tokens left, bin) of bins that can take more, sorted
+    least = [min(column) for column in zip(*sizes, strict=True)]
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
         need = sizes[i]
         at = bisect.bisect_left(by_room, (need.tokens, -1))
@@ -108,7 +109,8 @@ def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
             left.append([capacities.tokens, capacities.scored, capacities.pairs])
         bins[chosen].append(i)
         left[chosen] = [room - n for room, n in zip(left[chosen], need, strict=True)]
-        bisect.insort(by_room, (left[chosen][0], chosen))
+        if all(room >= n for room, n in zip(left[chosen], least, strict=True)):
+            bisect.insort(by_room, (left[chosen][0], chosen))
     return bins
 
 

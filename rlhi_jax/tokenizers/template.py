@@ -70,11 +70,15 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     Raises:
       UserError: unknown placement, or the template cannot be rendered.
     """
-    if template.startswith(_PROLOGUE_MARK):
-        return template
     if placement not in PLACEMENTS:
         raise UserError(f'--persona_in is {placement!r}: choose one of {", ".join(PLACEMENTS)}')
     prologue = (LAYOUTS / f'persona_in_{placement}.jinja').read_text(encoding='utf-8')
+    if template.startswith(_PROLOGUE_MARK):
+        if not template.startswith(prologue.split('\n', 1)[0]):
+            raise UserError(
+                f'--persona_in={placement}: the source already places personas elsewhere; pass its own placement'
+            )
+        return template
     escapes = ''.join(
         f" | replace('{markup}', '{_defused(markup)}')"
         for markup in _ordinary_markup(_Renderer(template, special), tokenizer)

@@ -1,0 +1,58 @@
+"""Whose a workdir is: a folder holds one run, and what decides its parameters may not change on the way."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhi_jax import distributed
+from rlhi_jax.checkpoints import ModelFolder, describe_model
+from rlhi_jax.config import training_settings
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, read_json, write_json
+from rlhi_jax.models.spec import ModelSpec
+
+
+def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
+    """What decides a run's parameters, beside its rows: settings and the initial model."""
+    return {'config': training_settings(config), 'model': model.weights}
+
+
+def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
+    """Refuse a workdir that holds another run.
+
+    Raises:
+      UserError: naming the first setting that differs.
+    """
+    if workdir.is_file() or (workdir / 'params').exists():
+        kind = 'a file' if workdir.is_file() else "an imported model's folder"
+        raise UserError(f'--workdir={workdir} is {kind}: name another')
+    path = workdir / 'run.json'
+    if not path.exists():
+        return
+    stored = dict(_flat(read_json(path, f'remove {workdir} or name another --workdir', fields=())))
+    for name, value in _flat(run):
+        if stored.get(name) != value:
+            raise UserError(
+                f'--workdir={workdir} holds a run with another {name} ({stored.get(name)!r}, now {value!r}): undo the '
+                'change, or name another --workdir'
+            )
+
+
+def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
+    """Make the workdir this run's, and a model folder; one process writes, all wait."""
+    path = workdir / 'run.json'
+    distributed.barrier('workdir')
+    if distributed.is_main() and not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        source = f'{run["config"]["objective"]} on {model.path.name}'
+        described = dict(weights=digest(run), tokens=model.tokens, source=source, tokenizer=model.tokenizer_path)
+        describe_model(workdir, spec, **described)
+        write_json(path, run)
+    distributed.barrier('described')
+
+
+def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [item for key in sorted(value) for item in _flat(value[key], f'{name}.{key}' if name else key)]
