@@ -32,13 +32,13 @@ MESHES = {
 }
 ONE = dict(data=1, fsdp=1, tensor=1, context=1)
 ROWS, ACCUMULATE = 32, 4
-TOKENS, SCORED = 240, 128
+TOKENS, SCORED = 200, 112
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tiny')
-    tiny.prepare(folder, pairs=44)
+    tiny.prepare(folder, pairs=34)
     return folder
 
 
