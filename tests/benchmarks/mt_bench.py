@@ -1,6 +1,6 @@
 """Collect the MT-Bench runs of `launch/mt_bench.sh` into one results file, which the README quotes.
 
-    python tests/benchmarks/mt_bench.py
+python tests/benchmarks/mt_bench.py
 """
 
 import json
