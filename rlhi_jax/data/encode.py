@@ -45,24 +45,19 @@ class TreeEncoder:
         nodes: list[TokenNode] = []
         node_of: dict[int, int] = {}
 
-        def visit(message: int, parent: int, roles: tuple[str, ...]) -> None:
-            # Iterative where it matters: a conversation is a chain, and chains may be longer than Python's stack.
-            stack = [(message, parent, roles)]
-            while stack:
-                message, parent, roles = stack.pop()
-                roles = (*roles, self.tree.messages[message].role)
-                node_of[message] = len(nodes)
-                nodes.append(self._message(message, roles)._replace(parent=parent))
-                last = node_of[message]
-                replies = children.get(message, [])
-                if replies and self.tree.messages[replies[0]].role == 'assistant':
-                    prompt = self._template.generation_prompt(roles, self._context)
-                    if prompt:
-                        nodes.append(TokenNode(last, prompt))
-                        last = len(nodes) - 1
-                stack += [(child, last, roles) for child in reversed(replies)]
-
-        visit(piece.start, -1, ())
+        stack: list[tuple[int, int, tuple[str, ...]]] = [(piece.start, -1, ())]  # message, parent node, roles above
+        while stack:
+            message, parent, roles = stack.pop()
+            roles = (*roles, self.tree.messages[message].role)
+            last = node_of[message] = len(nodes)
+            nodes.append(self._message(message, roles)._replace(parent=parent))
+            below = children.get(message, [])
+            if below and self.tree.messages[below[0]].role == 'assistant':
+                prompt = self._template.generation_prompt(roles, self._context)
+                if prompt:
+                    nodes.append(TokenNode(last, prompt))
+                    last = len(nodes) - 1
+            stack += [(child, last, roles) for child in reversed(below)]
         replies: dict[tuple[int, int], int] = {}
         table = []
         for i, pair in enumerate(pairs):
