@@ -34,6 +34,7 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]==0.10.2'],
         'test': [
+            'accelerate==1.15.0',
             'hypothesis==6.170.15',
             'pytest==9.2.0',
             'pytest-xdist==3.8.0',

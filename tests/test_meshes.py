@@ -32,7 +32,7 @@ MESHES = {
 }
 ONE = dict(data=1, fsdp=1, tensor=1, context=1)
 ROWS, ACCUMULATE = 32, 4
-TOKENS, SCORED = 200, 112
+TOKENS, SCORED = 200, 128
 
 
 @pytest.fixture(scope='module')
