@@ -6,7 +6,12 @@ python tests/benchmarks/mt_bench.py
 import json
 from pathlib import Path
 
+from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.rows import Capacities
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.evaluate import views
 from rlhi_jax.files import read_json, write_json
+from rlhi_jax.tokenizers.template import ChatTemplate
 
 RUNS = Path('runs/mt_bench')
 RESULTS = Path(__file__).parent / 'results' / 'mt_bench.json'
@@ -16,12 +21,29 @@ def collect(run: Path) -> dict:
     """A run's newest evaluation, its training settings and its first and last training metrics."""
     evaluation = max((run / 'evaluation').glob('*.json'), key=lambda path: read_json(path, '')['step'])
     steps = [json.loads(line) for line in (run / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
+    evaluation = read_json(evaluation, '')
     config = read_json(run / 'run.json', '')['config']
+    evaluation['longer_reply_accuracy'] = longer_reply_accuracy(run, config, evaluation)
     return {
         'settings': {name: config[name] for name in ('rows', 'train', 'optimizer', 'dpo', 'reward')},
         'training': {'pairs': int(sum(s['pairs'] for s in steps)), 'first': steps[0], 'last': steps[-1]},
-        'evaluation': read_json(evaluation, ''),
+        'evaluation': evaluation,
     }
+
+
+def longer_reply_accuracy(run: Path, config: dict, evaluation: dict) -> float:
+    """What preferring the longer reply scores on the same pairs: the bar that a model must clear."""
+    chosen = dict(max_trees=evaluation['max_trees'], seed=evaluation['shuffle_seed'])
+    trees = views(Shards(RUNS / 'heldout'), **chosen)
+    template = ChatTemplate.load(run / 'tokenizer')
+    kept = [set(make_plan(view, template, Capacities(**config['rows'])).pair_names) for view in trees.values()]
+    pairs = [(tree, pair) for tree in map(trees['true'].__getitem__, range(len(trees['true']))) for pair in tree.pairs]
+    longer = [
+        len(tree.messages[pair.chosen].content) > len(tree.messages[pair.rejected].content)
+        for tree, pair in pairs
+        if pair.id in set.intersection(*kept)
+    ]
+    return sum(longer) / len(longer)
 
 
 if __name__ == '__main__':
