@@ -1,6 +1,6 @@
 """`make demo`: SmolLM2-135M on made-up preferences of opposite users, a few minutes on two cores. Smoke, not evidence.
 
---config=configs/demo.py:reward    reward model, 16 steps; --config=configs/demo.py:dpo    policy, 8 steps
+--config=configs/demo.py:reward    reward model, 15 steps; --config=configs/demo.py:dpo    policy, 8 steps
 """
 
 from rlhi_jax.config import base_config
@@ -22,7 +22,7 @@ def get_config(objective: str = 'dpo'):
     c.rows.pairs = 4
     c.train.batch_rows = 4
     c.train.epochs = 2
-    c.train.max_steps = 16 if objective == 'reward' else 8
+    c.train.max_steps = 0 if objective == 'reward' else 8
     c.optimizer.clip = 1.0
     c.optimizer.learning_rate = 5e-5 if objective == 'reward' else 2e-5
     c.dpo.beta = 0.1
