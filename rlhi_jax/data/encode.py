@@ -36,8 +36,7 @@ class TreeEncoder:
           UserError: the chat template refuses the turns.
         """
         pairs = [self.tree.pairs[i] for i in piece.pairs]
-        paths = [self.tree.path(leaf) for pair in pairs for leaf in (pair.chosen, pair.rejected)]
-        kept = {message for path in paths for message in path[path.index(piece.start) :]}
+        kept = {message for pair in pairs for leaf in (pair.chosen, pair.rejected) for message in self.tree.path(leaf)}
         children: dict[int, list[int]] = {}
         for message in sorted(kept):
             children.setdefault(self.tree.messages[message].parent, []).append(message)
@@ -66,8 +65,6 @@ class TreeEncoder:
             )
             table.append((chosen, rejected, pair.weight, first_pair_id + i))
         scored = [[node_of[m] for m in self.tree.reply(prompt, last)] for prompt, last in replies]
-        in_reply = {node for reply in scored for node in reply}
-        nodes = [node if i in in_reply else node._replace(scored=0) for i, node in enumerate(nodes)]
         return TokenTree(nodes, scored, table)
 
     def size(self, piece: Piece) -> Size:

@@ -41,7 +41,7 @@ class Capacities:
 
 
 class TokenNode(NamedTuple):
-    """A stretch of tokens on every path through it; `scored` counts its leading ones that a reply is scored on."""
+    """A stretch of tokens on every path through it; `scored` of its leading ones count where it belongs to a reply."""
 
     parent: int
     ids: tuple[int, ...]
