@@ -1,0 +1,1 @@
+"""Hugging Face folders and GGUF files, to and from our parameters."""
