@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import run_stage
+from data_pipelines.stage import Stage
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
 from rlhi_jax.data.plan import make_plan, plan_identity, save_plan
@@ -37,5 +37,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     return plan.counts
 
 
+STAGE = Stage('rows', _work, 'data.rows', _identity)
+
 if __name__ == '__main__':
-    run_stage(_work, output='data.rows', identity=_identity)
+    STAGE.main()

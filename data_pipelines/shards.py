@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import run_stage
+from data_pipelines.stage import Stage
 from rlhi_jax.config import require
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.shards import write_shards
@@ -62,6 +62,7 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
 def _inputs(config: ConfigDict) -> list[Path]:
     require(config, 'data.pairs')
     paths = [Path(name) for name in config.data.pairs.split(',')]
+    paths = [path / f'{config.data.split}.jsonl' if path.is_dir() else path for path in paths]
     for path in paths:
         if not path.is_file():
             raise UserError(f'config.data.pairs: {path} does not exist or is no file: name preference JSONL')
@@ -88,5 +89,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     return manifest['counts']
 
 
+STAGE = Stage('shards', _work, 'data.shards', _identity)
+
 if __name__ == '__main__':
-    run_stage(_work, output='data.shards', identity=_identity)
+    STAGE.main()

@@ -16,6 +16,7 @@ from rlhi_jax.errors import UserError
 from rlhi_jax.models.decoder import REMAT_POLICIES
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.objectives.dpo import VARIANTS
+from rlhi_jax.sampling import Sampling
 
 
 def base_config() -> ConfigDict:
@@ -32,17 +33,82 @@ def base_config() -> ConfigDict:
     c.model.logprob_chunk = 128  # scored tokens whose vocabulary logits exist at once, per row
 
     c.data = ConfigDict()
-    c.data.pairs = ''  # preference JSONL, in
+    c.data.raw = ''  # raw conversations: files or folders, joined by commas
+    c.data.conversations = ''  # folders that the stages of the same names write
+    c.data.follow_ups = ''
+    c.data.personas = ''
+    c.data.rewrites = ''
+    c.data.prompts = ''  # what candidates are sampled for; '': every turn of the conversations, with its persona
+    c.data.candidates = ''
+    c.data.scores = ''  # scores of candidates by something else than the reward model
+    c.data.satisfaction = ''
+    c.data.pairs = ''  # preference JSONL: files, or folders of the stage `pairs`, joined by commas
+    c.data.split = 'train'  # which split of such folders becomes shards
     c.data.shards = ''  # interaction shards
     c.data.rows = ''  # row plan
     c.data.reference = ''  # cache of reference log-probabilities, to share between runs; '': in the workdir
     c.data.trees_per_shard = 1000
     c.data.threads = 2  # that read rows ahead
 
+    c.simulated = ConfigDict()
+    c.simulated.users = ConfigDict(dict(train=48, gate=8, test=24))
+    c.simulated.pairs = 'length,layout,address'  # opposing pairs of tastes
+    c.simulated.held_out = ''  # pairs that occur in the test split alone
+    c.simulated.conversations = 6  # of each user: their history
+    c.simulated.prompts = 6  # further requests of each user
+    c.simulated.special_every = 0  # of so many users, one changes their mind and one depends on the request; 0: none
+
+    c.teacher = ConfigDict()
+    c.teacher.path = ''  # model folder that labels, describes users and rewrites; '': the policy, config.model.path
+    c.teacher.row_tokens = 1024  # of a row of its judgements
+
+    c.ingest = ConfigDict()
+    c.ingest.languages = ''  # joined by commas, as the data names them; '': all, and those that do not say
+    c.ingest.keep_toxic = False
+    c.ingest.similarity = 0.5  # openings at least this similar (Jaccard) count as near-duplicates
+    c.ingest.heldout = 0.1  # share of clusters held out, where files are not named by split
+    c.ingest.max_conversations = 0  # 0: all
+
+    c.personas = ConfigDict()
+    c.personas.scope = 'earlier_conversations'  # or first_k_turns, where users have no ids
+    c.personas.first_k = 2
+    c.personas.writer = 'teacher'  # or quotes: the user's own remarks
+    c.personas.max_remarks = 8  # the newest
+
+    c.rewrites = ConfigDict()
+    c.rewrites.regenerate = True  # have the policy answer again first, so that both sides have one author
+    c.rewrites.from_scratch = False  # control: the rewriter does not see the feedback
+    c.rewrites.margin = 0.0  # nats by which the feedback must fit the original better than the rewrite
+    c.rewrites.max_turns = 0  # 0: all
+
+    c.candidates = ConfigDict()
+    c.candidates.samples = 8  # N of best-of-N
+    c.candidates.reward_model = ''  # workdir or model folder
+    c.candidates.max_prompts = 0  # 0: all
+
+    c.pairs = ConfigDict()
+    c.pairs.sources = 'rewrites,candidates'
+    c.pairs.margin = 0.0  # scores of best and worst must differ by more
+    c.pairs.max_artefact_auc = 0.7  # of a classifier that sees the replies alone
+    c.pairs.accept_artefacts = False
+
+    c.satisfaction = ConfigDict()
+    c.satisfaction.model = ''  # the policy to evaluate on simulated users; '': config.model.path
+    c.satisfaction.split = 'test'
+    c.satisfaction.conditions = 'own,opposing'  # whose persona the policy sees; also 'empty'
+    c.satisfaction.max_prompts = 0  # 0: all
+
     c.rows = ConfigDict()
     c.rows.tokens = 1024  # sibling default: length 1,024
     c.rows.scored = 1024
     c.rows.pairs = 8
+
+    c.sampler = ConfigDict()
+    c.sampler.slots = 32  # sequences that are decoded side by side
+    c.sampler.prompt_tokens = 512
+    c.sampler.new_tokens = 512
+    c.sampler.temperature = 1.0  # sibling default; 0: greedy
+    c.sampler.top_p = 1.0  # sibling default
 
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, context=1))
 
@@ -70,7 +136,16 @@ def base_config() -> ConfigDict:
     c.reward = ConfigDict()
     c.reward.center = 0.0
 
+    c.loop = ConfigDict()
+    c.loop.method = 'both'  # rewrites, rewards, both or oracle
+    c.loop.simulated = False  # converse with simulated users first, instead of reading data.raw
+    c.loop.oracle_personas = False  # simulated users say what they like: no conversations, no teacher
+    c.loop.smoke = False  # the report says that it is no evidence
+    c.loop.reward = ConfigDict(dict(epochs=1, learning_rate=1e-5))
+    c.loop.dpo = ConfigDict(dict(epochs=1, learning_rate=1e-6))
+
     c.policy_sees_persona = True
+    c.sampler_sees_persona = True
     c.ref_sees_persona = True
     c.rm_sees_persona = True
 
@@ -89,9 +164,14 @@ def base_config() -> ConfigDict:
     return c.lock()
 
 
-def define_flags() -> None:
-    """The flags that every configured program has: --config with overrides, and --workdir."""
+def define_config_flag() -> None:
+    """--config with its overrides, which every configured program has."""
     config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.')
+
+
+def define_flags() -> None:
+    """The flags of programs that work on a run: --config with overrides, and --workdir."""
+    define_config_flag()
     flags.DEFINE_string('workdir', None, 'Folder of this run.')
 
 
@@ -127,14 +207,26 @@ def check_config(config: ConfigDict) -> ConfigDict:
         'model.remat': (config.model.remat, REMAT_POLICIES),
         'optimizer.schedule': (config.optimizer.schedule, ('constant', 'linear', 'cosine')),
         'dpo.variant': (config.dpo.variant, VARIANTS),
+        'loop.method': (config.loop.method, ('rewrites', 'rewards', 'both', 'oracle')),
+        'personas.scope': (config.personas.scope, ('earlier_conversations', 'first_k_turns')),
+        'personas.writer': (config.personas.writer, ('teacher', 'quotes')),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f'config.{name} is {value!r}: choose one of {", ".join(allowed)}')
     at_least = {
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
-        + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows'),
+        + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
+        + ('candidates.samples', 'teacher.row_tokens', 'personas.first_k', 'personas.max_remarks'),
         0: (
+            'pairs.margin',
+            'ingest.max_conversations',
+            'rewrites.max_turns',
+            'candidates.max_prompts',
+            'satisfaction.max_prompts',
+            'simulated.conversations',
+            'simulated.prompts',
+            'simulated.special_every',
             'train.max_steps',
             'eval.max_trees',
             'optimizer.warmup_steps',
@@ -169,6 +261,15 @@ def check_config(config: ConfigDict) -> ConfigDict:
 
 def capacities(config: ConfigDict) -> Capacities:
     return Capacities(**config.rows.to_dict())
+
+
+def teacher_path(config: ConfigDict) -> str:
+    require(config, 'model.path')
+    return config.teacher.path or config.model.path
+
+
+def sampling(config: ConfigDict) -> Sampling:
+    return Sampling(**config.sampler.to_dict(), seed=config.seed)
 
 
 def require(config: ConfigDict, *names: str) -> None:

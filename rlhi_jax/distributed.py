@@ -65,9 +65,15 @@ class Preemption:
 
     def __init__(self):
         self._asked = False
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         signal.signal(signal.SIGINT, self._ask)
         if jax.process_count() == 1:  # otherwise JAX's own handler tells every process
             signal.signal(signal.SIGTERM, self._ask)
+
+    def release(self) -> None:
+        """Hand the signals back to whoever had them before."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _ask(self, number, frame):
         del frame

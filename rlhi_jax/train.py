@@ -110,6 +110,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
                 if stopping:
                     break
         checkpoints.close()
+        stop.release()
     if log:
         log.close()
         reached = int(state.step)

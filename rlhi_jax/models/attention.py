@@ -1,10 +1,11 @@
 """Attention over interaction trees: one rule for causal rows, shared prefixes, candidates and packing.
 
-Dimension key: B rows, T tokens, Q queries of one block, S keys up to that block's end, K key-value heads, G query heads
-per key-value head, N = K G query heads, H head width.
+Dimension key: B rows, T tokens, Q queries of one block, S keys up to that block's end, C tokens that a cache holds, K
+key-value heads, G query heads per key-value head, N = K G query heads, H head width.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,3 +56,31 @@ def _attend(q_BKGQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, extent_BS:
     weights = jax.nn.softmax(logits, axis=-1).astype(v_BKSH.dtype)
     weights_BKXS = weights.reshape(batch, kv_heads, groups * queries, -1)
     return jnp.einsum('BKXS,BKSH->BKXH', weights_BKXS, v_BKSH).reshape(q_BKGQH.shape)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of C earlier tokens of B sequences; keys lie with their tokens last, as the logits read them."""
+
+    k_BKHC: jax.Array
+    v_BKCH: jax.Array
+
+
+def cached_attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, filled_B: jax.Array
+) -> jax.Array:
+    """Attention of one new token a sequence (T = 1) to the first `filled_B` tokens of its cache and to itself.
+
+    Returns [B, 1, N, H]; logits and softmax in float32, as in `tree_attention`.
+    """
+    batch, _, heads, width = q_BTNH.shape
+    kv_heads, capacity = cache.v_BKCH.shape[1:3]
+    q_BKGH = q_BTNH.reshape(batch, kv_heads, -1, width)
+    past_BKGC = jnp.einsum('BKGH,BKHC->BKGC', q_BKGH, cache.k_BKHC, preferred_element_type=jnp.float32)
+    own_BKGT = jnp.einsum('BKGH,BTKH->BKGT', q_BKGH, k_BTKH, preferred_element_type=jnp.float32)
+    there_BC = jnp.arange(capacity) < filled_B[:, None]
+    past_BKGC = jnp.where(there_BC[:, None, None], past_BKGC * width**-0.5, jnp.finfo(jnp.float32).min)
+    logits = jnp.concatenate([past_BKGC, own_BKGT * width**-0.5], axis=-1)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BTKH.dtype)
+    out_BKGH = jnp.einsum('BKGC,BKCH->BKGH', weights[..., :-1], cache.v_BKCH)
+    out_BKGH += jnp.einsum('BKGT,BTKH->BKGH', weights[..., -1:], v_BTKH)
+    return out_BKGH.reshape(batch, 1, heads, width)

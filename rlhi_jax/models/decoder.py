@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhi_jax.errors import UserError
-from rlhi_jax.models.attention import tree_attention
+from rlhi_jax.models.attention import cached_attention, tree_attention
 from rlhi_jax.models.rope import rotate, rotation
 from rlhi_jax.models.spec import ModelSpec
 
@@ -54,7 +54,7 @@ class Block(nn.Module):
         return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(self.dtype)
 
     @nn.compact
-    def __call__(self, x_BTD, rope, extent_BT):
+    def __call__(self, x_BTD, rope, position_BT, extent_BT):
         s = self.spec
         width, heads, kv_heads, head_dim, mlp = s.width, s.num_heads, s.num_kv_heads, s.head_dim, s.mlp_width
 
@@ -70,7 +70,13 @@ class Block(nn.Module):
         h_BTD = _rms_norm(x_BTD, self.weight('attention_norm', (width,), ('norm',)), s.norm_eps)
         q_BTNH = rotate(project('q', heads, 'heads'), *rope)
         k_BTKH = rotate(project('k', kv_heads, 'kv_heads'), *rope)
-        context_BTNH = tree_attention(q_BTNH, k_BTKH, project('v', kv_heads, 'kv_heads'), extent_BT)
+        v_BTKH = project('v', kv_heads, 'kv_heads')
+        self.sow('new', 'kv', (k_BTKH, v_BTKH), reduce_fn=lambda _, latest: latest)
+        if self.has_variable('cache', 'kv'):
+            cache = self.get_variable('cache', 'kv')
+            context_BTNH = cached_attention(q_BTNH, k_BTKH, v_BTKH, cache, filled_B=position_BT[:, 0])
+        else:
+            context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, extent_BT)
         o_NHD = self.weight('o', (heads, head_dim, width), ('heads', 'head_dim', 'embed'))
         x_BTD = x_BTD + jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD)
 
@@ -113,13 +119,13 @@ class Decoder(nn.Module):
         x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation'))
         layers = nn.scan(
             _with_remat(self.remat),
-            variable_axes={'params': 0},
+            variable_axes={'params': 0, 'cache': 0, 'new': 0},
             split_rngs={'params': True},
             in_axes=nn.broadcast,
             length=s.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(s, self.dtype, name='layers')
-        x_BTD, _ = layers(x_BTD, rotation(position_BT, s), extent_BT)
+        x_BTD, _ = layers(x_BTD, rotation(position_BT, s), position_BT, extent_BT)
         scale = table('final_norm', (s.width,), ('norm',), nn.initializers.ones)
         return _rms_norm(x_BTD, scale, s.norm_eps)
 

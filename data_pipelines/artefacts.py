@@ -1,0 +1,52 @@
+"""A probe for artefacts: can a classifier that sees the replies alone tell chosen from rejected?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+MIN_PAIRS = 20  # fewer say nothing
+FOLDS = 5
+
+
+def _shape(replies: Sequence[str]) -> np.ndarray:
+    """Length and layout of each reply, in logarithms."""
+    counts = [[len(r), len(r.split()), r.count('\n'), sum(r.count(mark) for mark in '*-#1')] for r in replies]
+    return np.log1p(np.array(counts, float))
+
+
+def reply_only_auc(pairs: Sequence[tuple[str, str]], groups: Sequence[str], *, seed: int) -> float | None:
+    """Area under the ROC curve of a logistic regression on words, length and layout, by cross-validation over groups.
+
+    Args:
+      pairs: (chosen, rejected) texts.
+      groups: whose pair each is; all pairs of a group stay in one fold.
+      seed: shuffles the groups.
+
+    Returns:
+      0.5 for replies that nothing but the request and the persona tells apart; None for too few pairs or groups.
+    """
+    if len(pairs) < MIN_PAIRS or len(set(groups)) < FOLDS:
+        return None
+    texts = [text for pair in pairs for text in pair]
+    labels = np.tile([1, 0], len(pairs))
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
+    scores = np.zeros(len(texts))
+    for fit, test in folds.split(texts, labels, np.repeat(groups, 2)):
+        probe = make_pipeline(
+            FeatureUnion(
+                [
+                    ('words', TfidfVectorizer(min_df=2, sublinear_tf=True)),
+                    ('shape', make_pipeline(FunctionTransformer(_shape), StandardScaler())),
+                ]
+            ),
+            LogisticRegression(max_iter=1000),
+        )
+        probe.fit([texts[i] for i in fit], labels[fit])
+        scores[test] = probe.decision_function([texts[i] for i in test])
+    return float(roc_auc_score(labels, scores))

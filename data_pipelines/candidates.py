@@ -1,0 +1,116 @@
+"""Requests → N sampled replies each, scored by the persona-conditioned reward model (arXiv 2509.25137, section 3).
+
+    python -m data_pipelines.candidates --config=configs/NAME.py
+
+Prompts are `config.data.prompts` (JSON lines of id, user_id, persona, split, messages), or else every user turn of the
+training conversations with the persona that the stage `personas` found. Replies come from `config.model.path`; scores
+from `config.candidates.reward_model`, if there is one.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.generation import generate, scores
+from data_pipelines.stage import Record, Stage, input_digest, read_records
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.config import capacities, require
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, file_digest
+from rlhi_jax.generate import Prompt
+from rlhi_jax.rewards import Candidates, CandidateScorer
+from rlhi_jax.tokenizers.template import Context
+
+
+def read_prompts(config: ConfigDict) -> list[Record]:
+    """The prompts to sample for; those of the training split only."""
+    if config.data.prompts:
+        path = Path(config.data.prompts)
+        if not path.is_file():
+            raise UserError(f'config.data.prompts: {path} does not exist')
+        records = [json.loads(line) for line in path.read_bytes().splitlines()]
+    else:
+        personas = {record['id']: record['persona'] for record in read_records(config, 'personas')}
+        records = [
+            dict(
+                id=f'{talk["id"]}/{place}',
+                split=talk['split'],
+                user_id=talk['user_id'],
+                persona=personas[f'{talk["id"]}/{place}'],
+                messages=talk['messages'][: place + 1],
+            )
+            for talk in read_records(config, 'conversations')
+            for place, message in enumerate(talk['messages'])
+            if message['role'] == 'user' and f'{talk["id"]}/{place}' in personas
+        ]
+    records = [record for record in records if record['split'] == 'train']
+    # Those with a persona first: they teach what the others cannot. Within each kind, an order that favours nobody.
+    records.sort(key=lambda record: (not record['persona'], digest(record['id'])))
+    return records[: config.candidates.max_prompts or None]
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    require(config, 'model.path')
+    source = config.data.prompts
+    c = config.candidates
+    return dict(
+        prompts=file_digest(Path(source)) if source and Path(source).is_file() else
+        [input_digest(config, key) for key in ('conversations', 'personas')],
+        model=open_model(config.model.path).weights,
+        reward_model=open_model(c.reward_model).weights if c.reward_model else '',
+        sampler=config.sampler.to_dict(),
+        settings=dict(samples=c.samples, max_prompts=c.max_prompts, seed=config.seed),
+        sees_persona=dict(sampler=config.sampler_sees_persona, reward_model=config.rm_sees_persona),
+    )  # fmt: skip
+
+
+def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+    records = read_prompts(config)
+    counts: Counter = Counter(prompts_read=len(records))
+    prompts = [
+        Prompt(
+            record['id'],
+            tuple((message['role'], message['content']) for message in record['messages']),
+            Context(persona=record['persona'] if config.sampler_sees_persona else ''),
+            config.candidates.samples,
+        )
+        for record in records
+    ]
+    replies = generate(config, folder, _identity(config), config.model.path, prompts)
+    kept = []
+    for record in records:
+        said = [reply for reply in replies[record['id']] if reply.text]
+        counts['replies'] += len(said)
+        counts['dropped_empty_replies'] += len(replies[record['id']]) - len(said)
+        if len({reply.text for reply in said}) < 2:
+            counts['dropped_prompt_too_long' if not replies[record['id']] else 'dropped_fewer_than_two_replies'] += 1
+            continue
+        kept.append(record | {'replies': [dict(text=reply.text, finished=reply.finished) for reply in said]})
+    if config.candidates.reward_model:
+        asked = [
+            Candidates(
+                record['id'], record['messages'], record['persona'], [reply['text'] for reply in record['replies']]
+            )
+            for record in kept
+        ]
+        values = scores(folder, _identity(config), lambda: _reward_scorer(config), asked)
+        for record in kept:
+            record['scores'] = values[record['id']]
+    counts['prompts_kept'] = len(kept)
+    return STAGE.write(config, folder, kept, counts)
+
+
+def _reward_scorer(config: ConfigDict) -> CandidateScorer:
+    path = config.candidates.reward_model
+    if open_model(path).spec.head != 'reward':
+        raise UserError(f'config.candidates.reward_model: {path} is no reward model: train one first')
+    return CandidateScorer(config, path, capacities(config), sees_persona=config.rm_sees_persona)
+
+
+STAGE = Stage('candidates', _work, 'data.candidates', _identity)
+
+if __name__ == '__main__':
+    STAGE.main()

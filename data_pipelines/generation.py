@@ -1,0 +1,74 @@
+"""What stages ask of a model: replies to prompts, and scores of replies; journaled as they come."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.stage import Journal
+from rlhi_jax.config import teacher_path
+from rlhi_jax.data.rows import Capacities
+from rlhi_jax.generate import Generator, Prompt, Reply
+from rlhi_jax.progress import Progress
+from rlhi_jax.rewards import Candidates, CandidateScorer
+
+BLOCK = 64  # prompts that are scored between two entries in the journal
+
+
+def generate(
+    config: ConfigDict, folder: Path, identity: Any, model_path: str, prompts: Sequence[Prompt]
+) -> dict[str, list[Reply]]:
+    """The replies to each prompt by its id, in order of their number.
+
+    Replies are on disk as soon as they are there: work that was interrupted goes on where it stopped, with the same
+    result. A prompt that does not fit `config.sampler.prompt_tokens` loses its oldest exchanges; one whose last turn
+    does not fit has no replies.
+    """
+    journal = Journal(folder, identity)
+    wanted = {f'{prompt.id} {sample}': prompt.id for prompt in prompts for sample in range(prompt.samples)}
+    if any(True for _ in journal.missing(wanted)):
+        generator = Generator(config, model_path)
+        fitting = {prompt.id: fitted for prompt in prompts if (fitted := generator.fit(prompt))}
+        wanted = {key: name for key, name in wanted.items() if name in fitting}
+        # A prompt is sampled again as a whole: what was drawn already comes out the same.
+        left = dict.fromkeys(wanted[key] for key in journal.missing(wanted))
+        total = sum(fitting[name].samples for name in left)
+        with Progress(folder.name.strip('.').removesuffix('.tmp'), total, unit='replies') as progress:
+            for done, reply in enumerate(generator.replies([fitting[name] for name in left]), start=1):
+                if (key := f'{reply.id} {reply.sample}') not in journal.done:
+                    journal.add(key, [reply.text, reply.finished])
+                progress.update(done)
+    replies: dict[str, list[Reply]] = {prompt.id: [] for prompt in prompts}
+    for prompt in prompts:
+        for sample in range(prompt.samples):
+            if (key := f'{prompt.id} {sample}') in journal.done:
+                replies[prompt.id].append(Reply(prompt.id, sample, *journal.done[key]))
+    return replies
+
+
+def scores(
+    folder: Path, identity: Any, make_scorer: Callable[[], CandidateScorer], items: Sequence[Candidates]
+) -> dict[str, list[float | None]]:
+    """Each prompt's candidates' scores by its id, a block at a time; None for a candidate that fits no row."""
+    journal = Journal(folder, identity)
+    left = list(journal.missing(item.id for item in items))
+    if left:
+        scorer, by_id = make_scorer(), {item.id: item for item in items}
+        with Progress('scores', len(left), unit='prompts') as progress:
+            for start in range(0, len(left), BLOCK):
+                block = [by_id[name] for name in left[start : start + BLOCK]]
+                for name, values in scorer(block).items():
+                    journal.add(name, values)
+                progress.update(start + len(block))
+    return {item.id: journal.done[item.id] for item in items}
+
+
+def likelihoods(
+    config: ConfigDict, folder: Path, identity: Any, items: Sequence[Candidates]
+) -> dict[str, list[float | None]]:
+    """Log-probabilities of replies under the teacher, in nats."""
+    room = Capacities(tokens=config.teacher.row_tokens, scored=256, pairs=32)
+    return scores(
+        folder, identity, lambda: CandidateScorer(config, teacher_path(config), room, sees_persona=False), items
+    )

@@ -1,0 +1,151 @@
+"""Rewrites and scored candidates → preference JSONL, probed for artefacts.
+
+    python -m data_pipelines.pairs --config=configs/NAME.py
+
+`config.pairs.sources` says which: 'rewrites' (chosen: the rewrite; rejected: the reply that the user complained about)
+and 'candidates' (chosen: the best of N by score; rejected: the worst). Writes SPLIT.jsonl for every split. A classifier
+that sees the replies alone, without persona or request, must not tell chosen from rejected too well: what it finds,
+such as length, a policy would learn instead of users' wishes.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.artefacts import reply_only_auc
+from data_pipelines.stage import Record, Stage, input_digest, read_records, write_records
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, write_json
+
+SPLITS = ('train', 'heldout')
+SOURCES = ('rewrites', 'candidates')
+
+_REFUSAL = re.compile(
+    r"^\W*(?:i(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable)|sorry\b|"
+    r"i (?:can(?:no|')t|cannot|won't|will not)|as an ai\b|i(?:'m| am) not able|unfortunately,? i)",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(reply: str) -> bool:
+    """Whether a reply opens as a refusal or an apology for not complying.
+
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal('I can help: knead the dough.')
+    (True, False)
+    """
+    return bool(_REFUSAL.match(reply.replace('’', "'")))
+
+
+def _preference(record: Record, chosen: str, rejected: str, kind: str) -> Record:
+    return dict(
+        id=f'{record["id"]} {kind}',
+        split=record['split'],
+        user_id=record['user_id'],
+        persona=record['persona'],
+        prompt=record['messages'],
+        chosen=[dict(role='assistant', content=chosen)],
+        rejected=[dict(role='assistant', content=rejected)],
+    )
+
+
+def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[Record]:
+    """Rewrite over original."""
+    for record in read_records(config, 'rewrites'):
+        counts['rewrites_read'] += 1
+        yield _preference(record, record['rewrite'], record['original'], 'rewrite')
+
+
+def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
+    """Best over worst of N by score; among equals, a hash of the text decides. A reply cut off is never the best."""
+    scores = None
+    if config.data.scores:
+        scores = {record['id']: record['scores'] for record in read_records(config, 'scores')}
+    for record in read_records(config, 'candidates'):
+        counts['candidates_read'] += 1
+        values = scores[record['id']] if scores is not None else record.get('scores')
+        if values is None:
+            raise UserError('config.data.candidates holds no scores: set config.candidates.reward_model or data.scores')
+        ranked = sorted(
+            (value, digest(reply['text']), reply)
+            for value, reply in zip(values, record['replies'], strict=True)
+            if value is not None
+        )
+        finished = [entry for entry in ranked if entry[2]['finished']]
+        if not finished:
+            counts['dropped_no_finished_reply'] += 1
+        elif finished[-1][0] - ranked[0][0] <= config.pairs.margin:
+            counts['dropped_within_margin'] += 1
+        else:
+            yield _preference(record, finished[-1][2]['text'], ranked[0][2]['text'], 'best/worst')
+
+
+def mine(config: ConfigDict, counts: Counter) -> list[Record]:
+    """The preferences of all sources, less those that would teach something else than a user's wish."""
+    readers = dict(rewrites=from_rewrites, candidates=from_candidates)
+    kept = []
+    for source in _sources(config):
+        for record in readers[source](config, counts):
+            chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
+            if chosen == rejected:
+                counts['dropped_chosen_equals_rejected'] += 1
+            elif is_refusal(rejected) and not is_refusal(chosen):
+                counts['dropped_rejected_is_a_refusal'] += 1
+            else:
+                counts[f'kept_{source}_{record["split"]}'] += 1
+                counts['with_persona'] += bool(record['persona'])
+                kept.append(record)
+    return kept
+
+
+def _sources(config: ConfigDict) -> list[str]:
+    sources = config.pairs.sources.split(',')
+    for source in sources:
+        if source not in SOURCES:
+            raise UserError(f'config.pairs.sources names {source!r}: choose from {", ".join(SOURCES)}')
+    return sources
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    inputs = {source: input_digest(config, source) for source in _sources(config)}
+    if config.data.scores and 'candidates' in inputs:
+        inputs['scores'] = input_digest(config, 'scores')
+    settings = config.pairs.to_dict()
+    del settings['accept_artefacts']
+    return dict(inputs=inputs, settings=settings)
+
+
+def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+    counts: Counter = Counter()
+    records = mine(config, counts)
+    training = [record for record in records if record['split'] == 'train']
+    if not training:
+        raise UserError(f'no pair was found for training (counts: {dict(counts)}): look at the stages before this one')
+    auc = reply_only_auc(
+        [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in training],
+        [record['user_id'] or record['id'] for record in training],
+        seed=config.seed,
+    )
+    limit = config.pairs.max_artefact_auc
+    if auc is not None and auc > limit and not config.pairs.accept_artefacts:
+        raise UserError(
+            f'replies alone tell chosen from rejected with an AUC of {auc:.2f}, above config.pairs.max_artefact_auc '
+            f'({limit}): look for what differs (length, style, author), or pass --config.pairs.accept_artefacts=True'
+        )
+    for split in SPLITS:
+        write_records(folder / f'{split}.jsonl', (record for record in records if record['split'] == split))
+    found = dict(sorted(counts.items()))
+    probe = dict(artefact_auc=auc, pairs=len(training), accepted=bool(auc and auc > limit))
+    write_json(folder / 'manifest.json', dict(stage='pairs', made_from=_identity(config), counts=found, probe=probe))
+    print(f'reply-only classifier: AUC {json.dumps(auc)} on {len(training)} training pairs', flush=True)
+    return found
+
+
+STAGE = Stage('pairs', _work, 'data.pairs', _identity)
+
+if __name__ == '__main__':
+    STAGE.main()

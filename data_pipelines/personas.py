@@ -1,0 +1,97 @@
+"""Users' feedback → personas in words, from strictly earlier turns.
+
+    python -m data_pipelines.personas --config=configs/NAME.py
+
+`config.personas.scope` says which turns a persona may know: 'earlier_conversations' of the same user by time stamp, or
+'first_k_turns' of the same conversation, where users have no ids (pairs are then mined from later turns only). Writes
+records.jsonl with the persona of every user turn that may be mined, and users.jsonl with what each user's whole history
+says.
+"""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.generation import generate
+from data_pipelines.prompts import prompt_digest, render
+from data_pipelines.stage import Record, Stage, input_digest, read_records, write_records
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.config import teacher_path
+from rlhi_jax.files import digest
+from rlhi_jax.generate import Prompt
+
+
+def remarks_before(
+    talks: list[Record], feedback: dict[str, list[tuple[int, str]]], *, scope: str, first_k: int
+) -> dict[str, tuple[str, ...]]:
+    """What each user turn's author had said about replies before it, by turn (`CONVERSATION/PLACE`), oldest first.
+
+    Turns that may not be mined under the scope are left out.
+    """
+    remarks: dict[str, tuple[str, ...]] = {}
+    history: dict[str, list[str]] = defaultdict(list)
+    for talk in sorted(talks, key=lambda talk: (talk['timestamp'], talk['id'])):
+        own = feedback.get(talk['id'], [])
+        for place in range(0, len(talk['messages']), 2):
+            name = f'{talk["id"]}/{place}'
+            if scope == 'earlier_conversations':
+                remarks[name] = tuple(history[talk['user_id']]) if talk['user_id'] else ()
+            elif place // 2 >= first_k:
+                remarks[name] = tuple(text for at, text in own if at // 2 < first_k)
+        history[talk['user_id']] += [text for _, text in own]
+    return remarks
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    return dict(
+        inputs=[input_digest(config, key) for key in ('conversations', 'follow_ups')],
+        teacher=open_model(teacher_path(config)).weights,
+        prompt=prompt_digest('persona'),
+        settings=config.personas.to_dict(),
+        sampler=config.sampler.to_dict(),
+        seed=config.seed,
+    )
+
+
+def write_personas(config: ConfigDict, folder: Path, wanted: set[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """A persona for each set of remarks, one sentence by the teacher or the remarks themselves; '' for no remarks."""
+    recent = {remarks: remarks[-config.personas.max_remarks :] for remarks in wanted}
+    if config.personas.writer == 'quotes':
+        return {remarks: ' '.join(dict.fromkeys(last)) for remarks, last in recent.items()}
+    prompts = {
+        digest(last): Prompt(digest(last), (('user', render('persona', remarks=last)),))
+        for last in sorted(set(recent.values()))
+        if last
+    }
+    replies = generate(config, folder, _identity(config), teacher_path(config), list(prompts.values()))
+    said = {name: (answers[0].text.split('\n')[0] if answers else '') for name, answers in replies.items()}
+    return {remarks: said.get(digest(last), '') for remarks, last in recent.items()}
+
+
+def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+    talks = read_records(config, 'conversations')
+    feedback: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for turn in read_records(config, 'follow_ups'):
+        if turn['label'] == 'feedback':
+            feedback[turn['conversation']].append((turn['place'], turn['follow_up']))
+    p = config.personas
+    before = remarks_before(talks, feedback, scope=p.scope, first_k=p.first_k)
+    after: dict[str, list[str]] = defaultdict(list)
+    for talk in sorted(talks, key=lambda talk: (talk['timestamp'], talk['id'])):
+        after[talk['user_id']] += [text for _, text in feedback.get(talk['id'], [])]
+    after.pop('', None)
+    written = write_personas(config, folder, {*before.values(), *map(tuple, after.values())})
+    records = [dict(id=name, persona=written[remarks]) for name, remarks in before.items()]
+    users = [dict(user_id=user, persona=written[tuple(remarks)]) for user, remarks in sorted(after.items())]
+    write_records(folder / 'users.jsonl', users)
+    counts: Counter = Counter(turns=len(records), turns_with_persona=sum(bool(r['persona']) for r in records))
+    counts.update(users=len(users), users_with_persona=sum(bool(user['persona']) for user in users))
+    return STAGE.write(config, folder, records, counts)
+
+
+STAGE = Stage('personas', _work, 'data.personas', _identity)
+
+if __name__ == '__main__':
+    STAGE.main()

@@ -1,0 +1,25 @@
+"""What the teacher is told: one Jinja file a task. Their digests are part of what a stage's output was made from."""
+
+import functools
+from pathlib import Path
+
+import jinja2
+
+from rlhi_jax.files import file_digest
+
+_FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(_FOLDER)
+    return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)
+
+
+def render(name: str, **values) -> str:
+    """A prompt with its values filled in; a value that it lacks is an error."""
+    return _environment().get_template(f'{name}.jinja').render(values).strip()
+
+
+def prompt_digest(name: str) -> str:
+    return file_digest(_FOLDER / f'{name}.jinja')

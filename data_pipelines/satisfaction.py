@@ -1,0 +1,202 @@
+"""Evaluate a policy on simulated users: how far its replies satisfy them under their own persona, another's, and none.
+
+    python -m data_pipelines.satisfaction --config=configs/NAME.py
+
+Samples a reply of `config.satisfaction.model` to every held-out prompt in each condition and checks it against the
+user's tastes. What a policy learned about personas is the gap G = own − opposing, where the opposing user likes the
+opposite in everything: a model that ignores the persona has G = 0, whatever else it learned. In the stage
+`oracle_scores` the same checks score the candidates of training users, for runs that leave the reward model out.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.generation import generate
+from data_pipelines.sources import simulated
+from data_pipelines.sources.requests import requests
+from data_pipelines.sources.tastes import opposite, satisfaction
+from data_pipelines.stage import RECORDS, Record, Stage, input_digest, input_folder, read_records
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.config import require
+from rlhi_jax.errors import UserError
+from rlhi_jax.evaluate import interval
+from rlhi_jax.files import file_digest
+from rlhi_jax.generate import Prompt
+from rlhi_jax.tokenizers.template import Context
+
+CONDITIONS = ('own', 'opposing', 'empty')
+
+
+def _raw(config: ConfigDict, name: str) -> list[Record]:
+    require(config, 'data.raw')
+    path = Path(config.data.raw) / name
+    if not path.exists():
+        raise UserError(f'{path} does not exist: config.data.raw must be a folder of data_pipelines.sources.simulated')
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def _users(config: ConfigDict) -> dict[str, Record]:
+    return {user['id']: user for user in _raw(config, 'users.jsonl')}
+
+
+def _tastes(config: ConfigDict, user: Record, number: int, text: str) -> dict[str, str]:
+    """What a user likes in a reply to their request of this number and text."""
+    return simulated.tastes_at(user, number, config.simulated.conversations, REQUESTS[text])
+
+
+def _number(prompt_id: str) -> int:
+    return int(prompt_id.rsplit('/', 1)[1])
+
+
+REQUESTS = {request.text: request for split in simulated.SPLITS for request in requests(split)}
+
+
+def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]) -> dict[str, dict[str, str]]:
+    """Each prompt's persona in each condition; prompts of users without an opposing one are left out.
+
+    With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
+    opposing persona is that of the user who likes the opposite; else both are the oracle's.
+    """
+    by_tastes = {json.dumps(user['tastes'], sort_keys=True): user['id'] for user in users.values()}
+    found = {}
+    if config.data.personas:
+        path = input_folder(config, 'personas') / 'users.jsonl'
+        found = {record['user_id']: record['persona'] for record in map(json.loads, path.read_bytes().splitlines())}
+    result = {}
+    for prompt in prompts:
+        user = users[prompt['user_id']]
+        tastes = {pair: opposite(pair, side) for pair, side in user['tastes'].items()}
+        other = by_tastes.get(json.dumps(tastes, sort_keys=True))
+        if other is None or users[other]['split'] != user['split']:
+            continue
+        if found:
+            own, opposing = (found.get(simulated.hashed(each), '') for each in (user['id'], other))
+        else:
+            mirrored = {
+                pair: opposite(pair, side)
+                for pair, side in _tastes(
+                    config, user, _number(prompt['id']), prompt['messages'][-1]['content']
+                ).items()
+            }
+            own, opposing = prompt['persona'], simulated.oracle_persona(users[other], mirrored)
+        result[prompt['id']] = dict(own=own, opposing=opposing, empty='')
+    return result
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    s = config.satisfaction
+    raw = Path(config.data.raw)
+    return dict(
+        model=open_model(s.model or config.model.path).weights,
+        inputs=[file_digest(raw / name) for name in ('users.jsonl', 'prompts.jsonl') if (raw / name).exists()],
+        personas=input_digest(config, 'personas') if config.data.personas else 'oracle',
+        sampler=config.sampler.to_dict(),
+        settings=dict(split=s.split, conditions=s.conditions, seed=config.seed, max_prompts=s.max_prompts),
+    )
+
+
+def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+    users = _users(config)
+    records = [prompt for prompt in _raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
+    said = personas(config, users, records)
+    counts: Counter = Counter(prompts_read=len(records), dropped_no_opposing_user=len(records) - len(said))
+    records = [record for record in records if record['id'] in said][: config.satisfaction.max_prompts or None]
+    prompts = [
+        Prompt(f'{record["id"]} {condition}', ((('user'), record['messages'][-1]['content']),), Context('', persona))
+        for record in records
+        for condition, persona in said[record['id']].items()
+        if condition in config.satisfaction.conditions.split(',')
+    ]
+    model = config.satisfaction.model or config.model.path
+    replies = generate(config, folder, _identity(config), model, prompts)
+    by_id = {record['id']: record for record in records}
+    results = []
+    for prompt in prompts:
+        name, condition = prompt.id.rsplit(' ', 1)
+        record = by_id[name]
+        user, request = users[record['user_id']], REQUESTS[record['messages'][-1]['content']]
+        for reply in replies[prompt.id]:
+            tastes = _tastes(config, user, _number(name), request.text)
+            value = satisfaction(reply.text, request, reply.finished, tastes)
+            results.append(
+                dict(
+                    id=name,
+                    user_id=user['id'],
+                    condition=condition,
+                    persona=prompt.context.persona,
+                    request=request.text,
+                    text=reply.text,
+                    finished=reply.finished,
+                    valid=simulated.valid(reply.text, request, reply.finished),
+                    satisfaction=value,
+                )
+            )
+    counts['replies'] = len(results)
+    return STAGE.write(config, folder, results, counts)
+
+
+def summarise(by_model: dict[str, Path]) -> dict[str, Any]:
+    """Satisfaction by model and condition, the gap, and its change from the first model to the last; 95 % intervals.
+
+    All of it is over the prompts that every model answered in every condition; intervals resample users.
+    """
+    tables: dict[str, dict[str, dict[str, Record]]] = {}
+    for model, folder in by_model.items():
+        for line in (folder / RECORDS).read_bytes().splitlines():
+            record = json.loads(line)
+            tables.setdefault(model, {}).setdefault(record['condition'], {})[record['id']] = record
+    shared = sorted(set.intersection(*(set(t) for conditions in tables.values() for t in conditions.values())))
+    users = {name: next(iter(next(iter(tables.values())).values()))[name]['user_id'] for name in shared}
+
+    def mean(values: Iterable[float]) -> dict[str, float]:
+        return interval(dict(zip(shared, values, strict=True)), users)
+
+    def gap(model: str) -> list[float]:
+        own, other = (tables[model][condition] for condition in ('own', 'opposing'))
+        return [own[name]['satisfaction'] - other[name]['satisfaction'] for name in shared]
+
+    result: dict[str, Any] = dict(prompts=len(shared), users=len(set(users.values())), models={})
+    for model, conditions in tables.items():
+        row = {c: mean([t[name]['satisfaction'] for name in shared]) for c, t in conditions.items()}
+        row['valid'] = mean([conditions['own'][name]['valid'] for name in shared])
+        result['models'][model] = row | {'gap': mean(gap(model))}
+    first, *_, last = tables
+    if len(tables) > 1:
+        result['gap_change'] = mean([b - a for a, b in zip(gap(first), gap(last), strict=True)])
+    return result
+
+
+def _score_identity(config: ConfigDict) -> dict[str, Any]:
+    return dict(candidates=input_digest(config, 'candidates'), users=file_digest(Path(config.data.raw) / 'users.jsonl'))
+
+
+def _score(config: ConfigDict, folder: Path) -> dict[str, int]:
+    talks = {  # the first request of a conversation, or a further prompt, by its id
+        name: (user, number)
+        for user in _users(config).values()
+        for number in range(config.simulated.conversations + config.simulated.prompts)
+        for name in (f'{user["id"]}/{number}', f'{simulated.conversation_id(user, number)}/0')
+    }
+    scores = []
+    for record in read_records(config, 'candidates'):
+        if record['id'] not in talks:  # a follow-up: what would satisfy it is not known
+            scores.append(dict(id=record['id'], scores=[None] * len(record['replies'])))
+            continue
+        user, number = talks[record['id']]
+        request = REQUESTS[record['messages'][-1]['content']]
+        tastes = _tastes(config, user, number, request.text)
+        values = [satisfaction(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
+        scores.append(dict(id=record['id'], scores=values))
+    return ORACLE.write(config, folder, scores, Counter(prompts=len(scores)))
+
+
+STAGE = Stage('satisfaction', _work, 'data.satisfaction', _identity)
+ORACLE = Stage('oracle_scores', _score, 'data.scores', _score_identity)
+
+if __name__ == '__main__':
+    STAGE.main()

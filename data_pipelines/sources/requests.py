@@ -1,0 +1,103 @@
+"""What simulated users ask for: everyday topics, each with words that a reply about it would use.
+
+Topics and phrasings of one split occur in no other. The words make a reply's topic checkable: they do not occur in the
+request, so an echo of it is not on topic.
+"""
+
+import dataclasses
+
+SPLITS = ('train', 'gate', 'test')
+
+PHRASINGS = {
+    'train': (
+        'Tell me three things about {}.',
+        'Give me three short tips about {}.',
+        'Tell me two good things about {}.',
+        'What could I write about {} in a few sentences?',
+    ),
+    'gate': ('Tell me three good facts about {}.', 'What would you say about {} in a few sentences?'),
+    'test': (
+        'Name three good things about {}.',
+        'Please give me two tips about {}.',
+        'What should I tell my friends about {} in a few sentences?',
+    ),
+}
+
+TOPICS = {
+    'train': {
+        'cats': 'cat animal pet fur mouse mice kitten play purr claw feline hunt companion',
+        'the moon': 'moon earth orbit sun night sky crater space tide astronaut lunar',
+        'coffee': 'coffee bean cup drink caffeine roast brew flavor morning espresso taste',
+        'rivers': 'river water sea flow ocean lake fish bank stream land valley',
+        'the guitar': 'guitar string music instrument chord play song sound acoustic musician',
+        'bees': 'bee honey flower hive pollin insect queen nectar colony colonies plant',
+        'rainbows': 'rainbow light color colour sun sky drop arc red violet',
+        'bread': 'bread flour dough oven bake yeast loaf wheat grain food eat',
+        'trains': 'train rail track station passenger engine travel transport car locomotive speed',
+        'volcanoes': 'volcano lava erupt magma ash mountain rock earth crust gas hot',
+        'tea': 'tea leaf leaves water cup drink brew green black herb flavor',
+        'dogs': 'dog animal pet breed loyal bark owner train walk puppy companion',
+        'the ocean': 'ocean water sea fish wave salt marine earth depth coral life',
+        'chess': 'chess board piece king queen pawn player game move strategy opponent',
+        'winter': 'winter cold snow ice season temperature warm holiday weather day coat',
+        'tomatoes': 'tomatoe fruit red plant vegetable salad sauce garden juicy grow vitamin',
+        'bicycles': 'bicycle wheel ride pedal transport exercise brake road bike gear travel',
+        'libraries': 'librar book read study knowledge learn borrow information research quiet',
+        'birthdays': 'birthday cake party gift celebrat friend family candle year age',
+        'the desert': 'desert sand dry hot water heat camel dune plant cactus temperature',
+        'soccer': 'soccer ball team goal player game sport field play match score',
+        'painting': 'paint color colour brush canvas art artist create oil express',
+        'sleep': 'sleep rest night body brain health bed hour dream tired relax',
+        'elephants': 'elephant animal trunk tusk large africa herd ear mammal memory ivory',
+        'chocolate': 'chocolate cocoa sweet milk dark candy sugar bean dessert flavor taste',
+        'gardens': 'garden plant flower soil grow water vegetable tree nature seed green',
+        'bridges': 'bridge river road structure cross span steel connect water build engineer',
+        'money': 'money bank save spend buy currency value goods pay coin budget',
+        'whales': 'whale ocean mammal sea animal large blue water fish swim marine',
+        'the violin': 'violin string bow music instrument play sound orchestra wood musician',
+    },
+    'gate': {
+        'horses': 'horse animal ride farm gallop mane breed run mammal strong saddle',
+        'the sun': 'sun star light heat energy earth planet solar hot sky gas',
+        'cheese': 'cheese milk cow flavor dairy food cream taste aged eat pizza',
+        'castles': 'castle king stone wall tower medieval knight fortress built history defen',
+        'autumn': 'autumn leaf leaves season fall tree color colour cool harvest weather',
+        'cooking': 'cook food ingredient recipe kitchen heat meal flavor dish eat taste',
+    },
+    'test': {
+        'owls': 'owl bird night hunt eye prey wing feather nocturnal fly mouse mice',
+        'the piano': 'piano key music instrument play note sound musician classical string',
+        'mountains': 'mountain peak high climb rock snow hike valley range earth nature',
+        'apples': 'apple fruit red green tree sweet vitamin healthy eat pie juice',
+        'airplanes': 'plane fly wing engine pilot travel passenger flight air sky airport',
+        'rain': 'rain water cloud drop weather plant fall sky umbrella wet storm',
+        'swimming': 'swim water pool exercise sport body stroke muscle breath fitness health',
+        'penguins': 'penguin bird ice cold swim antarctic fish flightless egg colony colonies',
+        'pizza': 'pizza cheese dough tomato sauce topping italian crust food slice bake',
+        'forests': 'forest tree animal plant wood nature oxygen leaf leaves wildlife habitat',
+        'spring': 'spring flower season warm bloom winter plant weather green rain tree',
+        'museums': 'museum art history exhibit collection artifact culture visit learn painting',
+        'butterflies': 'butterfl insect wing flower caterpillar color colour nectar fly garden',
+        'basketball': 'basketball ball team player hoop game court score sport shoot dribbl',
+        'the wind': 'wind air weather blow energy force move storm direction turbine pressure',
+        'dancing': 'danc music move body art rhythm express step movement partner fun',
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A user's request; a reply on its topic has the stem `about` and some of `words`."""
+
+    text: str
+    about: str
+    words: tuple[str, ...]
+
+
+def requests(split: str) -> list[Request]:
+    """All requests of a split: every topic in every phrasing."""
+    return [
+        Request(phrasing.format(topic), stems.split()[0], tuple(stems.split()[1:]))
+        for topic, stems in TOPICS[split].items()
+        for phrasing in PHRASINGS[split]
+    ]

@@ -1,0 +1,155 @@
+"""Replies to conversations: text in, text out, around the sampler.
+
+    python -m rlhi_jax.generate --config=configs/NAME.py --prompts=FILE.jsonl --to=REPLIES.jsonl
+
+Each line of the prompts is `{"messages": [{"role", "content"}…], "id", "persona", "system", "samples"}`, all but the
+first optional; each line written is `{"id", "sample", "text", "finished"}`, in order. The model is `config.model.path`;
+how it samples is `config.sampler`.
+"""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from rlhi_jax import errors
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.config import check_config, define_config_flag, require, sampling
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import write_bytes
+from rlhi_jax.progress import Progress
+from rlhi_jax.sampler import Request, Sampler
+from rlhi_jax.sampling import Sampling
+from rlhi_jax.sharding import make_mesh
+from rlhi_jax.tokenizers.template import ChatTemplate, Context
+
+Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
+
+
+class Prompt(NamedTuple):
+    """A conversation that ends in a user turn, to be replied to `samples` times.
+
+    What is drawn depends on `id`, the text, the sample's number and `config.seed`.
+    """
+
+    id: str
+    turns: Turns
+    context: Context = Context()
+    samples: int = 1
+
+
+class Reply(NamedTuple):
+    """One reply to the prompt `id`; `finished` unless it was cut off at `config.sampler.new_tokens`."""
+
+    id: str
+    sample: int
+    text: str
+    finished: bool
+
+
+class Generator:
+    """Replies from one model.
+
+    Raises:
+      UserError: the model is missing or no language model, or the mesh does not divide it or the slots.
+    """
+
+    def __init__(self, config: ConfigDict, model_path: str):
+        model = open_model(model_path)
+        self._template = ChatTemplate.load(model.tokenizer_path)
+        axes = tuple(config.mesh.to_dict().items())
+        self._sampler = _sampler(str(model.path), model.weights, sampling(config), axes, config.model.dtype)
+
+    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        """A prompt as the model sees it, up to where its reply begins."""
+        roles = tuple(role for role, _ in prompt.turns)
+        pieces: list[int] = []
+        for end, (role, content) in enumerate(prompt.turns, start=1):
+            if role == 'assistant':
+                pieces += self._template.generation_prompt(roles[: end - 1], prompt.context)
+            pieces += self._template.encode(roles[:end], content, prompt.context).ids
+        return (*pieces, *self._template.generation_prompt(roles, prompt.context))
+
+    def fit(self, prompt: Prompt) -> Prompt | None:
+        """The prompt with as many turns as fit, oldest exchanges left out; None if not even the last turn fits."""
+        for start in range(0, len(prompt.turns), 2):
+            shorter = prompt._replace(turns=prompt.turns[start:])
+            if len(self.tokens(shorter)) <= self._sampler.sampling.prompt_tokens:
+                return shorter
+        return None
+
+    def replies(self, prompts: Sequence[Prompt]) -> Iterator[Reply]:
+        """Yield every reply once, in the order in which they end.
+
+        Raises:
+          UserError: a prompt does not fit `config.sampler.prompt_tokens`.
+        """
+        requests = (Request(self.tokens(prompt), prompt.samples, prompt.id) for prompt in prompts)
+        for done in self._sampler.sample(requests):
+            text = self._template.tokenizer.decode(list(done.tokens)).strip()
+            yield Reply(prompts[done.request].id, done.sample, text, done.finished)
+
+
+@functools.lru_cache(maxsize=1)  # stages that follow each other in one process share the model and what is compiled
+def _sampler(path: str, weights: str, how: Sampling, axes: tuple[tuple[str, int], ...], dtype: str) -> Sampler:
+    del weights  # a folder may hold another model than a moment ago
+    return Sampler(open_model(path), how, make_mesh(dict(axes)), dtype=dtype)
+
+
+def release() -> None:
+    """Forget the model that generators share, and give its memory back."""
+    _sampler.cache_clear()
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a JSON lines file.
+
+    Raises:
+      UserError: naming the line that is no prompt, or whose id occurred before.
+    """
+    if not path.is_file():
+        raise UserError(f'--prompts={path} does not exist: name a file of JSON lines')
+    prompts: dict[str, Prompt] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            turns = tuple((turn['role'], turn['content']) for turn in record['messages'])
+            name, samples = str(record.get('id', number)), int(record.get('samples', 1))
+            context = Context(record.get('system', ''), record.get('persona', ''))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f'{path}:{number} is no prompt ({errors.one_line(error)}): mend the line') from None
+        if not turns or turns[-1][0] != 'user' or samples < 1 or name in prompts:
+            raise UserError(f'{path}:{number}: messages must end in a user turn, samples be at least 1, ids be unique')
+        prompts[name] = Prompt(name, turns, context, samples)
+    return list(prompts.values())
+
+
+def main() -> None:
+    config = check_config(flags.FLAGS.config)
+    require(config, 'model.path')
+    for name in ('prompts', 'to'):
+        if not flags.FLAGS[name].value:
+            raise UserError(f'--{name} is missing')
+    prompts = read_prompts(Path(flags.FLAGS.prompts))
+    generator = Generator(config, config.model.path)
+    replies = []
+    with Progress('generate', sum(prompt.samples for prompt in prompts), unit='replies') as progress:
+        for reply in generator.replies(prompts):
+            replies.append(reply)
+            progress.update(len(replies))
+    order = {prompt.id: place for place, prompt in enumerate(prompts)}
+    replies.sort(key=lambda reply: (order[reply.id], reply.sample))
+    lines = (json.dumps(reply._asdict(), ensure_ascii=False) + '\n' for reply in replies)
+    write_bytes(Path(flags.FLAGS.to), ''.join(lines).encode())
+    print(f'wrote {flags.FLAGS.to}')
+
+
+if __name__ == '__main__':
+    define_config_flag()
+    flags.DEFINE_string('prompts', None, 'Prompts as JSON lines.')
+    flags.DEFINE_string('to', None, 'File of replies to write.')
+    errors.run(main)

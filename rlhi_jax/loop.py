@@ -1,0 +1,253 @@
+"""One round of RLHI: conversations in; reward model, policy, evaluation and Hugging Face folders out.
+
+    python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR
+
+Runs the stages of `data_pipelines` and the programs beside it in order, each into a folder of its own in the workdir.
+What is finished is kept and what was interrupted goes on where it stopped, so the same command resumes at any point. It
+ends in WORKDIR/report.json, which `print_report` shows. `config.loop.method` says where preference pairs come from:
+
+    rewrites   replies rewritten under users' feedback
+    rewards    best and worst of N sampled replies by a reward model that was trained on the rewrites
+    both       the two together
+    oracle     best and worst of N by the checkers of simulated users: an upper bound, no reward model
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines import candidates, follow_ups, ingest, pairs, personas, rewrites, rows, satisfaction, shards
+from data_pipelines.sources import simulated
+from rlhi_jax import errors, generate
+from rlhi_jax.checkpoints import open_model, saved_steps
+from rlhi_jax.config import check_config, define_flags, require, workdir_path
+from rlhi_jax.convert import export_model
+from rlhi_jax.errors import UserError
+from rlhi_jax.evaluate import evaluate
+from rlhi_jax.files import digest, read_json, write_json
+from rlhi_jax.train import STOPPED, train
+
+METHODS = {  # where pairs come from, and whether a reward model is trained
+    'rewrites': ('rewrites', False),
+    'rewards': ('candidates', True),
+    'both': ('rewrites,candidates', True),
+    'oracle': ('candidates', False),
+}
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved."""
+
+
+def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with every stage's folder in the workdir, but for the raw data if it is given."""
+    config = config.copy_and_resolve_references()
+    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'pairs', 'shards', 'rows'):
+        config.data[name] = str(workdir / name)
+    if config.loop.simulated:
+        config.data.raw = str(workdir / 'raw')
+    if config.loop.method == 'oracle':
+        config.data.scores = str(workdir / 'scores')
+    if config.loop.oracle_personas:
+        config.data.personas = ''
+        config.data.prompts = str(workdir / 'raw' / 'prompts.jsonl')
+    return config
+
+
+def training_config(config: ConfigDict, workdir: Path, objective: str) -> ConfigDict:
+    """The config of the reward model's or the policy's run, with data of its own."""
+    config = config.copy_and_resolve_references()
+    config.objective = objective
+    config.model.new_head = objective == 'reward'
+    own = config.loop[objective]
+    config.train.epochs, config.optimizer.learning_rate = own.epochs, own.learning_rate
+    config.pairs.sources = 'rewrites' if objective == 'reward' else METHODS[config.loop.method][0]
+    for name in ('pairs', 'shards', 'rows'):
+        config.data[name] = str(workdir / objective / name)
+    config.eval.shards = str(workdir / objective / 'heldout')
+    return config
+
+
+def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Run the loop, or what is left of it; returns the report.
+
+    Raises:
+      UserError: the config asks for what cannot be done, or a stage cannot go on.
+      Stopped: training was asked to stop; the same command goes on from there.
+    """
+    require(config, 'model.path')
+    if config.loop.method == 'oracle' and not config.loop.simulated:
+        raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
+    given, config = config, with_paths(config, workdir)
+    _claim(given, workdir)
+    report: dict[str, Any] = dict(method=config.loop.method, funnel={})
+
+    def stage(stage, config: ConfigDict, name: str = '') -> None:
+        report['funnel'][name or stage.name] = stage.run(config)
+
+    if config.loop.simulated:
+        stage(simulated.STAGE, config)
+    if not config.loop.oracle_personas:
+        for each in (ingest, follow_ups, personas):
+            stage(each.STAGE, config)
+    if config.loop.method != 'oracle':
+        stage(rewrites.STAGE, config)
+    if METHODS[config.loop.method][1]:
+        reward = training_config(config, workdir, 'reward')
+        report['reward'] = _train_and_evaluate(reward, workdir, stage)
+        config.candidates.reward_model = str(workdir / 'reward' / 'run')
+    if 'candidates' in METHODS[config.loop.method][0]:
+        stage(candidates.STAGE, config)
+    if config.loop.method == 'oracle':
+        stage(satisfaction.ORACLE, config)
+    policy = training_config(config, workdir, 'dpo')
+    report['dpo'] = _train_and_evaluate(policy, workdir, stage)
+    if config.loop.simulated:
+        report['satisfaction'] = _satisfaction(config, workdir, stage)
+    for objective in ('reward', 'dpo'):
+        if objective in report:
+            _export(workdir / objective / 'run', workdir / objective / 'huggingface')
+    report['notes'] = notes(config, workdir)
+    write_json(workdir / 'report.json', report)
+    return report
+
+
+def _claim(config: ConfigDict, workdir: Path) -> None:
+    """Refuse a workdir of another config: its stages would contradict each other half-way."""
+    own = dict(config=config.to_dict(), model=open_model(config.model.path).weights)
+    path = workdir / 'loop.json'
+    if path.exists():
+        stored = read_json(path, f'remove {workdir} or name another --workdir', fields=('config', 'model'))
+        if digest(stored) != digest(own):
+            raise UserError(f'--workdir={workdir} holds a loop of another config or model: name another --workdir')
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, own)
+
+
+def _train_and_evaluate(config: ConfigDict, workdir: Path, stage: Callable) -> dict[str, Any]:
+    """Pairs → shards → rows → training → held-out accuracy; returns the artefact probe and the evaluation."""
+    objective, run = config.objective, workdir / config.objective / 'run'
+    stage(pairs.STAGE, config, f'{objective}: pairs')
+    stage(shards.STAGE, config, f'{objective}: shards')
+    heldout = config.copy_and_resolve_references()
+    heldout.data.split, heldout.data.shards = 'heldout', config.eval.shards
+    has_heldout = bool((Path(config.data.pairs) / 'heldout.jsonl').stat().st_size)
+    if has_heldout:
+        stage(shards.STAGE, heldout, f'{objective}: heldout')
+    stage(rows.STAGE, config, f'{objective}: rows')
+    _release()
+    if not train(config, run):
+        raise Stopped
+    found = dict(probe=read_json(Path(config.data.pairs) / 'manifest.json', 'run again')['probe'], evaluation=None)
+    if has_heldout:
+        found['evaluation'] = _evaluated(config, run)
+    gc.collect()
+    return found
+
+
+def _evaluated(config: ConfigDict, run: Path) -> dict[str, Any] | str:
+    step = saved_steps(run)[-1]
+    done = list((run / 'evaluation').glob(f'step-{step}-*.json'))
+    if done:
+        return read_json(done[0], f'remove {done[0]}')
+    try:
+        return evaluate(config, run, step)
+    except UserError as error:  # too few held-out users is no reason to lose the run
+        return f'not evaluated: {error}'
+
+
+def _satisfaction(config: ConfigDict, workdir: Path, stage: Callable) -> dict[str, Any]:
+    folders = {name: workdir / 'satisfaction' / name for name in ('before', 'after')}
+    for name, model in (('before', ''), ('after', str(workdir / 'dpo' / 'run'))):
+        own = config.copy_and_resolve_references()
+        own.data.satisfaction, own.satisfaction.model = str(folders[name]), model
+        stage(satisfaction.STAGE, own, f'satisfaction {name}')
+        _release()
+    return satisfaction.summarise(folders)
+
+
+def _export(run: Path, to: Path) -> None:
+    if not to.exists():
+        export_model(run, to, step=None, dtype='float32')
+        print(f'wrote {to}', flush=True)
+
+
+def _release() -> None:
+    """Give back the memory of the sampler that stages share."""
+    generate.release()
+    gc.collect()
+
+
+def notes(config: ConfigDict, workdir: Path) -> list[str]:
+    """What a reader of the report must know."""
+    said = []
+    if config.loop.smoke:
+        said.append('Smoke, not evidence: few users, few steps.')
+    if not config.teacher.path and config.loop.method != 'oracle':
+        said.append(
+            f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this run '
+            'proves the plumbing only. Name a stronger one with config.teacher.path.'
+        )
+    said.append(f'Models: {workdir}/{{reward,dpo}}/huggingface')
+    return said
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report as tables: the funnel, accuracy on held-out pairs, and satisfaction, with 95 % intervals over users."""
+    console = Console(width=118)
+    funnel = Table('stage', 'counts', title='Kept and dropped')
+    for name, counts in report['funnel'].items():
+        funnel.add_row(name, ', '.join(f'{key} {value}' for key, value in counts.items()))
+    console.print(funnel)
+    accuracy = Table('held-out pairs', 'own persona', 'no persona', "a stranger's", 'artefact AUC', title='Accuracy')
+    for objective in ('reward', 'dpo'):
+        if objective in report:
+            found = report[objective]
+            auc = found['probe']['artefact_auc']
+            shown = ['too few pairs' if auc is None else f'{auc:.2f}']
+            evaluation = found['evaluation']
+            if isinstance(evaluation, dict):
+                cells = [_shown(evaluation['conditions'][c]['accuracy']) for c in ('true', 'empty', 'shuffled')]
+                accuracy.add_row(f'{objective} ({evaluation["pairs"]})', *cells, *shown)
+            else:
+                accuracy.add_row(objective, evaluation or 'none held out', '', '', *shown)
+    console.print(accuracy)
+    if 'satisfaction' in report:
+        found = report['satisfaction']
+        title = f'Satisfaction of {found["users"]} held-out users on {found["prompts"]} requests'
+        table = Table('policy', 'own persona', 'opposing', 'none', 'gap own − opposing', title=title)
+        for model, row in found['models'].items():
+            cells = [_shown(row[c]) if c in row else '' for c in ('own', 'opposing', 'empty', 'gap')]
+            table.add_row(model, *cells)
+        table.add_row('change of the gap', '', '', '', _shown(found['gap_change']))
+        console.print(table)
+    for note in report['notes']:
+        console.print(note)
+
+
+def _shown(value: dict[str, float]) -> str:
+    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'
+
+
+def main() -> None:
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    config = check_config(flags.FLAGS.config)
+    try:
+        report = run_loop(config, workdir_path(flags.FLAGS.workdir))
+    except Stopped:
+        sys.exit(STOPPED)
+    print_report(report)
+
+
+if __name__ == '__main__':
+    define_flags()
+    errors.run(main)

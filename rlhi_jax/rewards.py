@@ -1,0 +1,74 @@
+"""Scores of candidate replies, through the same rows, template and forward pass as training: one tree a prompt."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.data.loader import RowReader, in_order
+from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.rows import Capacities
+from rlhi_jax.data.shards import View
+from rlhi_jax.data.tree import Interaction, Message, Pair
+from rlhi_jax.files import digest
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.reference import row_keys
+from rlhi_jax.run import RowScorer, load_params, on_mesh
+from rlhi_jax.sharding import check_fit, make_mesh
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+
+class Candidates(NamedTuple):
+    """A prompt (messages of `role` and `content`) with its candidate replies."""
+
+    id: str
+    messages: Sequence[dict[str, str]]
+    persona: str
+    replies: Sequence[str]
+
+
+def candidate_tree(candidates: Candidates) -> Interaction:
+    """The prompt as a trunk, its replies as leaves; they stand two by two in the table of pairs, so that all are scored."""
+    turns = candidates.messages
+    trunk = [Message(place - 1, turn['role'], turn['content']) for place, turn in enumerate(turns)]
+    leaves = [Message(len(trunk) - 1, 'assistant', reply) for reply in candidates.replies]
+    first, end = len(trunk), len(trunk) + len(leaves)
+    couples = [(place, place + 1) if place + 1 < end else (place, first) for place in range(first, end, 2)]
+    pairs = [Pair(f'{candidates.id}/{a}', first - 1, a, b) for a, b in couples]
+    return Interaction(candidates.id, (*trunk, *leaves), tuple(pairs), persona=candidates.persona)
+
+
+class CandidateScorer:
+    """Scores candidates by one model: rewards, or log-probabilities in nats, by the model's head.
+
+    Raises:
+      UserError: the model is missing, or the mesh does not divide it or `config.eval.batch_rows`.
+    """
+
+    def __init__(self, config: ConfigDict, model_path: str, capacities: Capacities, *, sees_persona: bool):
+        model = open_model(model_path)
+        self._capacities, self._batch_rows, self._sees_persona = capacities, config.eval.batch_rows, sees_persona
+        self._mesh = make_mesh(config.mesh.to_dict())
+        check_fit(self._mesh, model.spec, self._batch_rows, 'config.eval.batch_rows')
+        self._template = ChatTemplate.load(model.tokenizer_path)
+        decoder = Decoder(model.spec, jnp.dtype(config.model.dtype))
+        with on_mesh(self._mesh):
+            self._params = load_params(decoder, model, self._mesh, seed=config.seed)
+        self._scorer = RowScorer(config, decoder, self._mesh)
+
+    def __call__(self, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
+        """The score of every candidate by its prompt's id; None for one that fits no row."""
+        trees = [candidate_tree(item) for item in items]
+        view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))
+        scores: dict[str, list[float | None]] = {item.id: [None] * len(item.replies) for item in items}
+        plan = make_plan(view, self._template, self._capacities)
+        reader = RowReader(plan, view, self._template, self._sees_persona)
+        order = in_order(range(len(reader)), self._batch_rows)
+        with on_mesh(self._mesh):
+            for rows, values in zip(order, self._scorer(self._params, reader, order), strict=True):
+                for row, row_values in zip(rows, values.tolist(), strict=True):
+                    for (tree, _, prompt, last), value in zip(row_keys(reader, row), row_values, strict=False):
+                        scores[items[tree].id][last - prompt - 1] = value
+        return scores

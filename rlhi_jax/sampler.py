@@ -1,0 +1,242 @@
+"""Sampling with a KV cache: each prompt is read once, branched into its samples, decoded in a fixed number of slots.
+
+A slot holds one sequence under way; when it ends, the next sample takes its place, so the compiled step never changes
+shape. What is drawn depends on the prompt and its name, the sample's number and the seed alone: not on the slot, on
+what the other slots hold, or on the order of requests.
+
+Dimension key: S slots, C tokens that a slot's cache holds, N tokens decoded between two looks at the slots, P tokens of
+a prompt (padded), L layers, K key-value heads, H head width, V vocabulary.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlhi_jax.checkpoints import ModelFolder
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest
+from rlhi_jax.models.attention import KVCache
+from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.run import load_params, on_mesh
+from rlhi_jax.sampling import Sampling
+from rlhi_jax.scoring import Params
+from rlhi_jax.sharding import check_fit
+
+STEPS = 8  # tokens decoded between two looks at the slots
+BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are compiled
+
+
+class Request(NamedTuple):
+    """A prompt in tokens, to be continued `samples` times; prompts alike but for `name` are continued differently."""
+
+    prompt: tuple[int, ...]
+    samples: int = 1
+    name: str = ''
+
+
+class Sample(NamedTuple):
+    """One continuation: `tokens` without the end-of-turn token; `finished` unless it was cut off at `new_tokens`."""
+
+    request: int
+    sample: int
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+class Slots(flax.struct.PyTreeNode):
+    """All slots on the device: the token to be read next, its position, and a random key each; and the cache."""
+
+    token_S: jax.Array
+    position_S: jax.Array
+    key_S2: jax.Array
+    cache: KVCache  # stacked over layers: [L, S, K, H, C] and [L, S, K, C, H]
+
+
+def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
+    """Logits with all but the nucleus at -inf: the fewest most likely tokens whose probability reaches `top_p`.
+
+    Nucleus sampling (arXiv 1904.09751) without a sort: the lowest probability to keep is found by bisection, to a
+    thousandth part of it.
+    """
+    probability_SV = jax.nn.softmax(logits_SV, axis=-1)
+
+    def halve(_, bounds):
+        low_S, high_S = bounds
+        middle_S = jnp.sqrt(low_S * high_S)
+        enough_S = jnp.where(probability_SV >= middle_S[:, None], probability_SV, 0).sum(-1) >= top_p
+        return jnp.where(enough_S, middle_S, low_S), jnp.where(enough_S, high_S, middle_S)
+
+    low_S = jnp.full(logits_SV.shape[0], 1e-12)
+    low_S, _ = jax.lax.fori_loop(0, 16, halve, (low_S, probability_SV.max(-1)))
+    return jnp.where(probability_SV >= low_S[:, None], logits_SV, -jnp.inf)
+
+
+def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling) -> jax.Array:
+    """Draw each slot's next token from its own key and position, [S] int32."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_SV, axis=-1).astype(jnp.int32)
+    logits_SV = logits_SV / sampling.temperature
+    if sampling.top_p < 1:
+        logits_SV = keep_top_p(logits_SV, sampling.top_p)
+
+    def draw(key_2, position, logits_V):
+        return jax.random.categorical(jax.random.fold_in(jax.random.wrap_key_data(key_2), position), logits_V)
+
+    return jax.vmap(draw)(key_S2, position_S, logits_SV).astype(jnp.int32)
+
+
+def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -> tuple[Slots, jax.Array]:
+    """Read `STEPS` tokens in every slot; also returns the tokens drawn, [S, N]."""
+
+    def step(slots: Slots, _):
+        capacity = slots.cache.v_BKCH.shape[-2]
+        inputs = (slots.token_S[:, None], slots.position_S[:, None], jnp.ones_like(slots.token_S)[:, None])
+        variables = {'params': params, 'cache': {'layers': {'kv': slots.cache}}}
+        hidden_S1D, new = decoder.apply(variables, *inputs, mutable=['new'])
+        k_LS1KH, v_LS1KH = new['new']['layers']['kv']
+        # Slots that nobody waits for run on; they may write over their own last place only.
+        every, place_S = jnp.arange(slots.token_S.shape[0]), jnp.minimum(slots.position_S, capacity - 1)
+        cache = KVCache(
+            slots.cache.k_BKHC.at[:, every, :, :, place_S].set(k_LS1KH[:, :, 0].swapaxes(0, 1)),
+            slots.cache.v_BKCH.at[:, every, :, place_S].set(v_LS1KH[:, :, 0].swapaxes(0, 1)),
+        )
+        output_VD = output_matrix(params).astype(hidden_S1D.dtype)
+        logits_SV = jnp.einsum('SD,VD->SV', hidden_S1D[:, 0], output_VD, preferred_element_type=jnp.float32)
+        token_S = next_tokens(logits_SV, slots.key_S2, slots.position_S, sampling)
+        return Slots(token_S, slots.position_S + 1, slots.key_S2, cache), token_S
+
+    slots, token_NS = jax.lax.scan(step, slots, None, length=STEPS)
+    return slots, token_NS.T
+
+
+def prefill(decoder: Decoder, params: Params, token_P: jax.Array) -> KVCache:
+    """Keys and values of a prompt, [L, K, H, P] and [L, K, P, H]."""
+    position_1P = jnp.arange(len(token_P))[None]
+    inputs = (token_P[None], position_1P, len(token_P) - position_1P)
+    _, new = decoder.apply({'params': params}, *inputs, mutable=['new'])
+    k_L1PKH, v_L1PKH = new['new']['layers']['kv']
+    return KVCache(k_L1PKH[:, 0].transpose(0, 2, 3, 1), v_L1PKH[:, 0].transpose(0, 2, 1, 3))
+
+
+def branch(slots: Slots, prefix: KVCache, slot: jax.Array, token: jax.Array, position: jax.Array, key_2: jax.Array):
+    """Put a prompt's keys and values in a slot, whose next token to read is the prompt's last."""
+    zero = jnp.zeros_like(slot)
+    cache = KVCache(
+        jax.lax.dynamic_update_slice(slots.cache.k_BKHC, prefix.k_BKHC[:, None], (zero, slot, zero, zero, zero)),
+        jax.lax.dynamic_update_slice(slots.cache.v_BKCH, prefix.v_BKCH[:, None], (zero, slot, zero, zero, zero)),
+    )
+    return Slots(
+        slots.token_S.at[slot].set(token),
+        slots.position_S.at[slot].set(position),
+        slots.key_S2.at[slot].set(key_2),
+        cache,
+    )
+
+
+class Sampler:
+    """Samples continuations of prompts from one model, on one process's devices.
+
+    Raises:
+      UserError: the model is no language model, or the mesh does not divide it or the slots.
+    """
+
+    def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
+        if model.spec.head != 'lm':
+            raise UserError(f'{model.path} is a reward model and cannot generate: name a language model')
+        if jax.process_count() > 1:
+            raise UserError('sampling runs in one process: start it without RLHI_COORDINATOR')
+        check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
+        self.model, self.sampling, self._mesh = model, sampling, mesh
+        self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
+        decoder = Decoder(model.spec, jnp.dtype(dtype))
+        shard = functools.partial(NamedSharding, mesh)
+        rows, cache = PartitionSpec(('data', 'fsdp')), PartitionSpec(None, ('data', 'fsdp'), 'tensor')
+        layout = Slots(shard(rows), shard(rows), shard(rows), KVCache(shard(cache), shard(cache)))
+        with on_mesh(mesh):
+            self._params = load_params(decoder, model, mesh, seed=0)
+            self._empty = jax.jit(functools.partial(self._empty_slots, decoder), out_shardings=layout)
+            self._decode = jax.jit(
+                functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, shard(rows))
+            )
+            self._prefill = jax.jit(functools.partial(prefill, decoder))
+            self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a slot's cache holds; a whole number of buckets, as padded prompts are written into it."""
+        prompt = -(-self.sampling.prompt_tokens // BUCKET) * BUCKET
+        return max(prompt, self.sampling.prompt_tokens + self.sampling.new_tokens)
+
+    def _empty_slots(self, decoder: Decoder) -> Slots:
+        spec, count = decoder.spec, self.sampling.slots
+        heads = (spec.num_layers, count, spec.num_kv_heads)
+        k = jnp.zeros((*heads, spec.head_dim, self.capacity), decoder.dtype)
+        zeros = jnp.zeros(count, jnp.int32)
+        return Slots(zeros, zeros, jnp.zeros((count, 2), jnp.uint32), KVCache(k, k.swapaxes(-1, -2)))
+
+    def key(self, request: Request, sample: int) -> np.ndarray:
+        """The random key of one sample, [2] uint32: a hash of seed, prompt, its name and the sample's number."""
+        words = digest(self.sampling.seed, request.prompt, request.name, sample)
+        return np.array([int(words[:8], 16), int(words[8:16], 16)], np.uint32)
+
+    def sample(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Yield every sample of every request once, in the order in which they end.
+
+        Raises:
+          UserError: a prompt is empty or longer than `config.sampler.prompt_tokens`.
+        """
+        waiting = self._waiting(requests)
+        free = list(range(self.sampling.slots))[::-1]
+        running: dict[int, tuple[int, int]] = {}  # slot -> request, sample
+        drawn: dict[int, list[int]] = {}
+        with on_mesh(self._mesh):
+            slots = self._empty()
+        while True:
+            with on_mesh(self._mesh):
+                while free and (following := next(waiting, None)) is not None:
+                    (number, sample), prefix, request = following
+                    slot = free.pop()
+                    running[slot], drawn[slot] = (number, sample), []
+                    last = (np.int32(request.prompt[-1]), np.int32(len(request.prompt) - 1))
+                    slots = self._branch(slots, prefix, np.int32(slot), *last, self.key(request, sample))
+                if not running:
+                    return
+                slots, token_SN = self._decode(self._params, slots)
+            tokens = np.asarray(token_SN)
+            for slot in list(running):
+                ended = self._extend(drawn[slot], tokens[slot].tolist())
+                if ended is not None:
+                    free.append(slot)
+                    yield Sample(*running.pop(slot), tuple(drawn.pop(slot)), ended)
+
+    def _extend(self, drawn: list[int], tokens: list[int]) -> bool | None:
+        """Add new tokens up to the end of the turn; whether it was reached, or None if the sequence goes on."""
+        for token in tokens:
+            if token in self._end:
+                return True
+            drawn.append(token)
+            if len(drawn) == self.sampling.new_tokens:
+                return False
+        return None
+
+    def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], KVCache, Request]]:
+        """Samples in order, each with its prompt's keys and values, which are computed once."""
+        for number, request in enumerate(requests):
+            length = len(request.prompt)
+            if not 0 < length <= self.sampling.prompt_tokens:
+                raise UserError(
+                    f'a prompt of {length} tokens does not fit: raise config.sampler.prompt_tokens '
+                    f'({self.sampling.prompt_tokens}) or shorten it'
+                )
+            padded = np.zeros(-(-length // BUCKET) * BUCKET, np.int32)
+            padded[:length] = request.prompt
+            with on_mesh(self._mesh):
+                prefix = self._prefill(self._params, padded)
+            for sample in range(request.samples):
+                yield (number, sample), prefix, request

@@ -1,0 +1,26 @@
+"""How to sample, as plain numbers."""
+
+import dataclasses
+
+from rlhi_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to sample: `config.sampler` as plain numbers."""
+
+    slots: int
+    prompt_tokens: int
+    new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ('slots', 'prompt_tokens', 'new_tokens'):
+            if getattr(self, name) < 1:
+                raise UserError(f'config.sampler.{name} is {getattr(self, name)}: it must be at least 1')
+        if not self.temperature >= 0:
+            raise UserError(f'config.sampler.temperature is {self.temperature}: it must be at least 0 (0: greedy)')
+        if not 0 < self.top_p <= 1:
+            raise UserError(f'config.sampler.top_p is {self.top_p}: it must be in (0, 1]')
