@@ -1,29 +1,35 @@
-"""`make demo`: SmolLM2-135M on made-up preferences of opposite users, a few minutes on two cores. Smoke, not evidence.
-
---config=configs/demo.py:reward    reward model, 15 steps; --config=configs/demo.py:dpo    policy, 8 steps
-"""
+"""`make demo`: the whole RLHI loop on simulated users with SmolLM2-135M, minutes on two cores. Smoke, not evidence."""
 
 from rlhi_jax.config import base_config
 
 
-def get_config(objective: str = 'dpo'):
+def get_config():
     c = base_config()
-    c.objective = objective
     c.model.path = 'runs/smollm2'
-    c.model.dtype = 'float32'
-    c.model.new_head = objective == 'reward'
-    c.data.pairs = 'runs/demo/pairs/train.jsonl'
-    c.data.shards = 'runs/demo/shards'
-    c.data.rows = 'runs/demo/rows'
-    c.eval.shards = 'runs/demo/heldout'
-    c.eval.batch_rows = 4
-    c.rows.tokens = 256
-    c.rows.scored = 128
+    c.model.dtype = 'float32'  # XLA's CPU backend is no faster in bfloat16
+    c.loop.simulated = True
+    c.loop.smoke = True
+    c.loop.reward.learning_rate = 2e-5
+    c.loop.dpo.learning_rate = 1e-5
+    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 16, 8, 12
+    c.simulated.conversations = 3
+    c.simulated.prompts = 3
+    c.sampler.slots = 48
+    c.sampler.prompt_tokens = 192
+    c.sampler.new_tokens = 96
+    c.sampler.temperature = 0.7
+    c.teacher.row_tokens = 512
+    c.rewrites.regenerate = False  # the simulated replies are the policy's own
+    c.candidates.samples = 4
+    c.candidates.max_prompts = 24
+    c.pairs.accept_artefacts = True
+    c.rows.tokens = 384
+    c.rows.scored = 256
     c.rows.pairs = 4
     c.train.batch_rows = 4
-    c.train.epochs = 2
-    c.train.max_steps = 0 if objective == 'reward' else 8
+    c.train.accumulate = 4
     c.optimizer.clip = 1.0
-    c.optimizer.learning_rate = 5e-5 if objective == 'reward' else 2e-5
     c.dpo.beta = 0.1
+    c.eval.batch_rows = 2
+    c.satisfaction.conditions = 'own,opposing,empty'
     return c

@@ -1,4 +1,11 @@
-"""Can SmolLM2-135M learn to use a persona at all? Simulated users, three opposing pairs of tastes, DPO."""
+"""Can SmolLM2-135M learn to use a persona? Simulated users, three opposing pairs of tastes, DPO; see launch/feasibility.sh.
+
+    --config=configs/feasibility.py:oracle       users say what they like; best and worst of 6 by their checkers
+    --config=configs/feasibility.py:inferred     the same, but personas are inferred from earlier conversations
+    --config=configs/feasibility.py:complaints   personas inferred, and pairs from complaints alone
+
+Each is half an hour on two cores; results in the README.
+"""
 
 from rlhi_jax.config import base_config
 
@@ -6,23 +13,27 @@ from rlhi_jax.config import base_config
 def get_config(variant: str = 'oracle'):
     c = base_config()
     c.model.path = 'runs/smollm2'
-    c.model.dtype = 'float32'
+    c.model.dtype = 'float32'  # XLA's CPU backend is no faster in bfloat16
+    c.loop.simulated = True
+    c.loop.method = 'rewrites' if variant == 'complaints' else 'oracle'
+    c.loop.oracle_personas = variant == 'oracle'
+    c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 1e-5
     c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 0, 24
-    c.simulated.conversations = 6
-    c.simulated.prompts = 4
+    c.simulated.conversations, c.simulated.prompts = (0, 6) if variant == 'oracle' else (6, 6)
     c.sampler.slots = 64
-    c.sampler.prompt_tokens = 128
-    c.sampler.new_tokens = 128
+    c.sampler.prompt_tokens = 128 if variant == 'oracle' else 256
+    c.sampler.new_tokens = 112
     c.sampler.temperature = 0.7
+    c.personas.max_remarks = 4
+    c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.candidates.samples = 6
-    c.pairs.sources = 'candidates'
-    c.rows.tokens = 256
+    c.candidates.max_prompts = 200
+    c.pairs.accept_artefacts = variant == 'complaints'
+    c.rows.tokens = 384
     c.rows.scored = 256
-    c.rows.pairs = 2
-    c.train.batch_rows = 8
-    c.train.accumulate = 8
-    c.train.epochs = 2
-    c.optimizer.learning_rate = 1e-5
+    c.rows.pairs = 4
+    c.train.batch_rows = 4  # about 8 pairs
+    c.train.accumulate = 4
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
     return c

@@ -3,8 +3,9 @@
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
 The paper's classes are finer; the one that drives rewrites, "re-attempt with feedback", is `feedback` here. The teacher
-is asked once a turn, and the label whose sentence it finds likeliest wins, measured against how likely it finds that
-sentence when it is shown no turn at all (contextual calibration, arXiv 2102.09690).
+is not asked for a label: it is shown what users of each kind say, and the kind under which it finds the turn likeliest
+wins (a noisy channel, arXiv 2108.04106, which suits small models). Its prompts hold no part of the conversation, so one
+tree a kind scores many turns, and the prompt is computed once.
 """
 
 from collections import Counter
@@ -14,17 +15,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.generation import likelihoods
-from data_pipelines.prompts import prompt_digest, render
+from data_pipelines.prompts import prompt_digest, render_turns
 from data_pipelines.stage import Record, Stage, input_digest, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import teacher_path
 from rlhi_jax.rewards import Candidates
 
-LABELS = {
-    'feedback': 'The user is not satisfied and wants a better answer.',
-    'new_request': 'The user asks for something new.',
-    'approval': 'The user is satisfied and thanks the assistant.',
-}
+LABELS = ('feedback', 'new_request', 'approval')
+MAX_CHARACTERS = 300  # of a turn that are looked at
+TURNS = 32  # of one tree
 
 
 def follow_up_turns(talk: Record) -> list[tuple[int, str, str, str]]:
@@ -33,9 +32,21 @@ def follow_up_turns(talk: Record) -> list[tuple[int, str, str, str]]:
     return [(place, *said[place - 2 : place + 1]) for place in range(2, len(said), 2)]
 
 
-def _question(name: str, request: str, reply: str, follow_up: str) -> Candidates:
-    text = render('follow_up', request=request, reply=reply, follow_up=follow_up)
-    return Candidates(name, [dict(role='user', content=text)], '', list(LABELS.values()))
+def label_scores(config: ConfigDict, folder: Path, texts: list[str]) -> dict[str, list[float | None]]:
+    """log p(turn | label) of every text by label, in nats."""
+    questions = [
+        Candidates(
+            f'{label} {start}',
+            [dict(role=role, content=content) for role, content in render_turns('follow_up', label=label)],
+            '',
+            [text[:MAX_CHARACTERS] for text in texts[start : start + TURNS]],
+        )
+        for label in LABELS
+        for start in range(0, len(texts), TURNS)
+    ]
+    scores = likelihoods(config, folder, _identity(config), questions)
+    blocks = range(0, len(texts), TURNS)
+    return {label: [score for start in blocks for score in scores[f'{label} {start}']] for label in LABELS}
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -43,31 +54,26 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         conversations=input_digest(config, 'conversations'),
         teacher=open_model(teacher_path(config)).weights,
         prompt=prompt_digest('follow_up'),
-        labels=LABELS,
     )
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    turns = {
-        f'{talk["id"]}/{place}': (talk, place, said)
-        for talk in read_records(config, 'conversations')
-        for place, *said in follow_up_turns(talk)
-    }
-    questions = [_question('nothing', 'N/A', 'N/A', 'N/A')]
-    questions += [_question(name, *said) for name, (_, _, said) in turns.items()]
-    scores = likelihoods(config, folder, _identity(config), questions)
-    prior = dict(zip(LABELS, scores.pop('nothing'), strict=True))
+    turns = [
+        (talk, place, said) for talk in read_records(config, 'conversations') for place, *said in follow_up_turns(talk)
+    ]
+    scores = label_scores(config, folder, [said[-1] for _, _, said in turns])
     counts: Counter = Counter(turns_read=len(turns))
     records = []
-    for name, (talk, place, (request, reply, follow_up)) in turns.items():
-        if None in scores[name]:
+    for number, (talk, place, (request, reply, follow_up)) in enumerate(turns):
+        own = {label: scores[label][number] for label in LABELS}
+        if None in own.values():
             counts['dropped_longer_than_a_row'] += 1
             continue
-        gains = {label: score - prior[label] for label, score in zip(LABELS, scores[name], strict=True)}
-        label = max(gains, key=gains.get)
+        label = max(own, key=own.get)
         counts[f'kept_{label}'] += 1
-        kept = dict(id=name, conversation=talk['id'], place=place, user_id=talk['user_id'], split=talk['split'])
-        records.append(kept | dict(label=label, request=request, reply=reply, follow_up=follow_up, gains=gains))
+        kept = dict(id=f'{talk["id"]}/{place}', conversation=talk['id'], place=place)
+        kept |= dict(user_id=talk['user_id'], split=talk['split'], label=label, scores=own)
+        records.append(kept | dict(request=request, reply=reply, follow_up=follow_up))
     return STAGE.write(config, folder, records, counts)
 
 

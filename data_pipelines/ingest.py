@@ -135,13 +135,13 @@ def _assign_splits(records: list[Record], config: ConfigDict, counts: Counter) -
     names: dict[int, str] = {}
     for number, record in zip(numbers, records, strict=True):
         names[number] = min(names.get(number, record['id']), record['id'])
-    counts['clusters'] = len(names)
+    shared = Counter(numbers)
+    counts.update(clusters=len(shared), in_clusters_of_several=sum(n for n in shared.values() if n > 1))
     for number, record in zip(numbers, records, strict=True):
         record['cluster'] = names[number]
         if not record['split']:
             share = int(digest(config.seed, names[number])[:8], 16) / 16**8
             record['split'] = 'heldout' if share < config.ingest.heldout else 'train'
-        counts[f'kept_{record["split"]}'] += 1
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -171,11 +171,15 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
                 continue
             seen |= {said, record['id']}
             records.append(record | {'split': FILE_SPLITS[path.stem] if by_file else ''})
-            if config.ingest.max_conversations and len(records) == config.ingest.max_conversations:
-                break
     if not records:
         raise UserError(f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)})')
     _assign_splits(records, config, counts)
+    if config.ingest.max_conversations:
+        chosen = {r['id'] for r in sorted(records, key=lambda r: digest(r['id']))[: config.ingest.max_conversations]}
+        counts['dropped_over_max_conversations'] = len(records) - len(chosen)
+        records = [record for record in records if record['id'] in chosen]
+    for record in records:
+        counts[f'kept_{record["split"]}'] += 1
     counts['users'] = len({record['user_id'] for record in records} - {''})
     counts['user_turns'] = sum(message['role'] == 'user' for record in records for message in record['messages'])
     return STAGE.write(config, folder, records, counts)

@@ -18,11 +18,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.artefacts import reply_only_auc
+from data_pipelines.rewrites import SPLITS
 from data_pipelines.stage import Record, Stage, input_digest, read_records, write_records
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, write_json
 
-SPLITS = ('train', 'heldout')
 SOURCES = ('rewrites', 'candidates')
 
 _REFUSAL = re.compile(
@@ -76,7 +76,9 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
             if value is not None
         )
         finished = [entry for entry in ranked if entry[2]['finished']]
-        if not finished:
+        if len(ranked) < 2:
+            counts['dropped_fewer_than_two_scored'] += 1
+        elif not finished:
             counts['dropped_no_finished_reply'] += 1
         elif finished[-1][0] - ranked[0][0] <= config.pairs.margin:
             counts['dropped_within_margin'] += 1

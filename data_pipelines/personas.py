@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.generation import generate
-from data_pipelines.prompts import prompt_digest, render
+from data_pipelines.prompts import prompt_digest, render_turns
 from data_pipelines.stage import Record, Stage, input_digest, read_records, write_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import teacher_path
@@ -61,7 +61,7 @@ def write_personas(config: ConfigDict, folder: Path, wanted: set[tuple[str, ...]
     if config.personas.writer == 'quotes':
         return {remarks: ' '.join(dict.fromkeys(last)) for remarks, last in recent.items()}
     prompts = {
-        digest(last): Prompt(digest(last), (('user', render('persona', remarks=last)),))
+        digest(last): Prompt(digest(last), tuple(render_turns('persona', remarks=last)))
         for last in sorted(set(recent.values()))
         if last
     }

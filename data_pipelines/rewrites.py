@@ -23,6 +23,7 @@ from rlhi_jax.generate import Prompt
 from rlhi_jax.rewards import Candidates
 from rlhi_jax.tokenizers.template import Context
 
+SPLITS = ('train', 'heldout')  # the test split is for evaluation alone
 Turns = tuple[tuple[str, str], ...]
 
 
@@ -48,7 +49,9 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     for turn in read_records(config, 'follow_ups'):
         counts['follow_ups_read'] += 1
         asked = f'{turn["conversation"]}/{turn["place"] - 2}'
-        if turn['label'] != 'feedback':
+        if turn['split'] not in SPLITS:
+            counts['dropped_test_split'] += 1
+        elif turn['label'] != 'feedback':
             counts['dropped_no_feedback'] += 1
         elif asked not in personas:
             counts['dropped_persona_would_know_it'] += 1

@@ -13,8 +13,10 @@ ends in WORKDIR/report.json, which `print_report` shows. `config.loop.method` sa
 """
 
 import gc
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ from rlhi_jax.evaluate import evaluate
 from rlhi_jax.files import digest, read_json, write_json
 from rlhi_jax.train import STOPPED, train
 
+PAIRS_TO_READ = 5
+TIMES = 'times.jsonl'
 METHODS = {  # where pairs come from, and whether a reward model is trained
     'rewrites': ('rewrites', False),
     'rewards': ('candidates', True),
@@ -115,6 +119,7 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for objective in ('reward', 'dpo'):
         if objective in report:
             _export(workdir / objective / 'run', workdir / objective / 'huggingface')
+    report['pairs_to_read'] = pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
     report['notes'] = notes(config, workdir)
     write_json(workdir / 'report.json', report)
     return report
@@ -187,6 +192,21 @@ def _release() -> None:
     gc.collect()
 
 
+def pairs_to_read(path: Path) -> list[dict[str, str]]:
+    """A few training pairs, for people to judge: the first by hash of their id."""
+    records = sorted(map(json.loads, path.read_bytes().splitlines()), key=lambda record: digest(record['id']))
+    return [
+        dict(
+            id=record['id'],
+            persona=record['persona'],
+            request=record['prompt'][-1]['content'],
+            chosen=record['chosen'][-1]['content'],
+            rejected=record['rejected'][-1]['content'],
+        )
+        for record in records[:PAIRS_TO_READ]
+    ]
+
+
 def notes(config: ConfigDict, workdir: Path) -> list[str]:
     """What a reader of the report must know."""
     said = []
@@ -194,15 +214,15 @@ def notes(config: ConfigDict, workdir: Path) -> list[str]:
         said.append('Smoke, not evidence: few users, few steps.')
     if not config.teacher.path and config.loop.method != 'oracle':
         said.append(
-            f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this run '
-            'proves the plumbing only. Name a stronger one with config.teacher.path.'
+            f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '
+            'run proves the plumbing only. Name a stronger one with config.teacher.path.'
         )
     said.append(f'Models: {workdir}/{{reward,dpo}}/huggingface')
     return said
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The report as tables: the funnel, accuracy on held-out pairs, and satisfaction, with 95 % intervals over users."""
+    """The report as tables: the funnel, accuracy on held-out pairs, satisfaction; 95 % intervals over users."""
     console = Console(width=118)
     funnel = Table('stage', 'counts', title='Kept and dropped')
     for name, counts in report['funnel'].items():
@@ -230,6 +250,9 @@ def print_report(report: dict[str, Any]) -> None:
             table.add_row(model, *cells)
         table.add_row('change of the gap', '', '', '', _shown(found['gap_change']))
         console.print(table)
+    for pair in report['pairs_to_read']:
+        lines = (f'[{name}] {text[:400]}' for name, text in pair.items())
+        console.print('\n'.join(lines), '', markup=False, sep='\n')
     for note in report['notes']:
         console.print(note)
 
@@ -241,10 +264,15 @@ def _shown(value: dict[str, float]) -> str:
 def main() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     config = check_config(flags.FLAGS.config)
+    workdir, start = workdir_path(flags.FLAGS.workdir), time.monotonic()
     try:
-        report = run_loop(config, workdir_path(flags.FLAGS.workdir))
+        report = run_loop(config, workdir)
     except Stopped:
         sys.exit(STOPPED)
+    finally:
+        if workdir.is_dir():  # how long it took in all, over all restarts that ended by themselves
+            with open(workdir / TIMES, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(dict(seconds=round(time.monotonic() - start))) + '\n')
     print_report(report)
 
 

@@ -30,7 +30,7 @@ class Candidates(NamedTuple):
 
 
 def candidate_tree(candidates: Candidates) -> Interaction:
-    """The prompt as a trunk, its replies as leaves; they stand two by two in the table of pairs, so that all are scored."""
+    """The prompt as a trunk, its replies as leaves, two by two in the table of pairs so that all are scored."""
     turns = candidates.messages
     trunk = [Message(place - 1, turn['role'], turn['content']) for place, turn in enumerate(turns)]
     leaves = [Message(len(trunk) - 1, 'assistant', reply) for reply in candidates.replies]

@@ -26,7 +26,10 @@ from rlhi_jax.data.rows import Capacities, lay_out, pack  # noqa: E402
 from rlhi_jax.data.tree import ROLES, Interaction, Message, Pair  # noqa: E402
 from rlhi_jax.models.decoder import Decoder, output_matrix  # noqa: E402
 from rlhi_jax.models.spec import ModelSpec  # noqa: E402
+from rlhi_jax.sampler import Request, Sampler  # noqa: E402
+from rlhi_jax.sampling import Sampling  # noqa: E402
 from rlhi_jax.scoring import score_replies  # noqa: E402
+from rlhi_jax.sharding import make_mesh  # noqa: E402
 from rlhi_jax.tokenizers.template import ChatTemplate, Context  # noqa: E402
 
 pytestmark = pytest.mark.real_model
@@ -106,12 +109,30 @@ def greedy(model, tokenizer, texts: list[str]) -> list[tuple[int, list[int]]]:
     return found
 
 
-def test_logits_and_greedy_tokens(folders, theirs):
+@pytest.fixture(scope='module')
+def greedy_rows(folders, theirs):
+    return greedy(causal_lm(folders.exported), theirs, prompts())
+
+
+def test_sampler_decodes_as_transformers_does(folders, greedy_rows):
+    """Greedy, 20 prompts of different lengths in 6 slots."""
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+    how = Sampling(slots=6, prompt_tokens=200, new_tokens=NEW_TOKENS, temperature=0)
+    sampler = Sampler(open_model(folders.ours), how, mesh)
+    requests = [Request(tuple(ids[:start])) for start, ids in greedy_rows]
+    found = {sample.request: sample for sample in sampler.sample(requests)}
+    for number, (start, ids) in enumerate(greedy_rows):
+        ended = len(ids) - start < NEW_TOKENS or ids[-1] == 2
+        assert list(found[number].tokens) == ids[start : len(ids) - ended]
+        assert found[number].finished == ended
+
+
+def test_logits_and_greedy_tokens(folders, greedy_rows):
     """Both what transformers makes of our export and of the GGUF file, without us."""
     import torch
 
     from_export = causal_lm(folders.exported)
-    rows = sorted(greedy(from_export, theirs, prompts()), key=lambda row: len(row[1]))
+    rows = sorted(greedy_rows, key=lambda row: len(row[1]))
     from_gguf = causal_lm(folders.gguf.parent, gguf_file=folders.gguf.name)
     weights = from_gguf.state_dict()
     assert weights.keys() == from_export.state_dict().keys()

@@ -1,5 +1,6 @@
 """A tiny model with a byte-level tokenizer, and preferences to train it on: small, but every part is the real one."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from rlhi_jax.tokenizers.template import extend, layouts, special_tokens
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'tests' / 'tiny_config.py'
 SPEC = ModelSpec('llama', 264, 32, 64, 2, 8, 8, 8, 512, tied_embeddings=True)
+LOOP_SPEC = dataclasses.replace(SPEC, max_positions=2048)
 WORDS = [
     'the',
     'a',

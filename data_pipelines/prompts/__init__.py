@@ -1,6 +1,7 @@
 """What the teacher is told: one Jinja file a task. Their digests are part of what a stage's output was made from."""
 
 import functools
+import re
 from pathlib import Path
 
 import jinja2
@@ -19,6 +20,12 @@ def _environment() -> jinja2.Environment:
 def render(name: str, **values) -> str:
     """A prompt with its values filled in; a value that it lacks is an error."""
     return _environment().get_template(f'{name}.jinja').render(values).strip()
+
+
+def render_turns(name: str, **values) -> list[tuple[str, str]]:
+    """A prompt of several turns, which lines such as `--- user` open, as (role, content)."""
+    parts = re.split(r'^--- (user|assistant)\n', render(name, **values), flags=re.MULTILINE)
+    return [(role, content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def prompt_digest(name: str) -> str:

@@ -1,7 +1,6 @@
 """What simulated users ask for: everyday topics, each with words that a reply about it would use.
 
-Topics and phrasings of one split occur in no other. The words make a reply's topic checkable: they do not occur in the
-request, so an echo of it is not on topic.
+Topics and phrasings of one split occur in no other.
 """
 
 import dataclasses
@@ -11,15 +10,15 @@ SPLITS = ('train', 'gate', 'test')
 PHRASINGS = {
     'train': (
         'Tell me three things about {}.',
-        'Give me three short tips about {}.',
         'Tell me two good things about {}.',
-        'What could I write about {} in a few sentences?',
+        'Give me three short tips about {}.',
+        'What are two nice things about {}?',
     ),
-    'gate': ('Tell me three good facts about {}.', 'What would you say about {} in a few sentences?'),
+    'gate': ('Tell me three good facts about {}.', 'Say two things about {}.'),
     'test': (
         'Name three good things about {}.',
-        'Please give me two tips about {}.',
-        'What should I tell my friends about {} in a few sentences?',
+        'Please give me two facts about {}.',
+        'What are three facts about {}?',
     ),
 }
 
@@ -87,7 +86,7 @@ TOPICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A user's request; a reply on its topic has the stem `about` and some of `words`."""
+    """A user's request; a reply on its topic has the stem `about`, or some of the stems `words`."""
 
     text: str
     about: str

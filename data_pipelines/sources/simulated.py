@@ -96,6 +96,8 @@ def population(config: ConfigDict) -> list[User]:
     for pair in pairs:
         if pair not in TASTES:
             raise UserError(f'config.simulated.pairs names {pair!r}: choose from {", ".join(TASTES)}')
+    if len(s.pairs.split(',')) < 3:
+        raise UserError(f'config.simulated.pairs is {s.pairs!r}: name at least three, so that splits can differ')
     users = []
     for split in SPLITS:
         known = pairs if split == 'test' else s.pairs.split(',')

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from data_pipelines.sources.requests import Request
 
 MIN_WORDS = 15
+MIN_OWN_WORDS = 8  # different ones that the request does not hold
 MIN_DISTINCT_TRIGRAMS = 0.7
 
 
@@ -43,6 +44,10 @@ def list_items(reply: str) -> int:
 
 def says_you(reply: str) -> int:
     return len(re.findall(r"\byou(?:r|rs|rself|['’]\w+)?\b", reply, re.IGNORECASE))
+
+
+def says_i(reply: str) -> int:
+    return len(re.findall(r'\b(?:I|my|myself|me)\b', reply))
 
 
 TASTES: dict[str, dict[str, Taste]] = {
@@ -151,6 +156,37 @@ TASTES: dict[str, dict[str, Taste]] = {
             },
         ),
     },
+    'person': {
+        'I': Taste(
+            lambda reply: says_i(reply) >= 1,
+            {
+                'train': (
+                    'I like it when the assistant speaks of itself, as "I".',
+                    'I want answers in the first person.',
+                ),
+                'gate': ('Answer me as "I", from your own view.',),
+                'test': ('I prefer answers that are told as "I".', 'Answers in the first person suit me.'),
+            },
+            {
+                'train': ('This is so cold. Please say what you think, as "I".', 'I like first person. Say "I".'),
+                'gate': ('Could you speak for yourself?',),
+                'test': ('In the first person, please.', 'Please tell me as "I", from your own view.'),
+            },
+        ),
+        'no I': Taste(
+            lambda reply: says_i(reply) == 0,
+            {
+                'train': ('I like answers in which nobody says "I".', 'I want facts only, never the word "I".'),
+                'gate': ('Never speak of yourself to me.',),
+                'test': ('I prefer answers without the word "I".', 'Answers in which nobody says "I" suit me.'),
+            },
+            {
+                'train': ('Please leave yourself out of it.', 'I do not like "I". Keep to the facts.'),
+                'gate': ('Could you not talk about yourself?',),
+                'test': ('Without "I", please. Just facts.', 'Please do not speak of yourself.'),
+            },
+        ),
+    },
 }
 
 
@@ -162,15 +198,17 @@ def opposite(pair: str, side: str) -> str:
 def valid(reply: str, request: Request, finished: bool) -> bool:
     """Whether a reply can satisfy anybody: long enough, on topic, not repetitive, not cut off.
 
-    On topic is a reply that names what was asked about and treats it: it has a word that belongs to the topic and that
-    the request does not hold, so neither an echo nor a constant is.
+    On topic is a reply that names what was asked about, or has two words that belong to the topic; either way most of
+    it must be its own words, so that an echo of the request is not a reply to it.
     """
     own, asked = words(reply), set(words(request.text))
     named = any(word.startswith(request.about) for word in own)
-    treated = any(word.startswith(stem) and word not in asked for word in own for stem in request.words)
+    belonging = {stem for stem in request.words for word in own if word.startswith(stem)}
+    on_topic = named or len(belonging) >= 2
+    echo = len(set(own) - asked) < MIN_OWN_WORDS
     trigrams = list(zip(own, own[1:], own[2:], strict=False))
     distinct = len(set(trigrams)) >= MIN_DISTINCT_TRIGRAMS * len(trigrams)
-    return finished and len(own) >= MIN_WORDS and named and treated and distinct
+    return finished and len(own) >= MIN_WORDS and on_topic and not echo and distinct
 
 
 def satisfaction(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:

@@ -1,0 +1,38 @@
+"""Real conversations: WildChat's file of 852, the first 96 by hash, through the whole loop to two exported folders.
+
+    python -m rlhi_jax.loop --config=configs/wildchat.py --workdir=runs/wildchat --config.data.raw=conversations.jsonl
+
+The file has no user ids, so a persona is what a user said in their first two turns, and pairs come from later turns. It
+wants a strong teacher (`config.teacher.path`): with SmolLM2-135M as its own teacher it proves the plumbing only.
+"""
+
+from rlhi_jax.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.model.path = 'runs/smollm2'
+    c.model.dtype = 'float32'
+    c.data.raw = '../shared/data/wildchat/conversations.jsonl'
+    c.loop.reward.learning_rate = 2e-5
+    c.loop.dpo.learning_rate = 5e-6
+    c.ingest.max_conversations = 96
+    c.ingest.heldout = 0.2
+    c.personas.scope = 'first_k_turns'
+    c.personas.first_k = 2
+    c.sampler.slots = 32
+    c.sampler.prompt_tokens = 512
+    c.sampler.new_tokens = 128
+    c.sampler.temperature = 0.7
+    c.rewrites.max_turns = 64
+    c.candidates.samples = 4
+    c.candidates.max_prompts = 24
+    c.rows.tokens = 768
+    c.rows.scored = 512
+    c.rows.pairs = 4
+    c.train.batch_rows = 4
+    c.train.accumulate = 4
+    c.optimizer.clip = 1.0
+    c.dpo.beta = 0.1
+    c.eval.batch_rows = 1
+    return c

@@ -1,0 +1,111 @@
+"""The whole loop on a tiny model, every part the real one; killed in each stage, it ends in the same bytes."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+STAGES = (
+    *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards', 'rows', 'train reward'),
+    *('candidates', 'train dpo', 'satisfaction', 'export'),
+)
+VARYING = {'times.jsonl', 'tensorboard', 'checkpoints'}  # times, or written at leisure; the exported folders count
+
+
+def flags(model: Path, workdir: Path) -> list[str]:
+    settings = {
+        'model.path': model,
+        'model.dtype': 'float32',
+        'model.logprob_chunk': 64,
+        'loop.simulated': True,
+        'simulated.users.train': 8,
+        'simulated.users.gate': 2,
+        'simulated.users.test': 12,
+        'simulated.conversations': 2,
+        'simulated.prompts': 1,
+        'sampler.slots': 8,
+        'sampler.prompt_tokens': 900,
+        'sampler.new_tokens': 300,
+        'teacher.row_tokens': 2048,
+        'rewrites.regenerate': True,
+        'rewrites.margin': 0.0,
+        'candidates.samples': 3,
+        'candidates.max_prompts': 8,
+        'pairs.accept_artefacts': True,
+        'rows.tokens': 2048,
+        'rows.scored': 1024,
+        'train.batch_rows': 2,
+        'loop.dpo.learning_rate': 1e-3,
+        'checkpoint.every_steps': 1,
+        'eval.batch_rows': 2,
+    }
+    return [f'--config={tiny.ROOT / "tests" / "tiny_config.py"}', f'--workdir={workdir}'] + [
+        f'--config.{name}={value}' for name, value in settings.items()
+    ]
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    # A random model's labels are random: this one happens to take every complaint for one.
+    return tiny.write_model(tmp_path_factory.mktemp('model'), seed=6, spec=tiny.LOOP_SPEC)
+
+
+@pytest.fixture(scope='module')
+def finished(model, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('loop') / 'run'
+    done = tiny.run_program('rlhi_jax.loop', *flags(model, workdir))
+    return workdir, done.stdout
+
+
+def contents(workdir: Path) -> dict[str, bytes | str]:
+    """Every file of a loop's folder but those that hold times."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(workdir.rglob('*')):
+        name = str(path.relative_to(workdir))
+        if path.is_file() and not any(part in VARYING for part in path.parts):
+            found[name] = path.read_bytes().replace(str(workdir).encode(), b'WORKDIR')
+    return found
+
+
+def test_the_loop_ends_in_models_and_a_report(finished):
+    workdir, said = finished
+    report = json.loads((workdir / 'report.json').read_text())
+    for objective in ('reward', 'dpo'):
+        exported = workdir / objective / 'huggingface'
+        kind = json.loads((exported / 'config.json').read_text())['architectures'][0]
+        assert kind.endswith('ForSequenceClassification' if objective == 'reward' else 'ForCausalLM')
+        assert (exported / 'model.safetensors').exists() and (exported / 'chat_template.jinja').exists()
+    assert {'before', 'after'} == set(report['satisfaction']['models'])
+    assert report['funnel']['rewrites']['feedback_turns'] > 0
+    assert 'plumbing only' in said and len(report['pairs_to_read']) == 5
+
+
+def test_a_finished_loop_has_nothing_to_do(model, finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('records.jsonl')}
+    again = tiny.run_program('rlhi_jax.loop', *flags(model, workdir))
+    assert 'up to date' in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('records.jsonl')}
+
+
+def test_another_config_is_refused(model, finished):
+    workdir, _ = finished
+    again = tiny.run_program('rlhi_jax.loop', *flags(model, workdir), '--config.candidates.samples=4', check=False)
+    assert again.returncode == 2 and '--workdir' in again.stderr and 'Traceback' not in again.stderr
+
+
+def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_path):
+    expected, _ = finished
+    workdir = tmp_path / 'run'
+    for stage in STAGES:
+        command = [sys.executable, 'tests/killed_loop.py', stage]
+        killed = subprocess.run([*command, *flags(model, workdir)], cwd=tiny.ROOT, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, (stage, killed.stderr[-2000:])
+    tiny.run_program('rlhi_jax.loop', *flags(model, workdir))
+    ours, theirs = contents(workdir), contents(expected)
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if ours[name] != theirs[name]]

@@ -1,0 +1,206 @@
+"""Stages from raw conversations to pairs: against brute force, closed forms and files as published."""
+
+import gzip
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tiny
+
+from data_pipelines import ingest, pairs, personas
+from data_pipelines.artefacts import reply_only_auc
+from data_pipelines.sources.simulated import wildchat_record
+from rlhi_jax.config import base_config
+from rlhi_jax.errors import UserError
+
+WILDCHAT = tiny.ROOT.parent / 'shared' / 'data' / 'wildchat' / 'conversations.jsonl'
+
+
+def config(tmp_path, **data):
+    c = base_config()
+    c.data.update(dict(raw=str(tmp_path / 'raw.jsonl'), conversations=str(tmp_path / 'conversations')) | data)
+    return c
+
+
+def talk(name: str, *texts: str, user: str = 'u', **fields) -> dict:
+    turns = [(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
+    return wildchat_record(dict(id=user), turns, 0, 'model') | dict(conversation_hash=name) | fields
+
+
+def records(c) -> list[dict]:
+    lines = (tiny.Path(c.data.conversations) / 'records.jsonl').read_bytes().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'jsonl.gz', 'parquet'])
+def test_ingest_reads_what_is_published_and_counts_the_rest(tmp_path, kind):
+    good = [talk('a', 'How do bees fly?', 'With wings.', 'Shorter!'), talk('b', 'What is tea?', 'A drink.', user='v')]
+    bad = [
+        talk('c', 'Hi', 'You!', toxic=True),
+        talk('d', 'Only me'),
+        talk('a', 'How do bees fly?', 'With wings.', 'Shorter!'),
+        talk('e', 'Empty', '  '),
+        talk('f', 'One', 'Two') | dict(conversation=[dict(role='assistant', content='I begin')]),
+    ]
+    path = tmp_path / f'raw.{kind}'
+    if kind == 'parquet':
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(good + bad), path)
+    else:
+        text = '\n'.join(map(json.dumps, good + bad)) + '\nnot json\n'
+        path.write_bytes(gzip.compress(text.encode()) if kind.endswith('gz') else text.encode())
+    c = config(tmp_path, raw=str(path))
+    counts = ingest.STAGE.run(c)
+    dropped = {name: count for name, count in counts.items() if name.startswith('dropped')}
+    expected = dict(toxic=1, no_reply=1, seen_before=1, empty_message=1, roles_do_not_alternate=1)
+    expected |= {} if kind == 'parquet' else {'not_json': 1}
+    assert dropped == {f'dropped_{reason}': count for reason, count in expected.items()}
+    assert counts['records_read'] == sum(dropped.values()) + len(good)
+    assert [record['id'] for record in records(c)] == ['a', 'b']
+    assert records(c)[0]['messages'][2] == dict(role='user', content='Shorter!')
+    assert records(c)[0]['user_id'] != records(c)[1]['user_id']
+
+
+def test_ingest_refuses_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match='config.data.raw'):
+        ingest.STAGE.run(config(tmp_path))
+
+
+def shingles(text: str) -> set[str]:
+    words = re.findall(r'\w+', text.lower())[: ingest.OPENING]
+    return {' '.join(words[i : i + ingest.SHINGLE]) for i in range(max(1, len(words) - ingest.SHINGLE + 1))}
+
+
+@pytest.mark.skipif(not WILDCHAT.exists(), reason='no ../shared/data/wildchat')
+def test_no_near_duplicate_opening_crosses_the_split(tmp_path):
+    """All 852 real conversations, every two of them compared in full."""
+    c = config(tmp_path, raw=str(WILDCHAT))
+    c.ingest.heldout = 0.3
+    counts = ingest.STAGE.run(c)
+    assert counts['records_read'] == 852
+    found = records(c)
+    sets = [shingles(record['messages'][0]['content']) for record in found]
+    alike = across = 0
+    for i in range(len(sets)):
+        for j in range(i):
+            jaccard = len(sets[i] & sets[j]) / len(sets[i] | sets[j])
+            if jaccard >= 0.7:  # MinHash finds those at the threshold of 0.5 about as often as not
+                alike += 1
+                across += found[i]['split'] != found[j]['split']
+    assert alike > 20 and across == 0
+    assert 0.2 < np.mean([record['split'] == 'heldout' for record in found]) < 0.4
+
+
+def test_a_user_is_on_one_side(tmp_path):
+    lines = [talk(f'c{n}', f'Question {n} about thing {n * n}?', 'Yes.', user=f'u{n % 7}') for n in range(60)]
+    c = config(tmp_path)
+    (tmp_path / 'raw.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    c.ingest.heldout = 0.5
+    ingest.STAGE.run(c)
+    sides = {(record['user_id'], record['split']) for record in records(c)}
+    assert len(sides) == 7 and len({split for _, split in sides}) == 2
+
+
+def conversation(name: str, user: str, day: int, turns: int = 2) -> dict:
+    messages = [dict(role=('user', 'assistant')[i % 2], content=f'{name} {i}') for i in range(2 * turns)]
+    return dict(id=name, user_id=user, timestamp=f'2026-01-0{day}', messages=messages)
+
+
+def test_personas_know_strictly_earlier_conversations():
+    talks = [conversation('late', 'u', 3), conversation('early', 'u', 1), conversation('mid', 'u', 2)]
+    talks.append(conversation('other', 'v', 3))
+    feedback = {name: [(2, f'{name} says')] for name in ('late', 'early', 'mid', 'other')}
+    found = personas.remarks_before(talks, feedback, scope='earlier_conversations', first_k=1)
+    assert found['early/0'] == found['early/2'] == found['other/2'] == ()
+    assert found['mid/0'] == found['mid/2'] == ('early says',)
+    assert found['late/2'] == ('early says', 'mid says')
+
+
+def test_personas_of_first_turns_leave_those_turns_alone():
+    talks = [conversation('a', '', 1, turns=5)]
+    feedback = {'a': [(2, 'one'), (4, 'two'), (6, 'three')]}
+    found = personas.remarks_before(talks, feedback, scope='first_k_turns', first_k=2)
+    assert found == {'a/4': ('one',), 'a/6': ('one',), 'a/8': ('one',)}
+
+
+def test_refusals():
+    refusing = ["I'm sorry, but I can't do that.", 'I cannot help.', 'As an AI, I have no view.', 'Sorry, no.']
+    complying = ['Bees fly.', 'I can do that: here it is.', 'The word sorry has five letters.']
+    assert all(map(pairs.is_refusal, refusing)) and not any(map(pairs.is_refusal, complying))
+
+
+def mine(tmp_path, candidates: list[dict], **settings):
+    c = base_config()
+    folder = tmp_path / 'candidates'
+    folder.mkdir()
+    (folder / 'records.jsonl').write_text('\n'.join(map(json.dumps, candidates)))
+    (folder / 'manifest.json').write_text('{}')
+    c.data.candidates, c.pairs.sources = str(folder), 'candidates'
+    c.pairs.update(settings)
+    counts = Counter()
+    return pairs.mine(c, counts), counts
+
+
+def candidate(name: str, scores: list[float | None], finished: list[bool] | None = None, **fields) -> dict:
+    finished = finished or [True] * len(scores)
+    replies = [dict(text=f'{name} {i}', finished=done) for i, done in enumerate(finished)]
+    common = dict(id=name, split='train', user_id='u', persona='', messages=[dict(role='user', content='?')])
+    return common | dict(replies=replies, scores=scores) | fields
+
+
+def test_best_over_worst(tmp_path):
+    refused = candidate('r', [1.0, 0.0])
+    refused['replies'][1]['text'] = "I'm sorry, I can't."
+    found, counts = mine(
+        tmp_path,
+        [
+            candidate('a', [0.1, 0.9, -0.5, None]),
+            candidate('b', [0.1, 0.9, -0.5], [True, False, False]),  # what was cut off is never the best
+            candidate('c', [0.5, 0.4]),
+            candidate('d', [0.5, 0.5], [False, False]),
+            candidate('e', [None, 0.5]),
+            refused,
+        ],
+        margin=0.2,
+    )
+    sides = {pair['id'][0]: (pair['chosen'][0]['content'], pair['rejected'][0]['content']) for pair in found}
+    assert sides == {'a': ('a 1', 'a 2'), 'b': ('b 0', 'b 2')}
+    expected = dict(within_margin=1, no_finished_reply=1, fewer_than_two_scored=1, rejected_is_a_refusal=1)
+    assert {name: counts[f'dropped_{name}'] for name in expected} == expected
+
+
+def test_the_probe_finds_artefacts_and_nothing_else():
+    rng = np.random.default_rng(0)
+    words = ['bee', 'hive', 'honey', 'wax', 'comb', 'queen', 'drone', 'nectar', 'pollen', 'flower']
+
+    def reply(count: int) -> str:
+        return ' '.join(rng.choice(words, count))
+
+    users = [f'u{n % 20}' for n in range(200)]
+    longer = [(reply(40), reply(20)) for _ in users]
+    assert reply_only_auc(longer, users, seed=0) > 0.95
+    # Half of the users like it long, the other half short: who wins is in the persona alone.
+    divided = [pair if int(user[1:]) % 2 else pair[::-1] for pair, user in zip(longer, users, strict=True)]
+    assert reply_only_auc(divided, users, seed=0) < 0.6
+    assert reply_only_auc(longer[:5], users[:5], seed=0) is None
+
+
+def test_artefacts_stop_the_stage_unless_accepted(tmp_path):
+    replies = [dict(text='bee ' * n, finished=True) for n in (40, 20)]
+    items = [candidate(f'c{n}', [1.0, 0.0], user_id=f'u{n}', replies=replies) for n in range(40)]
+    folder = tmp_path / 'candidates'
+    folder.mkdir()
+    (folder / 'records.jsonl').write_text('\n'.join(map(json.dumps, items)))
+    (folder / 'manifest.json').write_text('{}')
+    c = base_config()
+    c.data.candidates, c.data.pairs, c.pairs.sources = str(folder), str(tmp_path / 'pairs'), 'candidates'
+    with pytest.raises(UserError, match='accept_artefacts'):
+        pairs.STAGE.run(c)
+    assert not (tmp_path / 'pairs').exists()
+    c.pairs.accept_artefacts = True
+    pairs.STAGE.run(c)
+    manifest = json.loads((tmp_path / 'pairs' / 'manifest.json').read_text())
+    assert manifest['probe']['accepted'] and manifest['probe']['artefact_auc'] > 0.9

@@ -1,0 +1,148 @@
+"""The sampler against full forward passes, sorted top-p and the softmax itself (against transformers: test_smollm2)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.config import base_config
+from rlhi_jax.errors import UserError
+from rlhi_jax.generate import Generator, Prompt
+from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.run import load_params, on_mesh
+from rlhi_jax.sampler import Request, Sampler, keep_top_p, next_tokens
+from rlhi_jax.sampling import Sampling
+from rlhi_jax.sharding import make_mesh
+
+ONE = dict(data=1, fsdp=1, tensor=1, context=1)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return open_model(tiny.write_model(tmp_path_factory.mktemp('model')))
+
+
+def mesh(**sizes):
+    sizes = ONE | sizes
+    return make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+
+
+@functools.cache  # what is compiled is shared
+def _sampler(path: str, how: Sampling, sizes: tuple) -> Sampler:
+    return Sampler(open_model(path), how, mesh(**dict(sizes)))
+
+
+def sampler(model, *, sizes=None, **settings) -> Sampler:
+    defaults = dict(slots=8, prompt_tokens=64, new_tokens=40)
+    return _sampler(str(model.path), Sampling(**defaults | settings), tuple((sizes or {}).items()))
+
+
+def prompts(count: int, *, longest: int = 60) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(0)
+    return [tuple(rng.integers(3, 250, rng.integers(1, longest)).tolist()) for _ in range(count)]
+
+
+def by_full_forward(model, prompt: tuple[int, ...], count: int) -> list[int]:
+    """Greedy continuation, every token from a forward pass over all tokens before it."""
+    decoder = Decoder(model.spec)
+    with on_mesh(mesh()):
+        params = load_params(decoder, model, mesh(), seed=0)
+    forward = jax.jit(lambda params, *rows: decoder.apply({'params': params}, *rows))
+    tokens = list(prompt)
+    for _ in range(count):
+        padded = np.zeros((1, 128), np.int32)
+        padded[0, : len(tokens)] = tokens
+        position = np.arange(128)[None]
+        hidden = forward(params, padded, position, 128 - position)
+        logits = hidden[0, len(tokens) - 1] @ output_matrix(params).T
+        tokens.append(int(jnp.argmax(logits)))
+        if tokens[-1] == model.tokens['eos_token_id']:
+            return tokens[len(prompt) : -1]
+    return tokens[len(prompt) :]
+
+
+def test_greedy_is_the_argmax_of_a_full_forward_pass(model):
+    asked = prompts(4)
+    found = {s.request: s for s in sampler(model, temperature=0, slots=3).sample([Request(p) for p in asked])}
+    for number, prompt in enumerate(asked):
+        assert list(found[number].tokens) == by_full_forward(model, prompt, 40)
+        assert found[number].finished == (len(found[number].tokens) < 40)
+
+
+def test_samples_do_not_depend_on_slots_order_or_neighbours(model):
+    asked = [Request(prompt, 3, str(number)) for number, prompt in enumerate(prompts(5))]
+    alone = {}
+    for number, request in enumerate(asked):
+        alone |= {(number, s.sample): s.tokens for s in sampler(model, slots=1).sample([request])}
+    for slots in (3, 8):
+        together = {(s.request, s.sample): s.tokens for s in sampler(model, slots=slots).sample(asked)}
+        assert together == alone
+    backwards = {(4 - s.request, s.sample): s.tokens for s in sampler(model).sample(asked[::-1])}
+    assert backwards == alone
+    assert len(set(alone.values())) == len(alone)
+
+
+def test_other_seeds_names_and_samples_draw_otherwise(model):
+    (prompt,) = prompts(1)
+    drawn = [
+        [s.tokens for s in sampler(model, seed=seed).sample([Request(prompt, 1, name)])]
+        for seed, name in ((0, 'a'), (0, 'b'), (1, 'a'), (0, 'a'))
+    ]
+    assert drawn[0] == drawn[3]
+    assert drawn[0] != drawn[1] and drawn[0] != drawn[2]
+
+
+@pytest.mark.parametrize('sizes', [dict(data=8), dict(fsdp=4, tensor=2), dict(tensor=8)])
+def test_every_mesh_draws_the_same(model, sizes):
+    asked = [Request(prompt, 2) for prompt in prompts(5)]
+    expected = {(s.request, s.sample): s.tokens for s in sampler(model).sample(asked)}
+    found = {(s.request, s.sample): s.tokens for s in sampler(model, sizes=sizes).sample(asked)}
+    assert found == expected
+
+
+def test_frequencies_are_the_softmax():
+    logits = jnp.array([2.0, 1.0, 0.0, -1.0, -30.0])
+    count = 20_000
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), count))
+    for temperature in (1.0, 0.5):
+        how = Sampling(1, 1, 1, temperature)
+        drawn = next_tokens(jnp.tile(logits, (count, 1)), keys, jnp.zeros(count, jnp.int32), how)
+        found = np.bincount(np.asarray(drawn), minlength=5) / count
+        np.testing.assert_allclose(found, jax.nn.softmax(logits / temperature), atol=0.015)
+
+
+def test_top_p_keeps_what_sorting_keeps():
+    logits = np.random.default_rng(0).normal(size=(50, 300)).astype(np.float32) * 3
+    for top_p in (0.1, 0.5, 0.9, 0.99):
+        kept = np.isfinite(np.asarray(keep_top_p(jnp.asarray(logits), top_p)))
+        for row, mask in zip(logits, kept, strict=True):
+            probability = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+            order = np.argsort(-probability)
+            nucleus = order[: int(np.searchsorted(np.cumsum(probability[order]), top_p)) + 1]
+            assert set(np.flatnonzero(mask)) >= set(nucleus)
+            # Bisection may let in what is a thousandth part less likely than the nucleus' last token, no more.
+            assert probability[mask].min() >= probability[nucleus].min() * 0.999
+
+
+def test_prompts_that_do_not_fit_are_refused_by_name(model):
+    with pytest.raises(UserError, match='config.sampler.prompt_tokens'):
+        list(sampler(model, prompt_tokens=10).sample([Request(tuple(range(3, 20)))]))
+    with pytest.raises(UserError, match='temperature'):
+        Sampling(1, 1, 1, temperature=-1.0)
+    with pytest.raises(UserError, match='top_p'):
+        Sampling(1, 1, 1, top_p=0.0)
+
+
+def test_long_conversations_lose_their_oldest_exchanges(model):
+    c = base_config()
+    c.model.dtype = 'float32'
+    c.sampler.slots, c.sampler.prompt_tokens, c.sampler.new_tokens = 8, 120, 4
+    turns = tuple((('user', 'assistant')[i % 2], f'turn {i} says something') for i in range(5))
+    generator = Generator(c, str(model.path))
+    fitted = generator.fit(Prompt('a', turns))
+    assert 0 < len(fitted.turns) < 5 and fitted.turns[-1] == turns[-1] and fitted.turns[0][0] == 'user'
+    assert generator.fit(Prompt('b', (('user', 'x' * 500),))) is None

@@ -1,0 +1,146 @@
+"""The rules that keep simulated users honest."""
+
+import ast
+import itertools
+import json
+
+import pytest
+import tiny
+
+from data_pipelines.prompts import _FOLDER
+from data_pipelines.satisfaction import personas
+from data_pipelines.sources import simulated
+from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, requests
+from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
+from rlhi_jax.config import base_config
+from rlhi_jax.errors import UserError
+
+PAIRS = list(TASTES)
+SIDES = [(pair, side) for pair in TASTES for side in TASTES[pair]]
+PLAIN = 'Bees are insects that live together in a hive. They visit flowers, gather nectar and make honey from it.'
+
+
+def config(**settings):
+    c = base_config()
+    c.simulated.update(settings)
+    return c
+
+
+def disjoint(parts) -> bool:
+    return all(not set(a) & set(b) for a, b in itertools.combinations(parts, 2))
+
+
+def test_splits_share_no_request_wording_or_combination():
+    assert disjoint([TOPICS[split] for split in SPLITS]) and disjoint([PHRASINGS[split] for split in SPLITS])
+    for pair, side in SIDES:
+        taste = TASTES[pair][side]
+        assert disjoint([taste.personas[split] for split in SPLITS])
+        assert disjoint([taste.complaints[split] for split in SPLITS])
+    combined = [[json.dumps(tastes, sort_keys=True) for tastes in simulated.combinations(PAIRS, s)] for s in SPLITS]
+    assert disjoint(combined) and all(combined)
+    texts = [{request.text for request in requests(split)} for split in SPLITS]
+    assert disjoint(texts)
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_no_taste_tells_of_another(split):
+    """In each split every side stands beside each side of another pair equally often, so only the persona tells."""
+    counts = {}
+    for tastes in simulated.combinations(PAIRS, split):
+        for a, b in itertools.combinations(sorted(tastes.items()), 2):
+            counts[a, b] = counts.get((a, b), 0) + 1
+    assert len(set(counts.values())) == 1
+    assert len(counts) == len(list(itertools.combinations(PAIRS, 2))) * 4
+
+
+def test_held_out_tastes_occur_in_the_test_split_alone():
+    c = config(pairs='length,layout,address', held_out='person')
+    by_split = {split: set() for split in SPLITS}
+    for user in simulated.population(c):
+        by_split[user['split']] |= set(user['tastes'])
+    assert by_split['test'] == {'length', 'layout', 'address', 'person'}
+    assert by_split['train'] == by_split['gate'] == {'length', 'layout', 'address'}
+    with pytest.raises(UserError, match='config.simulated.pairs'):
+        simulated.population(config(pairs='length,layout'))
+
+
+def test_only_the_simulator_and_the_evaluator_know_tastes():
+    allowed = {'data_pipelines/sources/simulated.py', 'data_pipelines/satisfaction.py'}
+    found = set()
+    for path in [*tiny.ROOT.glob('data_pipelines/**/*.py'), *tiny.ROOT.glob('rlhi_jax/**/*.py')]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = getattr(node, 'module', '') or ''
+            if any('tastes' in name for name in (module, *names)):
+                found.add(str(path.relative_to(tiny.ROOT)))
+    assert found == allowed
+
+
+def test_teacher_prompts_list_no_tastes():
+    said = ' '.join(path.read_text().lower() for path in _FOLDER.glob('*.jinja'))
+    for word in ('short', 'brief', 'long', 'detail', 'list', 'bullet', 'prose', 'impersonal', 'directly', '"you"'):
+        assert word not in said
+
+
+def test_constant_and_echo_replies_satisfy_nobody():
+    every = [request for split in SPLITS for request in requests(split)]
+    constants = [
+        'I am happy to help you with that. Please tell me more about what you would like to know, and I will try.',
+        PLAIN,
+        '1. It is known all over the world.\n2. Many people like it a lot.\n3. You can learn more about it in a book.',
+    ]
+    replies = [lambda request, text=text: text for text in constants]
+    replies += [lambda request: request.text, lambda request: ' '.join([request.text] * 5)]
+    for reply in replies:
+        scores = [satisfaction(reply(q), q, True, {pair: side}) for q in every for pair, side in SIDES]
+        assert sum(scores) / len(scores) <= 0.05
+
+
+def test_what_a_valid_reply_is():
+    bees = next(request for request in requests('train') if request.about == 'bee')
+    assert valid(PLAIN, bees, True)
+    assert not valid(PLAIN, bees, False)  # cut off
+    assert not valid('Bees are insects that make honey.', bees, True)  # too short
+    assert not valid('Bees make honey in a hive. ' * 6, bees, True)  # repetitive
+    cats = next(request for request in requests('train') if request.about == 'cat')
+    assert not valid(PLAIN, cats, True)  # off topic
+
+
+@pytest.mark.parametrize(('pair', 'good', 'bad'), [
+    ('length', 'A bee makes honey.', 'A bee makes honey. ' * 20),
+    ('layout', '1. A bee flies.\n2. A bee hums.', 'A bee flies and hums.'),
+    ('address', 'You can keep bees.', 'People can keep bees.'),
+    ('person', 'I keep bees.', 'Some people keep bees.'),
+])  # fmt: skip
+def test_checks(pair, good, bad):
+    first, second = TASTES[pair].values()
+    assert first.check(good) and not first.check(bad)
+    assert second.check(bad) and not second.check(good)
+    a, b = TASTES[pair]
+    assert opposite(pair, a) == b and opposite(pair, b) == a
+
+
+def test_a_mind_that_changes_and_one_that_depends():
+    request = requests('train')[0]
+    tips = next(q for q in requests('train') if simulated.KIND in q.text)
+    flips = dict(id='u', split='train', tastes={'length': 'short'}, flips='length', depends='')
+    assert [simulated.tastes_at(flips, n, 4, request)['length'] for n in range(5)] == ['long'] * 2 + ['short'] * 3
+    depends = flips | dict(flips='', depends='length')
+    assert simulated.tastes_at(depends, 0, 4, request) == {'length': 'long'}
+    assert simulated.tastes_at(depends, 0, 4, tips) == {'length': 'short'}
+
+
+def test_everybody_in_the_test_split_has_an_opposing_user():
+    c = config(users=dict(train=0, gate=0, test=24), conversations=0, prompts=2)
+    users = {user['id']: user for user in simulated.population(c)}
+    prompts = [
+        dict(id=f'{user["id"]}/{n}', user_id=user['id'], persona='', messages=[dict(content=request.text)])
+        for user in users.values()
+        for n, request in enumerate(simulated.asked(c, user))
+    ]
+    found = personas(c, users, prompts)
+    assert len(found) == len(prompts)
+    for prompt in prompts:
+        wanted = {pair: opposite(pair, side) for pair, side in users[prompt['user_id']]['tastes'].items()}
+        said = found[prompt['id']]['opposing']
+        assert all(any(w in said for w in TASTES[pair][side].personas['test']) for pair, side in wanted.items())
