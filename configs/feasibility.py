@@ -1,10 +1,10 @@
-"""Can SmolLM2-135M learn to use a persona? Simulated users, three opposing pairs of tastes, DPO; see launch/feasibility.sh.
+"""Can SmolLM2-135M learn to use a persona? Simulated users, three opposing pairs of tastes, DPO.
 
     --config=configs/feasibility.py:oracle       users say what they like; best and worst of 6 by their checkers
     --config=configs/feasibility.py:inferred     the same, but personas are inferred from earlier conversations
     --config=configs/feasibility.py:complaints   personas inferred, and pairs from complaints alone
 
-Each is half an hour on two cores; results in the README.
+Run by `launch/feasibility.sh`, each half an hour on two cores; results in the README.
 """
 
 from rlhi_jax.config import base_config
