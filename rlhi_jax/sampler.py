@@ -29,7 +29,7 @@ from rlhi_jax.scoring import Params
 from rlhi_jax.sharding import check_fit
 
 STEPS = 8  # tokens decoded between two looks at the slots
-BUCKET = 64  # prompts are padded to a multiple of this, so that few lengths are compiled
+BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are compiled
 
 
 class Request(NamedTuple):

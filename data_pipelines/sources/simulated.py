@@ -177,6 +177,11 @@ def wildchat_record(user: User, turns: list[tuple[str, str]], number: int, model
     )
 
 
+def _said() -> list:
+    every = [(pair, side, taste) for pair in TASTES for side, taste in TASTES[pair].items()]
+    return [[pair, side, taste.personas, taste.complaints] for pair, side, taste in every]
+
+
 def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path')
     model = open_model(config.model.path)
@@ -186,7 +191,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         sampler=config.sampler.to_dict(),
         seed=config.seed,
         model=model.weights,
-        wordings=digest([(sorted(TASTES), PHRASINGS, TOPICS, THANKS, PUZZLED)]),
+        wordings=digest([PHRASINGS, TOPICS, THANKS, PUZZLED], _said()),
     )
 
 
