@@ -22,7 +22,7 @@ def get_config(variant: str = 'oracle'):
     c.simulated.conversations, c.simulated.prompts = (0, 6) if variant == 'oracle' else (6, 6)
     c.sampler.slots = 64
     c.sampler.prompt_tokens = 128 if variant == 'oracle' else 256
-    c.sampler.new_tokens = 112
+    c.sampler.new_tokens = 128
     c.sampler.temperature = 0.7
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own

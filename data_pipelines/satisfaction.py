@@ -190,13 +190,7 @@ def _score(config: ConfigDict, folder: Path) -> dict[str, int]:
         user, number = talks[record['id']]
         request = REQUESTS[record['messages'][-1]['content']]
         tastes = _tastes(config, user, number, request.text)
-        # Replies that could satisfy nobody have no score: pairs are to differ in taste alone.
-        values = [
-            satisfaction(reply['text'], request, reply['finished'], tastes)
-            if simulated.valid(reply['text'], request, reply['finished'])
-            else None
-            for reply in record['replies']
-        ]
+        values = [satisfaction(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
         scores.append(dict(id=record['id'], scores=values))
     return ORACLE.write(config, folder, scores, Counter(prompts=len(scores)))
 

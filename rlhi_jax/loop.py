@@ -127,7 +127,11 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
     """Refuse a workdir of another config: its stages would contradict each other half-way."""
-    own = dict(config=config.to_dict(), model=open_model(config.model.path).weights)
+    settings = config.to_dict()
+    for name in ('mesh', 'log'):
+        del settings[name]
+    del settings['pairs']['accept_artefacts']  # what to do when the probe stops the run
+    own = dict(config=settings, model=open_model(config.model.path).weights)
     path = workdir / 'loop.json'
     if path.exists():
         stored = read_json(path, f'remove {workdir} or name another --workdir', fields=('config', 'model'))

@@ -57,6 +57,9 @@ TASTES: dict[str, dict[str, Taste]] = {
             {
                 'train': (
                     'I like very short answers of one or two sentences.',
+                    'Short answers are best for me.',
+                    'My answers should be brief.',
+                    'I read only a line or two.',
                     'I want brief answers, a sentence or two.',
                 ),
                 'gate': ('Keep answers to me brief, two sentences at most.',),
@@ -74,7 +77,13 @@ TASTES: dict[str, dict[str, Taste]] = {
         'long': Taste(
             lambda reply: len(words(reply)) >= 55,
             {
-                'train': ('I like long, detailed answers.', 'I want thorough answers with plenty of detail.'),
+                'train': (
+                    'I like long, detailed answers.',
+                    'Long answers are best for me.',
+                    'My answers should be long and go into depth.',
+                    'I enjoy reading a lot about what I ask.',
+                    'I want thorough answers with plenty of detail.',
+                ),
                 'gate': ('Answers to me should be long and full of detail.',),
                 'test': ('I prefer detailed, longer answers.', 'Long answers with many details suit me.'),
             },
@@ -92,7 +101,13 @@ TASTES: dict[str, dict[str, Taste]] = {
         'list': Taste(
             lambda reply: list_items(reply) >= 2,
             {
-                'train': ('I like answers as a list.', 'I want my answers as numbered or bulleted lists.'),
+                'train': (
+                    'I like answers as a list.',
+                    'Lists are best for me.',
+                    'My answers should be lists, point by point.',
+                    'I enjoy reading bullet points.',
+                    'I want my answers as numbered or bulleted lists.',
+                ),
                 'gate': ('Give me lists, with one point a line.',),
                 'test': ('I prefer lists: one item on each line.', 'Answers written as a list suit me.'),
             },
@@ -105,7 +120,13 @@ TASTES: dict[str, dict[str, Taste]] = {
         'prose': Taste(
             lambda reply: list_items(reply) == 0,
             {
-                'train': ('I like plain prose without any lists.', 'I want flowing text, never a list.'),
+                'train': (
+                    'I like plain prose without any lists.',
+                    'Plain text without bullets is best for me.',
+                    'My answers should be paragraphs, not lists.',
+                    'I enjoy reading whole sentences that follow each other.',
+                    'I want flowing text, never a list.',
+                ),
                 'gate': ('Give me running text and no bullets.',),
                 'test': ('I prefer plain paragraphs, no lists.', 'Answers in flowing sentences suit me, not lists.'),
             },
@@ -123,7 +144,13 @@ TASTES: dict[str, dict[str, Taste]] = {
         'you': Taste(
             lambda reply: says_you(reply) >= 1,
             {
-                'train': ('I like to be spoken to directly, as "you".', 'I want answers that say "you" to me.'),
+                'train': (
+                    'I like to be spoken to directly, as "you".',
+                    'Answers that say "you" are best for me.',
+                    'My answers should speak to me as "you".',
+                    'I enjoy being addressed.',
+                    'I want answers that say "you" to me.',
+                ),
                 'gate': ('Talk to me in the second person: "you".',),
                 'test': ('I prefer answers that address me as "you".', 'Speak to me as "you", that suits me.'),
             },
@@ -138,6 +165,9 @@ TASTES: dict[str, dict[str, Taste]] = {
             {
                 'train': (
                     'I like an impersonal style that never says "you".',
+                    'Answers that do not address me are best for me.',
+                    'My answers should be impersonal.',
+                    'I enjoy a neutral, distant style.',
                     'I want neutral answers, without the word "you".',
                 ),
                 'gate': ('Stay impersonal and never address me.',),
@@ -162,6 +192,9 @@ TASTES: dict[str, dict[str, Taste]] = {
             {
                 'train': (
                     'I like it when the assistant speaks of itself, as "I".',
+                    'Answers told as "I" are best for me.',
+                    'My answers should be in the first person.',
+                    'I enjoy a personal voice that says "I".',
                     'I want answers in the first person.',
                 ),
                 'gate': ('Answer me as "I", from your own view.',),
@@ -176,7 +209,13 @@ TASTES: dict[str, dict[str, Taste]] = {
         'no I': Taste(
             lambda reply: says_i(reply) == 0,
             {
-                'train': ('I like answers in which nobody says "I".', 'I want facts only, never the word "I".'),
+                'train': (
+                    'I like answers in which nobody says "I".',
+                    'Answers without "I" are best for me.',
+                    'My answers should not mention who answers.',
+                    'I enjoy plain facts, without anybody\'s "I".',
+                    'I want facts only, never the word "I".',
+                ),
                 'gate': ('Never speak of yourself to me.',),
                 'test': ('I prefer answers without the word "I".', 'Answers in which nobody says "I" suit me.'),
             },
