@@ -52,15 +52,17 @@ def scores(
 ) -> dict[str, list[float | None]]:
     """Each prompt's candidates' scores by its id, a block at a time; None for a candidate that fits no row."""
     journal = Journal(folder, identity)
-    left = list(journal.missing(item.id for item in items))
+    # Blocks are the same after an interruption, and with them what shares a row: so are the last bits of a score.
+    blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
+    left = [block for block in blocks if any(True for _ in journal.missing(item.id for item in block))]
     if left:
-        scorer, by_id = make_scorer(), {item.id: item for item in items}
-        with Progress('scores', len(left), unit='prompts') as progress:
-            for start in range(0, len(left), BLOCK):
-                block = [by_id[name] for name in left[start : start + BLOCK]]
+        scorer = make_scorer()
+        with Progress('scores', len(left), unit='blocks') as progress:
+            for done, block in enumerate(left, start=1):
                 for name, values in scorer(block).items():
-                    journal.add(name, values)
-                progress.update(start + len(block))
+                    if name not in journal.done:
+                        journal.add(name, values)
+                progress.update(done)
     return {item.id: journal.done[item.id] for item in items}
 
 

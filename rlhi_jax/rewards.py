@@ -63,9 +63,11 @@ class CandidateScorer:
         trees = [candidate_tree(item) for item in items]
         view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))
         scores: dict[str, list[float | None]] = {item.id: [None] * len(item.replies) for item in items}
-        plan = make_plan(view, self._template, self._capacities)
+        plan = make_plan(view, self._template, self._capacities, may_be_empty=True)
         reader = RowReader(plan, view, self._template, self._sees_persona)
         order = in_order(range(len(reader)), self._batch_rows)
+        if not order:
+            return scores
         with on_mesh(self._mesh):
             for rows, values in zip(order, self._scorer(self._params, reader, order), strict=True):
                 for row, row_values in zip(rows, values.tolist(), strict=True):

@@ -56,11 +56,13 @@ def make_plan(
     template: ChatTemplate,
     capacities: Capacities,
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    may_be_empty: bool = False,
 ) -> RowPlan:
     """Cut every tree into pieces and pack them, best fit first by decreasing length.
 
     Raises:
-      UserError: no pair fits a row.
+      UserError: no pair fits a row, and the plan may not be empty.
     """
     counts: Counter = Counter()
     dropped: Counter = Counter()
@@ -78,7 +80,7 @@ def make_plan(
         counts['pairs_read'] += len(tree.pairs)
         counts['escaped_markup'] += encoder.escapes
         progress(index + 1)
-    if not pieces:
+    if not pieces and not may_be_empty:
         raise UserError(
             f'no pair fits a row of {capacities} (dropped: {dict(dropped)}): raise config.rows.tokens or '
             'config.rows.scored'
