@@ -78,7 +78,7 @@ def base_config() -> ConfigDict:
     c.rewrites = ConfigDict()
     c.rewrites.regenerate = True  # have the policy answer again first, so that both sides have one author
     c.rewrites.from_scratch = False  # control: the rewriter does not see the feedback
-    c.rewrites.margin = 0.0  # nats by which the feedback must fit the original better than the rewrite
+    c.rewrites.margin = 2.0  # nats by which feedback may be less likely after a regenerated reply than after the logged
     c.rewrites.max_turns = 0  # 0: all
 
     c.candidates = ConfigDict()
@@ -220,6 +220,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
         + ('candidates.samples', 'teacher.row_tokens', 'personas.first_k', 'personas.max_remarks'),
         0: (
             'pairs.margin',
+            'rewrites.margin',
             'ingest.max_conversations',
             'rewrites.max_turns',
             'candidates.max_prompts',

@@ -32,7 +32,7 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'sampler.new_tokens': 300,
         'teacher.row_tokens': 2048,
         'rewrites.regenerate': True,
-        'rewrites.margin': 0.0,
+        'rewrites.margin': 20.0,
         'candidates.samples': 3,
         'candidates.max_prompts': 8,
         'pairs.accept_artefacts': True,
