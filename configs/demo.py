@@ -21,6 +21,7 @@ def get_config():
     c.teacher.row_tokens = 512
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
+    c.rewrites.max_turns = 32
     c.candidates.samples = 4
     c.candidates.max_prompts = 16
     c.pairs.accept_artefacts = True

@@ -95,7 +95,9 @@ def mine(config: ConfigDict, counts: Counter) -> list[Record]:
             chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
             if chosen == rejected:
                 counts['dropped_chosen_equals_rejected'] += 1
-            elif is_refusal(rejected) and not is_refusal(chosen):
+            elif is_refusal(chosen):
+                counts['dropped_chosen_is_a_refusal'] += 1
+            elif is_refusal(rejected):
                 counts['dropped_rejected_is_a_refusal'] += 1
             else:
                 counts[f'kept_{source}_{record["split"]}'] += 1

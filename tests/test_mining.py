@@ -154,6 +154,8 @@ def candidate(name: str, scores: list[float | None], finished: list[bool] | None
 def test_best_over_worst(tmp_path):
     refused = candidate('r', [1.0, 0.0])
     refused['replies'][1]['text'] = "I'm sorry, I can't."
+    apology = candidate('s', [1.0, 0.0])
+    apology['replies'][0]['text'] = 'Sorry for the confusion.'
     found, counts = mine(
         tmp_path,
         [
@@ -163,12 +165,14 @@ def test_best_over_worst(tmp_path):
             candidate('d', [0.5, 0.5], [False, False]),
             candidate('e', [None, 0.5]),
             refused,
+            apology,
         ],
         margin=0.2,
     )
     sides = {pair['id'][0]: (pair['chosen'][0]['content'], pair['rejected'][0]['content']) for pair in found}
     assert sides == {'a': ('a 1', 'a 2'), 'b': ('b 0', 'b 2')}
-    expected = dict(within_margin=1, no_finished_reply=1, fewer_than_two_scored=1, rejected_is_a_refusal=1)
+    expected = dict(within_margin=1, no_finished_reply=1, fewer_than_two_scored=1)
+    expected |= dict(rejected_is_a_refusal=1, chosen_is_a_refusal=1)
     assert {name: counts[f'dropped_{name}'] for name in expected} == expected
 
 
