@@ -56,16 +56,16 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: len(words(reply)) <= 30,
             {
                 'train': (
-                    'I like very short answers of one or two sentences.',
-                    'Short answers are best for me.',
-                    'My answers should be brief.',
-                    'I read only a line or two.',
-                    'I want brief answers, a sentence or two.',
+                    'Answer me in one short sentence or two.',
+                    'Keep your answers to me very short.',
+                    'I want brief answers: a sentence or two.',
+                    'Give me the short version, two sentences at most.',
+                    'Be brief with me.',
                 ),
                 'gate': ('Keep answers to me brief, two sentences at most.',),
                 'test': (
-                    'I prefer short answers, no more than two sentences.',
-                    'Brief answers suit me: one or two sentences.',
+                    'Reply to me in a sentence or two, no more.',
+                    'Short answers for me, please: two sentences.',
                 ),
             },
             {
@@ -78,14 +78,17 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: len(words(reply)) >= 55,
             {
                 'train': (
-                    'I like long, detailed answers.',
-                    'Long answers are best for me.',
-                    'My answers should be long and go into depth.',
-                    'I enjoy reading a lot about what I ask.',
+                    'Answer me at length, with a lot of detail.',
+                    'Keep nothing from me: I want long answers.',
                     'I want thorough answers with plenty of detail.',
+                    'Give me the long version, with every detail.',
+                    'Be thorough with me.',
                 ),
                 'gate': ('Answers to me should be long and full of detail.',),
-                'test': ('I prefer detailed, longer answers.', 'Long answers with many details suit me.'),
+                'test': (
+                    'Reply to me with long, detailed text.',
+                    'Long answers for me, please, with many details.',
+                ),
             },
             {
                 'train': (
@@ -102,14 +105,17 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: list_items(reply) >= 2,
             {
                 'train': (
-                    'I like answers as a list.',
-                    'Lists are best for me.',
-                    'My answers should be lists, point by point.',
-                    'I enjoy reading bullet points.',
+                    'Answer me with a bulleted list.',
+                    'Write your answers to me as a list.',
                     'I want my answers as numbered or bulleted lists.',
+                    'Give me points, one a line.',
+                    'Use bullet points with me.',
                 ),
                 'gate': ('Give me lists, with one point a line.',),
-                'test': ('I prefer lists: one item on each line.', 'Answers written as a list suit me.'),
+                'test': (
+                    'Reply to me in the form of a list.',
+                    'Lists for me, please: one item on each line.',
+                ),
             },
             {
                 'train': ('I cannot follow this. Please make it a list.', 'I like lists. Put it in points for me.'),
@@ -121,14 +127,17 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: list_items(reply) == 0,
             {
                 'train': (
-                    'I like plain prose without any lists.',
-                    'Plain text without bullets is best for me.',
-                    'My answers should be paragraphs, not lists.',
-                    'I enjoy reading whole sentences that follow each other.',
+                    'Answer me in plain prose, without a list.',
+                    'Write your answers to me as one paragraph.',
                     'I want flowing text, never a list.',
+                    'Give me whole sentences in one piece.',
+                    'Use no bullet points with me.',
                 ),
                 'gate': ('Give me running text and no bullets.',),
-                'test': ('I prefer plain paragraphs, no lists.', 'Answers in flowing sentences suit me, not lists.'),
+                'test': (
+                    'Reply to me in the form of a paragraph.',
+                    'Plain text for me, please: no list items.',
+                ),
             },
             {
                 'train': (
@@ -145,14 +154,17 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: says_you(reply) >= 1,
             {
                 'train': (
-                    'I like to be spoken to directly, as "you".',
-                    'Answers that say "you" are best for me.',
-                    'My answers should speak to me as "you".',
-                    'I enjoy being addressed.',
-                    'I want answers that say "you" to me.',
+                    'Speak to me as "you" in your answer.',
+                    'Say "you" to me in your answers.',
+                    'I want answers that say "you" and "your" to me.',
+                    'Talk to me directly: "you can", "you will".',
+                    'Use the word "you" with me.',
                 ),
                 'gate': ('Talk to me in the second person: "you".',),
-                'test': ('I prefer answers that address me as "you".', 'Speak to me as "you", that suits me.'),
+                'test': (
+                    'Reply to me directly, as "you".',
+                    'Address me as "you", please.',
+                ),
             },
             {
                 'train': ('This sounds distant. Please speak to me as "you".', 'I like it personal. Say "you" to me.'),
@@ -164,16 +176,16 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: says_you(reply) == 0,
             {
                 'train': (
-                    'I like an impersonal style that never says "you".',
-                    'Answers that do not address me are best for me.',
-                    'My answers should be impersonal.',
-                    'I enjoy a neutral, distant style.',
+                    'Do not use the word "you" in your answer.',
+                    'Leave me out of your answers.',
                     'I want neutral answers, without the word "you".',
+                    'Write about things, never about me.',
+                    'Use an impersonal style with me.',
                 ),
                 'gate': ('Stay impersonal and never address me.',),
                 'test': (
-                    'I prefer neutral wording that leaves out "you".',
-                    'An impersonal tone suits me, never "you".',
+                    'Reply to me without saying "you".',
+                    'Neutral wording for me, please, never "you".',
                 ),
             },
             {
@@ -191,14 +203,17 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: says_i(reply) >= 1,
             {
                 'train': (
-                    'I like it when the assistant speaks of itself, as "I".',
-                    'Answers told as "I" are best for me.',
-                    'My answers should be in the first person.',
-                    'I enjoy a personal voice that says "I".',
+                    'Speak as "I" in your answer.',
+                    'Say "I" in your answers to me.',
                     'I want answers in the first person.',
+                    'Talk about yourself: "I think", "I like".',
+                    'Use the word "I" with me.',
                 ),
                 'gate': ('Answer me as "I", from your own view.',),
-                'test': ('I prefer answers that are told as "I".', 'Answers in the first person suit me.'),
+                'test': (
+                    'Reply to me in the first person, as "I".',
+                    'A personal voice for me, please, that says "I".',
+                ),
             },
             {
                 'train': ('This is so cold. Please say what you think, as "I".', 'I like first person. Say "I".'),
@@ -210,14 +225,17 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: says_i(reply) == 0,
             {
                 'train': (
-                    'I like answers in which nobody says "I".',
-                    'Answers without "I" are best for me.',
-                    'My answers should not mention who answers.',
-                    'I enjoy plain facts, without anybody\'s "I".',
+                    'Do not use the word "I" in your answer.',
+                    'Leave yourself out of your answers.',
                     'I want facts only, never the word "I".',
+                    'Write about things, never about yourself.',
+                    'Use no first person with me.',
                 ),
                 'gate': ('Never speak of yourself to me.',),
-                'test': ('I prefer answers without the word "I".', 'Answers in which nobody says "I" suit me.'),
+                'test': (
+                    'Reply to me without saying "I".',
+                    'Plain facts for me, please, nothing about yourself.',
+                ),
             },
             {
                 'train': ('Please leave yourself out of it.', 'I do not like "I". Keep to the facts.'),
