@@ -283,11 +283,12 @@ def require(config: ConfigDict, *names: str) -> None:
 def training_settings(config: ConfigDict) -> dict[str, Any]:
     """The settings that decide the trained parameters: a resumed run must agree on all of them.
 
-    Left out: what may change between restarts (mesh, paths, logging, checkpoint times, evaluation).
+    Left out: what may change between restarts (mesh, paths, logging, checkpoint times, evaluation), and what made the
+    data, for which the row plan's digest stands.
     """
-    kept = config.to_dict()
-    for name in ('mesh', 'data', 'log', 'checkpoint', 'eval'):
-        del kept[name]
+    every = config.to_dict()
+    sections = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer', 'dpo', 'reward')
+    kept = {name: every[name] for name in (*sections, 'policy_sees_persona', 'ref_sees_persona', 'rm_sees_persona')}
     del kept['model']['path']
     return kept
 

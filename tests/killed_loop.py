@@ -7,76 +7,61 @@ import os
 import signal
 import sys
 
-from data_pipelines import stage
-from rlhi_jax import errors, loop, train
+from data_pipelines import generation, stage
+from rlhi_jax import errors, loop
 from rlhi_jax.checkpoints import RunCheckpoints
 from rlhi_jax.config import define_flags
 
-target = sys.argv.pop(1)
+STAGE_RUN, TRAIN, EXPORT, SAVE = stage.Stage.run, loop.train, loop.export_model, RunCheckpoints.save
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def arm(doomed: str) -> None:
+    """Make one stage, one training run ('train OBJECTIVE') or the export ('export') kill this process on its way."""
+    running = ['']
 
+    def die_in(name: str) -> None:
+        if name == doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-class Dying(stage.Journal):
-    """A journal whose third entry in the doomed stage is its last, half a line of the fourth following it."""
+    class DyingJournal(stage.Journal):
+        """Its third entry in the doomed stage is the last, and half a line of the fourth follows."""
 
-    def add(self, key, value):
-        super().add(key, value)
-        self.added = getattr(self, 'added', 0) + 1
-        if running == target and self.added == 3:
-            os.write(self._file.fileno(), b'["half a li')
-            die()
+        def add(self, key, value):
+            super().add(key, value)
+            self.added = getattr(self, 'added', 0) + 1
+            if running[0] == doomed and self.added == 3:
+                os.write(self._file.fileno(), b'["half a li')
+                die_in(doomed)
 
+    def run(self, config, *, overwrite=False):
+        """As ever, but that the doomed stage dies with its work done and not yet in place, if not before."""
 
-running = ''
-stage_run = stage.Stage.run
+        def work(config, folder):
+            counts = self.work(config, folder)
+            die_in(self.name)
+            return counts
 
+        running[0] = self.name
+        return STAGE_RUN(stage.Stage(self.name, work, self.output, self.identity), config, overwrite=overwrite)
 
-def run(self, config, *, overwrite=False):
-    """As ever, but that the doomed stage dies with its work done and not yet in place, if not before."""
-    global running
-    running = self.name
+    def train(config, workdir):
+        running[0] = f'train {config.objective}'
+        return TRAIN(config, workdir)
 
-    def work(config, folder):
-        counts = self.work(config, folder)
-        if running == target:
-            die()
-        return counts
+    def save(self, *args):
+        """The first checkpoint of the doomed training is begun and never finished."""
+        SAVE(self, *args)
+        die_in(running[0] if running[0].startswith('train') else '')
 
-    doomed = stage.Stage(self.name, work, self.output, self.identity)
-    return stage_run(doomed, config, overwrite=overwrite)
+    def export(*args, **options):
+        die_in('export')
+        return EXPORT(*args, **options)
 
+    generation.Journal, stage.Stage.run, RunCheckpoints.save = DyingJournal, run, save
+    loop.train, loop.export_model = train, export
 
-def save(self, step, *args):
-    """The first checkpoint of the doomed training is begun and never finished."""
-    saved(self, step, *args)
-    if target == f'train {train_objective}':
-        die()
-
-
-train_objective = ''
-saved, trained = RunCheckpoints.save, train.train
-
-
-def training(config, workdir):
-    global train_objective
-    train_objective = config.objective
-    return trained(config, workdir)
-
-
-def export(*args, **options):
-    if target == 'export':
-        die()
-    return exported(*args, **options)
-
-
-exported = loop.export_model
-loop.train, loop.export_model, RunCheckpoints.save, stage.Stage.run = training, export, save, run
-for module in ('data_pipelines.generation',):
-    sys.modules[module].Journal = Dying
 
 if __name__ == '__main__':
+    arm(sys.argv.pop(1))
     define_flags()
     errors.run(loop.main)

@@ -231,7 +231,8 @@ def test_two_processes_stop_together(folder, flags, short):
     """SIGTERM to the launcher: both processes save the same step; one process goes on from it."""
     workdir = folder / 'two stopped'
     mesh = ['--config.mesh.data=-1', '--config.mesh.fsdp=1']
-    process = start(folder, flags, workdir, *in_short(), *mesh, processes=2)
+    # A checkpoint a step makes steps long enough for the signal to come between them, on a busy machine too.
+    process = start(folder, flags, workdir, *in_short(), EVERY_STEP, *mesh, processes=2)
     wait_for(process, lambda: len(lines(workdir / 'metrics.jsonl')) >= 1)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
