@@ -56,6 +56,10 @@ def _number(prompt_id: str) -> int:
 REQUESTS = {request.text: request for split in simulated.SPLITS for request in requests(split)}
 
 
+def _personas_file(config: ConfigDict) -> Path:
+    return input_folder(config, 'personas') / 'users.jsonl'
+
+
 def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]) -> dict[str, dict[str, str]]:
     """Each prompt's persona in each condition; prompts of users without an opposing one are left out.
 
@@ -63,10 +67,9 @@ def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]
     opposing persona is that of the user who likes the opposite; else both are the oracle's.
     """
     by_tastes = {json.dumps(user['tastes'], sort_keys=True): user['id'] for user in users.values()}
-    found = {}
-    if config.data.personas:
-        path = input_folder(config, 'personas') / 'users.jsonl'
-        found = {record['user_id']: record['persona'] for record in map(json.loads, path.read_bytes().splitlines())}
+    inferred = bool(config.data.personas)
+    lines = _personas_file(config).read_bytes().splitlines() if inferred else []
+    found = {record['user_id']: record['persona'] for record in map(json.loads, lines)}
     result = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
@@ -74,15 +77,11 @@ def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]
         other = by_tastes.get(json.dumps(tastes, sort_keys=True))
         if other is None or users[other]['split'] != user['split']:
             continue
-        if found:
+        if inferred:
             own, opposing = (found.get(simulated.hashed(each), '') for each in (user['id'], other))
         else:
-            mirrored = {
-                pair: opposite(pair, side)
-                for pair, side in _tastes(
-                    config, user, _number(prompt['id']), prompt['messages'][-1]['content']
-                ).items()
-            }
+            now = _tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content'])
+            mirrored = {pair: opposite(pair, side) for pair, side in now.items()}
             own, opposing = prompt['persona'], simulated.oracle_persona(users[other], mirrored)
         result[prompt['id']] = dict(own=own, opposing=opposing, empty='')
     return result
@@ -94,7 +93,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         model=open_model(s.model or config.model.path).weights,
         inputs=[file_digest(raw / name) for name in ('users.jsonl', 'prompts.jsonl') if (raw / name).exists()],
-        personas=input_digest(config, 'personas') if config.data.personas else 'oracle',
+        personas=file_digest(_personas_file(config)) if config.data.personas else 'oracle',
         sampler=config.sampler.to_dict(),
         settings=dict(split=s.split, conditions=s.conditions, seed=config.seed, max_prompts=s.max_prompts),
     )
@@ -107,7 +106,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     counts: Counter = Counter(prompts_read=len(records), dropped_no_opposing_user=len(records) - len(said))
     records = [record for record in records if record['id'] in said][: config.satisfaction.max_prompts or None]
     prompts = [
-        Prompt(f'{record["id"]} {condition}', ((('user'), record['messages'][-1]['content']),), Context('', persona))
+        Prompt(f'{record["id"]} {condition}', (('user', record['messages'][-1]['content']),), Context('', persona))
         for record in records
         for condition, persona in said[record['id']].items()
         if condition in config.satisfaction.conditions.split(',')

@@ -36,6 +36,7 @@ from rlhi_jax.errors import UserError
 from rlhi_jax.evaluate import evaluate
 from rlhi_jax.files import digest, read_json, write_json
 from rlhi_jax.train import STOPPED, train
+from rlhi_jax.workdir import refuse_difference
 
 PAIRS_TO_READ = 5
 TIMES = 'times.jsonl'
@@ -90,6 +91,11 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     require(config, 'model.path')
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
+    if config.loop.oracle_personas and config.loop.method != 'oracle':
+        raise UserError(
+            f'config.loop.oracle_personas does without conversations, but config.loop.method={config.loop.method!r} '
+            "needs them: unset one, or set the method to 'oracle'"
+        )
     given, config = config, with_paths(config, workdir)
     _claim(given, workdir)
     report: dict[str, Any] = dict(method=config.loop.method, funnel={})
@@ -135,8 +141,7 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     path = workdir / 'loop.json'
     if path.exists():
         stored = read_json(path, f'remove {workdir} or name another --workdir', fields=('config', 'model'))
-        if digest(stored) != digest(own):
-            raise UserError(f'--workdir={workdir} holds a loop of another config or model: name another --workdir')
+        refuse_difference(f'--workdir={workdir} holds a loop', stored, own)
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, own)

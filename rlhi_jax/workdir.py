@@ -30,12 +30,22 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
     path = workdir / 'run.json'
     if not path.exists():
         return
-    stored = dict(_flat(read_json(path, f'remove {workdir} or name another --workdir', fields=())))
-    for name, value in _flat(run):
-        if stored.get(name) != value:
+    stored = read_json(path, f'remove {workdir} or name another --workdir', fields=())
+    refuse_difference(f'--workdir={workdir} holds a run', stored, run)
+
+
+def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to go on with something that was begun with other settings.
+
+    Raises:
+      UserError: naming the first setting that differs.
+    """
+    before = dict(_flat(stored))
+    for name, value in _flat(wanted):
+        if before.get(name) != value:
             raise UserError(
-                f'--workdir={workdir} holds a run with another {name} ({stored.get(name)!r}, now {value!r}): undo the '
-                'change, or name another --workdir'
+                f'{what} with another {name} ({before.get(name)!r}, now {value!r}): undo the change, or name another '
+                '--workdir'
             )
 
 

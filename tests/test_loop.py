@@ -95,7 +95,11 @@ def test_a_finished_loop_has_nothing_to_do(model, finished):
 def test_another_config_is_refused(model, finished):
     workdir, _ = finished
     again = tiny.run_program('rlhi_jax.loop', *flags(model, workdir), '--config.candidates.samples=4', check=False)
-    assert again.returncode == 2 and '--workdir' in again.stderr and 'Traceback' not in again.stderr
+    assert (
+        again.returncode == 2
+        and 'config.candidates.samples (3, now 4)' in again.stderr
+        and 'Traceback' not in again.stderr
+    )
 
 
 def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_path):
