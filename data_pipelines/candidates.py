@@ -7,7 +7,6 @@ training conversations with the persona that the stage `personas` found. Replies
 from `config.candidates.reward_model`, if there is one.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.generation import generate, scores
-from data_pipelines.stage import Record, Stage, input_digest, read_records
+from data_pipelines.stage import Record, Stage, input_digest, load_records, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
 from rlhi_jax.errors import UserError
@@ -31,7 +30,7 @@ def read_prompts(config: ConfigDict) -> list[Record]:
         path = Path(config.data.prompts)
         if not path.is_file():
             raise UserError(f'config.data.prompts: {path} does not exist')
-        records = [json.loads(line) for line in path.read_bytes().splitlines()]
+        records = load_records(path)
     else:
         personas = {record['id']: record['persona'] for record in read_records(config, 'personas')}
         records = [

@@ -20,7 +20,7 @@ from data_pipelines.generation import generate
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import requests
 from data_pipelines.sources.tastes import opposite, satisfaction
-from data_pipelines.stage import RECORDS, Record, Stage, input_digest, input_folder, read_records
+from data_pipelines.stage import RECORDS, Record, Stage, input_digest, input_folder, load_records, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
@@ -29,15 +29,13 @@ from rlhi_jax.files import file_digest
 from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers.template import Context
 
-CONDITIONS = ('own', 'opposing', 'empty')
-
 
 def _raw(config: ConfigDict, name: str) -> list[Record]:
     require(config, 'data.raw')
     path = Path(config.data.raw) / name
     if not path.exists():
         raise UserError(f'{path} does not exist: config.data.raw must be a folder of data_pipelines.sources.simulated')
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    return load_records(path)
 
 
 def _users(config: ConfigDict) -> dict[str, Record]:
@@ -68,8 +66,8 @@ def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]
     """
     by_tastes = {json.dumps(user['tastes'], sort_keys=True): user['id'] for user in users.values()}
     inferred = bool(config.data.personas)
-    lines = _personas_file(config).read_bytes().splitlines() if inferred else []
-    found = {record['user_id']: record['persona'] for record in map(json.loads, lines)}
+    written = load_records(_personas_file(config)) if inferred else []
+    found = {record['user_id']: record['persona'] for record in written}
     result = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
@@ -146,8 +144,7 @@ def summarise(by_model: dict[str, Path]) -> dict[str, Any]:
     """
     tables: dict[str, dict[str, dict[str, Record]]] = {}
     for model, folder in by_model.items():
-        for line in (folder / RECORDS).read_bytes().splitlines():
-            record = json.loads(line)
+        for record in load_records(folder / RECORDS):
             tables.setdefault(model, {}).setdefault(record['condition'], {})[record['id']] = record
     shared = sorted(set.intersection(*(set(t) for conditions in tables.values() for t in conditions.values())))
     users = {name: next(iter(next(iter(tables.values())).values()))[name]['user_id'] for name in shared}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.config import check_config, define_config_flag, require
 from rlhi_jax.errors import UserError, run
-from rlhi_jax.files import digest, file_digest, new_folder, read_json, write_bytes, write_json
+from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, write_bytes, write_json
 
 RECORDS = 'records.jsonl'
 Record = dict[str, Any]
@@ -81,6 +81,10 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     write_bytes(path, ''.join(lines).encode())
 
 
+def load_records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
 def input_folder(config: ConfigDict, key: str) -> Path:
     """The finished folder of an earlier stage that `config.data.KEY` names.
 
@@ -96,8 +100,7 @@ def input_folder(config: ConfigDict, key: str) -> Path:
 
 def read_records(config: ConfigDict, key: str) -> list[Record]:
     """The records of an earlier stage's folder, which `config.data.KEY` names."""
-    path = input_folder(config, key) / RECORDS
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    return load_records(input_folder(config, key) / RECORDS)
 
 
 def input_digest(config: ConfigDict, key: str) -> str:
@@ -120,8 +123,7 @@ class Journal:
 
     def __init__(self, folder: Path, identity: Any):
         self.path, header = journal_path(folder), json.dumps(digest(identity)).encode()
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        lines = [line for line in lines if line.endswith(b'\n')]
+        lines = complete_lines(self.path)
         if not lines or lines[0].strip() != header:
             lines = [header + b'\n']
         write_bytes(self.path, b''.join(lines))

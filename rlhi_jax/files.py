@@ -43,6 +43,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def complete_lines(path: Path) -> list[bytes]:
+    """Lines of a file that end in a newline: a killed run may leave half a line at the end."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
+
+
 def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
 

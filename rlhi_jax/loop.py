@@ -28,6 +28,7 @@ from rich.table import Table
 
 from data_pipelines import candidates, follow_ups, ingest, pairs, personas, rewrites, rows, satisfaction, shards
 from data_pipelines.sources import simulated
+from data_pipelines.stage import load_records
 from rlhi_jax import errors, generate
 from rlhi_jax.checkpoints import open_model, saved_steps
 from rlhi_jax.config import check_config, define_flags, require, workdir_path
@@ -203,7 +204,7 @@ def _release() -> None:
 
 def pairs_to_read(path: Path) -> list[dict[str, str]]:
     """A few training pairs, for people to judge: the first by hash of their id."""
-    records = sorted(map(json.loads, path.read_bytes().splitlines()), key=lambda record: digest(record['id']))
+    records = sorted(load_records(path), key=lambda record: digest(record['id']))
     return [
         dict(
             id=record['id'],

@@ -6,14 +6,14 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from rlhi_jax.files import write_bytes
+from rlhi_jax.files import complete_lines, write_bytes
 
 
 class StepLog:
     """One JSON object a line, each with its `step`; lines of steps that will be taken again are cut off first."""
 
     def __init__(self, path: Path, *, next_step: int):
-        kept = [line for line in _complete_lines(path) if json.loads(line)['step'] < next_step]
+        kept = [line for line in complete_lines(path) if json.loads(line)['step'] < next_step]
         write_bytes(path, b''.join(kept))
         self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 - open as long as the run
 
@@ -43,10 +43,3 @@ class RunLog:
     def close(self) -> None:
         for part in (self._metrics, self._examples, self._board):
             part.close()
-
-
-def _complete_lines(path: Path) -> list[bytes]:
-    """Lines of a file that end in a newline: a killed run may leave half a line at the end."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
