@@ -18,8 +18,10 @@ def get_config(variant: str = 'oracle'):
     c.loop.method = 'rewrites' if variant == 'complaints' else 'oracle'
     c.loop.oracle_personas = variant == 'oracle'
     c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 1e-5
-    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 0, 24
-    c.simulated.conversations, c.simulated.prompts = (0, 6) if variant == 'oracle' else (6, 6)
+    c.simulated.held_out = 'person'
+    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 36  # 12 with a held-out taste
+    c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (6, 5)
+    c.simulated.special_every = 0 if variant == 'oracle' else 12
     c.sampler.slots = 64
     c.sampler.prompt_tokens = 128 if variant == 'oracle' else 256
     c.sampler.new_tokens = 128
@@ -29,8 +31,8 @@ def get_config(variant: str = 'oracle'):
     c.candidates.samples = 6
     c.candidates.max_prompts = 200
     c.pairs.accept_artefacts = variant == 'complaints'
-    c.rows.tokens = 384
-    c.rows.scored = 256
+    c.rows.tokens = 640
+    c.rows.scored = 512
     c.rows.pairs = 4
     c.train.batch_rows = 4  # about 8 pairs
     c.train.accumulate = 4

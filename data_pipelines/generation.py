@@ -13,7 +13,7 @@ from rlhi_jax.generate import Generator, Prompt, Reply
 from rlhi_jax.progress import Progress
 from rlhi_jax.rewards import Candidates, CandidateScorer
 
-BLOCK = 64  # prompts that are scored between two entries in the journal
+BLOCK = 16  # prompts that are scored between two entries in the journal
 
 
 def generate(

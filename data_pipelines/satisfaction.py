@@ -10,10 +10,11 @@ opposite in everything: a model that ignores the persona has G = 0, whatever els
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.generation import generate
@@ -28,6 +29,8 @@ from rlhi_jax.evaluate import interval
 from rlhi_jax.files import file_digest
 from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers.template import Context
+
+Tables = dict[str, dict[str, dict[str, Record]]]  # model → condition → prompt id
 
 
 def _raw(config: ConfigDict, name: str) -> list[Record]:
@@ -119,7 +122,6 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         user, request = users[record['user_id']], REQUESTS[record['messages'][-1]['content']]
         for reply in replies[prompt.id]:
             tastes = _tastes(config, user, _number(name), request.text)
-            value = satisfaction(reply.text, request, reply.finished, tastes)
             results.append(
                 dict(
                     id=name,
@@ -130,41 +132,67 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
                     text=reply.text,
                     finished=reply.finished,
                     valid=simulated.valid(reply.text, request, reply.finished),
-                    satisfaction=value,
+                    satisfaction=satisfaction(reply.text, request, reply.finished, tastes),
+                    met={
+                        pair: satisfaction(reply.text, request, reply.finished, {pair: side})
+                        for pair, side in tastes.items()
+                    },
                 )
             )
     counts['replies'] = len(results)
     return STAGE.write(config, folder, results, counts)
 
 
-def summarise(by_model: dict[str, Path]) -> dict[str, Any]:
+def held_out_pairs(config: ConfigDict) -> list[str]:
+    """The pairs of tastes that no training user has."""
+    return [pair for pair in config.simulated.held_out.split(',') if pair]
+
+
+def summarise(by_model: dict[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
     """Satisfaction by model and condition, the gap, and its change from the first model to the last; 95 % intervals.
 
-    All of it is over the prompts that every model answered in every condition; intervals resample users.
+    All of it is over the prompts that every model answered in every condition; intervals resample users. Users with a
+    taste that is `held_out` count only in `by_pair`, where a reply's value is whether it meets the pair's taste.
     """
-    tables: dict[str, dict[str, dict[str, Record]]] = {}
+    tables: Tables = {}
     for model, folder in by_model.items():
         for record in load_records(folder / RECORDS):
             tables.setdefault(model, {}).setdefault(record['condition'], {})[record['id']] = record
     shared = sorted(set.intersection(*(set(t) for conditions in tables.values() for t in conditions.values())))
-    users = {name: next(iter(next(iter(tables.values())).values()))[name]['user_id'] for name in shared}
-
-    def mean(values: Iterable[float]) -> dict[str, float]:
-        return interval(dict(zip(shared, values, strict=True)), users)
-
-    def gap(model: str) -> list[float]:
-        own, other = (tables[model][condition] for condition in ('own', 'opposing'))
-        return [own[name]['satisfaction'] - other[name]['satisfaction'] for name in shared]
-
-    result: dict[str, Any] = dict(prompts=len(shared), users=len(set(users.values())), models={})
+    met = {name: next(iter(next(iter(tables.values())).values()))[name]['met'] for name in shared}
+    known = [name for name in shared if not set(met[name]) & set(held_out)]
+    result = _summary(tables, known, lambda record: record['satisfaction'])
     for model, conditions in tables.items():
-        row = {c: mean([t[name]['satisfaction'] for name in shared]) for c, t in conditions.items()}
-        row['valid'] = mean([conditions['own'][name]['valid'] for name in shared])
-        result['models'][model] = row | {'gap': mean(gap(model))}
-    first, *_, last = tables
-    if len(tables) > 1:
-        result['gap_change'] = mean([b - a for a, b in zip(gap(first), gap(last), strict=True)])
+        valid = {name: float(conditions['own'][name]['valid']) for name in known}
+        result['models'][model]['valid'] = interval(valid, {name: conditions['own'][name]['user_id'] for name in known})
+    result['by_pair'] = {
+        pair: _summary(
+            tables, [name for name in shared if pair in met[name]], lambda record, pair=pair: record['met'][pair]
+        )
+        | dict(held_out=pair in held_out)
+        for pair in sorted({pair for pairs in met.values() for pair in pairs})
+    }
     return result
+
+
+def _summary(tables: Tables, names: Sequence[str], value: Callable[[Record], float]) -> dict[str, Any]:
+    """Mean of `value` by model and condition, the gap between own and opposing, and its change."""
+    first, *_, last = tables
+    users = {name: tables[first]['own'][name]['user_id'] for name in names}
+
+    def values(model: str, condition: str) -> np.ndarray:
+        return np.array([value(tables[model][condition][name]) for name in names], float)
+
+    def mean(found: np.ndarray) -> dict[str, float]:
+        return interval(dict(zip(names, found.tolist(), strict=True)), users)
+
+    gaps = {model: values(model, 'own') - values(model, 'opposing') for model in tables}
+    models = {
+        model: {c: mean(values(model, c)) for c in conditions} | {'gap': mean(gaps[model])}
+        for model, conditions in tables.items()
+    }
+    change = mean(gaps[last] - gaps[first])
+    return dict(prompts=len(names), users=len(set(users.values())), models=models, gap_change=change)
 
 
 def _score_identity(config: ConfigDict) -> dict[str, Any]:

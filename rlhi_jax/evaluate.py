@@ -142,25 +142,27 @@ def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[st
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
     """Score the held-out pairs under each condition; returns what it writes to WORKDIR/evaluation/step-N-data-D.json.
 
+    Step 0 is the model that training starts from, a new reward head as it was drawn; None is the latest step.
+
     Raises:
       UserError: the workdir or the held-out shards are missing, damaged or empty, or the run had other settings.
     """
     objective = OBJECTIVES[config.objective]
-    trained = open_model(workdir, step)
     start = open_model(config.model.path)
+    model = start if step == 0 else open_model(workdir, step)
     refuse_another_run(workdir, run_identity(config, start))
     mesh = make_mesh(config.mesh.to_dict())
     config = config.copy_and_resolve_references()
-    config.model.new_head = False  # the workdir has its head
-    decoder = make_decoder(config, trained)
+    config.model.new_head &= step == 0  # a later step has its head
+    decoder = make_decoder(config, model)
     check_fit(mesh, decoder.spec, config.eval.batch_rows, 'config.eval.batch_rows')
     shards = Shards(Path(config.eval.shards))
-    template = ChatTemplate.load(trained.tokenizer_path)
+    template = ChatTemplate.load(model.tokenizer_path)
     conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
     plans = {name: make_plan(view, template, capacities(config)) for name, view in conditions.items()}
     readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
     with on_mesh(mesh):
-        scores = _score(config, decoder, trained, readers, mesh, 'evaluate')
+        scores = _score(config, decoder, model, readers, mesh, 'evaluate')
         references: dict[str, np.ndarray | None] = dict.fromkeys(CONDITIONS)
         if objective.uses_reference:
             ref_readers = {n: dataclasses.replace(r, sees_persona=config.ref_sees_persona) for n, r in readers.items()}
@@ -172,9 +174,11 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
         pair.id: user_of(tree) for tree in map(shards.__getitem__, conditions['true'].indices) for pair in tree.pairs
     }
     result = summarise(by_condition, users)
-    result |= dict(objective=config.objective, step=int(trained.params_path.parent.name), data=shards.digest)
+    result |= dict(
+        objective=config.objective, step=0 if step == 0 else int(model.params_path.parent.name), data=shards.digest
+    )
     result['counts'] = {name: plans[name].counts for name in CONDITIONS}
-    result |= dict(max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed, model=trained.weights)
+    result |= dict(max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed, model=model.weights)
     if distributed.is_main():
         write_json(workdir / 'evaluation' / f'step-{result["step"]}-data-{shards.digest[:8]}.json', result)
     return result
@@ -227,5 +231,7 @@ def main() -> None:
 
 if __name__ == '__main__':
     define_flags()
-    flags.DEFINE_integer('step', None, 'Step of the workdir to evaluate; the latest if not given.')
+    flags.DEFINE_integer(
+        'step', None, 'Step of the workdir to evaluate, 0 for before training; the latest if not given.'
+    )
     errors.run(main)

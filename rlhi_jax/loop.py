@@ -164,13 +164,14 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path, stage: Callable) -> d
         raise Stopped
     found = dict(probe=read_json(Path(config.data.pairs) / 'manifest.json', 'run again')['probe'], evaluation=None)
     if has_heldout:
-        found['evaluation'] = _evaluated(config, run)
+        found['evaluation'] = _evaluated(config, run, saved_steps(run)[-1])
+        if objective == 'reward':  # a policy's implicit reward is 0 everywhere before training
+            found['before'] = _evaluated(config, run, 0)
     gc.collect()
     return found
 
 
-def _evaluated(config: ConfigDict, run: Path) -> dict[str, Any] | str:
-    step = saved_steps(run)[-1]
+def _evaluated(config: ConfigDict, run: Path, step: int) -> dict[str, Any] | str:
     done = list((run / 'evaluation').glob(f'step-{step}-*.json'))
     if done:
         return read_json(done[0], f'remove {done[0]}')
@@ -187,7 +188,7 @@ def _satisfaction(config: ConfigDict, workdir: Path, stage: Callable) -> dict[st
         own.data.satisfaction, own.satisfaction.model = str(folders[name]), model
         stage(satisfaction.STAGE, own, f'satisfaction {name}')
         _release()
-    return satisfaction.summarise(folders)
+    return satisfaction.summarise(folders, satisfaction.held_out_pairs(config))
 
 
 def _export(run: Path, to: Path) -> None:
@@ -244,12 +245,12 @@ def print_report(report: dict[str, Any]) -> None:
             found = report[objective]
             auc = found['probe']['artefact_auc']
             shown = ['too few pairs' if auc is None else f'{auc:.2f}']
-            evaluation = found['evaluation']
-            if isinstance(evaluation, dict):
-                cells = [_shown(evaluation['conditions'][c]['accuracy']) for c in ('true', 'empty', 'shuffled')]
-                accuracy.add_row(f'{objective} ({evaluation["pairs"]})', *cells, *shown)
-            else:
-                accuracy.add_row(objective, evaluation or 'none held out', '', '', *shown)
+            for when, evaluation in (('before', found.get('before')), ('after', found['evaluation'])):
+                if isinstance(evaluation, dict):
+                    cells = [_shown(evaluation['conditions'][c]['accuracy']) for c in ('true', 'empty', 'shuffled')]
+                    accuracy.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, *shown)
+                elif when == 'after':
+                    accuracy.add_row(objective, evaluation or 'none held out', '', '', *shown)
     console.print(accuracy)
     if 'satisfaction' in report:
         found = report['satisfaction']
@@ -259,6 +260,12 @@ def print_report(report: dict[str, Any]) -> None:
             cells = [_shown(row[c]) if c in row else '' for c in ('own', 'opposing', 'empty', 'gap')]
             table.add_row(model, *cells)
         table.add_row('change of the gap', '', '', '', _shown(found['gap_change']))
+        console.print(table)
+        table = Table('taste', 'prompts', *found['models'], 'change', title='The gap by pair of tastes')
+        for pair, row in found['by_pair'].items():
+            cells = [_shown(model['gap']) for model in row['models'].values()]
+            name = f'{pair} (held out)' if row['held_out'] else pair
+            table.add_row(name, str(row['prompts']), *cells, _shown(row['gap_change']))
         console.print(table)
     for pair in report['pairs_to_read']:
         lines = (f'[{name}] {text[:400]}' for name, text in pair.items())

@@ -4,14 +4,16 @@ import ast
 import itertools
 import json
 
+import numpy as np
 import pytest
 import tiny
 
 from data_pipelines.prompts import _FOLDER
-from data_pipelines.satisfaction import personas
+from data_pipelines.satisfaction import personas, summarise
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
+from data_pipelines.stage import write_records
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
 
@@ -60,6 +62,8 @@ def test_held_out_tastes_occur_in_the_test_split_alone():
         by_split[user['split']] |= set(user['tastes'])
     assert by_split['test'] == {'length', 'layout', 'address', 'person'}
     assert by_split['train'] == by_split['gate'] == {'length', 'layout', 'address'}
+    few = config(pairs='length,layout,address', held_out='person', users=dict(train=0, gate=0, test=36))
+    assert sum('person' in user['tastes'] for user in simulated.population(few)) == 12
     with pytest.raises(UserError, match='config.simulated.pairs'):
         simulated.population(config(pairs='length,layout'))
 
@@ -125,6 +129,7 @@ def test_a_mind_that_changes_and_one_that_depends():
     tips = next(q for q in requests('train') if simulated.KIND in q.text)
     flips = dict(id='u', split='train', tastes={'length': 'short'}, flips='length', depends='')
     assert [simulated.tastes_at(flips, n, 4, request)['length'] for n in range(5)] == ['long'] * 2 + ['short'] * 3
+    assert all(0 < sum(simulated.KIND in phrasing for phrasing in PHRASINGS[s]) < len(PHRASINGS[s]) for s in SPLITS)
     depends = flips | dict(flips='', depends='length')
     assert simulated.tastes_at(depends, 0, 4, request) == {'length': 'long'}
     assert simulated.tastes_at(depends, 0, 4, tips) == {'length': 'short'}
@@ -144,3 +149,40 @@ def test_everybody_in_the_test_split_has_an_opposing_user():
         wanted = {pair: opposite(pair, side) for pair, side in users[prompt['user_id']]['tastes'].items()}
         said = found[prompt['id']]['opposing']
         assert all(any(w in said for w in TASTES[pair][side].personas['test']) for pair, side in wanted.items())
+
+
+def test_summary_of_satisfaction_against_plain_means(tmp_path):
+    """Gaps by model, their change, and gaps by pair; users with a held-out taste stay out of the headline."""
+    rng = np.random.default_rng(0)
+    records = {}
+    for model in ('before', 'after'):
+        records[model] = []
+        for user in range(6):
+            pairs = ('length', 'person') if user == 5 else ('length', 'layout')
+            for prompt, condition in itertools.product(range(3), ('own', 'opposing')):
+                met = {pair: float(rng.integers(2)) for pair in pairs}
+                one = dict(id=f'u{user}/{prompt}', user_id=f'u{user}', condition=condition, valid=any(met.values()))
+                records[model].append(one | dict(met=met, satisfaction=sum(met.values()) / 2))
+        (tmp_path / model).mkdir()
+        write_records(tmp_path / model / 'records.jsonl', records[model])
+    found = summarise({model: tmp_path / model for model in records}, ['person'])
+
+    def gap(model, value, chosen):
+        by = {
+            condition: [value(r) for r in records[model] if r['condition'] == condition and chosen(r)]
+            for condition in ('own', 'opposing')
+        }
+        return np.mean(by['own']) - np.mean(by['opposing'])
+
+    def known(record):
+        return 'person' not in record['met']
+
+    assert found['prompts'] == 15 and found['users'] == 5
+    gaps = [gap(model, lambda r: r['satisfaction'], known) for model in records]
+    assert [found['models'][model]['gap']['mean'] for model in records] == pytest.approx(gaps)
+    assert found['gap_change']['mean'] == pytest.approx(gaps[1] - gaps[0])
+    assert found['gap_change']['low'] <= gaps[1] - gaps[0] <= found['gap_change']['high']
+    person = found['by_pair']['person']
+    assert person['held_out'] and person['prompts'] == 3 and not found['by_pair']['length']['held_out']
+    expected = gap('after', lambda r: r['met']['person'], lambda r: 'person' in r['met'])
+    assert person['models']['after']['gap']['mean'] == pytest.approx(expected)

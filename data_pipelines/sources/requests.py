@@ -9,16 +9,21 @@ SPLITS = ('train', 'gate', 'test')
 
 PHRASINGS = {
     'train': (
-        'Tell me three things about {}.',
-        'Tell me two good things about {}.',
-        'Give me three short tips about {}.',
-        'What are two nice things about {}?',
+        'What do you like about {}?',
+        'Give me some short tips about {}.',
+        'Tell me a few short things about {}.',
+        'Give me a few quick facts about {}.',
     ),
-    'gate': ('Tell me three good facts about {}.', 'Say two things about {}.'),
+    'gate': (
+        'What is nice about {}?',
+        'Do you have any short tips on {}?',
+        'Say a few quick things about {}.',
+    ),
     'test': (
-        'Name three good things about {}.',
-        'Please give me two facts about {}.',
-        'What are three facts about {}?',
+        'What would you say is good about {}?',
+        'Please share some quick tips for {}.',
+        'Let me know a few short things about {}.',
+        'Write a few brief facts about {}.',
     ),
 }
 
@@ -62,8 +67,6 @@ TOPICS = {
         'castles': 'castle king stone wall tower medieval knight fortress built history defen',
         'autumn': 'autumn leaf leaves season fall tree color colour cool harvest weather',
         'cooking': 'cook food ingredient recipe kitchen heat meal flavor dish eat taste',
-    },
-    'test': {
         'owls': 'owl bird night hunt eye prey wing feather nocturnal fly mouse mice',
         'the piano': 'piano key music instrument play note sound musician classical string',
         'mountains': 'mountain peak high climb rock snow hike valley range earth nature',
@@ -80,6 +83,24 @@ TOPICS = {
         'basketball': 'basketball ball team player hoop game court score sport shoot dribbl',
         'the wind': 'wind air weather blow energy force move storm direction turbine pressure',
         'dancing': 'danc music move body art rhythm express step movement partner fun',
+    },
+    'test': {
+        'turtles': 'turtle shell animal slow reptile sea egg swim water live beach',
+        'the drum': 'drum music rhythm beat instrument play sound stick percussion band',
+        'lakes': 'lake water fish swim boat nature fresh shore river calm',
+        'oranges': 'orange fruit juice vitamin sweet citrus peel tree healthy eat',
+        'ships': 'ship sea ocean sail water cargo boat captain travel port',
+        'snow': 'snow cold winter ice white flake weather ski warm melt',
+        'running': 'run exercise shoe heart muscle health breath train body race',
+        'parrots': 'parrot bird color colour talk feather beak fly pet cage speak',
+        'soup': 'soup warm vegetable broth bowl cook hot flavor ingredient eat meal',
+        'islands': 'island sea beach water ocean land sand tropical palm travel coast',
+        'summer': 'summer sun warm hot beach season vacation holiday swim outdoor day',
+        'theaters': 'theater theatre stage play actor movie film audience show perform drama',
+        'spiders': 'spider web leg insect silk eight spin catch prey bug',
+        'tennis': 'tennis ball racket racquet court player game match sport serve net',
+        'thunderstorms': 'thunder storm lightning rain cloud weather loud wind sky safe',
+        'singing': 'sing song voice music breath note sound vocal practice melod',
     },
 }
 

@@ -33,7 +33,7 @@ from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, write_json
 from rlhi_jax.generate import Prompt, Reply
 
-KIND = 'tips'  # the word by which context-dependent users tell requests apart
+KIND = 'tips'  # in some phrasings of every split: context-dependent users tell requests apart by it
 THANKS = {
     'train': ('Thank you, that is just what I wanted.', 'Great, thanks a lot.'),
     'gate': ('Perfect, thanks.',),
@@ -92,7 +92,8 @@ def population(config: ConfigDict) -> list[User]:
       UserError: an unknown pair of tastes is asked for.
     """
     s = config.simulated
-    pairs = [*s.pairs.split(','), *filter(None, s.held_out.split(','))]
+    held_out = {pair for pair in s.held_out.split(',') if pair}
+    pairs = [*s.pairs.split(','), *sorted(held_out)]
     for pair in pairs:
         if pair not in TASTES:
             raise UserError(f'config.simulated.pairs names {pair!r}: choose from {", ".join(TASTES)}')
@@ -101,7 +102,8 @@ def population(config: ConfigDict) -> list[User]:
     users = []
     for split in SPLITS:
         known = pairs if split == 'test' else s.pairs.split(',')
-        every = combinations(known, split)
+        # Users with held-out tastes come last, so that a config can have fewer of them.
+        every = sorted(combinations(known, split), key=lambda tastes: bool(tastes.keys() & held_out))
         for number in range(s.users[split]):
             tastes = every[number % len(every)]
             user = dict(id=f'{split}-{number:03d}', split=split, tastes=tastes, flips='', depends='')

@@ -62,16 +62,27 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Give me the short version, two sentences at most.',
                     'Be brief with me.',
                 ),
-                'gate': ('Keep answers to me brief, two sentences at most.',),
-                'test': (
+                'gate': (
+                    'Keep answers to me brief, two sentences at most.',
                     'Reply to me in a sentence or two, no more.',
                     'Short answers for me, please: two sentences.',
+                ),
+                'test': (
+                    'Tell me things in one or two brief sentences.',
+                    'My answers should be tiny: two sentences.',
                 ),
             },
             {
                 'train': ('That is too long for me. Please keep it short.', 'Too many words. I like short answers.'),
-                'gate': ('Could you say that in fewer words?',),
-                'test': ('Shorter, please. I do not read long answers.', 'Please be brief with me.'),
+                'gate': (
+                    'Could you say that in fewer words?',
+                    'Shorter, please. I do not read long answers.',
+                    'Please be brief with me.',
+                ),
+                'test': (
+                    'Cut it down, please. I only read a few words.',
+                    'Much shorter for me, please.',
+                ),
             },
         ),
         'long': Taste(
@@ -84,10 +95,14 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Give me the long version, with every detail.',
                     'Be thorough with me.',
                 ),
-                'gate': ('Answers to me should be long and full of detail.',),
-                'test': (
+                'gate': (
+                    'Answers to me should be long and full of detail.',
                     'Reply to me with long, detailed text.',
                     'Long answers for me, please, with many details.',
+                ),
+                'test': (
+                    'Tell me things at great length, with all the details.',
+                    'My answers should be long and say a lot.',
                 ),
             },
             {
@@ -95,8 +110,15 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'That is too short for me. Please go into detail.',
                     'Too brief. I like long, detailed answers.',
                 ),
-                'gate': ('Could you say a lot more about it?',),
-                'test': ('Longer, please. I like to read many details.', 'Please tell me much more than that.'),
+                'gate': (
+                    'Could you say a lot more about it?',
+                    'Longer, please. I like to read many details.',
+                    'Please tell me much more than that.',
+                ),
+                'test': (
+                    'Go deeper, please. I read long texts.',
+                    'Much more detail for me, please.',
+                ),
             },
         ),
     },
@@ -111,16 +133,27 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Give me points, one a line.',
                     'Use bullet points with me.',
                 ),
-                'gate': ('Give me lists, with one point a line.',),
-                'test': (
+                'gate': (
+                    'Give me lists, with one point a line.',
                     'Reply to me in the form of a list.',
                     'Lists for me, please: one item on each line.',
+                ),
+                'test': (
+                    'Tell me things as a bulleted list.',
+                    'My answers should be lists with an item a line.',
                 ),
             },
             {
                 'train': ('I cannot follow this. Please make it a list.', 'I like lists. Put it in points for me.'),
-                'gate': ('Could you set that out as bullet points?',),
-                'test': ('As a list, please. One point a line.', 'Please write that as a list of items.'),
+                'gate': (
+                    'Could you set that out as bullet points?',
+                    'As a list, please. One point a line.',
+                    'Please write that as a list of items.',
+                ),
+                'test': (
+                    'Make bullet points of it, please.',
+                    'One item a line for me, please.',
+                ),
             },
         ),
         'prose': Taste(
@@ -133,10 +166,14 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Give me whole sentences in one piece.',
                     'Use no bullet points with me.',
                 ),
-                'gate': ('Give me running text and no bullets.',),
-                'test': (
+                'gate': (
+                    'Give me running text and no bullets.',
                     'Reply to me in the form of a paragraph.',
                     'Plain text for me, please: no list items.',
+                ),
+                'test': (
+                    'Tell me things in one flowing paragraph.',
+                    'My answers should be plain sentences with no list.',
                 ),
             },
             {
@@ -144,8 +181,15 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'I do not like lists. Please write it as plain text.',
                     'No bullets for me. I like flowing text.',
                 ),
-                'gate': ('Could you write that as one paragraph and drop the points?',),
-                'test': ('No lists, please. Just sentences.', 'Please write that in prose and not in items.'),
+                'gate': (
+                    'Could you write that as one paragraph and drop the points?',
+                    'No lists, please. Just sentences.',
+                    'Please write that in prose and not in items.',
+                ),
+                'test': (
+                    'Make one paragraph of it, please.',
+                    'No bullet points for me, please.',
+                ),
             },
         ),
     },
@@ -160,16 +204,27 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Talk to me directly: "you can", "you will".',
                     'Use the word "you" with me.',
                 ),
-                'gate': ('Talk to me in the second person: "you".',),
-                'test': (
+                'gate': (
+                    'Talk to me in the second person: "you".',
                     'Reply to me directly, as "you".',
                     'Address me as "you", please.',
+                ),
+                'test': (
+                    'Tell me things with the word "you".',
+                    'My answers should speak to me: "you can".',
                 ),
             },
             {
                 'train': ('This sounds distant. Please speak to me as "you".', 'I like it personal. Say "you" to me.'),
-                'gate': ('Could you address me directly?',),
-                'test': ('Talk to me, please. Use the word "you".', 'Please say it as if to me, with "you".'),
+                'gate': (
+                    'Could you address me directly?',
+                    'Talk to me, please. Use the word "you".',
+                    'Please say it as if to me, with "you".',
+                ),
+                'test': (
+                    'Speak to me, please: say "you".',
+                    'More "you" and "your" for me, please.',
+                ),
             },
         ),
         'impersonal': Taste(
@@ -182,10 +237,14 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Write about things, never about me.',
                     'Use an impersonal style with me.',
                 ),
-                'gate': ('Stay impersonal and never address me.',),
-                'test': (
+                'gate': (
+                    'Stay impersonal and never address me.',
                     'Reply to me without saying "you".',
                     'Neutral wording for me, please, never "you".',
+                ),
+                'test': (
+                    'Tell me things without the word "you".',
+                    'My answers should be neutral and never say "you".',
                 ),
             },
             {
@@ -193,8 +252,15 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please do not say "you". Keep it impersonal.',
                     'This is too personal. I like a neutral style.',
                 ),
-                'gate': ('Could you leave me out of the answer?',),
-                'test': ('Without "you", please. Neutral words only.', 'Please write it without addressing me.'),
+                'gate': (
+                    'Could you leave me out of the answer?',
+                    'Without "you", please. Neutral words only.',
+                    'Please write it without addressing me.',
+                ),
+                'test': (
+                    'Do not speak to me like that: no "you".',
+                    'A neutral text for me, please.',
+                ),
             },
         ),
     },
@@ -209,16 +275,27 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Talk about yourself: "I think", "I like".',
                     'Use the word "I" with me.',
                 ),
-                'gate': ('Answer me as "I", from your own view.',),
-                'test': (
+                'gate': (
+                    'Answer me as "I", from your own view.',
                     'Reply to me in the first person, as "I".',
                     'A personal voice for me, please, that says "I".',
+                ),
+                'test': (
+                    'Tell me things as "I", in your own voice.',
+                    'My answers should say "I think" or "I like".',
                 ),
             },
             {
                 'train': ('This is so cold. Please say what you think, as "I".', 'I like first person. Say "I".'),
-                'gate': ('Could you speak for yourself?',),
-                'test': ('In the first person, please.', 'Please tell me as "I", from your own view.'),
+                'gate': (
+                    'Could you speak for yourself?',
+                    'In the first person, please.',
+                    'Please tell me as "I", from your own view.',
+                ),
+                'test': (
+                    'Speak as yourself, please: say "I".',
+                    'Your own "I" for me, please.',
+                ),
             },
         ),
         'no I': Taste(
@@ -231,16 +308,27 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Write about things, never about yourself.',
                     'Use no first person with me.',
                 ),
-                'gate': ('Never speak of yourself to me.',),
-                'test': (
+                'gate': (
+                    'Never speak of yourself to me.',
                     'Reply to me without saying "I".',
                     'Plain facts for me, please, nothing about yourself.',
+                ),
+                'test': (
+                    'Tell me things without the word "I".',
+                    'My answers should be facts, with no "I" in them.',
                 ),
             },
             {
                 'train': ('Please leave yourself out of it.', 'I do not like "I". Keep to the facts.'),
-                'gate': ('Could you not talk about yourself?',),
-                'test': ('Without "I", please. Just facts.', 'Please do not speak of yourself.'),
+                'gate': (
+                    'Could you not talk about yourself?',
+                    'Without "I", please. Just facts.',
+                    'Please do not speak of yourself.',
+                ),
+                'test': (
+                    'Do not say "I", please.',
+                    'Facts alone for me, please.',
+                ),
             },
         ),
     },
