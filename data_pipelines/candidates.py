@@ -3,7 +3,8 @@
     python -m data_pipelines.candidates --config=configs/NAME.py
 
 Prompts are `config.data.prompts` (JSON lines of id, user_id, persona, split, messages), or else every user turn of the
-training conversations with the persona that the stage `personas` found. Replies come from `config.model.path`; scores
+training conversations. With `config.data.personas`, whose they are says that stage: of a turn, what its user had said
+before; of a prompt of the file, all that its user said. Replies come from `config.model.path`; scores
 from `config.candidates.reward_model`, if there is one.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.generation import generate, scores
-from data_pipelines.stage import Record, Stage, input_digest, load_records, read_records
+from data_pipelines.stage import Record, Stage, input_digest, input_folder, load_records, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
 from rlhi_jax.errors import UserError
@@ -31,6 +32,10 @@ def read_prompts(config: ConfigDict) -> list[Record]:
         if not path.is_file():
             raise UserError(f'config.data.prompts: {path} does not exist')
         records = load_records(path)
+        if config.data.personas:
+            users = load_records(input_folder(config, 'personas') / 'users.jsonl')
+            personas = {user['user_id']: user['persona'] for user in users}
+            records = [record | dict(persona=personas.get(record['user_id'], '')) for record in records]
     else:
         personas = {record['id']: record['persona'] for record in read_records(config, 'personas')}
         records = [
@@ -55,15 +60,19 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path')
     source = config.data.prompts
     c = config.candidates
+    inputs = [] if source else [input_digest(config, key) for key in ('conversations', 'personas')]
+    if source and Path(source).is_file():
+        inputs.append(file_digest(Path(source)))
+        if config.data.personas:
+            inputs.append(file_digest(input_folder(config, 'personas') / 'users.jsonl'))
     return dict(
-        prompts=file_digest(Path(source)) if source and Path(source).is_file() else
-        [input_digest(config, key) for key in ('conversations', 'personas')],
+        prompts=inputs,
         model=open_model(config.model.path).weights,
         reward_model=open_model(c.reward_model).weights if c.reward_model else '',
         sampler=config.sampler.to_dict(),
         settings=dict(samples=c.samples, max_prompts=c.max_prompts, seed=config.seed),
         sees_persona=dict(sampler=config.sampler_sees_persona, reward_model=config.rm_sees_persona),
-    )  # fmt: skip
+    )
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:

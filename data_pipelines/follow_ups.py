@@ -32,21 +32,27 @@ def follow_up_turns(talk: Record) -> list[tuple[int, str, str, str]]:
     return [(place, *said[place - 2 : place + 1]) for place in range(2, len(said), 2)]
 
 
-def label_scores(config: ConfigDict, folder: Path, texts: list[str]) -> dict[str, list[float | None]]:
-    """log p(turn | label) of every text by label, in nats."""
+def label_scores(config: ConfigDict, folder: Path, turns: list[str]) -> dict[str, list[float | None]]:
+    """log p(turn | label) of every turn by label, in nats."""
+    openings = [turn[:MAX_CHARACTERS] for turn in turns]
+    texts = list(dict.fromkeys(openings))
     questions = [
         Candidates(
             f'{label} {start}',
             [dict(role=role, content=content) for role, content in render_turns('follow_up', label=label)],
             '',
-            [text[:MAX_CHARACTERS] for text in texts[start : start + TURNS]],
+            texts[start : start + TURNS],
         )
         for label in LABELS
         for start in range(0, len(texts), TURNS)
     ]
     scores = likelihoods(config, folder, _identity(config), questions)
     blocks = range(0, len(texts), TURNS)
-    return {label: [score for start in blocks for score in scores[f'{label} {start}']] for label in LABELS}
+    found = {}
+    for label in LABELS:
+        by_text = dict(zip(texts, (score for start in blocks for score in scores[f'{label} {start}']), strict=True))
+        found[label] = [by_text[opening] for opening in openings]
+    return found
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:

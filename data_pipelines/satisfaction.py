@@ -42,7 +42,8 @@ def _raw(config: ConfigDict, name: str) -> list[Record]:
 
 
 def _users(config: ConfigDict) -> dict[str, Record]:
-    return {user['id']: user for user in _raw(config, 'users.jsonl')}
+    """Simulated users by the id that stands for them in conversations and prompts."""
+    return {simulated.hashed(user['id']): user for user in _raw(config, 'users.jsonl')}
 
 
 def _tastes(config: ConfigDict, user: Record, number: int, text: str) -> dict[str, str]:
@@ -67,7 +68,7 @@ def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]
     With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
     opposing persona is that of the user who likes the opposite; else both are the oracle's.
     """
-    by_tastes = {json.dumps(user['tastes'], sort_keys=True): user['id'] for user in users.values()}
+    by_tastes = {json.dumps(user['tastes'], sort_keys=True): name for name, user in users.items()}
     inferred = bool(config.data.personas)
     written = load_records(_personas_file(config)) if inferred else []
     found = {record['user_id']: record['persona'] for record in written}
@@ -79,7 +80,7 @@ def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]
         if other is None or users[other]['split'] != user['split']:
             continue
         if inferred:
-            own, opposing = (found.get(simulated.hashed(each), '') for each in (user['id'], other))
+            own, opposing = (found.get(each, '') for each in (prompt['user_id'], other))
         else:
             now = _tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content'])
             mirrored = {pair: opposite(pair, side) for pair, side in now.items()}
@@ -200,20 +201,10 @@ def _score_identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _score(config: ConfigDict, folder: Path) -> dict[str, int]:
-    talks = {  # the first request of a conversation, or a further prompt, by its id
-        name: (user, number)
-        for user in _users(config).values()
-        for number in range(config.simulated.conversations + config.simulated.prompts)
-        for name in (f'{user["id"]}/{number}', f'{simulated.conversation_id(user, number)}/0')
-    }
-    scores = []
+    users, scores = _users(config), []
     for record in read_records(config, 'candidates'):
-        if record['id'] not in talks:  # a follow-up: what would satisfy it is not known
-            scores.append(dict(id=record['id'], scores=[None] * len(record['replies'])))
-            continue
-        user, number = talks[record['id']]
         request = REQUESTS[record['messages'][-1]['content']]
-        tastes = _tastes(config, user, number, request.text)
+        tastes = _tastes(config, users[record['user_id']], _number(record['id']), request.text)
         values = [satisfaction(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
         scores.append(dict(id=record['id'], scores=values))
     return ORACLE.write(config, folder, scores, Counter(prompts=len(scores)))

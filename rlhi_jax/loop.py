@@ -62,9 +62,9 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
         config.data.raw = str(workdir / 'raw')
     if config.loop.method == 'oracle':
         config.data.scores = str(workdir / 'scores')
+        config.data.prompts = str(workdir / 'raw' / 'prompts.jsonl')
     if config.loop.oracle_personas:
         config.data.personas = ''
-        config.data.prompts = str(workdir / 'raw' / 'prompts.jsonl')
     return config
 
 

@@ -29,6 +29,7 @@ from rlhi_jax.scoring import Params
 from rlhi_jax.sharding import check_fit
 
 STEPS = 8  # tokens decoded between two looks at the slots
+GROUP = 128  # tokens of the vocabulary that are summed first when one is drawn
 BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are compiled
 
 
@@ -77,6 +78,27 @@ def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
     return jnp.where(probability_SV >= low_S[:, None], logits_SV, -jnp.inf)
 
 
+def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
+    """The token at which the cumulative probability of each slot passes its uniform number in [0, 1), [S] int32.
+
+    One number a token, where the Gumbel trick draws one for all of the vocabulary. Probabilities are summed in groups
+    first: the sum over groups says which group, the sum within it which token.
+    """
+    slots, vocabulary = logits_SV.shape
+    weight_SV = jnp.exp(logits_SV - logits_SV.max(-1, keepdims=True))
+    weight_SGX = jnp.pad(weight_SV, ((0, 0), (0, -vocabulary % GROUP))).reshape(slots, -1, GROUP)
+    sum_SG = jnp.cumsum(weight_SGX.sum(-1), axis=-1)
+    left_S = uniform_S * sum_SG[:, -1]
+    group_S = jnp.argmax(sum_SG > left_S[:, None], axis=-1)
+    every = jnp.arange(slots)
+    weight_SX = weight_SGX[every, group_S]
+    left_S -= jnp.where(group_S > 0, sum_SG[every, group_S - 1], 0)
+    passed_SX = (jnp.cumsum(weight_SX, axis=-1) > left_S[:, None]) & (weight_SX > 0)
+    # Rounding may leave no token past the number; the likeliest of the group is then as good as the last.
+    place_S = jnp.where(passed_SX.any(-1), jnp.argmax(passed_SX, axis=-1), jnp.argmax(weight_SX, axis=-1))
+    return (group_S * GROUP + place_S).astype(jnp.int32)
+
+
 def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling) -> jax.Array:
     """Draw each slot's next token from its own key and position, [S] int32."""
     if sampling.temperature == 0:
@@ -85,10 +107,10 @@ def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, 
     if sampling.top_p < 1:
         logits_SV = keep_top_p(logits_SV, sampling.top_p)
 
-    def draw(key_2, position, logits_V):
-        return jax.random.categorical(jax.random.fold_in(jax.random.wrap_key_data(key_2), position), logits_V)
+    def uniform(key_2, position):
+        return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key_2), position))
 
-    return jax.vmap(draw)(key_S2, position_S, logits_SV).astype(jnp.int32)
+    return draw(logits_SV, jax.vmap(uniform)(key_S2, position_S))
 
 
 def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -> tuple[Slots, jax.Array]:

@@ -74,20 +74,22 @@ def test_rm_sees_persona_changes_what_the_reward_model_reads(folder, tmp_path):
         assert math.isclose(blind[name], stripped[name], rel_tol=1e-4, abs_tol=1e-6)
 
 
-def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path):
+@pytest.mark.parametrize('step', [None, 0])
+def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path, step):
     config = tiny_config.get_config('reward')
     config.model.path = str(folder / 'model')
     config.data.shards, config.data.rows = str(folder / 'shards'), str(folder / 'rows')
     config.eval.shards = str(folder / 'shards')
     config.train.max_steps = 2
     train(config, tmp_path)
-    result = evaluate(config, tmp_path, None)
+    result = evaluate(config, tmp_path, step)
+    assert result['step'] == (1 if step is None else 0)
 
-    config.model.new_head = False
-    model = open_model(tmp_path)
+    config.model.new_head = step == 0  # before training: the model itself, with a head drawn from the seed
+    model = open_model(tmp_path if step is None else config.model.path)
     decoder = make_decoder(config, model)
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
-    params = jax.device_get(load_params(decoder, model, mesh, seed=0))
+    params = jax.device_get(load_params(decoder, model, mesh, seed=config.seed))
     shards = Shards(folder / 'shards')
     swapped = strangers(shards, config.eval.shuffle_seed)
 

@@ -14,7 +14,7 @@ from rlhi_jax.errors import UserError
 from rlhi_jax.generate import Generator, Prompt
 from rlhi_jax.models.decoder import Decoder, output_matrix
 from rlhi_jax.run import load_params, on_mesh
-from rlhi_jax.sampler import Request, Sampler, keep_top_p, next_tokens
+from rlhi_jax.sampler import Request, Sampler, draw, keep_top_p, next_tokens
 from rlhi_jax.sampling import Sampling
 from rlhi_jax.sharding import make_mesh
 
@@ -113,6 +113,20 @@ def test_frequencies_are_the_softmax():
         drawn = next_tokens(jnp.tile(logits, (count, 1)), keys, jnp.zeros(count, jnp.int32), how)
         found = np.bincount(np.asarray(drawn), minlength=5) / count
         np.testing.assert_allclose(found, jax.nn.softmax(logits / temperature), atol=0.015)
+
+
+@pytest.mark.parametrize('vocabulary', [5, 128, 300])
+def test_a_draw_inverts_the_cumulative_probability(vocabulary):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, vocabulary)) * 3
+    logits[:, rng.permutation(vocabulary)[: vocabulary // 3]] = -np.inf
+    uniform = np.append(rng.random(198), [0.0, 1 - 2.0**-23]).astype(np.float32)
+    drawn = np.asarray(draw(jnp.asarray(logits, jnp.float32), jnp.asarray(uniform)))
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert (probability[np.arange(200), drawn] > 0).all()
+    cumulative = np.cumsum(probability, axis=-1)[np.arange(200), drawn]
+    assert (cumulative >= uniform - 1e-6).all()
+    assert (cumulative - probability[np.arange(200), drawn] <= uniform + 1e-6).all()
 
 
 def test_top_p_keeps_what_sorting_keeps():

@@ -137,10 +137,10 @@ def test_a_mind_that_changes_and_one_that_depends():
 
 def test_everybody_in_the_test_split_has_an_opposing_user():
     c = config(users=dict(train=0, gate=0, test=24), conversations=0, prompts=2)
-    users = {user['id']: user for user in simulated.population(c)}
+    users = {simulated.hashed(user['id']): user for user in simulated.population(c)}
     prompts = [
-        dict(id=f'{user["id"]}/{n}', user_id=user['id'], persona='', messages=[dict(content=request.text)])
-        for user in users.values()
+        dict(id=f'{user["id"]}/{n}', user_id=name, persona='', messages=[dict(content=request.text)])
+        for name, user in users.items()
         for n, request in enumerate(simulated.asked(c, user))
     ]
     found = personas(c, users, prompts)

@@ -224,7 +224,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         dict(
             id=f'{user["id"]}/{number}',
             split=user['split'],
-            user_id=user['id'],
+            user_id=hashed(user['id']),
             persona=oracle_persona(user, tastes_at(user, number, s.conversations, request)),
             messages=[dict(role='user', content=request.text)],
         )

@@ -26,7 +26,7 @@ if __name__ == '__main__':
     users = {user['id']: user for user in records(run / 'raw' / 'users.jsonl')}
     hits: dict[str, list[bool]] = defaultdict(list)
     for record in records(run / 'candidates' / 'records.jsonl'):
-        for pair, side in users[record['user_id']]['tastes'].items():
+        for pair, side in users[record['id'].rsplit('/', 1)[0]]['tastes'].items():
             hits[f'{pair}: {side}'] += [TASTES[pair][side].check(reply['text']) for reply in record['replies']]
     rates = {name: dict(rate=sum(found) / len(found), samples=len(found)) for name, found in sorted(hits.items())}
     for found in rates.values():
