@@ -17,7 +17,7 @@ def get_config(variant: str = 'oracle'):
     c.loop.simulated = True
     c.loop.method = 'rewrites' if variant == 'complaints' else 'oracle'
     c.loop.oracle_personas = variant == 'oracle'
-    c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 2e-5
+    c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 1e-5
     c.simulated.held_out = 'person'
     c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 36  # 12 with a held-out taste
     c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (4, 5)
@@ -29,7 +29,7 @@ def get_config(variant: str = 'oracle'):
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.candidates.samples = 6
-    c.candidates.max_prompts = 120
+    c.candidates.max_prompts = 160
     c.pairs.accept_artefacts = variant == 'complaints'
     c.rows.tokens = 640
     c.rows.scored = 512

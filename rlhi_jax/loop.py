@@ -127,7 +127,7 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if objective in report:
             _export(workdir / objective / 'run', workdir / objective / 'huggingface')
     report['pairs_to_read'] = pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
-    report['notes'] = notes(config, workdir)
+    report['notes'] = notes(config, workdir, report['funnel'])
     write_json(workdir / 'report.json', report)
     return report
 
@@ -218,11 +218,16 @@ def pairs_to_read(path: Path) -> list[dict[str, str]]:
     ]
 
 
-def notes(config: ConfigDict, workdir: Path) -> list[str]:
+def notes(config: ConfigDict, workdir: Path, funnel: dict[str, dict[str, int]]) -> list[str]:
     """What a reader of the report must know."""
     said = []
     if config.loop.smoke:
         said.append('Smoke, not evidence: few users, few steps.')
+    if found := funnel.get('personas'):
+        share = found['turns_with_persona'] / max(found['turns'], 1)
+        said.append(
+            f'{share:.0%} of the turns that may be mined have a persona; the others are of users not known yet.'
+        )
     if not config.teacher.path and config.loop.method != 'oracle':
         said.append(
             f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '

@@ -81,6 +81,9 @@ def test_the_loop_ends_in_models_and_a_report(finished):
         assert (exported / 'model.safetensors').exists() and (exported / 'chat_template.jinja').exists()
     assert {'before', 'after'} == set(report['satisfaction']['models'])
     assert report['funnel']['rewrites']['feedback_turns'] > 0
+    shown = report['funnel']['personas']
+    assert f'{shown["turns_with_persona"] / shown["turns"]:.0%} of the turns' in said
+    assert set(report['reward']) == {'probe', 'evaluation', 'before'} or report['reward']['evaluation'] is None
     assert 'plumbing only' in said and len(report['pairs_to_read']) == 5
 
 
