@@ -61,7 +61,11 @@ def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[Record]:
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
-    """Best over worst of N by score; among equals, a hash of the text decides. A reply cut off is never the best."""
+    """Best over worst of N by score; among equals, a hash of the text decides.
+
+    A reply that was cut off is never the best, and is the worst only where no finished one is worse than the best: else
+    most pairs would say no more than that replies must end.
+    """
     scores = None
     if config.data.scores:
         scores = {record['id']: record['scores'] for record in read_records(config, 'scores')}
@@ -78,12 +82,16 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
         finished = [entry for entry in ranked if entry[2]['finished']]
         if len(ranked) < 2:
             counts['dropped_fewer_than_two_scored'] += 1
-        elif not finished:
+            continue
+        if not finished:
             counts['dropped_no_finished_reply'] += 1
-        elif finished[-1][0] - ranked[0][0] <= config.pairs.margin:
-            counts['dropped_within_margin'] += 1
+            continue
+        best = finished[-1]
+        worse = [entry for entry in (*finished, *ranked) if best[0] - entry[0] > config.pairs.margin]
+        if worse:
+            yield _preference(record, best[2]['text'], worse[0][2]['text'], 'best/worst')
         else:
-            yield _preference(record, finished[-1][2]['text'], ranked[0][2]['text'], 'best/worst')
+            counts['dropped_within_margin'] += 1
 
 
 def mine(config: ConfigDict, counts: Counter) -> list[Record]:

@@ -5,7 +5,8 @@
 Samples a reply of `config.satisfaction.model` to every held-out prompt in each condition and checks it against the
 user's tastes. What a policy learned about personas is the gap G = own − opposing, where the opposing user likes the
 opposite in everything: a model that ignores the persona has G = 0, whatever else it learned. In the stage
-`oracle_scores` the same checks score the candidates of training users, for runs that leave the reward model out.
+`oracle_scores` the same checks score the candidates of training users, for runs that leave the reward model out; a
+prompt that has no valid reply has no best one, and no scores.
 """
 
 import json
@@ -19,8 +20,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.generation import generate
 from data_pipelines.sources import simulated
-from data_pipelines.sources.requests import requests
-from data_pipelines.sources.tastes import opposite, satisfaction
+from data_pipelines.sources.requests import Request, requests
+from data_pipelines.sources.tastes import TASTES, opposite, satisfaction
 from data_pipelines.stage import RECORDS, Record, Stage, input_digest, input_folder, load_records, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require
@@ -196,6 +197,13 @@ def _summary(tables: Tables, names: Sequence[str], value: Callable[[Record], flo
     return dict(prompts=len(names), users=len(set(users.values())), models=models, gap_change=change)
 
 
+def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:
+    """A valid reply's share of tastes met, from 0 to 1; of any other the same less 1.1, below every valid one."""
+    if simulated.valid(reply, request, finished):
+        return satisfaction(reply, request, finished, tastes)
+    return sum(TASTES[pair][side].check(reply) for pair, side in tastes.items()) / len(tastes) - 1.1
+
+
 def _score_identity(config: ConfigDict) -> dict[str, Any]:
     return dict(candidates=input_digest(config, 'candidates'), users=file_digest(Path(config.data.raw) / 'users.jsonl'))
 
@@ -205,8 +213,8 @@ def _score(config: ConfigDict, folder: Path) -> dict[str, int]:
     for record in read_records(config, 'candidates'):
         request = REQUESTS[record['messages'][-1]['content']]
         tastes = _tastes(config, users[record['user_id']], _number(record['id']), request.text)
-        values = [satisfaction(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
-        scores.append(dict(id=record['id'], scores=values))
+        values = [oracle_score(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
+        scores.append(dict(id=record['id'], scores=values if max(values) >= 0 else [None] * len(values)))
     return ORACLE.write(config, folder, scores, Counter(prompts=len(scores)))
 
 

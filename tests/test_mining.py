@@ -161,6 +161,7 @@ def test_best_over_worst(tmp_path):
         [
             candidate('a', [0.1, 0.9, -0.5, None]),
             candidate('b', [0.1, 0.9, -0.5], [True, False, False]),  # what was cut off is never the best
+            candidate('f', [0.9, 0.0, -1.0], [True, True, False]),  # nor the worst, if a finished one is worse enough
             candidate('c', [0.5, 0.4]),
             candidate('d', [0.5, 0.5], [False, False]),
             candidate('e', [None, 0.5]),
@@ -170,7 +171,7 @@ def test_best_over_worst(tmp_path):
         margin=0.2,
     )
     sides = {pair['id'][0]: (pair['chosen'][0]['content'], pair['rejected'][0]['content']) for pair in found}
-    assert sides == {'a': ('a 1', 'a 2'), 'b': ('b 0', 'b 2')}
+    assert sides == {'a': ('a 1', 'a 2'), 'b': ('b 0', 'b 2'), 'f': ('f 0', 'f 1')}
     expected = dict(within_margin=1, no_finished_reply=1, fewer_than_two_scored=1)
     expected |= dict(rejected_is_a_refusal=1, chosen_is_a_refusal=1)
     assert {name: counts[f'dropped_{name}'] for name in expected} == expected

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from data_pipelines.prompts import _FOLDER
-from data_pipelines.satisfaction import personas, summarise
+from data_pipelines.satisfaction import oracle_score, personas, summarise
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
@@ -108,6 +108,22 @@ def test_what_a_valid_reply_is():
     assert not valid('Bees make honey in a hive. ' * 6, bees, True)  # repetitive
     cats = next(request for request in requests('train') if request.about == 'cat')
     assert not valid(PLAIN, cats, True)  # off topic
+
+
+def test_the_oracle_ranks_valid_replies_first_and_by_tastes():
+    bees = next(request for request in requests('train') if request.about == 'bee')
+    tastes = dict(length='short', layout='prose')
+    longer = f'{PLAIN} A colony keeps warm in winter, feeds its queen, guards the door, and dances to tell of flowers.'
+    cases = [
+        (PLAIN, True),
+        (longer, True),
+        ('Bees make honey.', True),
+        (longer * 3, True),
+        ('1. Bee\n2. Bee\n' * 20, False),
+    ]
+    scores = [oracle_score(reply, bees, finished, tastes) for reply, finished in cases]
+    assert scores[:2] == [1.0, 0.5] and scores == sorted(scores, reverse=True)
+    assert scores[1] > 0 > scores[2] and len(set(scores)) == 5
 
 
 @pytest.mark.parametrize(('pair', 'good', 'bad'), [
