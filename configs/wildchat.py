@@ -1,4 +1,4 @@
-"""Real conversations: WildChat's file of 852, the first 72 by hash, through the whole loop to two exported folders.
+"""Real conversations: the first 72 in English of WildChat's file of 852, through the loop to two exported folders.
 
     python -m rlhi_jax.loop --config=configs/wildchat.py --workdir=runs/wildchat --config.data.raw=conversations.jsonl
 
@@ -16,17 +16,18 @@ def get_config():
     c.data.raw = '../shared/data/wildchat/conversations.jsonl'
     c.loop.reward.learning_rate = 2e-5
     c.loop.dpo.learning_rate = 5e-6
+    c.ingest.languages = 'English'  # all that SmolLM2 speaks
     c.ingest.max_conversations = 72
     c.ingest.heldout = 0.2
     c.personas.scope = 'first_k_turns'
     c.personas.first_k = 2
     c.sampler.slots = 32
     c.sampler.prompt_tokens = 512
-    c.sampler.new_tokens = 128
+    c.sampler.new_tokens = 192
     c.sampler.temperature = 0.7
-    c.rewrites.max_turns = 40
+    c.rewrites.max_turns = 64
     c.candidates.samples = 4
-    c.candidates.max_prompts = 16
+    c.candidates.max_prompts = 24
     c.rows.tokens = 768
     c.rows.scored = 512
     c.rows.pairs = 4

@@ -178,7 +178,7 @@ def _evaluated(config: ConfigDict, run: Path, step: int) -> dict[str, Any] | str
     try:
         return evaluate(config, run, step)
     except UserError as error:  # too few held-out users is no reason to lose the run
-        return f'not evaluated: {error}'
+        return f'not evaluated: {error}'.replace(f'{run.parent.parent}/', '')  # a report may be passed on
 
 
 def _satisfaction(config: ConfigDict, workdir: Path, stage: Callable) -> dict[str, Any]:
