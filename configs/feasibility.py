@@ -4,7 +4,7 @@
     --config=configs/feasibility.py:inferred     the same, but personas are inferred from earlier conversations
     --config=configs/feasibility.py:complaints   personas inferred, and pairs from complaints alone
 
-Run by `launch/feasibility.sh`, each half an hour on two cores; results in the README.
+Run by `launch/feasibility.sh`, each about half an hour on two cores; results in the README.
 """
 
 from rlhi_jax.config import base_config
