@@ -13,7 +13,7 @@ def get_config():
     c.loop.dpo.learning_rate = 1e-5
     c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 12, 6, 12
     c.simulated.conversations = 3
-    c.simulated.prompts = 2
+    c.simulated.prompts = 1
     c.sampler.slots = 32
     c.sampler.prompt_tokens = 256
     c.sampler.new_tokens = 96
