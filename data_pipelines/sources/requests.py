@@ -9,21 +9,22 @@ SPLITS = ('train', 'gate', 'test')
 
 PHRASINGS = {
     'train': (
-        'What do you like about {}?',
-        'Give me some short tips about {}.',
-        'Tell me a few short things about {}.',
-        'Give me a few quick facts about {}.',
+        'Why do people like {}?',
+        'Why are people fond of {}?',
+        'Why might I like {}?',
+        'How do people describe {}?',
+        'What do people enjoy about {}?',
     ),
     'gate': (
-        'What is nice about {}?',
-        'Do you have any short tips on {}?',
-        'Say a few quick things about {}.',
+        'Why do people love {}?',
+        'Why should anybody care about {}?',
+        'How would somebody describe {}?',
     ),
     'test': (
-        'What would you say is good about {}?',
-        'Please share some quick tips for {}.',
-        'Let me know a few short things about {}.',
-        'Write a few brief facts about {}.',
+        'Why are people interested in {}?',
+        'Why do so many enjoy {}?',
+        'How might a friend describe {}?',
+        'What makes people happy about {}?',
     ),
 }
 

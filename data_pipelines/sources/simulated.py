@@ -33,7 +33,7 @@ from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, write_json
 from rlhi_jax.generate import Prompt, Reply
 
-KIND = 'tips'  # in some phrasings of every split: context-dependent users tell requests apart by it
+KIND = 'Why'  # in some phrasings of every split: context-dependent users tell requests apart by it
 THANKS = {
     'train': ('Thank you, that is just what I wanted.', 'Great, thanks a lot.'),
     'gate': ('Perfect, thanks.',),
