@@ -3,9 +3,9 @@
     python -m data_pipelines.candidates --config=configs/NAME.py
 
 Prompts are `config.data.prompts` (JSON lines of id, user_id, persona, split, messages), or else every user turn of the
-training conversations. With `config.data.personas`, whose they are says that stage: of a turn, what its user had said
-before; of a prompt of the file, all that its user said. Replies come from `config.model.path`; scores
-from `config.candidates.reward_model`, if there is one.
+training conversations. Personas are those of the folder `config.data.personas`: a turn's is of what its user had said
+before it, that of a prompt in the file is of all that its user said; without the folder, the file's own. Replies come
+from `config.model.path`, scores from `config.candidates.reward_model`, if there is one.
 """
 
 from collections import Counter
@@ -14,8 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines import personas
 from data_pipelines.generation import generate, scores
-from data_pipelines.stage import Record, Stage, input_digest, input_folder, load_records, read_records
+from data_pipelines.stage import Record, Stage, input_digest, load_records, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
 from rlhi_jax.errors import UserError
@@ -28,27 +29,23 @@ from rlhi_jax.tokenizers.template import Context
 def read_prompts(config: ConfigDict) -> list[Record]:
     """The prompts to sample for; those of the training split only."""
     if config.data.prompts:
-        path = Path(config.data.prompts)
-        if not path.is_file():
-            raise UserError(f'config.data.prompts: {path} does not exist')
-        records = load_records(path)
+        records = load_records(_prompts_file(config))
         if config.data.personas:
-            users = load_records(input_folder(config, 'personas') / 'users.jsonl')
-            personas = {user['user_id']: user['persona'] for user in users}
-            records = [record | dict(persona=personas.get(record['user_id'], '')) for record in records]
+            found = personas.of_users(config)
+            records = [record | dict(persona=found.get(record['user_id'], '')) for record in records]
     else:
-        personas = {record['id']: record['persona'] for record in read_records(config, 'personas')}
+        found = {record['id']: record['persona'] for record in read_records(config, 'personas')}
         records = [
             dict(
                 id=f'{talk["id"]}/{place}',
                 split=talk['split'],
                 user_id=talk['user_id'],
-                persona=personas[f'{talk["id"]}/{place}'],
+                persona=found[f'{talk["id"]}/{place}'],
                 messages=talk['messages'][: place + 1],
             )
             for talk in read_records(config, 'conversations')
             for place, message in enumerate(talk['messages'])
-            if message['role'] == 'user' and f'{talk["id"]}/{place}' in personas
+            if message['role'] == 'user' and f'{talk["id"]}/{place}' in found
         ]
     records = [record for record in records if record['split'] == 'train']
     # Those with a persona first: they teach what the others cannot. Within each kind, an order that favours nobody.
@@ -56,15 +53,22 @@ def read_prompts(config: ConfigDict) -> list[Record]:
     return records[: config.candidates.max_prompts or None]
 
 
+def _prompts_file(config: ConfigDict) -> Path:
+    path = Path(config.data.prompts)
+    if not path.is_file():
+        raise UserError(f'config.data.prompts: {path} does not exist')
+    return path
+
+
 def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path')
-    source = config.data.prompts
     c = config.candidates
-    inputs = [] if source else [input_digest(config, key) for key in ('conversations', 'personas')]
-    if source and Path(source).is_file():
-        inputs.append(file_digest(Path(source)))
+    if config.data.prompts:
+        inputs = [file_digest(_prompts_file(config))]
         if config.data.personas:
-            inputs.append(file_digest(input_folder(config, 'personas') / 'users.jsonl'))
+            inputs.append(personas.of_users_digest(config))
+    else:
+        inputs = [input_digest(config, key) for key in ('conversations', 'personas')]
     return dict(
         prompts=inputs,
         model=open_model(config.model.path).weights,

@@ -16,11 +16,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines.generation import generate
 from data_pipelines.prompts import prompt_digest, render_turns
-from data_pipelines.stage import Record, Stage, input_digest, read_records, write_records
+from data_pipelines.stage import Record, Stage, input_digest, input_folder, load_records, read_records, write_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import teacher_path
-from rlhi_jax.files import digest
+from rlhi_jax.files import digest, file_digest
 from rlhi_jax.generate import Prompt
+
+USERS = 'users.jsonl'
 
 
 def remarks_before(
@@ -42,6 +44,16 @@ def remarks_before(
                 remarks[name] = tuple(text for at, text in own if at // 2 < first_k)
         history[talk['user_id']] += [text for _, text in own]
     return remarks
+
+
+def of_users(config: ConfigDict) -> dict[str, str]:
+    """The persona of each user's whole history, by user id, from the finished stage."""
+    return {user['user_id']: user['persona'] for user in load_records(input_folder(config, 'personas') / USERS)}
+
+
+def of_users_digest(config: ConfigDict) -> str:
+    """Identifies what `of_users` reads."""
+    return file_digest(input_folder(config, 'personas') / USERS)
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -85,7 +97,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     written = write_personas(config, folder, {*before.values(), *map(tuple, after.values())})
     records = [dict(id=name, persona=written[remarks]) for name, remarks in before.items()]
     users = [dict(user_id=user, persona=written[tuple(remarks)]) for user, remarks in sorted(after.items())]
-    write_records(folder / 'users.jsonl', users)
+    write_records(folder / USERS, users)
     counts: Counter = Counter(turns=len(records), turns_with_persona=sum(bool(r['persona']) for r in records))
     counts.update(users=len(users), users_with_persona=sum(bool(user['persona']) for user in users))
     return STAGE.write(config, folder, records, counts)

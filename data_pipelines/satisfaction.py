@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines import personas
 from data_pipelines.generation import generate
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import Request, requests
-from data_pipelines.sources.tastes import TASTES, opposite, satisfaction
-from data_pipelines.stage import RECORDS, Record, Stage, input_digest, input_folder, load_records, read_records
+from data_pipelines.sources.tastes import opposite, satisfaction, share_met
+from data_pipelines.stage import RECORDS, Record, Stage, input_digest, load_records, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
@@ -59,20 +60,14 @@ def _number(prompt_id: str) -> int:
 REQUESTS = {request.text: request for split in simulated.SPLITS for request in requests(split)}
 
 
-def _personas_file(config: ConfigDict) -> Path:
-    return input_folder(config, 'personas') / 'users.jsonl'
-
-
-def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]) -> dict[str, dict[str, str]]:
+def conditions(config: ConfigDict, users: dict[str, Record], prompts: list[Record]) -> dict[str, dict[str, str]]:
     """Each prompt's persona in each condition; prompts of users without an opposing one are left out.
 
     With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
     opposing persona is that of the user who likes the opposite; else both are the oracle's.
     """
     by_tastes = {json.dumps(user['tastes'], sort_keys=True): name for name, user in users.items()}
-    inferred = bool(config.data.personas)
-    written = load_records(_personas_file(config)) if inferred else []
-    found = {record['user_id']: record['persona'] for record in written}
+    inferred = personas.of_users(config) if config.data.personas else None
     result = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
@@ -80,8 +75,8 @@ def personas(config: ConfigDict, users: dict[str, Record], prompts: list[Record]
         other = by_tastes.get(json.dumps(tastes, sort_keys=True))
         if other is None or users[other]['split'] != user['split']:
             continue
-        if inferred:
-            own, opposing = (found.get(each, '') for each in (prompt['user_id'], other))
+        if inferred is not None:
+            own, opposing = (inferred.get(each, '') for each in (prompt['user_id'], other))
         else:
             now = _tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content'])
             mirrored = {pair: opposite(pair, side) for pair, side in now.items()}
@@ -96,7 +91,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         model=open_model(s.model or config.model.path).weights,
         inputs=[file_digest(raw / name) for name in ('users.jsonl', 'prompts.jsonl') if (raw / name).exists()],
-        personas=file_digest(_personas_file(config)) if config.data.personas else 'oracle',
+        personas=personas.of_users_digest(config) if config.data.personas else 'oracle',
         sampler=config.sampler.to_dict(),
         settings=dict(split=s.split, conditions=s.conditions, seed=config.seed, max_prompts=s.max_prompts),
     )
@@ -105,7 +100,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     users = _users(config)
     records = [prompt for prompt in _raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
-    said = personas(config, users, records)
+    said = conditions(config, users, records)
     counts: Counter = Counter(prompts_read=len(records), dropped_no_opposing_user=len(records) - len(said))
     records = [record for record in records if record['id'] in said][: config.satisfaction.max_prompts or None]
     prompts = [
@@ -143,11 +138,6 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
             )
     counts['replies'] = len(results)
     return STAGE.write(config, folder, results, counts)
-
-
-def held_out_pairs(config: ConfigDict) -> list[str]:
-    """The pairs of tastes that no training user has."""
-    return [pair for pair in config.simulated.held_out.split(',') if pair]
 
 
 def summarise(by_model: dict[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -201,7 +191,7 @@ def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str,
     """A valid reply's share of tastes met, from 0 to 1; of any other the same less 1.1, below every valid one."""
     if simulated.valid(reply, request, finished):
         return satisfaction(reply, request, finished, tastes)
-    return sum(TASTES[pair][side].check(reply) for pair, side in tastes.items()) / len(tastes) - 1.1
+    return share_met(reply, tastes) - 1.1
 
 
 def _score_identity(config: ConfigDict) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _satisfaction(config: ConfigDict, workdir: Path, stage: Callable) -> dict[st
         own.data.satisfaction, own.satisfaction.model = str(folders[name]), model
         stage(satisfaction.STAGE, own, f'satisfaction {name}')
         _release()
-    return satisfaction.summarise(folders, satisfaction.held_out_pairs(config))
+    return satisfaction.summarise(folders, simulated.held_out_pairs(config))
 
 
 def _export(run: Path, to: Path) -> None:

@@ -11,9 +11,10 @@ import pyarrow.parquet
 import pytest
 import tiny
 
-from data_pipelines import ingest, pairs, personas
+from data_pipelines import candidates, ingest, pairs, personas
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.sources.simulated import wildchat_record
+from data_pipelines.stage import write_records
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
 
@@ -124,6 +125,25 @@ def test_personas_of_first_turns_leave_those_turns_alone():
     feedback = {'a': [(2, 'one'), (4, 'two'), (6, 'three')]}
     found = personas.remarks_before(talks, feedback, scope='first_k_turns', first_k=2)
     assert found == {'a/4': ('one',), 'a/6': ('one',), 'a/8': ('one',)}
+
+
+@pytest.mark.parametrize('inferred', [True, False])
+def test_prompts_of_a_file_have_the_personas_of_their_users(tmp_path, inferred):
+    """Those found in the users' conversations, or else the file's own; who has one comes first, test users never."""
+    folder = tmp_path / 'personas'
+    folder.mkdir()
+    (folder / 'manifest.json').write_text('{}')
+    write_records(folder / 'users.jsonl', [dict(user_id='a', persona='Found.'), dict(user_id='c', persona='Hidden.')])
+    told = [('a', 'train', 'Told.'), ('b', 'train', ''), ('c', 'test', 'Told.'), ('d', 'train', 'Told.')]
+    said = [dict(role='user', content='Why?')]
+    write_records(
+        tmp_path / 'prompts.jsonl',
+        [dict(id=f'{user}/0', user_id=user, split=split, persona=own, messages=said) for user, split, own in told],
+    )
+    c = config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl'), personas=str(folder) if inferred else '')
+    found = {record['user_id']: record['persona'] for record in candidates.read_prompts(c)}
+    assert found == (dict(a='Found.', b='', d='') if inferred else dict(a='Told.', b='', d='Told.'))
+    assert not any(list(found.values())[sum(map(bool, found.values())) :])
 
 
 def test_refusals():

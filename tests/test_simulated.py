@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from data_pipelines.prompts import _FOLDER
-from data_pipelines.satisfaction import oracle_score, personas, summarise
+from data_pipelines.satisfaction import conditions, oracle_score, summarise
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
@@ -141,14 +141,14 @@ def test_checks(pair, good, bad):
 
 
 def test_a_mind_that_changes_and_one_that_depends():
-    request = requests('train')[0]
-    tips = next(q for q in requests('train') if simulated.KIND in q.text)
+    reasons, others = ([q for q in requests('train') if (simulated.KIND in q.text) is kind] for kind in (True, False))
+    request = others[0]
     flips = dict(id='u', split='train', tastes={'length': 'short'}, flips='length', depends='')
     assert [simulated.tastes_at(flips, n, 4, request)['length'] for n in range(5)] == ['long'] * 2 + ['short'] * 3
     assert all(0 < sum(simulated.KIND in phrasing for phrasing in PHRASINGS[s]) < len(PHRASINGS[s]) for s in SPLITS)
     depends = flips | dict(flips='', depends='length')
     assert simulated.tastes_at(depends, 0, 4, request) == {'length': 'long'}
-    assert simulated.tastes_at(depends, 0, 4, tips) == {'length': 'short'}
+    assert simulated.tastes_at(depends, 0, 4, reasons[0]) == {'length': 'short'}
 
 
 def test_everybody_in_the_test_split_has_an_opposing_user():
@@ -159,7 +159,7 @@ def test_everybody_in_the_test_split_has_an_opposing_user():
         for name, user in users.items()
         for n, request in enumerate(simulated.asked(c, user))
     ]
-    found = personas(c, users, prompts)
+    found = conditions(c, users, prompts)
     assert len(found) == len(prompts)
     for prompt in prompts:
         wanted = {pair: opposite(pair, side) for pair, side in users[prompt['user_id']]['tastes'].items()}

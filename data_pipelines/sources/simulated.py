@@ -85,6 +85,11 @@ def oracle_persona(user: User, tastes: dict[str, str]) -> str:
     return ' '.join(said)
 
 
+def held_out_pairs(config: ConfigDict) -> list[str]:
+    """The pairs of tastes that no training user has."""
+    return [pair for pair in config.simulated.held_out.split(',') if pair]
+
+
 def population(config: ConfigDict) -> list[User]:
     """Users of all splits by `config.simulated`, each split's combinations of tastes in turn.
 
@@ -92,7 +97,7 @@ def population(config: ConfigDict) -> list[User]:
       UserError: an unknown pair of tastes is asked for.
     """
     s = config.simulated
-    held_out = {pair for pair in s.held_out.split(',') if pair}
+    held_out = set(held_out_pairs(config))
     pairs = [*s.pairs.split(','), *sorted(held_out)]
     for pair in pairs:
         if pair not in TASTES:

@@ -356,8 +356,13 @@ def valid(reply: str, request: Request, finished: bool) -> bool:
     return finished and len(own) >= MIN_WORDS and on_topic and not echo and distinct
 
 
+def share_met(reply: str, tastes: dict[str, str]) -> float:
+    """The share of tastes (pair → side) whose check a reply passes, from 0 to 1."""
+    return sum(TASTES[pair][side].check(reply) for pair, side in tastes.items()) / len(tastes)
+
+
 def satisfaction(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:
     """The share of a user's tastes (pair → side) that a valid reply meets; 0 for any other reply."""
     if not valid(reply, request, finished):
         return 0.0
-    return sum(TASTES[pair][side].check(reply) for pair, side in tastes.items()) / len(tastes)
+    return share_met(reply, tastes)
