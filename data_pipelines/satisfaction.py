@@ -60,27 +60,30 @@ def _number(prompt_id: str) -> int:
 REQUESTS = {request.text: request for split in simulated.SPLITS for request in requests(split)}
 
 
+def _mirrored(tastes: dict[str, str]) -> dict[str, str]:
+    return {pair: opposite(pair, side) for pair, side in tastes.items()}
+
+
 def conditions(config: ConfigDict, users: dict[str, Record], prompts: list[Record]) -> dict[str, dict[str, str]]:
-    """Each prompt's persona in each condition; prompts of users without an opposing one are left out.
+    """Each prompt's persona in each condition: the user's own, one of opposite tastes, and none.
 
     With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
-    opposing persona is that of the user who likes the opposite; else both are the oracle's.
+    opposing persona is that of the user of the same split who likes the opposite; prompts of users without one are left
+    out. Else both are the oracle's.
     """
-    by_tastes = {json.dumps(user['tastes'], sort_keys=True): name for name, user in users.items()}
     inferred = personas.of_users(config) if config.data.personas else None
+    by_tastes = {(user['split'], json.dumps(user['tastes'], sort_keys=True)): name for name, user in users.items()}
     result = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
-        tastes = {pair: opposite(pair, side) for pair, side in user['tastes'].items()}
-        other = by_tastes.get(json.dumps(tastes, sort_keys=True))
-        if other is None or users[other]['split'] != user['split']:
-            continue
-        if inferred is not None:
-            own, opposing = (inferred.get(each, '') for each in (prompt['user_id'], other))
-        else:
+        if inferred is None:
             now = _tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content'])
-            mirrored = {pair: opposite(pair, side) for pair, side in now.items()}
-            own, opposing = prompt['persona'], simulated.oracle_persona(users[other], mirrored)
+            own, opposing = prompt['persona'], simulated.oracle_persona(user, _mirrored(now))
+        else:
+            other = by_tastes.get((user['split'], json.dumps(_mirrored(user['tastes']), sort_keys=True)))
+            if other is None:
+                continue
+            own, opposing = (inferred.get(each, '') for each in (prompt['user_id'], other))
         result[prompt['id']] = dict(own=own, opposing=opposing, empty='')
     return result
 
@@ -102,6 +105,11 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     records = [prompt for prompt in _raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
     said = conditions(config, users, records)
     counts: Counter = Counter(prompts_read=len(records), dropped_no_opposing_user=len(records) - len(said))
+    if not said:
+        raise UserError(
+            f'config.satisfaction.split: no prompt of {config.satisfaction.split!r} can be evaluated (counts: '
+            f'{dict(counts)}): give it users; with inferred personas they need users of opposite tastes, as test has'
+        )
     records = [record for record in records if record['id'] in said][: config.satisfaction.max_prompts or None]
     prompts = [
         Prompt(f'{record["id"]} {condition}', (('user', record['messages'][-1]['content']),), Context('', persona))

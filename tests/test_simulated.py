@@ -28,6 +28,17 @@ def config(**settings):
     return c
 
 
+def asked_prompts(c):
+    """A config's users, and all that they ask as records of prompts.jsonl."""
+    users = {simulated.hashed(user['id']): user for user in simulated.population(c)}
+    prompts = [
+        dict(id=f'{user["id"]}/{n}', user_id=name, persona='', messages=[dict(content=request.text)])
+        for name, user in users.items()
+        for n, request in enumerate(simulated.asked(c, user))
+    ]
+    return users, prompts
+
+
 def disjoint(parts) -> bool:
     return all(not set(a) & set(b) for a, b in itertools.combinations(parts, 2))
 
@@ -151,20 +162,34 @@ def test_a_mind_that_changes_and_one_that_depends():
     assert simulated.tastes_at(depends, 0, 4, reasons[0]) == {'length': 'short'}
 
 
-def test_everybody_in_the_test_split_has_an_opposing_user():
-    c = config(users=dict(train=0, gate=0, test=24), conversations=0, prompts=2)
-    users = {simulated.hashed(user['id']): user for user in simulated.population(c)}
-    prompts = [
-        dict(id=f'{user["id"]}/{n}', user_id=name, persona='', messages=[dict(content=request.text)])
-        for name, user in users.items()
-        for n, request in enumerate(simulated.asked(c, user))
-    ]
+@pytest.mark.parametrize('split', ['gate', 'test'])
+def test_the_opposing_persona_asks_for_the_opposite(split):
+    c = config(users=dict(train=0, gate=0, test=0) | {split: 24}, conversations=0, prompts=2)
+    users, prompts = asked_prompts(c)
     found = conditions(c, users, prompts)
-    assert len(found) == len(prompts)
+    assert len(found) == len(prompts) == 48
     for prompt in prompts:
         wanted = {pair: opposite(pair, side) for pair, side in users[prompt['user_id']]['tastes'].items()}
         said = found[prompt['id']]['opposing']
-        assert all(any(w in said for w in TASTES[pair][side].personas['test']) for pair, side in wanted.items())
+        assert all(any(w in said for w in TASTES[pair][side].personas[split]) for pair, side in wanted.items())
+
+
+def test_everybody_in_the_test_split_has_an_opposing_user(tmp_path):
+    """Whose inferred persona is the opposing one; users of the gate split, balanced otherwise, have none."""
+    for split in ('gate', 'test'):
+        c = config(users=dict(train=0, gate=0, test=0) | {split: 24}, conversations=0, prompts=2)
+        users, prompts = asked_prompts(c)
+        folder = tmp_path / split
+        folder.mkdir()
+        (folder / 'manifest.json').write_text('{}')
+        inferred = [dict(user_id=name, persona=json.dumps(user['tastes'])) for name, user in users.items()]
+        write_records(folder / 'users.jsonl', inferred)
+        c.data.personas = str(folder)
+        found = conditions(c, users, prompts)
+        assert len(found) == (len(prompts) if split == 'test' else 0)
+        for said in found.values():
+            own, opposing = json.loads(said['own']), json.loads(said['opposing'])
+            assert own.keys() == opposing.keys() and not own.items() & opposing.items()
 
 
 def test_summary_of_satisfaction_against_plain_means(tmp_path):
