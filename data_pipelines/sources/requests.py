@@ -9,22 +9,22 @@ SPLITS = ('train', 'gate', 'test')
 
 PHRASINGS = {
     'train': (
-        'Why do people like {}?',
-        'Why are people fond of {}?',
         'Why might I like {}?',
-        'How do people describe {}?',
-        'What do people enjoy about {}?',
+        'Why should I care about {}?',
+        'How can I enjoy {}?',
+        'How would you explain {} to me?',
+        'What would I enjoy about {}?',
     ),
     'gate': (
-        'Why do people love {}?',
-        'Why should anybody care about {}?',
-        'How would somebody describe {}?',
+        'Why could I love {}?',
+        'Why is it good for me to know about {}?',
+        'What might I find nice about {}?',
     ),
     'test': (
-        'Why are people interested in {}?',
-        'Why do so many enjoy {}?',
-        'How might a friend describe {}?',
-        'What makes people happy about {}?',
+        'Why would I be fond of {}?',
+        'Why should I learn about {}?',
+        'How could I get to like {}?',
+        'What may I find good about {}?',
     ),
 }
 

@@ -56,20 +56,20 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: len(words(reply)) <= 30,
             {
                 'train': (
-                    'Please answer in two or three sentences.',
-                    'Please keep it short: two or three sentences.',
-                    'I like short answers: two or three sentences.',
-                    'Two or three sentences are enough for me.',
+                    'Please answer briefly, in two sentences.',
+                    'Please say it in two sentences.',
+                    'Please write two sentences.',
                     'Please be brief: two sentences or three.',
+                    'Please give two short sentences.',
                 ),
                 'gate': (
-                    'Please use only two or three sentences.',
-                    'Please give a short answer of two or three sentences.',
-                    'No more than three sentences, please.',
+                    'Please keep it to two sentences.',
+                    'Please use two short sentences.',
+                    'Please reply in two brief sentences.',
                 ),
                 'test': (
-                    'Please write two or three sentences at most.',
-                    'I have time for two or three sentences.',
+                    'Please tell me in two sentences.',
+                    'Please make it brief: two sentences.',
                 ),
             },
             {
@@ -89,20 +89,20 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: len(words(reply)) >= 55,
             {
                 'train': (
-                    'Please answer in a long and detailed paragraph.',
-                    'Please give a long answer: six sentences or more.',
-                    'I like long answers: six sentences or more.',
-                    'Please write a lot: many sentences with detail.',
-                    'Please be thorough: at least six sentences.',
+                    'Please write eight sentences.',
+                    'Please answer in eight sentences or more.',
+                    'Please write a long paragraph of seven sentences.',
+                    'Please say a lot: eight sentences.',
+                    'Please give eight long sentences.',
                 ),
                 'gate': (
-                    'Please use six sentences or more.',
-                    'Please give a long and thorough answer with details.',
-                    'No fewer than six sentences, please.',
+                    'Please use eight sentences.',
+                    'Please write at least seven sentences.',
+                    'Please reply in a long text of eight sentences.',
                 ),
                 'test': (
-                    'Please write six detailed sentences at least.',
-                    'I have time for a long answer with many details.',
+                    'Please tell me a lot, in eight sentences.',
+                    'Please make it long: seven sentences or more.',
                 ),
             },
             {
@@ -127,20 +127,20 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: list_items(reply) >= 2,
             {
                 'train': (
-                    'Please write a numbered list of points.',
                     'Please write three bullet points.',
-                    'I like lists with bullet points.',
-                    'Please answer with a bulleted list.',
-                    'Please list the points one by one.',
+                    'Please use three bullet points.',
+                    'Please write four bullet points.',
+                    'Please answer with three bullet points.',
+                    'Please write a list with three bullet points.',
                 ),
                 'gate': (
-                    'Please use bullet points.',
-                    'Please give a numbered list.',
-                    'Bullet points only, please.',
+                    'Please give three bullet points.',
+                    'Please write two or three bullet points.',
+                    'Please reply with a list of bullet points.',
                 ),
                 'test': (
-                    'Please put it in a list of points.',
-                    'I read only lists: please write bullets.',
+                    'Please put it into three bullet points.',
+                    'Please make a list of four bullet points.',
                 ),
             },
             {
@@ -160,20 +160,20 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: list_items(reply) == 0,
             {
                 'train': (
-                    'Please write plain text, not a list.',
-                    'Please write sentences, no bullet points.',
-                    'I like plain text with no bullet points.',
-                    'Please answer with a paragraph, not a list.',
-                    'Please list nothing: write sentences.',
+                    'Please answer in one paragraph.',
+                    'Please write plain text, no bullet points.',
+                    'Please write plain sentences, not a list.',
+                    'Please use one paragraph of text.',
+                    'Please answer without a list.',
                 ),
                 'gate': (
-                    'Please use no bullet points.',
-                    'Please give plain sentences and no list.',
-                    'No list, please: a paragraph.',
+                    'Please give plain sentences.',
+                    'Please write a paragraph and no bullet points.',
+                    'Please reply in running text, with no list.',
                 ),
                 'test': (
-                    'Please put it in one paragraph of plain text.',
-                    'I never read lists: please write running text.',
+                    'Please put it into plain sentences, no list.',
+                    'Please make it one paragraph without bullet points.',
                 ),
             },
             {
@@ -198,20 +198,20 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: says_you(reply) >= 1,
             {
                 'train': (
-                    'Please tell me what I can do.',
-                    'Please give me advice, with "you can".',
-                    'Please say how it helps me, with "you".',
-                    'I like advice for myself: "you can".',
-                    'Please talk to me: say "you".',
+                    'Please say "you" to me.',
+                    'Please talk to me as "you".',
+                    'Please give me advice.',
+                    'Please tell me what I could do.',
+                    'Please tell me how it can help me.',
                 ),
                 'gate': (
+                    'Please use the word "you".',
                     'Please give me personal advice.',
-                    'Please tell me how I could try it.',
-                    'Advice for me, please: say "you".',
+                    'Please reply to me as a friend, with "you".',
                 ),
                 'test': (
-                    'Please speak to me and advise me: "you could".',
-                    'I want to hear what I could do myself.',
+                    'Please put it as advice to me: "you can".',
+                    'Please make it personal and say "you".',
                 ),
             },
             {
@@ -231,20 +231,20 @@ TASTES: dict[str, dict[str, Taste]] = {
             lambda reply: says_you(reply) == 0,
             {
                 'train': (
-                    'Please give neutral facts.',
-                    'Please give facts, no advice.',
-                    'Please write about it, not about me.',
-                    'I like neutral text, never "you".',
+                    'Please write in the third person.',
                     'Please talk of facts: no "you".',
+                    'Please write facts, no advice.',
+                    'Please write about people in general.',
+                    'Please give general facts.',
                 ),
                 'gate': (
-                    'Please give neutral information, no advice.',
-                    'Please write facts about it, never "you".',
-                    'No advice for me, please: neutral facts.',
+                    'Please use the third person.',
+                    'Please give facts for everybody, no "you".',
+                    'Please reply with facts and no advice.',
                 ),
                 'test': (
-                    'Please speak of the facts and never advise me.',
-                    'I want neutral facts, nothing about me.',
+                    'Please put it as general facts, never "you".',
+                    'Please make it impersonal, in the third person.',
                 ),
             },
             {
