@@ -6,7 +6,7 @@ Samples a reply of `config.satisfaction.model` to every held-out prompt in each 
 user's tastes. What a policy learned about personas is the gap G = own − opposing, where the opposing user likes the
 opposite in everything: a model that ignores the persona has G = 0, whatever else it learned. In the stage
 `oracle_scores` the same checks score the candidates of training users, for runs that leave the reward model out; a
-prompt that has no valid reply has no best one, and no scores.
+prompt whose replies satisfy no taste has no best one, and no scores.
 """
 
 import json
@@ -196,10 +196,13 @@ def _summary(tables: Tables, names: Sequence[str], value: Callable[[Record], flo
 
 
 def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:
-    """A valid reply's share of tastes met, from 0 to 1; of any other the same less 1.1, below every valid one."""
-    if simulated.valid(reply, request, finished):
-        return satisfaction(reply, request, finished, tastes)
-    return share_met(reply, tastes) - 1.1
+    """A valid reply's share of tastes met; of any other a tenth and less, so that what it misses still ranks it.
+
+    Every invalid reply is below all valid ones that meet a taste, but one that meets all is above a valid one that
+    meets none: the worst of N is to differ from the best in tastes, not in validity alone.
+    """
+    met = share_met(reply, tastes)
+    return met if simulated.valid(reply, request, finished) else 0.2 * met - 0.1
 
 
 def _score_identity(config: ConfigDict) -> dict[str, Any]:
@@ -211,8 +214,10 @@ def _score(config: ConfigDict, folder: Path) -> dict[str, int]:
     for record in read_records(config, 'candidates'):
         request = REQUESTS[record['messages'][-1]['content']]
         tastes = _tastes(config, users[record['user_id']], _number(record['id']), request.text)
-        values = [oracle_score(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
-        scores.append(dict(id=record['id'], scores=values if max(values) >= 0 else [None] * len(values)))
+        said = [(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
+        some_satisfy = any(satisfaction(*one) > 0 for one in said)
+        values = [oracle_score(*one) if some_satisfy else None for one in said]
+        scores.append(dict(id=record['id'], scores=values))
     return ORACLE.write(config, folder, scores, Counter(prompts=len(scores)))
 
 

@@ -121,20 +121,22 @@ def test_what_a_valid_reply_is():
     assert not valid(PLAIN, cats, True)  # off topic
 
 
-def test_the_oracle_ranks_valid_replies_first_and_by_tastes():
+def test_the_oracle_ranks_by_tastes_and_lets_no_invalid_reply_win():
     bees = next(request for request in requests('train') if request.about == 'bee')
     tastes = dict(length='short', layout='prose')
     longer = f'{PLAIN} A colony keeps warm in winter, feeds its queen, guards the door, and dances to tell of flowers.'
-    cases = [
-        (PLAIN, True),
-        (longer, True),
-        ('Bees make honey.', True),
-        (longer * 3, True),
-        ('1. Bee\n2. Bee\n' * 20, False),
+    items = '\n- '.join(['', *longer.split('. ')])
+    best_first = [
+        (PLAIN, True),  # valid, meets both
+        (longer, True),  # valid, meets one
+        ('Bees make honey.', True),  # too short to be valid, meets both
+        (items, True),  # valid, meets none; on a par with an invalid one that meets half
+        ('1. Bee\n2. Bee\n' * 20, False),  # invalid, meets none
     ]
-    scores = [oracle_score(reply, bees, finished, tastes) for reply, finished in cases]
-    assert scores[:2] == [1.0, 0.5] and scores == sorted(scores, reverse=True)
-    assert scores[1] > 0 > scores[2] and len(set(scores)) == 5
+    scores = [oracle_score(reply, bees, finished, tastes) for reply, finished in best_first]
+    assert scores[:2] == [1.0, 0.5] and scores[3] == 0.0
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 5
+    assert oracle_score(longer * 3, bees, True, tastes) == scores[3]
 
 
 @pytest.mark.parametrize(('pair', 'good', 'bad'), [
