@@ -5,12 +5,12 @@ shape. What is drawn depends on the prompt and its name, the sample's number and
 what the other slots hold, or on the order of requests.
 
 Dimension key: S slots, C tokens that a slot's cache holds, N tokens decoded between two looks at the slots, P tokens of
-a prompt (padded), L layers, K key-value heads, H head width, V vocabulary.
+a prompt (padded), K key-value heads, H head width, V vocabulary.
 """
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -22,7 +22,7 @@ from rlhi_jax.checkpoints import ModelFolder
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
 from rlhi_jax.models.attention import KVCache
-from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.decoder import Decoder, output_matrix, unroll
 from rlhi_jax.run import load_params, on_mesh
 from rlhi_jax.sampling import Sampling
 from rlhi_jax.scoring import Params
@@ -56,7 +56,7 @@ class Slots(flax.struct.PyTreeNode):
     token_S: jax.Array
     position_S: jax.Array
     key_S2: jax.Array
-    cache: KVCache  # stacked over layers: [L, S, K, H, C] and [L, S, K, C, H]
+    cache: dict[str, dict[str, KVCache]]  # the unrolled decoder's, by layer: [S, K, H, C] and [S, K, C, H]
 
 
 def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
@@ -117,47 +117,50 @@ def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -
     """Read `STEPS` tokens in every slot; also returns the tokens drawn, [S, N]."""
 
     def step(slots: Slots, _):
-        capacity = slots.cache.v_BKCH.shape[-2]
+        # Slots that nobody waits for run on: they write over their own last place.
         inputs = (slots.token_S[:, None], slots.position_S[:, None], jnp.ones_like(slots.token_S)[:, None])
-        variables = {'params': params, 'cache': {'layers': {'kv': slots.cache}}}
-        hidden_S1D, new = decoder.apply(variables, *inputs, mutable=['new'])
-        k_LS1KH, v_LS1KH = new['new']['layers']['kv']
-        # Slots that nobody waits for run on; they may write over their own last place only.
-        every, place_S = jnp.arange(slots.token_S.shape[0]), jnp.minimum(slots.position_S, capacity - 1)
-        cache = KVCache(
-            slots.cache.k_BKHC.at[:, every, :, :, place_S].set(k_LS1KH[:, :, 0].swapaxes(0, 1)),
-            slots.cache.v_BKCH.at[:, every, :, place_S].set(v_LS1KH[:, :, 0].swapaxes(0, 1)),
-        )
+        variables = {'params': params, 'cache': slots.cache}
+        hidden_S1D, new = decoder.apply(variables, *inputs, mutable=['cache'])
         output_VD = output_matrix(params).astype(hidden_S1D.dtype)
         logits_SV = jnp.einsum('SD,VD->SV', hidden_S1D[:, 0], output_VD, preferred_element_type=jnp.float32)
         token_S = next_tokens(logits_SV, slots.key_S2, slots.position_S, sampling)
-        return Slots(token_S, slots.position_S + 1, slots.key_S2, cache), token_S
+        return Slots(token_S, slots.position_S + 1, slots.key_S2, new['cache']), token_S
 
     slots, token_NS = jax.lax.scan(step, slots, None, length=STEPS)
     return slots, token_NS.T
 
 
-def prefill(decoder: Decoder, params: Params, token_P: jax.Array) -> KVCache:
-    """Keys and values of a prompt, [L, K, H, P] and [L, K, P, H]."""
+def prefill(decoder: Decoder, params: Params, token_P: jax.Array) -> dict[str, dict[str, KVCache]]:
+    """Keys and values of a prompt by layer, [1, K, H, P] and [1, K, P, H]."""
     position_1P = jnp.arange(len(token_P))[None]
     inputs = (token_P[None], position_1P, len(token_P) - position_1P)
     _, new = decoder.apply({'params': params}, *inputs, mutable=['new'])
-    k_L1PKH, v_L1PKH = new['new']['layers']['kv']
-    return KVCache(k_L1PKH[:, 0].transpose(0, 2, 3, 1), v_L1PKH[:, 0].transpose(0, 2, 1, 3))
+
+    def laid_out(layer: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, KVCache]:
+        k_1PKH, v_1PKH = layer['kv']
+        return {'kv': KVCache(k_1PKH.transpose(0, 2, 3, 1), v_1PKH.transpose(0, 2, 1, 3))}
+
+    return {name: laid_out(layer) for name, layer in new['new'].items()}
 
 
-def branch(slots: Slots, prefix: KVCache, slot: jax.Array, token: jax.Array, position: jax.Array, key_2: jax.Array):
+def branch(
+    slots: Slots,
+    prefix: dict[str, dict[str, KVCache]],
+    slot: jax.Array,
+    token: jax.Array,
+    position: jax.Array,
+    key_2: jax.Array,
+) -> Slots:
     """Put a prompt's keys and values in a slot, whose next token to read is the prompt's last."""
-    zero = jnp.zeros_like(slot)
-    cache = KVCache(
-        jax.lax.dynamic_update_slice(slots.cache.k_BKHC, prefix.k_BKHC[:, None], (zero, slot, zero, zero, zero)),
-        jax.lax.dynamic_update_slice(slots.cache.v_BKCH, prefix.v_BKCH[:, None], (zero, slot, zero, zero, zero)),
-    )
+
+    def put(cache: jax.Array, prefix: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(cache, prefix, (slot, *jnp.zeros((3,), slot.dtype)))
+
     return Slots(
         slots.token_S.at[slot].set(token),
         slots.position_S.at[slot].set(position),
         slots.key_S2.at[slot].set(key_2),
-        cache,
+        jax.tree.map(put, slots.cache, prefix),
     )
 
 
@@ -176,15 +179,15 @@ class Sampler:
         check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
         self.model, self.sampling, self._mesh = model, sampling, mesh
         self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
-        decoder = Decoder(model.spec, jnp.dtype(dtype))
+        decoder = Decoder(model.spec, jnp.dtype(dtype), unrolled=True)
         shard = functools.partial(NamedSharding, mesh)
-        rows, cache = PartitionSpec(('data', 'fsdp')), PartitionSpec(None, ('data', 'fsdp'), 'tensor')
-        layout = Slots(shard(rows), shard(rows), shard(rows), KVCache(shard(cache), shard(cache)))
+        rows, cache = shard(PartitionSpec(('data', 'fsdp'))), shard(PartitionSpec(('data', 'fsdp'), 'tensor'))
+        layout = Slots(rows, rows, rows, cache)
         with on_mesh(mesh):
-            self._params = load_params(decoder, model, mesh, seed=0)
+            self._params = jax.jit(unroll)(load_params(Decoder(model.spec), model, mesh, seed=0))
             self._empty = jax.jit(functools.partial(self._empty_slots, decoder), out_shardings=layout)
             self._decode = jax.jit(
-                functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, shard(rows))
+                functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, rows)
             )
             self._prefill = jax.jit(functools.partial(prefill, decoder))
             self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
@@ -197,10 +200,10 @@ class Sampler:
 
     def _empty_slots(self, decoder: Decoder) -> Slots:
         spec, count = decoder.spec, self.sampling.slots
-        heads = (spec.num_layers, count, spec.num_kv_heads)
-        k = jnp.zeros((*heads, spec.head_dim, self.capacity), decoder.dtype)
+        k = jnp.zeros((count, spec.num_kv_heads, spec.head_dim, self.capacity), decoder.dtype)
+        cache = {f'layers_{layer}': {'kv': KVCache(k, k.swapaxes(-1, -2))} for layer in range(spec.num_layers)}
         zeros = jnp.zeros(count, jnp.int32)
-        return Slots(zeros, zeros, jnp.zeros((count, 2), jnp.uint32), KVCache(k, k.swapaxes(-1, -2)))
+        return Slots(zeros, zeros, jnp.zeros((count, 2), jnp.uint32), cache)
 
     def key(self, request: Request, sample: int) -> np.ndarray:
         """The random key of one sample, [2] uint32: a hash of seed, prompt, its name and the sample's number."""
@@ -247,7 +250,7 @@ class Sampler:
                 return False
         return None
 
-    def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], KVCache, Request]]:
+    def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], Any, Request]]:
         """Samples in order, each with its prompt's keys and values, which are computed once."""
         for number, request in enumerate(requests):
             length = len(request.prompt)

@@ -67,20 +67,26 @@ class KVCache(NamedTuple):
 
 def cached_attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, filled_B: jax.Array
-) -> jax.Array:
+) -> tuple[jax.Array, KVCache]:
     """Attention of one new token a sequence (T = 1) to the first `filled_B` tokens of its cache and to itself.
 
-    Returns [B, 1, N, H]; logits and softmax in float32, as in `tree_attention`.
+    The new token is written to the cache first, at its last place where it is full: only what reads the result of that
+    write lets XLA do it in place.
+
+    Returns:
+      Context, [B, 1, N, H]; logits and softmax in float32, as in `tree_attention`. And the cache with the token.
     """
     batch, _, heads, width = q_BTNH.shape
     kv_heads, capacity = cache.v_BKCH.shape[1:3]
+    every, place_B = jnp.arange(batch), jnp.minimum(filled_B, capacity - 1)
+    cache = KVCache(
+        cache.k_BKHC.at[every, :, :, place_B].set(k_BTKH[:, 0]),
+        cache.v_BKCH.at[every, :, place_B].set(v_BTKH[:, 0]),
+    )
     q_BKGH = q_BTNH.reshape(batch, kv_heads, -1, width)
-    past_BKGC = jnp.einsum('BKGH,BKHC->BKGC', q_BKGH, cache.k_BKHC, preferred_element_type=jnp.float32)
-    own_BKGT = jnp.einsum('BKGH,BTKH->BKGT', q_BKGH, k_BTKH, preferred_element_type=jnp.float32)
-    there_BC = jnp.arange(capacity) < filled_B[:, None]
-    past_BKGC = jnp.where(there_BC[:, None, None], past_BKGC * width**-0.5, jnp.finfo(jnp.float32).min)
-    logits = jnp.concatenate([past_BKGC, own_BKGT * width**-0.5], axis=-1)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BTKH.dtype)
-    out_BKGH = jnp.einsum('BKGC,BKCH->BKGH', weights[..., :-1], cache.v_BKCH)
-    out_BKGH += jnp.einsum('BKGT,BTKH->BKGH', weights[..., -1:], v_BTKH)
-    return out_BKGH.reshape(batch, 1, heads, width)
+    logits_BKGC = jnp.einsum('BKGH,BKHC->BKGC', q_BKGH, cache.k_BKHC, preferred_element_type=jnp.float32)
+    there_BC = jnp.arange(capacity) <= place_B[:, None]
+    logits_BKGC = jnp.where(there_BC[:, None, None], logits_BKGC * width**-0.5, jnp.finfo(jnp.float32).min)
+    weights_BKGC = jax.nn.softmax(logits_BKGC, axis=-1).astype(v_BTKH.dtype)
+    out_BKGH = jnp.einsum('BKGC,BKCH->BKGH', weights_BKGC, cache.v_BKCH)
+    return out_BKGH.reshape(batch, 1, heads, width), cache

@@ -73,8 +73,8 @@ class Block(nn.Module):
         v_BTKH = project('v', kv_heads, 'kv_heads')
         self.sow('new', 'kv', (k_BTKH, v_BTKH), reduce_fn=lambda _, latest: latest)
         if self.has_variable('cache', 'kv'):
-            cache = self.get_variable('cache', 'kv')
-            context_BTNH = cached_attention(q_BTNH, k_BTKH, v_BTKH, cache, filled_B=position_BT[:, 0])
+            cache = self.variable('cache', 'kv')
+            context_BTNH, cache.value = cached_attention(q_BTNH, k_BTKH, v_BTKH, cache.value, position_BT[:, 0])
         else:
             context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, extent_BT)
         o_NHD = self.weight('o', (heads, head_dim, width), ('heads', 'head_dim', 'embed'))
@@ -89,11 +89,16 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps rows to final hidden states; heads are applied by the caller, only where a score is read."""
+    """Maps rows to final hidden states; heads are applied by the caller, only where a score is read.
+
+    Training scans over layers, whose parameters lie in one stack. A sampler, which reads every parameter for a few
+    tokens only, takes them `unrolled` (see `unroll`): a scan copies each layer out of the stack before it uses it.
+    """
 
     spec: ModelSpec
     dtype: Any = jnp.float32
     remat: str = 'save_all'
+    unrolled: bool = False
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, position_BT: jax.Array, extent_BT: jax.Array) -> jax.Array:
@@ -117,15 +122,20 @@ class Decoder(nn.Module):
 
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
         x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation'))
-        layers = nn.scan(
-            _with_remat(self.remat),
-            variable_axes={'params': 0, 'cache': 0, 'new': 0},
-            split_rngs={'params': True},
-            in_axes=nn.broadcast,
-            length=s.num_layers,
-            metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(s, self.dtype, name='layers')
-        x_BTD, _ = layers(x_BTD, rotation(position_BT, s), position_BT, extent_BT)
+        block, inputs = _with_remat(self.remat), (rotation(position_BT, s), position_BT, extent_BT)
+        if self.unrolled:
+            for layer in range(s.num_layers):
+                x_BTD, _ = block(s, self.dtype, name=f'layers_{layer}')(x_BTD, *inputs)
+        else:
+            layers = nn.scan(
+                block,
+                variable_axes={'params': 0},
+                split_rngs={'params': True},
+                in_axes=nn.broadcast,
+                length=s.num_layers,
+                metadata_params={nn.PARTITION_NAME: 'layers'},
+            )(s, self.dtype, name='layers')
+            x_BTD, _ = layers(x_BTD, *inputs)
         scale = table('final_norm', (s.width,), ('norm',), nn.initializers.ones)
         return _rms_norm(x_BTD, scale, s.norm_eps)
 
@@ -135,6 +145,14 @@ def _with_remat(name: str) -> type[Block]:
         raise UserError(f'config.model.remat is {name!r}: choose one of {", ".join(REMAT_POLICIES)}')
     policy = REMAT_POLICIES[name]
     return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=False)
+
+
+def unroll(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of the `unrolled` decoder: instead of the stack `layers`, `layers_0`, `layers_1` and so on."""
+    stack = params['layers']
+    count = len(stack['attention_norm'])
+    layers = {f'layers_{layer}': jax.tree.map(lambda x, layer=layer: x[layer], stack) for layer in range(count)}
+    return {name: value for name, value in params.items() if name != 'layers'} | layers
 
 
 def output_matrix(params: dict[str, Any]) -> jax.Array:
