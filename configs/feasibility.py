@@ -19,8 +19,8 @@ def get_config(variant: str = 'oracle'):
     c.loop.oracle_personas = variant == 'oracle'
     c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 1e-5
     c.simulated.held_out = 'person'
-    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 60, 8, 36  # 12 with a held-out taste
-    c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (4, 5)
+    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 36  # 12 with a held-out taste
+    c.simulated.conversations, c.simulated.prompts = (0, 6) if variant == 'oracle' else (4, 6)
     c.simulated.special_every = 0 if variant == 'oracle' else 12
     c.sampler.slots = 64
     c.sampler.prompt_tokens = 128 if variant == 'oracle' else 256
@@ -29,13 +29,13 @@ def get_config(variant: str = 'oracle'):
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.candidates.samples = 6
-    c.candidates.max_prompts = 300
+    c.candidates.max_prompts = 200
     c.pairs.accept_artefacts = variant == 'complaints'
     c.rows.tokens = 640
     c.rows.scored = 512
     c.rows.pairs = 4
-    c.train.batch_rows = 4  # about 8 pairs
-    c.train.accumulate = 4
+    c.train.batch_rows = 3  # about 9 pairs
+    c.train.accumulate = 3
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
     return c

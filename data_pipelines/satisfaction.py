@@ -177,7 +177,7 @@ def summarise(by_model: dict[str, Path], held_out: Sequence[str] = ()) -> dict[s
 
 def _summary(tables: Tables, names: Sequence[str], value: Callable[[Record], float]) -> dict[str, Any]:
     """Mean of `value` by model and condition, the gap between own and opposing, and its change."""
-    first, *_, last = tables
+    first, last = next(iter(tables)), next(reversed(tables))
     users = {name: tables[first]['own'][name]['user_id'] for name in names}
 
     def values(model: str, condition: str) -> np.ndarray:

@@ -127,7 +127,7 @@ def test_sampler_decodes_as_transformers_does(folders, greedy_rows):
         assert found[number].finished == ended
 
 
-def test_logits_and_greedy_tokens(folders, greedy_rows):
+def test_logits_and_greedy_tokens(folders, greedy_rows, record_property):
     """Both what transformers makes of our export and of the GGUF file, without us."""
     import torch
 
@@ -165,7 +165,10 @@ def test_logits_and_greedy_tokens(folders, greedy_rows):
             assert np.ptp(top2, axis=-1)[differs].max(initial=0) <= 2e-3
             undecided += int(differs.sum())
             checked += len(ids) - start
-    print(f'max |logit difference| {worst:.2e}; {checked} greedy tokens, {undecided} of them ties within 2e-3')
+    record_property('prompts', len(rows))
+    record_property('greatest_logit_difference', worst)
+    record_property('greedy_tokens', checked)
+    record_property('greedy_tokens_tied_within_2e-3', undecided)
     assert worst <= 1e-3
     assert checked >= 20 * 16 and undecided <= 3
 
@@ -193,7 +196,7 @@ def two_replies(request: str, *, persona: str) -> Interaction:
     return Interaction('x', messages, (Pair('a', 0, 5, 1), Pair('b', 2, 3, 4)), persona=persona)
 
 
-def test_reward_model(folders, theirs, tmp_path):
+def test_reward_model(folders, theirs, tmp_path, record_property):
     """Scores of replies in shared rows are those of whole conversations in transformers, alone and padded."""
     import torch
     import transformers
@@ -232,7 +235,7 @@ def test_reward_model(folders, theirs, tmp_path):
         alone = [model(**theirs(chat, return_tensors='pt')).logits.item() for chat in chats]
         theirs.padding_side = 'right'
         together = model(**theirs(chats, padding=True, return_tensors='pt')).logits[:, 0].numpy()
-    print(f'scores from {min(alone):.3f} to {max(alone):.3f}; max difference {np.abs(ours - alone).max():.1e}')
+    record_property('greatest_reward_difference', float(np.abs(ours - alone).max()))
     assert np.std(alone) > 0.1
     np.testing.assert_allclose(ours, alone, atol=1e-3)
     np.testing.assert_allclose(ours, together, atol=1e-3)
@@ -277,7 +280,7 @@ def chitchat():
             yield ['\n'.join(message['text'] for message in turn) for turn in record['messages']]
 
 
-def test_token_ids_of_real_text(folders, theirs):
+def test_token_ids_of_real_text(folders, theirs, record_property):
     """One thousand texts in conversations of one to five turns, with a persona and without."""
     if not SHARED_DATA.exists():
         pytest.skip(f'{SHARED_DATA.name} with WildChat, RealHumanEval and chitchat is not beside the repository')
@@ -312,5 +315,6 @@ def test_token_ids_of_real_text(folders, theirs):
                 assert theirs.decode(ours) == theirs.decode(whole)
                 count = [sum(i in controls.values() for i in ids) for ids in (ours, whole)]
                 assert count == [2 * len(contents) + 2, 2 * len(contents) + 2 + len(spelled)]
-    print(f'{texts} texts, {spelling} conversations that spell a control token')
+    record_property('texts_of_same_token_ids', texts)
+    record_property('conversations_that_spell_control_tokens', spelling)
     assert texts >= 1000 and spelling >= 2
