@@ -22,8 +22,8 @@ def generate(
     """The replies to each prompt by its id, in order of their number.
 
     Replies are on disk as soon as they are there: work that was interrupted goes on where it stopped, with the same
-    result. A prompt that does not fit `config.sampler.prompt_tokens` loses its oldest exchanges; one whose last turn
-    does not fit has no replies.
+    result. A prompt that does not fit `config.sampler.prompt_tokens` loses its oldest exchanges; one that has to keep
+    what does not fit has no replies.
     """
     journal = Journal(folder, identity)
     wanted = {f'{prompt.id} {sample}': prompt.id for prompt in prompts for sample in range(prompt.samples)}

@@ -67,17 +67,20 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def write_personas(config: ConfigDict, folder: Path, wanted: set[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+def write_personas(
+    config: ConfigDict, folder: Path, wanted: set[tuple[str, ...]], counts: Counter
+) -> dict[tuple[str, ...], str]:
     """A persona for each set of remarks, one sentence by the teacher or the remarks themselves; '' for no remarks."""
     recent = {remarks: remarks[-config.personas.max_remarks :] for remarks in wanted}
     if config.personas.writer == 'quotes':
         return {remarks: ' '.join(dict.fromkeys(last)) for remarks, last in recent.items()}
     prompts = {
-        digest(last): Prompt(digest(last), tuple(render_turns('persona', remarks=last)))
+        digest(last): Prompt(digest(last), turns, keep=len(turns))
         for last in sorted(set(recent.values()))
-        if last
+        if last and (turns := tuple(render_turns('persona', remarks=last)))
     }
     replies = generate(config, folder, _identity(config), teacher_path(config), list(prompts.values()))
+    counts['dropped_remarks_do_not_fit'] += sum(not answers for answers in replies.values())
     said = {name: (answers[0].text.split('\n')[0] if answers else '') for name, answers in replies.items()}
     return {remarks: said.get(digest(last), '') for remarks, last in recent.items()}
 
@@ -94,11 +97,12 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     for talk in sorted(talks, key=lambda talk: (talk['timestamp'], talk['id'])):
         after[talk['user_id']] += [text for _, text in feedback.get(talk['id'], [])]
     after.pop('', None)
-    written = write_personas(config, folder, {*before.values(), *map(tuple, after.values())})
+    counts: Counter = Counter()
+    written = write_personas(config, folder, {*before.values(), *map(tuple, after.values())}, counts)
     records = [dict(id=name, persona=written[remarks]) for name, remarks in before.items()]
     users = [dict(user_id=user, persona=written[tuple(remarks)]) for user, remarks in sorted(after.items())]
     write_records(folder / USERS, users)
-    counts: Counter = Counter(turns=len(records), turns_with_persona=sum(bool(r['persona']) for r in records))
+    counts.update(turns=len(records), turns_with_persona=sum(bool(record['persona']) for record in records))
     counts.update(users=len(users), users_with_persona=sum(bool(user['persona']) for user in users))
     return STAGE.write(config, folder, records, counts)
 

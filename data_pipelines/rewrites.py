@@ -21,7 +21,7 @@ from data_pipelines.stage import Record, Stage, input_digest, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require, teacher_path
 from rlhi_jax.files import digest
-from rlhi_jax.generate import Prompt
+from rlhi_jax.generate import Prompt, Reply
 from rlhi_jax.rewards import Candidates
 from rlhi_jax.tokenizers.template import Context
 
@@ -66,19 +66,17 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         chosen = sorted(turns, key=digest)[: config.rewrites.max_turns]
         turns = {name: turn for name, turn in turns.items() if name in chosen}
         counts['dropped_over_max_turns'] = counts['feedback_turns'] - len(turns)
-    originals = _originals(config, folder, turns)
+    originals = _originals(config, folder, turns, counts)
     turns = {name: turn for name, turn in turns.items() if originals[name]}
-    counts['dropped_does_not_fit_or_empty'] += len(originals) - len(turns)
     if config.rewrites.regenerate:
         losses = _losses(config, folder, turns, originals)
         applying = {name for name in turns if losses[name] is not None and losses[name] <= config.rewrites.margin}
         counts['dropped_feedback_does_not_apply'] += len(turns) - len(applying)
         turns = {name: turn for name, turn in turns.items() if name in applying}
-    rewrites = _rewrites(config, folder, turns, originals)
+    rewrites = _rewrites(config, folder, turns, originals, counts)
     records = []
     for name, (turn, said) in turns.items():
         if not rewrites[name]:
-            counts['dropped_rewrite_cut_off_or_empty'] += 1
             continue
         records.append(
             dict(
@@ -100,17 +98,23 @@ def _context(config: ConfigDict, turn: Record) -> Context:
     return Context(persona=turn['persona'] if config.sampler_sees_persona else '')
 
 
-def _originals(config: ConfigDict, folder: Path, turns: dict[str, tuple[Record, Turns]]) -> dict[str, str]:
+def _originals(
+    config: ConfigDict, folder: Path, turns: dict[str, tuple[Record, Turns]], counts: Counter
+) -> dict[str, str]:
     """The reply to be improved: the logged one, or the policy's own."""
     if not config.rewrites.regenerate:
         return {name: turn['reply'] for name, (turn, _) in turns.items()}
     prompts = [Prompt(f'original {name}', said, _context(config, turn)) for name, (turn, said) in turns.items()]
     replies = generate(config, folder, _identity(config), config.model.path, prompts)
-    return {name: _finished(replies[f'original {name}']) for name in turns}
+    return {name: _finished(replies[f'original {name}'], counts, 'original') for name in turns}
 
 
 def _rewrites(
-    config: ConfigDict, folder: Path, turns: dict[str, tuple[Record, Turns]], originals: dict[str, str]
+    config: ConfigDict,
+    folder: Path,
+    turns: dict[str, tuple[Record, Turns]],
+    originals: dict[str, str],
+    counts: Counter,
 ) -> dict[str, str]:
     prompts = []
     for name, (turn, said) in turns.items():
@@ -118,14 +122,23 @@ def _rewrites(
             prompts.append(Prompt(f'rewrite {name}', said, _context(config, turn)))
         else:
             request = render('rewrite', feedback=turn['follow_up'])
-            prompts.append(Prompt(f'rewrite {name}', (*said, ('assistant', originals[name]), ('user', request))))
+            turns_shown = (*said, ('assistant', originals[name]), ('user', request))
+            prompts.append(Prompt(f'rewrite {name}', turns_shown, keep=3))  # request, reply and feedback
     replies = generate(config, folder, _identity(config), teacher_path(config), prompts)
-    return {name: _finished(replies.get(f'rewrite {name}', [])) for name in turns}
+    return {name: _finished(replies[f'rewrite {name}'], counts, 'rewrite') for name in turns}
 
 
-def _finished(replies: list) -> str:
-    """The reply's text, or '' if there is none or it was cut off."""
-    return replies[0].text if replies and replies[0].finished else ''
+def _finished(replies: list[Reply], counts: Counter, what: str) -> str:
+    """The text of a turn's one reply, or '' with the reason counted: no room for the prompt, cut off, or empty."""
+    if not replies:
+        counts[f'dropped_{what}_does_not_fit'] += 1
+    elif not replies[0].finished:
+        counts[f'dropped_{what}_cut_off'] += 1
+    elif not replies[0].text:
+        counts[f'dropped_{what}_empty'] += 1
+    else:
+        return replies[0].text
+    return ''
 
 
 def _losses(

@@ -33,13 +33,15 @@ Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
 class Prompt(NamedTuple):
     """A conversation that ends in a user turn, to be replied to `samples` times.
 
-    What is drawn depends on `id`, the text, the sample's number and `config.seed`.
+    What is drawn depends on `id`, the text, the sample's number and `config.seed`. The last `keep` turns are what the
+    reply is to; older ones may be left out where they do not fit.
     """
 
     id: str
     turns: Turns
     context: Context = Context()
     samples: int = 1
+    keep: int = 1
 
 
 class Reply(NamedTuple):
@@ -75,8 +77,8 @@ class Generator:
         return (*pieces, *self._template.generation_prompt(roles, prompt.context))
 
     def fit(self, prompt: Prompt) -> Prompt | None:
-        """The prompt with as many turns as fit, oldest exchanges left out; None if not even the last turn fits."""
-        for start in range(0, len(prompt.turns), 2):
+        """The prompt with as many turns as fit, oldest exchanges left out; None if not even the last `keep` fit."""
+        for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
             shorter = prompt._replace(turns=prompt.turns[start:])
             if len(self.tokens(shorter)) <= self._sampler.sampling.prompt_tokens:
                 return shorter

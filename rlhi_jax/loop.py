@@ -17,7 +17,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,8 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     report: dict[str, Any] = dict(method=config.loop.method, funnel={})
 
     def stage(stage, config: ConfigDict, name: str = '') -> None:
-        report['funnel'][name or stage.name] = stage.run(config)
+        with _timed(workdir, name or stage.name):
+            report['funnel'][name or stage.name] = stage.run(config)
 
     if config.loop.simulated:
         stage(simulated.STAGE, config)
@@ -125,11 +128,31 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         report['satisfaction'] = _satisfaction(config, workdir, stage)
     for objective in ('reward', 'dpo'):
         if objective in report:
-            _export(workdir / objective / 'run', workdir / objective / 'huggingface')
+            with _timed(workdir, f'{objective}: export'):
+                _export(workdir / objective / 'run', workdir / objective / 'huggingface')
     report['pairs_to_read'] = pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
     report['notes'] = notes(config, workdir, report['funnel'])
     write_json(workdir / 'report.json', report)
     return report
+
+
+@contextmanager
+def _timed(workdir: Path, part: str) -> Iterator[None]:
+    """Note how long a part of the loop took; one that is killed leaves no note."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        with open(workdir / TIMES, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(dict(part=part, seconds=round(time.monotonic() - start, 1))) + '\n')
+
+
+def time_spent(workdir: Path) -> dict[str, float]:
+    """Seconds by part of the loop, over all restarts."""
+    spent: Counter = Counter()
+    for record in load_records(workdir / TIMES):
+        spent[record['part']] += record['seconds']
+    return dict(spent)
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
@@ -160,13 +183,15 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path, stage: Callable) -> d
         stage(shards.STAGE, heldout, f'{objective}: heldout')
     stage(rows.STAGE, config, f'{objective}: rows')
     _release()
-    if not train(config, run):
-        raise Stopped
+    with _timed(workdir, f'{objective}: training'):
+        if not train(config, run):
+            raise Stopped
     found = dict(probe=read_json(Path(config.data.pairs) / 'manifest.json', 'run again')['probe'], evaluation=None)
     if has_heldout:
-        found['evaluation'] = _evaluated(config, run, saved_steps(run)[-1])
-        if objective == 'reward':  # a policy's implicit reward is 0 everywhere before training
-            found['before'] = _evaluated(config, run, 0)
+        with _timed(workdir, f'{objective}: evaluation'):
+            found['evaluation'] = _evaluated(config, run, saved_steps(run)[-1])
+            if objective == 'reward':  # a policy's implicit reward is 0 everywhere before training
+                found['before'] = _evaluated(config, run, 0)
     gc.collect()
     return found
 
@@ -286,16 +311,15 @@ def _shown(value: dict[str, float]) -> str:
 def main() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     config = check_config(flags.FLAGS.config)
-    workdir, start = workdir_path(flags.FLAGS.workdir), time.monotonic()
+    workdir = workdir_path(flags.FLAGS.workdir)
     try:
         report = run_loop(config, workdir)
     except Stopped:
         sys.exit(STOPPED)
-    finally:
-        if workdir.is_dir():  # how long it took in all, over all restarts that ended by themselves
-            with open(workdir / TIMES, 'a', encoding='utf-8') as file:
-                file.write(json.dumps(dict(seconds=round(time.monotonic() - start))) + '\n')
     print_report(report)
+    spent = time_spent(workdir)
+    longest = ', '.join(f'{part} {spent[part] / 60:.1f}' for part in sorted(spent, key=spent.get, reverse=True)[:4])
+    print(f'Minutes, over all restarts: {sum(spent.values()) / 60:.1f}, of which {longest}')
 
 
 if __name__ == '__main__':

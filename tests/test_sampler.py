@@ -160,3 +160,6 @@ def test_long_conversations_lose_their_oldest_exchanges(model):
     fitted = generator.fit(Prompt('a', turns))
     assert 0 < len(fitted.turns) < 5 and fitted.turns[-1] == turns[-1] and fitted.turns[0][0] == 'user'
     assert generator.fit(Prompt('b', (('user', 'x' * 500),))) is None
+    kept = len(fitted.turns)
+    assert generator.fit(Prompt('a', turns, keep=kept)).turns == fitted.turns
+    assert generator.fit(Prompt('a', turns, keep=kept + 2)) is None  # what the reply is to must not be left out

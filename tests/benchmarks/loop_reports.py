@@ -3,12 +3,11 @@
 python tests/benchmarks/loop_reports.py NAME RUN [RUN…]    writes tests/benchmarks/results/NAME.json
 """
 
-import json
 import sys
 from pathlib import Path
 
 from rlhi_jax.files import read_json, write_json
-from rlhi_jax.loop import TIMES
+from rlhi_jax.loop import time_spent
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -16,7 +15,8 @@ RESULTS = Path(__file__).parent / 'results'
 def collect(run: Path) -> dict:
     """A run's report, less the texts that are for reading, with the minutes that it took."""
     report = read_json(run / 'report.json', f'finish the run {run} first')
-    report['minutes'] = sum(json.loads(line)['seconds'] for line in (run / TIMES).read_text().splitlines()) / 60
+    report['seconds'] = time_spent(run)
+    report['minutes'] = sum(report['seconds'].values()) / 60
     config = read_json(run / 'loop.json', 'run again')['config']
     report['settings'] = {name: config[name] for name in ('simulated', 'sampler', 'loop', 'dpo', 'train', 'rows')}
     return {name: value for name, value in report.items() if name not in ('pairs_to_read', 'notes')}
