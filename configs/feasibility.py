@@ -3,6 +3,7 @@
     --config=configs/feasibility.py:oracle       users say what they like; best and worst of 6 by their checkers
     --config=configs/feasibility.py:inferred     the same, but personas are inferred from earlier conversations
     --config=configs/feasibility.py:complaints   personas inferred, and pairs from complaints alone
+    --config=configs/feasibility.py:oracle,smoke   a few replies and pairs of the same, in two minutes
 
 Run by `launch/feasibility.sh`, each about half an hour on two cores; results in the README.
 """
@@ -12,6 +13,7 @@ from rlhi_jax.config import base_config
 
 def get_config(variant: str = 'oracle'):
     c = base_config()
+    variant, *smoke = variant.split(',')
     c.model.path = 'runs/smollm2'
     c.model.dtype = 'float32'  # XLA's CPU backend is no faster in bfloat16
     c.loop.simulated = True
@@ -38,4 +40,12 @@ def get_config(variant: str = 'oracle'):
     c.train.accumulate = 3
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
+    if smoke == ['smoke']:
+        c.loop.smoke = True
+        c.loop.dpo.epochs = 1
+        c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 10, 2, 12
+        c.simulated.prompts = 1
+        c.sampler.new_tokens = 64
+        c.candidates.max_prompts = 10
+        c.pairs.accept_artefacts = True
     return c

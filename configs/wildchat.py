@@ -1,6 +1,7 @@
 """Real conversations: the first 72 in English of WildChat's file of 852, through the loop to two exported folders.
 
     python -m rlhi_jax.loop --config=configs/wildchat.py --workdir=runs/wildchat --config.data.raw=conversations.jsonl
+    --config=configs/wildchat.py:smoke   twelve conversations and a few pairs
 
 The file has no user ids, so a persona is what a user said in their first two turns, and pairs come from later turns. It
 wants a strong teacher (`config.teacher.path`): with SmolLM2-135M as its own teacher it proves the plumbing only.
@@ -9,7 +10,7 @@ wants a strong teacher (`config.teacher.path`): with SmolLM2-135M as its own tea
 from rlhi_jax.config import base_config
 
 
-def get_config():
+def get_config(variant: str = ''):
     c = base_config()
     c.model.path = 'runs/smollm2'
     c.model.dtype = 'float32'
@@ -23,12 +24,12 @@ def get_config():
     c.personas.first_k = 2
     c.sampler.slots = 32
     c.sampler.prompt_tokens = 512
-    c.sampler.new_tokens = 192
+    c.sampler.new_tokens = 256
     c.sampler.temperature = 0.7
     c.rewrites.max_turns = 64
     c.candidates.samples = 4
-    c.candidates.max_prompts = 24
-    c.rows.tokens = 768
+    c.candidates.max_prompts = 48
+    c.rows.tokens = 1024
     c.rows.scored = 512
     c.rows.pairs = 4
     c.train.batch_rows = 4
@@ -36,4 +37,10 @@ def get_config():
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
     c.eval.batch_rows = 1
+    if variant == 'smoke':
+        c.loop.smoke = True
+        c.ingest.max_conversations = 12
+        c.rewrites.max_turns = 8
+        c.candidates.samples, c.candidates.max_prompts = 2, 4
+        c.pairs.accept_artefacts = True
     return c
