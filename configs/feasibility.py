@@ -14,6 +14,8 @@ from rlhi_jax.config import base_config
 def get_config(variant: str = 'oracle'):
     c = base_config()
     variant, *smoke = variant.split(',')
+    if variant not in ('oracle', 'inferred', 'complaints') or smoke not in ([], ['smoke']):
+        raise ValueError(f'no variant {",".join([variant, *smoke])!r}: choose from the list above')
     c.model.path = 'runs/smollm2'
     c.model.dtype = 'float32'  # XLA's CPU backend is no faster in bfloat16
     c.loop.simulated = True
@@ -22,7 +24,7 @@ def get_config(variant: str = 'oracle'):
     c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 1e-5
     c.simulated.held_out = 'person'
     c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 36  # 12 with a held-out taste
-    c.simulated.conversations, c.simulated.prompts = (0, 6) if variant == 'oracle' else (4, 6)
+    c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (4, 5)
     c.simulated.special_every = 0 if variant == 'oracle' else 12
     c.sampler.slots = 64
     c.sampler.prompt_tokens = 128 if variant == 'oracle' else 256
@@ -31,7 +33,6 @@ def get_config(variant: str = 'oracle'):
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.candidates.samples = 6
-    c.candidates.max_prompts = 200
     c.pairs.accept_artefacts = variant == 'complaints'
     c.rows.tokens = 640
     c.rows.scored = 512
@@ -40,12 +41,11 @@ def get_config(variant: str = 'oracle'):
     c.train.accumulate = 3
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
-    if smoke == ['smoke']:
+    if smoke:
         c.loop.smoke = True
         c.loop.dpo.epochs = 1
         c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 10, 2, 12
         c.simulated.prompts = 1
         c.sampler.new_tokens = 64
-        c.candidates.max_prompts = 10
         c.pairs.accept_artefacts = True
     return c

@@ -12,8 +12,10 @@ from rlhi_jax.config import base_config
 
 def get_config(variant: str = 'dpo'):
     c = base_config()
-    variants = variant.split(',')
-    c.objective = variants[0]
+    objective, *smoke = variant.split(',')
+    if smoke not in ([], ['smoke']):
+        raise ValueError(f'no variant {variant!r}: choose from the list above')
+    c.objective = objective
     c.model.path = 'runs/smollm2'
     c.model.dtype = 'float32'  # XLA's CPU backend is no faster in bfloat16
     c.model.new_head = c.objective == 'reward'
@@ -35,6 +37,6 @@ def get_config(variant: str = 'dpo'):
     c.eval.batch_rows = 1
     c.eval.max_trees = 48 if c.objective == 'reward' else 32  # minutes, not hours, on two cores
     c.checkpoint.every_steps = 10
-    if 'smoke' in variants:
+    if smoke:
         c.train.max_steps = 3
     return c

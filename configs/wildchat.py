@@ -12,6 +12,8 @@ from rlhi_jax.config import base_config
 
 def get_config(variant: str = ''):
     c = base_config()
+    if variant not in ('', 'smoke'):
+        raise ValueError(f'no variant {variant!r}: only smoke')
     c.model.path = 'runs/smollm2'
     c.model.dtype = 'float32'
     c.data.raw = '../shared/data/wildchat/conversations.jsonl'

@@ -26,17 +26,27 @@ from rlhi_jax.files import digest, write_json
 SOURCES = ('rewrites', 'candidates')
 
 _REFUSAL = re.compile(
-    r"^\W*(?:i(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable)|sorry\b|"
-    r"i (?:can(?:no|')t|cannot|won't|will not)|as an ai\b|i(?:'m| am) not able|unfortunately,? i)",
-    re.IGNORECASE,
+    r"""^\W*(?:
+        (?:i(?:'m|\ am)\ )?(?:(?:very|so|really|truly)\ )?sorry\b(?!,?\ (?:to\ hear|about|for\ your))
+      | i(?:'m|\ am)\ (?:afraid\ (?:that\ )?i\b|unable|not\ (?:able|comfortable|allowed|programmed))
+      | (?:i\ (?:do\ )?apologi[sz]e|(?:my\ )?apologies)\b
+      | (?:unfortunately,?\ )?as\ (?:an?\ )?(?:ai|artificial|(?:large\ )?language\ model)\b
+      | unfortunately,?\ i\b
+      | i\ (?:must|have\ to)\ (?:decline|refuse)
+      | i\ (?:can(?:no|'|\ no)t|won't|will\ not)\ (?:in\ good\ conscience\ )?
+        (?:answer|assist|comply|complete|create|discuss|do|engage|fulfil|generate|give|help|offer|provide|share|support|write)
+    )""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
 def is_refusal(reply: str) -> bool:
     """Whether a reply opens as a refusal or an apology for not complying.
 
-    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal('I can help: knead the dough.')
-    (True, False)
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal('My apologies, but I cannot do this.')
+    (True, True)
+    >>> is_refusal('I can help: knead the dough.'), is_refusal("I can't recommend it enough!")
+    (False, False)
     """
     return bool(_REFUSAL.match(reply.replace('’', "'")))
 

@@ -83,7 +83,7 @@ TOPICS = {
         'butterflies': 'butterfl insect wing flower caterpillar color colour nectar fly garden',
         'basketball': 'basketball ball team player hoop game court score sport shoot dribbl',
         'the wind': 'wind air weather blow energy force move storm direction turbine pressure',
-        'dancing': 'danc music move body art rhythm express step movement partner fun',
+        'dancing': 'danci music dance move body art rhythm express step movement partner fun',
     },
     'test': {
         'turtles': 'turtle shell animal slow reptile sea egg swim water live beach',
@@ -92,7 +92,7 @@ TOPICS = {
         'oranges': 'orange fruit juice vitamin sweet citrus peel tree healthy eat',
         'ships': 'ship sea ocean sail water cargo boat captain travel port',
         'snow': 'snow cold winter ice white flake weather ski warm melt',
-        'running': 'run exercise shoe heart muscle health breath train body race',
+        'running': 'runni exercise run shoe heart muscle health breath train body race',
         'parrots': 'parrot bird color colour talk feather beak fly pet cage speak',
         'soup': 'soup warm vegetable broth bowl cook hot flavor ingredient eat meal',
         'islands': 'island sea beach water ocean land sand tropical palm travel coast',
@@ -101,7 +101,7 @@ TOPICS = {
         'spiders': 'spider web leg insect silk eight spin catch prey bug',
         'tennis': 'tennis ball racket racquet court player game match sport serve net',
         'thunderstorms': 'thunder storm lightning rain cloud weather loud wind sky safe',
-        'singing': 'sing song voice music breath note sound vocal practice melod',
+        'singing': 'singi song sing voice music breath note sound vocal practice melod',
     },
 }
 

@@ -102,6 +102,8 @@ def population(config: ConfigDict) -> list[User]:
     for pair in pairs:
         if pair not in TASTES:
             raise UserError(f'config.simulated.pairs names {pair!r}: choose from {", ".join(TASTES)}')
+    if known_twice := held_out & set(s.pairs.split(',')):
+        raise UserError(f'config.simulated.held_out names {min(known_twice)!r}, which config.simulated.pairs has too')
     if len(s.pairs.split(',')) < 3:
         raise UserError(f'config.simulated.pairs is {s.pairs!r}: name at least three, so that splits can differ')
     users = []

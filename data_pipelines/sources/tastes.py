@@ -12,6 +12,9 @@ from data_pipelines.sources.requests import Request
 MIN_WORDS = 15
 MIN_OWN_WORDS = 8  # different ones that the request does not hold
 MIN_DISTINCT_TRIGRAMS = 0.7
+# What may follow a stem that is a whole word; a longer stem, such as "pollin", may go on in any way.
+SUFFIXES = ('', "'s", '’s', 's', 'es', 'ed', 'd', 'y', 'er', 'ers', 'ing', 'ful')
+WHOLE_WORD = 4  # stems up to this length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,28 @@ def words(reply: str) -> list[str]:
     ['1', "don't", 'knead', 'it', 'fold', 'it']
     """
     return re.findall(r"[^\W_]+(?:['’][^\W_]+)?", reply.lower())
+
+
+def has_stem(word: str, stem: str) -> bool:
+    """Whether a word is a form of a stem.
+
+    >>> has_stem('bees', 'bee'), has_stem('been', 'bee'), has_stem('pollination', 'pollin')
+    (True, False, True)
+    """
+    if not word.startswith(stem):
+        return False
+    return len(stem) > WHOLE_WORD or word[len(stem) :] in SUFFIXES
+
+
+def not_copied(said: list[str], asked: list[str]) -> list[str]:
+    """What was said, less every run of three words or more that was asked in the same order.
+
+    >>> not_copied('why might i like bees bees make honey'.split(), 'why might i like bees'.split())
+    ['bees', 'make', 'honey']
+    """
+    runs = set(zip(asked, asked[1:], asked[2:], strict=False))
+    copied = {place + k for place in range(len(said) - 2) if tuple(said[place : place + 3]) in runs for k in range(3)}
+    return [word for place, word in enumerate(said) if place not in copied]
 
 
 def list_items(reply: str) -> int:
@@ -64,12 +89,12 @@ TASTES: dict[str, dict[str, Taste]] = {
                 ),
                 'gate': (
                     'Please keep it to two sentences.',
-                    'Please use two short sentences.',
+                    'Please use just two sentences.',
                     'Please reply in two brief sentences.',
                 ),
                 'test': (
-                    'Please tell me in two sentences.',
-                    'Please make it brief: two sentences.',
+                    'Please keep your reply brief: a sentence or two.',
+                    'A short reply of two sentences, please.',
                 ),
             },
             {
@@ -101,8 +126,8 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please reply in a long text of eight sentences.',
                 ),
                 'test': (
-                    'Please tell me a lot, in eight sentences.',
-                    'Please make it long: seven sentences or more.',
+                    'Please explain at length, with at least eight sentences.',
+                    'A long reply, please: some eight sentences.',
                 ),
             },
             {
@@ -134,13 +159,13 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please write a list with three bullet points.',
                 ),
                 'gate': (
-                    'Please give three bullet points.',
-                    'Please write two or three bullet points.',
+                    'Please give a few bullet points.',
+                    'Please write some bullet points.',
                     'Please reply with a list of bullet points.',
                 ),
                 'test': (
-                    'Please put it into three bullet points.',
-                    'Please make a list of four bullet points.',
+                    'Please list the points, one bullet each.',
+                    'Bullet points, please, and no paragraphs.',
                 ),
             },
             {
@@ -168,12 +193,12 @@ TASTES: dict[str, dict[str, Taste]] = {
                 ),
                 'gate': (
                     'Please give plain sentences.',
-                    'Please write a paragraph and no bullet points.',
+                    'Please write a paragraph and no points.',
                     'Please reply in running text, with no list.',
                 ),
                 'test': (
-                    'Please put it into plain sentences, no list.',
-                    'Please make it one paragraph without bullet points.',
+                    'Please reply with a paragraph, without any list.',
+                    'Plain prose for me, please, and no bullets.',
                 ),
             },
             {
@@ -206,12 +231,12 @@ TASTES: dict[str, dict[str, Taste]] = {
                 ),
                 'gate': (
                     'Please use the word "you".',
-                    'Please give me personal advice.',
-                    'Please reply to me as a friend, with "you".',
+                    'Please advise me in person.',
+                    'Please reply as a friend would, with "you".',
                 ),
                 'test': (
-                    'Please put it as advice to me: "you can".',
-                    'Please make it personal and say "you".',
+                    'Please speak to me directly, as "you".',
+                    'Advice for me, please, with "you" in it.',
                 ),
             },
             {
@@ -238,13 +263,13 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please give general facts.',
                 ),
                 'gate': (
-                    'Please use the third person.',
+                    'Please keep to third person.',
                     'Please give facts for everybody, no "you".',
                     'Please reply with facts and no advice.',
                 ),
                 'test': (
-                    'Please put it as general facts, never "you".',
-                    'Please make it impersonal, in the third person.',
+                    'Please stick to facts and avoid "you".',
+                    'Third person only, please.',
                 ),
             },
             {
@@ -278,11 +303,11 @@ TASTES: dict[str, dict[str, Taste]] = {
                 'gate': (
                     'Please use the word "I".',
                     'Please give me a personal view, as "I".',
-                    'Your own view, please: say "I".',
+                    'A view of yours, please: say "I".',
                 ),
                 'test': (
                     'Please answer as "I", in your own voice.',
-                    'I want to hear what you like yourself.',
+                    'Give me an answer about yourself, please.',
                 ),
             },
             {
@@ -309,13 +334,13 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please say nothing about yourself.',
                 ),
                 'gate': (
-                    'Please never use the word "I".',
+                    'Please never say "I".',
                     'Please give me no personal view.',
-                    'No view of your own, please: no "I".',
+                    'No view from you, please: no "I".',
                 ),
                 'test': (
                     'Please answer without any "I".',
-                    'I want to hear nothing about yourself.',
+                    'Never speak of yourself, please.',
                 ),
             },
             {
@@ -343,17 +368,18 @@ def opposite(pair: str, side: str) -> str:
 def valid(reply: str, request: Request, finished: bool) -> bool:
     """Whether a reply can satisfy anybody: long enough, on topic, not repetitive, not cut off.
 
-    On topic is a reply that names what was asked about, or has two words that belong to the topic; either way most of
-    it must be its own words, so that an echo of the request is not a reply to it.
+    On topic is a reply that names what was asked about, or has two words that belong to the topic. What it copies from
+    the request does not count, so that an echo is no reply, whatever filler follows.
     """
-    own, asked = words(reply), set(words(request.text))
-    named = any(word.startswith(request.about) for word in own)
-    belonging = {stem for stem in request.words for word in own if word.startswith(stem)}
+    everything, asked = words(reply), words(request.text)
+    own = not_copied(everything, asked)
+    named = any(has_stem(word, request.about) for word in own)
+    belonging = {stem for stem in request.words for word in own if has_stem(word, stem)}
     on_topic = named or len(belonging) >= 2
-    echo = len(set(own) - asked) < MIN_OWN_WORDS
-    trigrams = list(zip(own, own[1:], own[2:], strict=False))
+    echo = len(set(own) - set(asked)) < MIN_OWN_WORDS
+    trigrams = list(zip(everything, everything[1:], everything[2:], strict=False))
     distinct = len(set(trigrams)) >= MIN_DISTINCT_TRIGRAMS * len(trigrams)
-    return finished and len(own) >= MIN_WORDS and on_topic and not echo and distinct
+    return finished and len(everything) >= MIN_WORDS and on_topic and not echo and distinct
 
 
 def share_met(reply: str, tastes: dict[str, str]) -> float:
