@@ -3,11 +3,13 @@
     python -m data_pipelines.candidates --config=configs/NAME.py
 
 Prompts are `config.data.prompts` (JSON lines of id, user_id, persona, split, messages), or else every user turn of the
-training conversations. Personas are those of the folder `config.data.personas`: a turn's is of what its user had said
-before it, that of a prompt in the file is of all that its user said; without the folder, the file's own. Replies come
-from `config.model.path`, scores from `config.candidates.reward_model`, if there is one.
+training conversations that asks for something: not those that `config.data.follow_ups` labels approval. Personas are
+those of the folder `config.data.personas`: a turn's is of what its user had said before it, that of a prompt in the
+file is of all that its user said; without the folder, the file's own. Replies come from `config.model.path`, scores
+from `config.candidates.reward_model`, if there is one.
 """
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines import personas
-from data_pipelines.generation import generate, scores
+from data_pipelines.generation import generate, model_identity, scores
 from data_pipelines.stage import Record, Stage, input_digest, load_records, read_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
@@ -26,8 +28,9 @@ from rlhi_jax.rewards import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import Context
 
 
-def read_prompts(config: ConfigDict) -> list[Record]:
+def read_prompts(config: ConfigDict, counts: Counter) -> list[Record]:
     """The prompts to sample for; those of the training split only."""
+    approvals: set[str] = set()
     if config.data.prompts:
         records = load_records(_prompts_file(config))
         if config.data.personas:
@@ -35,6 +38,7 @@ def read_prompts(config: ConfigDict) -> list[Record]:
             records = [record | dict(persona=found.get(record['user_id'], '')) for record in records]
     else:
         found = {record['id']: record['persona'] for record in read_records(config, 'personas')}
+        approvals = {turn['id'] for turn in read_records(config, 'follow_ups') if turn['label'] == 'approval'}
         records = [
             dict(
                 id=f'{talk["id"]}/{place}',
@@ -47,10 +51,20 @@ def read_prompts(config: ConfigDict) -> list[Record]:
             for place, message in enumerate(talk['messages'])
             if message['role'] == 'user' and f'{talk["id"]}/{place}' in found
         ]
-    records = [record for record in records if record['split'] == 'train']
+    counts['prompts_read'] = len(records)
+    kept = []
+    for record in records:
+        if record['split'] != 'train':
+            counts['dropped_other_split'] += 1
+        elif record['id'] in approvals:
+            counts['dropped_approval'] += 1
+        else:
+            kept.append(record)
     # Those with a persona first: they teach what the others cannot. Within each kind, an order that favours nobody.
-    records.sort(key=lambda record: (not record['persona'], digest(record['id'])))
-    return records[: config.candidates.max_prompts or None]
+    kept.sort(key=lambda record: (not record['persona'], digest(record['id'])))
+    most = config.candidates.max_prompts or len(kept)
+    counts['dropped_over_max_prompts'] = len(kept[most:])
+    return kept[:most]
 
 
 def _prompts_file(config: ConfigDict) -> Path:
@@ -68,11 +82,12 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         if config.data.personas:
             inputs.append(personas.of_users_digest(config))
     else:
-        inputs = [input_digest(config, key) for key in ('conversations', 'personas')]
+        inputs = [input_digest(config, key) for key in ('conversations', 'follow_ups', 'personas')]
     return dict(
         prompts=inputs,
-        model=open_model(config.model.path).weights,
-        reward_model=open_model(c.reward_model).weights if c.reward_model else '',
+        model=model_identity(config, config.model.path),
+        reward_model=model_identity(config, c.reward_model) if c.reward_model else '',
+        rows=config.rows.to_dict() if c.reward_model else '',
         sampler=config.sampler.to_dict(),
         settings=dict(samples=c.samples, max_prompts=c.max_prompts, seed=config.seed),
         sees_persona=dict(sampler=config.sampler_sees_persona, reward_model=config.rm_sees_persona),
@@ -80,8 +95,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    records = read_prompts(config)
-    counts: Counter = Counter(prompts_read=len(records))
+    counts: Counter = Counter()
+    records = read_prompts(config, counts)
     prompts = [
         Prompt(
             record['id'],
@@ -111,6 +126,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         values = scores(folder, _identity(config), lambda: _reward_scorer(config), asked)
         for record in kept:
             record['scores'] = values[record['id']]
+            counts['dropped_replies_longer_than_a_row'] += record['scores'].count(None)
     counts['prompts_kept'] = len(kept)
     return STAGE.write(config, folder, kept, counts)
 
@@ -119,7 +135,8 @@ def _reward_scorer(config: ConfigDict) -> CandidateScorer:
     path = config.candidates.reward_model
     if open_model(path).spec.head != 'reward':
         raise UserError(f'config.candidates.reward_model: {path} is no reward model: train one first')
-    return CandidateScorer(config, path, capacities(config), sees_persona=config.rm_sees_persona)
+    room = dataclasses.replace(capacities(config), pairs=config.candidates.samples)
+    return CandidateScorer(config, path, room, sees_persona=config.rm_sees_persona)
 
 
 STAGE = Stage('candidates', _work, 'data.candidates', _identity)

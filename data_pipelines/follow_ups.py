@@ -14,10 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.generation import likelihoods
+from data_pipelines.generation import likelihoods, model_identity
 from data_pipelines.prompts import prompt_digest, render_turns
 from data_pipelines.stage import Record, Stage, input_digest, read_records
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import teacher_path
 from rlhi_jax.rewards import Candidates
 
@@ -58,8 +57,9 @@ def label_scores(config: ConfigDict, folder: Path, turns: list[str]) -> dict[str
 def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         conversations=input_digest(config, 'conversations'),
-        teacher=open_model(teacher_path(config)).weights,
+        teacher=model_identity(config, teacher_path(config)),
         prompt=prompt_digest('follow_up'),
+        row_tokens=config.teacher.row_tokens,
     )
 
 

@@ -1,5 +1,6 @@
 """What stages ask of a model: replies to prompts, and scores of replies; journaled as they come."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,27 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.stage import Journal
+from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import teacher_path
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.generate import Generator, Prompt, Reply
 from rlhi_jax.progress import Progress
 from rlhi_jax.rewards import Candidates, CandidateScorer
+from rlhi_jax.tokenizers.template import ChatTemplate
 
 BLOCK = 16  # prompts that are scored between two entries in the journal
+
+
+def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
+    """What a model's replies and scores depend on: its weights, how it reads and ends a turn, its arithmetic."""
+    model = open_model(path)
+    read_as = _template_digest(model.tokenizer_path, model.weights)
+    return dict(weights=model.weights, template=read_as, tokens=model.tokens, dtype=config.model.dtype)
+
+
+@functools.cache  # a stage asks several times; the weights tell one import of a folder from the next
+def _template_digest(folder: Path, weights: str) -> str:
+    return ChatTemplate.load(folder).digest
 
 
 def generate(
@@ -70,7 +85,8 @@ def likelihoods(
     config: ConfigDict, folder: Path, identity: Any, items: Sequence[Candidates]
 ) -> dict[str, list[float | None]]:
     """Log-probabilities of replies under the teacher, in nats."""
-    room = Capacities(tokens=config.teacher.row_tokens, scored=256, pairs=32)
+    chunk, tokens = config.model.logprob_chunk, config.teacher.row_tokens
+    room = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)
     return scores(
         folder, identity, lambda: CandidateScorer(config, teacher_path(config), room, sees_persona=False), items
     )

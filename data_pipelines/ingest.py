@@ -4,7 +4,8 @@
 
 Reads `config.data.raw`: files or folders, joined by commas; JSON lines (.jsonl, .jsonl.gz) or parquet, in the schema of
 WildChat-1M or as `{"conversation_id", "messages"}`. Records that cannot be used are skipped and counted by reason. A
-split holds whole users and whole clusters of near-duplicate openings: no user and no request lies on both sides.
+split holds whole users and whole clusters of near-duplicate openings: no user and no request lies on both sides. Files
+named train, gate and test (at least two of them) are the splits; else clusters are drawn for them.
 """
 
 import gzip
@@ -12,6 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,19 @@ def raw_files(config: ConfigDict) -> list[Path]:
         found = [path]
         if path.is_dir():
             found = [each for each in sorted(path.iterdir()) if each.name.endswith(('.jsonl', '.jsonl.gz', '.parquet'))]
-            found = [each for each in found if each.stem in FILE_SPLITS] or found
+            found = [each for each in found if file_split(each)] or found
         if not found or not all(each.is_file() for each in found):
             raise UserError(f'config.data.raw: {path} does not exist, or holds no .jsonl, .jsonl.gz or .parquet file')
         files += found
     return files
 
 
-FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}
+FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
+
+
+def file_split(path: Path) -> str:
+    """The split that a file is named by, as `test.jsonl.gz` is; '' for any other name."""
+    return FILE_SPLITS.get(path.name.split('.')[0], '')
 
 
 def read_raw(path: Path, counts: Counter) -> Iterator[Any]:
@@ -73,7 +80,9 @@ def read_raw(path: Path, counts: Counter) -> Iterator[Any]:
 
 
 def parse_conversation(record: Any, *, keep_toxic: bool) -> Record:
-    """One conversation as id, user_id, timestamp and messages.
+    """One conversation as id, user_id, when it began and ended, language and messages.
+
+    WildChat's time stamp of a conversation is that of its last turn; its turns have their own.
 
     Raises:
       BadRecord: with the reason to count it by.
@@ -96,14 +105,29 @@ def parse_conversation(record: Any, *, keep_toxic: bool) -> Record:
     if len(messages) < 2:
         raise BadRecord('no_reply')
     metadata = record.get('metadata') or {}
+    last = record.get('timestamp') or metadata.get('timestamp')
     name = record.get('conversation_hash') or record.get('conversation_id') or digest(messages)[:32]
     return dict(
         id=str(name),
         user_id=str(record.get('hashed_ip') or record.get('user_id') or ''),
-        timestamp=str(record.get('timestamp') or metadata.get('timestamp') or ''),
+        began=min(filter(None, map(moment, [*(turn.get('timestamp') for turn in turns), last])), default=''),
+        ended=moment(last),
         language=str(record.get('language') or metadata.get('language') or ''),
         messages=messages,
     )
+
+
+def moment(value: Any) -> str:
+    """A time stamp in ISO form, UTC, so that text order is time order; '' for none, or none that can be read.
+
+    >>> moment('2024-05-01 10:00:00+02:00'), moment('yesterday')
+    ('2024-05-01T08:00:00+00:00', '')
+    """
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        return ''
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
 def clusters(openings: Sequence[str], users: Sequence[str], *, similarity: float) -> list[int]:
@@ -129,7 +153,11 @@ def clusters(openings: Sequence[str], users: Sequence[str], *, similarity: float
     return connected_components(graph, directed=False)[1].tolist()
 
 
-def _assign_splits(records: list[Record], config: ConfigDict, counts: Counter) -> None:
+def _assign_splits(records: list[Record], config: ConfigDict, counts: Counter) -> list[Record]:
+    """Set each record's cluster, and its split unless its file is named by one; returns those that are kept.
+
+    Of a cluster that lies in files of several splits, only the most held-out one's conversations are.
+    """
     openings = [record['messages'][0]['content'] for record in records]
     numbers = clusters(openings, [r['user_id'] for r in records], similarity=config.ingest.similarity)
     names: dict[int, str] = {}
@@ -137,11 +165,19 @@ def _assign_splits(records: list[Record], config: ConfigDict, counts: Counter) -
         names[number] = min(names.get(number, record['id']), record['id'])
     shared = Counter(numbers)
     counts.update(clusters=len(shared), in_clusters_of_several=sum(n for n in shared.values() if n > 1))
+    order = list(FILE_SPLITS.values())
+    most_held_out: dict[int, int] = {}
     for number, record in zip(numbers, records, strict=True):
         record['cluster'] = names[number]
         if not record['split']:
             share = int(digest(config.seed, names[number])[:8], 16) / 16**8
             record['split'] = 'heldout' if share < config.ingest.heldout else 'train'
+        most_held_out[number] = max(most_held_out.get(number, 0), order.index(record['split']))
+    pairs = zip(numbers, records, strict=True)
+    kept = [record for number, record in pairs if order.index(record['split']) == most_held_out[number]]
+    if len(kept) < len(records):
+        counts['dropped_like_one_held_out'] = len(records) - len(kept)
+    return kept
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -155,7 +191,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     seen: set[str] = set()
     languages = set(filter(None, config.ingest.languages.split(',')))
     files = raw_files(config)
-    by_file = all(path.stem in FILE_SPLITS for path in files)
+    by_file = '' not in map(file_split, files) and len(set(map(file_split, files))) > 1
     for path in files:
         for raw in read_raw(path, counts):
             counts['records_read'] += 1
@@ -170,16 +206,17 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
                 counts[f'dropped_{bad.reason}'] += 1
                 continue
             seen |= {said, record['id']}
-            records.append(record | {'split': FILE_SPLITS[path.stem] if by_file else ''})
+            records.append(record | {'split': file_split(path) if by_file else ''})
     if not records:
         raise UserError(f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)})')
-    _assign_splits(records, config, counts)
+    records = _assign_splits(records, config, counts)
     if config.ingest.max_conversations:
         chosen = {r['id'] for r in sorted(records, key=lambda r: digest(r['id']))[: config.ingest.max_conversations]}
         counts['dropped_over_max_conversations'] = len(records) - len(chosen)
         records = [record for record in records if record['id'] in chosen]
     for record in records:
         counts[f'kept_{record["split"]}'] += 1
+    counts['without_time'] = sum(not record['ended'] for record in records)
     counts['users'] = len({record['user_id'] for record in records} - {''})
     counts['user_turns'] = sum(message['role'] == 'user' for record in records for message in record['messages'])
     return STAGE.write(config, folder, records, counts)

@@ -85,9 +85,12 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
         if values is None:
             raise UserError('config.data.candidates holds no scores: set config.candidates.reward_model or data.scores')
         ranked = sorted(
-            (value, digest(reply['text']), reply)
-            for value, reply in zip(values, record['replies'], strict=True)
-            if value is not None
+            (
+                (value, digest(reply['text']), reply)
+                for value, reply in zip(values, record['replies'], strict=True)
+                if value is not None
+            ),
+            key=lambda entry: entry[:2],
         )
         finished = [entry for entry in ranked if entry[2]['finished']]
         if len(ranked) < 2:
@@ -138,7 +141,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         inputs['scores'] = input_digest(config, 'scores')
     settings = config.pairs.to_dict()
     del settings['accept_artefacts']
-    return dict(inputs=inputs, settings=settings)
+    return dict(inputs=inputs, settings=settings, refusals=_REFUSAL.pattern)
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
@@ -149,7 +152,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         raise UserError(f'no pair was found for training (counts: {dict(counts)}): look at the stages before this one')
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in training],
-        [record['user_id'] or record['id'] for record in training],
+        [record['user_id'] or record['id'].rsplit('/', 1)[0] for record in training],  # else whose conversation it is
         seed=config.seed,
     )
     limit = config.pairs.max_artefact_auc

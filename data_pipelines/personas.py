@@ -2,10 +2,10 @@
 
     python -m data_pipelines.personas --config=configs/NAME.py
 
-`config.personas.scope` says which turns a persona may know: 'earlier_conversations' of the same user by time stamp, or
-'first_k_turns' of the same conversation, where users have no ids (pairs are then mined from later turns only). Writes
-records.jsonl with the persona of every user turn that may be mined, and users.jsonl with what each user's whole history
-says.
+`config.personas.scope` says which turns a persona may know: those of the same user's 'earlier_conversations', which had
+ended when this one began, or the 'first_k_turns' of the same conversation, where users have no ids (pairs are then
+mined from later turns only). Writes records.jsonl with the persona of every user turn that may be mined, and
+users.jsonl with what each user's whole history says.
 """
 
 from collections import Counter, defaultdict
@@ -14,11 +14,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.generation import generate
+from data_pipelines.generation import generate, model_identity
 from data_pipelines.prompts import prompt_digest, render_turns
 from data_pipelines.stage import Record, Stage, input_digest, input_folder, load_records, read_records, write_records
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import teacher_path
+from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest
 from rlhi_jax.generate import Prompt
 
@@ -33,16 +33,19 @@ def remarks_before(
     Turns that may not be mined under the scope are left out.
     """
     remarks: dict[str, tuple[str, ...]] = {}
-    history: dict[str, list[str]] = defaultdict(list)
-    for talk in sorted(talks, key=lambda talk: (talk['timestamp'], talk['id'])):
+    history: dict[str, list[Record]] = defaultdict(list)
+    for talk in sorted(talks, key=lambda talk: (talk['ended'], talk['id'])):
+        if talk['user_id'] and talk['ended']:
+            history[talk['user_id']].append(talk)
+    for talk in talks:
         own = feedback.get(talk['id'], [])
+        earlier = [other['id'] for other in history[talk['user_id']] if other['ended'] < talk['began']]
         for place in range(0, len(talk['messages']), 2):
             name = f'{talk["id"]}/{place}'
             if scope == 'earlier_conversations':
-                remarks[name] = tuple(history[talk['user_id']]) if talk['user_id'] else ()
+                remarks[name] = tuple(text for other in earlier for _, text in feedback.get(other, []))
             elif place // 2 >= first_k:
                 remarks[name] = tuple(text for at, text in own if at // 2 < first_k)
-        history[talk['user_id']] += [text for _, text in own]
     return remarks
 
 
@@ -59,7 +62,7 @@ def of_users_digest(config: ConfigDict) -> str:
 def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         inputs=[input_digest(config, key) for key in ('conversations', 'follow_ups')],
-        teacher=open_model(teacher_path(config)).weights,
+        teacher=model_identity(config, teacher_path(config)),
         prompt=prompt_digest('persona'),
         settings=config.personas.to_dict(),
         sampler=config.sampler.to_dict(),
@@ -81,7 +84,13 @@ def write_personas(
     }
     replies = generate(config, folder, _identity(config), teacher_path(config), list(prompts.values()))
     counts['dropped_remarks_do_not_fit'] += sum(not answers for answers in replies.values())
-    said = {name: (answers[0].text.split('\n')[0] if answers else '') for name, answers in replies.items()}
+    said = {}
+    for name, answers in replies.items():
+        first, *rest = answers[0].text.split('\n') if answers else ['']
+        if answers and not rest and not answers[0].finished:
+            counts['dropped_persona_cut_off'] += 1
+            first = ''
+        said[name] = first
     return {remarks: said.get(digest(last), '') for remarks, last in recent.items()}
 
 
@@ -92,9 +101,14 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         if turn['label'] == 'feedback':
             feedback[turn['conversation']].append((turn['place'], turn['follow_up']))
     p = config.personas
+    if p.scope == 'earlier_conversations' and not any(talk['user_id'] and talk['ended'] for talk in talks):
+        raise UserError(
+            "config.personas.scope is 'earlier_conversations', but no conversation has a user id and a time stamp: "
+            "set it to 'first_k_turns', or give the raw data hashed_ip (or user_id) and timestamp"
+        )
     before = remarks_before(talks, feedback, scope=p.scope, first_k=p.first_k)
     after: dict[str, list[str]] = defaultdict(list)
-    for talk in sorted(talks, key=lambda talk: (talk['timestamp'], talk['id'])):
+    for talk in sorted(talks, key=lambda talk: (talk['ended'], talk['id'])):
         after[talk['user_id']] += [text for _, text in feedback.get(talk['id'], [])]
     after.pop('', None)
     counts: Counter = Counter()

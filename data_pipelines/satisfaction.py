@@ -19,16 +19,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import personas
-from data_pipelines.generation import generate
+from data_pipelines.generation import generate, model_identity
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import Request, requests
 from data_pipelines.sources.tastes import opposite, satisfaction, share_met
 from data_pipelines.stage import RECORDS, Record, Stage, input_digest, load_records, read_records
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
 from rlhi_jax.evaluate import interval
-from rlhi_jax.files import file_digest
+from rlhi_jax.files import digest, file_digest
 from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers.template import Context
 
@@ -64,26 +63,36 @@ def _mirrored(tastes: dict[str, str]) -> dict[str, str]:
     return {pair: opposite(pair, side) for pair, side in tastes.items()}
 
 
-def conditions(config: ConfigDict, users: dict[str, Record], prompts: list[Record]) -> dict[str, dict[str, str]]:
+def conditions(
+    config: ConfigDict, users: dict[str, Record], prompts: list[Record], counts: Counter
+) -> dict[str, dict[str, str]]:
     """Each prompt's persona in each condition: the user's own, one of opposite tastes, and none.
 
     With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
-    opposing persona is that of the user of the same split who likes the opposite; prompts of users without one are left
-    out. Else both are the oracle's.
+    opposing persona is that of a user of the same split who likes the opposite, always; prompts for which either is
+    missing are left out and counted. Else both are the oracle's.
     """
     inferred = personas.of_users(config) if config.data.personas else None
-    by_tastes = {(user['split'], json.dumps(user['tastes'], sort_keys=True)): name for name, user in users.items()}
+    steady = {
+        (user['split'], json.dumps(user['tastes'], sort_keys=True)): name
+        for name, user in users.items()
+        if not user['flips'] and not user['depends']
+    }
     result = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
+        opposing_tastes = _mirrored(_tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content']))
         if inferred is None:
-            now = _tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content'])
-            own, opposing = prompt['persona'], simulated.oracle_persona(user, _mirrored(now))
+            own, opposing = prompt['persona'], simulated.oracle_persona(user, opposing_tastes)
         else:
-            other = by_tastes.get((user['split'], json.dumps(_mirrored(user['tastes']), sort_keys=True)))
+            other = steady.get((user['split'], json.dumps(opposing_tastes, sort_keys=True)))
             if other is None:
+                counts['dropped_no_opposing_user'] += 1
                 continue
-            own, opposing = (inferred.get(each, '') for each in (prompt['user_id'], other))
+            own, opposing = inferred.get(prompt['user_id'], ''), inferred.get(other, '')
+            if not own or not opposing:
+                counts['dropped_no_persona'] += 1
+                continue
         result[prompt['id']] = dict(own=own, opposing=opposing, empty='')
     return result
 
@@ -92,10 +101,12 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     s = config.satisfaction
     raw = Path(config.data.raw)
     return dict(
-        model=open_model(s.model or config.model.path).weights,
+        model=model_identity(config, s.model or config.model.path),
         inputs=[file_digest(raw / name) for name in ('users.jsonl', 'prompts.jsonl') if (raw / name).exists()],
         personas=personas.of_users_digest(config) if config.data.personas else 'oracle',
         sampler=config.sampler.to_dict(),
+        checks=simulated.sources_digest(),
+        conversations=config.simulated.conversations,
         settings=dict(split=s.split, conditions=s.conditions, seed=config.seed, max_prompts=s.max_prompts),
     )
 
@@ -103,14 +114,17 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     users = _users(config)
     records = [prompt for prompt in _raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
-    said = conditions(config, users, records)
-    counts: Counter = Counter(prompts_read=len(records), dropped_no_opposing_user=len(records) - len(said))
+    counts: Counter = Counter(prompts_read=len(records))
+    said = conditions(config, users, records, counts)
     if not said:
         raise UserError(
             f'config.satisfaction.split: no prompt of {config.satisfaction.split!r} can be evaluated (counts: '
             f'{dict(counts)}): give it users; with inferred personas they need users of opposite tastes, as test has'
         )
-    records = [record for record in records if record['id'] in said][: config.satisfaction.max_prompts or None]
+    records = [record for record in records if record['id'] in said]
+    if most := config.satisfaction.max_prompts:
+        counts['dropped_over_max_prompts'] = len(records[most:])
+        records = sorted(records, key=lambda record: digest(record['id']))[:most]
     prompts = [
         Prompt(f'{record["id"]} {condition}', (('user', record['messages'][-1]['content']),), Context('', persona))
         for record in records
@@ -145,6 +159,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
                 )
             )
     counts['replies'] = len(results)
+    counts['dropped_prompt_too_long'] = sum(not replies[prompt.id] for prompt in prompts)
     return STAGE.write(config, folder, results, counts)
 
 
@@ -206,7 +221,12 @@ def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str,
 
 
 def _score_identity(config: ConfigDict) -> dict[str, Any]:
-    return dict(candidates=input_digest(config, 'candidates'), users=file_digest(Path(config.data.raw) / 'users.jsonl'))
+    return dict(
+        candidates=input_digest(config, 'candidates'),
+        users=file_digest(Path(config.data.raw) / 'users.jsonl'),
+        checks=simulated.sources_digest(),
+        conversations=config.simulated.conversations,
+    )
 
 
 def _score(config: ConfigDict, folder: Path) -> dict[str, int]:

@@ -51,10 +51,12 @@ class Stage:
         if (folder / 'manifest.json').exists() and not overwrite:
             manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
             if manifest.get('made_from') == wanted:
+                journal_path(folder).unlink(missing_ok=True)  # left by a run killed as it was done
                 print(f'{folder}: up to date {json.dumps(manifest.get("counts"))}', flush=True)
                 return manifest['counts']
             raise UserError(
-                f'config.{self.output}: {folder} was made from other input or settings: pass --overwrite, or rename'
+                f'config.{self.output}: {folder} was made from other input or settings: remove or rename it, or run '
+                f'the stage {self.name!r} as a program with --overwrite'
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             counts = self.work(config, temporary)

@@ -214,10 +214,17 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f'config.{name} is {value!r}: choose one of {", ".join(allowed)}')
+    conditions = config.satisfaction.conditions.split(',')
+    if not {'own', 'opposing'} <= set(conditions) <= {'own', 'opposing', 'empty'}:
+        raise UserError(
+            f"config.satisfaction.conditions is {config.satisfaction.conditions!r}: name 'own', 'opposing' and, if "
+            "wanted, 'empty', joined by commas without spaces"
+        )
     at_least = {
+        2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
-        + ('candidates.samples', 'teacher.row_tokens', 'personas.first_k', 'personas.max_remarks'),
+        + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks'),
         0: (
             'pairs.margin',
             'rewrites.margin',

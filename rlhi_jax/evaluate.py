@@ -44,6 +44,10 @@ RESAMPLES = 2000
 Values = dict[str, dict[str, float]]  # pair id -> metric -> value
 
 
+class TooFewPersonas(UserError):
+    """Held-out pairs that cannot tell what a persona is worth."""
+
+
 def user_of(tree: Interaction) -> str:
     """Who is asking; a tree without a user id is a user of its own."""
     return tree.user_id or f'tree {tree.id}'
@@ -63,15 +67,19 @@ def strangers(trees: Shards | View, seed: int) -> dict[str, str]:
 
 
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
-    """The held-out trees under each condition; only trees of users who have a persona and a stranger.
+    """The held-out trees under each condition; only trees that have a persona, and whose users have a stranger.
 
     Raises:
-      UserError: fewer than two users have different personas.
+      TooFewPersonas: fewer than two users have different personas.
     """
     swapped = strangers(trees, seed)
-    chosen = [i for i in range(len(trees)) if trees[i].persona != swapped.get(user_of(trees[i]), trees[i].persona)]
+    chosen = [
+        i
+        for i, tree in enumerate(map(trees.__getitem__, range(len(trees))))
+        if tree.persona and tree.persona != swapped.get(user_of(tree), tree.persona)
+    ]
     if not chosen:
-        raise UserError(
+        raise TooFewPersonas(
             f'config.eval.shards: {trees.folder} has no two users with different personas, so what a persona is worth '
             'cannot be measured: name other held-out pairs'
         )

@@ -29,14 +29,15 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines import candidates, follow_ups, ingest, pairs, personas, rewrites, rows, satisfaction, shards
+from data_pipelines.generation import model_identity
 from data_pipelines.sources import simulated
 from data_pipelines.stage import load_records
 from rlhi_jax import errors, generate
-from rlhi_jax.checkpoints import open_model, saved_steps
+from rlhi_jax.checkpoints import saved_steps
 from rlhi_jax.config import check_config, define_flags, require, workdir_path
 from rlhi_jax.convert import export_model
 from rlhi_jax.errors import UserError
-from rlhi_jax.evaluate import evaluate
+from rlhi_jax.evaluate import TooFewPersonas, evaluate
 from rlhi_jax.files import digest, read_json, write_json
 from rlhi_jax.train import STOPPED, train
 from rlhi_jax.workdir import refuse_difference
@@ -161,7 +162,7 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     for name in ('mesh', 'log'):
         del settings[name]
     del settings['pairs']['accept_artefacts']  # what to do when the probe stops the run
-    own = dict(config=settings, model=open_model(config.model.path).weights)
+    own = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
     if path.exists():
         stored = read_json(path, f'remove {workdir} or name another --workdir', fields=('config', 'model'))
@@ -202,7 +203,7 @@ def _evaluated(config: ConfigDict, run: Path, step: int) -> dict[str, Any] | str
         return read_json(done[0], f'remove {done[0]}')
     try:
         return evaluate(config, run, step)
-    except UserError as error:  # too few held-out users is no reason to lose the run
+    except TooFewPersonas as error:  # no reason to lose the run
         return f'not evaluated: {error}'.replace(f'{run.parent.parent}/', '')  # a report may be passed on
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlhi_jax.checkpoints import open_model
+from rlhi_jax.data.encode import TreeEncoder, start_piece
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities
@@ -29,14 +30,16 @@ class Candidates(NamedTuple):
     replies: Sequence[str]
 
 
-def candidate_tree(candidates: Candidates) -> Interaction:
-    """The prompt as a trunk, its replies as leaves, two by two in the table of pairs so that all are scored."""
-    turns = candidates.messages
+def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
+    """The prompt from one turn on as a trunk, its replies as leaves.
+
+    Each reply is a pair with itself: whether it fits a row, and with how much context, is no matter of its siblings.
+    """
+    turns = candidates.messages[start:]
     trunk = [Message(place - 1, turn['role'], turn['content']) for place, turn in enumerate(turns)]
     leaves = [Message(len(trunk) - 1, 'assistant', reply) for reply in candidates.replies]
-    first, end = len(trunk), len(trunk) + len(leaves)
-    couples = [(place, place + 1) if place + 1 < end else (place, first) for place in range(first, end, 2)]
-    pairs = [Pair(f'{candidates.id}/{a}', first - 1, a, b) for a, b in couples]
+    places = range(len(trunk), len(trunk) + len(leaves))
+    pairs = [Pair(f'{candidates.id}/{place}', len(trunk) - 1, place, place) for place in places]
     return Interaction(candidates.id, (*trunk, *leaves), tuple(pairs), persona=candidates.persona)
 
 
@@ -59,8 +62,11 @@ class CandidateScorer:
         self._scorer = RowScorer(config, decoder, self._mesh)
 
     def __call__(self, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
-        """The score of every candidate by its prompt's id; None for one that fits no row."""
-        trees = [candidate_tree(item) for item in items]
+        """The score of every candidate by its prompt's id; None for one that fits no row.
+
+        All candidates of a prompt are scored after the same turns: as many as fit with the longest of them.
+        """
+        trees = [self._with_shared_context(item) for item in items]
         view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))
         scores: dict[str, list[float | None]] = {item.id: [None] * len(item.replies) for item in items}
         plan = make_plan(view, self._template, self._capacities, may_be_empty=True)
@@ -74,3 +80,9 @@ class CandidateScorer:
                     for (tree, _, prompt, last), value in zip(row_keys(reader, row), row_values, strict=False):
                         scores[items[tree].id][last - prompt - 1] = value
         return scores
+
+    def _with_shared_context(self, item: Candidates) -> Interaction:
+        tree = candidate_tree(item)
+        encoder = TreeEncoder(tree, self._template)
+        pieces = (start_piece(encoder, pair, self._capacities) for pair in range(len(tree.pairs)))
+        return candidate_tree(item, max((piece.start for piece in pieces if piece), default=0))

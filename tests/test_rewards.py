@@ -40,8 +40,8 @@ def model(request, tmp_path_factory):
     return open_model(folder), params
 
 
-def plain_score(spec, params, template: ChatTemplate, item: Candidates, reply: str, persona: str) -> float:
-    """From the whole conversation as one sequence: its reply's log-probability, or the reward at its last token."""
+def sequence(template: ChatTemplate, item: Candidates, reply: str, persona: str) -> tuple[list[int], range]:
+    """The whole conversation as one sequence, and the places of its reply's scored tokens."""
     context, roles, ids = Context('', persona), (), []
     for turn in [*item.messages, dict(role='assistant', content=reply)]:
         if turn['role'] == 'assistant':
@@ -49,16 +49,20 @@ def plain_score(spec, params, template: ChatTemplate, item: Candidates, reply: s
         roles = (*roles, turn['role'])
         encoded = template.encode(roles, turn['content'], context)
         ids += encoded.ids
-    if spec.head == 'lm':  # what follows the end of the turn is not scored
-        ids = ids[: len(ids) - len(encoded.ids) + encoded.scored]
+    first = len(ids) - len(encoded.ids)
+    return ids, range(first, first + encoded.scored)
+
+
+def plain_score(spec, params, template: ChatTemplate, item: Candidates, reply: str, persona: str) -> float:
+    """The reply's log-probability, or the reward at the last token."""
+    ids, scored = sequence(template, item, reply, persona)
     tokens = np.array([ids])
     position = np.arange(len(ids))[None]
     hidden = Decoder(spec).apply({'params': params}, tokens, position, len(ids) - position)[0]
     if spec.head == 'reward':
         return float((hidden[-1] @ params['score'])[0])
     logp = jax.nn.log_softmax(hidden @ params['embed'].T, axis=-1)
-    first = len(ids) - encoded.scored
-    return float(sum(logp[i - 1, ids[i]] for i in range(first, len(ids))))
+    return float(sum(logp[i - 1, ids[i]] for i in scored))
 
 
 @pytest.mark.parametrize('sees_persona', [True, False])
@@ -75,3 +79,22 @@ def test_scores_are_those_of_plain_sequences(model, sees_persona):
         expected = [plain_score(folder.spec, params, template, item, reply, persona) for reply in item.replies]
         np.testing.assert_allclose(found[item.id], expected, rtol=2e-5, atol=2e-5)
     assert found['a'][0] == pytest.approx(found['a'][2], abs=1e-5) and found['a'][0] != found['a'][1]
+
+
+def test_a_long_sibling_takes_context_from_all_and_scores_from_none(model):
+    """Candidates that are compared are scored after the same turns, and one that fits no row is no other's loss."""
+    folder, params = model
+    c = base_config()
+    c.model.dtype, c.model.logprob_chunk = 'float32', 64
+    turns = [dict(role=('user', 'assistant')[i % 2], content=f'turn {i} ' + 'says more ' * 6) for i in range(5)]
+    replies = ['Short.', 'A longer one, ' * 12, 'x' * 400, 'Other.']
+    template = ChatTemplate.load(folder.tokenizer_path)
+    whole, shorter = (Candidates('e', turns[start:], 'Likes tea.', replies) for start in (0, 2))
+    longest = len(sequence(template, shorter, replies[1], 'Likes tea.')[0])
+    assert len(sequence(template, whole, replies[0], 'Likes tea.')[0]) < longest + 16
+    scorer = CandidateScorer(c, str(folder.path), Capacities(longest + 16, 256, 4), sees_persona=True)
+    found = scorer([whole])['e']
+    expected = [plain_score(folder.spec, params, template, shorter, text, 'Likes tea.') for text in replies]
+    assert found[2] is None
+    for place in (0, 1, 3):
+        assert found[place] == pytest.approx(expected[place], rel=2e-5, abs=2e-5)

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from data_pipelines.prompts import _FOLDER
 from data_pipelines.satisfaction import conditions, oracle_score, summarise
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, requests
-from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
+from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid, words
 from data_pipelines.stage import write_records
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
@@ -43,12 +44,19 @@ def disjoint(parts) -> bool:
     return all(not set(a) & set(b) for a, b in itertools.combinations(parts, 2))
 
 
+def threes(text: str) -> set[tuple[str, ...]]:
+    said = words(text)
+    return set(zip(said, said[1:], said[2:], strict=False))
+
+
 def test_splits_share_no_request_wording_or_combination():
     assert disjoint([TOPICS[split] for split in SPLITS]) and disjoint([PHRASINGS[split] for split in SPLITS])
     for pair, side in SIDES:
         taste = TASTES[pair][side]
         assert disjoint([taste.personas[split] for split in SPLITS])
         assert disjoint([taste.complaints[split] for split in SPLITS])
+        # Not a matter of one word changed: no three words in a row are the same.
+        assert disjoint([{three for said in taste.personas[split] for three in threes(said)} for split in SPLITS])
     combined = [[json.dumps(tastes, sort_keys=True) for tastes in simulated.combinations(PAIRS, s)] for s in SPLITS]
     assert disjoint(combined) and all(combined)
     texts = [{request.text for request in requests(split)} for split in SPLITS]
@@ -106,6 +114,7 @@ def test_constant_and_echo_replies_satisfy_nobody():
     ]
     replies = [lambda request, text=text: text for text in constants]
     replies += [lambda request: request.text, lambda request: ' '.join([request.text] * 5)]
+    replies += [lambda request, text=text: f'{request.text} {text}' for text in constants]
     for reply in replies:
         scores = [satisfaction(reply(q), q, True, {pair: side}) for q in every for pair, side in SIDES]
         assert sum(scores) / len(scores) <= 0.05
@@ -168,7 +177,7 @@ def test_a_mind_that_changes_and_one_that_depends():
 def test_the_opposing_persona_asks_for_the_opposite(split):
     c = config(users=dict(train=0, gate=0, test=0) | {split: 24}, conversations=0, prompts=2)
     users, prompts = asked_prompts(c)
-    found = conditions(c, users, prompts)
+    found = conditions(c, users, prompts, Counter())
     assert len(found) == len(prompts) == 48
     for prompt in prompts:
         wanted = {pair: opposite(pair, side) for pair, side in users[prompt['user_id']]['tastes'].items()}
@@ -187,7 +196,7 @@ def test_everybody_in_the_test_split_has_an_opposing_user(tmp_path):
         inferred = [dict(user_id=name, persona=json.dumps(user['tastes'])) for name, user in users.items()]
         write_records(folder / 'users.jsonl', inferred)
         c.data.personas = str(folder)
-        found = conditions(c, users, prompts)
+        found = conditions(c, users, prompts, Counter())
         assert len(found) == (len(prompts) if split == 'test' else 0)
         for said in found.values():
             own, opposing = json.loads(said['own']), json.loads(said['opposing'])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from rlhi_jax.files import file_digest
+from rlhi_jax.files import digest, file_digest
 
 _FOLDER = Path(__file__).parent
 
@@ -23,8 +23,14 @@ def render(name: str, **values) -> str:
 
 
 def render_turns(name: str, **values) -> list[tuple[str, str]]:
-    """A prompt of several turns, which lines such as `--- user` open, as (role, content)."""
-    parts = re.split(r'^--- (user|assistant)\n', render(name, **values), flags=re.MULTILINE)
+    """A prompt of several turns, which lines such as `--- user` open in its file, as (role, content).
+
+    A value that holds such a line opens no turn.
+    """
+    source = _FOLDER.joinpath(f'{name}.jinja').read_text(encoding='utf-8')
+    mark = digest(name, values)  # no text of a user holds the digest of itself
+    marked = re.sub(r'^--- (user|assistant)\n', rf'{mark} \1\n', source, flags=re.MULTILINE)
+    parts = re.split(rf'{mark} (user|assistant)\n', _environment().from_string(marked).render(values))
     return [(role, content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True)]
 
 

@@ -13,6 +13,7 @@ Tastes of `config.simulated.held_out` occur in the test split alone. Some users 
 (`flips`), some want a taste for one kind of request only and the opposite otherwise (`depends`).
 """
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -23,14 +24,16 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.generation import generate
+from data_pipelines.generation import generate, model_identity
+from data_pipelines.sources import requests as requests_module
+from data_pipelines.sources import tastes as tastes_module
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, Request, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
 from data_pipelines.stage import Record, Stage, write_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, write_json
+from rlhi_jax.files import digest, file_digest, write_json
 from rlhi_jax.generate import Prompt, Reply
 
 KIND = 'Why'  # in some phrasings of every split: context-dependent users tell requests apart by it
@@ -186,21 +189,21 @@ def wildchat_record(user: User, turns: list[tuple[str, str]], number: int, model
     )
 
 
-def _said() -> list:
-    every = [(pair, side, taste) for pair in TASTES for side, taste in TASTES[pair].items()]
-    return [[pair, side, taste.personas, taste.complaints] for pair, side, taste in every]
+@functools.cache
+def sources_digest() -> str:
+    """Identifies what users ask and like, how they say it, and what satisfies them: the code that holds it."""
+    return digest([file_digest(Path(each)) for each in (__file__, requests_module.__file__, tastes_module.__file__)])
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path')
-    model = open_model(config.model.path)
     return dict(
         population=population(config),
         simulated=config.simulated.to_dict(),
         sampler=config.sampler.to_dict(),
         seed=config.seed,
-        model=model.weights,
-        wordings=digest([PHRASINGS, TOPICS, THANKS, PUZZLED], _said()),
+        model=model_identity(config, config.model.path),
+        sources=sources_digest(),
     )
 
 
@@ -217,13 +220,21 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     prompts = [Prompt(name, tuple(said)) for name, said in turns.items()]
     replies = generate(config, folder, _identity(config), config.model.path, prompts) if prompts else {}
     for name, (user, number, request) in talks.items():
+        if not replies[name]:
+            raise UserError(
+                f'config.sampler.prompt_tokens is {config.sampler.prompt_tokens}: too few for {request.text!r}'
+            )
         (reply,) = replies[name]
+        if not reply.finished:  # no service shows half a reply; what users said to it would tell of that alone
+            counts['dropped_reply_cut_off'] += 1
+            del turns[name]
+            continue
         tastes = tastes_at(user, number, s.conversations, request)
         counts['replies_satisfying'] += satisfaction(reply.text, request, reply.finished, tastes) == 1
         turns[name] += [('assistant', reply.text), ('user', complaint(user, tastes, request, reply, number))]
     model = open_model(config.model.path).path.name
     for split in SPLITS:
-        chosen = [(name, talk) for name, talk in talks.items() if talk[0]['split'] == split]
+        chosen = [(name, talk) for name, talk in talks.items() if name in turns and talk[0]['split'] == split]
         write_records(folder / f'{split}.jsonl', (wildchat_record(u, turns[n], k, model) for n, (u, k, _) in chosen))
         counts[f'conversations_{split}'] = len(chosen)
     write_records(folder / 'users.jsonl', users)

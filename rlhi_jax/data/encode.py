@@ -113,14 +113,14 @@ def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Itera
                 piece = longer
                 continue
             yield piece
-        piece = _start_piece(encoder, i, capacities)
+        piece = start_piece(encoder, i, capacities)
         if piece is None:
             dropped['longer_than_a_row'] += 1
     if piece is not None:
         yield piece
 
 
-def _start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piece | None:
+def start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piece | None:
     """The pair with as much of its context as fits, or None if not even its latest user turn does."""
     tree = encoder.tree
     turns = (m for m in tree.path(tree.pairs[pair].prompt) if tree.messages[m].role == 'user')
