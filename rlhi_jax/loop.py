@@ -100,6 +100,8 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             f'config.loop.oracle_personas does without conversations, but config.loop.method={config.loop.method!r} '
             "needs them: unset one, or set the method to 'oracle'"
         )
+    if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
+        raise UserError('config.simulated.users: train and test must have users, to learn from and to evaluate on')
     given, config = config, with_paths(config, workdir)
     _claim(given, workdir)
     report: dict[str, Any] = dict(method=config.loop.method, funnel={})

@@ -168,12 +168,17 @@ class Sampler:
     """Samples continuations of prompts from one model, on one process's devices.
 
     Raises:
-      UserError: the model is no language model, or the mesh does not divide it or the slots.
+      UserError: the model is no language model or reads fewer tokens, or the mesh does not divide it or the slots.
     """
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
         if model.spec.head != 'lm':
             raise UserError(f'{model.path} is a reward model and cannot generate: name a language model')
+        if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
+            raise UserError(
+                f'config.sampler.prompt_tokens + new_tokens is {tokens}, but {model.path} reads no more than '
+                f'{model.spec.max_positions} tokens: lower them'
+            )
         if jax.process_count() > 1:
             raise UserError('sampling runs in one process: start it without RLHI_COORDINATOR')
         check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')

@@ -145,6 +145,8 @@ def test_top_p_keeps_what_sorting_keeps():
 def test_prompts_that_do_not_fit_are_refused_by_name(model):
     with pytest.raises(UserError, match='config.sampler.prompt_tokens'):
         list(sampler(model, prompt_tokens=10).sample([Request(tuple(range(3, 20)))]))
+    with pytest.raises(UserError, match='no more than 512 tokens'):
+        sampler(model, prompt_tokens=500)
     with pytest.raises(UserError, match='temperature'):
         Sampling(1, 1, 1, temperature=-1.0)
     with pytest.raises(UserError, match='top_p'):

@@ -203,6 +203,30 @@ def test_everybody_in_the_test_split_has_an_opposing_user(tmp_path):
             assert own.keys() == opposing.keys() and not own.items() & opposing.items()
 
 
+def test_an_opposing_user_is_steady_and_has_a_persona(tmp_path):
+    """To one who changes their mind or depends on the request, somebody who likes the opposite of what they now do."""
+    c = config(users=dict(train=0, gate=0, test=24), conversations=4, prompts=2, special_every=12)
+    users, prompts = asked_prompts(c)
+    unknown = list(users)[5]
+    known = [dict(user_id=name, persona=user['id']) for name, user in users.items() if name != unknown]
+    (tmp_path / 'manifest.json').write_text('{}')
+    write_records(tmp_path / 'users.jsonl', known)
+    c.data.personas, counts = str(tmp_path), Counter()
+    found = conditions(c, users, prompts, counts)
+    by_id = {user['id']: user for user in users.values()}
+    assert sum(bool(user['flips'] or user['depends']) for user in users.values()) == 4
+    assert counts['dropped_no_persona'] > 0 and counts.total() == len(prompts) - len(found)
+    for prompt in prompts:
+        if prompt['id'] not in found:
+            continue
+        said, user = found[prompt['id']], users[prompt['user_id']]
+        other = by_id[said['opposing']]
+        request = next(q for q in requests('test') if q.text == prompt['messages'][0]['content'])
+        now = simulated.tastes_at(user, int(prompt['id'].rsplit('/', 1)[1]), 4, request)
+        assert said['own'] == user['id'] and not other['flips'] and not other['depends']
+        assert other['tastes'] == {pair: opposite(pair, side) for pair, side in now.items()}
+
+
 def test_summary_of_satisfaction_against_plain_means(tmp_path):
     """Gaps by model, their change, and gaps by pair; users with a held-out taste stay out of the headline."""
     rng = np.random.default_rng(0)
