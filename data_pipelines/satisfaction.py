@@ -31,6 +31,7 @@ from rlhi_jax.files import digest, file_digest
 from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers.template import Context
 
+WAYS = ('', 'reworded_')  # in which own and opposing personas are said
 Tables = dict[str, dict[str, dict[str, Record]]]  # model → condition → prompt id
 
 
@@ -70,7 +71,8 @@ def conditions(
 
     With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
     opposing persona is that of a user of the same split who likes the opposite, always; prompts for which either is
-    missing are left out and counted. Else both are the oracle's.
+    missing are left out and counted. Else both are the oracle's, which also has them `reworded`: said as no training
+    user would, to tell the reading of personas from that of wordings.
     """
     inferred = personas.of_users(config) if config.data.personas else None
     steady = {
@@ -81,9 +83,13 @@ def conditions(
     result = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
-        opposing_tastes = _mirrored(_tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content']))
+        now = _tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content'])
+        opposing_tastes = _mirrored(now)
+        reworded = {}
         if inferred is None:
             own, opposing = prompt['persona'], simulated.oracle_persona(user, opposing_tastes)
+            for condition, tastes in (('own', now), ('opposing', opposing_tastes)):
+                reworded[f'reworded_{condition}'] = simulated.oracle_persona(user, tastes, 'reworded')
         else:
             other = steady.get((user['split'], json.dumps(opposing_tastes, sort_keys=True)))
             if other is None:
@@ -93,7 +99,7 @@ def conditions(
             if not own or not opposing:
                 counts['dropped_no_persona'] += 1
                 continue
-        result[prompt['id']] = dict(own=own, opposing=opposing, empty='')
+        result[prompt['id']] = dict(own=own, opposing=opposing, empty='') | reworded
     return result
 
 
@@ -201,13 +207,15 @@ def _summary(tables: Tables, names: Sequence[str], value: Callable[[Record], flo
     def mean(found: np.ndarray) -> dict[str, float]:
         return interval(dict(zip(names, found.tolist(), strict=True)), users)
 
-    gaps = {model: values(model, 'own') - values(model, 'opposing') for model in tables}
-    models = {
-        model: {c: mean(values(model, c)) for c in conditions} | {'gap': mean(gaps[model])}
-        for model, conditions in tables.items()
-    }
-    change = mean(gaps[last] - gaps[first])
-    return dict(prompts=len(names), users=len(set(users.values())), models=models, gap_change=change)
+    models = {model: {c: mean(values(model, c)) for c in conditions} for model, conditions in tables.items()}
+    result = dict(prompts=len(names), users=len(set(users.values())), models=models)
+    for way in WAYS:
+        if f'{way}own' in tables[first]:
+            gaps = {model: values(model, f'{way}own') - values(model, f'{way}opposing') for model in tables}
+            for model in tables:
+                models[model][f'{way}gap'] = mean(gaps[model])
+            result[f'{way}gap_change'] = mean(gaps[last] - gaps[first])
+    return result
 
 
 def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:

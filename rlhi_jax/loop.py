@@ -288,12 +288,15 @@ def print_report(report: dict[str, Any]) -> None:
     if 'satisfaction' in report:
         found = report['satisfaction']
         title = f'Satisfaction of {found["users"]} held-out users on {found["prompts"]} requests'
-        table = Table('policy', 'own persona', 'opposing', 'none', 'gap own − opposing', title=title)
-        for model, row in found['models'].items():
-            cells = [_shown(row[c]) if c in row else '' for c in ('own', 'opposing', 'empty', 'gap')]
-            table.add_row(model, *cells)
-        table.add_row('change of the gap', '', '', '', _shown(found['gap_change']))
-        console.print(table)
+        for way in satisfaction.WAYS:
+            if f'{way}gap_change' in found:
+                table = Table('policy', 'own persona', 'opposing', 'none', 'gap own − opposing', title=title)
+                for model, row in found['models'].items():
+                    names = (f'{way}own', f'{way}opposing', 'empty', f'{way}gap')
+                    table.add_row(model, *(_shown(row[name]) if name in row else '' for name in names))
+                table.add_row('change of the gap', '', '', '', _shown(found[f'{way}gap_change']))
+                console.print(table)
+            title = 'The same, of personas said as no training user would'
         table = Table('taste', 'prompts', *found['models'], 'change', title='The gap by pair of tastes')
         for pair, row in found['by_pair'].items():
             cells = [_shown(model['gap']) for model in row['models'].values()]

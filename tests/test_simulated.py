@@ -53,10 +53,11 @@ def test_splits_share_no_request_wording_or_combination():
     assert disjoint([TOPICS[split] for split in SPLITS]) and disjoint([PHRASINGS[split] for split in SPLITS])
     for pair, side in SIDES:
         taste = TASTES[pair][side]
-        assert disjoint([taste.personas[split] for split in SPLITS])
+        assert set(taste.personas) == {*SPLITS, 'reworded'}
+        assert disjoint(taste.personas.values())
         assert disjoint([taste.complaints[split] for split in SPLITS])
         # Not a matter of one word changed: no three words in a row are the same.
-        assert disjoint([{three for said in taste.personas[split] for three in threes(said)} for split in SPLITS])
+        assert disjoint([{three for text in said for three in threes(text)} for said in taste.personas.values()])
     combined = [[json.dumps(tastes, sort_keys=True) for tastes in simulated.combinations(PAIRS, s)] for s in SPLITS]
     assert disjoint(combined) and all(combined)
     texts = [{request.text for request in requests(split)} for split in SPLITS]
@@ -101,7 +102,7 @@ def test_only_the_simulator_and_the_evaluator_know_tastes():
 
 def test_teacher_prompts_list_no_tastes():
     said = ' '.join(path.read_text().lower() for path in _FOLDER.glob('*.jinja'))
-    for word in ('short', 'brief', 'long', 'detail', 'list', 'bullet', 'prose', 'impersonal', 'directly', '"you"'):
+    for word in ('short', 'brief', 'long', 'detail', 'list', 'bullet', 'prose', 'impersonal', 'directly', '"you"', 'child', 'histor'):
         assert word not in said
 
 
@@ -153,6 +154,7 @@ def test_the_oracle_ranks_by_tastes_and_lets_no_invalid_reply_win():
     ('layout', '1. A bee flies.\n2. A bee hums.', 'A bee flies and hums.'),
     ('address', 'You can keep bees.', 'People can keep bees.'),
     ('person', 'I keep bees.', 'Some people keep bees.'),
+    ('angle', 'Children like bees.', 'Bees have a long history.'),
 ])  # fmt: skip
 def test_checks(pair, good, bad):
     first, second = TASTES[pair].values()

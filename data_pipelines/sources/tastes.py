@@ -23,8 +23,8 @@ class Taste:
 
     Attributes:
       check: whether a reply has what the taste asks for.
-      personas: what a user says of themselves, and
-      complaints: what they say when a reply misses it; paraphrases by split.
+      personas: what a user says of themselves, by split; and 'reworded', as no training user would put it.
+      complaints: what they say when a reply misses it, by split.
     """
 
     check: Callable[[str], bool]
@@ -75,6 +75,10 @@ def says_i(reply: str) -> int:
     return len(re.findall(r'\b(?:I|my|myself|me)\b', reply))
 
 
+def mentions(reply: str, *stems: str) -> bool:
+    return any(word.startswith(stems) for word in words(reply))
+
+
 TASTES: dict[str, dict[str, Taste]] = {
     'length': {
         'short': Taste(
@@ -93,6 +97,10 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please reply in two brief sentences.',
                 ),
                 'test': (
+                    'Please tell me with two sentences.',
+                    'Please make it brief, only two sentences.',
+                ),
+                'reworded': (
                     'Please keep your reply brief: a sentence or two.',
                     'A short reply of two sentences, please.',
                 ),
@@ -126,6 +134,10 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please reply in a long text of eight sentences.',
                 ),
                 'test': (
+                    'Please tell me a lot, with eight sentences.',
+                    'Please make it long, eight sentences.',
+                ),
+                'reworded': (
                     'Please explain at length, with at least eight sentences.',
                     'A long reply, please: some eight sentences.',
                 ),
@@ -164,6 +176,10 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please reply with a list of bullet points.',
                 ),
                 'test': (
+                    'Please put it into bullet points.',
+                    'Please make it a bullet point list.',
+                ),
+                'reworded': (
                     'Please list the points, one bullet each.',
                     'Bullet points, please, and no paragraphs.',
                 ),
@@ -197,6 +213,10 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please reply in running text, with no list.',
                 ),
                 'test': (
+                    'Please put it into plain sentences, no list.',
+                    'Please make it one paragraph without bullet points.',
+                ),
+                'reworded': (
                     'Please reply with a paragraph, without any list.',
                     'Plain prose for me, please, and no bullets.',
                 ),
@@ -235,6 +255,10 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please reply as a friend would, with "you".',
                 ),
                 'test': (
+                    'Please put it as advice to me: "you can".',
+                    'Please make it personal and say "you".',
+                ),
+                'reworded': (
                     'Please speak to me directly, as "you".',
                     'Advice for me, please, with "you" in it.',
                 ),
@@ -268,6 +292,10 @@ TASTES: dict[str, dict[str, Taste]] = {
                     'Please reply with facts and no advice.',
                 ),
                 'test': (
+                    'Please put it as general facts, never "you".',
+                    'Please make it impersonal, third person.',
+                ),
+                'reworded': (
                     'Please stick to facts and avoid "you".',
                     'Third person only, please.',
                 ),
@@ -289,6 +317,66 @@ TASTES: dict[str, dict[str, Taste]] = {
             },
         ),
     },
+    'angle': {
+        'children': Taste(
+            lambda reply: mentions(reply, 'child', 'kid'),
+            {
+                'train': (
+                    'Please speak of children.',
+                    'Please tell me what it means to children.',
+                    'I have children: please mention them.',
+                    'Please say what children like about it.',
+                    'Please write for a family with children.',
+                ),
+                'gate': (
+                    'Please add a sentence on children.',
+                    'Children matter to me, so please name them.',
+                ),
+                'test': (
+                    'Please put in something about children.',
+                    'Please make it about my children.',
+                ),
+                'reworded': ('My kids come first: say something for them.',),
+            },
+            {
+                'train': (
+                    'You said nothing of children. Please mention them.',
+                    'I wanted to hear about children, too.',
+                ),
+                'gate': ('What about children? Please bring them in.',),
+                'test': ('Children are missing here. Add them, please.',),
+            },
+        ),
+        'history': Taste(
+            lambda reply: mentions(reply, 'histor', 'ancient', 'centur'),
+            {
+                'train': (
+                    'Please speak of history.',
+                    'Please tell me about its history.',
+                    'I care about history: please mention it.',
+                    'Please say what its history is.',
+                    'Please write about the history of it.',
+                ),
+                'gate': (
+                    'Please add a sentence on history.',
+                    'History matters to me, so please name it.',
+                ),
+                'test': (
+                    'Please put in something about history.',
+                    'Please make its history the point.',
+                ),
+                'reworded': ('The past comes first: say what happened centuries ago.',),
+            },
+            {
+                'train': (
+                    'You said nothing of its history. Please mention it.',
+                    'I wanted to hear about history, too.',
+                ),
+                'gate': ('What about history? Please bring it in.',),
+                'test': ('History is missing here. Add it, please.',),
+            },
+        ),
+    },
     'person': {
         'I': Taste(
             lambda reply: says_i(reply) >= 1,
@@ -307,8 +395,9 @@ TASTES: dict[str, dict[str, Taste]] = {
                 ),
                 'test': (
                     'Please answer as "I", in your own voice.',
-                    'Give me an answer about yourself, please.',
+                    'Please let me hear your own "I".',
                 ),
+                'reworded': ('Give me an answer about yourself, please.',),
             },
             {
                 'train': ('This is so cold. Please say what you think, as "I".', 'I like first person. Say "I".'),
@@ -340,8 +429,9 @@ TASTES: dict[str, dict[str, Taste]] = {
                 ),
                 'test': (
                     'Please answer without any "I".',
-                    'Never speak of yourself, please.',
+                    'Please let me hear nothing of yourself.',
                 ),
+                'reworded': ('Never speak of yourself, please.',),
             },
             {
                 'train': ('Please leave yourself out of it.', 'I do not like "I". Keep to the facts.'),
