@@ -79,11 +79,11 @@ def tastes_at(user: User, conversation: int, conversations: int, request: Reques
     return tastes
 
 
-def oracle_persona(user: User, tastes: dict[str, str], wordings: str = '') -> str:
-    """What a user would say of themselves who likes this, in their split's wordings or in others."""
+def oracle_persona(user: User, tastes: dict[str, str], put: str = '') -> str:
+    """What a user would say of themselves who likes this, put as in their split or in another way."""
     said = []
     for pair, side in tastes.items():
-        wordings = TASTES[pair][side].personas[wordings or user['split']]
+        wordings = TASTES[pair][side].personas[put or user['split']]
         said.append(wordings[int(digest(user['id'], pair)[:8], 16) % len(wordings)])
     return ' '.join(said)
 
