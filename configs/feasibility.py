@@ -25,7 +25,7 @@ def get_config(variant: str = 'oracle'):
     if c.loop.oracle_personas:
         c.satisfaction.conditions = 'own,opposing,reworded_own,reworded_opposing'
     c.simulated.held_out = 'person'
-    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 30  # 6 with a held-out taste
+    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 30  # 12 with a held-out taste
     c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (4, 5)
     c.simulated.special_every = 0 if variant == 'oracle' else 12
     c.sampler.slots = 64
