@@ -26,8 +26,8 @@ def get_config(variant: str = 'oracle'):
         c.satisfaction.conditions = 'own,opposing,reworded_own,reworded_opposing'
     c.simulated.held_out = 'person'
     c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 30  # 12 with a held-out taste
-    c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (4, 5)
-    c.simulated.special_every = 0 if variant == 'oracle' else 12
+    c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (3, 5)
+    c.simulated.special_every = 0 if variant == 'oracle' else 9
     c.sampler.slots = 64
     c.sampler.prompt_tokens = 128 if variant == 'oracle' else 256
     c.sampler.new_tokens = 160
@@ -35,6 +35,7 @@ def get_config(variant: str = 'oracle'):
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.candidates.samples = 6
+    c.candidates.max_prompts = 0 if variant == 'oracle' else 120
     c.pairs.accept_artefacts = variant == 'complaints'
     c.rows.tokens = 640
     c.rows.scored = 512

@@ -1,4 +1,4 @@
-"""Real conversations: the first 72 in English of WildChat's file of 852, through the loop to two exported folders.
+"""Real conversations: 64 in English of WildChat's file of 852, through the loop to two exported folders.
 
     python -m rlhi_jax.loop --config=configs/wildchat.py --workdir=runs/wildchat --config.data.raw=conversations.jsonl
     --config=configs/wildchat.py:smoke   twelve conversations and a few pairs
@@ -20,7 +20,7 @@ def get_config(variant: str = ''):
     c.loop.reward.learning_rate = 2e-5
     c.loop.dpo.learning_rate = 5e-6
     c.ingest.languages = 'English'  # all that SmolLM2 speaks
-    c.ingest.max_conversations = 72
+    c.ingest.max_conversations = 64
     c.ingest.heldout = 0.2
     c.personas.scope = 'first_k_turns'
     c.personas.first_k = 2
@@ -28,9 +28,9 @@ def get_config(variant: str = ''):
     c.sampler.prompt_tokens = 512
     c.sampler.new_tokens = 256
     c.sampler.temperature = 0.7
-    c.rewrites.max_turns = 64
+    c.rewrites.max_turns = 40
     c.candidates.samples = 4
-    c.candidates.max_prompts = 48
+    c.candidates.max_prompts = 32
     c.rows.tokens = 1024
     c.rows.scored = 512
     c.rows.pairs = 4

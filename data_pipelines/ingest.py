@@ -82,7 +82,7 @@ def read_raw(path: Path, counts: Counter) -> Iterator[Any]:
 def parse_conversation(record: Any, *, keep_toxic: bool) -> Record:
     """One conversation as id, user_id, when it began and ended, language and messages.
 
-    WildChat's time stamp of a conversation is that of its last turn; its turns have their own.
+    WildChat's time stamp of a conversation is that of its last turn; when it began only its turns say.
 
     Raises:
       BadRecord: with the reason to count it by.
@@ -105,13 +105,14 @@ def parse_conversation(record: Any, *, keep_toxic: bool) -> Record:
     if len(messages) < 2:
         raise BadRecord('no_reply')
     metadata = record.get('metadata') or {}
+    said_at = list(filter(None, (moment(turn.get('timestamp')) for turn in turns)))
     last = record.get('timestamp') or metadata.get('timestamp')
     name = record.get('conversation_hash') or record.get('conversation_id') or digest(messages)[:32]
     return dict(
         id=str(name),
         user_id=str(record.get('hashed_ip') or record.get('user_id') or ''),
-        began=min(filter(None, map(moment, [*(turn.get('timestamp') for turn in turns), last])), default=''),
-        ended=moment(last),
+        began=min(said_at, default=''),
+        ended=max([*said_at, *filter(None, [moment(last)])], default=''),
         language=str(record.get('language') or metadata.get('language') or ''),
         messages=messages,
     )
@@ -182,7 +183,7 @@ def _assign_splits(records: list[Record], config: ConfigDict, counts: Counter) -
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     files = [[path.name, file_digest(path)] for path in raw_files(config)]
-    return dict(inputs=files, settings=config.ingest.to_dict(), seed=config.seed)
+    return dict(inputs=files, settings=config.ingest.to_dict(), seed=config.seed, fields='began, ended')
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:

@@ -34,7 +34,8 @@ _REFUSAL = re.compile(
       | unfortunately,?\ i\b
       | i\ (?:must|have\ to)\ (?:decline|refuse)
       | i\ (?:can(?:no|'|\ no)t|won't|will\ not)\ (?:in\ good\ conscience\ )?
-        (?:answer|assist|comply|complete|create|discuss|do|engage|fulfil|generate|give|help|offer|provide|share|support|write)
+        (?:access|answer|assist|be\ able|browse|comply|complete|create|discuss|do(?!\ without)|engage|fulfil|generate
+          |give|help(?!\ but)|offer|participate|perform|process|provide|share|support|write)\b
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -54,6 +55,7 @@ def is_refusal(reply: str) -> bool:
 def _preference(record: Record, chosen: str, rejected: str, kind: str) -> Record:
     return dict(
         id=f'{record["id"]} {kind}',
+        conversation=record['id'].rsplit('/', 1)[0],
         split=record['split'],
         user_id=record['user_id'],
         persona=record['persona'],
@@ -152,7 +154,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         raise UserError(f'no pair was found for training (counts: {dict(counts)}): look at the stages before this one')
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in training],
-        [record['user_id'] or record['id'].rsplit('/', 1)[0] for record in training],  # else whose conversation it is
+        [record['user_id'] or record['conversation'] for record in training],
         seed=config.seed,
     )
     limit = config.pairs.max_artefact_auc

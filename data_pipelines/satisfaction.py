@@ -25,7 +25,7 @@ from data_pipelines.sources.requests import Request, requests
 from data_pipelines.sources.tastes import opposite, satisfaction, share_met
 from data_pipelines.stage import RECORDS, Record, Stage, input_digest, load_records, read_records
 from rlhi_jax.config import require
-from rlhi_jax.errors import UserError
+from rlhi_jax.errors import NothingToEvaluate, UserError
 from rlhi_jax.evaluate import interval
 from rlhi_jax.files import digest, file_digest
 from rlhi_jax.generate import Prompt
@@ -123,7 +123,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     counts: Counter = Counter(prompts_read=len(records))
     said = conditions(config, users, records, counts)
     if not said:
-        raise UserError(
+        raise NothingToEvaluate(
             f'config.satisfaction.split: no prompt of {config.satisfaction.split!r} can be evaluated (counts: '
             f'{dict(counts)}): give it users; with inferred personas they need users of opposite tastes, as test has'
         )
@@ -182,6 +182,8 @@ def summarise(by_model: dict[str, Path], held_out: Sequence[str] = ()) -> dict[s
     shared = sorted(set.intersection(*(set(t) for conditions in tables.values() for t in conditions.values())))
     met = {name: next(iter(next(iter(tables.values())).values()))[name]['met'] for name in shared}
     known = [name for name in shared if not set(met[name]) & set(held_out)]
+    if not known:
+        raise NothingToEvaluate('no prompt of users without held-out tastes was answered in every condition')
     result = _summary(tables, known, lambda record: record['satisfaction'])
     for model, conditions in tables.items():
         valid = {name: float(conditions['own'][name]['valid']) for name in known}

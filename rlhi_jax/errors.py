@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class NothingToEvaluate(UserError):
+    """What is held out cannot answer the question; what was trained is none the worse for it."""
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error folded onto one line.
 

@@ -27,7 +27,7 @@ from rlhi_jax.data.loader import RowReader, in_order, without_persona
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.data.tree import Interaction
-from rlhi_jax.errors import UserError
+from rlhi_jax.errors import NothingToEvaluate
 from rlhi_jax.files import digest, write_json
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
@@ -42,10 +42,6 @@ CONDITIONS = ('true', 'empty', 'shuffled')
 RESAMPLES = 2000
 
 Values = dict[str, dict[str, float]]  # pair id -> metric -> value
-
-
-class TooFewPersonas(UserError):
-    """Held-out pairs that cannot tell what a persona is worth."""
 
 
 def user_of(tree: Interaction) -> str:
@@ -70,7 +66,7 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     """The held-out trees under each condition; only trees that have a persona, and whose users have a stranger.
 
     Raises:
-      TooFewPersonas: fewer than two users have different personas.
+      NothingToEvaluate: fewer than two users have different personas.
     """
     swapped = strangers(trees, seed)
     chosen = [
@@ -79,7 +75,7 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
         if tree.persona and tree.persona != swapped.get(user_of(tree), tree.persona)
     ]
     if not chosen:
-        raise TooFewPersonas(
+        raise NothingToEvaluate(
             f'config.eval.shards: {trees.folder} has no two users with different personas, so what a persona is worth '
             'cannot be measured: name other held-out pairs'
         )
@@ -167,7 +163,12 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     shards = Shards(Path(config.eval.shards))
     template = ChatTemplate.load(model.tokenizer_path)
     conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
-    plans = {name: make_plan(view, template, capacities(config)) for name, view in conditions.items()}
+    room = capacities(config)
+    plans = {name: make_plan(view, template, room, may_be_empty=True) for name, view in conditions.items()}
+    if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
+        raise NothingToEvaluate(
+            f'config.eval.shards: no pair of {shards.folder} fits a row of {room}: raise config.rows'
+        )
     readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
     with on_mesh(mesh):
         scores = _score(config, decoder, model, readers, mesh, 'evaluate')

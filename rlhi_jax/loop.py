@@ -36,8 +36,8 @@ from rlhi_jax import errors, generate
 from rlhi_jax.checkpoints import saved_steps
 from rlhi_jax.config import check_config, define_flags, require, workdir_path
 from rlhi_jax.convert import export_model
-from rlhi_jax.errors import UserError
-from rlhi_jax.evaluate import TooFewPersonas, evaluate
+from rlhi_jax.errors import NothingToEvaluate, UserError
+from rlhi_jax.evaluate import evaluate
 from rlhi_jax.files import digest, read_json, write_json
 from rlhi_jax.train import STOPPED, train
 from rlhi_jax.workdir import refuse_difference
@@ -105,6 +105,7 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     given, config = config, with_paths(config, workdir)
     _claim(given, workdir)
     report: dict[str, Any] = dict(method=config.loop.method, funnel={})
+    not_evaluated: list[str] = []
 
     def stage(stage, config: ConfigDict, name: str = '') -> None:
         with _timed(workdir, name or stage.name):
@@ -128,13 +129,16 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     policy = training_config(config, workdir, 'dpo')
     report['dpo'] = _train_and_evaluate(policy, workdir, stage)
     if config.loop.simulated:
-        report['satisfaction'] = _satisfaction(config, workdir, stage)
+        try:
+            report['satisfaction'] = _satisfaction(config, workdir, stage)
+        except NothingToEvaluate as error:
+            not_evaluated = [f'Satisfaction was not evaluated: {error}'.replace(f'{workdir}/', '')]
     for objective in ('reward', 'dpo'):
         if objective in report:
             with _timed(workdir, f'{objective}: export'):
                 _export(workdir / objective / 'run', workdir / objective / 'huggingface')
     report['pairs_to_read'] = pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
-    report['notes'] = notes(config, workdir, report['funnel'])
+    report['notes'] = notes(config, workdir, report['funnel']) + not_evaluated
     write_json(workdir / 'report.json', report)
     return report
 
@@ -205,7 +209,7 @@ def _evaluated(config: ConfigDict, run: Path, step: int) -> dict[str, Any] | str
         return read_json(done[0], f'remove {done[0]}')
     try:
         return evaluate(config, run, step)
-    except TooFewPersonas as error:  # no reason to lose the run
+    except NothingToEvaluate as error:  # no reason to lose the run
         return f'not evaluated: {error}'.replace(f'{run.parent.parent}/', '')  # a report may be passed on
 
 

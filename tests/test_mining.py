@@ -119,10 +119,9 @@ def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_st
     one['conversation'][1]['timestamp'] = '2024-05-01 10:00:00+02:00'
     found = ingest.parse_conversation(one, keep_toxic=False)
     assert found['began'] == '2024-05-01T08:00:00+00:00' and found['ended'] == '2024-05-01T12:00:00+00:00'
-    none = ingest.parse_conversation(
-        dict(messages=one['conversation'][:2]) | {'conversation_id': 'x'}, keep_toxic=False
-    )
-    assert none['ended'] == ''
+    bare = [dict(role=turn['role'], content=turn['content']) for turn in one['conversation']]
+    found = ingest.parse_conversation(dict(messages=bare, timestamp='2024-05-01'), keep_toxic=False)
+    assert found['began'] == '' and found['ended'] == '2024-05-01T00:00:00+00:00'
 
 
 def test_personas_without_users_or_times_are_refused(tmp_path):

@@ -74,7 +74,7 @@ TOPICS = {
         'apples': 'apple fruit red green tree sweet vitamin healthy eat pie juice',
         'airplanes': 'plane fly wing engine pilot travel passenger flight air sky airport',
         'rain': 'rain water cloud drop weather plant fall sky umbrella wet storm',
-        'swimming': 'swim water pool exercise sport body stroke muscle breath fitness health',
+        'swimming': 'swimmi swim water pool exercise sport body stroke muscle breath fitness health',
         'penguins': 'penguin bird ice cold swim antarctic fish flightless egg colony colonies',
         'pizza': 'pizza cheese dough tomato sauce topping italian crust food slice bake',
         'forests': 'forest tree animal plant wood nature oxygen leaf leaves wildlife habitat',

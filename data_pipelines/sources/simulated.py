@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from data_pipelines.generation import generate, model_identity
 from data_pipelines.sources import requests as requests_module
 from data_pipelines.sources import tastes as tastes_module
+from data_pipelines.sources import wordings as wordings_module
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, Request, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
 from data_pipelines.stage import Record, Stage, write_records
@@ -140,9 +141,9 @@ def asked(config: ConfigDict, user: User) -> list[Request]:
 
 
 def complaint(user: User, tastes: dict[str, str], request: Request, reply: Reply, number: int) -> str:
-    """What a user says to a reply: what it misses, or thanks."""
+    """What a user says to a reply: what it misses, or thanks. One that was cut off they take as it is."""
     choose = np.random.default_rng(int(digest(user['id'], number)[:12], 16))
-    if not valid(reply.text, request, reply.finished):
+    if not valid(reply.text, request, True):
         wordings = PUZZLED[user['split']]
     else:
         missed = [TASTES[pair][side] for pair, side in tastes.items() if not TASTES[pair][side].check(reply.text)]
@@ -192,7 +193,8 @@ def wildchat_record(user: User, turns: list[tuple[str, str]], number: int, model
 @functools.cache
 def sources_digest() -> str:
     """Identifies what users ask and like, how they say it, and what satisfies them: the code that holds it."""
-    return digest([file_digest(Path(each)) for each in (__file__, requests_module.__file__, tastes_module.__file__)])
+    modules = (requests_module, tastes_module, wordings_module)
+    return digest([file_digest(Path(path)) for path in (__file__, *(module.__file__ for module in modules))])
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -225,16 +227,13 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
                 f'config.sampler.prompt_tokens is {config.sampler.prompt_tokens}: too few for {request.text!r}'
             )
         (reply,) = replies[name]
-        if not reply.finished:  # no service shows half a reply; what users said to it would tell of that alone
-            counts['dropped_reply_cut_off'] += 1
-            del turns[name]
-            continue
+        counts['replies_cut_off'] += not reply.finished
         tastes = tastes_at(user, number, s.conversations, request)
         counts['replies_satisfying'] += satisfaction(reply.text, request, reply.finished, tastes) == 1
         turns[name] += [('assistant', reply.text), ('user', complaint(user, tastes, request, reply, number))]
     model = open_model(config.model.path).path.name
     for split in SPLITS:
-        chosen = [(name, talk) for name, talk in talks.items() if name in turns and talk[0]['split'] == split]
+        chosen = [(name, talk) for name, talk in talks.items() if talk[0]['split'] == split]
         write_records(folder / f'{split}.jsonl', (wildchat_record(u, turns[n], k, model) for n, (u, k, _) in chosen))
         counts[f'conversations_{split}'] = len(chosen)
     write_records(folder / 'users.jsonl', users)

@@ -22,5 +22,8 @@ if __name__ == '__main__':
         command = [sys.executable, '-m', 'pytest', '-q', 'tests/test_smollm2.py', f'--junitxml={report}']
         subprocess.run(command, cwd=ROOT, check=True)
         found = ElementTree.parse(report).iter('property')
-        write_json(RESULTS, {each.get('name'): ast.literal_eval(each.get('value')) for each in found})
+        figures = {each.get('name'): ast.literal_eval(each.get('value')) for each in found}
+    if not figures:
+        sys.exit('error: every test was skipped: RLHI_SMOLLM2_GGUF must name the GGUF file, and .[test] be installed')
+    write_json(RESULTS, figures)
     print(f'wrote {RESULTS}')

@@ -1,0 +1,372 @@
+"""How simulated users say what they like, and what they miss: paraphrases by pair of tastes, side and split.
+
+No three words in a row of a persona occur in another split's. `reworded` is for evaluation: as no training user speaks.
+"""
+
+PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+    'length': {
+        'short': {
+            'train': (
+                'Please answer briefly, in two sentences.',
+                'Please say it in two sentences.',
+                'Please write two sentences.',
+                'Please be brief: two sentences or three.',
+                'Please give two short sentences.',
+            ),
+            'gate': (
+                'Please keep it to two sentences.',
+                'Please use just two sentences.',
+                'Please reply in two brief sentences.',
+            ),
+            'test': (
+                'Please tell me with two sentences.',
+                'Please make it brief, only two sentences.',
+            ),
+            'reworded': (
+                'Please keep your reply brief: a sentence or two.',
+                'A short reply of two sentences, please.',
+            ),
+        },
+        'long': {
+            'train': (
+                'Please write eight sentences.',
+                'Please answer in eight sentences or more.',
+                'Please write a long paragraph of seven sentences.',
+                'Please say a lot: eight sentences.',
+                'Please give eight long sentences.',
+            ),
+            'gate': (
+                'Please use eight sentences.',
+                'Please write at least seven sentences.',
+                'Please reply in a long text of eight sentences.',
+            ),
+            'test': (
+                'Please tell me a lot, with eight sentences.',
+                'Please make it long, eight sentences.',
+            ),
+            'reworded': (
+                'Please explain at length, with at least eight sentences.',
+                'A long reply, please: some eight sentences.',
+            ),
+        },
+    },
+    'layout': {
+        'list': {
+            'train': (
+                'Please write three bullet points.',
+                'Please use three bullet points.',
+                'Please write four bullet points.',
+                'Please answer with three bullet points.',
+                'Please write a list with three bullet points.',
+            ),
+            'gate': (
+                'Please give a few bullet points.',
+                'Please write some bullet points.',
+                'Please reply with a list of bullet points.',
+            ),
+            'test': (
+                'Please put it into bullet points.',
+                'Please make it a bullet point list.',
+            ),
+            'reworded': (
+                'Please list the points, one bullet each.',
+                'Bullet points, please, and no paragraphs.',
+            ),
+        },
+        'prose': {
+            'train': (
+                'Please answer in one paragraph.',
+                'Please write plain text, no bullet points.',
+                'Please write plain sentences, not a list.',
+                'Please use one paragraph of text.',
+                'Please answer without a list.',
+            ),
+            'gate': (
+                'Please give plain sentences.',
+                'Please write a paragraph and no points.',
+                'Please reply in running text, with no list.',
+            ),
+            'test': (
+                'Please put it into plain sentences, no list.',
+                'Please make it one paragraph without bullet points.',
+            ),
+            'reworded': (
+                'Please reply with a paragraph, without any list.',
+                'Plain prose for me, please, and no bullets.',
+            ),
+        },
+    },
+    'address': {
+        'you': {
+            'train': (
+                'Please say "you" to me.',
+                'Please talk to me as "you".',
+                'Please give me advice.',
+                'Please tell me what I could do.',
+                'Please tell me how it can help me.',
+            ),
+            'gate': (
+                'Please use the word "you".',
+                'Please advise me in person.',
+                'Please reply as a friend would, with "you".',
+            ),
+            'test': (
+                'Please put it as advice to me: "you can".',
+                'Please make it personal and say "you".',
+            ),
+            'reworded': (
+                'Please speak to me directly, as "you".',
+                'Advice for me, please, with "you" in it.',
+            ),
+        },
+        'impersonal': {
+            'train': (
+                'Please write in the third person.',
+                'Please talk of facts: no "you".',
+                'Please write facts, no advice.',
+                'Please write about people in general.',
+                'Please give general facts.',
+            ),
+            'gate': (
+                'Please keep to third person.',
+                'Please give facts for everybody, no "you".',
+                'Please reply with facts and no advice.',
+            ),
+            'test': (
+                'Please put it as general facts, never "you".',
+                'Please make it impersonal, third person.',
+            ),
+            'reworded': (
+                'Please stick to facts and avoid "you".',
+                'Third person only, please.',
+            ),
+        },
+    },
+    'angle': {
+        'children': {
+            'train': (
+                'Please speak of children.',
+                'Please tell me what it means to children.',
+                'I have children: please mention them.',
+                'Please say what children like about it.',
+                'Please write for a family with children.',
+            ),
+            'gate': (
+                'Please add a sentence on children.',
+                'Children matter to me, so please name them.',
+            ),
+            'test': (
+                'Please put in something about children.',
+                'Please make it about my children.',
+            ),
+            'reworded': ('My kids come first: say something for them.',),
+        },
+        'history': {
+            'train': (
+                'Please speak of history.',
+                'Please tell me about its history.',
+                'I care about history: please mention it.',
+                'Please say what its history is.',
+                'Please write about the history of it.',
+            ),
+            'gate': (
+                'Please add a sentence on history.',
+                'History matters to me, so please name it.',
+            ),
+            'test': (
+                'Please put in something about history.',
+                'Please make its history the point.',
+            ),
+            'reworded': ('The past comes first: say what happened centuries ago.',),
+        },
+    },
+    'person': {
+        'I': {
+            'train': (
+                'Please tell me what you think, as "I".',
+                'Please give your own view: "I think".',
+                'I like answers in the first person.',
+                'Please speak for yourself: say "I".',
+                'Please say what you like: "I like".',
+            ),
+            'gate': (
+                'Please use the word "I".',
+                'Please give me a personal view, as "I".',
+                'A view of yours, please: say "I".',
+            ),
+            'test': (
+                'Please answer as "I", in your own voice.',
+                'Please let me hear your own "I".',
+            ),
+            'reworded': ('Give me an answer about yourself, please.',),
+        },
+        'no I': {
+            'train': (
+                'Please do not tell me what you think.',
+                'Please give no views of your own: no "I".',
+                'I like answers without the word "I".',
+                'Please leave yourself out of it.',
+                'Please say nothing about yourself.',
+            ),
+            'gate': (
+                'Please never say "I".',
+                'Please give me no personal view.',
+                'No view from you, please: no "I".',
+            ),
+            'test': (
+                'Please answer without any "I".',
+                'Please let me hear nothing of yourself.',
+            ),
+            'reworded': ('Never speak of yourself, please.',),
+        },
+    },
+}
+
+COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+    'length': {
+        'short': {
+            'train': (
+                'That is too long for me. Please keep it short.',
+                'Too many words. I like short answers.',
+            ),
+            'gate': (
+                'Could you say that in fewer words?',
+                'Shorter, please. I do not read long answers.',
+                'Please be brief with me.',
+            ),
+            'test': (
+                'Cut it down, please. I only read a few words.',
+                'Much shorter for me, please.',
+            ),
+        },
+        'long': {
+            'train': (
+                'That is too short for me. Please go into detail.',
+                'Too brief. I like long, detailed answers.',
+            ),
+            'gate': (
+                'Could you say a lot more about it?',
+                'Longer, please. I like to read many details.',
+                'Please tell me much more than that.',
+            ),
+            'test': (
+                'Go deeper, please. I read long texts.',
+                'Much more detail for me, please.',
+            ),
+        },
+    },
+    'layout': {
+        'list': {
+            'train': (
+                'I cannot follow this. Please make it a list.',
+                'I like lists. Put it in points for me.',
+            ),
+            'gate': (
+                'Could you set that out as bullet points?',
+                'As a list, please. One point a line.',
+                'Please write that as a list of items.',
+            ),
+            'test': (
+                'Make bullet points of it, please.',
+                'One item a line for me, please.',
+            ),
+        },
+        'prose': {
+            'train': (
+                'I do not like lists. Please write it as plain text.',
+                'No bullets for me. I like flowing text.',
+            ),
+            'gate': (
+                'Could you write that as one paragraph and drop the points?',
+                'No lists, please. Just sentences.',
+                'Please write that in prose and not in items.',
+            ),
+            'test': (
+                'Make one paragraph of it, please.',
+                'No bullet points for me, please.',
+            ),
+        },
+    },
+    'address': {
+        'you': {
+            'train': (
+                'This sounds distant. Please speak to me as "you".',
+                'I like it personal. Say "you" to me.',
+            ),
+            'gate': (
+                'Could you address me directly?',
+                'Talk to me, please. Use the word "you".',
+                'Please say it as if to me, with "you".',
+            ),
+            'test': (
+                'Speak to me, please: say "you".',
+                'More "you" and "your" for me, please.',
+            ),
+        },
+        'impersonal': {
+            'train': (
+                'Please do not say "you". Keep it impersonal.',
+                'This is too personal. I like a neutral style.',
+            ),
+            'gate': (
+                'Could you leave me out of the answer?',
+                'Without "you", please. Neutral words only.',
+                'Please write it without addressing me.',
+            ),
+            'test': (
+                'Do not speak to me like that: no "you".',
+                'A neutral text for me, please.',
+            ),
+        },
+    },
+    'angle': {
+        'children': {
+            'train': (
+                'You said nothing of children. Please mention them.',
+                'I wanted to hear about children, too.',
+            ),
+            'gate': ('What about children? Please bring them in.',),
+            'test': ('Children are missing here. Add them, please.',),
+        },
+        'history': {
+            'train': (
+                'You said nothing of its history. Please mention it.',
+                'I wanted to hear about history, too.',
+            ),
+            'gate': ('What about history? Please bring it in.',),
+            'test': ('History is missing here. Add it, please.',),
+        },
+    },
+    'person': {
+        'I': {
+            'train': (
+                'This is so cold. Please say what you think, as "I".',
+                'I like first person. Say "I".',
+            ),
+            'gate': (
+                'Could you speak for yourself?',
+                'In the first person, please.',
+                'Please tell me as "I", from your own view.',
+            ),
+            'test': (
+                'Speak as yourself, please: say "I".',
+                'Your own "I" for me, please.',
+            ),
+        },
+        'no I': {
+            'train': (
+                'Please leave yourself out of it.',
+                'I do not like "I". Keep to the facts.',
+            ),
+            'gate': (
+                'Could you not talk about yourself?',
+                'Without "I", please. Just facts.',
+                'Please do not speak of yourself.',
+            ),
+            'test': (
+                'Do not say "I", please.',
+                'Facts alone for me, please.',
+            ),
+        },
+    },
+}
