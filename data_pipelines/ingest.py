@@ -131,54 +131,59 @@ def moment(value: Any) -> str:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
-def clusters(openings: Sequence[str], users: Sequence[str], *, similarity: float) -> list[int]:
-    """A number for each conversation, the same for those that share a user or, nearly, an opening.
+def near_duplicates(openings: Sequence[str], *, similarity: float) -> list[tuple[int, int]]:
+    """Every two openings, by number, whose Jaccard similarity of word shingles is about `similarity` or more.
 
-    Openings are near-duplicates if the Jaccard similarity of their word shingles is about `similarity` or more (MinHash
-    with locality-sensitive hashing). Similarity is joined transitively.
+    By MinHash with locality-sensitive hashing.
     """
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
-    edges: list[tuple[int, int]] = []
-    first: dict[str, int] = {}
-    for number, (opening, user) in enumerate(zip(openings, users, strict=True)):
+    found: list[tuple[int, int]] = []
+    for number, opening in enumerate(openings):
         words = re.findall(r'\w+', opening.lower())[:OPENING]
         shingles = {' '.join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
         sketch = MinHash(PERMUTATIONS, seed=0)
         sketch.update_batch([shingle.encode() for shingle in sorted(shingles)])
-        edges += [(number, int(other)) for other in index.query(sketch)]
+        found += [(number, int(other)) for other in index.query(sketch)]
         index.insert(str(number), sketch)
-        if user:
-            edges.append((number, first.setdefault(user, number)))
-    rows, columns = zip(*edges, strict=True) if edges else ((), ())
-    graph = coo_array(([1] * len(rows), (rows, columns)), shape=(len(openings), len(openings)))
+    return found
+
+
+def clusters(count: int, alike: Sequence[tuple[int, int]]) -> list[int]:
+    """A number for each of `count` conversations, the same for those that are alike, directly or through others."""
+    rows, columns = zip(*alike, strict=True) if alike else ((), ())
+    graph = coo_array(([1] * len(rows), (rows, columns)), shape=(count, count))
     return connected_components(graph, directed=False)[1].tolist()
 
 
 def _assign_splits(records: list[Record], config: ConfigDict, counts: Counter) -> list[Record]:
     """Set each record's cluster, and its split unless its file is named by one; returns those that are kept.
 
-    Of a cluster that lies in files of several splits, only the most held-out one's conversations are.
+    Of files named by split, a conversation that shares its user, or nearly its opening, with a more held-out one goes.
     """
     openings = [record['messages'][0]['content'] for record in records]
-    numbers = clusters(openings, [r['user_id'] for r in records], similarity=config.ingest.similarity)
+    first: dict[str, int] = {}
+    alike = near_duplicates(openings, similarity=config.ingest.similarity)
+    alike += [(n, first.setdefault(r['user_id'], n)) for n, r in enumerate(records) if r['user_id']]
+    numbers = clusters(len(records), alike)
     names: dict[int, str] = {}
     for number, record in zip(numbers, records, strict=True):
         names[number] = min(names.get(number, record['id']), record['id'])
     shared = Counter(numbers)
     counts.update(clusters=len(shared), in_clusters_of_several=sum(n for n in shared.values() if n > 1))
-    order = list(FILE_SPLITS.values())
-    most_held_out: dict[int, int] = {}
     for number, record in zip(numbers, records, strict=True):
         record['cluster'] = names[number]
         if not record['split']:
             share = int(digest(config.seed, names[number])[:8], 16) / 16**8
             record['split'] = 'heldout' if share < config.ingest.heldout else 'train'
-        most_held_out[number] = max(most_held_out.get(number, 0), order.index(record['split']))
-    pairs = zip(numbers, records, strict=True)
-    kept = [record for number, record in pairs if order.index(record['split']) == most_held_out[number]]
-    if len(kept) < len(records):
-        counts['dropped_like_one_held_out'] = len(records) - len(kept)
-    return kept
+    held_out = [list(FILE_SPLITS.values()).index(record['split']) for record in records]
+    of_user: dict[str, int] = {}
+    for rank, record in zip(held_out, records, strict=True):
+        of_user[record['user_id']] = max(of_user.get(record['user_id'], 0), rank) if record['user_id'] else 0
+    leaking = {min(pair, key=held_out.__getitem__) for pair in alike if held_out[pair[0]] != held_out[pair[1]]}
+    leaking |= {n for n, record in enumerate(records) if held_out[n] < of_user[record['user_id']]}
+    if leaking:
+        counts['dropped_like_one_held_out'] = len(leaking)
+    return [record for n, record in enumerate(records) if n not in leaking]
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:

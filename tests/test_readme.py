@@ -16,10 +16,10 @@ def numbers(value) -> list[float]:
 def stated(text: str) -> list[str]:
     """Numbers as written, those with a point or an exponent: a count may be a setting, these are measurements.
 
-    >>> stated('rose by 0.19 [−0.05, 0.43] within 2.1e-4, of 3 arms in SmolLM2 (1.0) at [2509.25137]')
-    ['0.19', '-0.05', '0.43', '2.1e-4', '1.0']
+    >>> stated('rose by 0.19 [−0.05, 0.43] within 2.1e-4, of 3 arms in 26.8 minutes of SmolLM2, by 1.0.')
+    ['0.19', '-0.05', '0.43', '2.1e-4', '26.8', '1.0']
     """
-    return re.findall(r'(?<![\w.-])-?\d+(?:\.\d+)?e-?\d+|(?<![\w.-])-?\d\.\d+(?![\w.])', text.replace('−', '-'))
+    return re.findall(r'(?<![\w.-])-?\d+(?:\.\d+)?e-?\d+|(?<![\w.-])-?\d+\.\d+(?!\w|\.\d)', text.replace('−', '-'))
 
 
 def as_stated(value: float, text: str) -> str:
