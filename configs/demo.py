@@ -12,6 +12,7 @@ def get_config():
     c.loop.reward.learning_rate = 2e-5
     c.loop.dpo.learning_rate = 1e-5
     c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 12, 6, 12
+    c.simulated.pairs = 'length,layout,angle'
     c.simulated.conversations = 3
     c.simulated.prompts = 1
     c.sampler.slots = 32
