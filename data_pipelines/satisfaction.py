@@ -121,6 +121,10 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     users = _users(config)
     records = [prompt for prompt in _raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
     counts: Counter = Counter(prompts_read=len(records))
+    if config.data.personas and 'reworded' in config.satisfaction.conditions:
+        raise UserError(
+            'config.satisfaction.conditions: personas of the folder config.data.personas cannot be reworded'
+        )
     said = conditions(config, users, records, counts)
     if not said:
         raise NothingToEvaluate(
