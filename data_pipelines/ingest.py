@@ -222,7 +222,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         records = [record for record in records if record['id'] in chosen]
     for record in records:
         counts[f'kept_{record["split"]}'] += 1
-    counts['without_time'] = sum(not record['ended'] for record in records)
+    counts['without_time'] = sum(not record['began'] for record in records)
     counts['users'] = len({record['user_id'] for record in records} - {''})
     counts['user_turns'] = sum(message['role'] == 'user' for record in records for message in record['messages'])
     return STAGE.write(config, folder, records, counts)

@@ -101,10 +101,10 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         if turn['label'] == 'feedback':
             feedback[turn['conversation']].append((turn['place'], turn['follow_up']))
     p = config.personas
-    if p.scope == 'earlier_conversations' and not any(talk['user_id'] and talk['ended'] for talk in talks):
+    if p.scope == 'earlier_conversations' and not any(talk['user_id'] and talk['began'] for talk in talks):
         raise UserError(
-            "config.personas.scope is 'earlier_conversations', but no conversation has a user id and a time stamp: "
-            "set it to 'first_k_turns', or give the raw data hashed_ip (or user_id) and timestamp"
+            "config.personas.scope is 'earlier_conversations', but no conversation has a user id and turns with time "
+            "stamps: set it to 'first_k_turns', or give the raw data hashed_ip (or user_id) and its turns timestamp"
         )
     before = remarks_before(talks, feedback, scope=p.scope, first_k=p.first_k)
     after: dict[str, list[str]] = defaultdict(list)
