@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's WildChat results: raw conversations through the whole loop with SmolLM2-135M, half an hour on two cores.
+# The README's WildChat results: raw conversations through the whole loop with SmolLM2-135M, twenty minutes on two cores.
 #   GGUF=FILE RAW=conversations.jsonl bash launch/wildchat.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
