@@ -22,10 +22,8 @@ def get_config(variant: str = 'oracle'):
     c.loop.method = 'rewrites' if variant == 'complaints' else 'oracle'
     c.loop.oracle_personas = variant == 'oracle'
     c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 1e-5
-    if c.loop.oracle_personas:
-        c.satisfaction.conditions = 'own,opposing,reworded_own,reworded_opposing'
     c.simulated.held_out = 'person'
-    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 30  # 12 with a held-out taste
+    c.simulated.users.train, c.simulated.users.gate, c.simulated.users.test = 40, 8, 36  # 12 with a held-out taste
     c.simulated.conversations, c.simulated.prompts = (0, 5) if variant == 'oracle' else (3, 5)
     c.simulated.special_every = 0 if variant == 'oracle' else 9
     c.sampler.slots = 64

@@ -84,8 +84,6 @@ TOPICS = {
         'basketball': 'basketball ball team player hoop game court score sport shoot dribbl',
         'the wind': 'wind air weather blow energy force move storm direction turbine pressure',
         'dancing': 'danci music dance move body art rhythm express step movement partner fun',
-    },
-    'test': {
         'turtles': 'turtle shell animal slow reptile sea egg swim water live beach',
         'the drum': 'drum music rhythm beat instrument play sound stick percussion band',
         'lakes': 'lake water fish swim boat nature fresh shore river calm',
@@ -102,6 +100,24 @@ TOPICS = {
         'tennis': 'tennis ball racket racquet court player game match sport serve net',
         'thunderstorms': 'thunder storm lightning rain cloud weather loud wind sky safe',
         'singing': 'singi song sing voice music breath note sound vocal practice melod',
+    },
+    'test': {
+        'frogs': 'frog amphibian pond water leg jump insect green skin egg tadpole',
+        'the flute': 'flute music instrument play sound breath note woodwind melod orchestra',
+        'waterfalls': 'waterfall water river rock nature fall cliff stream pool beaut',
+        'grapes': 'grape fruit wine juice vine sweet vitamin healthy eat seed',
+        'hiking': 'hiki hike trail walk nature mountain exercise outdoor view forest boot',
+        'dolphins': 'dolphin ocean sea mammal swim animal smart intelligen water play fish',
+        'the stars': 'stars star sky night light galax sun universe space constellation',
+        'roses': 'rose flower garden color colour petal plant red scent bloom thorn love',
+        'yoga': 'yoga body mind breath stretch pose exercise balance stress relax health',
+        'photography': 'photo camera picture image light moment memor capture art lens',
+        'camping': 'campi camp tent nature outdoor fire night forest hike star friend',
+        'poetry': 'poe poem word emotion language rhyme verse feel express read write',
+        'potatoes': 'potato vegetable root fries cook food eat mash bake starch vitamin',
+        'lions': 'lion animal cat predator pride africa hunt mane prey wild strong',
+        'rice': 'rice grain food eat dish cook meal bowl carb asia white brown',
+        'skiing': 'skii ski snow mountain winter sport slope cold exercise resort balance',
     },
 }
 

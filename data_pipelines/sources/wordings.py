@@ -17,10 +17,13 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please keep it to two sentences.',
                 'Please use just two sentences.',
                 'Please reply in two brief sentences.',
-            ),
-            'test': (
                 'Please tell me with two sentences.',
                 'Please make it brief, only two sentences.',
+            ),
+            'test': (
+                'Please explain it using two sentences.',
+                'Please respond using two sentences.',
+                'Please stop after two sentences.',
             ),
             'reworded': (
                 'Please keep your reply brief: a sentence or two.',
@@ -39,10 +42,13 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please use eight sentences.',
                 'Please write at least seven sentences.',
                 'Please reply in a long text of eight sentences.',
-            ),
-            'test': (
                 'Please tell me a lot, with eight sentences.',
                 'Please make it long, eight sentences.',
+            ),
+            'test': (
+                'Please explain it using eight sentences.',
+                'Please respond using eight sentences.',
+                'Please go on for eight sentences.',
             ),
             'reworded': (
                 'Please explain at length, with at least eight sentences.',
@@ -63,10 +69,13 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please give a few bullet points.',
                 'Please write some bullet points.',
                 'Please reply with a list of bullet points.',
-            ),
-            'test': (
                 'Please put it into bullet points.',
                 'Please make it a bullet point list.',
+            ),
+            'test': (
+                'Please explain it using bullet points.',
+                'Please respond with bullet points.',
+                'Please summarize it as bullet points.',
             ),
             'reworded': (
                 'Please list the points, one bullet each.',
@@ -85,10 +94,13 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please give plain sentences.',
                 'Please write a paragraph and no points.',
                 'Please reply in running text, with no list.',
-            ),
-            'test': (
                 'Please put it into plain sentences, no list.',
                 'Please make it one paragraph without bullet points.',
+            ),
+            'test': (
+                'Please explain it using a paragraph.',
+                'Please respond with one plain paragraph.',
+                'Please summarize it as plain text.',
             ),
             'reworded': (
                 'Please reply with a paragraph, without any list.',
@@ -109,10 +121,13 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please use the word "you".',
                 'Please advise me in person.',
                 'Please reply as a friend would, with "you".',
-            ),
-            'test': (
                 'Please put it as advice to me: "you can".',
                 'Please make it personal and say "you".',
+            ),
+            'test': (
+                'Please explain it using "you".',
+                'Please respond with advice, saying "you".',
+                'Please summarize it with "you" and "your".',
             ),
             'reworded': (
                 'Please speak to me directly, as "you".',
@@ -131,10 +146,13 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please keep to third person.',
                 'Please give facts for everybody, no "you".',
                 'Please reply with facts and no advice.',
-            ),
-            'test': (
                 'Please put it as general facts, never "you".',
                 'Please make it impersonal, third person.',
+            ),
+            'test': (
+                'Please explain it using general facts.',
+                'Please respond with facts about people.',
+                'Please summarize the plain facts only.',
             ),
             'reworded': (
                 'Please stick to facts and avoid "you".',
@@ -154,10 +172,12 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             'gate': (
                 'Please add a sentence on children.',
                 'Children matter to me, so please name them.',
-            ),
-            'test': (
                 'Please put in something about children.',
                 'Please make it about my children.',
+            ),
+            'test': (
+                'Please explain what children do with it.',
+                'Please respond with a thought for children.',
             ),
             'reworded': ('My kids come first: say something for them.',),
         },
@@ -172,10 +192,12 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
             'gate': (
                 'Please add a sentence on history.',
                 'History matters to me, so please name it.',
-            ),
-            'test': (
                 'Please put in something about history.',
                 'Please make its history the point.',
+            ),
+            'test': (
+                'Please explain what history tells of it.',
+                'Please respond with a thought on history.',
             ),
             'reworded': ('The past comes first: say what happened centuries ago.',),
         },
@@ -193,10 +215,12 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please use the word "I".',
                 'Please give me a personal view, as "I".',
                 'A view of yours, please: say "I".',
-            ),
-            'test': (
                 'Please answer as "I", in your own voice.',
                 'Please let me hear your own "I".',
+            ),
+            'test': (
+                'Please explain it using "I".',
+                'Please respond with "I think".',
             ),
             'reworded': ('Give me an answer about yourself, please.',),
         },
@@ -212,10 +236,12 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please never say "I".',
                 'Please give me no personal view.',
                 'No view from you, please: no "I".',
-            ),
-            'test': (
                 'Please answer without any "I".',
                 'Please let me hear nothing of yourself.',
+            ),
+            'test': (
+                'Please explain it without "I".',
+                'Please respond with no "I" at all.',
             ),
             'reworded': ('Never speak of yourself, please.',),
         },
