@@ -28,15 +28,15 @@ def get_config(variant: str = 'oracle'):
     c.simulated.special_every = 0 if variant == 'oracle' else 9
     c.sampler.slots = 64
     c.sampler.prompt_tokens = 128 if variant == 'oracle' else 256
-    c.sampler.new_tokens = 160
+    # Replies of conversations must end by themselves: what is cut off, a rewrite beats by its length.
+    c.sampler.new_tokens = 160 if variant == 'oracle' else 320
     c.sampler.temperature = 0.7
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.candidates.samples = 6
     c.candidates.max_prompts = 0 if variant == 'oracle' else 120
     c.pairs.accept_artefacts = variant == 'complaints'
-    c.rows.tokens = 640
-    c.rows.scored = 512
+    c.rows.tokens, c.rows.scored = (640, 512) if variant == 'oracle' else (1024, 768)
     c.rows.pairs = 4
     c.train.batch_rows = 3  # about 9 pairs
     c.train.accumulate = 3

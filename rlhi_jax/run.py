@@ -1,7 +1,7 @@
 """What every program on a trained or imported model sets up: mesh, decoder, parameters, rows."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rlhi_jax.data.shards import Shards
 from rlhi_jax.errors import UserError
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.scoring import Params, score_replies
+from rlhi_jax.scoring import Batch, Params, score_replies
 from rlhi_jax.sharding import RULES, batch_sharding, local_rows, replicated, shardings_of, to_global
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -29,7 +29,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 @contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
     """Trace and run with logical axes laid on this mesh."""
-    with mesh, nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
@@ -66,7 +66,9 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
 def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
     """Shapes, dtypes and shardings of a decoder's parameters."""
     boxed = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
-    return abstract_with_shardings(nn.unbox(boxed), shardings_of(boxed, mesh))
+    # Not `nn.unbox`, which would constrain these shapes as if they were arrays.
+    shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return abstract_with_shardings(shapes, shardings_of(boxed, mesh))
 
 
 def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
@@ -102,17 +104,22 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     return plan, shards, template
 
 
+def jit_score(config: ConfigDict, decoder: Decoder, mesh: Mesh) -> Callable[[Params, Batch], jax.Array]:
+    """The jitted function from parameters and rows to the scores of replies, [B, R] float32 on every device."""
+
+    def score(params: Params, rows: Batch) -> jax.Array:
+        scores = score_replies(decoder, params, rows, chunk=config.model.logprob_chunk)
+        return scores.reward_BR if decoder.spec.head == 'reward' else scores.logp_BR
+
+    return jax.jit(score, out_shardings=replicated(mesh))
+
+
 class RowScorer:
     """Scores of replies for given batches of rows: rewards, or log-probabilities, by the decoder's head."""
 
     def __init__(self, config: ConfigDict, decoder: Decoder, mesh: Mesh):
         self._mesh, self._threads = mesh, config.data.threads
-
-        def score(params, rows):
-            scores = score_replies(decoder, params, rows, chunk=config.model.logprob_chunk)
-            return scores.reward_BR if decoder.spec.head == 'reward' else scores.logp_BR
-
-        self._score = jax.jit(score, out_shardings=replicated(mesh))
+        self._score = jit_score(config, decoder, mesh)
 
     def __call__(self, params: Params, reader: RowReader, order: list[list[int]]) -> Iterator[np.ndarray]:
         """Yield [rows, R] float32 for each batch of row numbers in `order` (-1 for padding), one after another."""

@@ -9,7 +9,7 @@ a prompt (padded), K key-value heads, H head width, V vocabulary.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -164,6 +164,31 @@ def branch(
     )
 
 
+def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
+    """Slots that hold nothing; a cache is a whole number of buckets, as padded prompts are written into it."""
+    spec, count = decoder.spec, sampling.slots
+    prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
+    capacity = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
+    k = jnp.zeros((count, spec.num_kv_heads, spec.head_dim, capacity), decoder.dtype)
+    cache = {f'layers_{layer}': {'kv': KVCache(k, k.swapaxes(-1, -2))} for layer in range(spec.num_layers)}
+    zeros = jnp.zeros(count, jnp.int32)
+    return Slots(zeros, zeros, jnp.zeros((count, 2), jnp.uint32), cache)
+
+
+def slots_layout(mesh: Mesh) -> Slots:
+    """Shardings of slots: slots over data and fsdp, heads of the cache over tensor."""
+    rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+    return Slots(rows, rows, rows, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor')))
+
+
+def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Params, Slots], tuple[Slots, jax.Array]]:
+    """The jitted `decode`; the slots' memory is reused."""
+    layout = slots_layout(mesh)
+    return jax.jit(
+        functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, layout.token_S)
+    )
+
+
 class Sampler:
     """Samples continuations of prompts from one model, on one process's devices.
 
@@ -185,30 +210,13 @@ class Sampler:
         self.model, self.sampling, self._mesh = model, sampling, mesh
         self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
         decoder = Decoder(model.spec, jnp.dtype(dtype), unrolled=True)
-        shard = functools.partial(NamedSharding, mesh)
-        rows, cache = shard(PartitionSpec(('data', 'fsdp'))), shard(PartitionSpec(('data', 'fsdp'), 'tensor'))
-        layout = Slots(rows, rows, rows, cache)
+        layout = slots_layout(mesh)
         with on_mesh(mesh):
             self._params = jax.jit(unroll)(load_params(Decoder(model.spec), model, mesh, seed=0))
-            self._empty = jax.jit(functools.partial(self._empty_slots, decoder), out_shardings=layout)
-            self._decode = jax.jit(
-                functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, rows)
-            )
+            self._empty = jax.jit(functools.partial(empty_slots, decoder, sampling), out_shardings=layout)
+            self._decode = jit_decode(decoder, sampling, mesh)
             self._prefill = jax.jit(functools.partial(prefill, decoder))
             self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a slot's cache holds; a whole number of buckets, as padded prompts are written into it."""
-        prompt = -(-self.sampling.prompt_tokens // BUCKET) * BUCKET
-        return max(prompt, self.sampling.prompt_tokens + self.sampling.new_tokens)
-
-    def _empty_slots(self, decoder: Decoder) -> Slots:
-        spec, count = decoder.spec, self.sampling.slots
-        k = jnp.zeros((count, spec.num_kv_heads, spec.head_dim, self.capacity), decoder.dtype)
-        cache = {f'layers_{layer}': {'kv': KVCache(k, k.swapaxes(-1, -2))} for layer in range(spec.num_layers)}
-        zeros = jnp.zeros(count, jnp.int32)
-        return Slots(zeros, zeros, jnp.zeros((count, 2), jnp.uint32), cache)
 
     def key(self, request: Request, sample: int) -> np.ndarray:
         """The random key of one sample, [2] uint32: a hash of seed, prompt, its name and the sample's number."""

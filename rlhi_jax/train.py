@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax import distributed, errors
-from rlhi_jax.checkpoints import ModelFolder, RunCheckpoints, abstract_with_shardings, open_model
+from rlhi_jax.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.config import check_config, define_flags, require, workdir_path
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.errors import UserError
@@ -28,10 +27,9 @@ from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.progress import Progress
 from rlhi_jax.reference import ReferenceCache, fill_reference, reference_identity, with_reference
-from rlhi_jax.run import abstract_params, load_params, make_decoder, on_mesh, open_rows, sees_persona
-from rlhi_jax.scoring import Params
+from rlhi_jax.run import load_params, make_decoder, on_mesh, open_rows, sees_persona
 from rlhi_jax.sharding import batch_sharding, check_fit, local_rows, make_mesh, replicated, to_global
-from rlhi_jax.train_step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
+from rlhi_jax.train_step import TrainState, abstract_state, jit_train_step, make_optimizer
 from rlhi_jax.workdir import claim_workdir, refuse_another_run, run_identity
 
 STOPPED = 75  # exit status of a run that was asked to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
@@ -65,8 +63,6 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     claim_workdir(workdir, run, model, decoder.spec)
 
     checkpoints = RunCheckpoints(workdir, keep=config.checkpoint.keep)
-    optimizer = make_optimizer(config.optimizer, num_steps)
-    schedule = learning_rate(config.optimizer, num_steps)
     with on_mesh(mesh):
         read = reader.__getitem__
         if cache is not None:
@@ -74,17 +70,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             wanted = (row for step in range(num_steps) for row in order[step])
             fill_reference(config, cache, ref_reader, wanted, decoder, model, mesh)
             read = with_reference(reader, cache)
-        state = _first_state(config, decoder, model, optimizer, mesh, checkpoints)
-        gradient = make_gradient(
-            decoder,
-            objective,
-            config.get(config.objective),
-            accumulate=config.train.accumulate,
-            chunk=config.model.logprob_chunk,
-        )
-        same = jax.tree.map(lambda x: x.sharding, state)  # the state's memory is reused: its layout must not drift
-        step_fn = make_train_step(gradient, optimizer, schedule)
-        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(same, replicated(mesh)))
+        state = _first_state(config, decoder, model, mesh, checkpoints, num_steps)
+        step_fn = jit_train_step(config, decoder, state, mesh, num_steps)
         first_step = int(state.step)
         sharding = batch_sharding(mesh)
         places = local_rows(sharding, config.train.batch_rows)
@@ -154,34 +141,18 @@ class _Pending:
 
 
 def _first_state(
-    config: ConfigDict,
-    decoder: Decoder,
-    model: ModelFolder,
-    optimizer: Any,
-    mesh: Mesh,
-    checkpoints: RunCheckpoints,
+    config: ConfigDict, decoder: Decoder, model: ModelFolder, mesh: Mesh, checkpoints: RunCheckpoints, num_steps: int
 ) -> TrainState:
     """The newest checkpoint's state, or that of step 0."""
-    abstract = abstract_params(decoder, mesh)
-    shapes = jax.eval_shape(optimizer.init, abstract)
-    shardings = _like_params(shapes, abstract, jax.tree.map(lambda x: x.sharding, abstract), replicated(mesh))
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    abstract = abstract_state(decoder, optimizer, mesh)
     step = checkpoints.latest_step
     if step is None:
         params = load_params(decoder, model, mesh, seed=config.seed)
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-        return TrainState(_scalar(0, mesh), params, opt_state)
-    params, opt_state, progress = checkpoints.restore(step, abstract, abstract_with_shardings(shapes, shardings))
+        layout = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
+        return TrainState(_scalar(0, mesh), params, jax.jit(optimizer.init, out_shardings=layout)(params))
+    params, opt_state, progress = checkpoints.restore(step, abstract.params, abstract.opt_state)
     return TrainState(_scalar(progress['step'], mesh), params, opt_state)
-
-
-def _like_params(shapes: Any, params: Params, shardings: Any, otherwise: Any) -> Any:
-    """Shardings of an optimizer state: a subtree shaped like the parameters is laid out as they are."""
-    treedef = jax.tree.structure(params)
-
-    def is_params(subtree):
-        return jax.tree.structure(subtree) == treedef
-
-    return jax.tree.map(lambda x: shardings if is_params(x) else otherwise, shapes, is_leaf=is_params)
 
 
 def _scalar(value: int, mesh: Mesh) -> jax.Array:

@@ -10,10 +10,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from rlhi_jax.checkpoints import abstract_with_shardings
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.objectives import Objective
+from rlhi_jax.objectives import OBJECTIVES, Objective
+from rlhi_jax.run import abstract_params
 from rlhi_jax.scoring import Batch, Params, pair_losses
+from rlhi_jax.sharding import replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -70,6 +75,9 @@ def make_gradient(
 
     def gradient(params: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
         pairs = jnp.maximum((batch['pair_id'] >= 0).sum(), 1)
+        if accumulate == 1:  # without a second copy of the gradient to add to
+            grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, pairs)
+            return grads, metrics | {'pairs': pairs}
         # Row b * A + a goes to step a: each device keeps its own rows, so nothing moves between devices.
         by_step = {n: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0) for n, x in batch.items()}
         first = {name: values[0] for name, values in by_step.items()}
@@ -100,3 +108,36 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a run's state; the optimizer's moments lie as the parameters do."""
+    params = abstract_params(decoder, mesh)
+    shapes = jax.eval_shape(optimizer.init, params)
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    treedef = jax.tree.structure(params)
+
+    def is_params(subtree):
+        return jax.tree.structure(subtree) == treedef
+
+    moments = jax.tree.map(lambda x: shardings if is_params(x) else replicated(mesh), shapes, is_leaf=is_params)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return TrainState(step, params, abstract_with_shardings(shapes, moments))
+
+
+def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh: Mesh, num_steps: int) -> Callable:
+    """The step that `config` describes, jitted for a state of this layout (arrays, or shapes with shardings).
+
+    The state's memory is reused, so its layout must not drift: what comes out lies as what went in.
+    """
+    gradient = make_gradient(
+        decoder,
+        OBJECTIVES[config.objective],
+        config.get(config.objective),
+        accumulate=config.train.accumulate,
+        chunk=config.model.logprob_chunk,
+    )
+    optimizer, schedule = make_optimizer(config.optimizer, num_steps), learning_rate(config.optimizer, num_steps)
+    step = make_train_step(gradient, optimizer, schedule)
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))

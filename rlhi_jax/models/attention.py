@@ -1,61 +1,75 @@
 """Attention over interaction trees: one rule for causal rows, shared prefixes, candidates and packing.
 
-Dimension key: B rows, T tokens, Q queries of one block, S keys up to that block's end, C tokens that a cache holds, K
-key-value heads, G query heads per key-value head, N = K G query heads, H head width.
+Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` counts the tokens from j to the end of its
+node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1.
+
+Dimension key: B rows, T tokens, C tokens that a cache holds, K key-value heads, G query heads per key-value head,
+N = K G query heads, H head width.
 """
 
-import functools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-BLOCK = 128  # queries at a time: their logits stay in a CPU's cache
-
-
-def tree_mask(extent_BS: jax.Array, first: int, queries: int) -> jax.Array:
-    """Which of `queries` tokens from index `first` on attend to which of the first S tokens, [B, Q, S] bool.
-
-    Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` counts the tokens from j to the end of
-    its node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1.
-
-    >>> tree_mask(jnp.array([[3, 1, 1]]), 0, 3)[0].astype(int).tolist()   # a root and two children
-    [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
-    """
-    distance_QS = first + jnp.arange(queries)[:, None] - jnp.arange(extent_BS.shape[-1])[None, :]
-    return (distance_QS >= 0) & (distance_QS < extent_BS[:, None, :])
+from rlhi_jax.models import attention_tpu, attention_xla
+from rlhi_jax.models.tree_blocks import BLOCK
 
 
 def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> jax.Array:
     """Grouped-query attention by the tree rule, [B, T, N, H]; logits and softmax in float32.
 
-    A block of queries sees only the keys up to its own end, and its logits are computed again for the gradient instead
-    of being kept.
+    On a TPU by Pallas kernels, elsewhere by blockwise XLA; both skip blocks in which nothing attends, and compute
+    logits again for the gradient. On a mesh, rows and heads stay on their devices.
     """
-    batch, length, heads, width = q_BTNH.shape
-    kv_heads = k_BTKH.shape[2]
-    q_BKGTH = q_BTNH.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4)
-    k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
-    blocks = []
-    for first in range(0, length, BLOCK):
-        end = min(first + BLOCK, length)
-        attend = jax.checkpoint(functools.partial(_attend, first=first))
-        blocks.append(attend(q_BKGTH[..., first:end, :], k_BKTH[:, :, :end], v_BKTH[:, :, :end], extent_BT[:, :end]))
-    out_BKGTH = jnp.concatenate(blocks, axis=3)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+    length = q_BTNH.shape[1]
+    padding = -length % BLOCK
+
+    def padded(x: jax.Array, value: int = 0) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+
+    inputs = padded(q_BTNH), padded(k_BTKH), padded(v_BTKH), padded(extent_BT, 1)
+    return _on_devices(q_BTNH.shape[0])(*inputs)[:, :length]
 
 
-def _attend(q_BKGQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, extent_BS: jax.Array, *, first: int) -> jax.Array:
-    batch, kv_heads, groups, queries, width = q_BKGQH.shape
-    # One matrix product a key-value head: all its query heads' rows at once.
-    q_BKXH = q_BKGQH.reshape(batch, kv_heads, groups * queries, width)
-    logits = jnp.einsum('BKXH,BKSH->BKXS', q_BKXH, k_BKSH, preferred_element_type=jnp.float32)
-    logits = logits.reshape(batch, kv_heads, groups, queries, -1) * width**-0.5
-    mask_BQS = tree_mask(extent_BS, first, queries)
-    logits = jnp.where(mask_BQS[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BKSH.dtype)
-    weights_BKXS = weights.reshape(batch, kv_heads, groups * queries, -1)
-    return jnp.einsum('BKXS,BKSH->BKXH', weights_BKXS, v_BKSH).reshape(q_BKGQH.shape)
+def _on_devices(batch: int):
+    """The function that attends, each device of the mesh in context on its own rows and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _attend
+    rows, heads = nn.logical_to_mesh_axes(('batch', 'heads'))
+    split = 1
+    for axis in rows:
+        split *= mesh.shape[axis]
+    if batch % split:  # a sampler reads one prompt at a time, on all devices
+        rows = None
+    per_head, per_row = jax.P(rows, None, heads, None), jax.P(rows, None)
+    return jax.shard_map(_attend, in_specs=(per_head,) * 3 + (per_row,), out_specs=per_head, check_vma=False)
+
+
+@jax.custom_vjp
+def _attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> jax.Array:
+    return _attend_forward(q_BTNH, k_BTKH, v_BTKH, extent_BT)[0]
+
+
+def _attend_forward(*inputs: jax.Array) -> tuple[jax.Array, tuple]:
+    out, lse = jax.lax.platform_dependent(*inputs, tpu=attention_tpu.forward, default=attention_xla.forward)
+    out, lse = checkpoint_name(out, 'context'), checkpoint_name(lse, 'lse')
+    return out, (*inputs, out, lse)
+
+
+def _attend_backward(residuals: tuple, d_out_BTNH: jax.Array) -> tuple:
+    *inputs, out_BTNH, lse_BNT = residuals
+    delta_BNT = jnp.einsum('BTNH,BTNH->BNT', out_BTNH, d_out_BTNH, preferred_element_type=jnp.float32)
+    gradients = jax.lax.platform_dependent(
+        *inputs, lse_BNT, delta_BNT, d_out_BTNH, tpu=attention_tpu.backward, default=attention_xla.backward
+    )
+    return (*gradients, None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 class KVCache(NamedTuple):

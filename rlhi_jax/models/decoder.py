@@ -16,15 +16,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rlhi_jax.errors import UserError
 from rlhi_jax.models.attention import cached_attention, tree_attention
 from rlhi_jax.models.rope import rotate, rotation
 from rlhi_jax.models.spec import ModelSpec
 
+_names = jax.checkpoint_policies.save_only_these_names
+# What a layer keeps for its gradient, most first; all else is computed again.
 REMAT_POLICIES = {
     'save_all': None,
-    'save_dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'save_dots': jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _names('context', 'lse')
+    ),
+    'save_attention': _names('query', 'key', 'value', 'context', 'lse', 'attention_out'),
     'save_nothing': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -68,9 +74,9 @@ class Block(nn.Module):
             return y
 
         h_BTD = _rms_norm(x_BTD, self.weight('attention_norm', (width,), ('norm',)), s.norm_eps)
-        q_BTNH = rotate(project('q', heads, 'heads'), *rope)
-        k_BTKH = rotate(project('k', kv_heads, 'kv_heads'), *rope)
-        v_BTKH = project('v', kv_heads, 'kv_heads')
+        q_BTNH = checkpoint_name(rotate(project('q', heads, 'heads'), *rope), 'query')
+        k_BTKH = checkpoint_name(rotate(project('k', kv_heads, 'kv_heads'), *rope), 'key')
+        v_BTKH = checkpoint_name(project('v', kv_heads, 'kv_heads'), 'value')
         self.sow('new', 'kv', (k_BTKH, v_BTKH), reduce_fn=lambda _, latest: latest)
         if self.has_variable('cache', 'kv'):
             cache = self.variable('cache', 'kv')
@@ -78,7 +84,7 @@ class Block(nn.Module):
         else:
             context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, extent_BT)
         o_NHD = self.weight('o', (heads, head_dim, width), ('heads', 'head_dim', 'embed'))
-        x_BTD = x_BTD + jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD)
+        x_BTD = x_BTD + checkpoint_name(jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD), 'attention_out')
 
         h_BTD = _rms_norm(x_BTD, self.weight('mlp_norm', (width,), ('norm',)), s.norm_eps)
         gate_BTF = jnp.einsum('BTD,DF->BTF', h_BTD, self.weight('gate', (width, mlp), ('embed', 'mlp')))

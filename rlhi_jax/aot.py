@@ -1,0 +1,249 @@
+"""Compile the real programs for a TPU topology on a machine without one, and say what they would take of each chip.
+
+    JAX_PLATFORMS=cpu python -m rlhi_jax.aot --config=configs/NAME.py --topology=v5p:2x2x4 [--model=CONFIG.json]
+
+Prints one JSON object a program of `--programs` (train, score, sample): HBM of a chip, FLOPs in closed form, bytes,
+what goes between chips, compile seconds. Exits with status 1 where one does not fit. `--sweep` compiles the train step
+for every mesh and remat policy instead, and names the best that fits: fewest FLOPs, then fewest bytes between chips.
+`--model` is a Hugging Face config.json, to plan for a model that is not here. Needs libtpu (`pip install -e .[aot]`).
+
+FLOPs are of full rows that hold `config.rows.pairs` trees of one prefix and two replies.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhi_jax import errors
+from rlhi_jax.checkpoints import abstract_with_shardings, open_model
+from rlhi_jax.collectives import collective_bytes
+from rlhi_jax.config import capacities, check_config, define_config_flag, require, sampling
+from rlhi_jax.conversion.hf import spec_from_hf
+from rlhi_jax.data.rows import empty_row
+from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.files import read_json
+from rlhi_jax.flops import Work, forward_flops, shared_prefix, train_flops
+from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
+from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.progress import Progress
+from rlhi_jax.run import abstract_params, jit_score, on_mesh
+from rlhi_jax.sampler import empty_slots, jit_decode, slots_layout
+from rlhi_jax.sharding import batch_sharding, check_fit, make_mesh
+from rlhi_jax.train_step import abstract_state, jit_train_step, make_optimizer
+
+GIB = 2**30
+Report = dict[str, Any]
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """The devices of a TPU topology such as v5p:2x2x4, to compile for.
+
+    Raises:
+      UserError: libtpu is missing or knows no such topology.
+    """
+    try:
+        from jax.experimental import topologies
+
+        return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
+    except Exception as error:  # libtpu raises unrelated types
+        raise UserError(
+            f'--topology={name!r} cannot be compiled for ({one_line(error)[:300]}): name one such as v5e:16x16, '
+            'v5p:2x2x4 or v6e:4x4, and install libtpu (pip install -e .[aot])'
+        ) from None
+
+
+def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
+    """The model to plan for, with the head that the objective trains."""
+    if file:
+        spec = spec_from_hf(read_json(Path(file), 'name a config.json of a Hugging Face model', fields=('model_type',)))
+    else:
+        require(config, 'model.path')
+        spec = open_model(config.model.path).spec
+    return dataclasses.replace(spec, head=OBJECTIVES[config.objective].head)
+
+
+def abstract_rows(config: ConfigDict, mesh: Mesh, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `count` rows as the loader hands them out."""
+    room = capacities(config)
+    row = empty_row(room)
+    shapes = {name: (column.shape, column.dtype) for name, column in row.items()}
+    if OBJECTIVES[config.objective].uses_reference:
+        shapes['reference_logp'] = ((room.replies,), jnp.float32)
+    layout = batch_sharding(mesh)
+    return {n: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=layout) for n, (shape, dtype) in shapes.items()}
+
+
+def _train(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
+    decoder = Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat)
+    rows = config.train.batch_rows // config.train.accumulate
+    check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
+    state = abstract_state(decoder, make_optimizer(config.optimizer, 1000), mesh)
+    step = jit_train_step(config, decoder, state, mesh, 1000)
+    return step.lower(state, abstract_rows(config, mesh, config.train.batch_rows))
+
+
+def _score(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
+    decoder = Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat)
+    rows = config.train.batch_rows // config.train.accumulate
+    check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
+    return jit_score(config, decoder, mesh).lower(abstract_params(decoder, mesh), abstract_rows(config, mesh, rows))
+
+
+def _sample(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
+    decoder, how = Decoder(spec, jnp.dtype(config.model.dtype), unrolled=True), sampling(config)
+    check_fit(mesh, spec, how.slots, 'config.sampler.slots')
+    shapes, layout = jax.eval_shape(lambda: empty_slots(decoder, how)), slots_layout(mesh)
+    cache = abstract_with_shardings(shapes.cache, jax.tree.map(lambda _: layout.cache, shapes.cache))
+    heads = abstract_with_shardings(shapes.replace(cache=None), layout.replace(cache=None))
+    return jit_decode(decoder, how, mesh).lower(abstract_params(decoder, mesh), heads.replace(cache=cache))
+
+
+PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]] = {
+    'train': _train,
+    'score': _score,
+    'sample': _sample,
+}
+
+
+def row_work(config: ConfigDict) -> Work:
+    """A full row: `config.rows.pairs` trees of one prefix and two replies, every scored slot used."""
+    room = capacities(config)
+    reply = room.scored // room.replies
+    return Work(
+        *(
+            room.pairs * n
+            for n in dataclasses.astuple(shared_prefix(room.tokens // room.pairs - 2 * reply, reply, reply))
+        )
+    )
+
+
+def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
+    """TFLOPs of one run of a program on all chips, by part; of train also a pair's, with the reference's pass once."""
+    if program == 'sample':
+        return {}
+    forward = {name: value * config.train.batch_rows for name, value in forward_flops(spec, row_work(config)).items()}
+    if program == 'score':
+        return {name: value / 1e12 / config.train.accumulate for name, value in forward.items()}
+    train = train_flops(spec, row_work(config), config.model.remat)
+    train = {name: value * config.train.batch_rows for name, value in train.items()}
+    reference = sum(forward.values()) if OBJECTIVES[config.objective].uses_reference else 0
+    pairs = config.train.batch_rows * config.rows.pairs
+    total = {'a_pair': (sum(train.values()) + reference) / pairs, 'a_pair_without_repeats': 0.0}
+    total['a_pair_without_repeats'] = total['a_pair'] - train['repeated'] / pairs
+    return {name: value / 1e12 for name, value in (train | {'reference': reference} | total).items()}
+
+
+def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> Report:
+    """Compile one program and measure it; where it does not fit, `fits` is False and `why` the compiler's sentence."""
+    start = time.monotonic()
+    report: Report = dict(program=program, mesh=dict(mesh.shape), remat=config.model.remat, chips=mesh.size)
+    report |= dict(tflops=flops(program, config, spec))
+    with on_mesh(mesh):
+        lowered = PROGRAMS[program](config, spec, mesh)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            return report | dict(fits=False, why=_sentence(error), compile_seconds=time.monotonic() - start)
+    memory = compiled.memory_analysis()
+    parts = dict(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,  # what is not written over an argument
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+    )
+    sent = collective_bytes(compiled.as_text())
+    return report | dict(
+        fits=True,
+        hbm_gib={name: size / GIB for name, size in parts.items()} | {'total': sum(parts.values()) / GIB},
+        collective_gib={kind: size / GIB for kind, size in sent.items()},
+        compile_seconds=time.monotonic() - start,
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """How much of a chip's memory the compiler would have needed."""
+    found = re.search(r'Used [\d.]+\S? of [\d.]+\S? hbm', str(error))
+    return found[0] if found else one_line(error)[:200]
+
+
+def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Iterator[Report]:
+    """Reports of the train step on every mesh that divides model and batch, under every remat policy."""
+    tries = []
+    for tensor in (n for n in range(1, spec.num_kv_heads + 1) if len(devices) % n == 0):
+        for fsdp in (n for n in range(1, len(devices) // tensor + 1) if len(devices) // tensor % n == 0):
+            sizes = dict(data=len(devices) // tensor // fsdp, fsdp=fsdp, tensor=tensor, context=1)
+            mesh = make_mesh(sizes, devices)
+            try:
+                check_fit(mesh, spec, config.train.batch_rows // config.train.accumulate)
+            except UserError:
+                continue
+            tries += [(mesh, remat) for remat in REMAT_POLICIES]
+    if not tries:
+        raise UserError(f'config.train.batch_rows: no mesh of {len(devices)} chips divides the model and the batch')
+    with Progress('sweep', len(tries), unit='compiles') as progress:
+        for done, (mesh, remat) in enumerate(tries, start=1):
+            own = config.copy_and_resolve_references()
+            own.model.remat = remat
+            yield compile_report('train', own, spec, mesh)
+            progress.update(done)
+
+
+def _cost(report: Report) -> tuple[float, float]:
+    return report['tflops']['a_pair'], sum(report['collective_gib'].values())
+
+
+def main() -> None:
+    config = check_config(flags.FLAGS.config)
+    if not flags.FLAGS.topology:
+        raise UserError('--topology is missing: name one such as v5p:2x2x4')
+    programs = flags.FLAGS.programs.split(',')
+    if unknown := set(programs) - PROGRAMS.keys():
+        raise UserError(f'--programs names {min(unknown)!r}: choose from {", ".join(PROGRAMS)}')
+    spec = model_spec(config, flags.FLAGS.model)
+    devices = topology_devices(flags.FLAGS.topology)
+    common = dict(topology=flags.FLAGS.topology)
+    if flags.FLAGS.sweep:
+        fitting = []
+        for report in sweep(config, spec, devices):
+            print(json.dumps(common | report), flush=True)
+            fitting += [report] if report['fits'] else []
+        if not fitting:
+            sys.exit(
+                f'error: nothing fits {flags.FLAGS.topology}: use more chips, shorter rows or config.train.accumulate'
+            )
+        best = min(fitting, key=_cost)
+        print(f'best that fits: {best["mesh"]}, {best["remat"]}, {best["hbm_gib"]["total"]:.1f} GiB', file=sys.stderr)
+        return
+    mesh = make_mesh(config.mesh.to_dict(), devices)
+    fits = True
+    for program in programs:
+        report = compile_report(program, config, spec, mesh)
+        print(json.dumps(common | report), flush=True)
+        if not report['fits']:
+            fits = False
+            print(f'error: {program} does not fit a chip of {flags.FLAGS.topology}: {report["why"]}', file=sys.stderr)
+    if not fits:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    define_config_flag()
+    flags.DEFINE_string('topology', None, 'TPU topology, such as v5p:2x2x4.')
+    flags.DEFINE_string('model', None, 'Hugging Face config.json of the model; without it, config.model.path.')
+    flags.DEFINE_string('programs', 'train,score,sample', 'Which programs to compile.')
+    flags.DEFINE_bool('sweep', False, 'Compile the train step for every mesh and remat policy.')
+    errors.run(main)

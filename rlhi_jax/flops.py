@@ -1,0 +1,85 @@
+"""Floating-point operations in closed form: body × tokens + head × scored tokens + allowed attention.
+
+A multiplication and an addition are two operations. Norms, rotations, activations and softmax are left out, as is
+customary: they are about a hundredth. A row's allowed attention is the sum of its extents: token j is attended to by
+`extent[j]` tokens.
+"""
+
+import dataclasses
+
+from rlhi_jax.models.spec import ModelSpec
+
+# Of a layer's matrix products, those that each remat policy of the decoder computes again for the gradient.
+REPEATED = {
+    'save_all': (),
+    'save_dots': (),
+    'save_attention': ('gate', 'up'),
+    'save_nothing': ('q', 'k', 'v', 'o', 'gate', 'up'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a model is run on.
+
+    Attributes:
+      tokens: tokens computed.
+      scored: tokens whose log-probability is read; 0 for reward models, whose head is next to nothing.
+      attended: (query, key) pairs of the mask.
+    """
+
+    tokens: int
+    scored: int
+    attended: int
+
+    def __add__(self, other: 'Work') -> 'Work':
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Work(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+def causal(length: int, scored: int) -> Work:
+    """One plain sequence of `length` tokens.
+
+    >>> causal(4, 2)
+    Work(tokens=4, scored=2, attended=10)
+    """
+    return Work(length, scored, length * (length + 1) // 2)
+
+
+def shared_prefix(prefix: int, *replies: int) -> Work:
+    """A tree of one prefix and some replies, every reply token scored.
+
+    >>> shared_prefix(2, 1, 1)   # 3 + (3 + 3): each reply token attends to the prefix and itself
+    Work(tokens=4, scored=2, attended=9)
+    """
+    attended = causal(prefix, 0).attended + sum(prefix * n + causal(n, 0).attended for n in replies)
+    return Work(prefix + sum(replies), sum(replies), attended)
+
+
+def _products(spec: ModelSpec) -> dict[str, int]:
+    """Parameters of each of a layer's matrix products."""
+    heads, kv_heads = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    mlp = dict.fromkeys(('gate', 'up', 'down'), spec.mlp_width * spec.width)
+    return {'q': heads * spec.width, 'o': heads * spec.width, **dict.fromkeys('kv', kv_heads * spec.width), **mlp}
+
+
+def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
+    """Of one pass without a gradient, by part."""
+    return {
+        'body': 2 * work.tokens * spec.num_layers * sum(_products(spec).values()),
+        'head': 2 * work.scored * spec.vocab_size * spec.width,
+        'attention': 2 * 2 * work.attended * spec.num_layers * spec.num_heads * spec.head_dim,
+    }
+
+
+def train_flops(spec: ModelSpec, work: Work, remat: str) -> dict[str, int]:
+    """Of one pass and its gradient, by part: three times the pass, and under `repeated` what is computed again.
+
+    That is, in the body what `remat` says; of the head its logits; of attention its logits (a half of the pass), and
+    all of the pass where `save_nothing` drops it.
+    """
+    forward = forward_flops(spec, work)
+    products = _products(spec)
+    body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in REPEATED[remat])
+    attention = forward['attention'] * (3 if remat == 'save_nothing' else 1) // 2
+    return {name: 3 * value for name, value in forward.items()} | {'repeated': body + forward['head'] + attention}

@@ -1,0 +1,286 @@
+"""Tree attention as Pallas kernels for TPUs: live blocks only, forward and backward.
+
+Which blocks are live is read from scalar memory before a step fetches them, so a dead block costs neither arithmetic
+nor bandwidth. JAX's splash attention has its mask compiled into the program, or reads a dense one; here it follows from
+one number per key.
+
+Dimension key: B rows, T tokens (a multiple of 128), N query heads, K key-value heads, H head width; Q queries and S
+keys of one block.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rlhi_jax.models.tree_blocks import ends, listed, live_blocks
+
+LANES = 128
+BLOCKS = (512, 256, 128)  # tokens of a block, the largest that divides the row
+NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)
+_NT = (((1,), (1,)), ((), ()))  # contract the last dimensions of both
+
+
+def forward(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Context [B, T, N, H] in q's dtype, and the log of each query's softmax denominator [B, N, T] in float32."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
+    batch, heads, length, width = q.shape
+    block, group = _block(length), heads // k.shape[1]
+    live, counts = _listed(extent_BT, block)
+    count = length // block
+
+    def at_query(b, n, i, step, *_):
+        return b, n, i, 0
+
+    def at_key(b, n, i, step, live, counts):
+        return b, n // group, live[(b * count + i) * count + step], 0
+
+    def at_end(b, n, i, step, live, counts):
+        return b, 0, live[(b * count + i) * count + step]
+
+    out, lse = pl.pallas_call(
+        functools.partial(_forward, count=count, scale=width**-0.5),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, heads, count, count),
+            in_specs=[
+                pl.BlockSpec((None, None, block, width), at_query),
+                pl.BlockSpec((None, None, block, width), at_key),
+                pl.BlockSpec((None, None, block, width), at_key),
+                pl.BlockSpec((None, 1, block), at_end),
+            ],
+            out_specs=[
+                pl.BlockSpec((None, None, block, width), at_query),
+                pl.BlockSpec((None, None, 1, block), lambda b, n, i, step, *_: (b, n, 0, i)),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((block, LANES), jnp.float32),
+                pltpu.VMEM((block, LANES), jnp.float32),
+                pltpu.VMEM((block, width), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
+        ],
+        compiler_params=_parallel(3, 1),
+        interpret=interpret,
+        name='tree_attention_forward',
+    )(live, counts, q, k, v, ends(extent_BT)[:, None])
+    return out.swapaxes(1, 2), lse[:, :, 0]
+
+
+def _forward(live, counts, q_ref, k_ref, v_ref, end_ref, out_ref, lse_ref, top, total, out, *, count, scale):
+    i, step = pl.program_id(2), pl.program_id(3)
+    queries = pl.program_id(0) * count + i
+
+    @pl.when(step == 0)
+    def _():
+        top[...] = jnp.full_like(top, NOTHING)
+        total[...] = jnp.zeros_like(total)
+        out[...] = jnp.zeros_like(out)
+
+    @pl.when(step < counts[queries])
+    def _():
+        logits_QS = _dot(q_ref[...], k_ref[...], _NT) * scale
+        seen_QS = _seen(i, live[queries * count + step], end_ref[...], 0)
+        logits_QS = jnp.where(seen_QS, logits_QS, NOTHING)
+        before = top[...]
+        after = jnp.maximum(before, logits_QS.max(axis=1, keepdims=True))
+        weights_QS = jnp.exp(logits_QS - after[:, :1])
+        shrink = jnp.exp(before - after)
+        top[...] = after
+        total[...] = total[...] * shrink + weights_QS.sum(axis=1, keepdims=True)
+        more = _dot(weights_QS.astype(v_ref.dtype), v_ref[...])
+        out[...] = out[...] * shrink[:, :1] + more
+
+    @pl.when(step == count - 1)
+    def _():
+        out_ref[...] = (out[...] / total[:, :1]).astype(out_ref.dtype)
+        lse_ref[...] = (top[...] + jnp.log(total[...])).T[:1]
+
+
+def backward(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    extent_BT: jax.Array,
+    lse_BNT: jax.Array,
+    delta_BNT: jax.Array,
+    d_out_BTNH: jax.Array,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q, k and v; `delta` is the sum over H of the context times its gradient."""
+    q, k, v, d_out = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH, d_out_BTNH))
+    rows = (q, k, v, d_out, lse_BNT[:, :, None], delta_BNT[:, :, None], ends(extent_BT)[:, None])
+    dq = _d_queries(extent_BT, rows, interpret)
+    dk, dv = _d_keys(extent_BT, rows, interpret)
+    return dq.swapaxes(1, 2), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
+
+
+def _d_queries(extent_BT, rows, interpret):
+    q, k = rows[:2]
+    batch, heads, length, width = q.shape
+    block, group = _block(length), heads // k.shape[1]
+    live, counts = _listed(extent_BT, block)
+    count = length // block
+
+    def at_query(b, n, i, step, *_):
+        return b, n, i, 0
+
+    def at_key(b, n, i, step, live, counts):
+        return b, n // group, live[(b * count + i) * count + step], 0
+
+    def of_query(b, n, i, step, *_):
+        return b, n, 0, i
+
+    def at_end(b, n, i, step, live, counts):
+        return b, 0, live[(b * count + i) * count + step]
+
+    return pl.pallas_call(
+        functools.partial(_d_query, count=count, scale=width**-0.5),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, heads, count, count),
+            in_specs=[
+                pl.BlockSpec((None, None, block, width), at_query),
+                pl.BlockSpec((None, None, block, width), at_key),
+                pl.BlockSpec((None, None, block, width), at_key),
+                pl.BlockSpec((None, None, block, width), at_query),
+                pl.BlockSpec((None, None, 1, block), of_query),
+                pl.BlockSpec((None, None, 1, block), of_query),
+                pl.BlockSpec((None, 1, block), at_end),
+            ],
+            out_specs=pl.BlockSpec((None, None, block, width), at_query),
+            scratch_shapes=[pltpu.VMEM((block, width), jnp.float32)],
+        ),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=_parallel(3, 1),
+        interpret=interpret,
+        name='tree_attention_d_queries',
+    )(live, counts, *rows)
+
+
+def _d_query(live, counts, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, end_ref, dq_ref, dq, *, count, scale):
+    i, step = pl.program_id(2), pl.program_id(3)
+    queries = pl.program_id(0) * count + i
+
+    @pl.when(step == 0)
+    def _():
+        dq[...] = jnp.zeros_like(dq)
+
+    @pl.when(step < counts[queries])
+    def _():
+        lse_Q1, delta_Q1 = (jnp.expand_dims(ref[0], -1) for ref in (lse_ref, delta_ref))
+        logits_QS = _dot(q_ref[...], k_ref[...], _NT) * scale
+        seen_QS = _seen(i, live[queries * count + step], end_ref[...], 0)
+        weights_QS = jnp.exp(jnp.where(seen_QS, logits_QS, NOTHING) - lse_Q1)
+        d_weights_QS = _dot(d_out_ref[...], v_ref[...], _NT)
+        d_logits_QS = weights_QS * (d_weights_QS - delta_Q1) * scale
+        dq[...] += _dot(d_logits_QS.astype(k_ref.dtype), k_ref[...])
+
+    @pl.when(step == count - 1)
+    def _():
+        dq_ref[...] = dq[...].astype(dq_ref.dtype)
+
+
+def _d_keys(extent_BT, rows, interpret):
+    q, k = rows[:2]
+    batch, heads, length, width = q.shape
+    kv_heads = k.shape[1]
+    block, group = _block(length), heads // kv_heads
+    live, counts = _listed(extent_BT, block, by_key=True)
+    count = length // block
+
+    def at_key(b, n, j, *_):
+        return b, n, j, 0
+
+    def at_query(b, n, j, member, step, live, counts):
+        return b, n * group + member, live[(b * count + j) * count + step], 0
+
+    def of_query(b, n, j, member, step, live, counts):
+        return b, n * group + member, 0, live[(b * count + j) * count + step]
+
+    return pl.pallas_call(
+        functools.partial(_d_key, count=count, group=group, scale=width**-0.5),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, kv_heads, count, group, count),
+            in_specs=[
+                pl.BlockSpec((None, None, block, width), at_query),
+                pl.BlockSpec((None, None, block, width), at_key),
+                pl.BlockSpec((None, None, block, width), at_key),
+                pl.BlockSpec((None, None, block, width), at_query),
+                pl.BlockSpec((None, None, 1, block), of_query),
+                pl.BlockSpec((None, None, 1, block), of_query),
+                pl.BlockSpec((None, 1, block), lambda b, n, j, *_: (b, 0, j)),
+            ],
+            out_specs=[pl.BlockSpec((None, None, block, width), at_key)] * 2,
+            scratch_shapes=[pltpu.VMEM((block, width), jnp.float32)] * 2,
+        ),
+        out_shape=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
+        compiler_params=_parallel(3, 2),
+        interpret=interpret,
+        name='tree_attention_d_keys',
+    )(live, counts, *rows)
+
+
+def _d_key(
+    live, counts, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, end_ref, dk_ref, dv_ref, dk, dv,
+    *, count, group, scale,
+):  # fmt: skip
+    j, member, step = (pl.program_id(axis) for axis in (2, 3, 4))
+    keys = pl.program_id(0) * count + j
+
+    @pl.when((member == 0) & (step == 0))
+    def _():
+        dk[...] = jnp.zeros_like(dk)
+        dv[...] = jnp.zeros_like(dv)
+
+    @pl.when(step < counts[keys])
+    def _():
+        logits_SQ = _dot(k_ref[...], q_ref[...], _NT) * scale
+        end_S1 = jnp.expand_dims(end_ref[0], -1)
+        seen_SQ = _seen(live[keys * count + step], j, end_S1, 1)
+        weights_SQ = jnp.exp(jnp.where(seen_SQ, logits_SQ, NOTHING) - lse_ref[...])
+        dv[...] += _dot(weights_SQ.astype(d_out_ref.dtype), d_out_ref[...])
+        d_weights_SQ = _dot(v_ref[...], d_out_ref[...], _NT)
+        d_logits_SQ = weights_SQ * (d_weights_SQ - delta_ref[...]) * scale
+        dk[...] += _dot(d_logits_SQ.astype(q_ref.dtype), q_ref[...])
+
+    @pl.when((member == group - 1) & (step == count - 1))
+    def _():
+        dk_ref[...] = dk[...].astype(dk_ref.dtype)
+        dv_ref[...] = dv[...].astype(dv_ref.dtype)
+
+
+def _seen(i, j, end, query_axis: int) -> jax.Array:
+    """Which queries of block i see which keys of block j, [Q, S] or [S, Q]; `end` lies along the axis of keys."""
+    block = end.size
+    query = i * block + jax.lax.broadcasted_iota(jnp.int32, (block, block), query_axis)
+    key = j * block + jax.lax.broadcasted_iota(jnp.int32, (block, block), 1 - query_axis)
+    return (key <= query) & (query < end)
+
+
+def _dot(a: jax.Array, b: jax.Array, dims=(((1,), (0,)), ((), ()))) -> jax.Array:
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _block(length: int) -> int:
+    return next(block for block in BLOCKS if length % block == 0)
+
+
+def _listed(extent_BT: jax.Array, block: int, *, by_key: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Live blocks of keys for each block of queries, or the other way; flat, as scalar memory pads last dimensions."""
+    live_BIJ = live_blocks(extent_BT, block)
+    indices, counts = listed(live_BIJ.swapaxes(1, 2) if by_key else live_BIJ)
+    return indices.ravel(), counts.ravel()
+
+
+def _parallel(parallel: int, sequential: int) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=('parallel',) * parallel + ('arbitrary',) * sequential)

@@ -1,0 +1,44 @@
+"""Which blocks of a row's attention have anything to compute.
+
+Dimension key: B rows, T tokens, I blocks of queries, J blocks of keys.
+"""
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 128  # tokens; rows are padded to a multiple. On a CPU the logits of two blocks stay in its cache
+
+
+def ends(extent_BT: jax.Array) -> jax.Array:
+    """The index after the last token of each token's subtree, [B, T]: token j is attended to from j up to there."""
+    return jnp.arange(extent_BT.shape[1], dtype=jnp.int32) + extent_BT
+
+
+def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
+    """Whether any query of block i attends to any key of block j, [B, I, J] bool; `block` tokens make a block.
+
+    Exact, by one number a block: in a block of keys that begins no later than the queries end, the key whose subtree
+    reaches furthest is seen by a query iff it reaches past the first one.
+
+    >>> live_blocks(jnp.array([[4, 1, 2, 1, 1, 1]]), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
+    [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    """
+    batch, length = extent_BT.shape
+    end_BJ = ends(extent_BT).reshape(batch, length // block, block).max(-1)
+    first = jnp.arange(length // block) * block
+    return (first[None, :] <= first[:, None]) & (end_BJ[:, None, :] > first[:, None])
+
+
+def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The live blocks of each row of blocks: their indices in order [B, I, J], and how many there are [B, I]; int32.
+
+    Past the live ones an index repeats the last, so that what is fetched ahead is what is there already.
+
+    >>> indices, counts = listed(jnp.array([[[True, False, True]]]))
+    >>> indices.tolist(), counts.tolist()
+    ([[[0, 2, 2]]], [[2]])
+    """
+    order = jnp.argsort(~live_BIJ, axis=-1, stable=True)
+    count = live_BIJ.sum(-1)
+    step = jnp.minimum(jnp.arange(live_BIJ.shape[-1]), count[..., None] - 1)
+    return jnp.take_along_axis(order, step, axis=-1).astype(jnp.int32), count.astype(jnp.int32)
