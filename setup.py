@@ -37,9 +37,11 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]==0.10.2'],
+        'aot': ['libtpu==0.0.42.1'],
         'test': [
             'accelerate==1.15.0',
             'hypothesis==6.170.15',
+            'libtpu==0.0.42.1',
             'pytest==9.2.0',
             'pytest-xdist==3.8.0',
             'ruff==0.17.6',

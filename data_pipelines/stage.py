@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from rlhi_jax.config import check_config, define_config_flag, require
+from rlhi_jax.config import define_config_flag, load_config, require
 from rlhi_jax.errors import UserError, run
 from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, write_bytes, write_json
 
@@ -75,7 +75,7 @@ class Stage:
         """Run the stage as a program."""
         define_config_flag()
         flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
-        run(lambda: self.run(check_config(flags.FLAGS.config), overwrite=flags.FLAGS.overwrite))
+        run(lambda: self.run(load_config(), overwrite=flags.FLAGS.overwrite))
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -1,6 +1,6 @@
 """Compile the real programs for a TPU topology on a machine without one, and say what they would take of each chip.
 
-    JAX_PLATFORMS=cpu python -m rlhi_jax.aot --config=configs/NAME.py --topology=v5p:2x2x4 [--model=CONFIG.json]
+    python -m rlhi_jax.aot --config=configs/NAME.py --topology=v5p:2x2x4 [--model=CONFIG.json]
 
 Prints one JSON object a program of `--programs` (train, score, sample): HBM of a chip, FLOPs in closed form, bytes,
 what goes between chips, compile seconds. Exits with status 1 where one does not fit. `--sweep` compiles the train step
@@ -12,6 +12,7 @@ FLOPs are of full rows that hold `config.rows.pairs` trees of one prefix and two
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import time
@@ -30,17 +31,17 @@ from rlhi_jax.checkpoints import abstract_with_shardings, open_model
 from rlhi_jax.collectives import collective_bytes
 from rlhi_jax.config import capacities, check_config, define_config_flag, require, sampling
 from rlhi_jax.conversion.hf import spec_from_hf
-from rlhi_jax.data.rows import empty_row
 from rlhi_jax.errors import UserError, one_line
 from rlhi_jax.files import read_json
 from rlhi_jax.flops import Work, forward_flops, shared_prefix, train_flops
+from rlhi_jax.models import attention_tpu
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.progress import Progress
-from rlhi_jax.run import abstract_params, jit_score, on_mesh
-from rlhi_jax.sampler import empty_slots, jit_decode, slots_layout
-from rlhi_jax.sharding import batch_sharding, check_fit, make_mesh
+from rlhi_jax.run import abstract_params, abstract_rows, jit_score, on_mesh
+from rlhi_jax.sampler import STEPS, empty_slots, jit_decode, slots_layout
+from rlhi_jax.sharding import check_fit, make_mesh
 from rlhi_jax.train_step import abstract_state, jit_train_step, make_optimizer
 
 GIB = 2**30
@@ -72,17 +73,6 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
         require(config, 'model.path')
         spec = open_model(config.model.path).spec
     return dataclasses.replace(spec, head=OBJECTIVES[config.objective].head)
-
-
-def abstract_rows(config: ConfigDict, mesh: Mesh, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of `count` rows as the loader hands them out."""
-    room = capacities(config)
-    row = empty_row(room)
-    shapes = {name: (column.shape, column.dtype) for name, column in row.items()}
-    if OBJECTIVES[config.objective].uses_reference:
-        shapes['reference_logp'] = ((room.replies,), jnp.float32)
-    layout = batch_sharding(mesh)
-    return {n: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=layout) for n, (shape, dtype) in shapes.items()}
 
 
 def _train(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
@@ -121,22 +111,21 @@ def row_work(config: ConfigDict) -> Work:
     """A full row: `config.rows.pairs` trees of one prefix and two replies, every scored slot used."""
     room = capacities(config)
     reply = room.scored // room.replies
-    return Work(
-        *(
-            room.pairs * n
-            for n in dataclasses.astuple(shared_prefix(room.tokens // room.pairs - 2 * reply, reply, reply))
-        )
-    )
+    tree = shared_prefix(room.tokens // room.pairs - 2 * reply, reply, reply)
+    return Work(*(room.pairs * n for n in dataclasses.astuple(tree)))
 
 
 def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
     """TFLOPs of one run of a program on all chips, by part; of train also a pair's, with the reference's pass once."""
-    if program == 'sample':
-        return {}
+    if program == 'sample':  # one look at the slots: their caches are read whole
+        how = sampling(config)
+        tokens = how.slots * STEPS
+        work = Work(tokens, tokens, tokens * (how.prompt_tokens + how.new_tokens))
+        return {name: value / 1e12 for name, value in forward_flops(spec, work).items()}
     forward = {name: value * config.train.batch_rows for name, value in forward_flops(spec, row_work(config)).items()}
     if program == 'score':
         return {name: value / 1e12 / config.train.accumulate for name, value in forward.items()}
-    train = train_flops(spec, row_work(config), config.model.remat)
+    train = train_flops(spec, row_work(config), config.model.remat, attention_products=attention_tpu.PRODUCTS)
     train = {name: value * config.train.batch_rows for name, value in train.items()}
     reference = sum(forward.values()) if OBJECTIVES[config.objective].uses_reference else 0
     pairs = config.train.batch_rows * config.rows.pairs
@@ -207,6 +196,8 @@ def _cost(report: Report) -> tuple[float, float]:
 
 
 def main() -> None:
+    jax.config.update('jax_platforms', 'cpu')
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # libtpu would ask the cloud which TPU this machine has
     config = check_config(flags.FLAGS.config)
     if not flags.FLAGS.topology:
         raise UserError('--topology is missing: name one such as v5p:2x2x4')

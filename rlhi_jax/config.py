@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -24,6 +25,7 @@ def base_config() -> ConfigDict:
     c = ConfigDict()
     c.objective = 'dpo'  # dpo, reward or sft
     c.seed = 0
+    c.compilation_cache = '.cache/compiled'  # folder of compiled programs, for all hosts to share; '': none
 
     c.model = ConfigDict()
     c.model.path = ''  # folder of `rlhi_jax.convert import`, or an earlier run's workdir
@@ -271,6 +273,18 @@ def check_config(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f'config.model.logprob_chunk ({config.model.logprob_chunk}) must divide config.rows.scored ({scored})'
         )
+    return config
+
+
+def load_config() -> ConfigDict:
+    """The program's --config, checked; from here on what is compiled is kept in its cache.
+
+    Raises:
+      UserError: naming the key and what it may be.
+    """
+    config = check_config(flags.FLAGS.config)
+    if config.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own variable goes first
+        jax.config.update('jax_compilation_cache_dir', str(Path(config.compilation_cache).absolute()))
     return config
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from rlhi_jax import distributed, errors
 from rlhi_jax.checkpoints import ModelFolder, open_model
-from rlhi_jax.config import capacities, check_config, define_flags, require, workdir_path
+from rlhi_jax.config import capacities, define_flags, load_config, require, workdir_path
 from rlhi_jax.data.loader import RowReader, in_order, without_persona
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.shards import Shards, View
@@ -229,7 +229,7 @@ def _shown(value: dict[str, float]) -> str:
 
 
 def main() -> None:
-    config = check_config(flags.FLAGS.config)
+    config = load_config()
     require(config, 'model.path', 'eval.shards')
     workdir = workdir_path(flags.FLAGS.workdir)
     distributed.start()

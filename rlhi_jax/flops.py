@@ -13,7 +13,7 @@ from rlhi_jax.models.spec import ModelSpec
 REPEATED = {
     'save_all': (),
     'save_dots': (),
-    'save_attention': ('gate', 'up'),
+    'save_attention': ('o', 'gate', 'up'),
     'save_nothing': ('q', 'k', 'v', 'o', 'gate', 'up'),
 }
 
@@ -72,14 +72,21 @@ def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
     }
 
 
-def train_flops(spec: ModelSpec, work: Work, remat: str) -> dict[str, int]:
+def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: int) -> dict[str, int]:
     """Of one pass and its gradient, by part: three times the pass, and under `repeated` what is computed again.
 
-    That is, in the body what `remat` says; of the head its logits; of attention its logits (a half of the pass), and
-    all of the pass where `save_nothing` drops it.
+    That is, in the body what `remat` says; of the head its logits; of attention what its gradient computes beyond four
+    products, and all of the pass where `save_nothing` drops it.
+
+    Args:
+      spec: the model.
+      work: what it is run on.
+      remat: the decoder's policy.
+      attention_products: matrix products of attention's gradient, where a pass has two (`PRODUCTS` of the backends).
     """
     forward = forward_flops(spec, work)
     products = _products(spec)
     body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in REPEATED[remat])
-    attention = forward['attention'] * (3 if remat == 'save_nothing' else 1) // 2
-    return {name: 3 * value for name, value in forward.items()} | {'repeated': body + forward['head'] + attention}
+    again = attention_products - 4 + 2 * (remat == 'save_nothing')
+    repeated = body + forward['head'] + forward['attention'] * again // 2
+    return {name: 3 * value for name, value in forward.items()} | {'repeated': repeated}

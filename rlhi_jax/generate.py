@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from rlhi_jax import errors
 from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import check_config, define_config_flag, require, sampling
+from rlhi_jax.config import define_config_flag, load_config, require, sampling
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import write_bytes
 from rlhi_jax.progress import Progress
@@ -131,7 +131,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def main() -> None:
-    config = check_config(flags.FLAGS.config)
+    config = load_config()
     require(config, 'model.path')
     for name in ('prompts', 'to'):
         if not flags.FLAGS[name].value:

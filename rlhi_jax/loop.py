@@ -34,7 +34,7 @@ from data_pipelines.sources import simulated
 from data_pipelines.stage import load_records
 from rlhi_jax import errors, generate
 from rlhi_jax.checkpoints import saved_steps
-from rlhi_jax.config import check_config, define_flags, require, workdir_path
+from rlhi_jax.config import define_flags, load_config, require, workdir_path
 from rlhi_jax.convert import export_model
 from rlhi_jax.errors import NothingToEvaluate, UserError
 from rlhi_jax.evaluate import evaluate
@@ -320,7 +320,7 @@ def _shown(value: dict[str, float]) -> str:
 
 def main() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-    config = check_config(flags.FLAGS.config)
+    config = load_config()
     workdir = workdir_path(flags.FLAGS.workdir)
     try:
         report = run_loop(config, workdir)

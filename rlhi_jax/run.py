@@ -17,6 +17,7 @@ from rlhi_jax.checkpoints import ModelFolder, abstract_with_shardings, restore_p
 from rlhi_jax.config import capacities
 from rlhi_jax.data.loader import RowReader, batches
 from rlhi_jax.data.plan import RowPlan, load_plan, plan_identity
+from rlhi_jax.data.rows import empty_row
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.errors import UserError
 from rlhi_jax.models.decoder import Decoder
@@ -102,6 +103,17 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
                 '`python -m data_pipelines.rows`'
             )
     return plan, shards, template
+
+
+def abstract_rows(config: ConfigDict, mesh: Mesh, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `count` rows as the loader hands them out."""
+    room = capacities(config)
+    row = empty_row(room)
+    shapes = {name: (column.shape, column.dtype) for name, column in row.items()}
+    if OBJECTIVES[config.objective].uses_reference:
+        shapes['reference_logp'] = ((room.replies,), jnp.float32)
+    layout = batch_sharding(mesh)
+    return {n: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=layout) for n, (shape, dtype) in shapes.items()}
 
 
 def jit_score(config: ConfigDict, decoder: Decoder, mesh: Mesh) -> Callable[[Params, Batch], jax.Array]:

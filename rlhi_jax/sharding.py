@@ -16,11 +16,13 @@ AXES = ('data', 'fsdp', 'tensor', 'context')
 # `context` is reserved for splitting long rows; it must be 1 for now.
 RULES = (
     ('batch', ('data', 'fsdp')),
+    ('shared_rows', 'data'),  # the rows of all devices that share one copy of the parameters
     ('length', None),
     ('activation', None),
     ('embed', 'fsdp'),
     ('norm', None),
     ('vocab', 'tensor'),
+    ('split_vocab', ('tensor', 'fsdp')),  # where the vocabulary is computed with, not stored
     ('heads', 'tensor'),
     ('kv_heads', 'tensor'),
     ('mlp', 'tensor'),

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from rlhi_jax import distributed, errors
 from rlhi_jax.checkpoints import ModelFolder, RunCheckpoints, open_model
-from rlhi_jax.config import check_config, define_flags, require, workdir_path
+from rlhi_jax.config import define_flags, load_config, require, workdir_path
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.errors import UserError
 from rlhi_jax.metrics import RunLog
@@ -27,7 +27,7 @@ from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.progress import Progress
 from rlhi_jax.reference import ReferenceCache, fill_reference, reference_identity, with_reference
-from rlhi_jax.run import load_params, make_decoder, on_mesh, open_rows, sees_persona
+from rlhi_jax.run import abstract_rows, load_params, make_decoder, on_mesh, open_rows, sees_persona
 from rlhi_jax.sharding import batch_sharding, check_fit, local_rows, make_mesh, replicated, to_global
 from rlhi_jax.train_step import TrainState, abstract_state, jit_train_step, make_optimizer
 from rlhi_jax.workdir import claim_workdir, refuse_another_run, run_identity
@@ -71,7 +71,6 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             fill_reference(config, cache, ref_reader, wanted, decoder, model, mesh)
             read = with_reference(reader, cache)
         state = _first_state(config, decoder, model, mesh, checkpoints, num_steps)
-        step_fn = jit_train_step(config, decoder, state, mesh, num_steps)
         first_step = int(state.step)
         sharding = batch_sharding(mesh)
         places = local_rows(sharding, config.train.batch_rows)
@@ -81,6 +80,9 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         log = RunLog(workdir, next_step=first_step) if distributed.is_main() else None
         stop = distributed.Preemption()
         pending = _Pending(config, log, num_steps, first_step)
+        # Compiled once: what is compiled refuses other shapes and layouts, so no later step can compile again.
+        shapes = state, abstract_rows(config, mesh, config.train.batch_rows)
+        step_fn = jit_train_step(config, decoder, state, mesh, num_steps).lower(*shapes).compile()
         with pending.progress:
             for step in range(first_step, num_steps):
                 batch = to_global(next(stream), places, sharding, config.train.batch_rows)
@@ -160,7 +162,7 @@ def _scalar(value: int, mesh: Mesh) -> jax.Array:
 
 
 def main() -> None:
-    config = check_config(flags.FLAGS.config)
+    config = load_config()
     require(config, 'model.path', 'data.shards', 'data.rows')
     workdir = workdir_path(flags.FLAGS.workdir)
     # Loading NumPy files and tokenizers must not fork threads into a fight for the cores that XLA uses.

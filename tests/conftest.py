@@ -1,5 +1,9 @@
 """Eight fake CPU devices for tests of meshes; programs that tests start as processes have one, unless they say so."""
 
+import os
+
 import jax
 
+os.environ['JAX_PLATFORMS'] = 'cpu'  # of those programs: libtpu, which is here to compile with, would look for a TPU
+jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)

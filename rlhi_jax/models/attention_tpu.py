@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rlhi_jax.models.tree_blocks import ends, listed, live_blocks
 
+PRODUCTS = 7  # matrix products of the gradient: logits and d_weights are computed for queries and for keys
 LANES = 128
 BLOCKS = (512, 256, 128)  # tokens of a block, the largest that divides the row
 NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)

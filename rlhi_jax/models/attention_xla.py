@@ -16,6 +16,8 @@ from rlhi_jax.models.tree_blocks import BLOCK, ends, listed, live_blocks
 
 NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # a logit of no weight, finite: differences of it are numbers
 
+PRODUCTS = 5  # matrix products of the gradient
+
 
 class _Queries(NamedTuple):
     """What one block of queries attends to."""

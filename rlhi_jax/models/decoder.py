@@ -30,7 +30,7 @@ REMAT_POLICIES = {
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _names('context', 'lse')
     ),
-    'save_attention': _names('query', 'key', 'value', 'context', 'lse', 'attention_out'),
+    'save_attention': _names('query', 'key', 'value', 'context', 'lse'),
     'save_nothing': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -84,7 +84,7 @@ class Block(nn.Module):
         else:
             context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, extent_BT)
         o_NHD = self.weight('o', (heads, head_dim, width), ('heads', 'head_dim', 'embed'))
-        x_BTD = x_BTD + checkpoint_name(jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD), 'attention_out')
+        x_BTD = x_BTD + jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD)
 
         h_BTD = _rms_norm(x_BTD, self.weight('mlp_norm', (width,), ('norm',)), s.norm_eps)
         gate_BTF = jnp.einsum('BTD,DF->BTF', h_BTD, self.weight('gate', (width, mlp), ('embed', 'mlp')))
@@ -126,7 +126,10 @@ class Decoder(nn.Module):
         if s.head == 'reward':
             table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
 
+        # Each device looks its part of the width up for all that share the parameters: the table and its gradient stay.
+        tokens_BT = nn.with_logical_constraint(tokens_BT, ('shared_rows', 'length'))
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
+        x_BTD = nn.with_logical_constraint(x_BTD, ('shared_rows', 'length', 'embed'))
         x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation'))
         block, inputs = _with_remat(self.remat), (rotation(position_BT, s), position_BT, extent_BT)
         if self.unrolled:

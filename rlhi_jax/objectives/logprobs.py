@@ -3,6 +3,7 @@
 Dimension key: B rows, T tokens, S scored slots, C slots of one chunk, R replies, P pairs, D width, V vocabulary.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +13,9 @@ from rlhi_jax.errors import UserError
 def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:
     """log p(target | hidden) in float32, [B, S]; at most [B, chunk, V] logits exist at any time, also in the gradient.
 
+    On a mesh each device computes the logits of its part of the vocabulary for the chunks of all devices that share the
+    parameters: hidden states of a chunk travel, the output matrix and its gradient stay.
+
     Raises:
       UserError: `chunk` does not divide the number of scored slots.
     """
@@ -20,13 +24,19 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
     if slots % chunk:
         raise UserError(f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({slots})')
 
+    output_VD = nn.with_logical_constraint(output_VD, ('split_vocab', None))
+
     @jax.checkpoint
     def one_chunk(_, inputs):
         hidden_BCD, target_BC = inputs
+        hidden_BCD = nn.with_logical_constraint(hidden_BCD, ('shared_rows', None, None))
         logits_BCV = jnp.einsum(
             'BCD,VD->BCV', hidden_BCD, output_VD.astype(hidden_BCD.dtype), preferred_element_type=jnp.float32
         )
-        chosen_BC = jnp.take_along_axis(logits_BCV, target_BC[..., None], axis=-1)[..., 0]
+        logits_BCV = nn.with_logical_constraint(logits_BCV, ('shared_rows', None, 'split_vocab'))
+        # A comparison, since a gather along the split vocabulary would bring all logits together.
+        chosen_BCV = jnp.arange(logits_BCV.shape[-1]) == target_BC[..., None]
+        chosen_BC = jnp.where(chosen_BCV, logits_BCV, 0).sum(-1)
         return None, chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 
     hidden_chunks = jnp.moveaxis(hidden_BSD.reshape(batch, -1, chunk, width), 1, 0)

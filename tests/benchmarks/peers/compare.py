@@ -1,0 +1,263 @@
+"""Our DPO and reward training against TRL's: the same pairs, one process each, in turn, on this machine.
+
+python tests/benchmarks/peers/compare.py --votes=votes.jsonl --conversations=conversations.jsonl
+
+Three sets, the first by hash and not chosen: 64 MT-Bench votes that fit 1,024 tokens (DPO, and reward training), and 16
+pairs of WildChat conversations of at most 4,096 tokens, in which the logged reply is rejected in favour of the user's
+next one, a stand-in for a rewrite. Measures speed and peak memory, and checks that the work is the same: scores of
+replies, gradients and five losses. Writes `results/peers.json`; a measurement that exists is not made again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.sources.mt_bench import preferences, read_votes
+from rlhi_jax.checkpoints import describe_model, open_model, params_digest, save_params
+from rlhi_jax.config import base_config
+from rlhi_jax.convert import export_model
+from rlhi_jax.data.encode import Piece, TreeEncoder
+from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.shards import write_shards
+from rlhi_jax.data.tree import BadRecord, Interaction, parse_preference
+from rlhi_jax.files import digest, new_folder, read_json, write_json
+from rlhi_jax.run import load_params, make_decoder
+from rlhi_jax.sharding import make_mesh
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+HERE, RUNS, ENVIRONMENT = Path(__file__).parent, Path('runs/peers'), Path('.cache/peers/trl')
+PEER = ('trl==1.16.0', 'datasets==5.2.0', 'torch==2.13.0', 'transformers==5.23.0', 'accelerate==1.15.0')
+MODEL = 'runs/smollm2'
+
+
+def vote_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) -> list[Interaction]:
+    """The first votes on a first turn, by hash of their id, both of whose sequences fit."""
+    train, heldout = preferences(read_votes(path, Counter()), folds=5, fold=0)
+    first_turns = [vote for vote in train + heldout if len(vote['chosen']) == 1]
+    found: list[Interaction] = []
+    for vote in sorted(first_turns, key=lambda vote: digest(vote['id'])):
+        try:
+            (tree,) = grow_trees([parse_preference(json.dumps(vote).encode(), vote['id'])])
+        except BadRecord:
+            continue
+        if max(len(whole) for record in in_tokens(tree, template) for whole in wholes(record)) <= longest:
+            found.append(tree)
+        if len(found) == pairs:
+            return found
+    raise ValueError(f'only {len(found)} votes fit {longest} tokens')
+
+
+def conversation_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) -> list[Interaction]:
+    """Whole conversations of three turns or more, by hash of their id: each reply is rejected in favour of the next."""
+    records = [json.loads(line) for line in path.read_bytes().split(b'\n') if line.strip()]
+    found: list[Interaction] = []
+    for record in sorted(records, key=lambda record: digest(record['conversation_id'])):
+        name = record['conversation_id']
+        turns = [dict(role=turn['role'], content=turn['content']) for turn in record['messages']]
+        lines = [
+            dict(id=f'{name}/{at}', prompt=turns[: at + 1], chosen=[turns[at + 3]], rejected=[turns[at + 1]])
+            for at in range(0, len(turns) - 3, 2)
+        ]
+        left = pairs - sum(len(tree.pairs) for tree in found)
+        try:
+            preferences_found = [parse_preference(json.dumps(line).encode(), line['id']) for line in lines[:left]]
+        except BadRecord:
+            continue
+        if len(turns) < 6:
+            continue
+        (tree,) = grow_trees(preferences_found)
+        room = sum(len(node.ids) for node in encoded(tree, template).nodes)
+        if room <= longest:
+            found.append(tree)
+        if sum(len(tree.pairs) for tree in found) == pairs:
+            return found
+    raise ValueError(f'too few conversations fit {longest} tokens')
+
+
+def encoded(tree: Interaction, template: ChatTemplate):
+    return TreeEncoder(tree, template).encode(Piece(0, tuple(range(len(tree.pairs)))))
+
+
+def in_tokens(tree: Interaction, template: ChatTemplate) -> list[dict[str, list[int]]]:
+    """Each pair as one sequence a reply, as TRL takes it; what we do not score after a reply is left out for DPO."""
+    tokens = encoded(tree, template)
+
+    def side(reply: int) -> tuple[list[int], list[int], list[int]]:
+        (node,) = tokens.replies[reply]
+        own, above, prompt = tokens.nodes[node], tokens.nodes[node].parent, []
+        while above >= 0:
+            prompt = [*tokens.nodes[above].ids, *prompt]
+            above = tokens.nodes[above].parent
+        return prompt, list(own.ids[: own.scored]), [*prompt, *own.ids]
+
+    records = []
+    for chosen, rejected, _, _ in tokens.pairs:
+        (prompt, chosen_ids, whole_chosen), (_, rejected_ids, whole_rejected) = side(chosen), side(rejected)
+        records.append(dict(prompt_ids=prompt, chosen_ids=chosen_ids, rejected_ids=rejected_ids,
+                            whole_chosen_ids=whole_chosen, whole_rejected_ids=whole_rejected))  # fmt: skip
+    return records
+
+
+def wholes(record: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+    return record['whole_chosen_ids'], record['whole_rejected_ids']
+
+
+def prepare(name: str, trees: list[Interaction], template: ChatTemplate) -> None:
+    folder = RUNS / name
+    if not (folder / 'shards').exists():
+        with new_folder(folder / 'shards') as shards:
+            write_shards(trees, shards, trees_per_shard=1000, manifest={})
+    write_json(folder / 'pairs.json', [record for tree in trees for record in in_tokens(tree, template)])
+
+
+def models() -> None:
+    """The policy, and a reward model with a fresh head, in our format and as Hugging Face folders."""
+    config = base_config()
+    config.objective, config.model.new_head, config.model.path = 'reward', True, MODEL
+    policy, reward = open_model(MODEL), RUNS / 'reward'
+    if not reward.exists():
+        decoder, mesh = make_decoder(config, policy), make_mesh(config.mesh.to_dict())
+        params = load_params(decoder, policy, mesh, seed=0)
+        with new_folder(reward) as folder:
+            save_params(folder / 'params', params)
+            described = dict(weights=params_digest(params), tokens=policy.tokens, source='a fresh head')
+            describe_model(folder, decoder.spec, **described, tokenizer=policy.tokenizer_path)
+    for source, to in ((Path(MODEL), RUNS / 'policy_hf'), (reward, RUNS / 'reward_hf')):
+        if not to.exists():
+            export_model(source, to, step=None, dtype='float32')
+
+
+def environment() -> Path:
+    """TRL's own Python."""
+    python = ENVIRONMENT / 'bin' / 'python'
+    if not python.exists():
+        subprocess.run([sys.executable, '-m', 'venv', ENVIRONMENT], check=True)
+    subprocess.run([python, '-m', 'pip', 'install', '-q', '--disable-pip-version-check', *PEER], check=True)
+    return python
+
+
+def measure(name: str, python: Path, script: str, *flags: str) -> dict:
+    """Run one measurement in a process of its own, unless its result is there."""
+    to = RUNS / 'measured' / f'{name}.json'
+    if not to.exists():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        print(f'{name} …', flush=True)
+        env = os.environ | dict(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', JAX_PLATFORMS='cpu')
+        subprocess.run([python, HERE / script, *flags, f'--to={to}'], check=True, env=env)
+    return read_json(to, '')
+
+
+def rates(result: dict, *, reference: bool) -> list[float]:
+    """Pairs a second of every step but the first, which warms up."""
+    more = result.get('reference_seconds') if reference else None
+    seconds = [a + b for a, b in zip(result['seconds'], more, strict=True)] if more else result['seconds']
+    return [pairs / second for pairs, second in zip(result['pairs'], seconds, strict=True)][1:]
+
+
+def _total_rate(result: dict) -> float:
+    return sum(result['pairs'][1:]) / sum(result['seconds'][1:])
+
+
+def ratio(ours: dict, theirs: dict, *, reference: bool = True) -> dict:
+    """How many times as fast and as large we are, of medians over steps."""
+    mine, peers = rates(ours, reference=reference), rates(theirs, reference=False)
+    spread = {
+        name: dict(median=statistics.median(values), min=min(values), max=max(values))
+        for name, values in (('ours', mine), ('peer', peers))
+    }
+    more = sum(ours['reference_seconds'][1:]) * reference
+    total = sum(ours['pairs'][1:]) / (sum(ours['seconds'][1:]) + more)
+    return dict(
+        pairs_per_second=spread,
+        speed=spread['ours']['median'] / spread['peer']['median'],
+        speed_of_totals=total / _total_rate(theirs),
+        peak_gib=dict(ours=ours['peak_gib'], peer=theirs['peak_gib']),
+        memory=ours['peak_gib'] / theirs['peak_gib'],
+    )
+
+
+def same_work(ours: dict, theirs: dict, name: str, replies: list[int]) -> dict:
+    """The largest differences: of a reply's score per token, of a gradient tensor, of five losses."""
+    grads = [np.load(RUNS / 'measured' / f'{name}_{who}.json.npz') for who in ('ours', 'trl')]
+    names = {tensor: tensor if tensor in grads[1] else f'{tensor}' for tensor in grads[0].files}
+    distance = {
+        tensor: float(np.linalg.norm(grads[0][tensor] - grads[1][other]) / np.linalg.norm(grads[1][other]))
+        for tensor, other in names.items()
+    }
+    scores = [abs(a - b) / n for a, b, n in zip(ours['scores'], theirs['scores'], replies, strict=True)]
+    losses = [abs(a - b) for a, b in zip(ours['losses'], theirs['losses'], strict=True)]
+    return dict(
+        score_per_token=max(scores),
+        gradient_relative_l2=max(distance.values()),
+        loss=max(losses),
+        losses=dict(ours=ours['losses'], peer=theirs['losses']),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ('votes', 'conversations'):
+        parser.add_argument(f'--{name}', required=True, type=Path)
+    args = parser.parse_args()
+    template = ChatTemplate.load(open_model(MODEL).tokenizer_path)
+    models()
+    prepare('votes', vote_trees(args.votes, template, pairs=64, longest=1024), template)
+    prepare('conversations', conversation_trees(args.conversations, template, pairs=16, longest=4096), template)
+    trl, own = environment(), Path(sys.executable)
+    short = ('--tokens=1024', '--scored=768', '--pairs=8', '--rows=2')
+    votes, talks = (RUNS / name for name in ('votes', 'conversations'))
+    results = {}
+    for task, model in (('dpo', 'policy'), ('reward', 'reward')):
+        ours = (
+            f'--task={task}',
+            f'--model={MODEL if task == "dpo" else RUNS / "reward"}',
+            f'--shards={votes / "shards"}',
+            *short,
+        )
+        peer = (f'--task={task}', f'--model={RUNS / model}_hf', f'--pairs={votes / "pairs.json"}', '--batch=4')
+        check = [measure(f'{task}_check_ours', own, 'ours.py', *ours, '--check=4'),
+                 measure(f'{task}_check_trl', trl, 'trl_peer.py', *peer, '--dtype=float32', '--check')]  # fmt: skip
+        first = read_json(votes / 'pairs.json', '')[:4]
+        replies = [len(r[f'{side}_ids']) if task == 'dpo' else 1 for side in ('chosen', 'rejected') for r in first]
+        results[task] = dict(same_work=same_work(*check, f'{task}_check', replies))
+        mine = measure(f'{task}_ours', own, 'ours.py', *ours)
+        for dtype in ('float32', 'bfloat16'):
+            theirs = measure(f'{task}_trl_{dtype}', trl, 'trl_peer.py', *peer, f'--dtype={dtype}')
+            results[task][f'against_{dtype}'] = ratio(mine, theirs)
+        if task == 'dpo':
+            theirs = measure('dpo_trl_precomputed', trl, 'trl_peer.py', *peer, '--dtype=float32', '--precompute')
+            results[task]['against_float32_both_precomputed'] = ratio(mine, theirs, reference=False)
+        results[task]['flops'] = share_repeated(mine)
+    ours = (
+        '--task=dpo',
+        f'--model={MODEL}',
+        f'--shards={talks / "shards"}',
+        '--tokens=4096',
+        '--scored=2048',
+        '--pairs=16',
+        '--rows=1',
+    )
+    peer = ('--task=dpo', f'--model={RUNS / "policy_hf"}', f'--pairs={talks / "pairs.json"}', '--batch=2')
+    mine = measure('conversations_ours', own, 'ours.py', *ours)
+    theirs = measure('conversations_trl_float32', trl, 'trl_peer.py', *peer, '--dtype=float32')
+    results['conversations'] = dict(against_float32=ratio(mine, theirs), flops=share_repeated(mine))
+    write_json(HERE.parent / 'results' / 'peers.json', results)
+    print(json.dumps(results, indent=1))
+
+
+def share_repeated(result: dict) -> dict:
+    """Of the steps after the first: model FLOPs a second, and the share of all FLOPs that is computed again."""
+    model = sum(sum(v for k, v in step.items() if k != 'repeated') for step in result['flops'][1:])
+    repeated = sum(step['repeated'] for step in result['flops'][1:])
+    return dict(gflops_per_second=model / sum(result['seconds'][1:]) / 1e9, repeated=repeated / (model + repeated))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,148 @@
+"""Our train step on the same pairs, one process a measurement; see `compare.py`.
+
+python ours.py --task=dpo --model=DIR --shards=DIR --to=OUT --tokens=1024 --scored=768 --pairs=8 --rows=2 [--check]
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlhi_jax.checkpoints import open_model
+from rlhi_jax.config import base_config, capacities, check_config
+from rlhi_jax.conversion.layout import flattened, placements
+from rlhi_jax.data.loader import RowReader, in_order
+from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.shards import Shards, View
+from rlhi_jax.flops import Work, train_flops
+from rlhi_jax.models import attention_xla
+from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.run import jit_score, load_params, make_decoder, on_mesh
+from rlhi_jax.scoring import score_replies
+from rlhi_jax.sharding import batch_sharding, make_mesh, to_global
+from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.train_step import TrainState, jit_train_step, make_gradient, make_optimizer
+
+CHECKED_STEPS = 5
+
+
+def settings(args) -> object:
+    c = base_config()
+    c.objective = args.task
+    c.model.path = args.model
+    c.model.dtype = args.dtype
+    c.model.remat = args.remat
+    c.rows.tokens, c.rows.scored, c.rows.pairs = args.tokens, args.scored, args.pairs
+    c.train.batch_rows = c.train.accumulate = args.rows
+    c.optimizer.learning_rate = 1e-4 if args.check else 1e-6
+    c.optimizer.clip = 1.0
+    c.dpo.beta = 0.1
+    return check_config(c)
+
+
+def groups(config, shards, template, size: int | None) -> tuple[RowReader, list[list[int]]]:
+    """Row numbers of each step: packed over all pairs, or, with `size`, so many trees a step packed by themselves."""
+    room = capacities(config)
+    if size is None:
+        reader = RowReader(make_plan(shards, template, room), shards, template)
+        return reader, in_order(range(len(reader)), config.train.batch_rows)
+    readers = []
+    for start in range(0, CHECKED_STEPS * size, size):
+        view = View(shards, range(start, start + size), lambda tree: tree, f'{start}')
+        readers.append(RowReader(make_plan(view, template, room), view, template))
+    most = max(len(reader) for reader in readers)
+    return readers, [[*range(len(reader)), *[-1] * (most - len(reader))] for reader in readers]
+
+
+def work_of(arrays: dict[str, np.ndarray], replies: int) -> Work:
+    """What is computed for a batch, padding left out: no tree is a single token."""
+    there = ~((arrays['back'] == 0) & (arrays['extent'] == 1))
+    return Work(int(there.sum()), int((arrays['slot_reply'] < replies).sum()), int(arrays['extent'][there].sum()))
+
+
+def stacked(reader, rows: list[int]) -> dict[str, np.ndarray]:
+    arrays = [reader[row] for row in rows]
+    return {name: np.stack([row[name] for row in arrays]) for name in arrays[0]}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ('task', 'model', 'shards', 'to'):
+        parser.add_argument(f'--{name}', required=True)
+    for name in ('tokens', 'scored', 'pairs', 'rows'):
+        parser.add_argument(f'--{name}', type=int, required=True)
+    parser.add_argument('--remat', default='save_dots')
+    parser.add_argument('--dtype', default='float32')
+    parser.add_argument('--check', type=int, help='Trees of a step; compare numbers instead of speed.')
+    args = parser.parse_args()
+    config = settings(args)
+    model = open_model(args.model)
+    template, shards = ChatTemplate.load(model.tokenizer_path), Shards(Path(args.shards))
+    readers, order = groups(config, shards, template, args.check)
+    if args.check:
+        config.train.batch_rows = config.train.accumulate = len(order[0])
+    mesh, decoder = make_mesh(config.mesh.to_dict()), make_decoder(config, model)
+    objective = OBJECTIVES[config.objective]
+    result: dict = dict(seconds=[], reference_seconds=[], pairs=[], losses=[], tokens=[], flops=[], scores=[])
+    with on_mesh(mesh):
+        params = load_params(decoder, model, mesh, seed=0)
+        score = jit_score(config, decoder, mesh)
+        optimizer = make_optimizer(config.optimizer, len(order))
+        state = TrainState(jax.numpy.int32(0), params, jax.jit(optimizer.init)(params))
+        state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.P()))
+        reference = jax.tree.map(lambda x: x.copy(), state.params) if objective.uses_reference else None
+        step_fn, compiled = jit_train_step(config, decoder, state, mesh, len(order)), None
+        for number, rows in enumerate(order):
+            reader = readers[number] if args.check else readers
+            start = time.monotonic()
+            arrays = stacked(reader, rows)
+            if reference is not None:  # one row at a time, as the step takes them
+                parts = [{name: column[i : i + 1] for name, column in arrays.items()} for i in range(len(rows))]
+                sharding = batch_sharding(mesh)
+                scored = [score(reference, to_global(part, [0], sharding, 1)) for part in parts]
+                arrays['reference_logp'] = np.concatenate([np.asarray(x) for x in scored])
+            result['reference_seconds'].append(time.monotonic() - start)
+            batch = to_global(arrays, list(range(len(rows))), batch_sharding(mesh), len(rows))
+            if args.check and number == 0:
+                result['scores'] = first_gradient(config, decoder, objective, state.params, batch, Path(args.to))
+            compiled = compiled or step_fn.lower(state, batch).compile()
+            start = time.monotonic()
+            state, metrics = compiled(state, batch)
+            result['losses'].append(float(metrics['loss']))
+            result['seconds'].append(time.monotonic() - start)
+            result['pairs'].append(int(metrics['pairs']))
+            work = work_of(arrays, config.rows.pairs * 2)
+            result['tokens'].append(work.tokens)
+            train = train_flops(decoder.spec, work, args.remat, attention_products=attention_xla.PRODUCTS)
+            result['flops'].append(train)
+    result['peak_gib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    Path(args.to).write_text(json.dumps(result))
+
+
+def first_gradient(config, decoder, objective, params, batch, to: Path) -> list[float]:
+    """Write the gradient of a batch by the names of Hugging Face's parameters; scores of its pairs, chosen first."""
+    how = dict(accumulate=config.train.accumulate, chunk=config.model.logprob_chunk)
+    grads, _ = jax.jit(make_gradient(decoder, objective, config[config.objective], **how))(params, batch)
+    spec, named = decoder.spec, {}
+    flat = flattened(jax.device_get(grads), spec)
+    for leaf, layer in placements(spec):
+        whole = flat[leaf.path]
+        named[leaf.hf[0].format(layer)] = leaf.to_stored(whole if layer is None else whole[layer], spec)
+    np.savez(f'{to}.npz', **named)
+    found = score_replies(decoder, params, batch, chunk=config.model.logprob_chunk)
+    values = np.asarray(found.reward_BR if decoder.spec.head == 'reward' else found.logp_BR)
+    ids, chosen, rejected = (np.asarray(batch[name]) for name in ('pair_id', 'pair_chosen', 'pair_rejected'))
+    by_pair = {
+        int(pair): (float(values[row, chosen[row, at]]), float(values[row, rejected[row, at]]))
+        for row, at in np.argwhere(ids >= 0)
+        for pair in [ids[row, at]]
+    }
+    return [by_pair[pair][side] for side in (0, 1) for pair in sorted(by_pair)]
+
+
+if __name__ == '__main__':
+    main()

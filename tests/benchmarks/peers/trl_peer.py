@@ -1,0 +1,128 @@
+"""TRL's trainers on pairs in tokens, one process a measurement; runs in TRL's own environment, see `compare.py`.
+
+python trl_peer.py --task=dpo --model=DIR --pairs=pairs.json --to=OUT --dtype=float32 --batch=4 [--precompute] [--check]
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+CHECKED_STEPS = 5
+
+
+class Clock(TrainerCallback):
+    """Seconds of every optimizer step."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self._start = time.monotonic()
+
+    def on_step_end(self, *args, **kwargs):
+        self.seconds.append(time.monotonic() - self._start)
+
+
+def in_order(trainer_class):
+    """The trainer, taking pairs in the order in which they stand, and as the tokens that they are."""
+
+    class InOrder(trainer_class):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def _get_train_sampler(self, *args, **kwargs):
+            return SequentialSampler(self.train_dataset)
+
+    return InOrder
+
+
+def make_trainer(args, records):
+    settings = dict(
+        output_dir=args.to + '.run',
+        per_device_train_batch_size=args.batch,
+        num_train_epochs=1,
+        max_steps=CHECKED_STEPS if args.check else -1,
+        learning_rate=1e-4 if args.check else 1e-6,
+        lr_scheduler_type='constant',
+        max_grad_norm=1.0,
+        logging_steps=1,
+        save_strategy='no',
+        report_to='none',
+        use_cpu=True,
+        bf16=args.dtype == 'bfloat16',
+        gradient_checkpointing=args.checkpointing,
+        max_length=None,
+        disable_tqdm=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if args.task == 'dpo':
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+        columns = ('prompt_ids', 'chosen_ids', 'rejected_ids')
+        config = DPOConfig(**settings, beta=0.1, precompute_ref_log_probs=args.precompute)
+        kind = DPOTrainer
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=1, dtype=torch.float32)
+        records = [{side: record[f'whole_{side}'] for side in ('chosen_ids', 'rejected_ids')} for record in records]
+        columns, config, kind = ('chosen_ids', 'rejected_ids'), RewardConfig(**settings), RewardTrainer
+    dataset = Dataset.from_list([{name: record[name] for name in columns} for record in records])
+    return in_order(kind)(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+
+def first_gradient(trainer, path: Path) -> list[float]:
+    """Write the gradient of the first batch's loss by parameter; the scores of its replies, chosen ones first."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    model = trainer.model
+    model.train()
+    scores = {}
+
+    def note(module, inputs, output):
+        found = output.log_probs.sum(-1) if getattr(output, 'log_probs', None) is not None else output.logits[:, 0]
+        scores['values'] = found.detach().float().tolist()
+
+    hook = model.register_forward_hook(note)
+    trainer.compute_loss(model, batch).backward()
+    hook.remove()
+    np.savez(path, **{name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
+    model.zero_grad()
+    return scores['values']
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ('task', 'model', 'pairs', 'to', 'dtype'):
+        parser.add_argument(f'--{name}', required=True)
+    parser.add_argument('--batch', type=int, required=True)
+    for name in ('precompute', 'check', 'checkpointing'):
+        parser.add_argument(f'--{name}', action='store_true')
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    records = json.loads(Path(args.pairs).read_text())
+    start = time.monotonic()
+    clock, trainer = Clock(), make_trainer(args, records)
+    precompute_seconds = time.monotonic() - start if args.precompute else 0.0
+    result = {}
+    if args.check:
+        result['scores'] = first_gradient(trainer, Path(args.to + '.npz'))
+    trainer.add_callback(clock)
+    trainer.train()
+    result |= dict(
+        seconds=clock.seconds,
+        pairs=[min(args.batch, len(records) - at) for at in range(0, len(records), args.batch)][: len(clock.seconds)],
+        losses=[entry['loss'] for entry in trainer.state.log_history if 'loss' in entry],
+        precompute_seconds=precompute_seconds,
+        peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    )
+    Path(args.to).write_text(json.dumps(result))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,96 @@
+"""Compiling for TPUs that are not here: the kernels lower, programs are measured, what does not fit is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rlhi_jax.aot import topology_devices
+from rlhi_jax.models import attention_tpu
+from rlhi_jax.sharding import make_mesh
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip('libtpu')
+
+MODEL = dict(
+    model_type='llama',
+    architectures=['LlamaForCausalLM'],
+    vocab_size=2048,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+)
+
+
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
+def test_the_kernels_lower(topology):
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    devices = topology_devices(topology)
+    mesh = make_mesh(dict(data=1, fsdp=-1, tensor=1, context=1), devices)
+    one = jax.sharding.NamedSharding(mesh, jax.P())
+
+    def shape(*dims, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=one)
+
+    q, kv = shape(1, 1024, 4, 128), shape(1, 1024, 2, 128)
+    extent, per_query = shape(1, 1024, dtype=jnp.int32), shape(1, 4, 1024, dtype=jnp.float32)
+    forward = jax.jit(attention_tpu.forward).lower(q, kv, kv, extent).compile().as_text()
+    backward = jax.jit(attention_tpu.backward).lower(q, kv, kv, extent, per_query, per_query, q).compile().as_text()
+    assert forward.count('tpu_custom_call') >= 1 and backward.count('tpu_custom_call') >= 2
+
+
+def run(tmp_path, *flags: str) -> subprocess.CompletedProcess:
+    (tmp_path / 'config.json').write_text(json.dumps(MODEL))
+    (tmp_path / 'plan.py').write_text(
+        'from rlhi_jax.config import base_config\n'
+        'def get_config():\n'
+        '    c = base_config()\n'
+        '    c.rows.tokens, c.rows.scored, c.rows.pairs, c.train.batch_rows = 1024, 512, 2, 4\n'
+        '    c.sampler.slots, c.sampler.prompt_tokens, c.sampler.new_tokens = 4, 64, 64\n'
+        '    return c\n'
+    )
+    command = [sys.executable, '-m', 'rlhi_jax.aot', f'--config={tmp_path / "plan.py"}', '--topology=v5e:2x2']
+    command += [f'--model={tmp_path / "config.json"}', *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_programs_are_compiled_and_measured(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    reports = {report['program']: report for report in map(json.loads, done.stdout.splitlines())}
+    assert reports.keys() == {'train', 'score', 'sample'}
+    parameters = 2 * 2048 * 512 + 2 * (2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 1024 + 2 * 512) + 512
+    # Parameters and two moments in float32, split over four chips; norms and rows are next to nothing.
+    assert reports['train']['hbm_gib']['arguments'] == pytest.approx(3 * 4 * parameters / 4 / 2**30, rel=0.02)
+    assert reports['score']['hbm_gib']['total'] < reports['train']['hbm_gib']['total']
+    assert sum(reports['train']['collective_gib'].values()) > 0
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    done = run(tmp_path, '--programs=train', '--config.rows.tokens=1048576', '--config.rows.scored=1048576')
+    assert done.returncode == 1
+    assert not json.loads(done.stdout)['fits']
+    assert 'train does not fit a chip of v5e:2x2' in done.stderr
+
+
+def test_a_sweep_names_the_best(tmp_path):
+    done = run(tmp_path, '--sweep')
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(reports) > 8 and all(report['fits'] for report in reports)
+    assert 'best that fits' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('flag', 'named'), [('--topology=v9z:1x1', '--topology'), ('--programs=dance', '--programs')]
+)  # fmt: skip
+def test_wrong_flags_are_refused_by_name(tmp_path, flag, named):
+    done = run(tmp_path, flag)
+    assert done.returncode == 2 and named in done.stderr

@@ -1,0 +1,65 @@
+"""The closed form against what XLA counts in an unrolled program, and against counting by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack
+from rlhi_jax.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
+from rlhi_jax.models import attention_xla
+from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder, unroll
+from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.models.tree_blocks import BLOCK
+from rlhi_jax.run import init_params
+from rlhi_jax.scoring import score_replies
+
+# Wide, so that what the closed form leaves out is little; one block of attention, whose loop XLA counts once.
+SPEC = ModelSpec('llama', 1024, 512, 1024, 2, 8, 4, 64, 512)
+ROOM = Capacities(BLOCK, BLOCK, 1)
+
+
+def row():
+    tree = TokenTree([TokenNode(-1, (1,) * 64), TokenNode(0, (2,) * 32, 32), TokenNode(0, (3,) * 32, 32)], [[1], [2]],
+                     [(0, 1, 1.0, 0)])  # fmt: skip
+    return {name: jnp.asarray(column)[None] for name, column in pack([lay_out(tree)], ROOM).items()}
+
+
+def counted(remat: str, *, gradient: bool) -> float:
+    """XLA's count for an unrolled program, with all scored slots in one chunk."""
+    import flax.linen as nn
+
+    decoder = Decoder(SPEC, remat=remat, unrolled=True)
+    params = unroll(nn.unbox(init_params(Decoder(SPEC), jax.random.key(0))))
+
+    def total(params, rows):
+        return score_replies(decoder, params, rows, chunk=ROOM.scored).logp_BR.sum()
+
+    function = jax.grad(total) if gradient else total
+    return jax.jit(function).lower(params, row()).compile().cost_analysis()['flops']
+
+
+# What XLA computes of this row: every scored slot, and the whole block of attention.
+WORK = Work(BLOCK, ROOM.scored, BLOCK * BLOCK)
+
+
+def test_a_pass_is_what_xla_counts():
+    assert counted('save_all', gradient=False) == pytest.approx(sum(forward_flops(SPEC, WORK).values()), rel=0.03)
+
+
+@pytest.mark.parametrize('remat', REMAT_POLICIES)
+def test_a_gradient_is_what_xla_counts(remat):
+    closed = train_flops(SPEC, WORK, remat, attention_products=attention_xla.PRODUCTS)
+    assert counted(remat, gradient=True) == pytest.approx(sum(closed.values()), rel=0.03)
+
+
+def test_policies_are_the_decoders():
+    assert REPEATED.keys() == REMAT_POLICIES.keys()
+
+
+def test_allowed_attention_is_the_sum_of_extents():
+    extent = np.asarray(row()['extent'])[0]
+    distance = np.arange(BLOCK)[:, None] - np.arange(BLOCK)
+    allowed = int(((distance >= 0) & (distance < extent)).sum())
+    assert allowed == extent.sum() == shared_prefix(64, 32, 32).attended
+    assert causal(7, 0).attended == np.tril(np.ones((7, 7))).sum()
