@@ -1,0 +1,83 @@
+"""DPO train steps compiled for TPU pods on this machine: what fits, what it takes of a chip, which chips starve.
+
+python tests/benchmarks/pods.py
+
+First Llama-3.1-8B on v5p:2x2x4 under each remat policy, at 16 pairs of 1,024 tokens each of prefix, chosen and
+rejected reply: the setting in which peers were measured. Then a table of models, topologies, pairs a step and row
+lengths, with a pair for every 1,024 tokens of a row. Each chip has a row where there are enough; else heads are split
+(up to 8 ways, as there are 8 key-value heads), and chips that are left have only padding to work on: they starve. The
+policy that saves most of those that fit is taken. Writes `results/pods.json`, line by line.
+"""
+
+from pathlib import Path
+
+from absl import app
+
+from rlhi_jax.aot import compile_report, model_spec, topology_devices
+from rlhi_jax.config import base_config
+from rlhi_jax.files import read_json, write_json
+from rlhi_jax.models.decoder import REMAT_POLICIES
+from rlhi_jax.sharding import make_mesh
+
+HERE = Path(__file__).parent
+RESULTS = HERE / 'results' / 'pods.json'
+PODS = (('llama-3.1-8b', 'v5e:16x16'), ('llama-3.1-8b', 'v6e:4x4'), ('llama-3.1-70b', 'v5p:8x8x8'))
+PAIRS, TOKENS, TOKENS_OF_A_PAIR = (32, 256, 2048), (4096, 32768), 1024
+POLICIES = tuple(name for name in REMAT_POLICIES if name != 'save_all')
+
+
+def config_of(tokens: int, scored: int, pairs: int, rows: int):
+    c = base_config()
+    c.rows.tokens, c.rows.scored, c.rows.pairs = tokens, scored, pairs
+    c.train.batch_rows = rows
+    return c
+
+
+def report(config, model: str, topology: str, remat: str, tensor: int = 1) -> dict:
+    config.model.remat = remat
+    mesh = make_mesh(dict(data=1, fsdp=-1, tensor=tensor, context=1), topology_devices(topology))
+    spec = model_spec(config, str(HERE / 'models' / f'{model}.json'))
+    return dict(model=model, topology=topology) | compile_report('train', config, spec, mesh)
+
+
+def pod(model: str, topology: str, pairs: int, tokens: int) -> dict:
+    chips = len(topology_devices(topology))
+    pairs_a_row = tokens // TOKENS_OF_A_PAIR
+    rows = pairs // pairs_a_row
+    tensor = next((n for n in (1, 2, 4) if chips // n <= rows), 8)
+    places = chips // tensor
+    batch = max(places, rows)
+    for remat in POLICIES:
+        config = config_of(tokens, tokens // 2, pairs_a_row, batch)
+        config.train.accumulate = batch // places
+        found = report(config, model, topology, remat, tensor)
+        if found['fits']:
+            break
+    return found | dict(pairs=pairs, row_tokens=tokens, rows=rows, starving=1 - rows / batch)
+
+
+def main(_):
+    results = read_json(RESULTS, '') if RESULTS.exists() else {}
+
+    def once(name: str, make) -> None:
+        if name not in results:
+            results[name] = make()
+            write_json(RESULTS, results)
+            print(name, results[name], flush=True)
+
+    for remat in POLICIES:
+        once(
+            f'peers_setting {remat}',
+            lambda remat=remat: report(config_of(3072, 2048, 1, 16), 'llama-3.1-8b', 'v5p:2x2x4', remat),
+        )
+    for model, topology in PODS:
+        for tokens in TOKENS:
+            for pairs in PAIRS:
+                once(
+                    f'{model} {topology} {pairs} pairs, rows of {tokens}',
+                    lambda m=model, t=topology, p=pairs, n=tokens: pod(m, t, p, n),
+                )
+
+
+if __name__ == '__main__':
+    app.run(main)
