@@ -7,7 +7,8 @@ what goes between chips, compile seconds. Exits with status 1 where one does not
 for every mesh and remat policy instead, and names the best that fits: fewest FLOPs, then fewest bytes between chips.
 `--model` is a Hugging Face config.json, to plan for a model that is not here. Needs libtpu (`pip install -e .[aot]`).
 
-FLOPs are of full rows that hold `config.rows.pairs` trees of one prefix and two replies.
+FLOPs are of full rows that hold `config.rows.pairs` trees of one prefix and two replies of `config.rows.scored` in all;
+bytes between chips are those that one chip sends.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -45,6 +47,7 @@ from rlhi_jax.sharding import check_fit, make_mesh
 from rlhi_jax.train_step import abstract_state, jit_train_step, make_optimizer
 
 GIB = 2**30
+_TOO_LARGE = re.compile(r'Used [\d.]+\S? of [\d.]+\S? hbm|memory required .*? exceeds available HBM \([^)]*\)')
 Report = dict[str, Any]
 
 
@@ -54,9 +57,9 @@ def topology_devices(name: str) -> list[jax.Device]:
     Raises:
       UserError: libtpu is missing or knows no such topology.
     """
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # libtpu would ask the cloud which TPU this machine has
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it compiles only, so others may do so too
     try:
-        from jax.experimental import topologies
-
         return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
     except Exception as error:  # libtpu raises unrelated types
         raise UserError(
@@ -108,10 +111,20 @@ PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]]
 
 
 def row_work(config: ConfigDict) -> Work:
-    """A full row: `config.rows.pairs` trees of one prefix and two replies, every scored slot used."""
+    """A full row: `config.rows.pairs` trees of one prefix and two replies, every scored slot used.
+
+    Raises:
+      UserError: the replies would leave no room for a prefix.
+    """
     room = capacities(config)
     reply = room.scored // room.replies
-    tree = shared_prefix(room.tokens // room.pairs - 2 * reply, reply, reply)
+    prefix = room.tokens // room.pairs - 2 * reply
+    if prefix < 1:
+        raise UserError(
+            f'config.rows.scored is {room.scored} of config.rows.tokens {room.tokens}: plan with as many scored tokens '
+            'as replies have, so that a row has room for prefixes'
+        )
+    tree = shared_prefix(prefix, reply, reply)
     return Work(*(room.pairs * n for n in dataclasses.astuple(tree)))
 
 
@@ -144,9 +157,9 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if 'RESOURCE_EXHAUSTED' not in str(error):
+            if (needed := _TOO_LARGE.search(str(error))) is None:
                 raise
-            return report | dict(fits=False, why=_sentence(error), compile_seconds=time.monotonic() - start)
+            return report | dict(fits=False, why=needed[0], compile_seconds=time.monotonic() - start)
     memory = compiled.memory_analysis()
     parts = dict(
         arguments=memory.argument_size_in_bytes,
@@ -161,12 +174,6 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
         collective_gib={kind: size / GIB for kind, size in sent.items()},
         compile_seconds=time.monotonic() - start,
     )
-
-
-def _sentence(error: Exception) -> str:
-    """How much of a chip's memory the compiler would have needed."""
-    found = re.search(r'Used [\d.]+\S? of [\d.]+\S? hbm', str(error))
-    return found[0] if found else one_line(error)[:200]
 
 
 def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Iterator[Report]:
@@ -197,7 +204,6 @@ def _cost(report: Report) -> tuple[float, float]:
 
 def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # libtpu would ask the cloud which TPU this machine has
     config = check_config(flags.FLAGS.config)
     if not flags.FLAGS.topology:
         raise UserError('--topology is missing: name one such as v5p:2x2x4')

@@ -1,36 +1,49 @@
-"""What a compiled program sends between chips, read from its HLO text.
+"""What each chip of a compiled program sends to others, read from its HLO text.
 
-A loop's body stands in the text once; what it sends counts as often as the loop turns.
+A loop's body stands in the text once; what it sends counts as often as the loop turns. Collectives are taken to go
+round a ring of their N chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N, reduce-scatter
+R (N - 1), all-reduce 2 R (N - 1) / N, collective-permute R.
 """
 
 import functools
+import math
 import re
 from collections import Counter
+from collections.abc import Callable
 
-KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+SENT: dict[str, Callable[[int, int], float]] = {
+    'all-gather': lambda size, chips: size * (chips - 1) / chips,
+    'all-reduce': lambda size, chips: 2 * size * (chips - 1) / chips,
+    'reduce-scatter': lambda size, chips: size * (chips - 1),
+    'all-to-all': lambda size, chips: size * (chips - 1) / chips,
+    'collective-permute': lambda size, chips: size,
+}
 _BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
 _BYTES |= {'s64': 8, 'u64': 8, 'f64': 8}
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
-_SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
-_CALLED = re.compile(r'(?:calls|to_apply|body|condition)=%?([\w.\-]+)')
+_SHAPE = re.compile(r'\b([a-z]+\d\w*|pred)\[([\d,]*)\]')
+_CALLED = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _WHILE = re.compile(r' while\(.*condition=%?([\w.\-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r'= [su]32\[\]\S* constant\((\d+)\)')
-_OPERATION = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
+_OPERATION = re.compile(rf'= (.*?) ({"|".join(SENT)})(-start)?\(')
 
 
-def collective_bytes(hlo: str) -> dict[str, int]:
-    """Bytes of the results of collectives on one chip, by kind, over one run of the program.
+def collective_bytes(hlo: str) -> dict[str, float]:
+    """Bytes that one chip sends in one run of the program, by kind of collective.
 
     >>> collective_bytes('''
     ... %body (p: f32[8]) -> f32[8] {
-    ...   %g = f32[8]{0} all-gather(%p), dimensions={0}
+    ...   %g = f32[8]{0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
     ... }
     ... ENTRY %main (x: f32[8]) -> f32[8] {
     ...   %w = f32[8]{0} while(%x), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
     ... }''')
-    {'all-gather': 96}
+    {'all-gather': 72.0}
+
+    Raises:
+      ValueError: the text names a loop, a type or a group of chips in a way that is not understood.
     """
     computations: dict[str, list[str]] = {}
     entry = name = ''
@@ -47,37 +60,54 @@ def collective_bytes(hlo: str) -> dict[str, int]:
         sent: Counter = Counter()
         for line in computations.get(name, ()):
             if operation := _OPERATION.search(line):
-                sent[operation[2]] += _result_bytes(operation[1], operation[3] == '-start')
+                shapes, kind, started = operation.groups()
+                size = _result_bytes(shapes, kind if started else '')
+                sent[kind] += SENT[kind](size, 1 if kind == 'collective-permute' else _chips(line))
             called = _CALLED.findall(line)
             if branches := _BRANCHES.search(line):
                 called += re.findall(r'[\w.\-]+', branches[1])
-            times = _trips(line, computations)
-            for other in called:
-                sent.update({kind: times * size for kind, size in total(other).items()})
+            below = sum((total(other) for other in called), Counter())
+            if below:
+                times = _trips(line, computations)
+                sent.update({kind: times * size for kind, size in below.items()})
         return sent
 
     return dict(sorted(total(entry).items()))
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often what a line calls is run: a loop as often as it says, or as the one bound of its condition; else once.
-
-    Loops whose bound is data, such as that over live blocks of attention, send nothing.
-    """
+    """How often what a line calls is run: a loop as it says or as the one bound of its condition tells, else once."""
     if (loop := _WHILE.search(line)) is None:
         return 1
     if known := _TRIPS.search(line):
         return int(known[1])
     bounds = _CONSTANT.findall('\n'.join(computations.get(loop[1], ())))
-    return int(bounds[0]) if len(bounds) == 1 else 1
+    if len(bounds) != 1:
+        raise ValueError(f'a loop with collectives does not say how often it turns: {line.strip()[:200]}')
+    return int(bounds[0])
 
 
-def _result_bytes(shapes: str, asynchronous: bool) -> int:
-    """Bytes of a result; of an asynchronous start, which names operand and result, those of the larger."""
+def _chips(line: str) -> int:
+    """How many chips take part in a collective: {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}."""
+    if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
+        return listed[1].count(',') + 1
+    if tiled := re.search(r'replica_groups=\[(\d+),(\d+)\]<=', line):
+        return int(tiled[2])
+    if named := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    raise ValueError(f'the chips of a collective are not understood: {line.strip()[:200]}')
+
+
+def _result_bytes(shapes: str, started: str) -> int:
+    """Bytes of a result; of an asynchronous start of this kind that names operands first, those of the second half."""
     sizes = []
     for dtype, dims in _SHAPE.findall(shapes):
-        size = _BYTES.get(dtype, 0)
-        for dim in filter(None, dims.split(',')):
-            size *= int(dim)
-        sizes.append(size)
-    return max(sizes, default=0) if asynchronous else sum(sizes)
+        if dtype not in _BYTES:
+            raise ValueError(f'the type {dtype} of a collective is not known')
+        sizes.append(_BYTES[dtype] * math.prod(int(dim) for dim in dims.split(',') if dim))
+    if started == 'collective-permute':  # (operand, result, and two counters on TPUs)
+        return sizes[1]
+    if started == 'all-gather':
+        return sum(sizes[len(sizes) // 2 :])
+    return sum(sizes)

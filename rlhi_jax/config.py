@@ -25,7 +25,7 @@ def base_config() -> ConfigDict:
     c = ConfigDict()
     c.objective = 'dpo'  # dpo, reward or sft
     c.seed = 0
-    c.compilation_cache = '.cache/compiled'  # folder of compiled programs, for all hosts to share; '': none
+    c.compilation_cache = '.cache/compiled'  # folder or bucket of compiled programs; pods: a shared one; '': none
 
     c.model = ConfigDict()
     c.model.path = ''  # folder of `rlhi_jax.convert import`, or an earlier run's workdir
@@ -101,7 +101,7 @@ def base_config() -> ConfigDict:
     c.satisfaction.max_prompts = 0  # 0: all
 
     c.rows = ConfigDict()
-    c.rows.tokens = 1024  # sibling default: length 1,024
+    c.rows.tokens = 1024  # sibling default: length 1,024; TPUs attend fastest in rows of a multiple of 512
     c.rows.scored = 1024
     c.rows.pairs = 8
 
@@ -283,8 +283,9 @@ def load_config() -> ConfigDict:
       UserError: naming the key and what it may be.
     """
     config = check_config(flags.FLAGS.config)
-    if config.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own variable goes first
-        jax.config.update('jax_compilation_cache_dir', str(Path(config.compilation_cache).absolute()))
+    folder = config.compilation_cache
+    if folder and not jax.config.jax_compilation_cache_dir:  # JAX's own variable goes first
+        jax.config.update('jax_compilation_cache_dir', folder if '://' in folder else str(Path(folder).absolute()))
     return config
 
 

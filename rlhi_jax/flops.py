@@ -24,7 +24,7 @@ class Work:
 
     Attributes:
       tokens: tokens computed.
-      scored: tokens whose log-probability is read; 0 for reward models, whose head is next to nothing.
+      scored: tokens whose log-probability is read; reward models have a head next to nothing.
       attended: (query, key) pairs of the mask.
     """
 
@@ -65,9 +65,10 @@ def _products(spec: ModelSpec) -> dict[str, int]:
 
 def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
     """Of one pass without a gradient, by part."""
+    logits = 2 * work.scored * spec.vocab_size * spec.width
     return {
         'body': 2 * work.tokens * spec.num_layers * sum(_products(spec).values()),
-        'head': 2 * work.scored * spec.vocab_size * spec.width,
+        'head': logits if spec.head == 'lm' else 0,
         'attention': 2 * 2 * work.attended * spec.num_layers * spec.num_heads * spec.head_dim,
     }
 

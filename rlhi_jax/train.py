@@ -80,9 +80,10 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         log = RunLog(workdir, next_step=first_step) if distributed.is_main() else None
         stop = distributed.Preemption()
         pending = _Pending(config, log, num_steps, first_step)
-        # Compiled once: what is compiled refuses other shapes and layouts, so no later step can compile again.
-        shapes = state, abstract_rows(config, mesh, config.train.batch_rows)
-        step_fn = jit_train_step(config, decoder, state, mesh, num_steps).lower(*shapes).compile()
+        if first_step < num_steps:
+            # Compiled once: what is compiled refuses other shapes and layouts, so no later step can compile again.
+            shapes = state, abstract_rows(config, mesh, config.train.batch_rows)
+            step_fn = jit_train_step(config, decoder, state, mesh, num_steps).lower(*shapes).compile()
         with pending.progress:
             for step in range(first_step, num_steps):
                 batch = to_global(next(stream), places, sharding, config.train.batch_rows)

@@ -1,5 +1,8 @@
 """The closed form against what XLA counts in an unrolled program, and against counting by hand."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,18 +28,16 @@ def row():
     return {name: jnp.asarray(column)[None] for name, column in pack([lay_out(tree)], ROOM).items()}
 
 
-def counted(remat: str, *, gradient: bool) -> float:
-    """XLA's count for an unrolled program, with all scored slots in one chunk."""
-    import flax.linen as nn
-
+def counted(remat: str, *, gradient: bool) -> tuple[float, float]:
+    """XLA's counts for an unrolled program, with all scored slots in one chunk: as it reads it, and compiled."""
     decoder = Decoder(SPEC, remat=remat, unrolled=True)
     params = unroll(nn.unbox(init_params(Decoder(SPEC), jax.random.key(0))))
 
     def total(params, rows):
         return score_replies(decoder, params, rows, chunk=ROOM.scored).logp_BR.sum()
 
-    function = jax.grad(total) if gradient else total
-    return jax.jit(function).lower(params, row()).compile().cost_analysis()['flops']
+    lowered = jax.jit(jax.value_and_grad(total) if gradient else total).lower(params, row())
+    return lowered.cost_analysis()['flops'], lowered.compile().cost_analysis()['flops']
 
 
 # What XLA computes of this row: every scored slot, and the whole block of attention.
@@ -44,13 +45,20 @@ WORK = Work(BLOCK, ROOM.scored, BLOCK * BLOCK)
 
 
 def test_a_pass_is_what_xla_counts():
-    assert counted('save_all', gradient=False) == pytest.approx(sum(forward_flops(SPEC, WORK).values()), rel=0.03)
+    assert counted('save_all', gradient=False) == pytest.approx([sum(forward_flops(SPEC, WORK).values())] * 2, rel=0.01)
 
 
 @pytest.mark.parametrize('remat', REMAT_POLICIES)
 def test_a_gradient_is_what_xla_counts(remat):
-    closed = train_flops(SPEC, WORK, remat, attention_products=attention_xla.PRODUCTS)
-    assert counted(remat, gradient=True) == pytest.approx(sum(closed.values()), rel=0.03)
+    closed = sum(train_flops(SPEC, WORK, remat, attention_products=attention_xla.PRODUCTS).values())
+    read, compiled = counted(remat, gradient=True)
+    assert read == pytest.approx(closed, rel=0.01)
+    # Without a scan between them, XLA may find that what is computed again is there already: here, one product.
+    assert compiled == pytest.approx(closed, rel=0.03)
+
+
+def test_a_reward_model_has_no_vocabulary_to_score():
+    assert forward_flops(dataclasses.replace(SPEC, head='reward'), WORK)['head'] == 0
 
 
 def test_policies_are_the_decoders():

@@ -40,10 +40,7 @@ def _on_devices(batch: int):
     if mesh.empty or mesh.size == 1:
         return _attend
     rows, heads = nn.logical_to_mesh_axes(('batch', 'heads'))
-    split = 1
-    for axis in rows:
-        split *= mesh.shape[axis]
-    if batch % split:  # a sampler reads one prompt at a time, on all devices
+    if batch == 1:  # a sampler reads one prompt at a time, on all devices
         rows = None
     per_head, per_row = jax.P(rows, None, heads, None), jax.P(rows, None)
     return jax.shard_map(_attend, in_specs=(per_head,) * 3 + (per_row,), out_specs=per_head, check_vma=False)

@@ -1,8 +1,8 @@
 """Tree attention as Pallas kernels for TPUs: live blocks only, forward and backward.
 
-Which blocks are live is read from scalar memory before a step fetches them, so a dead block costs neither arithmetic
-nor bandwidth. JAX's splash attention has its mask compiled into the program, or reads a dense one; here it follows from
-one number per key.
+Which blocks are live is read from scalar memory before a step fetches them, and a grid has as many steps as the fullest
+row of blocks, so a dead block costs neither arithmetic nor bandwidth. JAX's splash attention has its mask compiled into
+the program, or reads a dense one; here it follows from one number per key.
 
 Dimension key: B rows, T tokens (a multiple of 128), N query heads, K key-value heads, H head width; Q queries and S
 keys of one block.
@@ -47,7 +47,7 @@ def forward(
         functools.partial(_forward, count=count, scale=width**-0.5),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch, heads, count, count),
+            grid=(batch, heads, count, counts.max()),
             in_specs=[
                 pl.BlockSpec((None, None, block, width), at_query),
                 pl.BlockSpec((None, None, block, width), at_key),
@@ -76,7 +76,7 @@ def forward(
 
 
 def _forward(live, counts, q_ref, k_ref, v_ref, end_ref, out_ref, lse_ref, top, total, out, *, count, scale):
-    i, step = pl.program_id(2), pl.program_id(3)
+    i, step, steps = pl.program_id(2), pl.program_id(3), pl.num_programs(3)
     queries = pl.program_id(0) * count + i
 
     @pl.when(step == 0)
@@ -99,7 +99,7 @@ def _forward(live, counts, q_ref, k_ref, v_ref, end_ref, out_ref, lse_ref, top, 
         more = _dot(weights_QS.astype(v_ref.dtype), v_ref[...])
         out[...] = out[...] * shrink[:, :1] + more
 
-    @pl.when(step == count - 1)
+    @pl.when(step == steps - 1)
     def _():
         out_ref[...] = (out[...] / total[:, :1]).astype(out_ref.dtype)
         lse_ref[...] = (top[...] + jnp.log(total[...])).T[:1]
@@ -147,7 +147,7 @@ def _d_queries(extent_BT, rows, interpret):
         functools.partial(_d_query, count=count, scale=width**-0.5),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch, heads, count, count),
+            grid=(batch, heads, count, counts.max()),
             in_specs=[
                 pl.BlockSpec((None, None, block, width), at_query),
                 pl.BlockSpec((None, None, block, width), at_key),
@@ -168,7 +168,7 @@ def _d_queries(extent_BT, rows, interpret):
 
 
 def _d_query(live, counts, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, end_ref, dq_ref, dq, *, count, scale):
-    i, step = pl.program_id(2), pl.program_id(3)
+    i, step, steps = pl.program_id(2), pl.program_id(3), pl.num_programs(3)
     queries = pl.program_id(0) * count + i
 
     @pl.when(step == 0)
@@ -185,7 +185,7 @@ def _d_query(live, counts, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, e
         d_logits_QS = weights_QS * (d_weights_QS - delta_Q1) * scale
         dq[...] += _dot(d_logits_QS.astype(k_ref.dtype), k_ref[...])
 
-    @pl.when(step == count - 1)
+    @pl.when(step == steps - 1)
     def _():
         dq_ref[...] = dq[...].astype(dq_ref.dtype)
 
@@ -211,7 +211,7 @@ def _d_keys(extent_BT, rows, interpret):
         functools.partial(_d_key, count=count, group=group, scale=width**-0.5),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch, kv_heads, count, group, count),
+            grid=(batch, kv_heads, count, group, counts.max()),
             in_specs=[
                 pl.BlockSpec((None, None, block, width), at_query),
                 pl.BlockSpec((None, None, block, width), at_key),
@@ -235,7 +235,7 @@ def _d_key(
     live, counts, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, end_ref, dk_ref, dv_ref, dk, dv,
     *, count, group, scale,
 ):  # fmt: skip
-    j, member, step = (pl.program_id(axis) for axis in (2, 3, 4))
+    j, member, step, steps = *(pl.program_id(axis) for axis in (2, 3, 4)), pl.num_programs(4)
     keys = pl.program_id(0) * count + j
 
     @pl.when((member == 0) & (step == 0))
@@ -254,7 +254,7 @@ def _d_key(
         d_logits_SQ = weights_SQ * (d_weights_SQ - delta_ref[...]) * scale
         dk[...] += _dot(d_logits_SQ.astype(q_ref.dtype), q_ref[...])
 
-    @pl.when((member == group - 1) & (step == count - 1))
+    @pl.when((member == group - 1) & (step == steps - 1))
     def _():
         dk_ref[...] = dk[...].astype(dk_ref.dtype)
         dv_ref[...] = dv[...].astype(dv_ref.dtype)

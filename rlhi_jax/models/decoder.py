@@ -131,7 +131,7 @@ class Decoder(nn.Module):
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
         x_BTD = nn.with_logical_constraint(x_BTD, ('shared_rows', 'length', 'embed'))
         x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation'))
-        block, inputs = _with_remat(self.remat), (rotation(position_BT, s), position_BT, extent_BT)
+        block, inputs = _with_remat(self.remat, self.unrolled), (rotation(position_BT, s), position_BT, extent_BT)
         if self.unrolled:
             for layer in range(s.num_layers):
                 x_BTD, _ = block(s, self.dtype, name=f'layers_{layer}')(x_BTD, *inputs)
@@ -149,11 +149,12 @@ class Decoder(nn.Module):
         return _rms_norm(x_BTD, scale, s.norm_eps)
 
 
-def _with_remat(name: str) -> type[Block]:
+def _with_remat(name: str, unrolled: bool) -> type[Block]:
     if name not in REMAT_POLICIES:
         raise UserError(f'config.model.remat is {name!r}: choose one of {", ".join(REMAT_POLICIES)}')
     policy = REMAT_POLICIES[name]
-    return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=False)
+    # In a scan nothing can be merged with what is computed again; unrolled, XLA would undo it.
+    return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=unrolled)
 
 
 def unroll(params: dict[str, Any]) -> dict[str, Any]:

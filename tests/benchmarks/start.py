@@ -2,8 +2,8 @@
 
 python tests/benchmarks/start.py --shards=DIR    shards of SmolLM2's; writes results/start.json
 
-One row a step. The seconds of the reference pass and of the step itself are part of both figures, so their difference is
-what the cache saves; a second step tells what a step takes.
+One row a step. The seconds of the reference pass and of the step itself are part of both figures, so their difference
+is what the cache saves; a second step tells what a step takes.
 """
 
 import argparse

@@ -155,14 +155,14 @@ def measure(name: str, python: Path, script: str, *flags: str) -> dict:
 
 
 def rates(result: dict, *, reference: bool) -> list[float]:
-    """Pairs a second of every step but the first, which warms up."""
+    """Pairs a second of every step; what is compiled was compiled before."""
     more = result.get('reference_seconds') if reference else None
     seconds = [a + b for a, b in zip(result['seconds'], more, strict=True)] if more else result['seconds']
-    return [pairs / second for pairs, second in zip(result['pairs'], seconds, strict=True)][1:]
+    return [pairs / second for pairs, second in zip(result['pairs'], seconds, strict=True)]
 
 
 def _total_rate(result: dict) -> float:
-    return sum(result['pairs'][1:]) / sum(result['seconds'][1:])
+    return sum(result['pairs']) / sum(result['seconds'])
 
 
 def ratio(ours: dict, theirs: dict, *, reference: bool = True) -> dict:
@@ -172,8 +172,8 @@ def ratio(ours: dict, theirs: dict, *, reference: bool = True) -> dict:
         name: dict(median=statistics.median(values), min=min(values), max=max(values))
         for name, values in (('ours', mine), ('peer', peers))
     }
-    more = sum(ours['reference_seconds'][1:]) * reference
-    total = sum(ours['pairs'][1:]) / (sum(ours['seconds'][1:]) + more)
+    more = sum(ours['reference_seconds']) * reference
+    total = sum(ours['pairs']) / (sum(ours['seconds']) + more)
     return dict(
         pairs_per_second=spread,
         speed=spread['ours']['median'] / spread['peer']['median'],
@@ -228,13 +228,17 @@ def main():
         replies = [len(r[f'{side}_ids']) if task == 'dpo' else 1 for side in ('chosen', 'rejected') for r in first]
         results[task] = dict(same_work=same_work(*check, f'{task}_check', replies))
         mine = measure(f'{task}_ours', own, 'ours.py', *ours)
-        for dtype in ('float32', 'bfloat16'):
-            theirs = measure(f'{task}_trl_{dtype}', trl, 'trl_peer.py', *peer, f'--dtype={dtype}')
-            results[task][f'against_{dtype}'] = ratio(mine, theirs)
+        theirs = measure(f'{task}_trl_float32', trl, 'trl_peer.py', *peer, '--dtype=float32')
+        results[task]['float32_against_float32'] = ratio(mine, theirs)
+        if task == 'dpo':
+            half = measure('dpo_ours_bfloat16', own, 'ours.py', *ours, '--dtype=bfloat16')
+            theirs = measure('dpo_trl_bfloat16', trl, 'trl_peer.py', *peer, '--dtype=bfloat16')
+            results[task]['float32_against_bfloat16'] = ratio(mine, theirs)
+            results[task]['bfloat16_against_bfloat16'] = ratio(half, theirs)
         if task == 'dpo':
             theirs = measure('dpo_trl_precomputed', trl, 'trl_peer.py', *peer, '--dtype=float32', '--precompute')
-            results[task]['against_float32_both_precomputed'] = ratio(mine, theirs, reference=False)
-        results[task]['flops'] = share_repeated(mine)
+            results[task]['float32_against_float32_both_precomputed'] = ratio(mine, theirs, reference=False)
+        results[task]['flops'] = utilisation(mine)
     ours = (
         '--task=dpo',
         f'--model={MODEL}',
@@ -247,16 +251,22 @@ def main():
     peer = ('--task=dpo', f'--model={RUNS / "policy_hf"}', f'--pairs={talks / "pairs.json"}', '--batch=2')
     mine = measure('conversations_ours', own, 'ours.py', *ours)
     theirs = measure('conversations_trl_float32', trl, 'trl_peer.py', *peer, '--dtype=float32')
-    results['conversations'] = dict(against_float32=ratio(mine, theirs), flops=share_repeated(mine))
+    results['conversations'] = dict(float32_against_float32=ratio(mine, theirs), flops=utilisation(mine))
     write_json(HERE.parent / 'results' / 'peers.json', results)
     print(json.dumps(results, indent=1))
 
 
-def share_repeated(result: dict) -> dict:
-    """Of the steps after the first: model FLOPs a second, and the share of all FLOPs that is computed again."""
-    model = sum(sum(v for k, v in step.items() if k != 'repeated') for step in result['flops'][1:])
-    repeated = sum(step['repeated'] for step in result['flops'][1:])
-    return dict(gflops_per_second=model / sum(result['seconds'][1:]) / 1e9, repeated=repeated / (model + repeated))
+def utilisation(result: dict) -> dict:
+    """Model FLOPs of train steps a second, as a share of what this machine multiplies at; what is computed again."""
+    model = sum(sum(v for k, v in step.items() if k != 'repeated') for step in result['flops'])
+    repeated = sum(step['repeated'] for step in result['flops'])
+    rate = model / sum(result['seconds']) / 1e9
+    return dict(
+        gflops_per_second=rate,
+        peak_gflops_per_second=result['matmul_gflops'],
+        model_flop_utilisation=rate / result['matmul_gflops'],
+        repeated=repeated / (model + repeated),
+    )
 
 
 if __name__ == '__main__':
