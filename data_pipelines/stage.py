@@ -75,7 +75,7 @@ class Stage:
         """Run the stage as a program."""
         define_config_flag()
         flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
-        run(lambda: self.run(load_config(), overwrite=flags.FLAGS.overwrite))
+        run(lambda: self.run(load_config(flags.FLAGS.config), overwrite=flags.FLAGS.overwrite))
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

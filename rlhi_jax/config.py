@@ -276,13 +276,13 @@ def check_config(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def load_config() -> ConfigDict:
-    """The program's --config, checked; from here on what is compiled is kept in its cache.
+def load_config(config: ConfigDict) -> ConfigDict:
+    """A program's --config, checked; from here on what is compiled is kept in its cache.
 
     Raises:
       UserError: naming the key and what it may be.
     """
-    config = check_config(flags.FLAGS.config)
+    check_config(config)
     folder = config.compilation_cache
     if folder and not jax.config.jax_compilation_cache_dir:  # JAX's own variable goes first
         jax.config.update('jax_compilation_cache_dir', folder if '://' in folder else str(Path(folder).absolute()))

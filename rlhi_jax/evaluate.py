@@ -229,7 +229,7 @@ def _shown(value: dict[str, float]) -> str:
 
 
 def main() -> None:
-    config = load_config()
+    config = load_config(flags.FLAGS.config)
     require(config, 'model.path', 'eval.shards')
     workdir = workdir_path(flags.FLAGS.workdir)
     distributed.start()

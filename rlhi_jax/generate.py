@@ -131,7 +131,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def main() -> None:
-    config = load_config()
+    config = load_config(flags.FLAGS.config)
     require(config, 'model.path')
     for name in ('prompts', 'to'):
         if not flags.FLAGS[name].value:

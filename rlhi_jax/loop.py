@@ -320,7 +320,7 @@ def _shown(value: dict[str, float]) -> str:
 
 def main() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-    config = load_config()
+    config = load_config(flags.FLAGS.config)
     workdir = workdir_path(flags.FLAGS.workdir)
     try:
         report = run_loop(config, workdir)

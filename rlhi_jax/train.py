@@ -163,7 +163,7 @@ def _scalar(value: int, mesh: Mesh) -> jax.Array:
 
 
 def main() -> None:
-    config = load_config()
+    config = load_config(flags.FLAGS.config)
     require(config, 'model.path', 'data.shards', 'data.rows')
     workdir = workdir_path(flags.FLAGS.workdir)
     # Loading NumPy files and tokenizers must not fork threads into a fight for the cores that XLA uses.

@@ -6,6 +6,7 @@ from rlhi_jax.config import base_config
 def get_config(objective: str = 'dpo'):
     c = base_config()
     c.objective = objective
+    c.compilation_cache = ''  # nothing that another test left behind
     c.model.dtype = 'float32'
     c.model.new_head = objective == 'reward'
     c.model.logprob_chunk = 64
