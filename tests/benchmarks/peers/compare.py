@@ -3,9 +3,10 @@
 python tests/benchmarks/peers/compare.py --votes=votes.jsonl --conversations=conversations.jsonl
 
 Three sets, the first by hash and not chosen: 64 MT-Bench votes that fit 1,024 tokens (DPO, and reward training), and 16
-pairs of WildChat conversations of at most 4,096 tokens, in which the logged reply is rejected in favour of the user's
+pairs of WildChat conversations of at most 4,096 tokens, in which the logged reply is rejected in favour of the model's
 next one, a stand-in for a rewrite. Measures speed and peak memory, and checks that the work is the same: scores of
-replies, gradients and five losses. Writes `results/peers.json`; a measurement that exists is not made again.
+replies, gradients, losses. TRL runs four pairs at once without recomputing activations, which is its fastest way;
+`frugal` is its least in memory. Writes `results/peers.json`; what was measured of the same code is not measured again.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from rlhi_jax.data.encode import Piece, TreeEncoder
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.shards import write_shards
 from rlhi_jax.data.tree import BadRecord, Interaction, parse_preference
-from rlhi_jax.files import digest, new_folder, read_json, write_json
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, file_digest, new_folder, read_json, write_json
 from rlhi_jax.run import load_params, make_decoder
 from rlhi_jax.sharding import make_mesh
 from rlhi_jax.tokenizers.template import ChatTemplate
@@ -35,6 +37,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 HERE, RUNS, ENVIRONMENT = Path(__file__).parent, Path('runs/peers'), Path('.cache/peers/trl')
 PEER = ('trl==1.16.0', 'datasets==5.2.0', 'torch==2.13.0', 'transformers==5.23.0', 'accelerate==1.15.0')
 MODEL = 'runs/smollm2'
+FREE_GIB = 20  # what TRL takes in float32
 
 
 def vote_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) -> list[Interaction]:
@@ -111,9 +114,8 @@ def wholes(record: dict[str, list[int]]) -> tuple[list[int], list[int]]:
 
 def prepare(name: str, trees: list[Interaction], template: ChatTemplate) -> None:
     folder = RUNS / name
-    if not (folder / 'shards').exists():
-        with new_folder(folder / 'shards') as shards:
-            write_shards(trees, shards, trees_per_shard=1000, manifest={})
+    with new_folder(folder / 'shards', overwrite=True) as shards:
+        write_shards(trees, shards, trees_per_shard=1000, manifest={})
     write_json(folder / 'pairs.json', [record for tree in trees for record in in_tokens(tree, template)])
 
 
@@ -143,15 +145,24 @@ def environment() -> Path:
     return python
 
 
-def measure(name: str, python: Path, script: str, *flags: str) -> dict:
-    """Run one measurement in a process of its own, unless its result is there."""
-    to = RUNS / 'measured' / f'{name}.json'
+def measure(name: str, python: Path, script: str, *flags: str) -> Path:
+    """Run one measurement in a process of its own, unless it was made: of the same code, flags and pairs."""
+    code = sorted(Path('rlhi_jax').rglob('*.py')) if script == 'ours.py' else []
+    pairs = sorted(RUNS.glob('*/pairs.json'))
+    made_of = digest(flags, [file_digest(path) for path in (HERE / script, *code, *pairs)])
+    to = RUNS / 'measured' / f'{name}-{made_of[:8]}.json'
     if not to.exists():
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        free = int(next(line for line in lines if line.startswith('MemAvailable')).split()[1]) / 2**20
+        if free < FREE_GIB:
+            raise UserError(
+                f'only {free:.1f} GiB of memory are free, and the peer needs {FREE_GIB}: stop other programs'
+            )
         to.parent.mkdir(parents=True, exist_ok=True)
         print(f'{name} …', flush=True)
         env = os.environ | dict(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', JAX_PLATFORMS='cpu')
         subprocess.run([python, HERE / script, *flags, f'--to={to}'], check=True, env=env)
-    return read_json(to, '')
+    return to
 
 
 def rates(result: dict, *, reference: bool) -> list[float]:
@@ -165,39 +176,39 @@ def _total_rate(result: dict) -> float:
     return sum(result['pairs']) / sum(result['seconds'])
 
 
-def ratio(ours: dict, theirs: dict, *, reference: bool = True) -> dict:
-    """How many times as fast and as large we are, of medians over steps."""
-    mine, peers = rates(ours, reference=reference), rates(theirs, reference=False)
+def ratio(mine: Path, peers: Path, *, reference: bool = True) -> dict:
+    """How many times as fast and as large we are: of all pairs by all seconds, and of medians over steps."""
+    ours, theirs = read_json(mine, ''), read_json(peers, '')
+    own, others = rates(ours, reference=reference), rates(theirs, reference=False)
     spread = {
         name: dict(median=statistics.median(values), min=min(values), max=max(values))
-        for name, values in (('ours', mine), ('peer', peers))
+        for name, values in (('ours', own), ('peer', others))
     }
     more = sum(ours['reference_seconds']) * reference
     total = sum(ours['pairs']) / (sum(ours['seconds']) + more)
     return dict(
         pairs_per_second=spread,
-        speed=spread['ours']['median'] / spread['peer']['median'],
-        speed_of_totals=total / _total_rate(theirs),
+        speed=total / _total_rate(theirs),
+        speed_of_medians=spread['ours']['median'] / spread['peer']['median'],
         peak_gib=dict(ours=ours['peak_gib'], peer=theirs['peak_gib']),
         memory=ours['peak_gib'] / theirs['peak_gib'],
     )
 
 
-def same_work(ours: dict, theirs: dict, name: str, replies: list[int]) -> dict:
-    """The largest differences: of a reply's score per token, of a gradient tensor, of five losses."""
-    grads = [np.load(RUNS / 'measured' / f'{name}_{who}.json.npz') for who in ('ours', 'trl')]
-    names = {tensor: tensor if tensor in grads[1] else f'{tensor}' for tensor in grads[0].files}
-    distance = {
-        tensor: float(np.linalg.norm(grads[0][tensor] - grads[1][other]) / np.linalg.norm(grads[1][other]))
-        for tensor, other in names.items()
-    }
-    scores = [abs(a - b) / n for a, b, n in zip(ours['scores'], theirs['scores'], replies, strict=True)]
-    losses = [abs(a - b) for a, b in zip(ours['losses'], theirs['losses'], strict=True)]
+def same_work(ours: Path, theirs: Path, replies: list[int]) -> dict:
+    """The largest differences: of a reply's score per token, of a gradient tensor, of a step's loss."""
+    mine, peers = read_json(ours, ''), read_json(theirs, '')
+    grads = [np.load(f'{path}.npz') for path in (ours, theirs)]
+    if set(grads[0].files) != set(grads[1].files):
+        raise ValueError(f'gradients of other tensors: {set(grads[0].files) ^ set(grads[1].files)}')
+    distance = [np.linalg.norm(grads[0][n] - grads[1][n]) / np.linalg.norm(grads[1][n]) for n in grads[0].files]
+    scores = [abs(a - b) / n for a, b, n in zip(mine['scores'], peers['scores'], replies, strict=True)]
+    losses = [abs(a - b) for a, b in zip(mine['losses'], peers['losses'], strict=True)]
     return dict(
         score_per_token=max(scores),
-        gradient_relative_l2=max(distance.values()),
+        gradient_relative_l2=float(max(distance)),
         loss=max(losses),
-        losses=dict(ours=ours['losses'], peer=theirs['losses']),
+        losses=dict(ours=mine['losses'], peer=peers['losses']),
     )
 
 
@@ -209,55 +220,64 @@ def main():
     template = ChatTemplate.load(open_model(MODEL).tokenizer_path)
     models()
     prepare('votes', vote_trees(args.votes, template, pairs=64, longest=1024), template)
-    prepare('conversations', conversation_trees(args.conversations, template, pairs=16, longest=4096), template)
+    talks = conversation_trees(args.conversations, template, pairs=16, longest=4096)
+    prepare('conversations', talks, template)
     trl, own = environment(), Path(sys.executable)
-    short = ('--tokens=1024', '--scored=768', '--pairs=8', '--rows=2')
-    votes, talks = (RUNS / name for name in ('votes', 'conversations'))
+
+    def ours(name: str, *flags: str) -> Path:
+        return measure(f'{name}_ours', own, 'ours.py', *flags)
+
+    def peer(name: str, *flags: str) -> Path:
+        return measure(f'{name}_trl', trl, 'trl_peer.py', *flags)
+
     results = {}
-    for task, model in (('dpo', 'policy'), ('reward', 'reward')):
-        ours = (
-            f'--task={task}',
-            f'--model={MODEL if task == "dpo" else RUNS / "reward"}',
-            f'--shards={votes / "shards"}',
-            *short,
-        )
-        peer = (f'--task={task}', f'--model={RUNS / model}_hf', f'--pairs={votes / "pairs.json"}', '--batch=4')
-        check = [measure(f'{task}_check_ours', own, 'ours.py', *ours, '--check=4'),
-                 measure(f'{task}_check_trl', trl, 'trl_peer.py', *peer, '--dtype=float32', '--check')]  # fmt: skip
-        first = read_json(votes / 'pairs.json', '')[:4]
+    for task, model in (('dpo', MODEL), ('reward', str(RUNS / 'reward'))):
+        rows = ('--tokens=1024', '--scored=768', '--pairs=8', '--rows=2')
+        mine = (f'--task={task}', f'--model={model}', f'--shards={RUNS / "votes/shards"}', *rows)
+        hf = RUNS / ('policy_hf' if task == 'dpo' else 'reward_hf')
+        theirs = (f'--task={task}', f'--model={hf}', f'--pairs={RUNS / "votes/pairs.json"}')
+        single, four = '--dtype=float32', '--batch=4'
+        first = read_json(RUNS / 'votes/pairs.json', '')[:4]
         replies = [len(r[f'{side}_ids']) if task == 'dpo' else 1 for side in ('chosen', 'rejected') for r in first]
-        results[task] = dict(same_work=same_work(*check, f'{task}_check', replies))
-        mine = measure(f'{task}_ours', own, 'ours.py', *ours)
-        theirs = measure(f'{task}_trl_float32', trl, 'trl_peer.py', *peer, '--dtype=float32')
-        results[task]['float32_against_float32'] = ratio(mine, theirs)
+        checks = ours(f'{task}_check', *mine, '--check=4'), peer(f'{task}_check', *theirs, four, single, '--check=5')
+        fast = ours(task, *mine)
+        found = results[task] = dict(
+            same_work=same_work(*checks, replies),
+            float32_against_float32=ratio(fast, peer(task, *theirs, four, single)),
+            utilisation=utilisation(fast),
+        )
         if task == 'dpo':
-            half = measure('dpo_ours_bfloat16', own, 'ours.py', *ours, '--dtype=bfloat16')
-            theirs = measure('dpo_trl_bfloat16', trl, 'trl_peer.py', *peer, '--dtype=bfloat16')
-            results[task]['float32_against_bfloat16'] = ratio(mine, theirs)
-            results[task]['bfloat16_against_bfloat16'] = ratio(half, theirs)
-        if task == 'dpo':
-            theirs = measure('dpo_trl_precomputed', trl, 'trl_peer.py', *peer, '--dtype=float32', '--precompute')
-            results[task]['float32_against_float32_both_precomputed'] = ratio(mine, theirs, reference=False)
-        results[task]['flops'] = utilisation(mine)
-    ours = (
-        '--task=dpo',
-        f'--model={MODEL}',
-        f'--shards={talks / "shards"}',
-        '--tokens=4096',
-        '--scored=2048',
-        '--pairs=16',
-        '--rows=1',
+            half = peer('dpo_bfloat16', *theirs, four, '--dtype=bfloat16')
+            found['float32_against_bfloat16'] = ratio(fast, half)
+            found['bfloat16_against_bfloat16'] = ratio(ours('dpo_bfloat16', *mine, '--dtype=bfloat16'), half)
+            precomputed = peer('dpo_precomputed', *theirs, four, single, '--precompute')
+            found['float32_both_precomputed'] = ratio(fast, precomputed, reference=False)
+            # What TRL can do to save memory: a pair at a time, and activations computed again.
+            frugal = peer('dpo_frugal', *theirs, '--batch=1', '--accumulate=4', '--checkpointing', single)
+            found['float32_against_frugal'] = ratio(fast, frugal)
+    rows = ('--tokens=4096', '--scored=4096', '--pairs=16', '--rows=1')
+    mine = ('--task=dpo', f'--model={MODEL}', f'--shards={RUNS / "conversations/shards"}', *rows)
+    theirs = ('--task=dpo', f'--model={RUNS / "policy_hf"}', f'--pairs={RUNS / "conversations/pairs.json"}', single)
+    count = len(talks[0].pairs)
+    first = read_json(RUNS / 'conversations/pairs.json', '')[:count]
+    replies = [len(record[f'{side}_ids']) for side in ('chosen', 'rejected') for record in first]
+    checks = (
+        ours('conversations_check', *mine, '--check=1', '--steps=1'),
+        peer('conversations_check', *theirs, f'--batch={count}', '--check=1'),
     )
-    peer = ('--task=dpo', f'--model={RUNS / "policy_hf"}', f'--pairs={talks / "pairs.json"}', '--batch=2')
-    mine = measure('conversations_ours', own, 'ours.py', *ours)
-    theirs = measure('conversations_trl_float32', trl, 'trl_peer.py', *peer, '--dtype=float32')
-    results['conversations'] = dict(float32_against_float32=ratio(mine, theirs), flops=utilisation(mine))
+    fast = ours('conversations', *mine)
+    results['conversations'] = dict(
+        same_work=same_work(*checks, replies),
+        float32_against_float32=ratio(fast, peer('conversations', *theirs, '--batch=2')),
+        utilisation=utilisation(fast),
+    )
     write_json(HERE.parent / 'results' / 'peers.json', results)
     print(json.dumps(results, indent=1))
 
 
-def utilisation(result: dict) -> dict:
+def utilisation(measured: Path) -> dict:
     """Model FLOPs of train steps a second, as a share of what this machine multiplies at; what is computed again."""
+    result = read_json(measured, '')
     model = sum(sum(v for k, v in step.items() if k != 'repeated') for step in result['flops'])
     repeated = sum(step['repeated'] for step in result['flops'])
     rate = model / sum(result['seconds']) / 1e9

@@ -27,8 +27,6 @@ from rlhi_jax.sharding import batch_sharding, make_mesh, to_global
 from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.train_step import TrainState, jit_train_step, make_gradient, make_optimizer
 
-CHECKED_STEPS = 5
-
 
 def settings(args) -> object:
     c = base_config()
@@ -44,14 +42,14 @@ def settings(args) -> object:
     return check_config(c)
 
 
-def groups(config, shards, template, size: int | None) -> tuple[RowReader, list[list[int]]]:
+def groups(config, shards, template, size: int | None, steps: int) -> tuple[RowReader, list[list[int]]]:
     """Row numbers of each step: packed over all pairs, or, with `size`, so many trees a step packed by themselves."""
     room = capacities(config)
     if size is None:
         reader = RowReader(make_plan(shards, template, room), shards, template)
         return reader, in_order(range(len(reader)), config.train.batch_rows)
     readers = []
-    for start in range(0, CHECKED_STEPS * size, size):
+    for start in range(0, steps * size, size):
         view = View(shards, range(start, start + size), lambda tree: tree, f'{start}')
         readers.append(RowReader(make_plan(view, template, room), view, template))
     most = max(len(reader) for reader in readers)
@@ -90,11 +88,12 @@ def main():
     parser.add_argument('--remat', default='save_dots')
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--check', type=int, help='Trees of a step; compare numbers instead of speed.')
+    parser.add_argument('--steps', type=int, default=5, help='How many steps to compare.')
     args = parser.parse_args()
     config = settings(args)
     model = open_model(args.model)
     template, shards = ChatTemplate.load(model.tokenizer_path), Shards(Path(args.shards))
-    readers, order = groups(config, shards, template, args.check)
+    readers, order = groups(config, shards, template, args.check, args.steps)
     if args.check:
         config.train.batch_rows = config.train.accumulate = len(order[0])
     mesh, decoder = make_mesh(config.mesh.to_dict()), make_decoder(config, model)

@@ -1,6 +1,6 @@
 """TRL's trainers on pairs in tokens, one process a measurement; runs in TRL's own environment, see `compare.py`.
 
-python trl_peer.py --task=dpo --model=DIR --pairs=pairs.json --to=OUT --dtype=float32 --batch=4 [--precompute] [--check]
+python trl_peer.py --task=dpo --model=DIR --pairs=pairs.json --to=OUT --dtype=float32 --batch=4 [--check=5]
 """
 
 import argparse
@@ -15,8 +15,6 @@ from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
-
-CHECKED_STEPS = 5
 
 
 class Clock(TrainerCallback):
@@ -50,7 +48,8 @@ def make_trainer(args, records):
         output_dir=args.to + '.run',
         per_device_train_batch_size=args.batch,
         num_train_epochs=1,
-        max_steps=CHECKED_STEPS if args.check else -1,
+        max_steps=args.check or -1,
+        gradient_accumulation_steps=args.accumulate,
         learning_rate=1e-4 if args.check else 1e-6,
         lr_scheduler_type='constant',
         max_grad_norm=1.0,
@@ -101,7 +100,9 @@ def main():
     for name in ('task', 'model', 'pairs', 'to', 'dtype'):
         parser.add_argument(f'--{name}', required=True)
     parser.add_argument('--batch', type=int, required=True)
-    for name in ('precompute', 'check', 'checkpointing'):
+    parser.add_argument('--accumulate', type=int, default=1)
+    parser.add_argument('--check', type=int, default=0, help='Compare the numbers of so many steps instead of speed.')
+    for name in ('precompute', 'checkpointing'):
         parser.add_argument(f'--{name}', action='store_true')
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -109,14 +110,14 @@ def main():
     start = time.monotonic()
     clock, trainer = Clock(), make_trainer(args, records)
     precompute_seconds = time.monotonic() - start if args.precompute else 0.0
-    result = {}
+    result, step = {}, args.batch * args.accumulate
     if args.check:
         result['scores'] = first_gradient(trainer, Path(args.to + '.npz'))
     trainer.add_callback(clock)
     trainer.train()
     result |= dict(
         seconds=clock.seconds,
-        pairs=[min(args.batch, len(records) - at) for at in range(0, len(records), args.batch)][: len(clock.seconds)],
+        pairs=[min(step, len(records) - at) for at in range(0, len(records), step)][: len(clock.seconds)],
         losses=[entry['loss'] for entry in trainer.state.log_history if 'loss' in entry],
         precompute_seconds=precompute_seconds,
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
