@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,10 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
             progress.update(done)
 
 
-def _cost(report: Report) -> tuple[float, float]:
-    return report['tflops']['a_pair'], sum(report['collective_gib'].values())
+def best(reports: Iterable[Report]) -> Report | None:
+    """Of those that fit, the one of fewest FLOPs, then of fewest bytes between chips."""
+    fitting = [report for report in reports if report['fits']]
+    return min(fitting, key=lambda r: (r['tflops']['a_pair'], sum(r['collective_gib'].values())), default=None)
 
 
 def main() -> None:
@@ -214,16 +216,14 @@ def main() -> None:
     devices = topology_devices(flags.FLAGS.topology)
     common = dict(topology=flags.FLAGS.topology)
     if flags.FLAGS.sweep:
-        fitting = []
+        reports = []
         for report in sweep(config, spec, devices):
             print(json.dumps(common | report), flush=True)
-            fitting += [report] if report['fits'] else []
-        if not fitting:
-            sys.exit(
-                f'error: nothing fits {flags.FLAGS.topology}: use more chips, shorter rows or config.train.accumulate'
-            )
-        best = min(fitting, key=_cost)
-        print(f'best that fits: {best["mesh"]}, {best["remat"]}, {best["hbm_gib"]["total"]:.1f} GiB', file=sys.stderr)
+            reports.append(report)
+        if (chosen := best(reports)) is None:
+            sys.exit(f'error: nothing fits {flags.FLAGS.topology}: use more chips or config.train.accumulate')
+        found = f'{chosen["mesh"]}, {chosen["remat"]}, {chosen["hbm_gib"]["total"]:.1f} GiB'
+        print(f'best that fits: {found}', file=sys.stderr)
         return
     mesh = make_mesh(config.mesh.to_dict(), devices)
     fits = True

@@ -7,3 +7,4 @@ import jax
 os.environ['JAX_PLATFORMS'] = 'cpu'  # of those programs: libtpu, which is here to compile with, would look for a TPU
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+collect_ignore = ['benchmarks']  # programs, some of another environment
