@@ -6,7 +6,7 @@ from rlhi_jax.config import base_config
 def get_config():
     c = base_config()
     c.model.path = 'runs/smollm2'
-    c.model.dtype = 'float32'  # XLA's CPU backend is no faster in bfloat16
+    c.model.dtype = 'float32'  # a CPU gains little from bfloat16
     c.loop.simulated = True
     c.loop.smoke = True
     c.loop.reward.learning_rate = 2e-5
