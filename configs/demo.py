@@ -17,7 +17,7 @@ def get_config():
     c.simulated.prompts = 1
     c.sampler.slots = 32
     c.sampler.prompt_tokens = 256
-    c.sampler.new_tokens = 96
+    c.sampler.new_tokens = 160
     c.sampler.temperature = 0.7
     c.teacher.row_tokens = 512
     c.personas.max_remarks = 4
