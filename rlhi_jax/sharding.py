@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhi_jax.errors import UserError
@@ -51,7 +52,9 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
         raise UserError(f'config.mesh is {sizes}, but there are {count} devices: make the product of its axes {count}')
     if sizes['context'] != 1:
         raise UserError('config.mesh.context is reserved: set it to 1')
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # A pod's axes may be split: heads over two of the four chips of a row, for one.
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:
