@@ -78,19 +78,22 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
     return dataclasses.replace(spec, head=OBJECTIVES[config.objective].head)
 
 
-def _train(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
-    decoder = Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat)
+def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
+    """The decoder of train and score, and the rows that it takes at once, which the mesh must divide."""
     rows = config.train.batch_rows // config.train.accumulate
     check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
+    return Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat), rows
+
+
+def _train(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
+    decoder, _ = _row_decoder(config, spec, mesh)
     state = abstract_state(decoder, make_optimizer(config.optimizer, 1000), mesh)
     step = jit_train_step(config, decoder, state, mesh, 1000)
     return step.lower(state, abstract_rows(config, mesh, config.train.batch_rows))
 
 
 def _score(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
-    decoder = Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat)
-    rows = config.train.batch_rows // config.train.accumulate
-    check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
+    decoder, rows = _row_decoder(config, spec, mesh)
     return jit_score(config, decoder, mesh).lower(abstract_params(decoder, mesh), abstract_rows(config, mesh, rows))
 
 

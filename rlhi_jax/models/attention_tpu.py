@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rlhi_jax.models.tree_blocks import ends, listed, live_blocks
+from rlhi_jax.models.tree_blocks import NOTHING, ends, listed, live_blocks
 
 PRODUCTS = 7  # matrix products of the gradient: logits and d_weights are computed for queries and for keys
 LANES = 128
 BLOCKS = (512, 256, 128)  # tokens of a block, the largest that divides the row
-NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)
 _NT = (((1,), (1,)), ((), ()))  # contract the last dimensions of both
 
 
@@ -30,34 +29,16 @@ def forward(
     """Context [B, T, N, H] in q's dtype, and the log of each query's softmax denominator [B, N, T] in float32."""
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
     batch, heads, length, width = q.shape
-    block, group = _block(length), heads // k.shape[1]
-    live, counts = _listed(extent_BT, block)
-    count = length // block
-
-    def at_query(b, n, i, step, *_):
-        return b, n, i, 0
-
-    def at_key(b, n, i, step, live, counts):
-        return b, n // group, live[(b * count + i) * count + step], 0
-
-    def at_end(b, n, i, step, live, counts):
-        return b, 0, live[(b * count + i) * count + step]
+    live, counts, count, at_query, of_query, at_key, at_end = _over_queries(q, k, extent_BT)
+    block = length // count
 
     out, lse = pl.pallas_call(
         functools.partial(_forward, count=count, scale=width**-0.5),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(batch, heads, count, counts.max()),
-            in_specs=[
-                pl.BlockSpec((None, None, block, width), at_query),
-                pl.BlockSpec((None, None, block, width), at_key),
-                pl.BlockSpec((None, None, block, width), at_key),
-                pl.BlockSpec((None, 1, block), at_end),
-            ],
-            out_specs=[
-                pl.BlockSpec((None, None, block, width), at_query),
-                pl.BlockSpec((None, None, 1, block), lambda b, n, i, step, *_: (b, n, 0, i)),
-            ],
+            in_specs=[at_query, at_key, at_key, at_end],
+            out_specs=[at_query, of_query],
             scratch_shapes=[
                 pltpu.VMEM((block, LANES), jnp.float32),
                 pltpu.VMEM((block, LANES), jnp.float32),
@@ -127,37 +108,16 @@ def backward(
 def _d_queries(extent_BT, rows, interpret):
     q, k = rows[:2]
     batch, heads, length, width = q.shape
-    block, group = _block(length), heads // k.shape[1]
-    live, counts = _listed(extent_BT, block)
-    count = length // block
-
-    def at_query(b, n, i, step, *_):
-        return b, n, i, 0
-
-    def at_key(b, n, i, step, live, counts):
-        return b, n // group, live[(b * count + i) * count + step], 0
-
-    def of_query(b, n, i, step, *_):
-        return b, n, 0, i
-
-    def at_end(b, n, i, step, live, counts):
-        return b, 0, live[(b * count + i) * count + step]
+    live, counts, count, at_query, of_query, at_key, at_end = _over_queries(q, k, extent_BT)
+    block = length // count
 
     return pl.pallas_call(
         functools.partial(_d_query, count=count, scale=width**-0.5),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(batch, heads, count, counts.max()),
-            in_specs=[
-                pl.BlockSpec((None, None, block, width), at_query),
-                pl.BlockSpec((None, None, block, width), at_key),
-                pl.BlockSpec((None, None, block, width), at_key),
-                pl.BlockSpec((None, None, block, width), at_query),
-                pl.BlockSpec((None, None, 1, block), of_query),
-                pl.BlockSpec((None, None, 1, block), of_query),
-                pl.BlockSpec((None, 1, block), at_end),
-            ],
-            out_specs=pl.BlockSpec((None, None, block, width), at_query),
+            in_specs=[at_query, at_key, at_key, at_query, of_query, of_query, at_end],
+            out_specs=at_query,
             scratch_shapes=[pltpu.VMEM((block, width), jnp.float32)],
         ),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -258,6 +218,26 @@ def _d_key(
     def _():
         dk_ref[...] = dk[...].astype(dk_ref.dtype)
         dv_ref[...] = dv[...].astype(dv_ref.dtype)
+
+
+def _over_queries(q: jax.Array, k: jax.Array, extent_BT: jax.Array) -> tuple:
+    """Of a grid (rows, heads, blocks of queries, live blocks of keys): the live blocks and their counts, the number of
+    blocks, and where a step finds its queries, one number for each of them, its keys, and the ends of those."""
+    length, width, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
+    block = _block(length)
+    live, counts = _listed(extent_BT, block)
+    count = length // block
+
+    def key_block(b, i, step, live):
+        return live[(b * count + i) * count + step]
+
+    at_query = pl.BlockSpec((None, None, block, width), lambda b, n, i, step, *_: (b, n, i, 0))
+    of_query = pl.BlockSpec((None, None, 1, block), lambda b, n, i, step, *_: (b, n, 0, i))
+    at_key = pl.BlockSpec(
+        (None, None, block, width), lambda b, n, i, step, live, _: (b, n // group, key_block(b, i, step, live), 0)
+    )
+    at_end = pl.BlockSpec((None, 1, block), lambda b, n, i, step, live, _: (b, 0, key_block(b, i, step, live)))
+    return live, counts, count, at_query, of_query, at_key, at_end
 
 
 def _seen(i, j, end, query_axis: int) -> jax.Array:

@@ -12,9 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlhi_jax.models.tree_blocks import BLOCK, ends, listed, live_blocks
-
-NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # a logit of no weight, finite: differences of it are numbers
+from rlhi_jax.models.tree_blocks import BLOCK, NOTHING, ends, listed, live_blocks
 
 PRODUCTS = 5  # matrix products of the gradient
 

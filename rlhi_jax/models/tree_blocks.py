@@ -6,6 +6,7 @@ Dimension key: B rows, T tokens, I blocks of queries, J blocks of keys.
 import jax
 import jax.numpy as jnp
 
+NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # a logit of no weight, finite: differences of it are numbers
 BLOCK = 128  # tokens; rows are padded to a multiple. On a CPU the logits of two blocks stay in its cache
 
 
