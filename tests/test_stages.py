@@ -294,6 +294,29 @@ def test_context_is_shortened_as_little_as_need_be(template):
             assert plan.counts['pairs_with_shortened_context'] == (expected > 0)
 
 
+@pytest.mark.parametrize('exchanges', [5, 6, 8])
+def test_pairs_of_a_long_conversation_share_a_context(template, exchanges):
+    """Each keeps at least half of the exchanges that it has room for alone, and all of them if they fit."""
+    turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i:02}'} for i in range(24)]
+    records = [
+        json.dumps(dict(id=str(at), prompt=turns[: at + 1], chosen='Better.', rejected=[turns[at + 1]]))
+        for at in range(0, 24, 2)
+    ]
+    trees = Trees(grow_trees([rlhi_jax.data.tree.parse_preference(record, '') for record in records]))
+    encoder = TreeEncoder(trees[0], template)
+    room = size(encoder.encode(Piece(0, (exchanges - 1,)))).tokens
+    plan = make_plan(trees, template, Capacities(room, 1024, 16))
+    pieces = [piece for row in plan.rows for _, piece, _ in row]
+    assert 2 * len(pieces) <= len(records), 'later pairs share their context as well'
+    for piece in pieces:
+        for pair in piece.pairs:
+            prompt = encoder.tree.path(encoder.tree.pairs[pair].prompt)
+            starts = [turn for turn in prompt[::2] if size(encoder.encode(Piece(turn, (pair,)))).tokens <= room]
+            kept = prompt[::2][prompt[::2].index(piece.start) :]
+            assert 2 * len(kept) >= len(starts)
+            assert piece.start == 0 or starts[0] != 0
+
+
 def test_what_is_shared_is_stored_once(template):
     """A rejected reply that the conversation went on from lies on the trunk of the later pair."""
     first = GOOD | {'id': 'a', 'prompt': [USER], 'persona': 'Likes tea.'}

@@ -102,36 +102,49 @@ def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
 def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Iterator[Piece]:
     """Cut a tree into pieces that fit a row; what cannot fit is counted in `dropped` by reason.
 
-    Pairs are taken in order and stay together while they fit. A pair whose context is too long loses its oldest turns,
-    whole exchanges at a time; the latest user turn, the persona and the replies always survive, or the pair is dropped.
+    Pairs are taken in order and stay together while they fit. A pair whose conversation is too long loses its oldest
+    turns, whole exchanges at a time; the latest user turn, the persona and the replies always survive, or the pair is
+    dropped. Such pairs share a later start where each keeps at least half of the exchanges that it has room for alone:
+    the context is computed once for all of them. Others keep their whole conversation.
     """
     piece: Piece | None = None
+    starts: list[int] = []  # that every pair of the piece may have
     for i in range(len(encoder.tree.pairs)):
+        alone = start_piece(encoder, i, capacities)
+        if alone is None:
+            dropped['longer_than_a_row'] += 1
+            continue
+        own = _starts(encoder.tree, alone)
         if piece is not None:
-            longer = Piece(piece.start, (*piece.pairs, i))
-            if _contains(encoder.tree, longer) and _fits(encoder, longer, capacities):
-                piece = longer
+            shared = [start for start in starts if start in own]
+            longer = _widest(encoder, (*piece.pairs, i), shared, capacities)
+            if longer is not None:
+                piece, starts = longer, shared
                 continue
             yield piece
-        piece = start_piece(encoder, i, capacities)
-        if piece is None:
-            dropped['longer_than_a_row'] += 1
+        piece, starts = alone, own
     if piece is not None:
         yield piece
 
 
 def start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piece | None:
     """The pair with as much of its context as fits, or None if not even its latest user turn does."""
-    tree = encoder.tree
-    turns = (m for m in tree.path(tree.pairs[pair].prompt) if tree.messages[m].role == 'user')
-    pieces = (Piece(start, (pair,)) for start in turns)
-    return next((piece for piece in pieces if _fits(encoder, piece, capacities)), None)
+    return _widest(encoder, (pair,), _user_turns(encoder.tree, pair), capacities)
 
 
-def _contains(tree: Interaction, piece: Piece) -> bool:
-    """Whether the newest pair's prompt lies below the turn that the piece starts at."""
-    return piece.start in tree.path(tree.pairs[piece.pairs[-1]].prompt)
+def _starts(tree: Interaction, alone: Piece) -> list[int]:
+    """Turns that a pair's context may start at: the first one of a whole conversation, or one of the older half."""
+    (pair,) = alone.pairs
+    turns = [turn for turn in _user_turns(tree, pair) if turn >= alone.start]
+    return turns[: 1 + len(turns) // 2] if tree.messages[alone.start].parent >= 0 else turns[:1]
 
 
-def _fits(encoder: TreeEncoder, piece: Piece, capacities: Capacities) -> bool:
-    return encoder.size(piece).fits(capacities)
+def _user_turns(tree: Interaction, pair: int) -> list[int]:
+    """User turns before a pair's replies, oldest first."""
+    return [turn for turn in tree.path(tree.pairs[pair].prompt) if tree.messages[turn].role == 'user']
+
+
+def _widest(encoder: TreeEncoder, pairs: tuple[int, ...], starts: list[int], capacities: Capacities) -> Piece | None:
+    """The pairs after the earliest of these starts, oldest first, with which they fit."""
+    pieces = (Piece(start, pairs) for start in starts)
+    return next((piece for piece in pieces if encoder.size(piece).fits(capacities)), None)

@@ -102,6 +102,8 @@ class ChatTemplate:
         self._renderer = _Renderer(source, special)
         self._markup = _ordinary_markup(self._renderer, tokenizer)
         self._parts = functools.lru_cache(maxsize=None)(self._find_parts)
+        # Pieces of one tree start at different turns, and hold the same messages.
+        self._join = functools.lru_cache(maxsize=1024)(self._tokenise)
         self._check()
 
     @classmethod
@@ -133,7 +135,7 @@ class ChatTemplate:
         parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
         return self._join(parts, opens, context, '')[0]
 
-    def _join(
+    def _tokenise(
         self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
     ) -> tuple[tuple[int, ...], int]:
         """Tokenise each run of text between control tokens; also count the tokens to the end of the content's turn."""

@@ -6,7 +6,8 @@ Three sets, the first by hash and not chosen: 64 MT-Bench votes that fit 1,024 t
 pairs of WildChat conversations of at most 4,096 tokens, in which the logged reply is rejected in favour of the model's
 next one, a stand-in for a rewrite. Measures speed and peak memory, and checks that the work is the same: scores of
 replies, gradients, losses. TRL runs four pairs at once without recomputing activations, which is its fastest way;
-`frugal` is its least in memory. Writes `results/peers.json`; what was measured of the same code is not measured again.
+`frugal` is its least in memory. Writes `results/peers.json`, and every measurement to `results/peers/`: what was
+measured of the same code is not measured again.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from rlhi_jax.sharding import make_mesh
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 HERE, RUNS, ENVIRONMENT = Path(__file__).parent, Path('runs/peers'), Path('.cache/peers/trl')
+RESULTS = HERE.parent / 'results'
 PEER = ('trl==1.16.0', 'datasets==5.2.0', 'torch==2.13.0', 'transformers==5.23.0', 'accelerate==1.15.0')
 MODEL = 'runs/smollm2'
 FREE_GIB = 20  # what TRL takes in float32
@@ -150,18 +152,21 @@ def measure(name: str, python: Path, script: str, *flags: str) -> Path:
     code = sorted(Path('rlhi_jax').rglob('*.py')) if script == 'ours.py' else []
     pairs = sorted(RUNS.glob('*/pairs.json'))
     made_of = digest(flags, [file_digest(path) for path in (HERE / script, *code, *pairs)])
-    to = RUNS / 'measured' / f'{name}-{made_of[:8]}.json'
-    if not to.exists():
+    checks = any(flag.startswith('--check=') for flag in flags)  # what these compare is too large to keep
+    written = RUNS / 'measured' / f'{name}.json'
+    to = written if checks else RESULTS / 'peers' / f'{name}.json'
+    if not to.exists() or read_json(to, '').get('made_of') != made_of:
         lines = Path('/proc/meminfo').read_text().splitlines()
         free = int(next(line for line in lines if line.startswith('MemAvailable')).split()[1]) / 2**20
         if free < FREE_GIB:
             raise UserError(
                 f'only {free:.1f} GiB of memory are free, and the peer needs {FREE_GIB}: stop other programs'
             )
-        to.parent.mkdir(parents=True, exist_ok=True)
+        written.parent.mkdir(parents=True, exist_ok=True)
         print(f'{name} …', flush=True)
         env = os.environ | dict(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', JAX_PLATFORMS='cpu')
-        subprocess.run([python, HERE / script, *flags, f'--to={to}'], check=True, env=env)
+        subprocess.run([python, HERE / script, *flags, f'--to={written}'], check=True, env=env)
+        write_json(to, read_json(written, '') | {'made_of': made_of})
     return to
 
 
@@ -271,7 +276,7 @@ def main():
         float32_against_float32=ratio(fast, peer('conversations', *theirs, '--batch=2')),
         utilisation=utilisation(fast),
     )
-    write_json(HERE.parent / 'results' / 'peers.json', results)
+    write_json(RESULTS / 'peers.json', results)
     print(json.dumps(results, indent=1))
 
 
