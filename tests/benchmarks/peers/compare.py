@@ -148,10 +148,12 @@ def environment() -> Path:
 
 
 def measure(name: str, python: Path, script: str, *flags: str) -> Path:
-    """Run one measurement in a process of its own, unless it was made: of the same code, flags and pairs."""
+    """Run one measurement in a process of its own, unless it was made: of the same code, flags and pairs, and here."""
+    processors = Path('/proc/cpuinfo').read_text().splitlines()
+    machine = [line for line in processors if line.startswith(('cpu family', 'model'))]
     code = sorted(Path('rlhi_jax').rglob('*.py')) if script == 'ours.py' else []
     pairs = sorted(RUNS.glob('*/pairs.json'))
-    made_of = digest(flags, [file_digest(path) for path in (HERE / script, *code, *pairs)])
+    made_of = digest(machine, flags, [file_digest(path) for path in (HERE / script, *code, *pairs)])
     checks = any(flag.startswith('--check=') for flag in flags)  # what these compare is too large to keep
     written = RUNS / 'measured' / f'{name}.json'
     to = written if checks else RESULTS / 'peers' / f'{name}.json'
@@ -237,7 +239,7 @@ def main():
 
     results = {}
     for task, model in (('dpo', MODEL), ('reward', str(RUNS / 'reward'))):
-        rows = ('--tokens=1024', '--scored=768', '--pairs=8', '--rows=2')
+        rows = ('--tokens=1408', '--scored=1280', '--pairs=8', '--rows=2')
         mine = (f'--task={task}', f'--model={model}', f'--shards={RUNS / "votes/shards"}', *rows)
         hf = RUNS / ('policy_hf' if task == 'dpo' else 'reward_hf')
         theirs = (f'--task={task}', f'--model={hf}', f'--pairs={RUNS / "votes/pairs.json"}')

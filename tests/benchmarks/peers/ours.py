@@ -1,6 +1,6 @@
 """Our train step on the same pairs, one process a measurement; see `compare.py`.
 
-python ours.py --task=dpo --model=DIR --shards=DIR --to=OUT --tokens=1024 --scored=768 --pairs=8 --rows=2 [--check]
+python ours.py --task=dpo --model=DIR --shards=DIR --to=OUT --tokens=1408 --scored=1280 --pairs=8 --rows=2 [--check]
 """
 
 import argparse
@@ -45,13 +45,18 @@ def settings(args) -> object:
 def groups(config, shards, template, size: int | None, steps: int) -> tuple[RowReader, list[list[int]]]:
     """Row numbers of each step: packed over all pairs, or, with `size`, so many trees a step packed by themselves."""
     room = capacities(config)
+
+    def packed(trees: Shards | View) -> RowReader:
+        plan = make_plan(trees, template, room)
+        if len(plan.pair_names) < plan.counts['pairs_read']:
+            raise ValueError(f'not every pair fits {room}: {plan.counts}')
+        return RowReader(plan, trees, template)
+
     if size is None:
-        reader = RowReader(make_plan(shards, template, room), shards, template)
+        reader = packed(shards)
         return reader, in_order(range(len(reader)), config.train.batch_rows)
-    readers = []
-    for start in range(0, steps * size, size):
-        view = View(shards, range(start, start + size), lambda tree: tree, f'{start}')
-        readers.append(RowReader(make_plan(view, template, room), view, template))
+    starts = range(0, steps * size, size)
+    readers = [packed(View(shards, range(start, start + size), lambda tree: tree, f'{start}')) for start in starts]
     most = max(len(reader) for reader in readers)
     return readers, [[*range(len(reader)), *[-1] * (most - len(reader))] for reader in readers]
 
