@@ -203,12 +203,18 @@ def ratio(mine: Path, peers: Path, *, reference: bool = True) -> dict:
 
 
 def same_work(ours: Path, theirs: Path, replies: list[int]) -> dict:
-    """The largest differences: of a reply's score per token, of a gradient tensor, of a step's loss."""
+    """The largest differences: of a reply's score per token, of a gradient tensor, of a step's loss.
+
+    The token that ends a turn also pads, and torch gives the embedding of a padding token no gradient: it is left out.
+    """
     mine, peers = read_json(ours, ''), read_json(theirs, '')
-    grads = [np.load(f'{path}.npz') for path in (ours, theirs)]
-    if set(grads[0].files) != set(grads[1].files):
-        raise ValueError(f'gradients of other tensors: {set(grads[0].files) ^ set(grads[1].files)}')
-    distance = [np.linalg.norm(grads[0][n] - grads[1][n]) / np.linalg.norm(grads[1][n]) for n in grads[0].files]
+    grads = [dict(np.load(f'{path}.npz')) for path in (ours, theirs)]
+    if set(grads[0]) != set(grads[1]):
+        raise ValueError(f'gradients of other tensors: {set(grads[0]) ^ set(grads[1])}')
+    padding = read_json(RUNS / 'policy_hf' / 'config.json', '')['pad_token_id']
+    for part in grads:
+        part['model.embed_tokens.weight'][padding] = 0
+    distance = [np.linalg.norm(grads[0][n] - grads[1][n]) / np.linalg.norm(grads[1][n]) for n in grads[0]]
     scores = [abs(a - b) / n for a, b, n in zip(mine['scores'], peers['scores'], replies, strict=True)]
     losses = [abs(a - b) for a, b in zip(mine['losses'], peers['losses'], strict=True)]
     return dict(
