@@ -1,7 +1,7 @@
 """Interaction trees from text to tokens, cut into pieces that fit a row."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from rlhi_jax.data.rows import Capacities, Size, TokenNode, TokenTree, size
@@ -26,7 +26,9 @@ class TreeEncoder:
     def __init__(self, tree: Interaction, template: ChatTemplate):
         self.tree, self._template = tree, template
         self._context = Context(tree.system, tree.persona)
-        self._encoded: dict[tuple[int, int], TokenNode] = {}
+        # Pieces of one tree start at different turns, and hold the same messages.
+        self._encoded: dict[tuple[int, Hashable], TokenNode] = {}
+        self._more: dict[int, int] = {}
         self.escapes = 0
 
     def encode(self, piece: Piece, first_pair_id: int = 0) -> TokenTree:
@@ -73,15 +75,21 @@ class TreeEncoder:
         A template's default system text can make the rendering without a persona the longer one.
         """
         own = size(self.encode(piece))
-        root = self.tree.messages[piece.start]
-        lengths = [
-            len(self._template.encode((root.role,), root.content, context).ids)
-            for context in (self._context, self._context._replace(persona=''))
-        ]
-        return own._replace(tokens=own.tokens + max(0, lengths[1] - lengths[0]))
+        return own._replace(tokens=own.tokens + self._more_without_persona(piece.start))
+
+    def _more_without_persona(self, start: int) -> int:
+        """How many tokens more the turn that opens a piece takes without a persona, if any."""
+        if start not in self._more:
+            root = self.tree.messages[start]
+            lengths = [
+                len(self._template.encode((root.role,), root.content, context).ids)
+                for context in (self._context, self._context._replace(persona=''))
+            ]
+            self._more[start] = max(0, lengths[1] - lengths[0])
+        return self._more[start]
 
     def _message(self, message: int, roles: tuple[str, ...]) -> TokenNode:
-        key = (message, len(roles))
+        key = (message, self._template.added(roles, self._context))
         if key not in self._encoded:
             encoded = self._template.encode(roles, self.tree.messages[message].content, self._context)
             self.escapes += encoded.escapes

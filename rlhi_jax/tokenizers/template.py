@@ -102,8 +102,6 @@ class ChatTemplate:
         self._renderer = _Renderer(source, special)
         self._markup = _ordinary_markup(self._renderer, tokenizer)
         self._parts = functools.lru_cache(maxsize=None)(self._find_parts)
-        # Pieces of one tree start at different turns, and hold the same messages.
-        self._join = functools.lru_cache(maxsize=1024)(self._tokenise)
         self._check()
 
     @classmethod
@@ -125,17 +123,21 @@ class ChatTemplate:
         Raises:
           UserError: the template refuses this sequence of roles.
         """
-        parts, opens = self._parts(roles, bool(context.system), bool(context.persona), False)
+        parts, opens = self.added(roles, context)
         texts = [content, *(context if len(roles) == 1 else ())]
         escapes = sum(text.count(markup) for text in texts for markup in self._markup)
         return Encoded(*self._join(parts, opens, context, content), escapes)
+
+    def added(self, roles: Roles, context: Context) -> tuple[tuple[Part, ...], bool]:
+        """What the last message of a path adds around its text; where that is equal, so are the message's tokens."""
+        return self._parts(roles, bool(context.system), bool(context.persona), False)
 
     def generation_prompt(self, roles: Roles, context: Context) -> tuple[int, ...]:
         """Tokens between the last message of a path and a reply to it; may be none."""
         parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
         return self._join(parts, opens, context, '')[0]
 
-    def _tokenise(
+    def _join(
         self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
     ) -> tuple[tuple[int, ...], int]:
         """Tokenise each run of text between control tokens; also count the tokens to the end of the content's turn."""
