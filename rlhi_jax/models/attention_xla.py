@@ -4,7 +4,9 @@ Memory is linear in the length of a row: logits exist for one block, under a run
 computed again for the gradient.
 
 Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-value heads, H head width. Of one block: X
-rows of queries, all those that share a key-value head; S keys. Blocks of all rows lie in one line, row after row.
+queries, of all heads that share a key-value head; S keys. Blocks of all rows lie in one line, row after row.
+
+Queries lie last: a CPU reduces over keys in whole vectors, and every product has the order that XLA multiplies fastest.
 """
 
 from typing import NamedTuple
@@ -29,27 +31,29 @@ class _Queries(NamedTuple):
 def forward(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> tuple:
     """Context [B, T, N, H] in q's dtype, and the log of each query's softmax denominator [B, N, T] in float32."""
     batch, kv_heads = q_BTNH.shape[0], k_BTKH.shape[2]
-    keys, values, end = _of_keys(k_BTKH), _of_keys(v_BTKH), ends(extent_BT).reshape(-1, BLOCK)
+    keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KSH'), ends(extent_BT).reshape(-1, BLOCK)
 
     def one(_, inputs):
-        queries, q_KXH = inputs
+        queries, q_KHX = inputs
 
         def add(step, carry):
-            top_KX, sum_KX, out_KXH = carry
+            top_K1X, sum_K1X, out_KHX = carry
             j = queries.live_J[step]
-            logits_KXS = _logits(q_KXH, queries.first, j, keys[queries.row + j], end[queries.row + j])
-            new_top_KX = jnp.maximum(top_KX, logits_KXS.max(-1))
-            weights_KXS = jnp.exp(logits_KXS - new_top_KX[..., None])
-            shrink_KX = jnp.exp(top_KX - new_top_KX)
-            more_KXH = _dot('KXS,KSH->KXH', weights_KXS.astype(v_BTKH.dtype), values[queries.row + j])
-            return new_top_KX, sum_KX * shrink_KX + weights_KXS.sum(-1), out_KXH * shrink_KX[..., None] + more_KXH
+            logits_KSX = _logits(q_KHX, queries.first, j, keys[queries.row + j], end[queries.row + j])
+            new_top_K1X = jnp.maximum(top_K1X, logits_KSX.max(1, keepdims=True))
+            weights_KSX = jnp.exp(logits_KSX - new_top_K1X)
+            shrink_K1X = jnp.exp(top_K1X - new_top_K1X)
+            more_KHX = _dot('KSH,KSX->KHX', values[queries.row + j], weights_KSX.astype(v_BTKH.dtype))
+            sum_K1X = sum_K1X * shrink_K1X + weights_KSX.sum(1, keepdims=True)
+            return new_top_K1X, sum_K1X, out_KHX * shrink_K1X + more_KHX
 
-        nothing = jnp.full(q_KXH.shape[:2], NOTHING), jnp.zeros(q_KXH.shape[:2]), jnp.zeros(q_KXH.shape)
-        top_KX, sum_KX, out_KXH = jax.lax.fori_loop(0, queries.count, add, nothing)
-        return None, ((out_KXH / sum_KX[..., None]).astype(q_KXH.dtype), top_KX + jnp.log(sum_KX))
+        per_query = (kv_heads, 1, q_KHX.shape[-1])
+        nothing = jnp.full(per_query, NOTHING), jnp.zeros(per_query), jnp.zeros(q_KHX.shape)
+        top_K1X, sum_K1X, out_KHX = jax.lax.fori_loop(0, queries.count, add, nothing)
+        return None, ((out_KHX / sum_K1X).astype(q_KHX.dtype), top_K1X + jnp.log(sum_K1X))
 
     _, (out, lse) = jax.lax.scan(one, None, (_queries(extent_BT), _of_queries(q_BTNH, kv_heads)))
-    return _to_heads(out, batch), _to_heads(lse[..., None], batch)[..., 0].swapaxes(1, 2)
+    return _to_heads(out, batch), _to_heads(lse, batch)[..., 0].swapaxes(1, 2)
 
 
 def backward(
@@ -63,26 +67,27 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of q, k and v; `delta` is the sum over H of the context times its gradient."""
     batch, kv_heads, scale = q_BTNH.shape[0], k_BTKH.shape[2], q_BTNH.shape[-1] ** -0.5
-    keys, values, end = _of_keys(k_BTKH), _of_keys(v_BTKH), ends(extent_BT).reshape(-1, BLOCK)
+    keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KHS'), ends(extent_BT).reshape(-1, BLOCK)
+    keys_by_token = _of_keys(k_BTKH, 'KSH')
 
     def one(carry, inputs):
-        queries, q_KXH, d_out_KXH, lse_KX1, delta_KX1 = inputs
+        queries, q_KHX, d_out_KHX, lse_K1X, delta_K1X = inputs
 
         def add(step, carry):
-            dq_KXH, dk, dv = carry
+            dq_KHX, dk, dv = carry
             j = queries.live_J[step]
-            k_KSH, v_KSH = keys[queries.row + j], values[queries.row + j]
-            logits_KXS = _logits(q_KXH, queries.first, j, k_KSH, end[queries.row + j])
-            weights_KXS = jnp.exp(logits_KXS - lse_KX1)
-            d_weights_KXS = _dot('KXH,KSH->KXS', d_out_KXH, v_KSH)
-            d_logits_KXS = (weights_KXS * (d_weights_KXS - delta_KX1) * scale).astype(q_KXH.dtype)
-            dq_KXH += _dot('KXS,KSH->KXH', d_logits_KXS, k_KSH)
-            dk = dk.at[queries.row + j].add(_dot('KXS,KXH->KSH', d_logits_KXS, q_KXH))
-            dv = dv.at[queries.row + j].add(_dot('KXS,KXH->KSH', weights_KXS.astype(q_KXH.dtype), d_out_KXH))
-            return dq_KXH, dk, dv
+            k_KHS, v_KHS = keys[queries.row + j], values[queries.row + j]
+            logits_KSX = _logits(q_KHX, queries.first, j, k_KHS, end[queries.row + j])
+            weights_KSX = jnp.exp(logits_KSX - lse_K1X)
+            d_weights_KSX = _dot('KHS,KHX->KSX', v_KHS, d_out_KHX)
+            d_logits_KSX = (weights_KSX * (d_weights_KSX - delta_K1X) * scale).astype(q_KHX.dtype)
+            dq_KHX += _dot('KSH,KSX->KHX', keys_by_token[queries.row + j], d_logits_KSX)
+            dk = dk.at[queries.row + j].add(_dot('KHX,KSX->KHS', q_KHX, d_logits_KSX))
+            dv = dv.at[queries.row + j].add(_dot('KHX,KSX->KHS', d_out_KHX, weights_KSX.astype(q_KHX.dtype)))
+            return dq_KHX, dk, dv
 
-        dq_KXH, dk, dv = jax.lax.fori_loop(0, queries.count, add, (jnp.zeros(q_KXH.shape), *carry))
-        return (dk, dv), dq_KXH.astype(q_KXH.dtype)
+        dq_KHX, dk, dv = jax.lax.fori_loop(0, queries.count, add, (jnp.zeros(q_KHX.shape), *carry))
+        return (dk, dv), dq_KHX.astype(q_KHX.dtype)
 
     by_query = (q_BTNH, d_out_BTNH, *(x.swapaxes(1, 2)[..., None] for x in (lse_BNT, delta_BNT)))
     inputs = (_queries(extent_BT), *(_of_queries(x, kv_heads) for x in by_query))
@@ -90,13 +95,13 @@ def backward(
     return _to_heads(dq, batch), _from_keys(dk, k_BTKH), _from_keys(dv, v_BTKH)
 
 
-def _logits(q_KXH: jax.Array, first: jax.Array, j: jax.Array, k_KSH: jax.Array, end_S: jax.Array) -> jax.Array:
-    """Scaled logits of one block of queries and block j of keys, float32 [K, X, S]."""
-    logits_KXS = _dot('KXH,KSH->KXS', q_KXH, k_KSH) * q_KXH.shape[-1] ** -0.5
-    query_Q, key_S = first + jnp.arange(BLOCK), j * BLOCK + jnp.arange(BLOCK)
-    seen_QS = (key_S <= query_Q[:, None]) & (query_Q[:, None] < end_S)
-    seen_XS = jnp.tile(seen_QS, (q_KXH.shape[1] // BLOCK, 1))
-    return jnp.where(seen_XS, logits_KXS, NOTHING)
+def _logits(q_KHX: jax.Array, first: jax.Array, j: jax.Array, k_KHS: jax.Array, end_S: jax.Array) -> jax.Array:
+    """Scaled logits of one block of queries and block j of keys, float32 [K, S, X]."""
+    logits_KSX = _dot('KHS,KHX->KSX', k_KHS, q_KHX) * q_KHX.shape[1] ** -0.5
+    query_X = first + jnp.tile(jnp.arange(BLOCK), q_KHX.shape[2] // BLOCK)
+    key_S1 = j * BLOCK + jnp.arange(BLOCK)[:, None]
+    seen_SX = (key_S1 <= query_X) & (query_X < end_S[:, None])
+    return jnp.where(seen_SX, logits_KSX, NOTHING)
 
 
 def _dot(dims: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -113,23 +118,23 @@ def _queries(extent_BT: jax.Array) -> _Queries:
 
 
 def _of_queries(x_BTNH: jax.Array, kv_heads: int) -> jax.Array:
-    """[blocks, K, X, H]: the queries that share a key-value head are the rows of one matrix."""
+    """[blocks, K, H, X]: the queries that share a key-value head are the columns of one matrix."""
     batch, length, heads, width = x_BTNH.shape
     x = x_BTNH.reshape(batch * length // BLOCK, BLOCK, kv_heads, heads // kv_heads, width)
-    return x.transpose(0, 2, 3, 1, 4).reshape(-1, kv_heads, heads // kv_heads * BLOCK, width)
+    return x.transpose(0, 2, 4, 3, 1).reshape(-1, kv_heads, width, heads // kv_heads * BLOCK)
 
 
 def _to_heads(x: jax.Array, batch: int) -> jax.Array:
     """The inverse of `_of_queries`, [B, T, N, H]."""
-    blocks, kv_heads, rows, width = x.shape
-    x = x.reshape(blocks, kv_heads, rows // BLOCK, BLOCK, width).transpose(0, 3, 1, 2, 4)
+    blocks, kv_heads, width, queries = x.shape
+    x = x.reshape(blocks, kv_heads, width, queries // BLOCK, BLOCK).transpose(0, 4, 1, 3, 2)
     return x.reshape(batch, blocks // batch * BLOCK, -1, width)
 
 
-def _of_keys(x_BTKH: jax.Array) -> jax.Array:
-    """[blocks, K, S, H]."""
-    return x_BTKH.reshape(-1, BLOCK, *x_BTKH.shape[2:]).swapaxes(1, 2)
+def _of_keys(x_BTKH: jax.Array, order: str) -> jax.Array:
+    """[blocks, ...], each block in the given order of K, S and H."""
+    return jnp.einsum(f'ZSKH->Z{order}', x_BTKH.reshape(-1, BLOCK, *x_BTKH.shape[2:]))
 
 
-def _from_keys(x: jax.Array, like_BTKH: jax.Array) -> jax.Array:
-    return x.swapaxes(1, 2).reshape(like_BTKH.shape).astype(like_BTKH.dtype)
+def _from_keys(x_KHS: jax.Array, like_BTKH: jax.Array) -> jax.Array:
+    return x_KHS.transpose(0, 3, 1, 2).reshape(like_BTKH.shape).astype(like_BTKH.dtype)
