@@ -50,11 +50,11 @@ def test_a_pass_is_what_xla_counts():
 
 @pytest.mark.parametrize('remat', REMAT_POLICIES)
 def test_a_gradient_is_what_xla_counts(remat):
-    closed = sum(train_flops(SPEC, WORK, remat, attention_products=attention_xla.PRODUCTS).values())
+    parts = train_flops(SPEC, WORK, remat, attention_products=attention_xla.PRODUCTS)
     read, compiled = counted(remat, gradient=True)
-    assert read == pytest.approx(closed, rel=0.01)
-    # Without a scan between them, XLA may find that what is computed again is there already: here, one product.
-    assert compiled == pytest.approx(closed, rel=0.03)
+    assert read == pytest.approx(sum(parts.values()), rel=0.01)
+    # Without a scan between them, XLA may find that what is computed again is there already.
+    assert 0.99 * (sum(parts.values()) - parts['repeated']) < compiled < 1.01 * sum(parts.values())
 
 
 def test_a_reward_model_has_no_vocabulary_to_score():

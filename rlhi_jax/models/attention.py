@@ -59,9 +59,14 @@ def _attend_forward(*inputs: jax.Array) -> tuple[jax.Array, tuple]:
 
 def _attend_backward(residuals: tuple, d_out_BTNH: jax.Array) -> tuple:
     *inputs, out_BTNH, lse_BNT = residuals
-    delta_BNT = jnp.einsum('BTNH,BTNH->BNT', out_BTNH, d_out_BTNH, preferred_element_type=jnp.float32)
+    delta_BTN = jnp.einsum('BTNH,BTNH->BTN', out_BTNH, d_out_BTNH, preferred_element_type=jnp.float32)
     gradients = jax.lax.platform_dependent(
-        *inputs, lse_BNT, delta_BNT, d_out_BTNH, tpu=attention_tpu.backward, default=attention_xla.backward
+        *inputs,
+        lse_BNT,
+        delta_BTN.swapaxes(1, 2),
+        d_out_BTNH,
+        tpu=attention_tpu.backward,
+        default=attention_xla.backward,
     )
     return (*gradients, None)
 

@@ -6,8 +6,8 @@ Three sets, the first by hash and not chosen: 64 MT-Bench votes that fit 1,024 t
 pairs of WildChat conversations of at most 4,096 tokens, in which the logged reply is rejected in favour of the model's
 next one, a stand-in for a rewrite. Measures speed and peak memory, and checks that the work is the same: scores of
 replies, gradients, losses. TRL runs four pairs at once without recomputing activations, which is its fastest way;
-`frugal` is its least in memory. Writes `results/peers.json`, and every measurement to `results/peers/`: what was
-measured of the same code is not measured again.
+`frugal` is its least in memory; whole conversations it takes one pair at a time or two. Writes `results/peers.json`,
+and every measurement to `results/peers/`: what was measured of the same code is not measured again.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -243,49 +244,83 @@ def main():
     def peer(name: str, *flags: str) -> Path:
         return measure(f'{name}_trl', trl, 'trl_peer.py', *flags)
 
-    results = {}
-    for task, model in (('dpo', MODEL), ('reward', str(RUNS / 'reward'))):
-        rows = ('--tokens=1408', '--scored=1280', '--pairs=8', '--rows=2')
-        mine = (f'--task={task}', f'--model={model}', f'--shards={RUNS / "votes/shards"}', *rows)
-        hf = RUNS / ('policy_hf' if task == 'dpo' else 'reward_hf')
-        theirs = (f'--task={task}', f'--model={hf}', f'--pairs={RUNS / "votes/pairs.json"}')
-        single, four = '--dtype=float32', '--batch=4'
-        first = read_json(RUNS / 'votes/pairs.json', '')[:4]
-        replies = [len(r[f'{side}_ids']) if task == 'dpo' else 1 for side in ('chosen', 'rejected') for r in first]
-        checks = ours(f'{task}_check', *mine, '--check=4'), peer(f'{task}_check', *theirs, four, single, '--check=5')
-        fast = ours(task, *mine)
-        found = results[task] = dict(
-            same_work=same_work(*checks, replies),
-            float32_against_float32=ratio(fast, peer(task, *theirs, four, single)),
-            utilisation=utilisation(fast),
-        )
-        if task == 'dpo':
-            half = peer('dpo_bfloat16', *theirs, four, '--dtype=bfloat16')
-            found['float32_against_bfloat16'] = ratio(fast, half)
-            found['bfloat16_against_bfloat16'] = ratio(ours('dpo_bfloat16', *mine, '--dtype=bfloat16'), half)
-            precomputed = peer('dpo_precomputed', *theirs, four, single, '--precompute')
-            found['float32_both_precomputed'] = ratio(fast, precomputed, reference=False)
-            # What TRL can do to save memory: a pair at a time, and activations computed again.
-            frugal = peer('dpo_frugal', *theirs, '--batch=1', '--accumulate=4', '--checkpointing', single)
-            found['float32_against_frugal'] = ratio(fast, frugal)
-    rows = ('--tokens=4096', '--scored=4096', '--pairs=16', '--rows=1')
-    mine = ('--task=dpo', f'--model={MODEL}', f'--shards={RUNS / "conversations/shards"}', *rows)
-    theirs = ('--task=dpo', f'--model={RUNS / "policy_hf"}', f'--pairs={RUNS / "conversations/pairs.json"}', single)
-    count = len(talks[0].pairs)
-    first = read_json(RUNS / 'conversations/pairs.json', '')[:count]
-    replies = [len(record[f'{side}_ids']) for side in ('chosen', 'rejected') for record in first]
-    checks = (
-        ours('conversations_check', *mine, '--check=1', '--steps=1'),
-        peer('conversations_check', *theirs, f'--batch={count}', '--check=1'),
+    results = read_json(RESULTS / 'peers.json', '') if (RESULTS / 'peers.json').exists() else {}
+    for name, compared in (
+        ('dpo', lambda: compare_dpo(ours, peer)),
+        ('reward', lambda: compare_reward(ours, peer)),
+        ('conversations', lambda: compare_conversations(ours, peer, of_first_tree=len(talks[0].pairs))),
+    ):
+        results[name] = compared()
+        write_json(RESULTS / 'peers.json', results)
+        print(json.dumps({name: results[name]}, indent=1), flush=True)
+
+
+Measure = Callable[..., Path]  # runs a measurement by its name and flags
+ROWS = ('--tokens=2304', '--scored=1792', '--pairs=8', '--rows=1')
+
+
+def of(task: str, pairs: str, *, model: str) -> tuple[list[str], list[str]]:
+    """Flags of our program and of the peer's for a task on a set of pairs."""
+    folder, mine, theirs = RUNS / pairs, MODEL if model == 'policy' else RUNS / model, RUNS / f'{model}_hf'
+    return (
+        [f'--task={task}', f'--model={mine}', f'--shards={folder / "shards"}'],
+        [f'--task={task}', f'--model={theirs}', f'--pairs={folder / "pairs.json"}', '--dtype=float32'],
     )
-    fast = ours('conversations', *mine)
-    results['conversations'] = dict(
-        same_work=same_work(*checks, replies),
-        float32_against_float32=ratio(fast, peer('conversations', *theirs, '--batch=2')),
+
+
+def first_lengths(pairs: str, count: int) -> list[int]:
+    """Scored tokens of the replies of the first pairs, chosen ones first."""
+    first = read_json(RUNS / pairs / 'pairs.json', '')[:count]
+    return [len(record[f'{side}_ids']) for side in ('chosen', 'rejected') for record in first]
+
+
+def compare_dpo(ours: Measure, peer: Measure) -> dict:
+    mine, theirs = of('dpo', 'votes', model='policy')
+    mine, four = [*mine, *ROWS], '--batch=4'
+    checks = ours('dpo_check', *mine, '--check=4'), peer('dpo_check', *theirs, four, '--check=5')
+    fast, half = ours('dpo', *mine), ours('dpo_bfloat16', *mine, '--dtype=bfloat16')
+    their_half = peer('dpo_bfloat16', *theirs, four, '--dtype=bfloat16')
+    precomputed = peer('dpo_precomputed', *theirs, four, '--precompute')
+    # What TRL can do to save memory: a pair at a time, and activations computed again.
+    frugal = peer('dpo_frugal', *theirs, '--batch=1', '--accumulate=4', '--checkpointing')
+    return dict(
+        same_work=same_work(*checks, first_lengths('votes', 4)),
+        float32_against_float32=ratio(fast, peer('dpo', *theirs, four)),
+        float32_against_bfloat16=ratio(fast, their_half),
+        bfloat16_against_bfloat16=ratio(half, their_half),
+        float32_both_precomputed=ratio(fast, precomputed, reference=False),
+        float32_against_frugal=ratio(fast, frugal),
         utilisation=utilisation(fast),
     )
-    write_json(RESULTS / 'peers.json', results)
-    print(json.dumps(results, indent=1))
+
+
+def compare_reward(ours: Measure, peer: Measure) -> dict:
+    mine, theirs = of('reward', 'votes', model='reward')
+    mine, four = [*mine, *ROWS], '--batch=4'
+    checks = ours('reward_check', *mine, '--check=4'), peer('reward_check', *theirs, four, '--check=5')
+    fast = ours('reward', *mine)
+    return dict(
+        same_work=same_work(*checks, [1] * 8),  # a reply has one score, however long it is
+        float32_against_float32=ratio(fast, peer('reward', *theirs, four)),
+        utilisation=utilisation(fast),
+    )
+
+
+def compare_conversations(ours: Measure, peer: Measure, *, of_first_tree: int) -> dict:
+    mine, theirs = of('dpo', 'conversations', model='policy')
+    mine = [*mine, '--tokens=4096', '--scored=4096', '--pairs=16', '--rows=1']
+    singly = ('--batch=1', f'--accumulate={of_first_tree}')
+    checks = (
+        ours('conversations_check', *mine, '--check=1', '--steps=1'),
+        peer('conversations_check', *theirs, *singly, '--check=1'),
+    )
+    fast = ours('conversations', *mine)
+    return dict(
+        same_work=same_work(*checks, first_lengths('conversations', of_first_tree)),
+        float32_against_float32=ratio(fast, peer('conversations', *theirs, '--batch=2')),
+        float32_against_one_at_a_time=ratio(fast, peer('conversations_singly', *theirs, '--batch=1')),
+        utilisation=utilisation(fast),
+    )
 
 
 def utilisation(measured: Path) -> dict:

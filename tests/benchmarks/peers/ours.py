@@ -1,6 +1,6 @@
 """Our train step on the same pairs, one process a measurement; see `compare.py`.
 
-python ours.py --task=dpo --model=DIR --shards=DIR --to=OUT --tokens=1408 --scored=1280 --pairs=8 --rows=2 [--check]
+python ours.py --task=dpo --model=DIR --shards=DIR --to=OUT --tokens=2304 --scored=1792 --pairs=8 --rows=1 [--check]
 """
 
 import argparse

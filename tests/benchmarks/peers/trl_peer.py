@@ -76,23 +76,22 @@ def make_trainer(args, records):
     return in_order(kind)(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
 
 
-def first_gradient(trainer, path: Path) -> list[float]:
-    """Write the gradient of the first batch's loss by parameter; the scores of its replies, chosen ones first."""
-    batch = next(iter(trainer.get_train_dataloader()))
-    model = trainer.model
+def first_gradient(trainer, path: Path, accumulate: int) -> list[float]:
+    """Write the gradient of the first step's mean loss by parameter; its replies' scores, all chosen ones first."""
+    model, scores = trainer.model, []
     model.train()
-    scores = {}
 
     def note(module, inputs, output):
         found = output.log_probs.sum(-1) if getattr(output, 'log_probs', None) is not None else output.logits[:, 0]
-        scores['values'] = found.detach().float().tolist()
+        scores.append(found.detach().float().chunk(2))
 
     hook = model.register_forward_hook(note)
-    trainer.compute_loss(model, batch).backward()
+    for batch, _ in zip(trainer.get_train_dataloader(), range(accumulate), strict=False):
+        (trainer.compute_loss(model, batch) / accumulate).backward()
     hook.remove()
     np.savez(path, **{name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
     model.zero_grad()
-    return scores['values']
+    return [score for side in zip(*scores, strict=True) for part in side for score in part.tolist()]
 
 
 def main():
@@ -112,7 +111,7 @@ def main():
     precompute_seconds = time.monotonic() - start if args.precompute else 0.0
     result, step = {}, args.batch * args.accumulate
     if args.check:
-        result['scores'] = first_gradient(trainer, Path(args.to + '.npz'))
+        result['scores'] = first_gradient(trainer, Path(args.to + '.npz'), args.accumulate)
     trainer.add_callback(clock)
     trainer.train()
     result |= dict(
