@@ -1,37 +1,48 @@
-"""Raw conversations → one checked record a conversation, split without leaks.
+"""Raw conversations → one checked record a conversation, grouped by user and split without leaks.
 
     python -m data_pipelines.ingest --config=configs/NAME.py
 
-Reads `config.data.raw`: files or folders, joined by commas; JSON lines (.jsonl, .jsonl.gz) or parquet, in the schema of
-WildChat-1M or as `{"conversation_id", "messages"}`. Records that cannot be used are skipped and counted by reason. A
-split holds whole users and whole clusters of near-duplicate openings: no user and no request lies on both sides. Files
-named train, gate and test (at least two of them) are the splits; else clusters are drawn for them.
+Reads `config.data.raw`: files or folders, joined by commas; JSON lines (.jsonl, .jsonl.gz) or parquet, whose fields
+`config.ingest.fields` finds. Records that cannot be used are skipped and counted by reason; so are those said before,
+and those that go on in another record, as each call of a serving log repeats what was said before it. A split holds
+whole users and whole clusters of near-duplicate openings: no user and no request lies on both sides. Files named train,
+gate and test (at least two of them) are the splits; else clusters are drawn for them.
+
+Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done; what
+needs all conversations at once is left to DuckDB, which works on disk.
 """
 
-import gzip
+import dataclasses
 import json
-import re
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
-from datasketch import MinHash, MinHashLSH
+import duckdb
+import numpy as np
+import pyarrow as pa
 from ml_collections import ConfigDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data_pipelines.stage import Record, Stage
+from data_pipelines.filters import Filters
+from data_pipelines.near_duplicates import banding
+from data_pipelines.scan import Chunk, Rules, chunks, part_counts, part_path, work
+from data_pipelines.stage import Record, Stage, work_folder
+from data_pipelines.users import make_salt, read_salt
 from rlhi_jax.config import require
-from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest
+from rlhi_jax.files import digest, file_digest, write_json
+from rlhi_jax.progress import Progress
 
-PERMUTATIONS = 64
-SHINGLE = 3  # words
-OPENING = 60  # words of the first message that count as its opening
+FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
+MEMORY = '512MB'  # of DuckDB; what needs more is written to disk
+_POLL_SECONDS = 0.2
 
 
 def raw_files(config: ConfigDict) -> list[Path]:
@@ -54,178 +65,187 @@ def raw_files(config: ConfigDict) -> list[Path]:
     return files
 
 
-FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
-
-
 def file_split(path: Path) -> str:
     """The split that a file is named by, as `test.jsonl.gz` is; '' for any other name."""
     return FILE_SPLITS.get(path.name.split('.')[0], '')
 
 
-def read_raw(path: Path, counts: Counter) -> Iterator[Any]:
-    """The records of one file; lines that are no JSON are counted."""
-    if path.suffix == '.parquet':
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-        return
-    with gzip.open(path, 'rb') if path.suffix == '.gz' else open(path, 'rb') as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
-                counts['records_read'] += 1
-                counts['dropped_not_json'] += 1
-
-
-def parse_conversation(record: Any, *, keep_toxic: bool) -> Record:
-    """One conversation as id, user_id, when it began and ended, language and messages.
-
-    WildChat's time stamp of a conversation is that of its last turn; when it began only its turns say.
-
-    Raises:
-      BadRecord: with the reason to count it by.
-    """
-    turns = record.get('conversation', record.get('messages')) if isinstance(record, dict) else None
-    if not isinstance(turns, list | tuple) or not turns:
-        raise BadRecord('no_messages')
-    if record.get('toxic') and not keep_toxic:
-        raise BadRecord('toxic')
-    messages = []
-    for place, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not isinstance(turn.get('content'), str):
-            raise BadRecord('message_without_text')
-        if turn.get('role') != ('user', 'assistant')[place % 2]:
-            raise BadRecord('roles_do_not_alternate')
-        text = turn['content'].encode('utf-8', 'replace').decode().strip()
-        if not text:
-            raise BadRecord('empty_message')
-        messages.append(dict(role=turn['role'], content=text))
-    if len(messages) < 2:
-        raise BadRecord('no_reply')
-    metadata = record.get('metadata') or {}
-    said_at = list(filter(None, (moment(turn.get('timestamp')) for turn in turns)))
-    last = record.get('timestamp') or metadata.get('timestamp')
-    name = record.get('conversation_hash') or record.get('conversation_id') or digest(messages)[:32]
-    return dict(
-        id=str(name),
-        user_id=str(record.get('hashed_ip') or record.get('user_id') or ''),
-        began=min(said_at, default=''),
-        ended=max([*said_at, *filter(None, [moment(last)])], default=''),
-        language=str(record.get('language') or metadata.get('language') or ''),
-        messages=messages,
-    )
-
-
-def moment(value: Any) -> str:
-    """A time stamp in ISO form, UTC, so that text order is time order; '' for none, or none that can be read.
-
-    >>> moment('2024-05-01 10:00:00+02:00'), moment('yesterday')
-    ('2024-05-01T08:00:00+00:00', '')
-    """
-    try:
-        found = datetime.fromisoformat(str(value))
-    except ValueError:
-        return ''
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
-
-
-def near_duplicates(openings: Sequence[str], *, similarity: float) -> list[tuple[int, int]]:
-    """Every two openings, by number, whose Jaccard similarity of word shingles is about `similarity` or more.
-
-    By MinHash with locality-sensitive hashing.
-    """
-    index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
-    found: list[tuple[int, int]] = []
-    for number, opening in enumerate(openings):
-        words = re.findall(r'\w+', opening.lower())[:OPENING]
-        shingles = {' '.join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
-        sketch = MinHash(PERMUTATIONS, seed=0)
-        sketch.update_batch([shingle.encode() for shingle in sorted(shingles)])
-        found += [(number, int(other)) for other in index.query(sketch)]
-        index.insert(str(number), sketch)
-    return found
-
-
-def clusters(count: int, alike: Sequence[tuple[int, int]]) -> list[int]:
-    """A number for each of `count` conversations, the same for those that are alike, directly or through others."""
-    rows, columns = zip(*alike, strict=True) if alike else ((), ())
-    graph = coo_array(([1] * len(rows), (rows, columns)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].tolist()
-
-
-def _assign_splits(records: list[Record], config: ConfigDict, counts: Counter) -> list[Record]:
-    """Set each record's cluster, and its split unless its file is named by one; returns those that are kept.
-
-    Of files named by split, a conversation that shares its user, or nearly its opening, with a more held-out one goes.
-    """
-    openings = [record['messages'][0]['content'] for record in records]
-    first: dict[str, int] = {}
-    alike = near_duplicates(openings, similarity=config.ingest.similarity)
-    alike += [(n, first.setdefault(r['user_id'], n)) for n, r in enumerate(records) if r['user_id']]
-    numbers = clusters(len(records), alike)
-    names: dict[int, str] = {}
-    for number, record in zip(numbers, records, strict=True):
-        names[number] = min(names.get(number, record['id']), record['id'])
-    shared = Counter(numbers)
-    counts.update(clusters=len(shared), in_clusters_of_several=sum(n for n in shared.values() if n > 1))
-    for number, record in zip(numbers, records, strict=True):
-        record['cluster'] = names[number]
-        if not record['split']:
-            share = int(digest(config.seed, names[number])[:8], 16) / 16**8
-            record['split'] = 'heldout' if share < config.ingest.heldout else 'train'
-    held_out = [list(FILE_SPLITS.values()).index(record['split']) for record in records]
-    of_user: dict[str, int] = {}
-    for rank, record in zip(held_out, records, strict=True):
-        of_user[record['user_id']] = max(of_user.get(record['user_id'], 0), rank) if record['user_id'] else 0
-    leaking = {min(pair, key=held_out.__getitem__) for pair in alike if held_out[pair[0]] != held_out[pair[1]]}
-    leaking |= {n for n, record in enumerate(records) if held_out[n] < of_user[record['user_id']]}
-    if leaking:
-        counts['dropped_like_one_held_out'] = len(leaking)
-    return [record for n, record in enumerate(records) if n not in leaking]
-
-
 def _identity(config: ConfigDict) -> dict[str, Any]:
     files = [[path.name, file_digest(path)] for path in raw_files(config)]
-    return dict(inputs=files, settings=config.ingest.to_dict(), seed=config.seed, fields='began, ended')
+    settings = {name: value for name, value in config.ingest.to_dict().items() if name not in ('workers', 'salt')}
+    if config.ingest.salt:
+        make_salt(config.ingest.salt, outside=Path(config.data.conversations).parent)
+        settings['salted'] = digest(read_salt(config.ingest.salt))
+    return dict(inputs=files, settings=settings, seed=config.seed)
+
+
+def _scan(config: ConfigDict, folder: Path) -> list[Path]:
+    """Write the parts of all raw files below a folder, those that are not there yet."""
+    files = raw_files(config)
+    by_file = '' not in map(file_split, files) and len(set(map(file_split, files))) > 1
+    found = [chunk for path in files for chunk in chunks(path, file_split(path) if by_file else '')]
+    if not found:
+        raise UserError(f'config.data.raw: {config.data.raw} holds no record')
+    i = config.ingest
+    languages = tuple(filter(None, i.languages.split(',')))
+    others = {field.name: i[field.name] for field in dataclasses.fields(Filters) if field.name != 'languages'}
+    rules = Rules(i.fields.to_dict(), Filters(languages=languages, **others), banding(i.similarity), i.salt)
+    job = dict(rules=dataclasses.asdict(rules), chunks=[dataclasses.asdict(each) for each in found])
+    # A worker that outlives a killed run writes to that run's folder, or to none.
+    own = folder / digest(_identity(config), job)[:16]
+    for other in folder.glob('*'):
+        if other != own:
+            shutil.rmtree(other)
+    own.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    workers = min(i.workers, len(found))
+    write_json(own / 'job.json', job | dict(workers=workers))
+    parts = [part_path(own, number) for number in range(len(found))]
+    if len(parts) == 1:
+        work(own / 'job.json', 0)
+    else:
+        _work_side_by_side(own / 'job.json', workers, parts)
+    return parts
+
+
+def _work_side_by_side(job: Path, workers: int, parts: list[Path]) -> None:
+    """Run the workers of a job until all parts are there."""
+    missing = [part for part in parts if not part.exists()]
+    command = [sys.executable, '-m', 'data_pipelines.scan', f'--job={job}']
+    with Progress('ingest', len(parts), unit='chunks', done=len(parts) - len(missing)) as progress:
+        running = [subprocess.Popen([*command, f'--worker={worker}']) for worker in range(workers)]
+        try:
+            while missing:
+                ended = [process.poll() for process in running]
+                missing = [part for part in missing if not part.exists()]
+                progress.update(len(parts) - len(missing))
+                if any(ended) or (missing and None not in ended):
+                    raise RuntimeError(f'a worker of the scan failed (exit status {ended}): see what it wrote above')
+                time.sleep(_POLL_SECONDS if missing else 0)
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait()
+
+
+# What is kept: of each id the first record, of what was said before the first, and of what goes on the last.
+_KEPT = """
+CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet');
+CREATE TABLE named AS SELECT min(place) AS place FROM parts GROUP BY id;
+CREATE TABLE once AS SELECT min(place) AS place FROM parts SEMI JOIN named USING (place) GROUP BY said;
+CREATE TABLE going_on AS
+  SELECT short.place, short.ended, long.place AS in_place
+  FROM (SELECT place, said, ended FROM parts SEMI JOIN once USING (place)) AS short
+  JOIN (SELECT place, unnest(earlier) AS said FROM parts SEMI JOIN once USING (place)) AS long USING (said);
+CREATE TABLE began AS
+  SELECT in_place AS place, min(ended) AS began FROM going_on WHERE ended <> '' GROUP BY in_place;
+CREATE TABLE kept AS
+  SELECT row_number() OVER (ORDER BY place) - 1 AS number, place, id, user_id, ended, turns,
+    CASE WHEN parts.began <> '' THEN parts.began
+      WHEN began.began IS NOT NULL THEN began.began
+      WHEN turns = 2 THEN ended ELSE '' END AS began,
+    system <> '' AS with_system,
+    list_position(['', 'train', 'heldout', 'test'], split) AS rank
+  FROM parts SEMI JOIN once USING (place) ANTI JOIN going_on USING (place) LEFT JOIN began USING (place);
+"""
+
+# Who is alike: all that share a band with the first that has it, all of a user with the user's first.
+_ALIKE = """
+CREATE TABLE banded AS SELECT number, rank, unnest(bands) AS band FROM parts JOIN kept USING (place);
+CREATE TABLE shared AS
+  SELECT band, min(number) AS first, max(rank) AS rank FROM banded GROUP BY band HAVING count(*) > 1;
+CREATE TABLE users AS
+  SELECT user_id, min(number) AS first, max(rank) AS rank FROM kept WHERE user_id <> '' GROUP BY user_id;
+CREATE TABLE alike AS SELECT DISTINCT * FROM (
+  SELECT number, banded.rank < shared.rank AS leaks, first FROM banded JOIN shared USING (band)
+  UNION ALL SELECT number, kept.rank < users.rank, first FROM kept JOIN users USING (user_id));
+"""
+
+_SPLIT = """
+CREATE TABLE clusters AS
+  SELECT component, min(id) AS cluster, count(*) AS size FROM kept JOIN components USING (number) GROUP BY component;
+CREATE TABLE chosen AS
+  SELECT kept.*, cluster, size,
+    CASE WHEN rank > 1 THEN list_extract(['', 'train', 'heldout', 'test'], rank)
+      WHEN share(cluster) < {heldout} THEN 'heldout' ELSE 'train' END AS split
+  FROM kept JOIN components USING (number) JOIN clusters USING (component)
+  WHERE number NOT IN (SELECT number FROM alike WHERE leaks);
+"""
+
+_RECORDS = """
+SELECT chosen.began, cluster, chosen.ended, chosen.id, language, messages, chosen.split, system, chosen.user_id
+FROM chosen JOIN parts USING (place)
+ORDER BY chosen.user_id = '', chosen.user_id, chosen.ended, place
+"""
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    counts: Counter = Counter()
-    records: list[Record] = []
-    seen: set[str] = set()
-    languages = set(filter(None, config.ingest.languages.split(',')))
-    files = raw_files(config)
-    by_file = '' not in map(file_split, files) and len(set(map(file_split, files))) > 1
-    for path in files:
-        for raw in read_raw(path, counts):
-            counts['records_read'] += 1
-            try:
-                record = parse_conversation(raw, keep_toxic=config.ingest.keep_toxic)
-                if languages and record['language'] and record['language'] not in languages:
-                    raise BadRecord('another_language')
-                said = digest(record['user_id'], record['messages'])
-                if said in seen or record['id'] in seen:
-                    raise BadRecord('seen_before')
-            except BadRecord as bad:
-                counts[f'dropped_{bad.reason}'] += 1
-                continue
-            seen |= {said, record['id']}
-            records.append(record | {'split': file_split(path) if by_file else ''})
-    if not records:
+    parts = _scan(config, work_folder(folder))
+    counts = sum(map(part_counts, parts), Counter())
+    with duckdb.connect() as base:
+        base.execute(f'SET threads = {config.ingest.workers}')
+        base.execute('SET memory_limit = ?', [MEMORY])
+        base.execute('SET temp_directory = ?', [str(parts[0].parent / 'spilled')])
+        _choose(base, config, parts[0].parent, counts)
+        return STAGE.write(config, folder, _records(base), counts)
+
+
+def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
+    """The table `chosen`: conversations that are kept, with their split and cluster; counts what is not."""
+
+    def number(query: str) -> int:
+        return int(base.execute(query).fetchall()[0][0] or 0)
+
+    def drop(reason: str, how_many: int) -> None:
+        if how_many:
+            counts[f'dropped_{reason}'] = how_many
+
+    base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
+    base.create_function('digest', lambda name: digest(name), ['VARCHAR'], 'VARCHAR')
+    base.execute(_KEPT.format(parts=str(parts).replace("'", "''")))
+    kept = number('SELECT count(*) FROM kept')
+    if not kept:
         raise UserError(f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)})')
-    records = _assign_splits(records, config, counts)
-    if config.ingest.max_conversations:
-        chosen = {r['id'] for r in sorted(records, key=lambda r: digest(r['id']))[: config.ingest.max_conversations]}
-        counts['dropped_over_max_conversations'] = len(records) - len(chosen)
-        records = [record for record in records if record['id'] in chosen]
-    for record in records:
-        counts[f'kept_{record["split"]}'] += 1
-    counts['without_time'] = sum(not record['began'] for record in records)
-    counts['users'] = len({record['user_id'] for record in records} - {''})
-    counts['user_turns'] = sum(message['role'] == 'user' for record in records for message in record['messages'])
-    return STAGE.write(config, folder, records, counts)
+    once = number('SELECT count(*) FROM once')
+    drop('seen_before', number('SELECT count(*) FROM parts') - once)
+    drop('goes_on_in_another', once - kept)
+    base.execute(_ALIKE)
+    edges = base.execute('SELECT number, first FROM alike WHERE number <> first').fetchnumpy()
+    base.register('components', _components(kept, edges['number'], edges['first']))
+    base.execute(_SPLIT.format(heldout=config.ingest.heldout))
+    counts['clusters'] = number('SELECT count(*) FROM clusters')
+    counts['in_clusters_of_several'] = number('SELECT sum(size) FROM clusters WHERE size > 1')
+    drop('like_one_held_out', kept - number('SELECT count(*) FROM chosen'))
+    if most := config.ingest.max_per_user:
+        newest = 'row_number() OVER (PARTITION BY user_id ORDER BY ended DESC, number DESC)'
+        rest = f"SELECT number FROM chosen WHERE user_id <> '' QUALIFY {newest} > {most}"
+        drop('over_max_per_user', number(f'SELECT count(*) FROM ({rest})'))
+        base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
+    if most := config.ingest.max_conversations:
+        rest = f'SELECT number FROM chosen ORDER BY digest(id), number OFFSET {most}'
+        drop('over_max_conversations', number(f'SELECT count(*) FROM ({rest})'))
+        base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
+    for split, size in base.execute('SELECT split, count(*) FROM chosen GROUP BY split').fetchall():
+        counts[f'kept_{split}'] = size
+    counts['without_time'] = number("SELECT count(*) FROM chosen WHERE began = ''")
+    counts['with_system_message'] = number('SELECT count(*) FROM chosen WHERE with_system')
+    counts['users'] = number("SELECT count(DISTINCT user_id) FROM chosen WHERE user_id <> ''")
+    counts['user_turns'] = number('SELECT sum((turns + 1) // 2) FROM chosen')
+
+
+def _components(count: int, number: np.ndarray, first: np.ndarray) -> pa.Table:
+    """The component of each of `count` conversations: those that are alike, directly or through others."""
+    graph = coo_array(
+        (np.ones(len(number), np.int8), (number.astype(np.int32), first.astype(np.int32))), (count, count)
+    )
+    component = connected_components(graph, directed=False)[1]
+    return pa.table(dict(number=np.arange(count), component=component))
+
+
+def _records(base: duckdb.DuckDBPyConnection) -> Iterator[Record]:
+    for batch in base.sql(_RECORDS).to_arrow_reader(1000):
+        for record in batch.to_pylist():
+            yield record | {'messages': json.loads(record['messages'])}
 
 
 STAGE = Stage('ingest', _work, 'data.conversations', _identity)

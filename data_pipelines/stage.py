@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.config import define_config_flag, load_config, require
 from rlhi_jax.errors import UserError, run
-from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, write_bytes, write_json
+from rlhi_jax.files import complete_lines, digest, file_digest, new_file, new_folder, read_json, write_bytes, write_json
 
 RECORDS = 'records.jsonl'
 Record = dict[str, Any]
@@ -51,7 +52,7 @@ class Stage:
         if (folder / 'manifest.json').exists() and not overwrite:
             manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
             if manifest.get('made_from') == wanted:
-                journal_path(folder).unlink(missing_ok=True)  # left by a run killed as it was done
+                _forget_work(folder)  # left by a run killed as it was done
                 print(f'{folder}: up to date {json.dumps(manifest.get("counts"))}', flush=True)
                 return manifest['counts']
             raise UserError(
@@ -59,8 +60,9 @@ class Stage:
                 f'the stage {self.name!r} as a program with --overwrite'
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
+            temporary.chmod(0o700)  # what users said is for its owner's eyes
             counts = self.work(config, temporary)
-        journal_path(folder).unlink(missing_ok=True)
+        _forget_work(folder)
         print(f'{folder}: {json.dumps(counts)}', flush=True)
         return counts
 
@@ -79,8 +81,9 @@ class Stage:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    lines = (json.dumps(record, ensure_ascii=False, sort_keys=True) + '\n' for record in records)
-    write_bytes(path, ''.join(lines).encode())
+    with new_file(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b'\n')
 
 
 def load_records(path: Path) -> list[Record]:
@@ -116,6 +119,16 @@ def journal_path(folder: Path) -> Path:
     return folder.with_name(f'.{name}.journal.jsonl')
 
 
+def work_folder(folder: Path) -> Path:
+    """Where a stage that writes `folder` (or its temporary twin) keeps files of work that is not done."""
+    return journal_path(folder).with_suffix('')
+
+
+def _forget_work(folder: Path) -> None:
+    journal_path(folder).unlink(missing_ok=True)
+    shutil.rmtree(work_folder(folder), ignore_errors=True)
+
+
 class Journal:
     """Results of long work, appended one by one as they come; what a killed run has done is not done again.
 
@@ -129,6 +142,7 @@ class Journal:
         if not lines or lines[0].strip() != header:
             lines = [header + b'\n']
         write_bytes(self.path, b''.join(lines))
+        self.path.chmod(0o600)
         self.done: dict[str, Any] = dict(map(json.loads, lines[1:]))
         self._file = open(self.path, 'ab', buffering=0)  # noqa: SIM115 - open as long as the work
 

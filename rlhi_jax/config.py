@@ -67,9 +67,34 @@ def base_config() -> ConfigDict:
     c.ingest = ConfigDict()
     c.ingest.languages = ''  # joined by commas, as the data names them; '': all, and those that do not say
     c.ingest.keep_toxic = False
+    c.ingest.keep_redacted = True
+    c.ingest.keep_jailbreaks = False  # requests that would argue the model out of its rules
+    c.ingest.keep_refusals = False  # conversations in which every reply refuses
+    c.ingest.max_characters = 200_000  # of a conversation; 0: any
+    c.ingest.scrub = True  # replace e-mail and network addresses, telephone, card and account numbers
     c.ingest.similarity = 0.5  # openings at least this similar (Jaccard) count as near-duplicates
     c.ingest.heldout = 0.1  # share of clusters held out, where files are not named by split
     c.ingest.max_conversations = 0  # 0: all
+    c.ingest.max_per_user = 0  # the newest; 0: all
+    c.ingest.salt = ''  # file, kept elsewhere, that turns users into keys; made if it is missing; '': ids as they are
+    c.ingest.workers = 2  # processes that read side by side
+    # Where a raw record holds what: keys joined by dots; of several paths, joined by |, the first that is there counts.
+    c.ingest.fields = ConfigDict()
+    c.ingest.fields.id = 'conversation_hash|conversation_id|id'
+    c.ingest.fields.user = 'hashed_ip|user_id|user'
+    c.ingest.fields.header = 'header'  # of the user's browser: part of their key
+    c.ingest.fields.ended = 'timestamp|metadata.timestamp|timestamp_s|created'
+    c.ingest.fields.language = 'language|metadata.language'
+    c.ingest.fields.toxic = 'toxic|openai_moderation.flagged'  # any of them
+    c.ingest.fields.redacted = 'redacted'
+    c.ingest.fields.messages = 'conversation|messages|conversations'
+    c.ingest.fields.reply = 'response'  # the last reply, where it does not stand among the messages
+    c.ingest.fields.role = 'role|from'  # of a message, and so are these two
+    c.ingest.fields.content = 'content|value'
+    c.ingest.fields.said_at = 'timestamp'
+    c.ingest.fields.user_role = 'user|human'  # names of who speaks
+    c.ingest.fields.assistant_role = 'assistant|gpt|bot|model'
+    c.ingest.fields.system_role = 'system|developer'
 
     c.personas = ConfigDict()
     c.personas.scope = 'earlier_conversations'  # or first_k_turns, where users have no ids
@@ -233,11 +258,13 @@ def check_config(config: ConfigDict) -> ConfigDict:
         2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
-        + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks'),
+        + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks', 'ingest.workers'),
         0: (
             'pairs.margin',
             'rewrites.margin',
             'ingest.max_conversations',
+            'ingest.max_per_user',
+            'ingest.max_characters',
             'rewrites.max_turns',
             'candidates.max_prompts',
             'satisfaction.max_prompts',

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rlhi_jax.errors import UserError
 
@@ -32,15 +32,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file under a temporary name, sync it, then rename it into place."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file under a temporary name, which is synced and renamed to `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    with open(temporary, 'wb') as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+    with open(temporary, 'wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file, or nothing."""
+    with new_file(path) as file:
+        file.write(data)
 
 
 def complete_lines(path: Path) -> list[bytes]:

@@ -1,8 +1,6 @@
 """Stages from raw conversations to pairs: against brute force, closed forms and files as published."""
 
-import gzip
 import json
-import re
 from collections import Counter
 
 import numpy as np
@@ -36,92 +34,6 @@ def talk(name: str, *texts: str, user: str = 'u', **fields) -> dict:
 def records(c) -> list[dict]:
     lines = (tiny.Path(c.data.conversations) / 'records.jsonl').read_bytes().splitlines()
     return [json.loads(line) for line in lines]
-
-
-@pytest.mark.parametrize('kind', ['jsonl', 'jsonl.gz', 'parquet'])
-def test_ingest_reads_what_is_published_and_counts_the_rest(tmp_path, kind):
-    good = [talk('a', 'How do bees fly?', 'With wings.', 'Shorter!'), talk('b', 'What is tea?', 'A drink.', user='v')]
-    bad = [
-        talk('c', 'Hi', 'You!', toxic=True),
-        talk('d', 'Only me'),
-        talk('a', 'How do bees fly?', 'With wings.', 'Shorter!'),
-        talk('e', 'Empty', '  '),
-        talk('f', 'One', 'Two') | dict(conversation=[dict(role='assistant', content='I begin')]),
-    ]
-    path = tmp_path / f'raw.{kind}'
-    if kind == 'parquet':
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(good + bad), path)
-    else:
-        text = '\n'.join(map(json.dumps, good + bad)) + '\nnot json\n'
-        path.write_bytes(gzip.compress(text.encode()) if kind.endswith('gz') else text.encode())
-    c = config(tmp_path, raw=str(path))
-    counts = ingest.STAGE.run(c)
-    dropped = {name: count for name, count in counts.items() if name.startswith('dropped')}
-    expected = dict(toxic=1, no_reply=1, seen_before=1, empty_message=1, roles_do_not_alternate=1)
-    expected |= {} if kind == 'parquet' else {'not_json': 1}
-    assert dropped == {f'dropped_{reason}': count for reason, count in expected.items()}
-    assert counts['records_read'] == sum(dropped.values()) + len(good)
-    assert [record['id'] for record in records(c)] == ['a', 'b']
-    assert records(c)[0]['messages'][2] == dict(role='user', content='Shorter!')
-    assert records(c)[0]['user_id'] != records(c)[1]['user_id']
-
-
-def test_ingest_refuses_what_is_not_there(tmp_path):
-    with pytest.raises(UserError, match='config.data.raw'):
-        ingest.STAGE.run(config(tmp_path))
-
-
-def shingles(text: str) -> set[str]:
-    words = re.findall(r'\w+', text.lower())[: ingest.OPENING]
-    return {' '.join(words[i : i + ingest.SHINGLE]) for i in range(max(1, len(words) - ingest.SHINGLE + 1))}
-
-
-@pytest.mark.skipif(not WILDCHAT.exists(), reason='no ../shared/data/wildchat')
-def test_no_near_duplicate_opening_crosses_the_split(tmp_path):
-    """All 852 real conversations, every two of them compared in full."""
-    c = config(tmp_path, raw=str(WILDCHAT))
-    c.ingest.heldout = 0.3
-    counts = ingest.STAGE.run(c)
-    assert counts['records_read'] == 852
-    found = records(c)
-    sets = [shingles(record['messages'][0]['content']) for record in found]
-    alike = across = 0
-    for i in range(len(sets)):
-        for j in range(i):
-            jaccard = len(sets[i] & sets[j]) / len(sets[i] | sets[j])
-            if jaccard >= 0.7:  # MinHash finds those at the threshold of 0.5 about as often as not
-                alike += 1
-                across += found[i]['split'] != found[j]['split']
-    assert alike > 20 and across == 0
-    assert 0.2 < np.mean([record['split'] == 'heldout' for record in found]) < 0.4
-
-
-def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
-    folder = tmp_path / 'raw'
-    folder.mkdir()
-    told = dict(train=['a', 'b', 'c'], gate=['d'], test=['e'])
-    users = dict(a='u', b='v', c='w', d='v', e='x')
-    same = 'How do I bake a loaf of rye bread at home?'
-    for split, names in told.items():
-        texts = {name: same if name in 'ce' else f'What is thing {name * 9} good for, {name * 5}?' for name in names}
-        lines = '\n'.join(json.dumps(talk(name, text, 'So.', user=users[name])) for name, text in texts.items())
-        (folder / f'{split}.jsonl.gz').write_bytes(gzip.compress(lines.encode()))
-    c = config(tmp_path, raw=str(folder))
-    counts = ingest.STAGE.run(c)
-    # b's user was held out, and c's opening is in the test split.
-    assert {record['id']: record['split'] for record in records(c)} == dict(a='train', d='heldout', e='test')
-    assert counts['dropped_like_one_held_out'] == 2
-
-
-def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_stamp(tmp_path):
-    one = talk('a', 'How do bees fly?', 'With wings.', timestamp='2024-05-01T12:00:00+00:00')
-    one['conversation'][0]['timestamp'] = None
-    one['conversation'][1]['timestamp'] = '2024-05-01 10:00:00+02:00'
-    found = ingest.parse_conversation(one, keep_toxic=False)
-    assert found['began'] == '2024-05-01T08:00:00+00:00' and found['ended'] == '2024-05-01T12:00:00+00:00'
-    bare = [dict(role=turn['role'], content=turn['content']) for turn in one['conversation']]
-    found = ingest.parse_conversation(dict(messages=bare, timestamp='2024-05-01'), keep_toxic=False)
-    assert found['began'] == '' and found['ended'] == '2024-05-01T00:00:00+00:00'
 
 
 def test_personas_without_users_or_times_are_refused(tmp_path):

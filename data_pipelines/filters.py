@@ -1,0 +1,105 @@
+"""What is not kept of a conversation: those that are flagged, too long, jailbreaks or refusals; and people's own details.
+
+All of it looks at one conversation, and costs little: a million must not take hours.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import phonenumbers
+from stdnum import iban, luhn
+
+_LOOKED_AT = 4000  # characters of a turn, where patterns are looked for
+_JAILBREAK = re.compile(
+    r'\bdo anything now\b'
+    r'|\bjail ?broken\b'
+    r'|\bdeveloper mode (?:enabled|output|response)'
+    r'|\b(?:ignore|disregard|forget) (?:all |any |the |your )*(?:previous|prior|above|earlier) (?:instruction|rule|prompt)'
+    r'|\b(?:no|without(?: any)?|free of(?: all)?) (?:ethical|moral|content)(?: or \w+)? (?:restriction|guideline|filter|limit)'
+    r'|\b(?:unfiltered|uncensored|amoral)\b[^.\n]{0,40}\b(?:ai|chat ?bot|assistant|model)\b',
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\W*(?:i['’]m |i am |my )?(?:really |very |so )?(?:sorry|apologi[sz]e|apologies)\b[^.\n]{0,60}"
+    r"\b(?:can(?:not|['’]t| not)|unable|not able|won['’]t|not (?:appropriate|comfortable|capable))\b"
+    r"|\W*(?:as an? (?:ai|artificial)[^.\n]{0,60})?\bi (?:can(?:not|['’]t| not)|am unable to|am not able to|won['’]t) "
+    r'(?:assist|help|fulfil|provide|comply|generate|create|continue|engage|do that)',
+    re.IGNORECASE,
+)
+_EMAIL = re.compile(r'[\w.+-]+@(?:[\w-]+\.)+[A-Za-z]{2,}\b')
+_CARD = re.compile(r'(?<![\w./-])(?:3[47]|4\d|5[1-5]|2[2-7]|6[05])(?:[ -]?\d){11,17}(?![\w.])')
+_IBAN = re.compile(r'\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b')
+_ADDRESS = re.compile(  # of the same form as a version
+    r'(?<![\w.:=])(?<!version )(?:\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4})(?![\w.:])', re.IGNORECASE
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """Which conversations are kept, and whether people's details are taken out of them: keys of `config.ingest`."""
+
+    languages: Sequence[str]  # of all if empty
+    keep_toxic: bool
+    keep_redacted: bool
+    keep_jailbreaks: bool
+    keep_refusals: bool
+    max_characters: int  # 0: any
+    scrub: bool
+
+    def reason_to_drop(self, talk: dict[str, Any]) -> str:
+        """Why a conversation is dropped, as a short name to count it by; '' if it is kept."""
+        said = [message['content'] for message in talk['messages']]
+        if talk['toxic'] and not self.keep_toxic:
+            return 'toxic'
+        if talk['redacted'] and not self.keep_redacted:
+            return 'redacted'
+        if self.languages and talk['language'] and talk['language'] not in self.languages:
+            return 'another_language'
+        if self.max_characters and sum(map(len, said)) > self.max_characters:
+            return 'too_long'
+        if not self.keep_jailbreaks and any(_JAILBREAK.search(text[:_LOOKED_AT]) for text in said[::2]):
+            return 'jailbreak'
+        if not self.keep_refusals and all(_REFUSAL.match(text[:_LOOKED_AT]) for text in said[1::2]):
+            return 'refused_throughout'
+        return ''
+
+
+def scrub(text: str, counts: Counter) -> str:
+    """Text with e-mail and network addresses, telephone, card and account numbers replaced by what they are, counted.
+
+    Numbers must be valid, by their check digits or, of telephones, by the plan of the country that they name.
+
+    >>> scrub('Mail ann@example.org or call +44 20 7946 0018, not 1234.', Counter())
+    'Mail [email] or call [phone], not 1234.'
+    """
+
+    def replace(kind: str, valid):
+        def one(found: re.Match) -> str:
+            if not valid(found[0]):
+                return found[0]
+            counts[f'scrubbed_{kind}'] += 1
+            return f'[{kind}]'
+
+        return one
+
+    if '@' in text:
+        text = _EMAIL.sub(replace('email', lambda _: True), text)
+    text = _IBAN.sub(replace('account', iban.is_valid), text)
+    text = _CARD.sub(replace('card', lambda number: luhn.is_valid(re.sub(r'\D', '', number))), text)
+    text = _ADDRESS.sub(replace('ip', _is_public), text)
+    if '+' in text:
+        for match in reversed(list(phonenumbers.PhoneNumberMatcher(text, None))):
+            counts['scrubbed_phone'] += 1
+            text = f'{text[: match.start]}[phone]{text[match.end :]}'
+    return text
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ip_address(address).is_global
+    except ValueError:
+        return False

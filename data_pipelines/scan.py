@@ -1,0 +1,232 @@
+"""The first pass of ingest: raw files, a chunk at a time → parts, tables of what each usable record says.
+
+    python -m data_pipelines.scan --job=FILE --worker=0     # started by the stage `ingest`, one process a worker
+
+A chunk is a range of a file, so that many processes read at once and a killed run goes on after the last whole part.
+A part's bytes depend on its chunk alone.
+"""
+
+import dataclasses
+import gzip
+import json
+import os
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from data_pipelines.filters import Filters, scrub
+from data_pipelines.near_duplicates import bands
+from data_pipelines.sources.conversations import conversation, paths_read
+from data_pipelines.users import read_salt
+from rlhi_jax.data.tree import BadRecord
+from rlhi_jax.errors import UserError, one_line
+
+CHUNK = 32 * 2**20  # bytes of JSON lines
+BATCH = 500  # records in memory at once
+_FIRST = 2**32  # a record's place: chunk × this + its number in the chunk
+
+SCHEMA = pa.schema(
+    dict(
+        place=pa.int64(),
+        id=pa.string(),
+        user_id=pa.string(),
+        began=pa.string(),
+        ended=pa.string(),
+        language=pa.string(),
+        split=pa.string(),
+        system=pa.string(),
+        messages=pa.string(),  # JSON
+        turns=pa.int32(),
+        said=pa.uint64(),  # who said what
+        earlier=pa.list_(pa.uint64()),  # the same after each reply before the last
+        bands=pa.list_(pa.uint64()),  # of the opening
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is read and kept.
+
+    Attributes:
+      fields: paths of a record's fields, `config.ingest.fields`.
+      filters: what is kept of it.
+      banding: number and width of the bands of openings.
+      salt: file of the salt of users' keys; '' for ids as they are.
+    """
+
+    fields: dict[str, str]
+    filters: Filters
+    banding: Sequence[int]
+    salt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Part of a file: row groups of parquet, bytes of JSON lines, or all of a compressed file; from `first` to `last`."""
+
+    path: str
+    split: str
+    first: int
+    last: int
+
+
+def chunks(path: Path, split: str, size: int = CHUNK) -> list[Chunk]:
+    """The chunks of a file.
+
+    Raises:
+      UserError: it is called parquet and is not.
+    """
+    if path.suffix == '.parquet':
+        try:
+            groups = pyarrow.parquet.read_metadata(path).num_row_groups
+        except pa.ArrowInvalid as error:
+            raise UserError(f'config.data.raw: {path} is no parquet file ({one_line(error)}): fetch it again') from None
+        return [Chunk(str(path), split, group, group + 1) for group in range(groups)]
+    length = path.stat().st_size
+    step = length if path.suffix == '.gz' else size
+    return [Chunk(str(path), split, first, min(first + step, length)) for first in range(0, length, max(step, 1))]
+
+
+def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
+    """The records of a chunk; lines that are no JSON are counted."""
+    path = Path(chunk.path)
+    if path.suffix == '.parquet':
+        file = pyarrow.parquet.ParquetFile(path)
+        groups = list(range(chunk.first, chunk.last))
+        for batch in file.iter_batches(BATCH, row_groups=groups, columns=wanted_columns(file, fields)):
+            yield from batch.to_pylist()
+        return
+    try:
+        for line in _lines(path, chunk):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                counts['records_read'] += 1
+                counts['dropped_not_json'] += 1
+                continue
+            yield record
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        counts['files_broken_off'] += 1
+
+
+def wanted_columns(file: pyarrow.parquet.ParquetFile, fields: dict[str, str]) -> list[str]:
+    """The columns that hold what the fields' paths lead to: other parts of a turn are not decoded."""
+    columns, wanted = [file.schema.column(number).path for number in range(len(file.schema))], paths_read(fields)
+
+    def holds(steps: list[str], keys: list[str]) -> bool:  # between the keys stand names of lists' parts
+        rest = iter(steps)
+        return steps[0] == keys[0] and all(key in rest for key in keys)
+
+    return [column for column in columns if any(holds(column.split('.'), keys) for keys in wanted)]
+
+
+def _lines(path: Path, chunk: Chunk) -> Iterator[bytes]:
+    """Lines that begin inside the chunk."""
+    with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
+        if path.suffix == '.gz':
+            yield from file
+            return
+        at = 0
+        if chunk.first:  # what the chunk before has begun, it also ends
+            at = chunk.first - 1
+            file.seek(at)
+            at += len(file.readline())
+        while at < chunk.last and (line := file.readline()):
+            at += len(line)
+            yield line
+
+
+def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[dict[str, Any]]:
+    """The usable records of a chunk as rows of its part; the others are counted by reason."""
+    salt = read_salt(rules.salt)
+    for at, raw in enumerate(raw_records(chunk, rules.fields, counts)):
+        counts['records_read'] += 1
+        try:
+            talk = conversation(raw, rules.fields, salt)
+            if reason := rules.filters.reason_to_drop(talk):
+                raise BadRecord(reason)
+        except BadRecord as bad:
+            counts[f'dropped_{bad.reason}'] += 1
+            continue
+        if rules.filters.scrub:
+            for message in talk['messages']:
+                message['content'] = scrub(message['content'], counts)
+        *earlier, said = _said(talk)
+        yield dict(
+            {name: talk[name] for name in ('id', 'user_id', 'began', 'ended', 'language', 'system')},
+            place=number * _FIRST + at,
+            split=chunk.split,
+            messages=json.dumps(talk['messages'], ensure_ascii=False),
+            turns=len(talk['messages']),
+            said=said,
+            earlier=earlier,
+            bands=bands(talk['messages'][0]['content'], *rules.banding),
+        )
+
+
+def _said(talk: dict[str, Any]) -> list[int]:
+    """A number for what user and model have said after each reply; after the last user turn if none answers it."""
+    sha, found = blake2b(talk['user_id'].encode(), digest_size=8), []
+    for place, message in enumerate(talk['messages'], start=1):
+        text = message['content'].encode()
+        sha.update(len(text).to_bytes(8, 'little') + text)
+        if place % 2 == 0 or place == len(talk['messages']):
+            found.append(int.from_bytes(sha.digest(), 'little'))
+    return found
+
+
+def write_part(chunk: Chunk, number: int, rules: Rules, to: Path) -> None:
+    """Scan a chunk into a parquet file, whose metadata hold its counts; under a temporary name until it is whole."""
+    counts: Counter = Counter()
+    temporary = to.with_name(f'.{to.name}.{os.getpid()}.tmp')
+    with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression='zstd') as writer:
+        for batch in _batches(rows(chunk, number, rules, counts)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+        writer.add_key_value_metadata({'counts': json.dumps(counts)})
+    temporary.replace(to)
+
+
+def _batches(found: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Lists of rows, of bounded number and bounded text."""
+    batch, size = [], 0
+    for row in found:
+        batch.append(row)
+        size += len(row['messages'])
+        if len(batch) == BATCH or size > CHUNK:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / f'{number:06}.parquet'
+
+
+def part_counts(part: Path) -> Counter:
+    return Counter(json.loads(pyarrow.parquet.read_metadata(part).metadata[b'counts']))
+
+
+def work(job: Path, worker: int) -> None:
+    """Write one worker's share of the parts of a job that are not there yet."""
+    told = json.loads(job.read_text())
+    rules = Rules(**told['rules'] | {'filters': Filters(**told['rules']['filters'])})
+    for number, chunk in enumerate(told['chunks']):
+        to = part_path(job.parent, number)
+        if number % told['workers'] == worker and not to.exists():
+            write_part(Chunk(**chunk), number, rules, to)
+
+
+if __name__ == '__main__':
+    named = dict(argument.removeprefix('--').split('=', 1) for argument in sys.argv[1:])
+    work(Path(named['job']), int(named['worker']))

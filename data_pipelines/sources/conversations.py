@@ -1,0 +1,124 @@
+"""Raw records, however their source names things → conversations.
+
+A path names keys from a record inwards, joined by dots; several paths, joined by `|`, are tried in turn. The defaults of
+`config.ingest.fields` read WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEval and OpenAI-style messages as published;
+data that names its fields otherwise needs other paths, not other code.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from data_pipelines.users import user_key
+from rlhi_jax.data.tree import BadRecord
+from rlhi_jax.files import digest
+
+ROLES = ('user', 'assistant', 'system')
+_OF_TURN = ('role', 'content', 'said_at')  # fields of a message, the others are of the record
+_MILLISECONDS = 1e11  # seconds of the year 5138: larger numbers are milliseconds
+
+
+def values(record: Any, paths: str) -> Iterator[Any]:
+    """What the paths lead to, those that are there; a list on the way stands for its items.
+
+    >>> list(values(dict(a=dict(b=1), c=[dict(d=2), dict(d=None)]), 'x|a.b|c.d'))
+    [1, 2]
+    """
+    for path in paths.split('|'):
+        found = [record]
+        for key in path.split('.'):
+            items = [item for each in found for item in (each if isinstance(each, list) else [each])]
+            found = [item[key] for item in items if isinstance(item, dict) and item.get(key) is not None]
+        yield from found
+
+
+def value(record: Any, paths: str) -> Any:
+    """The first of `values`, or None."""
+    return next(values(record, paths), None)
+
+
+def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
+    """Keys, from the record inwards, of everything that `conversation` looks at."""
+
+    def keys(name: str) -> list[list[str]]:
+        return [path.split('.') for path in fields[name].split('|')]
+
+    of_turn = [turn + path for turn in keys('messages') for name in _OF_TURN for path in keys(name)]
+    others = [name for name in fields if name not in ('messages', *_OF_TURN) and not name.endswith('_role')]
+    return of_turn + [path for name in others for path in keys(name)]
+
+
+def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> dict[str, Any]:
+    """One conversation: id, user_id, when it began and ended, language, messages, and whether it is toxic or redacted.
+
+    WildChat's time stamp of a conversation is that of its last turn; when it began only its turns say. A system message
+    at the beginning is kept apart, as `system`. With a salt, users are keys (see `data_pipelines/users.py`).
+
+    Raises:
+      BadRecord: with the reason to count it by.
+    """
+    turns = value(record, fields['messages']) if isinstance(record, dict) else None
+    if not isinstance(turns, list) or not turns:
+        raise BadRecord('no_messages')
+    roles = {theirs: ours for ours in ROLES for theirs in fields[f'{ours}_role'].split('|')}
+    said = []
+    for turn in turns:
+        text = value(turn, fields['content']) if isinstance(turn, dict) else None
+        if not isinstance(text, str):
+            raise BadRecord('message_without_text')
+        role = value(turn, fields['role'])
+        said.append((roles.get(role, '') if isinstance(role, str) else '', clean(text)))
+    if isinstance(reply := value(record, fields['reply']), str):
+        said.append(('assistant', clean(reply)))
+    system = said.pop(0)[1] if said[0][0] == 'system' else ''
+    if any(role != ROLES[place % 2] for place, (role, _) in enumerate(said)):
+        raise BadRecord('roles_do_not_alternate')
+    if not all(text for _, text in said):
+        raise BadRecord('empty_message')
+    if len(said) < 2:
+        raise BadRecord('no_reply')
+    messages = [dict(role=role, content=text) for role, text in said]
+    user = user_key(text_of(value(record, fields['user'])), value(record, fields['header']), salt)
+    times = [moment(value(turn, fields['said_at'])) for turn in turns]
+    times = [time for time in times if time]
+    return dict(
+        id=text_of(value(record, fields['id'])) or digest(user, messages)[:32],
+        user_id=user,
+        began=min(times, default=''),
+        ended=max([*times, moment(value(record, fields['ended']))]),
+        language=text_of(value(record, fields['language'])),
+        toxic=any(map(bool, values(record, fields['toxic']))),
+        redacted=any(map(bool, values(record, fields['redacted']))),
+        system=system,
+        messages=messages,
+    )
+
+
+def clean(text: str) -> str:
+    """Text without outer white space and without lone surrogates, which no file can hold."""
+    return text.encode('utf-8', 'replace').decode().strip()
+
+
+def text_of(found: Any) -> str:
+    """A name as text: '' for what is no name."""
+    return clean(str(found)) if isinstance(found, str | int) and not isinstance(found, bool) else ''
+
+
+def moment(found: Any) -> str:
+    """A time stamp, as text in ISO form or in seconds since 1970, in ISO form and UTC, so that text order is time order.
+
+    '' for none, or none that can be read.
+
+    >>> moment('2024-05-01 10:00:00+02:00'), moment(1714550400), moment('yesterday')
+    ('2024-05-01T08:00:00+00:00', '2024-05-01T08:00:00+00:00', '')
+    """
+    try:
+        if isinstance(found, int | float):
+            seconds = found / 1000 if abs(found) > _MILLISECONDS else found
+            time = datetime.fromtimestamp(seconds, UTC) if math.isfinite(seconds) else None
+        else:
+            time = found if isinstance(found, datetime) else datetime.fromisoformat(str(found))
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat() if time else ''
+    except (ValueError, OverflowError, OSError):
+        return ''

@@ -1,0 +1,65 @@
+"""Who speaks: a key for the person behind a conversation, of what a public log says of them, and salted.
+
+The key is of an address (WildChat's `hashed_ip`) and of the browser's header. It has limits that no key of a log is
+without: people behind one address with the same browser are one user, and somebody whose address or browser changes
+becomes another. So a persona may hold what others said, and a history may be cut.
+"""
+
+import json
+import os
+import secrets
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from rlhi_jax.errors import UserError
+
+SALT_BYTES = 32
+
+
+def make_salt(path: str, *, outside: Path) -> None:
+    """Write a random salt to a file, unless it is there already.
+
+    Whoever has the salt and an address can find its user, so it is not kept with what users said.
+
+    Raises:
+      UserError: the file is inside a folder that it must be outside of.
+    """
+    file = Path(path).expanduser().absolute()
+    if file.is_relative_to(outside.absolute()):
+        raise UserError(f'config.ingest.salt: {file} lies with the data of {outside}: keep it elsewhere')
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as new:
+            new.write(secrets.token_hex(SALT_BYTES).encode())
+
+
+def read_salt(path: str) -> bytes:
+    """The salt of a file; b'' for no path.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    if not path:
+        return b''
+    file = Path(path).expanduser()
+    try:
+        salt = bytes.fromhex(file.read_text())
+    except ValueError:
+        salt = b''
+    if len(salt) != SALT_BYTES:
+        raise UserError(f'config.ingest.salt: {file} holds no salt of {SALT_BYTES} bytes in hex: name a new file')
+    return salt
+
+
+def user_key(name: str, header: Any, salt: bytes) -> str:
+    """The key of a user by name (an id or address) and header; the name itself without a salt, '' without a name.
+
+    >>> user_key('u7', None, b''), len(user_key('u7', dict(agent='x'), b'salt'))
+    ('u7', 32)
+    """
+    if not name or not salt:
+        return name
+    said = {key: value for key, value in header.items() if value is not None} if isinstance(header, dict) else header
+    told = json.dumps([name, said], sort_keys=True, default=str)
+    return blake2b(told.encode('utf-8', 'replace'), key=salt, digest_size=16).hexdigest()

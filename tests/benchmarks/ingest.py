@@ -1,0 +1,141 @@
+"""Ingest of a generated dump in the WildChat-1M schema: conversations a second, and memory, at two sizes.
+
+python tests/benchmarks/ingest.py
+
+The dump has WildChat's columns, nesting, file sizes and, roughly, its lengths; words are made up. A tenth of the openings
+are variations of a few, one conversation in a hundred occurs twice, and a few users hold many conversations. Measures the
+stage as a user runs it, from its start to its last byte; memory is that of all its processes, shared pages counted once.
+Writes `results/ingest.json`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from absl import app, flags
+
+from rlhi_jax.files import digest, read_json, write_json
+
+RESULTS = Path(__file__).parent / 'results' / 'ingest.json'
+RUNS = Path('runs/ingest')
+A_FILE, A_GROUP = 50_000, 1_000
+LANGUAGES = ('English', 'English', 'Chinese', 'Russian', 'French')
+
+
+@cache
+def pool() -> str:
+    """20 million characters of made-up words, of which texts are pieces."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list('etaoinshrdlucmfwypvbgk'))
+    words = np.array([''.join(rng.choice(letters, size)) for size in rng.integers(2, 10, 20_000)])
+    return ' '.join(words[np.minimum(rng.zipf(1.3, 3_500_000), 20_000) - 1])
+
+
+def record(number: int) -> dict:
+    rng = np.random.default_rng(number - 1 if number % 100 == 99 else number)
+    text, users = pool(), max(number // 5, 1)
+
+    def piece(median: int) -> str:
+        size = int(min(rng.lognormal(np.log(median), 1.2), 20_000)) + 5
+        start = int(rng.integers(len(text) - size))
+        return text[start : start + size].strip()
+
+    turns = min(int(rng.geometric(0.4)), 15)
+    said = [piece(120 if place % 2 == 0 else 900) for place in range(2 * turns)]
+    if rng.random() < 0.1:
+        start = int(rng.integers(500)) * 1000
+        said[0] = text[start : start + 400] + ' ' + piece(20)
+    language, toxic = LANGUAGES[int(rng.integers(len(LANGUAGES)))], bool(rng.random() < 0.1)
+    when = pa.scalar(1_680_000_000 + number * 20, pa.timestamp('s')).as_py()
+    person = digest(int(users * rng.random() ** 2))
+    header = {'accept-language': 'en-US', 'user-agent': 'Mozilla/5.0'}
+    common = dict(
+        language=language, toxic=toxic, redacted=False, hashed_ip=person, header=header, country='X', state='Y'
+    )
+    return dict(
+        conversation_hash=digest(number)[:32],
+        model='gpt-4',
+        timestamp=when,
+        conversation=[
+            dict(common, role=('user', 'assistant')[place % 2], content=content, turn_identifier=place, timestamp=when)
+            for place, content in enumerate(said)
+        ],
+        turn=turns,
+        language=language,
+        openai_moderation=[dict(flagged=toxic, categories=dict(hate=False)) for _ in said],
+        detoxify_moderation=[dict(toxicity=0.1) for _ in said],
+        toxic=toxic,
+        redacted=False,
+        state='Y',
+        country='X',
+        hashed_ip=person,
+        header=header,
+    )
+
+
+def write_file(first: int) -> None:
+    path = RUNS / 'raw' / f'{first // A_FILE:05}.parquet'
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer, temporary = None, path.with_suffix('.tmp')
+    for start in range(first, first + A_FILE, A_GROUP):
+        table = pa.Table.from_pylist([record(number) for number in range(start, start + A_GROUP)])
+        writer = writer or pyarrow.parquet.ParquetWriter(temporary, table.schema)
+        writer.write_table(table)
+    writer.close()
+    temporary.replace(path)
+
+
+def session_gib(session: int) -> float:
+    """Memory of all processes of a session, pages that several share counted once."""
+    total = 0
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            if int((folder / 'stat').read_text().rpartition(')')[2].split()[3]) == session:
+                lines = (folder / 'smaps_rollup').read_text().splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith('Pss:'))
+        except (OSError, StopIteration, ValueError):
+            continue
+    return total / 2**20
+
+
+def measure(count: int) -> dict:
+    files = ','.join(str(RUNS / 'raw' / f'{number:05}.parquet') for number in range(count // A_FILE))
+    to = RUNS / f'of_{count}'
+    flags_ = [f'--config.data.raw={files}', f'--config.data.conversations={to}', '--config.ingest.max_conversations=0']
+    command = [sys.executable, '-m', 'data_pipelines.ingest', '--config=configs/wildchat.py', '--overwrite', *flags_]
+    start, peak = time.monotonic(), 0.0
+    process = subprocess.Popen(command, env=os.environ | dict(JAX_PLATFORMS='cpu'), start_new_session=True)
+    while process.poll() is None:
+        peak = max(peak, session_gib(process.pid))
+        time.sleep(0.2)
+    if process.returncode:
+        raise RuntimeError(f'ingest of {count} failed')
+    seconds = time.monotonic() - start
+    counts = read_json(to / 'manifest.json', '')['counts']
+    raw = sum(Path(name).stat().st_size for name in files.split(',')) / 2**30
+    return dict(seconds=seconds, a_second=count / seconds, peak_gib=peak, raw_gib=raw, counts=counts)
+
+
+def main(_):
+    sizes = [int(size) for size in flags.FLAGS.sizes.split(',')]
+    with ProcessPoolExecutor(2) as workers:
+        list(workers.map(write_file, range(0, max(sizes), A_FILE)))
+    results = {str(size): measure(size) for size in sizes}
+    results['growth'] = results[str(sizes[-1])]['peak_gib'] / results[str(sizes[0])]['peak_gib'] - 1
+    write_json(RESULTS, results)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('sizes', '100000,1000000', 'Conversations, smallest first.')
+    app.run(main)
