@@ -1,4 +1,4 @@
-"""What is not kept of a conversation: those that are flagged, too long, jailbreaks or refusals; and people's own details.
+"""What is not kept: conversations that are flagged, too long, jailbreaks or refusals; of the others, people's details.
 
 All of it looks at one conversation, and costs little: a million must not take hours.
 """
@@ -18,8 +18,10 @@ _JAILBREAK = re.compile(
     r'\bdo anything now\b'
     r'|\bjail ?broken\b'
     r'|\bdeveloper mode (?:enabled|output|response)'
-    r'|\b(?:ignore|disregard|forget) (?:all |any |the |your )*(?:previous|prior|above|earlier) (?:instruction|rule|prompt)'
-    r'|\b(?:no|without(?: any)?|free of(?: all)?) (?:ethical|moral|content)(?: or \w+)? (?:restriction|guideline|filter|limit)'
+    r'|\b(?:ignore|disregard|forget) (?:all |any |the |your )*(?:previous|prior|above|earlier)'
+    r' (?:instruction|rule|prompt)'
+    r'|\b(?:no|without(?: any)?|free of(?: all)?) (?:ethical|moral|content)(?: or \w+)?'
+    r' (?:restriction|guideline|filter|limit)'
     r'|\b(?:unfiltered|uncensored|amoral)\b[^.\n]{0,40}\b(?:ai|chat ?bot|assistant|model)\b',
     re.IGNORECASE,
 )
