@@ -8,8 +8,8 @@ and those that go on in another record, as each call of a serving log repeats wh
 whole users and whole clusters of near-duplicate openings: no user and no request lies on both sides. Files named train,
 gate and test (at least two of them) are the splits; else clusters are drawn for them.
 
-Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done; what
-needs all conversations at once is left to DuckDB, which works on disk.
+Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done;
+what needs all conversations at once is left to DuckDB, which works on disk.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data_pipelines.filters import Filters
 from data_pipelines.near_duplicates import banding
-from data_pipelines.scan import Chunk, Rules, chunks, part_counts, part_path, work
+from data_pipelines.scan import Rules, chunks, part_counts, part_path, work
 from data_pipelines.stage import Record, Stage, work_folder
 from data_pipelines.users import make_salt, read_salt
 from rlhi_jax.config import require

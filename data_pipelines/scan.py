@@ -70,7 +70,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Part of a file: row groups of parquet, bytes of JSON lines, or all of a compressed file; from `first` to `last`."""
+    """Part of a file, from `first` to `last`: row groups of parquet, bytes of JSON lines, or all of a compressed file."""
 
     path: str
     split: str

@@ -34,7 +34,7 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file under a temporary name, which is synced and renamed to `path` when the block ends without an error."""
+    """Yield a file under a temporary name; when the block ends without an error it is synced and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     with open(temporary, 'wb') as file:

@@ -4,8 +4,6 @@ import json
 from collections import Counter
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import tiny
 

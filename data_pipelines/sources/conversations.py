@@ -1,8 +1,8 @@
 """Raw records, however their source names things → conversations.
 
-A path names keys from a record inwards, joined by dots; several paths, joined by `|`, are tried in turn. The defaults of
-`config.ingest.fields` read WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEval and OpenAI-style messages as published;
-data that names its fields otherwise needs other paths, not other code.
+A path names keys from a record inwards, joined by dots; several paths, joined by `|`, are tried in turn. The defaults
+of `config.ingest.fields` read WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEval and OpenAI-style messages as
+published; data that names its fields otherwise needs other paths, not other code.
 """
 
 import math
@@ -106,7 +106,7 @@ def text_of(found: Any) -> str:
 
 
 def moment(found: Any) -> str:
-    """A time stamp, as text in ISO form or in seconds since 1970, in ISO form and UTC, so that text order is time order.
+    """A time stamp (text in ISO form, or seconds since 1970) in ISO form and UTC, so that text order is time order.
 
     '' for none, or none that can be read.
 

@@ -2,10 +2,10 @@
 
 python tests/benchmarks/ingest.py
 
-The dump has WildChat's columns, nesting, file sizes and, roughly, its lengths; words are made up. A tenth of the openings
-are variations of a few, one conversation in a hundred occurs twice, and a few users hold many conversations. Measures the
-stage as a user runs it, from its start to its last byte; memory is that of all its processes, shared pages counted once.
-Writes `results/ingest.json`.
+The dump has WildChat's columns, nesting, file sizes and, roughly, its lengths; words are made up. A tenth of the
+openings are variations of a few, one conversation in a hundred occurs twice, and a few users hold many conversations.
+Measures the stage as a user runs it, from its start to its last byte; memory is that of all its processes, shared pages
+counted once. Writes `results/ingest.json`.
 """
 
 import json
