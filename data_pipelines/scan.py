@@ -70,7 +70,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Part of a file, from `first` to `last`: row groups of parquet, bytes of JSON lines, or all of a compressed file."""
+    """Part of a file, from `first` to `last`: row groups of parquet, bytes of JSON lines, or a whole .gz file."""
 
     path: str
     split: str
