@@ -111,7 +111,8 @@ def session_gib(session: int) -> float:
 def measure(count: int) -> dict:
     files = ','.join(str(RUNS / 'raw' / f'{number:05}.parquet') for number in range(count // A_FILE))
     to = RUNS / f'of_{count}'
-    flags_ = [f'--config.data.raw={files}', f'--config.data.conversations={to}', '--config.ingest.max_conversations=0']
+    flags_ = [f'--config.data.raw={files}', f'--config.data.conversations={to}']
+    flags_ += ['--config.ingest.max_conversations=0', '--config.ingest.languages=']
     command = [sys.executable, '-m', 'data_pipelines.ingest', '--config=configs/wildchat.py', '--overwrite', *flags_]
     start, peak = time.monotonic(), 0.0
     process = subprocess.Popen(command, env=os.environ | dict(JAX_PLATFORMS='cpu'), start_new_session=True)
