@@ -6,8 +6,8 @@ Three sets, the first by hash and not chosen: 64 MT-Bench votes that fit 1,024 t
 pairs of WildChat conversations of at most 4,096 tokens, in which the logged reply is rejected in favour of the model's
 next one, a stand-in for a rewrite. Measures speed and peak memory, and checks that the work is the same: scores of
 replies, gradients, losses. TRL runs four pairs at once without recomputing activations, which is its fastest way;
-`frugal` is its least in memory; whole conversations it takes one pair at a time or two. Writes `results/peers.json`,
-and every measurement to `results/peers/`: what was measured of the same code is not measured again.
+whole conversations it takes one pair at a time, or two. Writes `results/peers.json`, and every measurement to
+`results/peers/`: what was measured of the same code is not measured again.
 """
 
 import argparse
@@ -281,15 +281,12 @@ def compare_dpo(ours: Measure, peer: Measure) -> dict:
     fast, half = ours('dpo', *mine), ours('dpo_bfloat16', *mine, '--dtype=bfloat16')
     their_half = peer('dpo_bfloat16', *theirs, four, '--dtype=bfloat16')
     precomputed = peer('dpo_precomputed', *theirs, four, '--precompute')
-    # What TRL can do to save memory: a pair at a time, and activations computed again.
-    frugal = peer('dpo_frugal', *theirs, '--batch=1', '--accumulate=4', '--checkpointing')
     return dict(
         same_work=same_work(*checks, first_lengths('votes', 4)),
         float32_against_float32=ratio(fast, peer('dpo', *theirs, four)),
         float32_against_bfloat16=ratio(fast, their_half),
         bfloat16_against_bfloat16=ratio(half, their_half),
         float32_both_precomputed=ratio(fast, precomputed, reference=False),
-        float32_against_frugal=ratio(fast, frugal),
         utilisation=utilisation(fast),
     )
 
