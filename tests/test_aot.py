@@ -73,8 +73,6 @@ def test_programs_are_compiled_and_measured(tmp_path):
     # Parameters and two moments in float32, split over four chips; norms and rows are next to nothing.
     assert reports['train']['hbm_gib']['arguments'] == pytest.approx(3 * 4 * parameters / 4 / 2**30, rel=0.02)
     assert reports['score']['hbm_gib']['total'] < reports['train']['hbm_gib']['total']
-    of_chip = [report['hbm_gib'] for report in reports.values()]
-    assert all(parts['arguments'] < parts['peak'] <= parts['total'] for parts in of_chip)
     assert sum(reports['train']['collective_gib'].values()) > 0
 
 
