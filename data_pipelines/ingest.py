@@ -145,7 +145,7 @@ CREATE TABLE kept AS
       WHEN began.began IS NOT NULL THEN began.began
       WHEN turns = 2 THEN ended ELSE '' END AS began,
     system <> '' AS with_system,
-    list_position(['', 'train', 'heldout', 'test'], split) AS rank
+    list_position({splits}, split) AS rank
   FROM parts SEMI JOIN once USING (place) ANTI JOIN going_on USING (place) LEFT JOIN began USING (place);
 """
 
@@ -166,7 +166,7 @@ CREATE TABLE clusters AS
   SELECT component, min(id) AS cluster, count(*) AS size FROM kept JOIN components USING (number) GROUP BY component;
 CREATE TABLE chosen AS
   SELECT kept.*, cluster, size,
-    CASE WHEN rank > 1 THEN list_extract(['', 'train', 'heldout', 'test'], rank)
+    CASE WHEN rank > 1 THEN list_extract({splits}, rank)
       WHEN share(cluster) < {heldout} THEN 'heldout' ELSE 'train' END AS split
   FROM kept JOIN components USING (number) JOIN clusters USING (component)
   WHERE number NOT IN (SELECT number FROM alike WHERE leaks);
@@ -200,9 +200,14 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
         if how_many:
             counts[f'dropped_{reason}'] = how_many
 
+    def cut(reason: str, rest: str) -> None:
+        drop(reason, number(f'SELECT count(*) FROM ({rest})'))
+        base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
+
+    splits = ['', *FILE_SPLITS.values()]  # in SQL too, a list of text
     base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
     base.create_function('digest', lambda name: digest(name), ['VARCHAR'], 'VARCHAR')
-    base.execute(_KEPT.format(parts=str(parts).replace("'", "''")))
+    base.execute(_KEPT.format(parts=str(parts).replace("'", "''"), splits=splits))
     kept = number('SELECT count(*) FROM kept')
     if not kept:
         raise UserError(f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)})')
@@ -212,19 +217,15 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
     base.execute(_ALIKE)
     edges = base.execute('SELECT number, first FROM alike WHERE number <> first').fetchnumpy()
     base.register('components', _components(kept, edges['number'], edges['first']))
-    base.execute(_SPLIT.format(heldout=config.ingest.heldout))
+    base.execute(_SPLIT.format(heldout=config.ingest.heldout, splits=splits))
     counts['clusters'] = number('SELECT count(*) FROM clusters')
     counts['in_clusters_of_several'] = number('SELECT sum(size) FROM clusters WHERE size > 1')
     drop('like_one_held_out', kept - number('SELECT count(*) FROM chosen'))
     if most := config.ingest.max_per_user:
         newest = 'row_number() OVER (PARTITION BY user_id ORDER BY ended DESC, number DESC)'
-        rest = f"SELECT number FROM chosen WHERE user_id <> '' QUALIFY {newest} > {most}"
-        drop('over_max_per_user', number(f'SELECT count(*) FROM ({rest})'))
-        base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
+        cut('over_max_per_user', f"SELECT number FROM chosen WHERE user_id <> '' QUALIFY {newest} > {most}")
     if most := config.ingest.max_conversations:
-        rest = f'SELECT number FROM chosen ORDER BY digest(id), number OFFSET {most}'
-        drop('over_max_conversations', number(f'SELECT count(*) FROM ({rest})'))
-        base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
+        cut('over_max_conversations', f'SELECT number FROM chosen ORDER BY digest(id), number OFFSET {most}')
     for split, size in base.execute('SELECT split, count(*) FROM chosen GROUP BY split').fetchall():
         counts[f'kept_{split}'] = size
     counts['without_time'] = number("SELECT count(*) FROM chosen WHERE began = ''")

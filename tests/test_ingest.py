@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,40 +18,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
+from talks import SHARED_DATA, WILDCHAT, config, output, records, talk, write_lines
 
-from data_pipelines import ingest, scan
+from data_pipelines import ingest, near_duplicates, scan
 from data_pipelines.filters import scrub
-from data_pipelines.near_duplicates import shingles
 from data_pipelines.sources.conversations import conversation
 from data_pipelines.sources.simulated import wildchat_record
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
 
-WILDCHAT = tiny.ROOT.parent / 'shared' / 'data' / 'wildchat' / 'conversations.jsonl'
-HUMAN_EVAL = tiny.ROOT.parent / 'shared' / 'data' / 'realhumaneval' / 'chat.jsonl'
-
-
-def config(tmp_path, **data):
-    c = base_config()
-    c.data.update(dict(raw=str(tmp_path / 'raw.jsonl'), conversations=str(tmp_path / 'conversations')) | data)
-    return c
-
-
-def talk(name: str, *texts: str, user: str = 'u', **fields) -> dict:
-    turns = [(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
-    return wildchat_record(dict(id=user), turns, 0, 'model') | dict(conversation_hash=name) | fields
-
-
-def write_lines(path, records) -> None:
-    path.write_text('\n'.join(map(json.dumps, records)), encoding='utf-8')
-
-
-def output(c) -> bytes:
-    return (tiny.Path(c.data.conversations) / 'records.jsonl').read_bytes()
-
-
-def records(c) -> list[dict]:
-    return [json.loads(line) for line in output(c).splitlines()]
+HUMAN_EVAL = SHARED_DATA / 'realhumaneval' / 'chat.jsonl'
 
 
 def nothing_is_lost(counts) -> bool:
@@ -89,6 +66,14 @@ def test_ingest_reads_what_is_published_and_counts_the_rest(tmp_path, kind):
 def test_ingest_refuses_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match='config.data.raw'):
         ingest.STAGE.run(config(tmp_path))
+
+
+def shingles(text: str) -> set[str]:
+    words = re.findall(r'\w+', text.lower())[: near_duplicates.OPENING]
+    return {
+        ' '.join(words[i : i + near_duplicates.SHINGLE])
+        for i in range(max(1, len(words) - near_duplicates.SHINGLE + 1))
+    }
 
 
 @pytest.mark.skipif(not WILDCHAT.exists(), reason='no ../shared/data/wildchat')

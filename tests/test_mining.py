@@ -6,32 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny
+from talks import config, records, talk
 
 from data_pipelines import candidates, ingest, pairs, personas
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.prompts import render_turns
-from data_pipelines.sources.simulated import wildchat_record
 from data_pipelines.stage import write_records
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
-
-WILDCHAT = tiny.ROOT.parent / 'shared' / 'data' / 'wildchat' / 'conversations.jsonl'
-
-
-def config(tmp_path, **data):
-    c = base_config()
-    c.data.update(dict(raw=str(tmp_path / 'raw.jsonl'), conversations=str(tmp_path / 'conversations')) | data)
-    return c
-
-
-def talk(name: str, *texts: str, user: str = 'u', **fields) -> dict:
-    turns = [(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
-    return wildchat_record(dict(id=user), turns, 0, 'model') | dict(conversation_hash=name) | fields
-
-
-def records(c) -> list[dict]:
-    lines = (tiny.Path(c.data.conversations) / 'records.jsonl').read_bytes().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def test_personas_without_users_or_times_are_refused(tmp_path):

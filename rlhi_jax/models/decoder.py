@@ -82,6 +82,7 @@ def _linear_backward(dims: str, inputs: tuple[jax.Array, jax.Array], dy: jax.Arr
     return jnp.einsum(f'{of_y},{of_kernel}->{of_x}', dy, kernel), jnp.einsum(f'{of_x},{of_y}->{of_kernel}', x, dy)
 
 
+# Not by calling itself: what a remat policy saves must stand here as a product.
 _linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)), _linear_backward)
 
 

@@ -1,0 +1,34 @@
+"""Raw conversations as WildChat publishes them, and what ingest makes of them."""
+
+import json
+
+import tiny
+
+from data_pipelines.sources.simulated import wildchat_record
+from rlhi_jax.config import base_config
+
+SHARED_DATA = tiny.ROOT.parent / 'shared' / 'data'
+WILDCHAT = SHARED_DATA / 'wildchat' / 'conversations.jsonl'
+
+
+def config(tmp_path, **data):
+    c = base_config()
+    c.data.update(dict(raw=str(tmp_path / 'raw.jsonl'), conversations=str(tmp_path / 'conversations')) | data)
+    return c
+
+
+def talk(name: str, *texts: str, user: str = 'u', **fields) -> dict:
+    turns = [(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
+    return wildchat_record(dict(id=user), turns, 0, 'model') | dict(conversation_hash=name) | fields
+
+
+def write_lines(path, records) -> None:
+    path.write_text('\n'.join(map(json.dumps, records)), encoding='utf-8')
+
+
+def output(c) -> bytes:
+    return (tiny.Path(c.data.conversations) / 'records.jsonl').read_bytes()
+
+
+def records(c) -> list[dict]:
+    return [json.loads(line) for line in output(c).splitlines()]
