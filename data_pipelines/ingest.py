@@ -12,6 +12,7 @@ Made for millions of conversations on one machine: `scan` reads chunks of files 
 what needs all conversations at once is left to DuckDB, which works on disk.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -26,13 +27,14 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ml_collections import ConfigDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data_pipelines.filters import Filters
 from data_pipelines.near_duplicates import banding
-from data_pipelines.scan import Rules, chunks, part_counts, part_path, work
+from data_pipelines.scan import BATCH, Rules, chunks, part_counts, part_path, places, work
 from data_pipelines.stage import Record, Stage, work_folder
 from data_pipelines.users import make_salt, read_salt
 from rlhi_jax.config import require
@@ -42,6 +44,7 @@ from rlhi_jax.progress import Progress
 
 FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
 MEMORY = '512MB'  # of DuckDB; what needs more is written to disk
+NEIGHBOURS, MAX_FILES = 5000, 500  # records of a file in the final sort, and how many files are open at most
 _POLL_SECONDS = 0.2
 
 
@@ -172,10 +175,18 @@ CREATE TABLE chosen AS
   WHERE number NOT IN (SELECT number FROM alike WHERE leaks);
 """
 
-_RECORDS = """
-SELECT chosen.began, cluster, chosen.ended, chosen.id, language, messages, chosen.split, system, chosen.user_id
-FROM chosen JOIN parts USING (place)
-ORDER BY chosen.user_id = '', chosen.user_id, chosen.ended, place
+# Where each record goes: users one after another, their conversations in the order of time.
+_ORDER = """
+CREATE TABLE ordered AS
+  SELECT place, cluster, began, split,
+    row_number() OVER (ORDER BY user_id = '', user_id, ended, place) - 1 AS number
+  FROM chosen ORDER BY place;
+"""
+
+_OF_PART = """
+SELECT number, ordered.began, cluster, ended, id, language, messages, ordered.split, system, user_id
+FROM read_parquet(?) JOIN ordered USING (place)
+WHERE place BETWEEN ? AND ?
 """
 
 
@@ -187,7 +198,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         base.execute('SET memory_limit = ?', [MEMORY])
         base.execute('SET temp_directory = ?', [str(parts[0].parent / 'spilled')])
         _choose(base, config, parts[0].parent, counts)
-        return STAGE.write(config, folder, _records(base), counts)
+        return STAGE.write(config, folder, _records(base, parts), counts)
 
 
 def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
@@ -243,10 +254,32 @@ def _components(count: int, number: np.ndarray, first: np.ndarray) -> pa.Table:
     return pa.table(dict(number=np.arange(count), component=component))
 
 
-def _records(base: duckdb.DuckDBPyConnection) -> Iterator[Record]:
-    for batch in base.sql(_RECORDS).to_arrow_reader(1000):
-        for record in batch.to_pylist():
-            yield record | {'messages': json.loads(record['messages'])}
+def _records(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> Iterator[Record]:
+    """The chosen records in order, sorted on disk: dealt out to files of neighbours, each of which fits in memory.
+
+    DuckDB sorts their numbers; rows as wide as conversations it cannot sort in little memory.
+    """
+    base.execute(_ORDER)
+    count = base.execute('SELECT count(*) FROM ordered').fetchall()[0][0]
+    files = min(count // NEIGHBOURS + 1, MAX_FILES)
+    folder = parts[0].parent / 'grouped'
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f'{number:04}.arrow' for number in range(files)]
+    with contextlib.ExitStack() as stack:
+        writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        for number, part in enumerate(parts):
+            found = base.sql(_OF_PART, params=[str(part), *places(number)]).to_arrow_table()
+            group = pc.divide(pc.multiply(found['number'], files), count)
+            for at in pc.unique(group).to_pylist():
+                if at not in writers:
+                    writers[at] = stack.enter_context(pa.ipc.new_stream(paths[at], found.schema))
+                writers[at].write_table(found.filter(pc.equal(group, at)))
+    for at in sorted(writers):
+        with pa.ipc.open_stream(paths[at]) as stream:
+            table = stream.read_all().sort_by('number').drop_columns('number')
+        for batch in table.to_batches(max_chunksize=BATCH):
+            for record in batch.to_pylist():
+                yield record | {'messages': json.loads(record['messages'])}
 
 
 STAGE = Stage('ingest', _work, 'data.conversations', _identity)

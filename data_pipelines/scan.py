@@ -213,6 +213,11 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f'{number:06}.parquet'
 
 
+def places(number: int) -> tuple[int, int]:
+    """The first and the last place that records of a part can have."""
+    return number * _FIRST, (number + 1) * _FIRST - 1
+
+
 def part_counts(part: Path) -> Counter:
     return Counter(json.loads(pyarrow.parquet.read_metadata(part).metadata[b'counts']))
 
