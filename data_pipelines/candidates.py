@@ -3,7 +3,7 @@
     python -m data_pipelines.candidates --config=configs/NAME.py
 
 Prompts are `config.data.prompts` (JSON lines of id, user_id, persona, split, messages), or else every user turn of the
-training conversations that asks for something: not those that `config.data.follow_ups` labels approval. Personas are
+training conversations that asks for something: not those that `config.data.follow_ups` labels positive feedback. Personas are
 those of the folder `config.data.personas`: a turn's is of what its user had said before it, that of a prompt in the
 file is of all that its user said; without the folder, the file's own. Replies come from `config.model.path`, scores
 from `config.candidates.reward_model`, if there is one.
@@ -38,7 +38,7 @@ def read_prompts(config: ConfigDict, counts: Counter) -> list[Record]:
             records = [record | dict(persona=found.get(record['user_id'], '')) for record in records]
     else:
         found = {record['id']: record['persona'] for record in read_records(config, 'personas')}
-        approvals = {turn['id'] for turn in read_records(config, 'follow_ups') if turn['label'] == 'approval'}
+        approvals = {turn['id'] for turn in read_records(config, 'follow_ups') if turn['label'] == 'positive_feedback'}
         records = [
             dict(
                 id=f'{talk["id"]}/{place}',
@@ -57,7 +57,7 @@ def read_prompts(config: ConfigDict, counts: Counter) -> list[Record]:
         if record['split'] != 'train':
             counts['dropped_other_split'] += 1
         elif record['id'] in approvals:
-            counts['dropped_approval'] += 1
+            counts['dropped_positive_feedback'] += 1
         else:
             kept.append(record)
     # Those with a persona first: they teach what the others cannot. Within each kind, an order that favours nobody.

@@ -1,9 +1,9 @@
-"""Each user turn after a reply → what it is: feedback on the reply, a new request, or approval.
+"""Each user turn after a reply → what it is: a re-attempt with feedback, a new request, or positive feedback.
 
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
-The paper's classes are finer; the one that drives rewrites, "re-attempt with feedback", is `feedback` here. The teacher
-is not asked for a label: it is shown what users of each kind say, and the kind under which it finds the turn likeliest
+The one that drives rewrites and personas is `reattempt_with_feedback`: such a turn is `mined`. The teacher is not asked
+for a label: it is shown what users of each kind say, and the kind under which it finds the turn likeliest
 wins (a noisy channel, arXiv 2108.04106, which suits small models). Its prompts hold no part of the conversation, so one
 tree a kind scores many turns, and the prompt is computed once.
 """
@@ -20,7 +20,8 @@ from data_pipelines.stage import Record, Stage, input_digest, read_records
 from rlhi_jax.config import teacher_path
 from rlhi_jax.rewards import Candidates
 
-LABELS = ('feedback', 'new_request', 'approval')
+FEEDBACK = 'reattempt_with_feedback'
+LABELS = (FEEDBACK, 'new_request', 'positive_feedback')
 MAX_CHARACTERS = 300  # of a turn that are looked at
 TURNS = 32  # of one tree
 
@@ -78,7 +79,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         label = max(own, key=own.get)
         counts[f'kept_{label}'] += 1
         kept = dict(id=f'{talk["id"]}/{place}', conversation=talk['id'], place=place)
-        kept |= dict(user_id=talk['user_id'], split=talk['split'], label=label, scores=own)
+        kept |= dict(user_id=talk['user_id'], split=talk['split'], label=label, mined=label == FEEDBACK, scores=own)
         records.append(kept | dict(request=request, reply=reply, follow_up=follow_up))
     return STAGE.write(config, folder, records, counts)
 

@@ -98,7 +98,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     talks = read_records(config, 'conversations')
     feedback: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for turn in read_records(config, 'follow_ups'):
-        if turn['label'] == 'feedback':
+        if turn['mined']:
             feedback[turn['conversation']].append((turn['place'], turn['follow_up']))
     p = config.personas
     if p.scope == 'earlier_conversations' and not any(talk['user_id'] and talk['began'] for talk in talks):

@@ -53,7 +53,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         asked = f'{turn["conversation"]}/{turn["place"] - 2}'
         if turn['split'] not in SPLITS:
             counts['dropped_test_split'] += 1
-        elif turn['label'] != 'feedback':
+        elif not turn['mined']:
             counts['dropped_no_feedback'] += 1
         elif asked not in personas:
             counts['dropped_persona_would_know_it'] += 1
