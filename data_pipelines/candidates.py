@@ -3,8 +3,8 @@
     python -m data_pipelines.candidates --config=configs/NAME.py
 
 Prompts are `config.data.prompts` (JSON lines of id, user_id, persona, split, messages), or else every user turn of the
-training conversations that asks for something: not those that `config.data.follow_ups` labels positive feedback. Personas are
-those of the folder `config.data.personas`: a turn's is of what its user had said before it, that of a prompt in the
+training conversations that asks for something: none that `config.data.follow_ups` labels positive feedback. Personas
+are those of the folder `config.data.personas`: a turn's is of what its user had said before it, that of a prompt in the
 file is of all that its user said; without the folder, the file's own. Replies come from `config.model.path`, scores
 from `config.candidates.reward_model`, if there is one.
 """
