@@ -1,11 +1,10 @@
-"""Each user turn after a reply → what it is: a re-attempt with feedback, a new request, or positive feedback.
+"""Each user turn after a reply → what it is, how sure that is, and the words that say so.
 
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
-The one that drives rewrites and personas is `reattempt_with_feedback`: such a turn is `mined`. The teacher is not asked
-for a label: it is shown what users of each kind say, and the kind under which it finds the turn likeliest
-wins (a noisy channel, arXiv 2108.04106, which suits small models). Its prompts hold no part of the conversation, so one
-tree a kind scores many turns, and the prompt is computed once.
+Labels are those of `data_pipelines/labels.py`. `config.follow_ups.labeller` says who gives them: the 'teacher' or a
+'head' trained on labels (`data_pipelines/head_labels.py`). The one that drives rewrites and personas is
+`reattempt_with_feedback`: such a turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
 """
 
 from collections import Counter
@@ -14,50 +13,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.generation import likelihoods, model_identity
-from data_pipelines.prompts import prompt_digest, render_turns
-from data_pipelines.stage import Record, Stage, input_digest, read_records
-from rlhi_jax.config import teacher_path
-from rlhi_jax.rewards import Candidates
-
-FEEDBACK = 'reattempt_with_feedback'
-LABELS = (FEEDBACK, 'new_request', 'positive_feedback')
-MAX_CHARACTERS = 300  # of a turn that are looked at
-TURNS = 32  # of one tree
-
-
-def follow_up_turns(talk: Record) -> list[tuple[int, str, str, str]]:
-    """A conversation's user turns after a reply: (place, request, reply, follow-up)."""
-    said = [message['content'] for message in talk['messages']]
-    return [(place, *said[place - 2 : place + 1]) for place in range(2, len(said), 2)]
-
-
-def label_scores(config: ConfigDict, folder: Path, turns: list[str]) -> dict[str, list[float | None]]:
-    """log p(turn | label) of every turn by label, in nats."""
-    openings = [turn[:MAX_CHARACTERS] for turn in turns]
-    texts = list(dict.fromkeys(openings))
-    questions = [
-        Candidates(
-            f'{label} {start}',
-            [dict(role=role, content=content) for role, content in render_turns('follow_up', label=label)],
-            '',
-            texts[start : start + TURNS],
-        )
-        for label in LABELS
-        for start in range(0, len(texts), TURNS)
-    ]
-    scores = likelihoods(config, folder, _identity(config), questions)
-    blocks = range(0, len(texts), TURNS)
-    found = {}
-    for label in LABELS:
-        by_text = dict(zip(texts, (score for start in blocks for score in scores[f'{label} {start}']), strict=True))
-        found[label] = [by_text[opening] for opening in openings]
-    return found
+from data_pipelines import head_labels, teacher_labels
+from data_pipelines.generation import model_identity
+from data_pipelines.labels import AGAIN, FEEDBACK, Judgement, repeats, turns_after_replies
+from data_pipelines.prompts import prompt_digest
+from data_pipelines.stage import Stage, input_digest, read_records
+from rlhi_jax.config import require, teacher_path
+from rlhi_jax.files import file_digest
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    return dict(
-        conversations=input_digest(config, 'conversations'),
+    own = dict(conversations=input_digest(config, 'conversations'), settings=config.follow_ups.to_dict())
+    if config.follow_ups.labeller == 'head':
+        require(config, 'follow_ups.head')
+        return own | dict(head=file_digest(Path(config.follow_ups.head) / 'manifest.json'))
+    return own | dict(
         teacher=model_identity(config, teacher_path(config)),
         prompt=prompt_digest('follow_up'),
         row_tokens=config.teacher.row_tokens,
@@ -66,21 +36,40 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     turns = [
-        (talk, place, said) for talk in read_records(config, 'conversations') for place, *said in follow_up_turns(talk)
+        (talk, place, turn)
+        for talk in read_records(config, 'conversations')
+        for place, turn in turns_after_replies(talk)
     ]
-    scores = label_scores(config, folder, [said[-1] for _, _, said in turns])
+    judged = {turn.id: Judgement(AGAIN, 1.0, turn.text) for _, _, turn in turns if repeats(turn)}
+    asked = [turn for _, _, turn in turns if turn.id not in judged]
+    if config.follow_ups.labeller == 'head':
+        judged |= head_labels.Head.load(Path(config.follow_ups.head)).judge(asked)
+    else:
+        judged |= teacher_labels.by_likelihood(config, folder, _identity(config), asked)
     counts: Counter = Counter(turns_read=len(turns))
     records = []
-    for number, (talk, place, (request, reply, follow_up)) in enumerate(turns):
-        own = {label: scores[label][number] for label in LABELS}
-        if None in own.values():
+    for talk, place, turn in turns:
+        found = judged[turn.id]
+        if found is None:
             counts['dropped_longer_than_a_row'] += 1
             continue
-        label = max(own, key=own.get)
-        counts[f'kept_{label}'] += 1
-        kept = dict(id=f'{talk["id"]}/{place}', conversation=talk['id'], place=place)
-        kept |= dict(user_id=talk['user_id'], split=talk['split'], label=label, mined=label == FEEDBACK, scores=own)
-        records.append(kept | dict(request=request, reply=reply, follow_up=follow_up))
+        mined = found.label == FEEDBACK and found.confidence >= config.follow_ups.min_confidence
+        counts[f'kept_{found.label}'] += 1
+        counts['mined'] += mined
+        records.append(
+            dict(
+                found._asdict(),
+                id=turn.id,
+                conversation=talk['id'],
+                place=place,
+                user_id=talk['user_id'],
+                split=talk['split'],
+                mined=mined,
+                request=turn.request,
+                reply=turn.reply,
+                follow_up=turn.text,
+            )
+        )
     return STAGE.write(config, folder, records, counts)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.follow_ups import MAX_CHARACTERS
 from data_pipelines.generation import generate, likelihoods, model_identity
+from data_pipelines.labels import MAX_CHARACTERS
 from data_pipelines.prompts import prompt_digest, render
 from data_pipelines.stage import Record, Stage, input_digest, read_records
 from rlhi_jax.config import require, teacher_path

@@ -96,6 +96,11 @@ def base_config() -> ConfigDict:
     c.ingest.fields.assistant_role = 'assistant|gpt|bot|model'
     c.ingest.fields.system_role = 'system|developer'
 
+    c.follow_ups = ConfigDict()
+    c.follow_ups.labeller = 'teacher'  # or head, trained by `data_pipelines.head_labels`
+    c.follow_ups.head = ''  # its folder
+    c.follow_ups.min_confidence = 0.5  # of feedback that is mined for rewrites and personas
+
     c.personas = ConfigDict()
     c.personas.scope = 'earlier_conversations'  # or first_k_turns, where users have no ids
     c.personas.first_k = 2
@@ -235,6 +240,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
         'optimizer.schedule': (config.optimizer.schedule, ('constant', 'linear', 'cosine')),
         'dpo.variant': (config.dpo.variant, VARIANTS),
         'loop.method': (config.loop.method, ('rewrites', 'rewards', 'both', 'oracle')),
+        'follow_ups.labeller': (config.follow_ups.labeller, ('teacher', 'head')),
         'personas.scope': (config.personas.scope, ('earlier_conversations', 'first_k_turns')),
         'personas.writer': (config.personas.writer, ('teacher', 'quotes')),
     }
@@ -260,6 +266,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
         + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks', 'ingest.workers'),
         0: (
+            'follow_ups.min_confidence',
             'pairs.margin',
             'rewrites.margin',
             'ingest.max_conversations',

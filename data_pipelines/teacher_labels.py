@@ -1,0 +1,65 @@
+"""Labels of follow-ups by the teacher.
+
+A local teacher is not asked for a label: it is shown what users of each kind say, and the kind under which it finds the
+turn likeliest wins (a noisy channel, arXiv 2108.04106, which suits small models); all kinds count as equally frequent.
+Its prompts hold no part of the conversation, so no text of a user can steer it, and one tree a kind scores many turns.
+An endpoint is asked for JSON: a label, how sure it is, and a quote.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.generation import likelihoods
+from data_pipelines.labels import LABELS, Judgement, Turn, judge, opening, pieces, sentences
+from data_pipelines.prompts import render_turns
+from rlhi_jax.rewards import Candidates
+
+TURNS = 32  # of one tree
+
+
+def by_likelihood(
+    config: ConfigDict, folder: Path, identity: Any, turns: Sequence[Turn]
+) -> dict[str, Judgement | None]:
+    """Each turn's judgement by its id; None for one that is longer than a row."""
+    texts = pieces(turns)
+    blocks = range(0, len(texts), TURNS)
+    questions = [
+        Candidates(
+            f'{label} {start}',
+            [dict(role=role, content=content) for role, content in render_turns('follow_up', label=label)],
+            '',
+            texts[start : start + TURNS],
+        )
+        for label in LABELS
+        for start in blocks
+    ]
+    scores = likelihoods(config, folder, identity, questions)
+    by_label = [[score for start in blocks for score in scores[f'{label} {start}']] for label in LABELS]
+    posteriors = {text: posterior(own) for text, *own in zip(texts, *by_label, strict=True)}
+
+    def judged(turn: Turn) -> Judgement | None:
+        found = posteriors[opening(turn)]
+        if found is None:
+            return None
+        label = max(found, key=found.get)
+        weights = {sentence: (posteriors[sentence] or found)[label] for sentence in sentences(opening(turn))}
+        return judge(turn, label, found[label], weights)
+
+    return {turn.id: judged(turn) for turn in turns}
+
+
+def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
+    """p(label | turn) from log p(turn | label) in nats, in the order of LABELS; None if one is missing.
+
+    >>> {label: round(p, 2) for label, p in posterior([-2.0, -9.0, -9.0, -2.0, -9.0, -9.0, -9.0]).items() if p > 0.1}
+    {'reattempt_with_feedback': 0.5, 'new_request': 0.5}
+    """
+    if None in scores:
+        return None
+    largest = max(scores)
+    weights = [math.exp(score - largest) for score in scores]
+    return {label: weight / sum(weights) for label, weight in zip(LABELS, weights, strict=True)}

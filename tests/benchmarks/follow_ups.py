@@ -1,0 +1,129 @@
+"""Do follow-ups say what people say of replies? Heads against human labels, by cross-validation over dialogues.
+
+python tests/benchmarks/follow_ups.py --data=DIR    folder with conture/ and followup_gold/; writes results/follow_ups.json
+
+ConTurE: is a reply liked or disliked, told from the user's next turn alone, from the reply alone, and from both (mean of
+the two heads' logits)? Area under the ROC curve, and paired differences. followup_gold: the five types of reaction to an
+erroneous reply, macro-F1, against TF-IDF with the same regression. 95 % intervals by a bootstrap over dialogues.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+
+from data_pipelines.head_labels import FOLDS, STRENGTH, held_out_probabilities
+from data_pipelines.labels import Turn
+from rlhi_jax.files import write_json
+
+SEEDS, DRAWS = range(3), 2000
+
+
+def mean_probabilities(turns: Sequence[Turn], labels: Sequence[str], groups: Sequence[str]) -> np.ndarray:
+    """Held-out p(label), [turns, labels in order], over several ways to fold."""
+    return np.mean([held_out_probabilities(turns, labels, groups, seed=seed)[1] for seed in SEEDS], axis=0)
+
+
+def tfidf_probabilities(texts: Sequence[str], labels: Sequence[str], groups: Sequence[str]) -> np.ndarray:
+    """The same of TF-IDF of words and pairs of words, without anything of ours."""
+    names, found = sorted(set(labels)), np.zeros((len(SEEDS), len(texts), len(set(labels))))
+    for seed in SEEDS:
+        for fit, test in GroupKFold(FOLDS, shuffle=True, random_state=seed).split(texts, labels, groups):
+            vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+            model = make_pipeline(vectors, LogisticRegression(C=STRENGTH, max_iter=2000, class_weight='balanced'))
+            model.fit([texts[i] for i in fit], [labels[i] for i in fit])
+            columns = [names.index(label) for label in model.classes_]
+            found[seed][np.ix_(test, columns)] = model.predict_proba([texts[i] for i in test])
+    return found.mean(axis=0)
+
+
+def with_interval(statistic: Callable[[np.ndarray], float], groups: Sequence[str]) -> dict[str, float]:
+    """A statistic of all items, with the 2.5 and 97.5 % quantiles over draws of whole groups."""
+    names, members = np.unique(groups, return_inverse=True)
+    places = [np.flatnonzero(members == group) for group in range(len(names))]
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(DRAWS):
+        drawn = np.concatenate([places[group] for group in rng.integers(len(names), size=len(names))])
+        draws.append(statistic(drawn))
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return dict(value=float(statistic(np.arange(len(members)))), low=float(low), high=float(high))
+
+
+def conture(path: Path) -> dict:
+    turns, labels, groups = [], [], []
+    for dialogue in json.loads(path.read_text()):
+        said = dialogue['turns']
+        for place, (turn, following) in enumerate(zip(said, said[1:], strict=False)):
+            if turn['overall impression'] in (0, 2):
+                texts = [text.split(':', 1)[1].strip() for text in (turn['user'], turn['chatbot'], following['user'])]
+                turns.append(Turn(f'{dialogue["dialog_id"]}/{2 * place + 2}', *texts))
+                labels.append('like' if turn['overall impression'] else 'dislike')
+                groups.append(str(dialogue['dialog_id']))
+    views = dict(
+        follow_up_alone=[Turn(turn.id, '', '', turn.text) for turn in turns],
+        reply_alone=[Turn(turn.id, '', '', turn.reply) for turn in turns],
+    )
+    found = {name: mean_probabilities(view, labels, groups) for name, view in views.items()}
+    disliked = np.array(labels) == 'dislike'
+    logits = {name: np.log(p[:, 0]) - np.log(p[:, 1]) for name, p in found.items()}
+    logits['both'] = logits['follow_up_alone'] + logits['reply_alone']
+
+    def auc(name: str, drawn: np.ndarray) -> float:
+        return roc_auc_score(disliked[drawn], logits[name][drawn]) if len(set(disliked[drawn])) == 2 else float('nan')
+
+    aucs = {name: with_interval(lambda drawn, name=name: auc(name, drawn), groups) for name in logits}
+    pairs = [('both', 'reply_alone'), ('both', 'follow_up_alone'), ('reply_alone', 'follow_up_alone')]
+    differences = {
+        f'{one} - {other}': with_interval(lambda d, one=one, other=other: auc(one, d) - auc(other, d), groups)
+        for one, other in pairs
+    }
+    return dict(
+        turns=len(turns), dialogues=len(set(groups)), disliked=int(disliked.sum()), auc=aucs, difference=differences
+    )
+
+
+def followup_gold(path: Path) -> dict:
+    items = json.loads(path.read_text())
+    turns = [
+        Turn(
+            f'{n}/2', item['context'].rsplit('<user>', 1)[-1].strip(), item['error_text'].strip(), item['user_reaction']
+        )
+        for n, item in enumerate(items)
+    ]
+    labels, groups = [item['user_reaction_type'] for item in items], [item['id_original'] for item in items]
+    texts, names = [turn.text for turn in turns], np.array(sorted(set(labels)))
+    predicted = dict(
+        head=names[mean_probabilities(turns, labels, groups).argmax(axis=1)],
+        tfidf=names[tfidf_probabilities(texts, labels, groups).argmax(axis=1)],
+    )
+
+    def score(name: str, drawn: np.ndarray) -> float:
+        return f1_score(np.array(labels)[drawn], predicted[name][drawn], labels=names, average='macro', zero_division=0)
+
+    found = {name: with_interval(lambda drawn, name=name: score(name, drawn), groups) for name in predicted}
+    found['head - tfidf'] = with_interval(lambda drawn: score('head', drawn) - score('tfidf', drawn), groups)
+    return dict(turns=len(turns), dialogues=len(set(groups)), macro_f1=found)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--data', required=True, type=Path)
+    args = parser.parse_args()
+    results = dict(
+        conture=conture(args.data / 'conture' / 'data.json'),
+        followup_gold=followup_gold(args.data / 'followup_gold' / 'erroneous_adjudicated.json'),
+    )
+    write_json(Path(__file__).parent / 'results' / 'follow_ups.json', results)
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == '__main__':
+    main()
