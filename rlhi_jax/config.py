@@ -27,6 +27,10 @@ def base_config() -> ConfigDict:
     c.seed = 0
     c.compilation_cache = '.cache/compiled'  # folder or bucket of compiled programs; pods: a shared one; '': none
 
+    c.beam = (
+        ''  # options of Beam pipelines, such as '--runner=DataflowRunner', for stages that can run as one; '': none
+    )
+
     c.model = ConfigDict()
     c.model.path = ''  # folder of `rlhi_jax.convert import`, or an earlier run's workdir
     c.model.new_head = False  # reward: put a fresh score head on a language model
