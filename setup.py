@@ -26,14 +26,14 @@ setup(
         'optax==0.2.8',
         'orbax-checkpoint==0.12.8',
         'phonenumbers==9.0.43',
-        'protobuf==7.36.2',
-        'pyarrow==26.0.1',
+        'protobuf==6.33.6',
+        'pyarrow==25.0.1',
         'python-stdnum==2.2',
         'rich==15.0.0',
         'safetensors==0.8.0',
         'scikit-learn==1.9.1',
         'scipy==1.17.1',
-        'sentencepiece==0.2.3',
+        'sentencepiece==0.2.2',
         'tensorboardX==2.6.5',
         'tensorflow-datasets==4.9.10',
         'tokenizers==0.23.3',
@@ -41,8 +41,10 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]==0.10.2'],
         'aot': ['libtpu==0.0.42.1'],
+        'beam': ['apache-beam==2.77.0'],  # wants protobuf below 7 and pyarrow below 26
         'test': [
             'accelerate==1.15.0',
+            'apache-beam==2.77.0',
             'hypothesis==6.170.15',
             'libtpu==0.0.42.1',
             'pytest==9.2.0',

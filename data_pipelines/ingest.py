@@ -9,7 +9,8 @@ whole users and whole clusters of near-duplicate openings: no user and no reques
 gate and test (at least two of them) are the splits; else clusters are drawn for them.
 
 Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done;
-what needs all conversations at once is left to DuckDB, which works on disk.
+what needs all conversations at once is left to DuckDB, which works on disk. With `config.beam` chunks are read by
+a Beam pipeline, on many machines if it says so (see `data_pipelines/beam.py`): the same records, byte for byte.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,8 @@ def _scan(config: ConfigDict, folder: Path) -> list[Path]:
     if not found:
         raise UserError(f'config.data.raw: {config.data.raw} holds no record')
     i = config.ingest
+    if config.beam and not find_spec('apache_beam'):
+        raise UserError('config.beam: apache-beam is not installed: pip install -e .[beam]')
     languages = tuple(filter(None, i.languages.split(',')))
     others = {field.name: i[field.name] for field in dataclasses.fields(Filters) if field.name != 'languages'}
     rules = Rules(i.fields.to_dict(), Filters(languages=languages, **others), banding(i.similarity), i.salt)
@@ -102,29 +106,34 @@ def _scan(config: ConfigDict, folder: Path) -> list[Path]:
     own.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     workers = min(i.workers, len(found))
-    write_json(own / 'job.json', job | dict(workers=workers))
+    write_json(own / 'job.json', job | dict(workers=workers, beam=config.beam))
     parts = [part_path(own, number) for number in range(len(found))]
-    if len(parts) == 1:
+    if config.beam:
+        _work_side_by_side([['data_pipelines.beam', f'--job={own / "job.json"}']], parts)
+    elif len(parts) == 1:
         work(own / 'job.json', 0)
     else:
-        _work_side_by_side(own / 'job.json', workers, parts)
+        scan = ['data_pipelines.scan', f'--job={own / "job.json"}']
+        _work_side_by_side([[*scan, f'--worker={worker}'] for worker in range(workers)], parts)
     return parts
 
 
-def _work_side_by_side(job: Path, workers: int, parts: list[Path]) -> None:
-    """Run the workers of a job until all parts are there."""
+def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
+    """Run programs that write parts, until they end."""
     missing = [part for part in parts if not part.exists()]
-    command = [sys.executable, '-m', 'data_pipelines.scan', f'--job={job}']
     with Progress('ingest', len(parts), unit='chunks', done=len(parts) - len(missing)) as progress:
-        running = [subprocess.Popen([*command, f'--worker={worker}']) for worker in range(workers)]
+        running = [subprocess.Popen([sys.executable, '-m', *program]) for program in programs]
+        ended: list[int | None] = [None]
         try:
-            while missing:
+            while None in ended:
+                time.sleep(_POLL_SECONDS)
                 ended = [process.poll() for process in running]
                 missing = [part for part in missing if not part.exists()]
-                progress.update(len(parts) - len(missing))
+                if missing:
+                    progress.update(len(parts) - len(missing))
                 if any(ended) or (missing and None not in ended):
                     raise RuntimeError(f'a worker of the scan failed (exit status {ended}): see what it wrote above')
-                time.sleep(_POLL_SECONDS if missing else 0)
+            progress.update(len(parts))
         finally:
             for process in running:
                 process.terminate()

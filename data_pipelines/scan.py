@@ -9,8 +9,8 @@ A part's bytes depend on its chunk alone.
 import dataclasses
 import gzip
 import json
-import os
 import sys
+import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -188,7 +188,7 @@ def _said(talk: dict[str, Any]) -> list[int]:
 def write_part(chunk: Chunk, number: int, rules: Rules, to: Path) -> None:
     """Scan a chunk into a parquet file, whose metadata hold its counts; under a temporary name until it is whole."""
     counts: Counter = Counter()
-    temporary = to.with_name(f'.{to.name}.{os.getpid()}.tmp')
+    temporary = to.with_name(f'.{to.name}.{uuid.uuid4().hex}.tmp')  # workers of other machines may write the same part
     with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression='zstd') as writer:
         for batch in _batches(rows(chunk, number, rules, counts)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
@@ -222,14 +222,20 @@ def part_counts(part: Path) -> Counter:
     return Counter(json.loads(pyarrow.parquet.read_metadata(part).metadata[b'counts']))
 
 
-def work(job: Path, worker: int) -> None:
-    """Write one worker's share of the parts of a job that are not there yet."""
+def read_job(job: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]]:
+    """The rules of a job, its numbered chunks whose parts are not there yet, and all that its file says."""
     told = json.loads(job.read_text())
     rules = Rules(**told['rules'] | {'filters': Filters(**told['rules']['filters'])})
-    for number, chunk in enumerate(told['chunks']):
-        to = part_path(job.parent, number)
-        if number % told['workers'] == worker and not to.exists():
-            write_part(Chunk(**chunk), number, rules, to)
+    numbered = enumerate(Chunk(**chunk) for chunk in told['chunks'])
+    return rules, [(at, chunk) for at, chunk in numbered if not part_path(job.parent, at).exists()], told
+
+
+def work(job: Path, worker: int) -> None:
+    """Write one worker's share of the parts of a job that are not there yet."""
+    rules, missing, told = read_job(job)
+    for number, chunk in missing:
+        if number % told['workers'] == worker:
+            write_part(chunk, number, rules, part_path(job.parent, number))
 
 
 if __name__ == '__main__':

@@ -27,6 +27,10 @@ def base_config() -> ConfigDict:
     c.seed = 0
     c.compilation_cache = '.cache/compiled'  # folder or bucket of compiled programs; pods: a shared one; '': none
 
+    c.beam = (
+        ''  # options of Beam pipelines, such as '--runner=DataflowRunner', for stages that can run as one; '': none
+    )
+
     c.model = ConfigDict()
     c.model.path = ''  # folder of `rlhi_jax.convert import`, or an earlier run's workdir
     c.model.new_head = False  # reward: put a fresh score head on a language model
@@ -48,6 +52,7 @@ def base_config() -> ConfigDict:
     c.data.split = 'train'  # which split of such folders becomes shards
     c.data.shards = ''  # interaction shards
     c.data.rows = ''  # row plan
+    c.data.datasets = ''  # TFDS data sets of conversations and shards
     c.data.reference = ''  # cache of reference log-probabilities, to share between runs; '': in the workdir
     c.data.trees_per_shard = 1000
     c.data.threads = 2  # that read rows ahead

@@ -165,7 +165,7 @@ def time_spent(workdir: Path) -> dict[str, float]:
 def _claim(config: ConfigDict, workdir: Path) -> None:
     """Refuse a workdir of another config: its stages would contradict each other half-way."""
     settings = config.to_dict()
-    for name in ('mesh', 'log', 'compilation_cache'):
+    for name in ('mesh', 'log', 'compilation_cache', 'beam'):
         del settings[name]
     del settings['pairs']['accept_artefacts']  # what to do when the probe stops the run
     own = dict(config=settings, model=model_identity(config, config.model.path))

@@ -1,0 +1,101 @@
+"""A run's conversations and interactions → TFDS data sets, for whoever trains on them elsewhere.
+
+    python -m data_pipelines.datasets --config=configs/NAME.py
+
+Reads what is named of `config.data.conversations`, `config.data.shards` (split `train` of the interactions) and
+`config.eval.shards` (split `heldout`); writes `config.data.datasets`, the data_dir of `tfds.data_source` (see
+`data_pipelines/tfds_builders.py`). With `config.beam` shards are written by a Beam pipeline, in the same bytes.
+"""
+
+import contextlib
+import io
+import itertools
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from data_pipelines.stage import RECORDS, Stage, input_digest, input_folder
+from data_pipelines.tfds_builders import Conversations, Interactions, Shard, conversation_shards, interaction_shards
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import write_json
+from rlhi_jax.progress import Progress
+
+
+def _interactions(config: ConfigDict) -> dict[str, Path]:
+    named = dict(train=config.data.shards, heldout=config.eval.shards)
+    return {split: Path(folder) for split, folder in named.items() if folder}
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    found = {f'interactions_{split}': Shards(folder).digest for split, folder in _interactions(config).items()}
+    if config.data.conversations:
+        found['conversations'] = input_digest(config, 'conversations')
+    if not found:
+        raise UserError('config.data.conversations, config.data.shards and config.eval.shards are empty: name one')
+    return dict(inputs=found, versions=[str(each.VERSION) for each in (Conversations, Interactions)])
+
+
+def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+    sets: dict[type, dict[str, list[Shard]]] = {}
+    if config.data.conversations:
+        sets[Conversations] = conversation_shards(input_folder(config, 'conversations') / RECORDS)
+    if trees := _interactions(config):
+        sets[Interactions] = {split: interaction_shards(path) for split, path in trees.items()}
+    counts = {}
+    for builder, shards in sets.items():
+        built = _build(builder, shards, folder, config.beam)
+        counts |= {f'{built.name}_{name}': split.num_examples for name, split in sorted(built.info.splits.items())}
+    write_json(folder / 'manifest.json', dict(stage=STAGE.name, made_from=_identity(config), counts=counts))
+    return counts
+
+
+def _build(builder: type, shards: dict[str, list[Shard]], folder: Path, beam: str) -> tfds.core.DatasetBuilder:
+    total, options = sum(map(len, shards.values())), tfds.download.DownloadConfig()
+    with Progress(builder.__name__.lower(), total, unit='shards', enabled=not beam) as progress:
+        if beam:
+            options = _beam_options(beam)
+        else:
+            shards = _watched(shards, progress)
+        built = builder(data_dir=folder, shards=shards)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS names the folder, which will have another name
+            built.download_and_prepare(download_config=options)
+    shutil.rmtree(folder / 'downloads')  # of TFDS, and empty
+    for left in folder.rglob('*.shard_infos.json'):  # by TFDS, of its Beam pipelines
+        left.unlink()
+    return built
+
+
+def _beam_options(beam: str) -> tfds.download.DownloadConfig:
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # an extra
+    except ImportError:
+        raise UserError('config.beam: apache-beam is not installed: pip install -e .[beam]') from None
+    options = PipelineOptions(shlex.split(beam))
+    runner = options.view_as(StandardOptions).runner or 'DirectRunner'  # without a name, TFDS does without Beam
+    return tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
+
+
+def _watched(shards: Mapping[str, Sequence[Shard]], progress: Progress) -> dict[str, list[Shard]]:
+    """The same shards; progress is made as they are read."""
+    done = itertools.count(1)
+
+    def watched(shard: Shard) -> Shard:
+        def read() -> Iterator[tuple[str, dict[str, Any]]]:
+            yield from shard()
+            progress.update(next(done))
+
+        return read
+
+    return {split: list(map(watched, found)) for split, found in shards.items()}
+
+
+STAGE = Stage('datasets', _work, 'data.datasets', _identity)
+
+if __name__ == '__main__':
+    STAGE.main()

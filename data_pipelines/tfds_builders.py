@@ -1,0 +1,165 @@
+"""TFDS builders: conversations and interactions as ArrayRecord files that `tfds.data_source` reads without TensorFlow.
+
+The stage `datasets` builds them; to read them takes no more than
+
+    trees = tfds.data_source('interactions', data_dir=DIR, split='train')
+    tree = tfds_builders.interaction(trees[0])
+
+An example is as TFDS gives it: text as UTF-8 bytes, a list of messages as a dict of lists. `record` and `interaction`
+give back what was written.
+
+They are built shard by shard. TFDS's GeneratorBasedBuilder sorts a whole split in memory, and beyond 1 GB on disk with
+TensorFlow's files (tensorflow_datasets/core/shuffle.py); the ShardBasedBuilder streams, keeps the order, and with Beam
+writes the same bytes. With Beam it writes what it has written again for every later split, so the smallest come first.
+"""
+
+import dataclasses
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.writer import ExampleWriter
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data_pipelines.stage import Record
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.data.tree import Interaction, Message, Pair
+from rlhi_jax.errors import UserError
+
+PER_SHARD = 5000  # conversations
+_TEXTS = ('began', 'cluster', 'ended', 'id', 'language', 'system', 'user_id')
+
+Example = dict[str, Any]
+Shard = Callable[[], Iterator[tuple[str, Example]]]  # what a shard is to hold, by id
+
+
+def conversation_shards(path: Path) -> dict[str, list[Shard]]:
+    """The shards of each split of a file of conversations, in its order, to build from."""
+    places: dict[str, list[int]] = defaultdict(list)
+    with open(path, 'rb') as file:
+        at = 0
+        for line in file:
+            places[json.loads(line)['split']].append(at)
+            at += len(line)
+    return {
+        split: [
+            functools.partial(_conversations, str(path.absolute()), found[first : first + PER_SHARD])
+            for first in range(0, len(found), PER_SHARD)
+        ]
+        for split, found in places.items()
+    }
+
+
+def _conversations(path: str, places: Sequence[int]) -> Iterator[tuple[str, Example]]:
+    with open(path, 'rb') as file:
+        for place in places:
+            file.seek(place)
+            found = json.loads(file.readline())
+            yield found['id'], {name: found[name] for name in (*_TEXTS, 'messages')}
+
+
+def record(example: Example, split: str) -> Record:
+    """The conversation that an example of a split was made from."""
+    texts = {name: _plain(example[name]) for name in _TEXTS}
+    return texts | dict(split=split, messages=_rows(example['messages']))
+
+
+def interaction_shards(folder: Path) -> list[Shard]:
+    """The shards of a folder of interactions, one for one, to build from.
+
+    Raises:
+      UserError: as `Shards` does.
+    """
+    entries = Shards(folder).manifest['shards']
+    return [functools.partial(_interactions, str(folder.absolute() / entry['file'])) for entry in entries]
+
+
+def _interactions(path: str) -> Iterator[tuple[str, Example]]:
+    source = grain.sources.ArrayRecordDataSource([path])
+    for index in range(len(source)):
+        tree = dataclasses.asdict(Interaction.from_bytes(source[index]))
+        yield tree['id'], tree | dict(messages=list(tree['messages']), pairs=list(tree['pairs']))
+
+
+def interaction(example: Example) -> Interaction:
+    """The interaction that an example was made from."""
+    texts = {name: _plain(example[name]) for name in ('id', 'user_id', 'persona', 'system')}
+    messages = tuple(Message(**row) for row in _rows(example['messages']))
+    return Interaction(messages=messages, pairs=tuple(Pair(**row) for row in _rows(example['pairs'])), **texts)
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, map(_plain, row), strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value.item()
+
+
+class _InOrder(ExampleWriter):
+    """Writes an example's features sorted by name: TFDS leaves their order to chance."""
+
+    def write(self, path, examples):
+        def sorted_examples():
+            for key, data in examples:
+                yield key, tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True)
+
+        return super().write(path, sorted_examples())
+
+
+class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """A data set of ArrayRecord files.
+
+    Attributes:
+      shards: of each split its shards; needed to build, not to read.
+    """
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def __init__(self, *, shards: Mapping[str, Sequence[Shard]] | None = None, **options: Any):
+        super().__init__(**dict(file_format='array_record') | options)
+        self.shards = shards
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Shard]]:
+        if not self.shards:
+            raise UserError(f'{self.data_dir} holds no data set: build it with `python -m data_pipelines.datasets`')
+        return dict(sorted(self.shards.items(), key=lambda split: (len(split[1]), split[0])))
+
+    def _example_writer(self) -> ExampleWriter:
+        return _InOrder(self.info.file_format)
+
+    def _described(self, description: str, features: dict[str, Any]) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, description=description, features=features, disable_shuffling=True)
+
+
+def _text(*names: str) -> dict[str, Any]:
+    return {name: tfds.features.Text() for name in names}
+
+
+class Conversations(_Builder):
+    """Conversations as ingest keeps them."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = _text(*_TEXTS) | dict(messages=tfds.features.Sequence(_text('role', 'content')))
+        return self._described('Conversations, users one after another and each in the order of time.', features)
+
+
+class Interactions(_Builder):
+    """Interaction trees: a persona, the messages of a conversation with its branches, and pairs of replies."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        weight = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # plain floats would be float32
+        features = _text('id', 'user_id', 'persona', 'system') | dict(
+            messages=tfds.features.Sequence(_text('role', 'content') | dict(parent=np.int32)),
+            pairs=tfds.features.Sequence(
+                _text('id') | dict(prompt=np.int32, chosen=np.int32, rejected=np.int32, weight=weight)
+            ),
+        )
+        return self._described('Trees of messages, by their parents, with pairs of preferred replies.', features)
