@@ -1,10 +1,11 @@
 """Do follow-ups say what people say of replies? Heads against human labels, by cross-validation over dialogues.
 
-python tests/benchmarks/follow_ups.py --data=DIR    folder with conture/ and followup_gold/; writes results/follow_ups.json
+python tests/benchmarks/follow_ups.py --data=DIR    folder with conture/, followup_gold/; writes results/follow_ups.json
 
-ConTurE: is a reply liked or disliked, told from the user's next turn alone, from the reply alone, and from both (mean of
-the two heads' logits)? Area under the ROC curve, and paired differences. followup_gold: the five types of reaction to an
-erroneous reply, macro-F1, against TF-IDF with the same regression. 95 % intervals by a bootstrap over dialogues.
+ConTurE: is a reply liked or disliked, told from the user's next turn alone, from the reply alone, and from both (the
+sum of the two heads' logits)? Area under the ROC curve, and paired differences. followup_gold: the five types of
+reaction to an erroneous reply, macro-F1, against TF-IDF with the same regression. 95 % intervals by a bootstrap over
+dialogues.
 """
 
 import argparse

@@ -1,0 +1,184 @@
+"""Labels of follow-ups: quotes occur in turns, probabilities are what they are called, heads learn and hold no text."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from talks import WILDCHAT, config, records, talk, write_lines
+
+from data_pipelines import follow_ups, head_labels, ingest
+from data_pipelines.labels import FEEDBACK, LABELS, MAX_CHARACTERS, Turn, opening, repeats, sentences
+from data_pipelines.prompts import render_turns
+from data_pipelines.stage import load_records
+from rlhi_jax.data.rows import Capacities
+from rlhi_jax.errors import UserError
+from rlhi_jax.rewards import Candidates, CandidateScorer
+
+FEEDBACKS = ['Shorter, please.', 'This is wrong.', 'Too long! Make it shorter.', 'Wrong, do it in French.']
+REQUESTS = ['Who wrote Hamlet?', 'Tell me about Rome.', 'How big is Norway?', 'What is a quark?']
+LABELLED = {
+    FEEDBACK: FEEDBACKS,
+    'new_request': REQUESTS,
+    'positive_feedback': ['Thanks!', 'Great.', 'Perfect, thanks!'],
+}
+
+
+@given(st.text(max_size=400))
+def test_sentences_stand_in_the_text(text):
+    found = sentences(text)
+    assert found and all(sentence in text for sentence in found)
+    letters = [letter for letter in ''.join(found) if letter.isalnum()]
+    assert letters == [letter for letter in text if letter.isalnum()]
+
+
+@pytest.mark.parametrize(
+    ('request_', 'text', 'expected'),
+    [
+        ('Who wrote Hamlet, and when?', 'Who wrote Hamlet, and when?', True),
+        ('who wrote the play Hamlet and when was it', 'Who wrote the play Hamlet, and when was it?', True),
+        ('Who wrote Hamlet, and when?', 'Who wrote Faust, and when?', False),
+        ('Hi', 'Hi', True),
+        ('Hi', 'Ho', False),
+        ('?', '!', False),
+    ],
+)
+def test_repetitions(request_, text, expected):
+    assert repeats(Turn('c/2', request_, 'Yes.', text)) == expected
+
+
+def conversations(tmp_path, texts):
+    """A config whose conversations have these follow-ups, in order."""
+    c = config(tmp_path, follow_ups=str(tmp_path / 'follow_ups'))
+    lines = [
+        talk(f'c{n:03}', f'Thing {n} of {n * n}?', 'So it is.', text, 'Good.', user=f'u{n}')
+        for n, text in enumerate(texts)
+    ]
+    write_lines(tmp_path / 'raw.jsonl', lines)
+    ingest.STAGE.run(c)
+    return c
+
+
+def labels_file(c, tmp_path, label_of):
+    turns = {f'{talk["id"]}/2': talk['messages'][2]['content'] for talk in records(c)}
+    write_lines(tmp_path / 'labels.jsonl', [dict(id=name, label=label_of[text]) for name, text in turns.items()])
+    return tmp_path / 'labels.jsonl'
+
+
+def varied(count):
+    """Follow-ups of three kinds, no two the same, with their labels."""
+    rng = np.random.default_rng(0)
+    found = {}
+    while len(found) < count:
+        label = list(LABELLED)[len(found) % 3]
+        found[f'{rng.choice(LABELLED[label])} {" ".join(rng.choice(tiny.WORDS, 3))}'] = label
+    return found
+
+
+def train_head(c, tmp_path, label_of):
+    path = labels_file(c, tmp_path, label_of)
+    flags = [f'--config={tiny.CONFIG}', f'--config.data.conversations={c.data.conversations}', f'--labels={path}']
+    return tiny.run_program('data_pipelines.head_labels', *flags, f'--to={tmp_path / "head"}')
+
+
+def test_a_head_learns_what_it_is_shown_and_holds_no_text(tmp_path):
+    label_of = varied(60)
+    c = conversations(tmp_path, label_of)
+    report = json.loads(train_head(c, tmp_path, label_of).stdout)
+    assert report['turns'] == 60 and report['auc'] > 0.95 and report['macro_f1'] > 0.9
+    held = (tmp_path / 'head' / head_labels.HEAD).read_bytes()
+    assert not [
+        word for word in (*tiny.WORDS, 'Hamlet', 'hamlet', 'Shorter') if len(word) > 3 and word.encode() in held
+    ]
+    c.follow_ups.labeller, c.follow_ups.head = 'head', str(tmp_path / 'head')
+    counts = follow_ups.STAGE.run(c)
+    found = load_records(tmp_path / 'follow_ups' / 'records.jsonl')
+    assert len(found) == counts['turns_read'] == 60
+    assert np.mean([record['label'] == label_of[record['follow_up']] for record in found]) > 0.95
+    assert all(record['quote'] in record['follow_up'] and 0 < record['confidence'] <= 1 for record in found)
+    assert sum(record['mined'] for record in found) == counts['mined'] > 10
+    assert all(record['label'] == FEEDBACK and record['confidence'] >= 0.5 for record in found if record['mined'])
+    c.follow_ups.min_confidence, c.data.follow_ups = 1.1, str(tmp_path / 'none_mined')
+    assert follow_ups.STAGE.run(c)['mined'] == 0
+
+
+def test_a_head_says_of_a_turn_the_same_in_any_company(tmp_path):
+    label_of = varied(30)
+    turns = [Turn(f'c{n}/2', 'Why?', 'So.', text) for n, text in enumerate(label_of)]
+    head = head_labels.Head.fit(turns, list(label_of.values()))
+    together = head.probabilities(turns)
+    assert np.allclose(together.sum(axis=1), 1, atol=1e-6)
+    assert all(
+        np.allclose(head.probabilities([turn])[0], row, atol=1e-6) for turn, row in zip(turns, together, strict=True)
+    )
+    (tmp_path / 'head').mkdir()
+    head.save(tmp_path / 'head')
+    again = head_labels.Head.load(tmp_path / 'head')
+    assert again.labels == head.labels and np.array_equal(again.probabilities(turns), together)
+
+
+def test_a_head_of_two_labels_is_the_regression_it_was_fitted_as():
+    label_of = {text: label for text, label in varied(40).items() if label != 'new_request'}
+    turns = [Turn(f'c{n}/2', 'Why?', 'So.', text) for n, text in enumerate(label_of)]
+    head = head_labels.Head.fit(turns, list(label_of.values()))
+    best = [head.labels[place] for place in head.probabilities(turns).argmax(axis=1)]
+    assert best == list(label_of.values())
+
+
+def test_bad_labels_are_refused(tmp_path):
+    c = conversations(tmp_path, varied(12))
+    path = tmp_path / 'labels.jsonl'
+    for lines, said in (
+        (['{'], 'labels.jsonl:1 is no object'),
+        ([json.dumps(dict(id='c000/2', label='bad'))], "'bad' is no label"),
+        ([json.dumps(dict(id='c000/2', label=FEEDBACK))], '1 of 1 turns'),
+    ):
+        path.write_text('\n'.join(lines))
+        with pytest.raises(UserError, match=said):
+            head_labels.read_labels(path, c)
+    with pytest.raises(UserError, match='does not exist'):
+        head_labels.read_labels(tmp_path / 'none', c)
+
+
+def test_the_teacher_gives_the_posterior_of_its_likelihoods(tmp_path):
+    """Bayes' rule with equal priors, each turn scored alone in a conversation of its own."""
+    texts = [*FEEDBACKS, REQUESTS[0], 'Do it again. ' * 60]
+    c = conversations(tmp_path, texts)
+    c.model.path, c.model.dtype = str(tiny.write_model(tmp_path / 'model', spec=tiny.LOOP_SPEC)), 'float32'
+    c.teacher.row_tokens, c.model.logprob_chunk = 2048, 64
+    follow_ups.STAGE.run(c)
+    scorer = CandidateScorer(c, c.model.path, Capacities(2048, 1024, 64), sees_persona=False)
+    for record in load_records(tmp_path / 'follow_ups' / 'records.jsonl'):
+        said = opening(Turn('', '', '', record['follow_up']))
+        assert len(said) <= MAX_CHARACTERS
+        logp = []
+        for label in LABELS:
+            turns = [dict(role=role, content=content) for role, content in render_turns('follow_up', label=label)]
+            logp += scorer([Candidates(label, turns, '', [said])])[label]
+        expected = np.exp(np.array(logp) - max(logp)) / np.exp(np.array(logp) - max(logp)).sum()
+        assert record['label'] == list(LABELS)[expected.argmax()]
+        assert np.isclose(record['confidence'], expected.max(), rtol=1e-3)
+        assert record['quote'] in record['follow_up']
+
+
+def test_no_part_of_a_conversation_is_in_what_the_teacher_reads():
+    """So nothing that a user says can steer it: it is only ever asked how likely the turn itself is."""
+    prompts = [render_turns('follow_up', label=label) for label in LABELS]
+    assert len({str(prompt) for prompt in prompts}) == len(LABELS)
+    for turns in prompts:
+        assert [role for role, _ in turns[::2]] == ['user'] * len(turns[::2]) and turns[-1][0] == 'user'
+        assert all(content for _, content in turns)
+
+
+@pytest.mark.skipif(not WILDCHAT.exists(), reason='needs WildChat beside the checkout, in shared/data')
+def test_developer_labels_of_wildchat(tmp_path):
+    """A head trained on the labels of `tests/labels` ranks feedback first on conversations that it has not seen."""
+    c = config(tmp_path, raw=str(WILDCHAT))
+    ingest.STAGE.run(c)
+    turns, labels, groups = head_labels.read_labels(tiny.ROOT / 'tests' / 'labels' / 'follow_ups_train.jsonl', c)
+    report = head_labels.cross_validated(turns, labels, groups)
+    assert report['turns'] == 1280 and report['auc'] > 0.8
+    mined = {row['threshold']: row for row in report['mining']}
+    assert mined[0.5]['mined'] > 100 and mined[0.5]['precision'] > 0.8
