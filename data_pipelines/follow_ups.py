@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from data_pipelines.generation import likelihoods, model_identity
 from data_pipelines.prompts import prompt_digest, render_turns
 from data_pipelines.stage import Record, Stage, input_digest, read_records
-from rlhi_jax.config import teacher_path
+from rlhi_jax.config import likelihood_path
 from rlhi_jax.rewards import Candidates
 
 FEEDBACK = 'reattempt_with_feedback'
@@ -58,7 +58,7 @@ def label_scores(config: ConfigDict, folder: Path, turns: list[str]) -> dict[str
 def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         conversations=input_digest(config, 'conversations'),
-        teacher=model_identity(config, teacher_path(config)),
+        teacher=model_identity(config, likelihood_path(config)),
         prompt=prompt_digest('follow_up'),
         row_tokens=config.teacher.row_tokens,
     )
