@@ -82,9 +82,11 @@ class Endpoint:
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Completion(text, choice.finish_reason == 'stop', *tokens)
 
-    async def _refused(self, request: dict[str, Any], fields: dict[str, Any], error: Exception) -> Completion:
+    async def _refused(
+        self, request: dict[str, Any], fields: dict[str, Any], error: openai.APIStatusError
+    ) -> Completion:
         """What to do about a request that the endpoint does not take as it is."""
-        said = str(error)
+        said = f'{error} {error.body}'  # which holds its code
         if error.status_code == 413 or _TOO_LONG.search(said):
             raise TooLong
         if 'response_format' in fields and re.search('response_format|json_schema|grammar', said, re.I):

@@ -29,7 +29,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate, Context
 pytest.importorskip('torch')
 from served import Proxy, Server, teach  # noqa: E402
 
-TIMEOUT = 3.0  # seconds; an answer takes a small part of that
+TIMEOUT = 5.0  # seconds; an answer takes a small part of that
 COLOURS = ['red', 'blue', 'green', 'teal', 'pink', 'black', 'white', 'grey']
 SCHEMA = dict(
     type='object',
@@ -97,7 +97,7 @@ def proxy(link):
     return link
 
 
-def config(url: str, model, **teacher):
+def config(url: str, model, /, **teacher):
     c = base_config()
     c.teacher.update(dict(path=url, model=str(model), timeout=TIMEOUT, concurrency=4) | teacher)
     c.sampler.update(dict(temperature=0.0, new_tokens=32))
@@ -311,7 +311,7 @@ def test_refusals(status, named, model, proxy, tmp_path, monkeypatch):
     monkeypatch.setenv('A_KEY', 'secret-7')
     c = config(proxy.url, model, key_variable='A_KEY', cache=str(tmp_path / 'cache'), concurrency=1)
     ask(tmp_path / 'work', c, QUESTIONS[:1])
-    assert proxy.asked[0][1]['Authorization'] == 'Bearer secret-7'
+    assert proxy.asked[0][1]['authorization'] == 'Bearer secret-7'
     proxy.refuse = lambda fields: (status, dict(message='No secret-7 today.'))
     with pytest.raises(UserError, match=named) as raised:
         ask(tmp_path / 'work', c)
@@ -347,7 +347,7 @@ def test_without_the_extra(monkeypatch, tmp_path):
 )
 def test_settings_are_checked(teacher, named):
     with pytest.raises(UserError, match=f'config.{named}'):
-        config(**dict(url='http://host/v1', model='any') | {key: value for key, value in teacher.items() if key != 'x'})
+        config('http://host/v1', 'any', **teacher)
 
 
 def test_likelihoods_need_a_local_model():
@@ -371,7 +371,8 @@ def test_control_tokens_of_users_stay_text(model, proxy, tmp_path):
 def test_text_cannot_close_its_marks(texts, data):
     """Texts that spell the marks of all the others, and their own marks as far as these can be known."""
     for _ in range(2):
-        marks = [mark for text in texts for mark in prompts.delimited(text).split(text)] + ['', '</data>']
+        lines = [prompts.delimited(text).split('\n') for text in texts]
+        marks = [line[place] for line in lines for place in (0, -1)] + ['', '</data>']
         texts = [text + data.draw(st.sampled_from(marks)) for text in texts]
     whole = '\n'.join(map(prompts.delimited, texts))
     assert re.findall(r'<(data [0-9a-f]{16})>\n(.*?)\n</\1>', whole, re.DOTALL) == [
