@@ -193,7 +193,7 @@ def test_a_killed_client_goes_on(model, proxy, tmp_path):
 
 def test_the_cache_answers_a_second_run(model, proxy, tmp_path):
     """Without one request, at no cost; another seed is another request."""
-    c = config(proxy.url, model, cache=str(tmp_path / 'cache' / 'answers'))
+    c = config(proxy.url, model, cache=str(tmp_path / 'cache' / 'answers'), retries=3)
     found, cost = ask(tmp_path / 'first', c, QUESTIONS[:4])
     assert cost['teacher_tokens_in'] and len(proxy.asked) == 4
     proxy.reset()
