@@ -42,11 +42,15 @@ setup(
         'tpu': ['jax[tpu]==0.10.2'],
         'aot': ['libtpu==0.0.42.1'],
         'beam': ['apache-beam==2.77.0'],  # wants protobuf below 7 and pyarrow below 26
+        'endpoint': ['jsonschema==4.26.0', 'openai==3.57.0'],
         'test': [
             'accelerate==1.15.0',
             'apache-beam==2.77.0',
+            'fastapi==0.165.0',
             'hypothesis==6.170.15',
+            'jsonschema==4.26.0',
             'libtpu==0.0.42.1',
+            'openai==3.57.0',
             'pytest==9.2.0',
             'pytest-xdist==3.8.0',
             'ruff==0.17.6',

@@ -14,11 +14,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines import head_labels, teacher_labels
+from data_pipelines.endpoint import spending
 from data_pipelines.generation import model_identity
 from data_pipelines.labels import AGAIN, FEEDBACK, Judgement, repeats, turns_after_replies
 from data_pipelines.prompts import prompt_digest
 from data_pipelines.stage import Stage, input_digest, read_records
-from rlhi_jax.config import require, teacher_path
+from rlhi_jax.config import is_endpoint, require, teacher_path
 from rlhi_jax.files import file_digest
 
 
@@ -27,11 +28,10 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.follow_ups.labeller == 'head':
         require(config, 'follow_ups.head')
         return own | dict(head=file_digest(Path(config.follow_ups.head) / 'manifest.json'))
-    return own | dict(
-        teacher=model_identity(config, teacher_path(config)),
-        prompt=prompt_digest('follow_up'),
-        row_tokens=config.teacher.row_tokens,
-    )
+    teacher = model_identity(config, teacher_path(config))
+    if is_endpoint(config.teacher.path):
+        return own | dict(teacher=teacher, prompt=prompt_digest('label_follow_up'))
+    return own | dict(teacher=teacher, prompt=prompt_digest('follow_up'), row_tokens=config.teacher.row_tokens)
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
@@ -42,16 +42,19 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     ]
     judged = {turn.id: Judgement(AGAIN, 1.0, turn.text) for _, _, turn in turns if repeats(turn)}
     asked = [turn for _, _, turn in turns if turn.id not in judged]
+    counts: Counter = Counter(turns_read=len(turns))
     if config.follow_ups.labeller == 'head':
         judged |= head_labels.Head.load(Path(config.follow_ups.head)).judge(asked)
+    elif is_endpoint(config.teacher.path):
+        judged |= teacher_labels.by_answer(config, folder, _identity(config), asked)
+        counts |= spending(config, folder, _identity(config))
     else:
         judged |= teacher_labels.by_likelihood(config, folder, _identity(config), asked)
-    counts: Counter = Counter(turns_read=len(turns))
     records = []
     for talk, place, turn in turns:
         found = judged[turn.id]
         if found is None:
-            counts['dropped_longer_than_a_row'] += 1
+            counts['dropped_no_judgement'] += 1  # no valid answer, or longer than a row
             continue
         mined = found.label == FEEDBACK and found.confidence >= config.follow_ups.min_confidence
         counts[f'kept_{found.label}'] += 1

@@ -1,4 +1,8 @@
-"""What stages ask of a model: replies to prompts, and scores of replies; journaled as they come."""
+"""What stages ask of a model: replies to prompts, and scores of replies; journaled as they come.
+
+Replies may come from an OpenAI-compatible endpoint instead of a model folder (`data_pipelines.endpoint`); scores and
+likelihoods need a local model.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,9 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines import endpoint
 from data_pipelines.stage import Journal
 from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import teacher_path
+from rlhi_jax.config import is_endpoint, likelihood_path
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.generate import Generator, Prompt, Reply
 from rlhi_jax.progress import Progress
@@ -20,7 +25,12 @@ BLOCK = 16  # prompts that are scored between two entries in the journal
 
 
 def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
-    """What a model's replies and scores depend on: its weights, how it reads and ends a turn, its arithmetic."""
+    """What a model's replies and scores depend on: its weights, how it reads and ends a turn, its arithmetic.
+
+    Of an endpoint's model that is its name and how it is sampled.
+    """
+    if is_endpoint(path):
+        return endpoint.identity(config)
     model = open_model(path)
     read_as = _template_digest(model.tokenizer_path, model.weights)
     return dict(weights=model.weights, template=read_as, tokens=model.tokens, dtype=config.model.dtype)
@@ -38,8 +48,10 @@ def generate(
 
     Replies are on disk as soon as they are there: work that was interrupted goes on where it stopped, with the same
     result. A prompt that does not fit `config.sampler.prompt_tokens` loses its oldest exchanges; one that has to keep
-    what does not fit has no replies.
+    what does not fit has no replies. Where the model is an endpoint, what fits is for the endpoint to say.
     """
+    if is_endpoint(model_path):
+        return endpoint.replies(config, folder, identity, prompts)
     journal = Journal(folder, identity)
     wanted = {f'{prompt.id} {sample}': prompt.id for prompt in prompts for sample in range(prompt.samples)}
     if any(True for _ in journal.missing(wanted)):
@@ -84,9 +96,9 @@ def scores(
 def likelihoods(
     config: ConfigDict, folder: Path, identity: Any, items: Sequence[Candidates]
 ) -> dict[str, list[float | None]]:
-    """Log-probabilities of replies under the teacher, in nats."""
+    """Log-probabilities of replies in nats, under the teacher, or under the policy where the teacher is an endpoint."""
     chunk, tokens = config.model.logprob_chunk, config.teacher.row_tokens
     room = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)
     return scores(
-        folder, identity, lambda: CandidateScorer(config, teacher_path(config), room, sees_persona=False), items
+        folder, identity, lambda: CandidateScorer(config, likelihood_path(config), room, sees_persona=False), items
     )

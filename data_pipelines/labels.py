@@ -15,7 +15,7 @@ LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
     'new_request': 'asks for something that does not build on the reply',
     'clarification': 'answers a question, adds what was missing, or asks what the reply means',
     'positive_feedback': 'is content with the reply, and asks for nothing else',
-    'other': 'none of these: a greeting, abuse, text that says nothing',
+    'other': 'does none of these: a greeting, abuse, text that says nothing',
 }
 MAX_CHARACTERS = 300  # of a turn that are looked at
 _REPEATED = 0.8  # Jaccard similarity at which a turn is its request once more

@@ -3,7 +3,7 @@
 A local teacher is not asked for a label: it is shown what users of each kind say, and the kind under which it finds the
 turn likeliest wins (a noisy channel, arXiv 2108.04106, which suits small models); all kinds count as equally frequent.
 Its prompts hold no part of the conversation, so no text of a user can steer it, and one tree a kind scores many turns.
-An endpoint is asked for JSON: a label, how sure it is, and a quote.
+An endpoint is asked for JSON: a label, how sure it is, and a quote, which must be words of the turn.
 """
 
 import math
@@ -13,12 +13,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.endpoint import Question, answers
 from data_pipelines.generation import likelihoods
 from data_pipelines.labels import LABELS, Judgement, Turn, judge, opening, pieces, sentences
-from data_pipelines.prompts import render_turns
+from data_pipelines.prompts import render, render_turns
 from rlhi_jax.rewards import Candidates
 
 TURNS = 32  # of one tree
+_ANSWER = dict(
+    type='object',
+    properties=dict(
+        label=dict(enum=list(LABELS)),
+        confidence=dict(type='number', minimum=0, maximum=1),
+        quote=dict(type='string', minLength=1),
+    ),
+    required=['label', 'confidence', 'quote'],
+    additionalProperties=False,
+)
 
 
 def by_likelihood(
@@ -63,3 +74,15 @@ def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
     largest = max(scores)
     weights = [math.exp(score - largest) for score in scores]
     return {label: weight / sum(weights) for label, weight in zip(LABELS, weights, strict=True)}
+
+
+def by_answer(config: ConfigDict, folder: Path, identity: Any, turns: Sequence[Turn]) -> dict[str, Judgement | None]:
+    """Each turn's judgement by its id; None for one that the endpoint gave no valid answer on."""
+    by_id = {turn.id: turn for turn in turns}
+    questions = [
+        Question(turn.id, (('user', render('label_follow_up', labels=LABELS, turn=turn)),), _ANSWER) for turn in turns
+    ]
+    found = answers(
+        config, folder, identity, questions, lambda question, value: value['quote'] in by_id[question.id].text
+    )
+    return {name: value and Judgement(**value) for name, value in found.items()}

@@ -7,6 +7,7 @@ not published. The others are ours.
 import math
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jax
 from absl import flags
@@ -66,8 +67,21 @@ def base_config() -> ConfigDict:
     c.simulated.special_every = 0  # of so many users, one changes their mind and one depends on the request; 0: none
 
     c.teacher = ConfigDict()
-    c.teacher.path = ''  # model folder that labels, describes users and rewrites; '': the policy, config.model.path
-    c.teacher.row_tokens = 1024  # of a row of its judgements
+    # What labels, describes users and rewrites: a model folder, or the base URL of an OpenAI-compatible endpoint, such
+    # as http://localhost:8000/v1; '': the policy, config.model.path.
+    c.teacher.path = ''
+    c.teacher.row_tokens = 1024  # of a row of a local teacher's judgements
+    c.teacher.model = ''  # the name that the endpoint knows it by; the rest of this section is of endpoints too
+    c.teacher.key_variable = 'OPENAI_API_KEY'  # environment variable that holds the key; local servers need none
+    c.teacher.temperature = 0.0  # of a judgement in JSON; a bad one is drawn again at config.sampler.temperature
+    c.teacher.attempts = 3  # at such a judgement, each with another seed; then it is counted as missing
+    c.teacher.concurrency = 16  # requests at once
+    c.teacher.timeout = 120.0  # seconds without a sign of life before a request is sent again
+    c.teacher.retries = 30  # of a request that fails, after 0.5 to 8 s each: a restart of 3 minutes is survived
+    c.teacher.budget = 0  # tokens that a stage may spend before it stops, to go on once this is raised; 0: any
+    c.teacher.price_in = 0.0  # per million tokens of prompts, in any currency
+    c.teacher.price_out = 0.0  # per million tokens of answers
+    c.teacher.cache = ''  # file of answers by request, shared by stages and runs; '': none
 
     c.ingest = ConfigDict()
     c.ingest.languages = ''  # joined by commas, as the data names them; '': all, and those that do not say
@@ -269,11 +283,17 @@ def check_config(config: ConfigDict) -> ConfigDict:
         2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
-        + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks', 'ingest.workers'),
+        + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks', 'ingest.workers')
+        + ('teacher.attempts', 'teacher.concurrency', 'teacher.timeout'),
         0: (
             'follow_ups.min_confidence',
             'pairs.margin',
             'rewrites.margin',
+            'teacher.temperature',
+            'teacher.retries',
+            'teacher.budget',
+            'teacher.price_in',
+            'teacher.price_out',
             'ingest.max_conversations',
             'ingest.max_per_user',
             'ingest.max_characters',
@@ -298,6 +318,15 @@ def check_config(config: ConfigDict) -> ConfigDict:
             value = _lookup(config, name)
             if not math.isfinite(value) or value < bound:
                 raise UserError(f'config.{name} is {value}: it must be at least {bound}')
+    if is_endpoint(config.teacher.path):
+        url = urlsplit(config.teacher.path)
+        if not url.hostname or url.username is not None:
+            raise UserError(
+                'config.teacher.path: an endpoint is http(s)://HOST/PATH without user and password, which would be '
+                'written down: name the environment variable of the key with config.teacher.key_variable'
+            )
+        if not config.teacher.model:
+            raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
     if not config.dpo.beta > 0:
         raise UserError(f'config.dpo.beta is {config.dpo.beta}: it must be above 0')
     if not 0 <= config.dpo.label_smoothing < 0.5:
@@ -335,6 +364,20 @@ def capacities(config: ConfigDict) -> Capacities:
 def teacher_path(config: ConfigDict) -> str:
     require(config, 'model.path')
     return config.teacher.path or config.model.path
+
+
+def is_endpoint(path: str) -> bool:
+    """Whether a model is the base URL of an OpenAI-compatible endpoint, not a folder."""
+    return path.startswith(('http://', 'https://'))
+
+
+def likelihood_path(config: ConfigDict) -> str:
+    """The model whose likelihoods stages read: the teacher, or the policy where the teacher is an endpoint.
+
+    Endpoints do not say how likely a given text is.
+    """
+    path = teacher_path(config)
+    return config.model.path if is_endpoint(path) else path
 
 
 def sampling(config: ConfigDict) -> Sampling:

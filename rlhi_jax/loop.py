@@ -168,6 +168,8 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     for name in ('mesh', 'log', 'compilation_cache', 'beam'):
         del settings[name]
     del settings['pairs']['accept_artefacts']  # what to do when the probe stops the run
+    for name in ('key_variable', 'concurrency', 'timeout', 'retries', 'budget', 'price_in', 'price_out', 'cache'):
+        del settings['teacher'][name]  # how an endpoint is asked, not what
     own = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
     if path.exists():

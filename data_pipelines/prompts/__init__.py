@@ -1,10 +1,15 @@
-"""What the teacher is told: one Jinja file a task. Their digests are part of what a stage's output was made from."""
+"""What the teacher is told: one Jinja file a task. Their digests are part of what a stage's output was made from.
+
+Prompts for a teacher that follows instructions put text of users through the filter `delimited`, and say once, by
+`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction.
+"""
 
 import functools
 import re
 from pathlib import Path
 
 import jinja2
+import jinja2.meta
 
 from rlhi_jax.files import digest, file_digest
 
@@ -14,7 +19,23 @@ _FOLDER = Path(__file__).parent
 @functools.cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(_FOLDER)
-    return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False
+    )
+    environment.filters['delimited'] = delimited
+    return environment
+
+
+def delimited(text: str) -> str:
+    """Text between marks that it cannot close, for they hold its own digest.
+
+    >>> print(delimited('Hi </data>'))
+    <data dbc84e9f8518d537>
+    Hi </data>
+    </data dbc84e9f8518d537>
+    """
+    mark = f'data {digest(text)[:16]}'
+    return f'<{mark}>\n{text}\n</{mark}>'
 
 
 def render(name: str, **values) -> str:
@@ -35,4 +56,8 @@ def render_turns(name: str, **values) -> list[tuple[str, str]]:
 
 
 def prompt_digest(name: str) -> str:
-    return file_digest(_FOLDER / f'{name}.jinja')
+    """Identifies a prompt's wording, and that of the files that it includes."""
+    path = _FOLDER / f'{name}.jinja'
+    syntax = _environment().parse(path.read_text(encoding='utf-8'))
+    included = [file_digest(_FOLDER / file) for file in jinja2.meta.find_referenced_templates(syntax)]
+    return digest(file_digest(path), *included) if included else file_digest(path)

@@ -1,0 +1,277 @@
+"""A teacher behind an OpenAI-compatible endpoint: replies to prompts, and judgements in JSON.
+
+`config.teacher.path` is the endpoint's base URL, such as http://localhost:8000/v1, and `config.teacher.model` the name
+that it knows the model by; the key is read from the environment variable `config.teacher.key_variable`. Many requests
+are under way at once; what is made of them does not depend on which is answered first. Every answer is in the stage's
+journal as soon as it is there, with the tokens that it cost, and in `config.teacher.cache`, if that names a file.
+"""
+
+import asyncio
+import importlib.util
+import json
+import re
+import sqlite3
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from data_pipelines.stage import Journal
+from rlhi_jax.config import is_endpoint
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest
+from rlhi_jax.generate import Prompt, Reply, Turns
+from rlhi_jax.progress import Progress
+
+if TYPE_CHECKING:
+    from data_pipelines.completions import Completion
+
+Messages = list[dict[str, str]]
+
+# What chat templates spell their control tokens like; servers read such text in a message as the token itself.
+_CONTROL = re.compile(
+    r'<(?=[|｜][^<>\s]+>|[^<>\s]+[|｜]>|/?(?:s|bos|eos|pad|unk|think)>|(?:start|end)_of_\w+>|</?SYS>>)'
+    r'|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|THINK)\])'
+)
+
+
+class Question(NamedTuple):
+    """A judgement that is asked for: turns that end in the user's, and the JSON schema of the answer, an object."""
+
+    id: str
+    turns: Turns
+    schema: dict[str, Any]
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+    """What an endpoint's answers depend on, as far as one can say: which model, and how it is sampled."""
+    teacher, sampler = config.teacher, config.sampler
+    sampled = dict(temperature=sampler.temperature, top_p=sampler.top_p, new_tokens=sampler.new_tokens)
+    judged = dict(temperature=teacher.temperature, attempts=teacher.attempts)
+    return dict(endpoint=teacher.model, sampled=sampled, judged=judged, seed=config.seed)
+
+
+def replies(config: ConfigDict, folder: Path, identity: Any, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
+    """The replies to each prompt by its id, in order of their number, drawn as `config.sampler` says.
+
+    The persona stands where the policy would see it, at the head of the first user turn. A prompt that the endpoint
+    refuses as too long loses its oldest exchanges; one that has to keep what does not fit has no replies.
+
+    Raises:
+      UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
+    """
+    found: dict[str, list[Reply]] = {}
+
+    async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
+        found[prompt.id] = []
+        for sample in range(prompt.samples):
+            said = await teacher.ask(f'{prompt.id} {sample}', _versions(prompt), config.sampler.temperature)
+            if said.text is not None:
+                found[prompt.id].append(Reply(prompt.id, sample, said.text.strip(), said.finished))
+
+    _settle_all(config, folder, identity, prompts, settle, 'prompts')
+    return {prompt.id: found[prompt.id] for prompt in prompts}
+
+
+def answers(
+    config: ConfigDict,
+    folder: Path,
+    identity: Any,
+    questions: Sequence[Question],
+    accept: Callable[[Question, Any], bool],
+) -> dict[str, Any | None]:
+    """The answer to each question by its id: JSON of its schema that `accept` finds good; None if none was.
+
+    The endpoint is told the schema, and held to it if it can be. The first attempt is drawn at
+    `config.teacher.temperature`; a bad answer is asked again, up to `config.teacher.attempts` in all, each drawn at
+    `config.sampler.temperature` with a seed of its own.
+
+    Args:
+      identity: what answers are of, as for a journal: that of the questions and of what `accept` goes by.
+      accept: a pure function; it sees answers again when work goes on after an interruption.
+
+    Raises:
+      UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
+    """
+    found: dict[str, Any | None] = {}
+
+    async def settle(teacher: '_Teacher', question: Question) -> None:
+        from data_pipelines.completions import parse_json
+
+        found[question.id] = None
+        temperature = config.teacher.temperature
+        for attempt in range(config.teacher.attempts):
+            said = await teacher.ask(f'{question.id} {attempt}', [_asked(question)], temperature, question.schema)
+            if said.text is None:  # nor would it be answered another time
+                return
+            value = parse_json(said.text, question.schema)
+            if value is not None and accept(question, value):
+                found[question.id] = value
+                return
+            temperature = config.sampler.temperature
+
+    _settle_all(config, folder, identity, questions, settle, 'questions')
+    return {question.id: found[question.id] for question in questions}
+
+
+def spending(config: ConfigDict, folder: Path, identity: Any) -> dict[str, int]:
+    """What a stage's answers have cost so far, over all interruptions, for its counts: tokens, and millionths of money.
+
+    The unit of money is that of `config.teacher.price_in` and `price_out`. Answers out of the cache cost nothing; those
+    that were lost on the way, of a request that timed out or a process that was killed, are charged by the endpoint but
+    unknown here. Empty where the teacher is no endpoint.
+    """
+    if not is_endpoint(config.teacher.path):
+        return {}
+    tokens_in, tokens_out = _tokens(Journal(folder, identity))
+    cost = round(tokens_in * config.teacher.price_in + tokens_out * config.teacher.price_out)
+    return dict(teacher_tokens_in=tokens_in, teacher_tokens_out=tokens_out, teacher_cost_millionths=cost)
+
+
+def _tokens(journal: Journal) -> tuple[int, int]:
+    completions = [value for value in journal.done.values() if isinstance(value, dict)]  # other entries are lists
+    return tuple(sum(value[name] for value in completions) for name in ('tokens_in', 'tokens_out'))
+
+
+def _settle_all(
+    config: ConfigDict,
+    folder: Path,
+    identity: Any,
+    items: Sequence[Any],
+    settle: Callable[['_Teacher', Any], Awaitable[None]],
+    unit: str,
+) -> None:
+    """Settle every item, some at once; after a failure those under way are still settled, so that no answer is lost."""
+    if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
+        raise UserError("config.teacher.path is an endpoint: install what it needs, `pip install -e '.[endpoint]'`")
+    from data_pipelines.completions import Endpoint
+
+    pending = deque(items)
+
+    async def work(teacher: '_Teacher', progress: Progress) -> None:
+        while pending:
+            try:
+                await settle(teacher, pending.popleft())
+            except BaseException:
+                pending.clear()
+                raise
+            teacher.settled += 1
+            progress.update(teacher.settled, f'{teacher.spent:,} tokens')
+
+    async def run() -> None:
+        with Progress(folder.name.strip('.').removesuffix('.tmp'), len(items), unit=unit) as progress:
+            async with Endpoint(config.teacher) as endpoint:
+                teacher = _Teacher(config, Journal(folder, identity), endpoint)
+                workers = [work(teacher, progress) for _ in range(min(config.teacher.concurrency, len(items)))]
+                for outcome in await asyncio.gather(*workers, return_exceptions=True):
+                    if outcome:
+                        raise outcome
+
+    asyncio.run(run())
+
+
+class _Teacher:
+    """An endpoint with its journal, its cache and its budget."""
+
+    def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any):
+        self._config, self._journal, self._endpoint = config, journal, endpoint
+        self._cache = _Cache(config.teacher.cache)
+        self.spent, self.settled = sum(_tokens(journal)), 0
+
+    async def ask(
+        self, key: str, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
+    ) -> 'Completion':
+        """The answer noted under `key`, or else the endpoint's answer to the first version that it does not find long.
+
+        Raises:
+          UserError: the endpoint refuses the request or stays away, or the budget is spent.
+        """
+        from data_pipelines.completions import Completion, TooLong
+
+        if key in self._journal.done:
+            return Completion(**self._journal.done[key])
+        said = Completion(None, False, 0, 0)
+        for messages in versions:
+            request = self._request(key, messages, temperature, schema)
+            name = digest(request)
+            if cached := self._cache.get(name):
+                said = Completion(*cached, 0, 0)
+                break
+            self._refuse_overspending()
+            try:
+                said = await self._endpoint.complete(request)
+            except TooLong:
+                continue
+            break
+        self._journal.add(key, said._asdict())
+        self.spent += said.tokens_in + said.tokens_out
+        if said.text is not None and not cached:
+            self._cache.put(name, said.text, said.finished)
+        return said
+
+    def _request(
+        self, key: str, messages: Messages, temperature: float, schema: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        sampler = self._config.sampler
+        request = dict(model=self._config.teacher.model, messages=messages, temperature=temperature)
+        request |= dict(max_tokens=sampler.new_tokens, seed=int(digest(self._config.seed, key)[:8], 16) >> 1)
+        if sampler.top_p < 1:
+            request['top_p'] = sampler.top_p
+        if schema:
+            named = dict(name='answer', schema=schema, strict=True)
+            request['response_format'] = dict(type='json_schema', json_schema=named)
+        return request
+
+    def _refuse_overspending(self) -> None:
+        budget = self._config.teacher.budget
+        if budget and self.spent >= budget:
+            raise UserError(
+                f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise it, or set it to 0, and '
+                'run again; what is done is kept'
+            )
+
+
+class _Cache:
+    """Answers by the digest of their request, in an SQLite file that several processes may share."""
+
+    def __init__(self, path: str):
+        try:
+            if path:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).touch(mode=0o600)
+            self._file = sqlite3.connect(path or ':memory:', timeout=60, isolation_level=None)
+            self._file.execute('CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT, finished INT)')
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f'config.teacher.cache: {path} is no file of answers ({error}): name another') from None
+
+    def get(self, name: str) -> tuple[str, bool] | None:
+        row = self._file.execute('SELECT text, finished FROM answers WHERE request = ?', (name,)).fetchone()
+        return row and (row[0], bool(row[1]))
+
+    def put(self, name: str, text: str, finished: bool) -> None:
+        self._file.execute('INSERT OR IGNORE INTO answers VALUES (?, ?, ?)', (name, text, finished))
+
+
+def _versions(prompt: Prompt) -> Iterator[Messages]:
+    """A prompt's messages, then with ever more of the oldest exchanges left out."""
+    system, persona = (_defused(text) for text in prompt.context)
+    opening = [dict(role='system', content=system)] if system else []
+    for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
+        messages = [dict(role=role, content=_defused(content)) for role, content in prompt.turns[start:]]
+        if persona:
+            messages[0]['content'] = f'About me: {persona}\n\n{messages[0]["content"]}'
+        yield opening + messages
+
+
+def _asked(question: Question) -> Messages:
+    messages = [dict(role=role, content=_defused(content)) for role, content in question.turns]
+    # Some servers pass over `response_format` without a word.
+    messages[-1]['content'] += f'\n\nAnswer with JSON alone, by this schema:\n{json.dumps(question.schema)}'
+    return messages
+
+
+def _defused(text: str) -> str:
+    """Text in which no control token is spelled: `<|im_end|>` becomes `< |im_end|>`."""
+    return _CONTROL.sub(lambda mark: f'{mark[0]} ', text.strip())
