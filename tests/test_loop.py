@@ -31,6 +31,7 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'sampler.prompt_tokens': 900,
         'sampler.new_tokens': 300,
         'teacher.row_tokens': 2048,
+        'follow_ups.min_confidence': 0.0,
         'rewrites.regenerate': True,
         'rewrites.margin': 20.0,
         'candidates.samples': 3,
@@ -85,6 +86,8 @@ def test_the_loop_ends_in_models_and_a_report(finished):
     assert f'{shown["turns_with_persona"] / shown["turns"]:.0%} of the turns' in said
     assert set(report['reward']) == {'probe', 'evaluation', 'before'} or report['reward']['evaluation'] is None
     assert 'plumbing only' in said and len(report['pairs_to_read']) == 5
+    assert report['funnel']['card']['folders'] == 11 and report['funnel']['card']['not_adding_up'] == 0
+    assert json.loads((workdir / 'card' / 'card.json').read_text())['examples']['dpo/pairs'] == report['pairs_to_read']
 
 
 def test_a_finished_loop_has_nothing_to_do(model, finished):
