@@ -18,7 +18,7 @@ def escaped(text: str) -> str:
     \<b\>\|\`\* \# x
     """
     visible = ''.join(letter if letter.isprintable() else ' ' for letter in text)
-    return re.sub(r'([!-+./:-@\[-`{-~])', r'\\\1', ' '.join(visible.split()))
+    return re.sub(r'([!-+.:-@\[-`{-~])', r'\\\1', ' '.join(visible.split()))
 
 
 def fenced(text: str) -> str:
@@ -47,7 +47,7 @@ def _cell(value: Any) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return '–' if share is None else f'{share:.1%}'
+    return '–' if share is None else f'{100 * share:.1f} %'
 
 
 def _words(key: str) -> str:
@@ -76,9 +76,8 @@ def _distributions(rows: Mapping[str, Mapping[str, Any] | None]) -> str:
 def _activity(users: Mapping[str, Any], what: str) -> str:
     if users['share_of_the_most_active'] is None:
         return f'No user is known of any of the {what}.'
-    said = (
-        f'The most active 1 % of users have {_percent(users["share_of_the_most_active"])} of the {what} of known users'
-    )
+    share = _percent(users['share_of_the_most_active'])
+    said = f'The most active 1 % of known users (at least one) have {share} of their {what}'
     return f'{said}; {users["without_user"]:,} {what} are of no known user.'
 
 
@@ -217,7 +216,7 @@ def _examples(card: Mapping[str, Any]) -> list[str]:
         for pair in pairs:
             blocks.append(f'### {_words(name)}: {escaped(pair["id"])}')
             for part in ('persona', 'request', 'chosen', 'rejected'):
-                blocks += [f'{part.capitalize()}:', fenced(pair[part])]
+                blocks += [f'{part.capitalize()}:', fenced(pair[part])] if pair[part] else [f'No {part}.']
     return blocks
 
 
@@ -228,7 +227,7 @@ def _inputs(card: Mapping[str, Any]) -> list[str]:
         for name, digest in own.get('raw', [])
     ]
     rows += [
-        [f'{_words(stage)}: {escaped(file)}', f'`{digest}`']
+        [f'{_words(stage)}: {file}', f'`{digest}`']
         for stage, files in card['inputs'].items()
         for file, digest in files.items()
     ]
@@ -246,7 +245,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         blocks.append(f'Left out, for it was not run or is not named: {", ".join(map(_words, card["left_out"]))}.')
     blocks += _inputs(card) + _funnel(card)
     for name, found in card['sections'].items():
-        blocks += [f'## {_words(name).capitalize()}', *SECTIONS[found['kind']](found)]
+        blocks += [f'## What is in {_words(name)}', *SECTIONS[found['kind']](found)]
     if card['teacher']:
         blocks += _teacher(card['teacher'])
     if card['examples']:
