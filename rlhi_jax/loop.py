@@ -167,7 +167,8 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     settings = config.to_dict()
     for name in ('mesh', 'log', 'compilation_cache'):
         del settings[name]
-    del settings['pairs']['accept_artefacts']  # what to do when the probe stops the run
+    for name in ('accept_artefacts', 'min_pairs'):  # what to do when these stop the run
+        del settings['pairs'][name]
     own = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
     if path.exists():
