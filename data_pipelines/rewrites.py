@@ -196,8 +196,9 @@ def _feedback_likelihoods(
         turn, said = turns[name]
         text = render('applies', request=said[-1][1], reply=reply)
         feedback = turn['follow_up'][:MAX_CHARACTERS]
-        questions.append(Candidates(key, [dict(role='user', content=text)], '', [feedback]))
-    return {key: value for key, (value,) in likelihoods(config, folder, _identity(config), questions).items()}
+        questions.append(Candidates(f'feedback on {key}', [dict(role='user', content=text)], '', [feedback]))
+    found = likelihoods(config, folder, _identity(config), questions)
+    return {key: found[f'feedback on {key}'][0] for key in replies}
 
 
 STAGE = Stage('rewrites', _work, 'data.rewrites', _identity)
