@@ -10,7 +10,7 @@ What looks at the text alone comes first, for the rest asks the teacher. The fir
     copy                 it is nearly a text that the conversation holds already
     another_language     it is in none of the languages that `languages.wanted` finds
     longer_than_a_row    the teacher cannot read it
-    not_better           the teacher finds the feedback hardly less likely after it than after the original
+    not_better           the teacher finds it hardly likelier after the feedback than after mere dislike
     not_the_best         another sample's gain is larger
 """
 

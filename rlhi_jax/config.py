@@ -109,7 +109,7 @@ def base_config() -> ConfigDict:
     c.rewrites.max_turns = 0  # 0: all
     c.rewrites.samples = 4  # of which the best becomes the rewrite
     c.rewrites.max_resemblance = 0.95  # of more, from 0 to 1, a sample is a copy of what was said before
-    c.rewrites.min_gain = 0.0  # nats by which feedback must be less likely after a rewrite than after the original
+    c.rewrites.min_gain = 0.0  # nats by which the feedback must make a rewrite likelier than mere dislike does
 
     c.candidates = ConfigDict()
     c.candidates.samples = 8  # N of best-of-N

@@ -244,7 +244,8 @@ def stage_config(mined, output, **settings):
     c.model.path, c.model.dtype, c.model.logprob_chunk = str(mined / 'model'), 'float32', 64
     c.sampler.update(dict(slots=8, prompt_tokens=900, new_tokens=200))
     c.teacher.row_tokens, c.eval.batch_rows = 2048, 8
-    c.rewrites.update(dict(margin=50.0) | settings)
+    # A random model's gains are small, and mostly below 0: some are above this bound, some below.
+    c.rewrites.update(dict(margin=50.0, min_gain=-0.15) | settings)
     return c
 
 
@@ -274,7 +275,7 @@ def assert_nothing_is_lost(output):
     assert dropped['dropped_test_split'] == dropped['dropped_no_feedback'] == 1
     assert dropped['dropped_persona_would_know_it'] == 1
     assert dropped['dropped_rewrite_cut_off'] and dropped['dropped_rewrite_not_better']
-    assert all(record['gain'] >= 0 and record['rewrite'] != record['original'] for record in found)
+    assert all(record['gain'] >= -0.15 and record['rewrite'] != record['original'] for record in found)
 
 
 def test_counts_add_up(mined, whole, tmp_path):
@@ -284,18 +285,18 @@ def test_counts_add_up(mined, whole, tmp_path):
     assert_nothing_is_lost(tmp_path / 'control')
 
 
-def test_the_gain_is_the_fall_of_the_likelihood(mined, whole):
-    """As the teacher has it, asked alone about each of the two replies."""
+def test_the_gain_is_what_the_feedback_adds(mined, whole):
+    """As the teacher has it, asked alone about each rewrite after the feedback, and after mere dislike."""
     c = stage_config(mined, whole)
     room = Capacities(tokens=2048, scored=512, pairs=1)
     scorer = CandidateScorer(c, str(mined / 'model'), room, sees_persona=False)
     for record in load_records(whole / 'records.jsonl')[:3]:
-        fall = 0.0
-        for sign, reply in ((1, record['original']), (-1, record['rewrite'])):
-            asked = render('applies', request=record['messages'][-1]['content'], reply=reply)
-            question = Candidates('q', [dict(role='user', content=asked)], '', [record['feedback']])
-            fall += sign * scorer([question])['q'][0]
-        assert record['gain'] == pytest.approx(fall, abs=1e-3)
+        rise = 0.0
+        for sign, feedback in ((1, record['feedback']), (-1, rewrites.DISLIKE)):
+            asked = dict(role='user', content=render('rewrite', feedback=feedback))
+            shown = [*record['messages'], dict(role='assistant', content=record['original']), asked]
+            rise += sign * scorer([Candidates('q', shown, '', [record['rewrite']])])['q'][0]
+        assert record['gain'] == pytest.approx(rise, abs=1e-3)
 
 
 def test_killed_it_ends_in_the_same_bytes(mined, whole):
