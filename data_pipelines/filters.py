@@ -13,6 +13,8 @@ from typing import Any
 import phonenumbers
 from stdnum import iban, luhn
 
+from data_pipelines.openings import is_refusal
+
 _LOOKED_AT = 4000  # characters of a turn, where patterns are looked for
 _JAILBREAK = re.compile(
     r'\bdo anything now\b'
@@ -23,13 +25,6 @@ _JAILBREAK = re.compile(
     r'|\b(?:no|without(?: any)?|free of(?: all)?) (?:ethical|moral|content)(?: or \w+)?'
     r' (?:restriction|guideline|filter|limit)'
     r'|\b(?:unfiltered|uncensored|amoral)\b[^.\n]{0,40}\b(?:ai|chat ?bot|assistant|model)\b',
-    re.IGNORECASE,
-)
-_REFUSAL = re.compile(
-    r"\W*(?:i['’]m |i am |my )?(?:really |very |so )?(?:sorry|apologi[sz]e|apologies)\b[^.\n]{0,60}"
-    r"\b(?:can(?:not|['’]t| not)|unable|not able|won['’]t|not (?:appropriate|comfortable|capable))\b"
-    r"|\W*(?:as an? (?:ai|artificial)[^.\n]{0,60})?\bi (?:can(?:not|['’]t| not)|am unable to|am not able to|won['’]t) "
-    r'(?:assist|help|fulfil|provide|comply|generate|create|continue|engage|do that)',
     re.IGNORECASE,
 )
 _EMAIL = re.compile(r'[\w.+-]+@(?:[\w-]+\.)+[A-Za-z]{2,}\b')
@@ -65,7 +60,7 @@ class Filters:
             return 'too_long'
         if not self.keep_jailbreaks and any(_JAILBREAK.search(text[:_LOOKED_AT]) for text in said[::2]):
             return 'jailbreak'
-        if not self.keep_refusals and all(_REFUSAL.match(text[:_LOOKED_AT]) for text in said[1::2]):
+        if not self.keep_refusals and all(map(is_refusal, said[1::2])):
             return 'refused_throughout'
         return ''
 

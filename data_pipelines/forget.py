@@ -99,9 +99,7 @@ def _without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, s
     def write(temporary: Path) -> dict[str, str]:
         changed = {}
         for path in holding:
-            write_records(
-                temporary / path.name, (record for record in _lines(path) if not forgotten.holds(record))
-            )
+            write_records(temporary / path.name, (record for record in _lines(path) if not forgotten.holds(record)))
             changed[file_digest(path)] = file_digest(temporary / path.name)
         return changed
 
@@ -172,9 +170,7 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
     return runs
 
 
-def _write_again(
-    folder: Path, write: Callable[[Path], dict[str, str]], state: dict, state_path: Path
-) -> None:
+def _write_again(folder: Path, write: Callable[[Path], dict[str, str]], state: dict, state_path: Path) -> None:
     with new_folder(folder, overwrite=True) as temporary:
         temporary.chmod(0o700)
         others = [path for path in folder.iterdir() if path.suffix not in ('.jsonl', '.array_record')]
