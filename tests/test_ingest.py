@@ -24,6 +24,7 @@ from data_pipelines import ingest, near_duplicates, scan
 from data_pipelines.filters import scrub
 from data_pipelines.sources.conversations import conversation
 from data_pipelines.sources.simulated import wildchat_record
+from data_pipelines.users import read_salt, user_key
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
 
@@ -394,6 +395,68 @@ def test_of_a_user_the_newest_are_kept(tmp_path):
     counts = ingest.STAGE.run(c)
     assert counts['dropped_over_max_per_user'] == 4 and nothing_is_lost(counts)
     assert {record['id'] for record in records(c)} == {'a3', 'a4', 'b3', 'b4'}
+
+
+@pytest.mark.parametrize(('seed', 'most', 'salted'), [(0, 0, False), (1, 40, False), (2, 0, True), (3, 25, True)])
+def test_who_opts_out_changes_nothing_for_the_others(tmp_path, seed, most, salted):
+    """Ids, openings and what was said are shared between users, so much hangs on those who opt out."""
+    rng = random.Random(seed)
+    topics = [f'Tell me all about the {word} of old' for word in ('bees', 'teas', 'seas', 'keys', 'fees', 'peas')]
+
+    def one(user: str) -> dict:
+        turns = [('user', f'{rng.choice(topics)} {"and new" * rng.randrange(2)}')] + [('assistant', 'So.')]
+        turns += [('user', f'More {rng.choice("ab")}!'), ('assistant', 'S.')] * rng.randrange(2)
+        name = f'id{rng.randrange(90)}'
+        return wildchat_record(dict(id=user), turns, rng.randrange(30), 'model') | dict(conversation_hash=name)
+
+    raw = [one(f'u{rng.randrange(40)}') for _ in range(120)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+
+    def run(name: str, **settings):
+        c = config(tmp_path, conversations=str(tmp_path / name / 'out'))
+        c.ingest.update(dict(max_conversations=most, max_per_user=2, heldout=0.3) | settings)
+        c.ingest.salt = str(tmp_path / 'salt') if salted else ''
+        counts = ingest.STAGE.run(c)
+        assert nothing_is_lost(counts)
+        return counts, output(c).splitlines(), c
+
+    before, lines, _ = run('all')
+    users = sorted({json.loads(line)['user_id'] for line in lines})
+    gone = set(rng.sample(users, len(users) // 3))
+    (tmp_path / 'opt_out.txt').write_text('\n'.join(['', *gone, 'nobody  ']))
+    counts, rest, c = run('rest', opt_out=str(tmp_path / 'opt_out.txt'))
+    assert rest == [line for line in lines if json.loads(line)['user_id'] not in gone]
+    assert counts['dropped_opted_out'] == len(lines) - len(rest) > 5
+    dropped = {name: n for name, n in counts.items() if name.startswith('dropped_') and name != 'dropped_opted_out'}
+    assert dropped == {name: n for name, n in before.items() if name.startswith('dropped_')}
+    key = {user_key(record['hashed_ip'], record['header'], read_salt(c.ingest.salt)): record for record in raw}
+    hashes = {key[user]['hashed_ip'] for user in gone}
+    write_lines(tmp_path / 'raw.jsonl', [record for record in raw if record['hashed_ip'] not in hashes])
+    assert run('as if they had never been')[1] != rest  # so that the test can fail
+
+
+def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
+    theirs = dict(header=None, hashed_ip='their-ip', language='Theirish')
+    raw = [talk(f'mine{n}', 'How do bees fly?', 'With wings.') for n in range(3)]
+    raw += [talk(f'theirs{n}', f'Their question {n}?', 'Their answer.') | theirs for n in range(3)]
+    raw[-1]['conversation'].insert(0, dict(role='system', content='Their system.'))
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    (tmp_path / 'opt_out.txt').write_text('\ufefftheir-ip\r\n')
+    c = config(tmp_path)
+    c.ingest.opt_out = str(tmp_path / 'opt_out.txt')
+    (part,) = ingest._scan(c, tmp_path / 'work')
+    found = pyarrow.parquet.read_table(part).to_pylist()
+    assert [row['opted_out'] for row in found] == [False] * 3 + [True] * 3
+    told = str(found[3:]) + (part.parent / 'job.json').read_text()
+    assert 'theirs' not in told and 'Their' not in told and 'their-ip' not in told
+    counts = ingest.STAGE.run(c)
+    assert counts['dropped_opted_out'] == 3 and b'heir' not in output(c)
+    c.ingest.opt_out = ''
+    with pytest.raises(UserError, match='other input or settings'):
+        ingest.STAGE.run(c)
+    c.ingest.opt_out = str(tmp_path / 'none.txt')
+    with pytest.raises(UserError, match=r'config\.ingest\.opt_out: .*none\.txt cannot be read'):
+        ingest.STAGE.run(c)
 
 
 def test_people_s_details_are_taken_out_and_other_numbers_are_not():
