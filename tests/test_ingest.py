@@ -20,7 +20,7 @@ import pytest
 import tiny
 from talks import SHARED_DATA, WILDCHAT, config, output, records, talk, write_lines
 
-from data_pipelines import ingest, near_duplicates, scan
+from data_pipelines import filters, ingest, near_duplicates, scan
 from data_pipelines.filters import scrub
 from data_pipelines.sources.conversations import conversation
 from data_pipelines.sources.simulated import wildchat_record
@@ -475,6 +475,20 @@ def test_people_s_details_are_taken_out_and_other_numbers_are_not():
     for text, clean in told.items():
         assert scrub(text, found) == (clean or text)
     assert found == dict(scrubbed_email=1, scrubbed_card=1, scrubbed_account=1, scrubbed_ip=2, scrubbed_phone=2)
+
+
+def test_what_numbers_need_to_hold_hides_none():
+    rng, found = random.Random(0), Counter()
+    told = ('4111 1111 1111 1111', 'DE89370400440532013000', '8.8.8.8', '2001:4860:4860:0:0:0:0:8888', ' ', 'A', '-1')
+    for _ in range(20_000):
+        text = ''.join(rng.choices(told, k=rng.randint(1, 3)))
+        at = rng.randrange(len(text))
+        text = text[:at] + rng.choice(('', *'0aA:.- ')) + text[at + rng.randrange(2) :]
+        for kind, needed, pattern, _ in filters._NUMBERS:
+            if pattern.search(text):
+                found[kind] += 1
+                assert needed.search(text)
+    assert min(found[kind] for kind in ('account', 'card', 'ip')) > 1000
 
 
 def test_filters_drop_by_the_first_reason_that_holds(tmp_path):
