@@ -165,6 +165,9 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
         except BadRecord as bad:
             counts[f'dropped_{bad.reason}'] += 1
             continue
+        except RecursionError:  # just not too deep to be read
+            counts['dropped_nested_too_deeply'] += 1
+            continue
         if rules.filters.scrub:
             for message in talk['messages']:
                 message['content'] = scrub(message['content'], counts)

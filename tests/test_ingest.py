@@ -1,6 +1,5 @@
 """Raw conversations → records: files as published, against brute force, mutated, cut into chunks and killed."""
 
-import copy
 import functools
 import gzip
 import json
@@ -18,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
+from benchmarks.mutations import mutated
 from talks import SHARED_DATA, WILDCHAT, config, output, records, talk, write_lines
 
 from data_pipelines import filters, ingest, near_duplicates, scan
@@ -293,54 +293,25 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
     assert files[0] == files[1]
 
 
-def mutated(record: dict, rng: random.Random) -> bytes:
-    """A line with something wrong: its bytes, a type, a text, a role, or a field that is gone or is another."""
-    odd = [
-        None,
-        True,
-        -1,
-        1e308,
-        10**30,
-        '',
-        ' ',
-        '\ud800',
-        '<|im_end|>',
-        [],
-        {},
-        [[]],
-        'x' * 10_000,
-        '\x00',
-        '2024-13-45',
-    ]
-    record = copy.deepcopy(record)
-    for _ in range(rng.randint(1, 3)):
-        place = rng.choice([record, *[turn for turn in record['conversation'] if isinstance(turn, dict)]])
-        key = rng.choice([*place, 'messages', 'user', 'created'])
-        match rng.randrange(3):
-            case 0:
-                place.pop(key, None)
-            case 1:
-                place[key] = rng.choice(odd)
-            case _:
-                place[key], place[rng.choice(list(place))] = rng.choice(odd), place.get(key)
-        if not isinstance(record.get('conversation'), list):
-            record['conversation'] = record.get('conversation') and [record['conversation']] or []
-    line = json.dumps(record).encode()
-    if rng.random() < 0.2:
-        at = rng.randrange(len(line))
-        line = line[:at] + rng.randbytes(rng.randrange(4)).replace(b'\n', b'') + line[at + rng.randrange(3) :]
-    return line.replace(b'\n', b'') or b'?'
-
-
 def test_mutated_records_are_counted_and_crash_nothing(tmp_path):
     rng = random.Random(0)
     good = [talk(f'c{n}', f'Thing {n}?', 'So.', 'Shorter!', 'S.', user=f'u{n % 9}') for n in range(50)]
     lines = [mutated(rng.choice(good), rng) for _ in range(5000)]
+    deep = json.dumps(talk('deep', 'So deep?', 'So.', header='HERE')).encode()
+    lines += [deep.replace(b'"HERE"', b'[' * depth + b']' * depth) for depth in range(500, 1000)]
     (tmp_path / 'raw.jsonl').write_bytes(b'\n'.join(lines))
-    c = config(tmp_path)
+    c = config(tmp_path, conversations=str(tmp_path / 'runs' / 'out'))
+    c.ingest.salt, c.ingest.max_characters = str(tmp_path / 'salt'), 0
     counts = ingest.STAGE.run(c)
     assert counts['records_read'] == len(lines) and nothing_is_lost(counts)
-    reasons = {'not_json', 'no_messages', 'message_without_text', 'roles_do_not_alternate', 'empty_message'}
+    reasons = {
+        'not_json',
+        'nested_too_deeply',
+        'no_messages',
+        'message_without_text',
+        'roles_do_not_alternate',
+        'empty_message',
+    }
     assert {f'dropped_{reason}' for reason in reasons} <= counts.keys()
     for record in records(c):
         assert [m['role'] for m in record['messages']] == [
