@@ -244,6 +244,20 @@ def test_what_is_kept_is_what_brute_force_keeps(tmp_path, seed):
     assert all(len({split[name] for name in names}) == 1 for names in users)
 
 
+@pytest.mark.parametrize('edges', [0, 40, 90, 300])
+def test_components_of_edges_that_come_in_batches_are_those_of_all(edges):
+    rng, count = np.random.default_rng(edges), 100
+    ends = rng.integers(count, size=(2, edges))
+    batches = [pyarrow.record_batch(list(ends[:, at : at + 7]), ['number', 'first']) for at in range(0, edges, 7)]
+    found = ingest._components(count, batches).to_pydict()
+    component = {node: {node} for node in range(count)}
+    for one, other in ends.T.tolist():
+        whole = component[one] | component[other]
+        component |= dict.fromkeys(whole, whole)
+    label = dict(zip(found['number'], found['component'], strict=True))
+    assert all({node for node in label if label[node] == label[one]} == component[one] for one in range(count))
+
+
 def test_chunks_and_workers_change_no_byte(tmp_path, monkeypatch):
     raw = [talk(f'c{n}', f'What is {"äß水"[n % 3] * n}?', 'So.', user=f'u{n % 5}') for n in range(60)]
     write_lines(tmp_path / 'raw.jsonl', raw)
