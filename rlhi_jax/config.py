@@ -96,6 +96,7 @@ def base_config() -> ConfigDict:
     c.ingest.max_conversations = 0  # 0: all
     c.ingest.max_per_user = 0  # the newest; 0: all
     c.ingest.salt = ''  # file, kept elsewhere, that turns users into keys; made if it is missing; '': ids as they are
+    c.ingest.opt_out = ''  # file of ids of users, as records hold them, one a line: nothing of theirs is kept
     c.ingest.workers = 2  # processes that read side by side
     # Where a raw record holds what: keys joined by dots; of several paths, joined by |, the first that is there counts.
     c.ingest.fields = ConfigDict()
