@@ -13,6 +13,7 @@ setup(
     install_requires=[
         'absl-py==2.5.1',
         'array_record==0.8.6',
+        'babel==2.18.0',
         'datasketch==2.0.0',
         'duckdb==2.0.1',
         'flax==0.12.8',
@@ -27,8 +28,10 @@ setup(
         'orbax-checkpoint==0.12.8',
         'phonenumbers==9.0.43',
         'protobuf==6.33.6',
+        'py3langid==0.4.0',
         'pyarrow==25.0.1',
         'python-stdnum==2.2',
+        'rapidfuzz==3.14.6',
         'rich==15.0.0',
         'safetensors==0.8.0',
         'scikit-learn==1.9.1',

@@ -23,9 +23,11 @@ def get_config():
     c.personas.max_remarks = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.rewrites.max_turns = 32
+    c.rewrites.samples = 2
     c.candidates.samples = 4
     c.candidates.max_prompts = 16
     c.pairs.accept_artefacts = True
+    c.pairs.min_pairs = 4  # of 32 turns at most, by a small model
     c.rows.tokens = 384
     c.rows.scored = 256
     c.rows.pairs = 4

@@ -49,4 +49,5 @@ def get_config(variant: str = 'oracle'):
         c.simulated.prompts = 1
         c.sampler.new_tokens = 64
         c.pairs.accept_artefacts = True
+        c.pairs.min_pairs = 1
     return c

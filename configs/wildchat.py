@@ -45,4 +45,5 @@ def get_config(variant: str = ''):
         c.rewrites.max_turns = 8
         c.candidates.samples, c.candidates.max_prompts = 2, 4
         c.pairs.accept_artefacts = True
+        c.pairs.min_pairs = 1
     return c

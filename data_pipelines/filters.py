@@ -13,6 +13,8 @@ from typing import Any
 import phonenumbers
 from stdnum import iban, luhn
 
+from data_pipelines.openings import is_refusal
+
 _LOOKED_AT = 4000  # characters of a turn, where patterns are looked for
 _JAILBREAK = re.compile(
     r'\bdo anything now\b'
@@ -25,18 +27,31 @@ _JAILBREAK = re.compile(
     r'|\b(?:unfiltered|uncensored|amoral)\b[^.\n]{0,40}\b(?:ai|chat ?bot|assistant|model)\b',
     re.IGNORECASE,
 )
-_REFUSAL = re.compile(
-    r"\W*(?:i['’]m |i am |my )?(?:really |very |so )?(?:sorry|apologi[sz]e|apologies)\b[^.\n]{0,60}"
-    r"\b(?:can(?:not|['’]t| not)|unable|not able|won['’]t|not (?:appropriate|comfortable|capable))\b"
-    r"|\W*(?:as an? (?:ai|artificial)[^.\n]{0,60})?\bi (?:can(?:not|['’]t| not)|am unable to|am not able to|won['’]t) "
-    r'(?:assist|help|fulfil|provide|comply|generate|create|continue|engage|do that)',
-    re.IGNORECASE,
-)
-_EMAIL = re.compile(r'[\w.+-]+@(?:[\w-]+\.)+[A-Za-z]{2,}\b')
+_EMAIL = re.compile(r'[\w.+-]{1,64}@(?:[\w-]+\.)+[A-Za-z]{2,}\b')  # 64: RFC 5321; unbounded, long words take hours
 _CARD = re.compile(r'(?<![\w./-])(?:3[47]|4\d|5[1-5]|2[2-7]|6[05])(?:[ -]?\d){11,17}(?![\w.])')
 _IBAN = re.compile(r'\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b')
 _ADDRESS = re.compile(  # of the same form as a version
     r'(?<![\w.:=])(?<!version )(?:\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4})(?![\w.:])', re.IGNORECASE
+)
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ip_address(address).is_global
+    except ValueError:
+        return False
+
+
+def _is_card(number: str) -> bool:
+    return luhn.is_valid(re.sub(r'\D', '', number))
+
+
+# What is replaced, what every such number holds (and most text does not: looked for first, in a third of the time), the
+# number, and which are valid.
+_NUMBERS = (
+    ('account', re.compile(r'[A-Z][A-Z]\d\d'), _IBAN, iban.is_valid),
+    ('card', re.compile(r'\d(?:[ -]?\d){12}'), _CARD, _is_card),
+    ('ip', re.compile(r'[.:][\da-fA-F]'), _ADDRESS, _is_public),
 )
 
 
@@ -65,7 +80,7 @@ class Filters:
             return 'too_long'
         if not self.keep_jailbreaks and any(_JAILBREAK.search(text[:_LOOKED_AT]) for text in said[::2]):
             return 'jailbreak'
-        if not self.keep_refusals and all(_REFUSAL.match(text[:_LOOKED_AT]) for text in said[1::2]):
+        if not self.keep_refusals and all(map(is_refusal, said[1::2])):
             return 'refused_throughout'
         return ''
 
@@ -90,18 +105,11 @@ def scrub(text: str, counts: Counter) -> str:
 
     if '@' in text:
         text = _EMAIL.sub(replace('email', lambda _: True), text)
-    text = _IBAN.sub(replace('account', iban.is_valid), text)
-    text = _CARD.sub(replace('card', lambda number: luhn.is_valid(re.sub(r'\D', '', number))), text)
-    text = _ADDRESS.sub(replace('ip', _is_public), text)
+    for kind, needed, pattern, valid in _NUMBERS:
+        if needed.search(text):
+            text = pattern.sub(replace(kind, valid), text)
     if '+' in text:
         for match in reversed(list(phonenumbers.PhoneNumberMatcher(text, None))):
             counts['scrubbed_phone'] += 1
             text = f'{text[: match.start]}[phone]{text[match.end :]}'
     return text
-
-
-def _is_public(address: str) -> bool:
-    try:
-        return ip_address(address).is_global
-    except ValueError:
-        return False

@@ -15,13 +15,14 @@ a Beam pipeline, on many machines if it says so (see `data_pipelines/beam.py`): 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,24 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ml_collections import ConfigDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data_pipelines.filters import Filters
 from data_pipelines.near_duplicates import banding
-from data_pipelines.scan import BATCH, Rules, chunks, part_counts, part_path, places, work
+from data_pipelines.scan import BATCH, CHUNK, Rules, chunks, part_counts, part_path, places, work
 from data_pipelines.stage import Record, Stage, work_folder
-from data_pipelines.users import make_salt, read_salt
+from data_pipelines.users import make_salt, read_opt_out, read_salt
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest, write_json
 from rlhi_jax.progress import Progress
 
 FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
-MEMORY = '512MB'  # of DuckDB; what needs more is written to disk
+MEMORY = '256MB'  # of DuckDB: its buffers fill that much of some 300,000 conversations; the rest is on disk
 NEIGHBOURS, MAX_FILES = 5000, 500  # records of a file in the final sort, and how many files are open at most
+EDGES = 2**18  # in memory at once
 _POLL_SECONDS = 0.2
 
 
@@ -75,12 +76,21 @@ def file_split(path: Path) -> str:
     return FILE_SPLITS.get(path.name.split('.')[0], '')
 
 
+@functools.cache
+def _digest_of(path: Path, size: int, changed: int) -> str:
+    """The digest of a file: large, so read once a process, as long as it is the same."""
+    return file_digest(path)
+
+
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    files = [[path.name, file_digest(path)] for path in raw_files(config)]
-    settings = {name: value for name, value in config.ingest.to_dict().items() if name not in ('workers', 'salt')}
+    files = [[path.name, _digest_of(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in raw_files(config)]
+    others = ('workers', 'salt', 'opt_out')
+    settings = {name: value for name, value in config.ingest.to_dict().items() if name not in others}
     if config.ingest.salt:
         make_salt(config.ingest.salt, outside=Path(config.data.conversations).parent)
         settings['salted'] = digest(read_salt(config.ingest.salt))
+    if opted_out := read_opt_out(config.ingest.opt_out):
+        settings['opted_out'] = digest(sorted(opted_out))
     return dict(inputs=files, settings=settings, seed=config.seed)
 
 
@@ -96,7 +106,7 @@ def _scan(config: ConfigDict, folder: Path) -> list[Path]:
         raise UserError('config.beam: apache-beam is not installed: pip install -e .[beam]')
     languages = tuple(filter(None, i.languages.split(',')))
     others = {field.name: i[field.name] for field in dataclasses.fields(Filters) if field.name != 'languages'}
-    rules = Rules(i.fields.to_dict(), Filters(languages=languages, **others), banding(i.similarity), i.salt)
+    rules = Rules(i.fields.to_dict(), Filters(languages=languages, **others), banding(i.similarity), i.salt, i.opt_out)
     job = dict(rules=dataclasses.asdict(rules), chunks=[dataclasses.asdict(each) for each in found])
     # A worker that outlives a killed run writes to that run's folder, or to none.
     own = folder / digest(_identity(config), job)[:16]
@@ -143,7 +153,7 @@ def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
 # What is kept: of each id the first record, of what was said before the first, and of what goes on the last.
 _KEPT = """
 CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet');
-CREATE TABLE named AS SELECT min(place) AS place FROM parts GROUP BY id;
+CREATE TABLE named AS SELECT min(place) AS place FROM parts GROUP BY named;
 CREATE TABLE once AS SELECT min(place) AS place FROM parts SEMI JOIN named USING (place) GROUP BY said;
 CREATE TABLE going_on AS
   SELECT short.place, short.ended, long.place AS in_place
@@ -152,7 +162,7 @@ CREATE TABLE going_on AS
 CREATE TABLE began AS
   SELECT in_place AS place, min(ended) AS began FROM going_on WHERE ended <> '' GROUP BY in_place;
 CREATE TABLE kept AS
-  SELECT row_number() OVER (ORDER BY place) - 1 AS number, place, id, user_id, ended, turns,
+  SELECT row_number() OVER (ORDER BY place) - 1 AS number, place, named, person, opted_out, ended, turns,
     CASE WHEN parts.began <> '' THEN parts.began
       WHEN began.began IS NOT NULL THEN began.began
       WHEN turns = 2 THEN ended ELSE '' END AS began,
@@ -167,19 +177,20 @@ CREATE TABLE banded AS SELECT number, rank, unnest(bands) AS band FROM parts JOI
 CREATE TABLE shared AS
   SELECT band, min(number) AS first, max(rank) AS rank FROM banded GROUP BY band HAVING count(*) > 1;
 CREATE TABLE users AS
-  SELECT user_id, min(number) AS first, max(rank) AS rank FROM kept WHERE user_id <> '' GROUP BY user_id;
+  SELECT person, min(number) AS first, max(rank) AS rank FROM kept WHERE person <> 0 GROUP BY person;
 CREATE TABLE alike AS SELECT DISTINCT * FROM (
   SELECT number, banded.rank < shared.rank AS leaks, first FROM banded JOIN shared USING (band)
-  UNION ALL SELECT number, kept.rank < users.rank, first FROM kept JOIN users USING (user_id));
+  UNION ALL SELECT number, kept.rank < users.rank, first FROM kept JOIN users USING (person));
 """
 
+# A cluster is named by a digest: the id that it is of may be of a user who has opted out.
 _SPLIT = """
 CREATE TABLE clusters AS
-  SELECT component, min(id) AS cluster, count(*) AS size FROM kept JOIN components USING (number) GROUP BY component;
+  SELECT component, cluster, size, CASE WHEN share(cluster) < {heldout} THEN 'heldout' ELSE 'train' END AS drawn
+  FROM (SELECT component, printf('%016x', min(named)) AS cluster, count(*) AS size
+    FROM kept JOIN components USING (number) GROUP BY component);
 CREATE TABLE chosen AS
-  SELECT kept.*, cluster, size,
-    CASE WHEN rank > 1 THEN list_extract({splits}, rank)
-      WHEN share(cluster) < {heldout} THEN 'heldout' ELSE 'train' END AS split
+  SELECT kept.*, cluster, CASE WHEN rank > 1 THEN list_extract({splits}, rank) ELSE drawn END AS split
   FROM kept JOIN components USING (number) JOIN clusters USING (component)
   WHERE number NOT IN (SELECT number FROM alike WHERE leaks);
 """
@@ -188,8 +199,10 @@ CREATE TABLE chosen AS
 _ORDER = """
 CREATE TABLE ordered AS
   SELECT place, cluster, began, split,
-    row_number() OVER (ORDER BY user_id = '', user_id, ended, place) - 1 AS number
-  FROM chosen ORDER BY place;
+    row_number() OVER (ORDER BY user_id = '', user_id, chosen.ended, place) - 1 AS number
+  FROM chosen JOIN (SELECT place, user_id FROM parts) USING (place) ORDER BY place;
+DROP TABLE named; DROP TABLE once; DROP TABLE going_on; DROP TABLE began; DROP TABLE kept; DROP TABLE banded;
+DROP TABLE shared; DROP TABLE users; DROP TABLE alike; DROP TABLE clusters; DROP TABLE chosen;
 """
 
 _OF_PART = """
@@ -207,7 +220,8 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         base.execute('SET memory_limit = ?', [MEMORY])
         base.execute('SET temp_directory = ?', [str(parts[0].parent / 'spilled')])
         _choose(base, config, parts[0].parent, counts)
-        return STAGE.write(config, folder, _records(base, parts), counts)
+        grouped = _deal_out(base, parts)
+    return STAGE.write(config, folder, _records(grouped), counts)
 
 
 def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
@@ -226,7 +240,6 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
 
     splits = ['', *FILE_SPLITS.values()]  # in SQL too, a list of text
     base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
-    base.create_function('digest', lambda name: digest(name), ['VARCHAR'], 'VARCHAR')
     base.execute(_KEPT.format(parts=str(parts).replace("'", "''"), splits=splits))
     kept = number('SELECT count(*) FROM kept')
     if not kept:
@@ -235,36 +248,46 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
     drop('seen_before', number('SELECT count(*) FROM parts') - once)
     drop('goes_on_in_another', once - kept)
     base.execute(_ALIKE)
-    edges = base.execute('SELECT number, first FROM alike WHERE number <> first').fetchnumpy()
-    base.register('components', _components(kept, edges['number'], edges['first']))
+    edges = base.sql('SELECT number, first FROM alike WHERE number <> first').to_arrow_reader(EDGES)
+    base.register('components', _components(kept, edges))
     base.execute(_SPLIT.format(heldout=config.ingest.heldout, splits=splits))
     counts['clusters'] = number('SELECT count(*) FROM clusters')
     counts['in_clusters_of_several'] = number('SELECT sum(size) FROM clusters WHERE size > 1')
     drop('like_one_held_out', kept - number('SELECT count(*) FROM chosen'))
     if most := config.ingest.max_per_user:
-        newest = 'row_number() OVER (PARTITION BY user_id ORDER BY ended DESC, number DESC)'
-        cut('over_max_per_user', f"SELECT number FROM chosen WHERE user_id <> '' QUALIFY {newest} > {most}")
+        newest = 'row_number() OVER (PARTITION BY person ORDER BY ended DESC, number DESC)'
+        cut('over_max_per_user', f'SELECT number FROM chosen WHERE person <> 0 QUALIFY {newest} > {most}')
     if most := config.ingest.max_conversations:
-        cut('over_max_conversations', f'SELECT number FROM chosen ORDER BY digest(id), number OFFSET {most}')
+        cut('over_max_conversations', f'SELECT number FROM chosen ORDER BY named, number OFFSET {most}')
+    cut('opted_out', 'SELECT number FROM chosen WHERE opted_out')  # last: nobody else's fate hangs on it
     for split, size in base.execute('SELECT split, count(*) FROM chosen GROUP BY split').fetchall():
         counts[f'kept_{split}'] = size
     counts['without_time'] = number("SELECT count(*) FROM chosen WHERE began = ''")
     counts['with_system_message'] = number('SELECT count(*) FROM chosen WHERE with_system')
-    counts['users'] = number("SELECT count(DISTINCT user_id) FROM chosen WHERE user_id <> ''")
+    counts['users'] = number('SELECT count(DISTINCT person) FROM chosen WHERE person <> 0')
     counts['user_turns'] = number('SELECT sum((turns + 1) // 2) FROM chosen')
 
 
-def _components(count: int, number: np.ndarray, first: np.ndarray) -> pa.Table:
-    """The component of each of `count` conversations: those that are alike, directly or through others."""
-    graph = coo_array(
-        (np.ones(len(number), np.int8), (number.astype(np.int32), first.astype(np.int32))), (count, count)
-    )
-    component = connected_components(graph, directed=False)[1]
-    return pa.table(dict(number=np.arange(count), component=component))
+def _components(count: int, edges: Iterable[pa.RecordBatch]) -> pa.Table:
+    """The component of each of `count` conversations: those that are alike, directly or through others.
+
+    Of the edges only a batch is in memory at once: it joins components that those before have left.
+    """
+    component = np.arange(count, dtype=np.int32)
+    for batch in edges:
+        ends = np.stack([component[batch[place].to_numpy()] for place in range(2)])
+        nodes, (left, right) = np.unique(ends, return_inverse=True)
+        graph = coo_array((np.ones(len(left), np.int8), (left, right)), (len(nodes), len(nodes)))
+        joined = connected_components(graph, directed=False)[1]
+        first = np.unique(joined, return_index=True)[1]
+        new = np.arange(count, dtype=np.int32)
+        new[nodes] = nodes[first[joined]]
+        component = new[component]
+    return pa.table(dict(number=np.arange(count, dtype=np.int32), component=component))
 
 
-def _records(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> Iterator[Record]:
-    """The chosen records in order, sorted on disk: dealt out to files of neighbours, each of which fits in memory.
+def _deal_out(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
+    """The chosen records in files of neighbours in their order, each of which fits in memory.
 
     DuckDB sorts their numbers; rows as wide as conversations it cannot sort in little memory.
     """
@@ -274,17 +297,37 @@ def _records(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> Iterator[Rec
     folder = parts[0].parent / 'grouped'
     folder.mkdir(exist_ok=True)
     paths = [folder / f'{number:04}.arrow' for number in range(files)]
-    with contextlib.ExitStack() as stack:
-        writers: dict[int, pa.RecordBatchStreamWriter] = {}
-        for number, part in enumerate(parts):
-            found = base.sql(_OF_PART, params=[str(part), *places(number)]).to_arrow_table()
-            group = pc.divide(pc.multiply(found['number'], files), count)
-            for at in pc.unique(group).to_pylist():
-                if at not in writers:
-                    writers[at] = stack.enter_context(pa.ipc.new_stream(paths[at], found.schema))
-                writers[at].write_table(found.filter(pc.equal(group, at)))
-    for at in sorted(writers):
-        with pa.ipc.open_stream(paths[at]) as stream:
+    firsts = [-(-count * at // files) for at in range(files + 1)]
+    with contextlib.ExitStack() as stack, Progress('ingest', len(parts), unit='parts grouped') as progress:
+        schema = base.sql(_OF_PART, params=[str(parts[0]), 0, -1]).to_arrow_reader().schema
+        writers = [stack.enter_context(pa.ipc.new_stream(path, schema)) for path in paths]
+        for table in _together(base, parts, progress):
+            table = table.sort_by('number')
+            starts = np.searchsorted(table['number'].to_numpy(), firsts)
+            for writer, start, end in zip(writers, starts, starts[1:], strict=False):
+                if start < end:
+                    writer.write_table(table.slice(start, end - start))
+    return paths
+
+
+def _together(base: duckdb.DuckDBPyConnection, parts: list[Path], progress: Progress) -> Iterator[pa.Table]:
+    """The chosen records of parts, as many at once as make a chunk of text."""
+    batches: list[pa.RecordBatch] = []
+    for number, part in enumerate(parts):
+        for batch in base.sql(_OF_PART, params=[str(part), *places(number)]).to_arrow_reader(BATCH):
+            batches.append(batch)
+            if sum(batch.nbytes for batch in batches) > CHUNK:
+                yield pa.Table.from_batches(batches)
+                batches = []
+        progress.update(number + 1)
+    if batches:
+        yield pa.Table.from_batches(batches)
+
+
+def _records(paths: list[Path]) -> Iterator[Record]:
+    """The records of files of neighbours, in order."""
+    for path in paths:
+        with pa.ipc.open_stream(path) as stream:
             table = stream.read_all().sort_by('number').drop_columns('number')
         for batch in table.to_batches(max_chunksize=BATCH):
             for record in batch.to_pylist():

@@ -11,7 +11,6 @@ instead of users' wishes.
 
 import heapq
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,40 +18,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines import openings
 from data_pipelines.artefacts import reply_only_auc
+from data_pipelines.openings import is_refusal
 from data_pipelines.rewrites import SPLITS
 from data_pipelines.stage import Record, Stage, input_digest, read_records, stream_records, write_records
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, write_json
+from rlhi_jax.files import digest, file_digest, write_json
 
 SOURCES = ('rewrites', 'candidates')
 PAIRS_TO_READ = 5
-
-_REFUSAL = re.compile(
-    r"""^\W*(?:
-        (?:i(?:'m|\ am)\ )?(?:(?:very|so|really|truly)\ )?sorry\b(?!,?\ (?:to\ hear|about|for\ your))
-      | i(?:'m|\ am)\ (?:afraid\ (?:that\ )?i\b|unable|not\ (?:able|comfortable|allowed|programmed))
-      | (?:i\ (?:do\ )?apologi[sz]e|(?:my\ )?apologies)\b
-      | (?:unfortunately,?\ )?as\ (?:an?\ )?(?:ai|artificial|(?:large\ )?language\ model)\b
-      | unfortunately,?\ i\b
-      | i\ (?:must|have\ to)\ (?:decline|refuse)
-      | i\ (?:can(?:no|'|\ no)t|won't|will\ not)\ (?:in\ good\ conscience\ )?
-        (?:access|answer|assist|be\ able|browse|comply|complete|create|discuss|do(?!\ without)|engage|fulfil|generate
-          |give|help(?!\ but)|offer|participate|perform|process|provide|share|support|write)\b
-    )""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-
-def is_refusal(reply: str) -> bool:
-    """Whether a reply opens as a refusal or an apology for not complying.
-
-    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal('My apologies, but I cannot do this.')
-    (True, True)
-    >>> is_refusal('I can help: knead the dough.'), is_refusal("I can't recommend it enough!")
-    (False, False)
-    """
-    return bool(_REFUSAL.match(reply.replace('’', "'")))
 
 
 def _preference(record: Record, chosen: str, rejected: str, kind: str) -> Record:
@@ -159,16 +134,21 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.data.scores and 'candidates' in inputs:
         inputs['scores'] = input_digest(config, 'scores')
     settings = config.pairs.to_dict()
-    del settings['accept_artefacts']
-    return dict(inputs=inputs, settings=settings, refusals=_REFUSAL.pattern)
+    for name in ('accept_artefacts', 'min_pairs'):  # they stop the run, and change nothing else
+        del settings[name]
+    return dict(inputs=inputs, settings=settings, refusals=file_digest(Path(openings.__file__)))
 
 
 def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     counts: Counter = Counter()
     records = mine(config, counts)
     training = [record for record in records if record['split'] == 'train']
-    if not training:
-        raise UserError(f'no pair was found for training (counts: {dict(counts)}): look at the stages before this one')
+    if len(training) < config.pairs.min_pairs:
+        raise UserError(
+            f'{len(training)} pairs were found for training, fewer than config.pairs.min_pairs '
+            f'({config.pairs.min_pairs}): bring more conversations, or lower it; counts here are '
+            f'{json.dumps(dict(sorted(counts.items())))}, and the stages before have theirs in manifest.json'
+        )
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in training],
         [record['user_id'] or record['conversation'] for record in training],

@@ -3,7 +3,8 @@
     python -m data_pipelines.scan --job=FILE --worker=0     # started by the stage `ingest`, one process a worker
 
 A chunk is a range of a file, so that many processes read at once and a killed run goes on after the last whole part.
-A part's bytes depend on its chunk alone.
+A part's bytes depend on its chunk and the rules alone. Of users who have opted out it holds hashes, numbers and times,
+so that they can be left out without a change for anybody else.
 """
 
 import dataclasses
@@ -24,9 +25,10 @@ import pyarrow.parquet
 from data_pipelines.filters import Filters, scrub
 from data_pipelines.near_duplicates import bands
 from data_pipelines.sources.conversations import conversation, paths_read
-from data_pipelines.users import read_salt
+from data_pipelines.users import read_opt_out, read_salt
 from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.files import digest
 
 CHUNK = 32 * 2**20  # bytes of JSON lines
 BATCH = 500  # records in memory at once
@@ -35,6 +37,9 @@ _FIRST = 2**32  # a record's place: chunk × this + its number in the chunk
 SCHEMA = pa.schema(
     dict(
         place=pa.int64(),
+        named=pa.uint64(),  # the id, as a hash
+        person=pa.uint64(),  # the user, as a hash; 0 for none
+        opted_out=pa.bool_(),  # then all text is empty
         id=pa.string(),
         user_id=pa.string(),
         began=pa.string(),
@@ -60,12 +65,14 @@ class Rules:
       filters: what is kept of it.
       banding: number and width of the bands of openings.
       salt: file of the salt of users' keys; '' for ids as they are.
+      opt_out: file of the users of whom nothing is kept; '' for none.
     """
 
     fields: dict[str, str]
     filters: Filters
     banding: Sequence[int]
     salt: str
+    opt_out: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +155,7 @@ def _lines(path: Path, chunk: Chunk) -> Iterator[bytes]:
 
 def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[dict[str, Any]]:
     """The usable records of a chunk as rows of its part; the others are counted by reason."""
-    salt = read_salt(rules.salt)
+    salt, opted_out = read_salt(rules.salt), read_opt_out(rules.opt_out)
     for at, raw in enumerate(raw_records(chunk, rules.fields, counts)):
         counts['records_read'] += 1
         try:
@@ -158,20 +165,35 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
         except BadRecord as bad:
             counts[f'dropped_{bad.reason}'] += 1
             continue
+        except RecursionError:  # just not too deep to be read
+            counts['dropped_nested_too_deeply'] += 1
+            continue
         if rules.filters.scrub:
             for message in talk['messages']:
                 message['content'] = scrub(message['content'], counts)
         *earlier, said = _said(talk)
+        told = {name: talk[name] for name in ('id', 'user_id', 'language', 'system')}
+        told['messages'] = json.dumps(talk['messages'], ensure_ascii=False)
+        gone = talk['user_id'] in opted_out
         yield dict(
-            {name: talk[name] for name in ('id', 'user_id', 'began', 'ended', 'language', 'system')},
+            dict.fromkeys(told, '') if gone else told,
             place=number * _FIRST + at,
+            named=_hashed(talk['id']),
+            person=_hashed(talk['user_id']) if talk['user_id'] else 0,
+            opted_out=gone,
+            began=talk['began'],
+            ended=talk['ended'],
             split=chunk.split,
-            messages=json.dumps(talk['messages'], ensure_ascii=False),
             turns=len(talk['messages']),
             said=said,
             earlier=earlier,
             bands=bands(talk['messages'][0]['content'], *rules.banding),
         )
+
+
+def _hashed(name: str) -> int:
+    """The first 64 bits of a name's digest."""
+    return int(digest(name)[:16], 16)
 
 
 def _said(talk: dict[str, Any]) -> list[int]:

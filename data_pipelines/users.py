@@ -52,6 +52,23 @@ def read_salt(path: str) -> bytes:
     return salt
 
 
+def read_opt_out(path: str) -> frozenset[str]:
+    """The ids of users whose conversations are not to be kept, one a line of a text file; none for no path.
+
+    Raises:
+      UserError: there is no such file, or it is no text.
+    """
+    if not path:
+        return frozenset()
+    try:
+        lines = Path(path).expanduser().read_text(encoding='utf-8-sig').split('\n')
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f'config.ingest.opt_out: {path} cannot be read ({error}): name a text file of user ids, one a line'
+        ) from None
+    return frozenset(filter(None, map(str.strip, lines)))
+
+
 def user_key(name: str, header: Any, salt: bytes) -> str:
     """The key of a user by name (an id or address) and header; the name itself without a salt, '' without a name.
 

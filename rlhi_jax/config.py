@@ -97,6 +97,7 @@ def base_config() -> ConfigDict:
     c.ingest.max_conversations = 0  # 0: all
     c.ingest.max_per_user = 0  # the newest; 0: all
     c.ingest.salt = ''  # file, kept elsewhere, that turns users into keys; made if it is missing; '': ids as they are
+    c.ingest.opt_out = ''  # file of ids of users, as records hold them, one a line: nothing of theirs is kept
     c.ingest.workers = 2  # processes that read side by side
     # Where a raw record holds what: keys joined by dots; of several paths, joined by |, the first that is there counts.
     c.ingest.fields = ConfigDict()
@@ -132,6 +133,9 @@ def base_config() -> ConfigDict:
     c.rewrites.from_scratch = False  # control: the rewriter does not see the feedback
     c.rewrites.margin = 2.0  # nats by which feedback may be less likely after a regenerated reply than after the logged
     c.rewrites.max_turns = 0  # 0: all
+    c.rewrites.samples = 4  # of which the best becomes the rewrite
+    c.rewrites.max_resemblance = 0.95  # of more, from 0 to 1, a sample is a copy of what was said before
+    c.rewrites.min_gain = 0.0  # nats by which the feedback must make a rewrite likelier than mere dislike does
 
     c.candidates = ConfigDict()
     c.candidates.samples = 8  # N of best-of-N
@@ -143,6 +147,7 @@ def base_config() -> ConfigDict:
     c.pairs.margin = 0.0  # scores of best and worst must differ by more
     c.pairs.max_artefact_auc = 0.7  # of a classifier that sees the replies alone
     c.pairs.accept_artefacts = False
+    c.pairs.min_pairs = 16  # of fewer nothing is learned: training is refused
 
     c.satisfaction = ConfigDict()
     c.satisfaction.model = ''  # the policy to evaluate on simulated users; '': config.model.path
@@ -285,7 +290,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
         + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks', 'ingest.workers')
-        + ('teacher.attempts', 'teacher.concurrency', 'teacher.timeout'),
+        + ('teacher.attempts', 'teacher.concurrency', 'teacher.timeout')
+        + ('rewrites.samples', 'pairs.min_pairs'),
         0: (
             'follow_ups.min_confidence',
             'pairs.margin',
@@ -328,6 +334,12 @@ def check_config(config: ConfigDict) -> ConfigDict:
             )
         if not config.teacher.model:
             raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
+    if not math.isfinite(config.rewrites.min_gain):
+        raise UserError(f'config.rewrites.min_gain is {config.rewrites.min_gain}: it must be a number of nats')
+    if not 0 < config.rewrites.max_resemblance <= 1:
+        raise UserError(
+            f'config.rewrites.max_resemblance is {config.rewrites.max_resemblance}: it must be above 0, at most 1'
+        )
     if not config.dpo.beta > 0:
         raise UserError(f'config.dpo.beta is {config.dpo.beta}: it must be above 0')
     if not 0 <= config.dpo.label_smoothing < 0.5:

@@ -169,9 +169,10 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     settings = config.to_dict()
     for name in ('mesh', 'log', 'compilation_cache', 'beam'):
         del settings[name]
-    del settings['pairs']['accept_artefacts']  # what to do when the probe stops the run
     for name in ('key_variable', 'concurrency', 'timeout', 'retries', 'budget', 'price_in', 'price_out', 'cache'):
         del settings['teacher'][name]  # how an endpoint is asked, not what
+    for name in ('accept_artefacts', 'min_pairs'):  # what to do when these stop the run
+        del settings['pairs'][name]
     own = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
     if path.exists():

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
-from benchmarks.ingest import record
+from benchmarks.dump import record
 from talks import config, output, records, talk, write_lines
 
 from data_pipelines import ingest

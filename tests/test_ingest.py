@@ -1,6 +1,5 @@
 """Raw conversations → records: files as published, against brute force, mutated, cut into chunks and killed."""
 
-import copy
 import functools
 import gzip
 import json
@@ -18,12 +17,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
+from benchmarks.mutations import mutated
 from talks import SHARED_DATA, WILDCHAT, config, output, records, talk, write_lines
 
-from data_pipelines import ingest, near_duplicates, scan
+from data_pipelines import filters, ingest, near_duplicates, scan
 from data_pipelines.filters import scrub
 from data_pipelines.sources.conversations import conversation
 from data_pipelines.sources.simulated import wildchat_record
+from data_pipelines.users import read_salt, user_key
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
 
@@ -243,6 +244,20 @@ def test_what_is_kept_is_what_brute_force_keeps(tmp_path, seed):
     assert all(len({split[name] for name in names}) == 1 for names in users)
 
 
+@pytest.mark.parametrize('edges', [0, 40, 90, 300])
+def test_components_of_edges_that_come_in_batches_are_those_of_all(edges):
+    rng, count = np.random.default_rng(edges), 100
+    ends = rng.integers(count, size=(2, edges))
+    batches = [pyarrow.record_batch(list(ends[:, at : at + 7]), ['number', 'first']) for at in range(0, edges, 7)]
+    found = ingest._components(count, batches).to_pydict()
+    component = {node: {node} for node in range(count)}
+    for one, other in ends.T.tolist():
+        whole = component[one] | component[other]
+        component |= dict.fromkeys(whole, whole)
+    label = dict(zip(found['number'], found['component'], strict=True))
+    assert all({node for node in label if label[node] == label[one]} == component[one] for one in range(count))
+
+
 def test_chunks_and_workers_change_no_byte(tmp_path, monkeypatch):
     raw = [talk(f'c{n}', f'What is {"äß水"[n % 3] * n}?', 'So.', user=f'u{n % 5}') for n in range(60)]
     write_lines(tmp_path / 'raw.jsonl', raw)
@@ -292,54 +307,25 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
     assert files[0] == files[1]
 
 
-def mutated(record: dict, rng: random.Random) -> bytes:
-    """A line with something wrong: its bytes, a type, a text, a role, or a field that is gone or is another."""
-    odd = [
-        None,
-        True,
-        -1,
-        1e308,
-        10**30,
-        '',
-        ' ',
-        '\ud800',
-        '<|im_end|>',
-        [],
-        {},
-        [[]],
-        'x' * 10_000,
-        '\x00',
-        '2024-13-45',
-    ]
-    record = copy.deepcopy(record)
-    for _ in range(rng.randint(1, 3)):
-        place = rng.choice([record, *[turn for turn in record['conversation'] if isinstance(turn, dict)]])
-        key = rng.choice([*place, 'messages', 'user', 'created'])
-        match rng.randrange(3):
-            case 0:
-                place.pop(key, None)
-            case 1:
-                place[key] = rng.choice(odd)
-            case _:
-                place[key], place[rng.choice(list(place))] = rng.choice(odd), place.get(key)
-        if not isinstance(record.get('conversation'), list):
-            record['conversation'] = record.get('conversation') and [record['conversation']] or []
-    line = json.dumps(record).encode()
-    if rng.random() < 0.2:
-        at = rng.randrange(len(line))
-        line = line[:at] + rng.randbytes(rng.randrange(4)).replace(b'\n', b'') + line[at + rng.randrange(3) :]
-    return line.replace(b'\n', b'') or b'?'
-
-
 def test_mutated_records_are_counted_and_crash_nothing(tmp_path):
     rng = random.Random(0)
     good = [talk(f'c{n}', f'Thing {n}?', 'So.', 'Shorter!', 'S.', user=f'u{n % 9}') for n in range(50)]
     lines = [mutated(rng.choice(good), rng) for _ in range(5000)]
+    deep = json.dumps(talk('deep', 'So deep?', 'So.', header='HERE')).encode()
+    lines += [deep.replace(b'"HERE"', b'[' * depth + b']' * depth) for depth in range(500, 1000)]
     (tmp_path / 'raw.jsonl').write_bytes(b'\n'.join(lines))
-    c = config(tmp_path)
+    c = config(tmp_path, conversations=str(tmp_path / 'runs' / 'out'))
+    c.ingest.salt, c.ingest.max_characters = str(tmp_path / 'salt'), 0
     counts = ingest.STAGE.run(c)
     assert counts['records_read'] == len(lines) and nothing_is_lost(counts)
-    reasons = {'not_json', 'no_messages', 'message_without_text', 'roles_do_not_alternate', 'empty_message'}
+    reasons = {
+        'not_json',
+        'nested_too_deeply',
+        'no_messages',
+        'message_without_text',
+        'roles_do_not_alternate',
+        'empty_message',
+    }
     assert {f'dropped_{reason}' for reason in reasons} <= counts.keys()
     for record in records(c):
         assert [m['role'] for m in record['messages']] == [
@@ -396,6 +382,68 @@ def test_of_a_user_the_newest_are_kept(tmp_path):
     assert {record['id'] for record in records(c)} == {'a3', 'a4', 'b3', 'b4'}
 
 
+@pytest.mark.parametrize(('seed', 'most', 'salted'), [(0, 0, False), (1, 40, False), (2, 0, True), (3, 25, True)])
+def test_who_opts_out_changes_nothing_for_the_others(tmp_path, seed, most, salted):
+    """Ids, openings and what was said are shared between users, so much hangs on those who opt out."""
+    rng = random.Random(seed)
+    topics = [f'Tell me all about the {word} of old' for word in ('bees', 'teas', 'seas', 'keys', 'fees', 'peas')]
+
+    def one(user: str) -> dict:
+        turns = [('user', f'{rng.choice(topics)} {"and new" * rng.randrange(2)}')] + [('assistant', 'So.')]
+        turns += [('user', f'More {rng.choice("ab")}!'), ('assistant', 'S.')] * rng.randrange(2)
+        name = f'id{rng.randrange(90)}'
+        return wildchat_record(dict(id=user), turns, rng.randrange(30), 'model') | dict(conversation_hash=name)
+
+    raw = [one(f'u{rng.randrange(40)}') for _ in range(120)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+
+    def run(name: str, **settings):
+        c = config(tmp_path, conversations=str(tmp_path / name / 'out'))
+        c.ingest.update(dict(max_conversations=most, max_per_user=2, heldout=0.3) | settings)
+        c.ingest.salt = str(tmp_path / 'salt') if salted else ''
+        counts = ingest.STAGE.run(c)
+        assert nothing_is_lost(counts)
+        return counts, output(c).splitlines(), c
+
+    before, lines, _ = run('all')
+    users = sorted({json.loads(line)['user_id'] for line in lines})
+    gone = set(rng.sample(users, len(users) // 3))
+    (tmp_path / 'opt_out.txt').write_text('\n'.join(['', *gone, 'nobody  ']))
+    counts, rest, c = run('rest', opt_out=str(tmp_path / 'opt_out.txt'))
+    assert rest == [line for line in lines if json.loads(line)['user_id'] not in gone]
+    assert counts['dropped_opted_out'] == len(lines) - len(rest) > 5
+    dropped = {name: n for name, n in counts.items() if name.startswith('dropped_') and name != 'dropped_opted_out'}
+    assert dropped == {name: n for name, n in before.items() if name.startswith('dropped_')}
+    key = {user_key(record['hashed_ip'], record['header'], read_salt(c.ingest.salt)): record for record in raw}
+    hashes = {key[user]['hashed_ip'] for user in gone}
+    write_lines(tmp_path / 'raw.jsonl', [record for record in raw if record['hashed_ip'] not in hashes])
+    assert run('as if they had never been')[1] != rest  # so that the test can fail
+
+
+def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
+    theirs = dict(header=None, hashed_ip='their-ip', language='Theirish')
+    raw = [talk(f'mine{n}', 'How do bees fly?', 'With wings.') for n in range(3)]
+    raw += [talk(f'theirs{n}', f'Their question {n}?', 'Their answer.') | theirs for n in range(3)]
+    raw[-1]['conversation'].insert(0, dict(role='system', content='Their system.'))
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    (tmp_path / 'opt_out.txt').write_text('\ufefftheir-ip\r\n')
+    c = config(tmp_path)
+    c.ingest.opt_out = str(tmp_path / 'opt_out.txt')
+    (part,) = ingest._scan(c, tmp_path / 'work')
+    found = pyarrow.parquet.read_table(part).to_pylist()
+    assert [row['opted_out'] for row in found] == [False] * 3 + [True] * 3
+    told = str(found[3:]) + (part.parent / 'job.json').read_text()
+    assert 'theirs' not in told and 'Their' not in told and 'their-ip' not in told
+    counts = ingest.STAGE.run(c)
+    assert counts['dropped_opted_out'] == 3 and b'heir' not in output(c)
+    c.ingest.opt_out = ''
+    with pytest.raises(UserError, match='other input or settings'):
+        ingest.STAGE.run(c)
+    c.ingest.opt_out = str(tmp_path / 'none.txt')
+    with pytest.raises(UserError, match=r'config\.ingest\.opt_out: .*none\.txt cannot be read'):
+        ingest.STAGE.run(c)
+
+
 def test_people_s_details_are_taken_out_and_other_numbers_are_not():
     found: Counter = Counter()
     told = {
@@ -412,6 +460,20 @@ def test_people_s_details_are_taken_out_and_other_numbers_are_not():
     for text, clean in told.items():
         assert scrub(text, found) == (clean or text)
     assert found == dict(scrubbed_email=1, scrubbed_card=1, scrubbed_account=1, scrubbed_ip=2, scrubbed_phone=2)
+
+
+def test_what_numbers_need_to_hold_hides_none():
+    rng, found = random.Random(0), Counter()
+    told = ('4111 1111 1111 1111', 'DE89370400440532013000', '8.8.8.8', '2001:4860:4860:0:0:0:0:8888', ' ', 'A', '-1')
+    for _ in range(20_000):
+        text = ''.join(rng.choices(told, k=rng.randint(1, 3)))
+        at = rng.randrange(len(text))
+        text = text[:at] + rng.choice(('', *'0aA:.- ')) + text[at + rng.randrange(2) :]
+        for kind, needed, pattern, _ in filters._NUMBERS:
+            if pattern.search(text):
+                found[kind] += 1
+                assert needed.search(text)
+    assert min(found[kind] for kind in ('account', 'card', 'ip')) > 1000
 
 
 def test_filters_drop_by_the_first_reason_that_holds(tmp_path):

@@ -34,9 +34,11 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'follow_ups.min_confidence': 0.0,
         'rewrites.regenerate': True,
         'rewrites.margin': 20.0,
+        'rewrites.min_gain': -5.0,  # of a random model's rewrites
         'candidates.samples': 3,
         'candidates.max_prompts': 8,
         'pairs.accept_artefacts': True,
+        'pairs.min_pairs': 1,
         'rows.tokens': 2048,
         'rows.scored': 1024,
         'train.batch_rows': 2,

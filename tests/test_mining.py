@@ -199,6 +199,7 @@ def test_pairs_are_preferences_as_trl_takes_them(tmp_path):
     (folder / 'manifest.json').write_text('{}')
     c = base_config()
     c.data.candidates, c.data.pairs, c.pairs.sources = str(folder), str(tmp_path / 'pairs'), 'candidates'
+    c.pairs.min_pairs = 1
     pairs.STAGE.run(c)
     said = {'role': str, 'content': str}
     for split in ('train', 'heldout'):

@@ -8,6 +8,7 @@ published; data that names its fields otherwise needs other paths, not other cod
 import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from data_pipelines.users import user_key
@@ -25,9 +26,9 @@ def values(record: Any, paths: str) -> Iterator[Any]:
     >>> list(values(dict(a=dict(b=1), c=[dict(d=2), dict(d=None)]), 'x|a.b|c.d'))
     [1, 2]
     """
-    for path in paths.split('|'):
+    for keys in _keys(paths):
         found = [record]
-        for key in path.split('.'):
+        for key in keys:
             items = [item for each in found for item in (each if isinstance(each, list) else [each])]
             found = [item[key] for item in items if isinstance(item, dict) and item.get(key) is not None]
         yield from found
@@ -38,15 +39,23 @@ def value(record: Any, paths: str) -> Any:
     return next(values(record, paths), None)
 
 
+@cache
+def _keys(paths: str) -> tuple[tuple[str, ...], ...]:
+    """The keys of each path, split once and not for every record."""
+    return tuple(tuple(path.split('.')) for path in paths.split('|'))
+
+
+@cache
+def _role_names(*theirs: str) -> dict[str, str]:
+    return {name: ours for ours, names in zip(ROLES, theirs, strict=True) for name in names.split('|')}
+
+
 def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
     """Keys, from the record inwards, of everything that `conversation` looks at."""
-
-    def keys(name: str) -> list[list[str]]:
-        return [path.split('.') for path in fields[name].split('|')]
-
-    of_turn = [turn + path for turn in keys('messages') for name in _OF_TURN for path in keys(name)]
+    keys_of_turn = [keys for name in _OF_TURN for keys in _keys(fields[name])]
+    of_turn = [[*turn, *keys] for turn in _keys(fields['messages']) for keys in keys_of_turn]
     others = [name for name in fields if name not in ('messages', *_OF_TURN) and not name.endswith('_role')]
-    return of_turn + [path for name in others for path in keys(name)]
+    return of_turn + [list(keys) for name in others for keys in _keys(fields[name])]
 
 
 def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> dict[str, Any]:
@@ -61,7 +70,7 @@ def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> d
     turns = value(record, fields['messages']) if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
         raise BadRecord('no_messages')
-    roles = {theirs: ours for ours in ROLES for theirs in fields[f'{ours}_role'].split('|')}
+    roles = _role_names(*(fields[f'{ours}_role'] for ours in ROLES))
     said = []
     for turn in turns:
         text = value(turn, fields['content']) if isinstance(turn, dict) else None

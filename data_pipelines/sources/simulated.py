@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines import replies as replies_module
 from data_pipelines.generation import generate, model_identity
 from data_pipelines.sources import requests as requests_module
 from data_pipelines.sources import tastes as tastes_module
@@ -193,7 +194,7 @@ def wildchat_record(user: User, turns: list[tuple[str, str]], number: int, model
 @functools.cache
 def sources_digest() -> str:
     """Identifies what users ask and like, how they say it, and what satisfies them: the code that holds it."""
-    modules = (requests_module, tastes_module, wordings_module)
+    modules = (replies_module, requests_module, tastes_module, wordings_module)
     return digest([file_digest(Path(path)) for path in (__file__, *(module.__file__ for module in modules))])
 
 

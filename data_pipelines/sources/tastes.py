@@ -7,12 +7,12 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+from data_pipelines.replies import is_repetitive, words
 from data_pipelines.sources.requests import Request
 from data_pipelines.sources.wordings import COMPLAINTS, PERSONAS
 
 MIN_WORDS = 15
 MIN_OWN_WORDS = 8  # different ones that the request does not hold
-MIN_DISTINCT_TRIGRAMS = 0.7
 # What may follow a stem that is a whole word; a longer stem, such as "pollin", may go on in any way.
 SUFFIXES = ('', "'s", '’s', 's', 'es', 'ed', 'd', 'y', 'er', 'ers', 'ing', 'ful')
 WHOLE_WORD = 4  # stems up to this length
@@ -31,15 +31,6 @@ class Taste:
     check: Callable[[str], bool]
     personas: dict[str, tuple[str, ...]]
     complaints: dict[str, tuple[str, ...]]
-
-
-def words(reply: str) -> list[str]:
-    """Its words, in lower case.
-
-    >>> words("1. Don't knead it, fold it!")
-    ['1', "don't", 'knead', 'it', 'fold', 'it']
-    """
-    return re.findall(r"[^\W_]+(?:['’][^\W_]+)?", reply.lower())
 
 
 def has_stem(word: str, stem: str) -> bool:
@@ -126,9 +117,7 @@ def valid(reply: str, request: Request, finished: bool) -> bool:
     belonging = {stem for stem in request.words for word in own if has_stem(word, stem)}
     on_topic = named or len(belonging) >= 2
     echo = len(set(own) - set(asked)) < MIN_OWN_WORDS
-    trigrams = list(zip(everything, everything[1:], everything[2:], strict=False))
-    distinct = len(set(trigrams)) >= MIN_DISTINCT_TRIGRAMS * len(trigrams)
-    return finished and len(everything) >= MIN_WORDS and on_topic and not echo and distinct
+    return finished and len(everything) >= MIN_WORDS and on_topic and not echo and not is_repetitive(reply)
 
 
 def share_met(reply: str, tastes: dict[str, str]) -> float:

@@ -5,7 +5,9 @@ python tests/benchmarks/follow_ups.py --data=DIR    folder with conture/, follow
 ConTurE: is a reply liked or disliked, told from the user's next turn alone, from the reply alone, and from both (the
 sum of the two heads' logits)? Area under the ROC curve, and paired differences. followup_gold: the five types of
 reaction to an erroneous reply, macro-F1, against TF-IDF with the same regression. 95 % intervals by a bootstrap over
-dialogues.
+dialogues. WildChat: how many of the turns that a head mines are feedback, by developer labels: `tests/labels` holds
+those that it was trained on (by readers of their own) and, of other conversations, those of 100 turns that it had mined
+and 100 drawn from all, shuffled and read twice before its judgements were seen. 95 % intervals by Wilson.
 """
 
 import argparse
@@ -14,17 +16,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 
 from data_pipelines.head_labels import FOLDS, STRENGTH, held_out_probabilities
-from data_pipelines.labels import Turn
+from data_pipelines.labels import FEEDBACK, Turn
 from rlhi_jax.files import write_json
 
 SEEDS, DRAWS = range(3), 2000
+LABELS = Path(__file__).parents[1] / 'labels'
 
 
 def mean_probabilities(turns: Sequence[Turn], labels: Sequence[str], groups: Sequence[str]) -> np.ndarray:
@@ -114,6 +118,26 @@ def followup_gold(path: Path) -> dict:
     return dict(turns=len(turns), dialogues=len(set(groups)), macro_f1=found)
 
 
+def developer_labels(path: Path) -> dict:
+    """Precision of what was mined, share of feedback among all turns, and agreement of the two passes."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    passes = ('first_pass', 'second_pass')
+    found: dict = {}
+    for drawn in ('mined', 'random'):
+        own = [record for record in records if record[drawn]]
+        for each in passes:
+            right = sum(record[each] == FEEDBACK for record in own)
+            interval = binomtest(right, len(own)).proportion_ci(method='wilson')
+            found[f'{drawn}, {each}'] = dict(
+                turns=len(own), feedback=right, share=right / len(own), low=interval.low, high=interval.high
+            )
+    first, second = ([record[each] for record in records] for each in passes)
+    found['kappa'] = float(cohen_kappa_score(first, second))
+    is_feedback = ([label == FEEDBACK for label in own] for own in (first, second))
+    found['kappa_feedback'] = float(cohen_kappa_score(*is_feedback))
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--data', required=True, type=Path)
@@ -121,6 +145,7 @@ def main():
     results = dict(
         conture=conture(args.data / 'conture' / 'data.json'),
         followup_gold=followup_gold(args.data / 'followup_gold' / 'erroneous_adjudicated.json'),
+        developer_labels=developer_labels(LABELS / 'follow_ups_blind.jsonl'),
     )
     write_json(Path(__file__).parent / 'results' / 'follow_ups.json', results)
     print(json.dumps(results, indent=2))

@@ -1,84 +1,37 @@
 """Ingest of a generated dump in the WildChat-1M schema: conversations a second, and memory, at two sizes.
 
-python tests/benchmarks/ingest.py
+python tests/benchmarks/ingest.py             # speed and memory at two sizes
+python tests/benchmarks/ingest.py --kill      # the largest, killed at five places: the same bytes as undisturbed?
+python tests/benchmarks/ingest.py --mutated   # 100,000 records with something wrong: is each counted?
 
-The dump has WildChat's columns, nesting, file sizes and, roughly, its lengths; words are made up. A tenth of the
-openings are variations of a few, one conversation in a hundred occurs twice, and a few users hold many conversations.
-Measures the stage as a user runs it, from its start to its last byte; memory is that of all its processes, shared pages
-counted once. Writes `results/ingest.json`.
+The dump (`dump.py`) comes in files of WildChat's size. Measures the stage as a user runs it, from its start to its last
+byte; memory is that of all its processes, shared pages counted once. Writes its part of `results/ingest.json`.
 """
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
+from random import Random
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from absl import app, flags
+from dump import record
+from mutations import mutated
 
-from rlhi_jax.files import digest, read_json, write_json
+from data_pipelines.sources.simulated import wildchat_record
+from data_pipelines.stage import work_folder
+from rlhi_jax.files import file_digest, read_json, write_json
 
 RESULTS = Path(__file__).parent / 'results' / 'ingest.json'
 RUNS = Path('runs/ingest')
-A_FILE, A_GROUP = 50_000, 1_000
-LANGUAGES = ('English', 'English', 'Chinese', 'Russian', 'French')
-
-
-@cache
-def pool() -> str:
-    """20 million characters of made-up words, of which texts are pieces."""
-    rng = np.random.default_rng(0)
-    letters = np.array(list('etaoinshrdlucmfwypvbgk'))
-    words = np.array([''.join(rng.choice(letters, size)) for size in rng.integers(2, 10, 20_000)])
-    return ' '.join(words[np.minimum(rng.zipf(1.3, 3_500_000), 20_000) - 1])
-
-
-def record(number: int) -> dict:
-    rng = np.random.default_rng(number - 1 if number % 100 == 99 else number)
-    text, users = pool(), max(number // 5, 1)
-
-    def piece(median: int) -> str:
-        size = int(min(rng.lognormal(np.log(median), 1.2), 20_000)) + 5
-        start = int(rng.integers(len(text) - size))
-        return text[start : start + size].strip()
-
-    turns = min(int(rng.geometric(0.4)), 15)
-    said = [piece(120 if place % 2 == 0 else 900) for place in range(2 * turns)]
-    if rng.random() < 0.1:
-        start = int(rng.integers(500)) * 1000
-        said[0] = text[start : start + 400] + ' ' + piece(20)
-    language, toxic = LANGUAGES[int(rng.integers(len(LANGUAGES)))], bool(rng.random() < 0.1)
-    when = pa.scalar(1_680_000_000 + number * 20, pa.timestamp('s')).as_py()
-    person = digest(int(users * rng.random() ** 2))
-    header = {'accept-language': 'en-US', 'user-agent': 'Mozilla/5.0'}
-    common = dict(
-        language=language, toxic=toxic, redacted=False, hashed_ip=person, header=header, country='X', state='Y'
-    )
-    return dict(
-        conversation_hash=digest(number)[:32],
-        model='gpt-4',
-        timestamp=when,
-        conversation=[
-            dict(common, role=('user', 'assistant')[place % 2], content=content, turn_identifier=place, timestamp=when)
-            for place, content in enumerate(said)
-        ],
-        turn=turns,
-        language=language,
-        openai_moderation=[dict(flagged=toxic, categories=dict(hate=False)) for _ in said],
-        detoxify_moderation=[dict(toxicity=0.1) for _ in said],
-        toxic=toxic,
-        redacted=False,
-        state='Y',
-        country='X',
-        hashed_ip=person,
-        header=header,
-    )
+A_FILE, A_GROUP, MUTATED = 50_000, 1_000, 100_000
 
 
 def write_file(first: int) -> None:
@@ -108,35 +61,104 @@ def session_gib(session: int) -> float:
     return total / 2**20
 
 
-def measure(count: int) -> dict:
-    files = ','.join(str(RUNS / 'raw' / f'{number:05}.parquet') for number in range(count // A_FILE))
-    to = RUNS / f'of_{count}'
-    flags_ = [f'--config.data.raw={files}', f'--config.data.conversations={to}']
-    flags_ += ['--config.ingest.max_conversations=0', '--config.ingest.languages=']
+def start(raw: str, to: Path, *more: str) -> subprocess.Popen:
+    flags_ = [f'--config.data.raw={raw}', f'--config.data.conversations={to}', '--config.ingest.max_conversations=0']
     command = [sys.executable, '-m', 'data_pipelines.ingest', '--config=configs/wildchat.py', '--overwrite', *flags_]
-    start, peak = time.monotonic(), 0.0
-    process = subprocess.Popen(command, env=os.environ | dict(JAX_PLATFORMS='cpu'), start_new_session=True)
+    command += ['--config.ingest.languages=', *more]
+    return subprocess.Popen(command, env=os.environ | dict(JAX_PLATFORMS='cpu'), start_new_session=True)
+
+
+def raw_files(count: int) -> str:
+    with ProcessPoolExecutor(2) as workers:
+        list(workers.map(write_file, range(0, count, A_FILE)))
+    return ','.join(str(RUNS / 'raw' / f'{number:05}.parquet') for number in range(count // A_FILE))
+
+
+def counts_of(folder: Path) -> dict:
+    return read_json(folder / 'manifest.json', '')['counts']
+
+
+def measure(count: int) -> dict:
+    files, to = raw_files(count), RUNS / f'of_{count}'
+    begun, peak = time.monotonic(), 0.0
+    process = start(files, to)
     while process.poll() is None:
         peak = max(peak, session_gib(process.pid))
         time.sleep(0.2)
     if process.returncode:
         raise RuntimeError(f'ingest of {count} failed')
-    seconds = time.monotonic() - start
-    counts = read_json(to / 'manifest.json', '')['counts']
+    seconds = time.monotonic() - begun
     raw = sum(Path(name).stat().st_size for name in files.split(',')) / 2**30
-    return dict(seconds=seconds, a_second=count / seconds, peak_gib=peak, raw_gib=raw, counts=counts)
+    return dict(seconds=seconds, a_second=count / seconds, peak_gib=peak, raw_gib=raw, counts=counts_of(to))
+
+
+def killed(count: int) -> dict:
+    """Kills a run, all its processes at once, at five places; compares what it ends in with a run left alone."""
+    files, whole, to = raw_files(count), RUNS / f'of_{count}', RUNS / 'killed'
+    if not (whole / 'manifest.json').exists():
+        measure(count)
+    for folder in (to, work_folder(to)):
+        shutil.rmtree(folder, ignore_errors=True)
+    parts, work, temporary = count // A_GROUP, work_folder(to), to.with_name(f'.{to.name}.tmp')
+
+    def scanned(share: float) -> bool:
+        return sum(1 for _ in work.glob('*/[0-9]*.parquet')) >= share * parts
+
+    places = {
+        'a third is scanned': lambda: scanned(1 / 3),
+        'two thirds are scanned': lambda: scanned(2 / 3),
+        'conversations are compared': lambda: scanned(1),
+        'they are grouped': lambda: any(work.glob('*/grouped/*.arrow')),
+        'records are written': lambda: any(temporary.glob('.records.jsonl.*')),
+    }
+    for name, reached in places.items():
+        process = start(files, to)
+        while not reached():
+            if process.poll() is not None:
+                raise RuntimeError(f'ingest ended before {name}')
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        print(f'killed when {name}', flush=True)
+    if start(files, to).wait():
+        raise RuntimeError('ingest failed after it was killed')
+    ended_in = [{path.name: file_digest(path) for path in folder.iterdir()} for folder in (whole, to)]
+    left = [path.name for path in RUNS.iterdir() if path.name.startswith('.')]
+    return dict(count=count, killed_when=list(places), same_bytes=ended_in[0] == ended_in[1], left_behind=left)
+
+
+def mutate(count: int) -> dict:
+    rng, raw, to = Random(0), RUNS / 'mutated.jsonl', RUNS / 'mutated'
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    with open(raw, 'wb') as file:
+        for n in range(count):
+            said = [('user', f'What is {n * 7919} of {n}?'), ('assistant', 'So.')] * 2
+            file.write(mutated(wildchat_record(dict(id=f'u{n % 5000}'), said, n % 999, 'model'), rng) + b'\n')
+    salt = Path('.cache/ingest_salt')
+    if start(str(raw), to, f'--config.ingest.salt={salt}', '--config.ingest.max_characters=0').wait():
+        raise RuntimeError('ingest of mutated records failed')
+    counts = counts_of(to)
+    told = sum(n for name, n in counts.items() if name.startswith(('kept_', 'dropped_')))
+    adds_up = count == counts['records_read'] == told
+    return dict(adds_up=adds_up, gib=raw.stat().st_size / 2**30, counts=counts)
 
 
 def main(_):
     sizes = [int(size) for size in flags.FLAGS.sizes.split(',')]
-    with ProcessPoolExecutor(2) as workers:
-        list(workers.map(write_file, range(0, max(sizes), A_FILE)))
-    results = {str(size): measure(size) for size in sizes}
-    results['growth'] = results[str(sizes[-1])]['peak_gib'] / results[str(sizes[0])]['peak_gib'] - 1
-    write_json(RESULTS, results)
-    print(json.dumps(results, indent=1))
+    if flags.FLAGS.kill:
+        found = dict(killed=killed(sizes[-1]))
+    elif flags.FLAGS.mutated:
+        found = dict(mutated=mutate(MUTATED))
+    else:
+        found = {str(size): measure(size) for size in sizes}
+        found['growth'] = found[str(sizes[-1])]['peak_gib'] / found[str(sizes[0])]['peak_gib'] - 1
+    write_json(RESULTS, (read_json(RESULTS, '') if RESULTS.exists() else {}) | found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('sizes', '100000,1000000', 'Conversations, smallest first.')
+    flags.DEFINE_bool('kill', False, 'Kill the largest at five places instead.')
+    flags.DEFINE_bool('mutated', False, 'Read mutated records instead.')
     app.run(main)

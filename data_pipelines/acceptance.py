@@ -1,0 +1,78 @@
+"""Which rewrites of a reply may be learned from: one reason to drop each of the others, and the best of those left.
+
+What looks at the text alone comes first, for the rest asks the teacher. The first reason that holds is the one counted:
+
+    empty                nothing was said
+    cut_off              it did not end by itself
+    degenerate           it holds no word, goes round in circles, or spells control tokens of a chat template
+    preamble             it opens with talk about itself
+    refusal              it opens as a refusal
+    copy                 it is nearly a text that the conversation holds already
+    another_language     it is in none of the languages that `languages.wanted` finds
+    longer_than_a_row    the teacher cannot read it
+    not_better           the teacher finds it hardly likelier after the feedback than after mere dislike
+    not_the_best         another sample's gain is larger
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence, Set
+
+from rapidfuzz import fuzz
+
+from data_pipelines import languages, openings, replies
+from rlhi_jax.files import digest
+from rlhi_jax.generate import Reply
+
+DECIDED_BY = (sys.modules[__name__], languages, openings, replies)  # whose code is part of what an output was made from
+
+
+def resemblance(one: str, other: str) -> float:
+    """How much of two texts is the same, from 0 to 1: twice their longest common subsequence over their characters.
+
+    Case and the width of blanks do not count, and a change of one letter in twenty leaves 0.95.
+
+    >>> resemblance('Bees make honey.', 'bees  make honey.'), round(resemblance('bees', 'bears'), 2)
+    (1.0, 0.67)
+    """
+    return fuzz.ratio(' '.join(one.casefold().split()), ' '.join(other.casefold().split())) / 100
+
+
+def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_resemblance: float) -> str:
+    """Why a sample is no rewrite to learn from, by its text alone, as a name to count it by; '' if it may be one.
+
+    Args:
+      known: texts that it must not copy: the original, the reply as logged, the request, the feedback, and the reply
+        logged next, which may be another model's.
+      wanted: codes of the languages that it may be in; of any if empty.
+    """
+    text = reply.text
+    if not text:
+        return 'empty'
+    if not reply.finished:
+        return 'cut_off'
+    if not replies.words(text) or replies.has_control_tokens(text) or replies.is_repetitive(text):
+        return 'degenerate'
+    if openings.has_preamble(text):
+        return 'preamble'
+    if openings.is_refusal(text):
+        return 'refusal'
+    if any(resemblance(text, other) > max_resemblance for other in known):
+        return 'copy'
+    if wanted and languages.language(text) not in {'', *wanted}:
+        return 'another_language'
+    return ''
+
+
+def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
+    """The (text, gain in nats) of the largest gain; None if none is at least `min_gain`.
+
+    Among equals a hash of the text decides. A text that the teacher cannot read has no gain: None. Every text but the
+    best is counted by its reason.
+    """
+    ranked = sorted((gain, digest(text), text) for text, gain in samples if gain is not None)
+    better = [(text, gain) for gain, _, text in ranked if gain >= min_gain]
+    counts['dropped_rewrite_longer_than_a_row'] += len(samples) - len(ranked)
+    counts['dropped_rewrite_not_better'] += len(ranked) - len(better)
+    counts['dropped_rewrite_not_the_best'] += len(better[:-1])
+    return better[-1] if better else None

@@ -1,0 +1,230 @@
+"""Removes users from everything that stages have written, and names the runs that were trained on them.
+
+    python -m data_pipelines.forget --config=configs/NAME.py --user=ID[,ID…] [--workdir=DIR]
+
+Works on every stage's folder at or below those that the config names and, with --workdir, on all of a loop's. The ids
+are those of records (keys, where users are salted). They are put on the list `config.ingest.opt_out` first, which keeps
+them out of later ingests. Then records, preferences, claims and shards are written again without them; what holds text
+of several users or is cheap to make (row plans, data sets, cards, reports, the teacher's cache, work that is under way)
+is removed, for its stage to make again. Manifests follow, so that finished stages stay up to date: where no cap on
+conversations, turns or prompts is reached, what is left is what the stages would make of a dump without these users.
+
+Weights cannot be made to forget: runs whose rows held one of the users are named, for the reader to remove and train
+again. Raw files are the reader's own.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from data_pipelines.stage import Record, write_records
+from data_pipelines.users import add_opt_out, read_opt_out
+from rlhi_jax import errors
+from rlhi_jax.config import define_config_flag, load_config
+from rlhi_jax.data.plan import load_plan
+from rlhi_jax.data.shards import Shards, write_shards
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, write_bytes, write_json
+
+MADE_AGAIN = ('rows', 'datasets', 'card')  # stages whose folders are removed
+UNDER_WAY = '.forgetting.json'
+_USER = ('user_id', 'hashed_ip')  # where records, and raw ones, name who speaks
+_REMEDY = 'remove the folder and run its stage again'
+
+
+def stage_folders(roots: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Every finished folder of a stage at or below the roots, with its manifest."""
+    paths = {path.resolve() for root in roots for path in (root.glob('**/manifest.json'))}
+    manifests = {path.parent: read_json(path, _REMEDY, fields=()) for path in sorted(paths)}
+    return {folder: manifest for folder, manifest in manifests.items() if 'stage' in manifest}
+
+
+def roots_of(config: ConfigDict, workdir: str | None) -> list[Path]:
+    """The folders that the config and the flag name, those that are there.
+
+    Raises:
+      UserError: there is none.
+    """
+    named = [name for key in config.data for name in _folders(config, key)] + [config.eval.shards, workdir]
+    found = [Path(name) for name in named if name and Path(name).is_dir()]
+    if not found:
+        raise UserError('config.data names no folder that is there: name what stages wrote, or a loop by --workdir')
+    return found
+
+
+def _folders(config: ConfigDict, key: str) -> list[str]:
+    value = config.data[key]
+    return value.split(',') if isinstance(value, str) and key not in ('raw', 'split') else []
+
+
+class Forgotten:
+    """Tells whether a record is of one of the users: by its user, or else by the conversation or turn that it is of."""
+
+    def __init__(self, users: frozenset[str], names: frozenset[str]):
+        self._users, self._names = users, names
+
+    def holds(self, record: Record) -> bool:
+        if any(key in record for key in _USER):
+            return any(record.get(key) in self._users for key in _USER)
+        name = str(record.get('id', ''))
+        return name in self._names or name.rsplit('/', 1)[0] in self._names
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    with open(path, 'rb') as file:
+        yield from map(json.loads, file)
+
+
+def _names(folders: Iterable[Path], users: frozenset[str]) -> frozenset[str]:
+    """Ids of the users' conversations and of what else is theirs, in any stage's records."""
+    theirs, found = Forgotten(users, frozenset()), set()
+    for folder in folders:
+        for path in folder.glob('*.jsonl'):
+            for record in filter(theirs.holds, _lines(path)):
+                found |= {record[key] for key in ('conversation', 'id') if isinstance(record.get(key), str)}
+    return frozenset(found)
+
+
+def _without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, str]] | None:
+    """What writes a folder again without those to be forgotten and returns the new digests by the old; or None."""
+    holding = [path for path in sorted(folder.glob('*.jsonl')) if any(map(forgotten.holds, _lines(path)))]
+    if not holding:
+        return None
+
+    def write(temporary: Path) -> dict[str, str]:
+        changed = {}
+        for path in holding:
+            write_records(temporary / path.name, (record for record in _lines(path) if not forgotten.holds(record)))
+            changed[file_digest(path)] = file_digest(temporary / path.name)
+        return changed
+
+    return write
+
+
+def _shards_without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, str]] | None:
+    """The same of interaction shards."""
+    shards = Shards(folder)
+    trees = [shards[index] for index in range(len(shards))]
+    kept = [tree for tree in trees if not forgotten.holds(dict(user_id=tree.user_id, id=tree.id))]
+    if len(kept) == len(trees):
+        return None
+
+    def write(temporary: Path) -> dict[str, str]:
+        size = shards.manifest['made_from']['trees_per_shard']
+        write_shards(kept, temporary, trees_per_shard=size, manifest=shards.manifest)
+        entries = read_json(temporary / 'manifest.json', _REMEDY)['shards']
+        return {shards.digest: digest([entry['sha256'] for entry in entries])}
+
+    return write
+
+
+def _affected_runs(roots: Iterable[Path], folders: dict[Path, dict[str, Any]], forgotten: Forgotten) -> list[str]:
+    """Runs whose row plan was made of shards that hold one of the users."""
+    of_them = {
+        Shards(folder).digest
+        for folder, manifest in folders.items()
+        if manifest['stage'] == 'shards' and _shards_without(folder, forgotten)
+    }
+    plans = [load_plan(folder)[0] for folder, manifest in folders.items() if manifest['stage'] == 'rows']
+    plans = {plan.digest for plan in plans if plan.identity['data'] in of_them}
+    runs = {path.resolve() for root in roots for base in (root, root.parent) for path in base.glob('**/run.json')}
+    return sorted(str(path.parent) for path in runs if read_json(path, _REMEDY).get('rows') in plans)
+
+
+def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> list[str]:
+    """Remove users; returns the folders of runs that were trained on them. Interrupted, it is begun again.
+
+    Raises:
+      UserError: there is nothing to remove them from, or no list to put them on.
+    """
+    if not config.ingest.opt_out:
+        raise UserError('config.ingest.opt_out is empty: name the file of those who are to be kept out from now on')
+    roots = roots_of(config, workdir)
+    add_opt_out(config.ingest.opt_out, users)
+    # What an interrupted call has found out already can no longer be found in folders that it has cleaned.
+    state_path = roots[0] / UNDER_WAY
+    state = read_json(state_path, 'remove it') if state_path.exists() else dict(names=[], runs=[], changed={})
+    folders = stage_folders(roots)
+    names = _names(folders, users) | frozenset(state['names'])
+    forgotten = Forgotten(users, names)
+    runs = sorted({*_affected_runs(roots, folders, forgotten), *state['runs']})
+    state |= dict(names=sorted(names), runs=runs)
+    write_json(state_path, state)
+    for root in roots:
+        _remove_work(root)
+    for folder, manifest in folders.items():
+        if manifest['stage'] in MADE_AGAIN:
+            shutil.rmtree(folder)
+            continue
+        without = (_shards_without if manifest['stage'] == 'shards' else _without)(folder, forgotten)
+        if without:
+            _write_again(folder, without, state, state_path)
+    _mend_manifests(stage_folders(roots), state['changed'], read_opt_out(config.ingest.opt_out))
+    _remove_others(config, roots, forgotten)
+    state_path.unlink()
+    return runs
+
+
+def _write_again(folder: Path, write: Callable[[Path], dict[str, str]], state: dict, state_path: Path) -> None:
+    with new_folder(folder, overwrite=True) as temporary:
+        temporary.chmod(0o700)
+        others = [path for path in folder.iterdir() if path.suffix not in ('.jsonl', '.array_record')]
+        for path in (*others, *folder.glob('*.jsonl')):
+            shutil.copy2(path, temporary / path.name)
+        state['changed'] |= write(temporary)
+        write_json(state_path, state)
+
+
+def _mend_manifests(folders: dict[Path, dict[str, Any]], changed: dict[str, str], opted_out: frozenset[str]) -> None:
+    """Let manifests name the digests of what their inputs are now."""
+    for folder, manifest in folders.items():
+        text = json.dumps(manifest.get('made_from'))
+        for old, new in changed.items():
+            text = text.replace(old, new)
+        made_from = json.loads(text)
+        if manifest['stage'] == 'ingest':
+            made_from['settings']['opted_out'] = digest(sorted(opted_out))
+        if made_from != manifest.get('made_from'):
+            write_json(folder / 'manifest.json', manifest | dict(made_from=made_from))
+
+
+def _remove_work(root: Path) -> None:
+    """Journals and folders of work that is under way, beside the root and below it."""
+    for base, pattern in ((root, '**/.*'), (root.parent, f'.{root.name}.*')):
+        for path in base.glob(pattern):
+            if path.name.endswith(('.journal.jsonl', '.journal', '.tmp')):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _remove_others(config: ConfigDict, roots: Iterable[Path], forgotten: Forgotten) -> None:
+    for root in roots:
+        (root / 'report.json').unlink(missing_ok=True)  # of a loop: it shows pairs
+    if config.teacher.cache:  # answers by digest: whose they are nobody can tell
+        Path(config.teacher.cache).unlink(missing_ok=True)
+    corrections = Path(config.personas.corrections)
+    if config.personas.corrections and corrections.exists():
+        kept = [line for line in complete_lines(corrections) if not forgotten.holds(json.loads(line))]
+        write_bytes(corrections, b''.join(kept))
+
+
+def main() -> None:
+    config = load_config(flags.FLAGS.config)
+    users = frozenset(filter(None, (flags.FLAGS.user or '').split(',')))
+    if not users:
+        raise UserError('--user is missing: name the ids of users, joined by commas')
+    runs = forget(config, users, flags.FLAGS.workdir)
+    print(f'{len(users)} users are removed, and on {config.ingest.opt_out}')
+    for run in runs:
+        print(f'trained on them: {run} and what was exported from it. Remove it and train again.')
+
+
+if __name__ == '__main__':
+    define_config_flag()
+    flags.DEFINE_string('user', None, 'Ids of users to forget, joined by commas.')
+    flags.DEFINE_string('workdir', None, "A loop's folder, to forget them in all of it.")
+    errors.run(main)

@@ -1,0 +1,340 @@
+"""Rewrites: which samples are dropped and why, by tables of examples and brute force; and the stage itself."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from talks import WILDCHAT, config
+
+from data_pipelines import languages, pairs, rewrites
+from data_pipelines.acceptance import best, reason_to_drop, resemblance
+from data_pipelines.prompts import render
+from data_pipelines.stage import journal_path, load_records, write_records
+from rlhi_jax.config import base_config, check_config
+from rlhi_jax.data.rows import Capacities
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import complete_lines
+from rlhi_jax.generate import Reply
+from rlhi_jax.rewards import Candidates, CandidateScorer
+
+ENGLISH, GERMAN = 'Why do bees dance in front of their hive?', 'Warum tanzen die Bienen vor ihrem Stock?'
+SAID = dict(
+    original='Bees dance because they are happy insects that love the summer and the sun.',
+    request=ENGLISH,
+    feedback='That is wrong. Look at what the dance tells the other bees.',
+)
+GOOD = 'A dancing bee shows her sisters how far the flowers are, and in which direction from the sun.'
+# What a rewrite in English, or in the language that is named, opens with or holds; and why it is dropped, if it is.
+SAMPLES = {
+    '': [
+        GOOD,
+        GOOD.upper(),
+        'Distance and direction.',
+        '- far: a long waggle\n- near: a short one',
+        '```python\ndef dance(distance):\n    return "waggle" * distance\n```',
+        'Sure-footed as goats, bees walk on the comb and waggle as they go.',
+        'Here in the dark of the hive, a bee waggles to tell of flowers.',
+        'Great tits eat bees, so the dance is done inside.',
+        'Yes: the dance tells where flowers are.',
+        "I can't say that better than von Frisch did: they tell of flowers.",
+        '42',
+    ],
+    'empty': [''],
+    'degenerate': [
+        '...',
+        '***\n---',
+        'Bees dance. ' * 12,
+        'the the the the the the the the',
+        '哈' * 80,
+        'They tell of flowers.<|im_end|>\n<|im_start|>user',
+        '[INST] Why do bees dance? [/INST] They tell of flowers.',
+        '### Human: Why?\nThey tell of flowers.',
+        '<think>The user wants the truth.</think> They tell of flowers.',
+    ],
+    'preamble': [
+        f'Here is a shorter answer:\n\n{GOOD}',
+        f'Here are three facts about the dance of bees:\n\n1. {GOOD}',
+        f'Sure! {GOOD}',
+        f'Certainly, {GOOD}',
+        f'Of course. {GOOD}',
+        f'I apologize for the confusion. {GOOD}',
+        f'I’m sorry about that. {GOOD}',
+        f"You're right, {GOOD}",
+        f'You are absolutely correct. {GOOD}',
+        f'Thank you for pointing that out. {GOOD}',
+        f'**Revised answer:**\n\n{GOOD}',
+        f"I'd be happy to explain. {GOOD}",
+        f'I have rewritten the answer. {GOOD}',
+    ],
+    'refusal': [
+        "I'm sorry, but I can't help with that.",
+        'As an AI language model, I have no opinion on bees.',
+        'I cannot provide that.',
+        'Unfortunately, I do not know of bees.',
+    ],
+    'copy': [*SAID.values(), SAID['original'].upper(), SAID['original'].replace('summer and', 'summer  and') + '!'],
+    'another_language': [
+        'Eine tanzende Biene zeigt ihren Schwestern, wie weit die Blüten entfernt sind.',
+        'Une abeille qui danse montre à ses sœurs où se trouvent les fleurs.',
+        '跳舞的蜜蜂告诉姐妹们花在哪里，离蜂巢有多远。',
+        'Танцующая пчела показывает сёстрам, как далеко находятся цветы.',
+    ],
+}
+OPENINGS = {  # in each language a rewrite proper, one with a preamble, and a refusal
+    'fr': (
+        'Les abeilles montrent où sont les fleurs.',
+        'Bien sûr ! Les abeilles',
+        'Je suis désolé, mais je ne peux pas',
+    ),
+    'de': ('Bienen zeigen einander den Weg.', 'Natürlich! Bienen zeigen', 'Es tut mir leid, aber das kann ich nicht'),
+    'es': ('Las abejas muestran el camino.', 'Aquí tienes una versión:\n', 'Lo siento, pero no puedo'),
+    'pt': ('As abelhas mostram o caminho.', 'Aqui está a resposta:\n', 'Desculpe, mas não posso'),
+    'it': ('Le api mostrano la strada.', 'Ecco la risposta:\n', 'Mi dispiace, ma non posso'),
+    'ru': ('Пчёлы показывают дорогу.', 'Конечно! Пчёлы показывают', 'Извините, но я не могу'),
+    'zh': ('蜜蜂指路。', '好的，以下是新的回答：', '很抱歉，我无法回答。'),
+    'ja': ('ミツバチは道を示します。', 'もちろんです。ミツバチは', '申し訳ありませんが、お答えできません。'),
+    'ko': ('꿀벌은 길을 알려 줍니다.', '물론입니다! 꿀벌은', '죄송하지만 도와드릴 수 없습니다.'),
+    'ar': ('النحل يدل على الطريق.', 'بالطبع! النحل', 'عذرًا، لا يمكنني المساعدة'),
+}
+FEEDBACK = {  # on a reply in English to a request in English, or else as said → the languages of a rewrite
+    'Please be brief.': 'en',
+    'Ok': 'en',
+    'In French, please.': 'fr',
+    'Can you translate that into German?': 'de',
+    'Spanish please': 'es',
+    'Not in Latin!': 'en',
+    'en français, svp': 'fr',
+    'auf Deutsch bitte': 'de',
+    'Ответь по-русски, пожалуйста': 'ru',
+    '请用中文回答': 'zh',
+    '日本語で答えてください': 'ja',
+    '한국어로 다시 써 줘': 'ko',
+    'بالعربية من فضلك': 'ar',
+    'Polish it': 'en pl',  # nobody asks for Polish here, but nothing is lost by taking it
+    'My French neighbour keeps bees; tell it for her.': 'en fr',
+    'Das ist mir viel zu lang, sag es bitte kürzer.': 'de en',
+    'C’est beaucoup trop long pour moi, sois plus bref.': 'en fr',
+}
+
+
+def reply(text: str, *, finished: bool = True) -> Reply:
+    return Reply('r', 0, text, finished)
+
+
+@pytest.mark.parametrize(('reason', 'text'), [(why, text) for why, texts in SAMPLES.items() for text in texts])
+def test_samples_are_dropped_by_reason(reason, text):
+    wanted = languages.wanted(ENGLISH, SAID['original'], SAID['feedback'])
+    assert reason_to_drop(reply(text), tuple(SAID.values()), wanted, 0.95) == reason
+
+
+@pytest.mark.parametrize('text', [text for texts in SAMPLES.values() for text in texts if text])
+def test_what_was_cut_off_is_dropped(text):
+    assert reason_to_drop(reply(text, finished=False), (), frozenset(), 0.95) == 'cut_off'
+
+
+@pytest.mark.parametrize('code', OPENINGS)
+def test_openings_in_other_languages(code):
+    found = [reason_to_drop(reply(text), (), {code}, 0.95) for text in OPENINGS[code]]
+    assert found == ['', 'preamble', 'refusal']
+
+
+@pytest.mark.parametrize('feedback', FEEDBACK)
+def test_the_languages_that_feedback_leaves(feedback):
+    assert languages.wanted(ENGLISH, SAID['original'], feedback) == set(FEEDBACK[feedback].split())
+
+
+def test_the_languages_of_other_requests():
+    assert languages.wanted(GERMAN, '', 'Kürzer!') == {'de'}
+    assert languages.wanted(GERMAN, '', 'auf Englisch') == languages.wanted(GERMAN, '', 'In English, please') == {'en'}
+    assert languages.wanted('Translate into French: bees dance in summer.', '', 'shorter') == {'en', 'fr'}
+    # As agreed earlier: the request is a text to translate, and the user does not mind the language of the reply.
+    assert languages.wanted(GERMAN, 'Pourquoi les abeilles dansent-elles devant la ruche ?', 'shorter') == {'de', 'fr'}
+    assert languages.wanted('x = [i for i in range(9)]', '', 'Try again with a generator.') == set()  # of any
+
+
+def test_identification_on_real_replies():
+    """Of WildChat's conversations in English, replies to what was said last are seldom taken for another language's."""
+    if not WILDCHAT.exists():
+        pytest.skip('the WildChat file is not here (../shared/data/wildchat)')
+    fired, replies = 0, 0
+    for talk in map(json.loads, WILDCHAT.read_bytes().splitlines()):
+        said = [message['content'] for message in talk['messages']]
+        if talk['metadata'].get('language') == 'English':
+            for request, first, feedback, second in zip(said[::2], said[1::2], said[2::2], said[3::2], strict=False):
+                wanted = languages.wanted(request, first, feedback)
+                fired += bool(wanted) and languages.language(second) not in {'', *wanted}
+                replies += 1
+    assert replies > 300 and fired <= 0.02 * replies
+
+
+def longest_common(one: str, other: str) -> int:
+    """Length of the longest common subsequence, by the textbook recurrence."""
+    row = [0] * (len(other) + 1)
+    for a in one:
+        new = [0]
+        for place, b in enumerate(other):
+            new.append(row[place] + 1 if a == b else max(row[place + 1], new[place]))
+        row = new
+    return row[-1]
+
+
+@given(st.text('abé 。', max_size=12), st.text('abé 。', max_size=12))
+def test_resemblance_is_the_share_of_the_longest_common_subsequence(one, other):
+    a, b = (' '.join(text.split()) for text in (one, other))
+    expected = 2 * longest_common(a, b) / (len(a) + len(b)) if a or b else 1
+    assert resemblance(one, other) == pytest.approx(expected)
+
+
+GAINS = st.lists(st.tuples(st.sampled_from(['a', 'b', 'c']), st.none() | st.sampled_from([-1.0, 0.0, 0.5, 2.0])))
+
+
+@given(GAINS, st.sampled_from([-5.0, 0.0, 0.5, 9.0]))
+def test_the_best_has_the_largest_gain_and_every_sample_is_counted(samples, min_gain):
+    counts: Counter = Counter()
+    found = best(samples, min_gain, counts)
+    enough = [(text, gain) for text, gain in samples if gain is not None and gain >= min_gain]
+    assert sum(counts.values()) + bool(found) == len(samples)
+    assert bool(found) == bool(enough) and (not found or found in enough)
+    assert not found or found[1] == max(gain for _, gain in enough)
+    for order in itertools.islice(itertools.permutations(samples), 24):
+        assert best(order, min_gain, Counter()) == found
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for key, value in dict(samples=0, max_resemblance=0.0, min_gain=float('nan')).items():
+        c = base_config()
+        c.rewrites[key] = value
+        with pytest.raises(UserError, match=f'config.rewrites.{key}'):
+            check_config(c)
+
+
+@pytest.fixture(scope='module')
+def mined(tmp_path_factory):
+    """A tiny model, and finished folders of the stages before: 12 turns of feedback, three of no use."""
+    folder = tmp_path_factory.mktemp('mined')
+    tiny.write_model(folder / 'model', spec=tiny.LOOP_SPEC)
+    talks, turns, personas = [], [], []
+    for number in range(12):
+        name = f'c{number}'
+        said = [f'Question {number}?', f'Answer {number}.', 'Shorter, please.', 'No.', 'In French.', 'Non.']
+        messages = [dict(role=('user', 'assistant')[place % 2], content=text) for place, text in enumerate(said)]
+        split = 'test' if number == 0 else 'heldout' if number == 1 else 'train'
+        talks.append(dict(id=name, user_id=f'u{number}', split=split, messages=messages))
+        turns.append(dict(id=f'{name}/2', conversation=name, place=2, user_id=f'u{number}', split=split))
+        turns[-1] |= dict(mined=number != 2, request=said[0], reply=said[1], follow_up=said[2])
+        if number != 3:
+            personas.append(dict(id=f'{name}/0', persona='Likes it short.'))
+    for stage, records in dict(conversations=talks, follow_ups=turns, personas=personas).items():
+        write_records(folder / stage / 'records.jsonl', records)
+        (folder / stage / 'manifest.json').write_text('{}')
+    return folder
+
+
+def stage_config(mined, output, **settings):
+    names = ('conversations', 'follow_ups', 'personas')
+    c = config(output.parent, rewrites=str(output), **{name: str(mined / name) for name in names})
+    c.model.path, c.model.dtype, c.model.logprob_chunk = str(mined / 'model'), 'float32', 64
+    c.sampler.update(dict(slots=8, prompt_tokens=900, new_tokens=200))
+    c.teacher.row_tokens, c.eval.batch_rows = 2048, 8
+    # A random model's gains are small, and mostly below 0: some are above this bound, some below.
+    c.rewrites.update(dict(margin=50.0, min_gain=-0.15) | settings)
+    return c
+
+
+def program_flags(c) -> list[str]:
+    """What makes a program's default config this one."""
+    changed = flatten(c).items() - flatten(base_config()).items()
+    return [f'--config={tiny.CONFIG}', *(f'--config.{name}={value}' for name, value in sorted(changed))]
+
+
+@pytest.fixture(scope='module')
+def whole(mined):
+    """What the stage makes of them as a program, never interrupted."""
+    c = stage_config(mined, mined / 'whole')
+    tiny.run_program('data_pipelines.rewrites', *program_flags(c))
+    return mined / 'whole'
+
+
+def assert_nothing_is_lost(output):
+    counts = json.loads((output / 'manifest.json').read_text())['counts']
+    found = load_records(output / 'records.jsonl')
+    dropped = {name: count for name, count in counts.items() if name.startswith('dropped_')}
+    samples = sum(count for name, count in dropped.items() if name.startswith('dropped_rewrite_'))
+    kept = counts['kept_train'] + counts.get('kept_heldout', 0)
+    assert kept == len(found) > 0
+    assert counts['rewrites_drawn'] == samples + kept
+    assert counts['follow_ups_read'] == 12 == sum(dropped.values()) - samples + kept
+    assert dropped['dropped_test_split'] == dropped['dropped_no_feedback'] == 1
+    assert dropped['dropped_persona_would_know_it'] == 1
+    assert dropped['dropped_rewrite_cut_off'] and dropped['dropped_rewrite_not_better']
+    assert all(record['gain'] >= -0.15 and record['rewrite'] != record['original'] for record in found)
+
+
+def test_counts_add_up(mined, whole, tmp_path):
+    assert_nothing_is_lost(whole)
+    control = stage_config(mined, tmp_path / 'control', from_scratch=True, regenerate=False)
+    rewrites.STAGE.run(control)
+    assert_nothing_is_lost(tmp_path / 'control')
+
+
+def test_the_gain_is_what_the_feedback_adds(mined, whole):
+    """As the teacher has it, asked alone about each rewrite after the feedback, and after mere dislike."""
+    c = stage_config(mined, whole)
+    room = Capacities(tokens=2048, scored=512, pairs=1)
+    scorer = CandidateScorer(c, str(mined / 'model'), room, sees_persona=False)
+    for record in load_records(whole / 'records.jsonl')[:3]:
+        rise = 0.0
+        for sign, feedback in ((1, record['feedback']), (-1, rewrites.DISLIKE)):
+            asked = dict(role='user', content=render('rewrite', feedback=feedback))
+            shown = [*record['messages'], dict(role='assistant', content=record['original']), asked]
+            rise += sign * scorer([Candidates('q', shown, '', [record['rewrite']])])['q'][0]
+        assert record['gain'] == pytest.approx(rise, abs=1e-3)
+
+
+def test_killed_it_ends_in_the_same_bytes(mined, whole):
+    killed = mined / 'killed'
+    flags = program_flags(stage_config(mined, killed))
+    command = [sys.executable, '-m', 'data_pipelines.rewrites', *flags]
+    running = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None and len(complete_lines(journal_path(killed))) < 30:  # half of the rewrites are drawn
+        time.sleep(0.01)
+    running.kill()
+    assert running.wait() == -signal.SIGKILL and not killed.exists()
+    tiny.run_program('data_pipelines.rewrites', *flags)
+    for name in ('records.jsonl', 'manifest.json'):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+
+
+def flatten(c, prefix: str = '') -> dict:
+    found = {}
+    for name, value in c.items():
+        found |= flatten(value, f'{prefix}{name}.') if hasattr(value, 'items') else {f'{prefix}{name}': value}
+    return found
+
+
+def test_too_few_pairs_are_refused(tmp_path):
+    folder = tmp_path / 'rewrites'
+    common = dict(user_id='', persona='', messages=[dict(role='user', content='?')], original='No.', gain=1.0)
+    splits = ['train'] * 5 + ['heldout'] * 3
+    records = [common | dict(id=f'c{n}/2', split=split, rewrite=f'Yes, {n}.') for n, split in enumerate(splits)]
+    write_records(
+        folder / 'records.jsonl', [*records, common | dict(id='d/2', split='train', rewrite='I cannot help.')]
+    )
+    (folder / 'manifest.json').write_text('{}')
+    c = config(tmp_path, rewrites=str(folder), pairs=str(tmp_path / 'pairs'))
+    c.pairs.sources = 'rewrites'
+    with pytest.raises(UserError, match=r'^5 pairs .* config.pairs.min_pairs \(16\).*"dropped_chosen_is_a_refusal": 1'):
+        pairs.STAGE.run(c)
+    assert not (tmp_path / 'pairs').exists()
+    c.pairs.min_pairs = 5
+    assert pairs.STAGE.run(c)['kept_rewrites_train'] == 5
+    c.pairs.min_pairs = 4  # stops nothing, changes nothing
+    pairs.STAGE.run(c)
