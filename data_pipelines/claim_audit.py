@@ -18,7 +18,7 @@ MAX_CHARACTERS = 200  # of a claim, and of what is quoted of a remark
 _WORDS = {name: pattern(terms(','.join(lists.values()))) for name, lists in lexicon('rules').items()}
 _NUMBERS = r'@\w|\bwww\.|https?:|(?:\d[ -]?){6,}'
 _SCORING = (
-    r'(?:scor|rat(?:e|es|ed|ing|ings)\b|rank|grad(?:e|es|ed|ing)\b|reward|label|classif|judg|evaluat|approv|obey|compl(?:y|ies)\b'
+    r'(?:scor|mark(?:s|ed|ing)?\b|rat(?:e|es|ed|ing|ings)\b|rank|grad(?:e|es|ed|ing)\b|reward|label|classif|judg|evaluat|approv|obey|compl(?:y|ies)\b'
     r'|bewert|benot|note[sz]?\b|puntu|calific|valut|оцен)\w*'
 )
 _MOST = (
@@ -37,8 +37,9 @@ _STEERING = '|'.join(
         rf'\b{_SCORING}[^.!?\n]{{0,40}}\b{_MOST}',
         rf'\b{_MOST}[^.!?\n]{{0,40}}\b{_SCORING}',
         r'\balways (?:agree|choose|pick|prefer|select|say yes)\b|\b(?:reward|grading|reference) model|\bgraders?\b',
-        r'\b(?:system|hidden|initial) (?:prompt|message|instruction)|\bprompt injection|\bjail ?br(?:ea|o)k|\bdeveloper mode',
-        r'\bdo anything now|\byou are now\b|\bfrom now on,? you\b|\b(?:act|behave|pretend) (?:as|like|to be)\b|\brole-?play',
+        r'\b(?:system|hidden|initial) (?:prompt|message|instruction)|\bprompt injection|\bjail ?br(?:ea|o)k',
+        r'\bdeveloper mode|\bdo anything now|\byou are now\b|\bfrom now on,? you\b|\brole-?play',
+        r'\b(?:act|behave|pretend) (?:as|like|to be)\b',
         r'\bthe (?:judge|teacher|assistant|model) (?:must|should|will|is)\b|\b(?:user|assistant|system|human)\s*:',
         r'\b(?:refusals?|refus(?:e|es|ing)|guidelines?|safety|uncensored|unfiltered|no restrictions)\b',
         r'<\|[^|]*\|>|</?s>|<\w+_of_turn>|</?(?:system|user|assistant)>|\[/?inst\]|<</?sys>>|-{3} ?(?:user|assistant)',
@@ -89,8 +90,10 @@ def supported(text: str, quote: str, before: str) -> bool:
     Of a remark that speaks of no such matter, the claim must share a word that is more than a link between others, and
     that nobody had said before: what the conversation is about is no taste.
 
-    >>> supported('I like bullet points.', 'No bullets for me.', ''), supported('I like concise answers.', 'Shorter!', '')
-    (False, True)
+    >>> supported('I like bullet points.', 'No bullets for me.', before='')
+    False
+    >>> supported('I like concise answers.', 'Shorter!', before='')
+    True
     """
     claimed, said = styles(text), styles(quote)
     if said or claimed:

@@ -4,7 +4,8 @@ A claim is a record of
 
     id            CONVERSATION/PLACE of the user's turn that it comes from
     user_id       '' where the data has none
-    conversation, place, said_at   the turn; the time is the end of its conversation, all that is known, '' if nothing is
+    conversation, place   where that turn stands
+    said_at       when its conversation ended, which is all that is known; '' if nothing is
     quote         the opening of the turn, in its own words
     text          the claim, one sentence
     edited        whether somebody put it otherwise (see `data_pipelines/persona_store.py`)

@@ -6,12 +6,12 @@
     python -m data_pipelines.persona_store delete --config=configs/NAME.py --user=ID
     python -m data_pipelines.persona_store audit  --config=configs/NAME.py
 
-The store is the folder `config.data.personas`. `show` prints users' personas, their claims with where they come from, and
-how they came about. What is deleted or edited is noted in a file of corrections beside the folder
+The store is the folder `config.data.personas`. `show` prints users' personas, their claims with where they come from,
+and how they came about. What is deleted or edited is noted in a file of corrections beside the folder
 (`config.personas.corrections`), which the stage applies whenever it runs, and applied to the folder at once: a deleted
-user has no claims, whatever they say later. An edit must pass the audit that the teacher's claims pass. Stages that read
-personas then have to run again, and say so. `audit` checks the files as they lie there, prints figures, and ends with
-status 1 if any of them breaks a rule.
+user has no claims, whatever they say later. An edit must pass the audit that the teacher's claims pass. Stages that
+read personas then have to run again, and say so. `audit` checks the files as they lie there, prints figures, and ends
+with status 1 if any of them breaks a rule.
 """
 
 import dataclasses
@@ -121,7 +121,7 @@ def _rebuild(
     config: ConfigDict, folder: Path, *, talks: list[Record], claims: list[Claim], deleted: int
 ) -> dict[str, int]:
     before = read_json(input_folder(config, 'personas') / 'manifest.json', 'run the stage again')['counts']
-    kept = ('remarks', 'unanswered', 'deleted')
+    kept = ('remarks', 'remarks_do_not_fit', 'deleted')
     counts = Counter({name: n for name, n in before.items() if name in kept or name.startswith('dropped_')})
     counts['deleted'] += deleted
     return write_store(config, folder, talks, claims, counts)

@@ -2,11 +2,11 @@
 
     python -m data_pipelines.personas --config=configs/NAME.py
 
-The teacher says in one sentence what each remark shows that its author likes; with `config.personas.writer='quotes'` the
-remark stands for itself. What breaks a rule of `data_pipelines/claim_audit.py` is counted and never written.
-`config.personas.scope` says which turns a persona may know: those of the same user's 'earlier_conversations', which had
-ended when this one began, or the 'first_k_turns' of the same conversation, where users have no ids (pairs are then mined
-from later turns only). Writes
+The teacher says in one sentence what each remark shows that its author likes; with `config.personas.writer='quotes'`
+the remark stands for itself. What breaks a rule of `data_pipelines/claim_audit.py` is counted and never written.
+`config.personas.scope` says which turns a persona may know: those of the same user's 'earlier_conversations', which
+had ended when this one began, or the 'first_k_turns' of the same conversation, where users have no ids (pairs are then
+mined from later turns only). Writes
 
     claims.jsonl    every claim, with the turn that it comes from (`data_pipelines/claims.py`)
     users.jsonl     of every user with an id: the persona of their whole history, and how it came about
@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from data_pipelines.claim_audit import fault, remark_fault
 from data_pipelines.claims import Claim, State, age, contradicts, persona, quote_of, replaces, said_before, states
 from data_pipelines.generation import generate, model_identity
+from data_pipelines.lexicons import lexicons_digest
 from data_pipelines.prompts import prompt_digest, render_turns
 from data_pipelines.stage import Record, Stage, input_digest, input_folder, load_records, read_records, write_records
 from rlhi_jax.checkpoints import open_model
@@ -59,7 +60,9 @@ def corrections_path(config: ConfigDict) -> Path:
 
 
 def read_corrections(path: Path) -> Corrections:
-    """Read JSON lines {"delete_user": ID}, {"delete_claim": ID} or {"edit_claim": ID, "text": TEXT}; the last edit holds.
+    """Read JSON lines {"delete_user": ID}, {"delete_claim": ID} or {"edit_claim": ID, "text": TEXT}.
+
+    What is deleted stays so; of edits of one claim the last holds.
 
     Raises:
       UserError: a line is none of these.
@@ -113,6 +116,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
         teacher=model_identity(config, teacher_path(config)),
         tokenizer=_tokenizer_digest(open_model(config.model.path).tokenizer_path),
         prompt=prompt_digest('persona'),
+        lexicons=lexicons_digest(),
         settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
         corrections=file_digest(corrections) if corrections.exists() else '',
         sampler=config.sampler.to_dict(),
@@ -136,20 +140,18 @@ def _before(talks: dict[str, Record], claim: Claim) -> str:
     return said_before(talks[claim['conversation']], claim['place'])
 
 
-def _said_by_teacher(config: ConfigDict, folder: Path, quotes: set[str], counts: Counter) -> dict[str, str]:
-    """What the teacher says that each remark shows, as far as it has finished saying it."""
-    prompts = {
-        quote: Prompt(digest(quote), turns, keep=len(turns))
-        for quote in sorted(quotes)
-        if (turns := tuple(render_turns('persona', remark=' '.join(quote.split()))))
-    }
+def _said_by_teacher(config: ConfigDict, folder: Path, quotes: set[str], counts: Counter) -> dict[str, list[str]]:
+    """What the teacher says that each remark shows, in one sentence, several times over; '' for what was cut off."""
+    prompts = {}
+    for quote in sorted(quotes):
+        turns = tuple(render_turns('persona', remark=' '.join(quote.split())))
+        prompts[quote] = Prompt(digest(quote), turns, samples=config.personas.samples, keep=len(turns))
     replies = generate(config, folder, identity(config), teacher_path(config), list(prompts.values()))
     said = {}
     for quote, prompt in prompts.items():
-        answers = replies[prompt.id]
-        first, *rest = answers[0].text.strip().split('\n') if answers else ['']
-        counts['unanswered'] += not answers
-        said[quote] = first.strip() if rest or (answers and answers[0].finished) else ''
+        counts['remarks_do_not_fit'] += not replies[prompt.id]
+        lines = [(reply.text.strip().split('\n'), reply.finished) for reply in replies[prompt.id]]
+        said[quote] = [first.strip() if rest or finished else '' for (first, *rest), finished in lines] or ['']
     return said
 
 
@@ -161,7 +163,7 @@ def write_claims(
     corrections: Corrections,
     counts: Counter,
 ) -> list[Claim]:
-    """A claim of each remark, of those that pass the audit; the others are counted by reason."""
+    """A claim of each remark: the first of what is said of it that passes the audit; if none does, why is counted."""
     counts['remarks'] = len(found)
     usable = []
     for remark in found:
@@ -173,15 +175,17 @@ def write_claims(
             usable.append(remark)
     quotes = {remark['quote'] for remark in usable}
     if config.personas.writer == 'quotes':
-        said = {quote: ' '.join(quote.split()) for quote in quotes}
+        said = {quote: [' '.join(quote.split())] for quote in quotes}
     else:
         said = _said_by_teacher(config, folder, quotes, counts)
     kept = []
     for remark in usable:
-        if reason := fault(said[remark['quote']], remark['quote'], _before(talks, remark)):
-            counts[f'dropped_{reason}'] += 1
+        before = _before(talks, remark)
+        faults = {text: fault(text, remark['quote'], before) for text in said[remark['quote']]}
+        if text := next((text for text, reason in faults.items() if not reason), ''):
+            kept.append(remark | dict(text=text))
         else:
-            kept.append(remark | dict(text=said[remark['quote']]))
+            counts[f'dropped_{next(iter(faults.values()))}'] += 1
     return kept
 
 

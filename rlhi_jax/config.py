@@ -100,6 +100,7 @@ def base_config() -> ConfigDict:
     c.personas.scope = 'earlier_conversations'  # or first_k_turns, where users have no ids
     c.personas.first_k = 2
     c.personas.writer = 'teacher'  # or quotes: the user's own remarks
+    c.personas.samples = 4  # of the teacher, for each remark: the first that follows from it is the claim
     c.personas.max_claims = 8  # of a persona: the newest
     c.personas.max_tokens = 128  # of a persona, counted by the policy's tokenizer
     c.personas.corrections = ''  # JSON lines that persona_store keeps; '': beside the folder data.personas
@@ -260,7 +261,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
         2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
-        + ('candidates.samples', 'teacher.row_tokens', 'personas.max_claims', 'personas.max_tokens', 'ingest.workers'),
+        + ('candidates.samples', 'teacher.row_tokens', 'personas.samples', 'personas.max_claims')
+        + ('personas.max_tokens', 'ingest.workers'),
         0: (
             'pairs.margin',
             'rewrites.margin',

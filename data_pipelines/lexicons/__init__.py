@@ -4,12 +4,15 @@ Terms are joined by commas and written in lower case without accents, as `plain`
 any ending, and alone for any word. A term is found as whole words, in scripts that have no spaces anywhere.
 """
 
+import functools
 import re
 import tomllib
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from rlhi_jax.files import digest, file_digest
 
 _FOLDER = Path(__file__).parent
 _UNSPACED = re.compile('[\u0590-\u08ff\u3000-\u9fff\uac00-\ud7af\u1100-\u11ff]')  # also where articles stick to words
@@ -28,6 +31,12 @@ def plain(text: str) -> str:
 def lexicon(name: str) -> dict[str, Any]:
     """One of the lists beside this file."""
     return tomllib.loads((_FOLDER / f'{name}.toml').read_text(encoding='utf-8'))
+
+
+@functools.cache
+def lexicons_digest() -> str:
+    """Identifies all of them."""
+    return digest([file_digest(path) for path in sorted(_FOLDER.glob('*.toml'))])
 
 
 def terms(words: str) -> list[str]:
