@@ -11,7 +11,7 @@ from collections import Counter
 
 from data_pipelines.filters import scrub
 from data_pipelines.lexicons import lexicon, pattern, plain, terms
-from data_pipelines.styles import stems, styles
+from data_pipelines.styles import polar_stems, stems, styles
 
 MAX_CHARACTERS = 200  # of a claim, and of what is quoted of a remark
 
@@ -87,8 +87,8 @@ def remark_fault(quote: str, before: str) -> str:
 def supported(text: str, quote: str, before: str) -> bool:
     """Whether a claim follows from a remark: it takes no side in a matter of style that the remark does not take.
 
-    Of a remark that speaks of no such matter, the claim must share a word that is more than a link between others, and
-    that nobody had said before: what the conversation is about is no taste.
+    Of a remark that speaks of no such matter, the claim must share a word that is more than a link between others, as
+    the remark has it, negated or not; one that nobody had said before: what the conversation is about is no taste.
 
     >>> supported('I like bullet points.', 'No bullets for me.', before='')
     False
@@ -98,7 +98,9 @@ def supported(text: str, quote: str, before: str) -> bool:
     claimed, said = styles(text), styles(quote)
     if said or claimed:
         return bool(claimed) and claimed.items() <= said.items()
-    return bool((stems(text) & stems(quote)) - stems(before))
+    ours, theirs = polar_stems(text), polar_stems(quote)
+    shared = (ours.keys() & theirs.keys()) - stems(before)
+    return bool(shared) and all(ours[stem] == theirs[stem] for stem in shared)
 
 
 def fault(text: str, quote: str, before: str) -> str:

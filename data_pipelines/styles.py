@@ -43,12 +43,16 @@ def _styles(text: str) -> tuple[tuple[str, str], ...]:
     said, found = plain(text).replace('no longer', 'not'), {}
     for matter, side, other, words in _patterns():
         for match in words.finditer(said):
-            clause = re.split(r'[.!?;:,\n]', said[: match.start()])[-1]
-            # "Not detailed enough" asks for detail.
-            negated = _NEGATION.search(clause) and not re.match(r' enough\b', said[match.end() :])
-            found.setdefault(matter, []).append((match.end(), other if negated else side))
+            taken = other if _negated(said, match) else side
+            found.setdefault(matter, []).append((match.end(), len(match[0]), taken))
     # Where a text takes both sides, the last word counts: "Too short. I like long answers."
-    return tuple((matter, max(sides)[1]) for matter, sides in found.items())
+    return tuple((matter, max(sides)[-1]) for matter, sides in found.items())
+
+
+def _negated(said: str, match: re.Match) -> bool:
+    """Whether what was found stands after a negation; "not detailed enough" asks for detail."""
+    clause = re.split(r'[.!?;:,\n]', said[: match.start()])[-1]
+    return bool(_NEGATION.search(clause)) and not re.match(r' enough\b', said[match.end() :])
 
 
 def styles(text: str) -> dict[str, str]:
@@ -57,10 +61,21 @@ def styles(text: str) -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=100_000)
-def stems(text: str) -> frozenset[str]:
+def polar_stems(text: str) -> dict[str, bool]:
+    """Stems of the words that tell what a text is about, and whether they stand after a negation.
+
+    >>> polar_stems('I like answers that mention history, not dates.')
+    {'histori': False, 'date': True}
+    """
+    said = plain(text)
+    words = [(_STEMMER.stemWord(match[0]), match) for match in re.finditer(r'[^\W\d_]{2,}', said)]
+    return {stem: _negated(said, match) for stem, match in words if stem not in _EMPTY}
+
+
+def stems(text: str) -> set[str]:
     """Stems of the words that tell what a text is about.
 
-    >>> sorted(stems('I like answers that mention their history.'))
-    ['histori']
+    >>> stems('I like answers that mention their history.')
+    {'histori'}
     """
-    return frozenset(_STEMMER.stemWords(re.findall(r'[^\W\d_]{2,}', plain(text)))) - _EMPTY
+    return set(polar_stems(text))
