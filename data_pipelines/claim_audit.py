@@ -51,7 +51,7 @@ _UNSAFE = {
     'personal': f'{_WORDS["personal"]}|{_NUMBERS}',
 }
 _COMPILED = {name: re.compile(rule) for name, rule in _UNSAFE.items()}
-_WISH = re.compile(_WORDS['wish'])
+_WISH, _TASK = re.compile(_WORDS['wish']), re.compile(_WORDS['task'])
 _QUESTION = re.compile(
     r'\W*(?:and |so |ok )?(?:how|what(?! about)|why|when|where|which|who|is|are|do(?:es)?|can i|given)\b'
 )
@@ -80,15 +80,15 @@ def remark_fault(quote: str, before: str) -> str:
     if reason := unsafe(quote):
         return reason
     said = plain(quote)
-    wish = _WISH.search(said) and not _QUESTION.match(said) and stems(quote) - stems(before)
+    wish = _WISH.search(said) and not _QUESTION.match(said) and not _TASK.search(said) and stems(quote) - stems(before)
     return '' if (styles(quote) or wish) and not _CODE.search(said) else 'of_the_task'
 
 
 def supported(text: str, quote: str, before: str) -> bool:
     """Whether a claim follows from a remark: it takes no side in a matter of style that the remark does not take.
 
-    Of a remark that speaks of no such matter, the claim must share a word that is more than a link between others, as
-    the remark has it, negated or not; one that nobody had said before: what the conversation is about is no taste.
+    Of a remark that speaks of no such matter, it must have half the claim's words of content, negated or not as the
+    claim has them; words that nobody had said before: what the conversation is about is no taste.
 
     >>> supported('I like bullet points.', 'No bullets for me.', before='')
     False
@@ -100,7 +100,7 @@ def supported(text: str, quote: str, before: str) -> bool:
         return bool(claimed) and claimed.items() <= said.items()
     ours, theirs = polar_stems(text), polar_stems(quote)
     shared = (ours.keys() & theirs.keys()) - stems(before)
-    return bool(shared) and all(ours[stem] == theirs[stem] for stem in shared)
+    return len(shared) >= max(1, len(ours) / 2) and all(ours[stem] == theirs[stem] for stem in shared)
 
 
 def fault(text: str, quote: str, before: str) -> str:

@@ -63,10 +63,10 @@ def test_a_claim_has_support_only_from_a_remark_of_the_same_taste(split):
 
 
 def test_what_the_conversation_is_about_is_no_taste():
-    remark = 'I want the columns sorted.'
-    assert supported('I like sorted columns.', remark, before='')
-    assert not supported('I like sorted columns.', remark, before='How do I sort columns?')
-    assert remark_fault(remark, 'Sort columns.') == remark_fault('How do I drop a row?', '') == 'of_the_task'
+    remark = 'I want the bees sorted.'
+    assert supported('I like sorted bees.', remark, before='')
+    assert not supported('I like sorted bees.', remark, before='How do I sort bees?')
+    assert remark_fault(remark, 'Sort bees.') == remark_fault('How do I drop a row?', '') == 'of_the_task'
     assert remark_fault('Make it shorter: sort(a)\nassert a == 1', '') == 'of_the_task'
 
 
