@@ -53,7 +53,7 @@ _UNSAFE = {
 _COMPILED = {name: re.compile(rule) for name, rule in _UNSAFE.items()}
 _WISH, _TASK = re.compile(_WORDS['wish']), re.compile(_WORDS['task'])
 _QUESTION = re.compile(
-    r'\W*(?:and |so |ok )?(?:how|what(?! about)|why|when|where|which|who|is|are|do(?:es)?|can i|given)\b'
+    r'\W*(?:and |so |ok )?(?:how|what(?! about)|why|when|where(?! did you)|which|who|is|are|do(?:es)?(?! not)|can i|given)\b'
 )
 _CODE = re.compile(
     r'```|\btraceback\b|\b\w+error\b|\bdef \w+\(|\bimport \w+\n|\bassert\b|\w+\([^)]*\)[.:;]|\w+ ?[=!]= ?\w|null$'
@@ -80,8 +80,9 @@ def remark_fault(quote: str, before: str) -> str:
     if reason := unsafe(quote):
         return reason
     said = plain(quote)
-    wish = _WISH.search(said) and not _QUESTION.match(said) and not _TASK.search(said) and stems(quote) - stems(before)
-    return '' if (styles(quote) or wish) and not _CODE.search(said) else 'of_the_task'
+    wish = _WISH.search(said) and not _TASK.search(said) and stems(quote) - stems(before)
+    of_the_task = _QUESTION.match(said) or _CODE.search(said) or not (styles(quote) or wish)
+    return 'of_the_task' if of_the_task else ''
 
 
 def supported(text: str, quote: str, before: str) -> bool:
