@@ -53,7 +53,8 @@ _UNSAFE = {
 _COMPILED = {name: re.compile(rule) for name, rule in _UNSAFE.items()}
 _WISH, _TASK = re.compile(_WORDS['wish']), re.compile(_WORDS['task'])
 _QUESTION = re.compile(
-    r'\W*(?:and |so |ok )?(?:how|what(?! about)|why|when|where(?! did you)|which|who|is|are|do(?:es)?(?! not)|can i|given)\b'
+    r'\W*(?:and |so |ok )?(?:how|what(?! about)|why|when|where(?! did you)|which|who|is|are|do(?:es)?(?! not)|can i'
+    r'|given)\b'
 )
 _CODE = re.compile(
     r'```|\btraceback\b|\b\w+error\b|\bdef \w+\(|\bimport \w+\n|\bassert\b|\w+\([^)]*\)[.:;]|\w+ ?[=!]= ?\w|null$'

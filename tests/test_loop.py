@@ -58,7 +58,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope='module')
 def finished(model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('loop') / 'run'
-    done = tiny.run_program('rlhi_jax.loop', *flags(model, workdir))
+    command = [sys.executable, 'tests/killed_loop.py', 'none', *flags(model, workdir)]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     return workdir, done.stdout
 
 
