@@ -3,11 +3,13 @@
     python -m data_pipelines.pairs --config=configs/NAME.py
 
 `config.pairs.sources` says which: 'rewrites' (chosen: the rewrite; rejected: the reply that the user complained about)
-and 'candidates' (chosen: the best of N by score; rejected: the worst). Writes SPLIT.jsonl for every split. A classifier
-that sees the replies alone, without persona or request, must not tell chosen from rejected too well: what it finds,
-such as length, a policy would learn instead of users' wishes.
+and 'candidates' (chosen: the best of N by score; rejected: the worst). Writes SPLIT.jsonl for every split: preferences
+in messages, as TRL takes them, with keys beside that it passes over. A classifier that sees the replies alone, without
+persona or request, must not tell chosen from rejected too well: what it finds, such as length, a policy would learn
+instead of users' wishes.
 """
 
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -20,11 +22,12 @@ from data_pipelines import openings
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.openings import is_refusal
 from data_pipelines.rewrites import SPLITS
-from data_pipelines.stage import Record, Stage, input_digest, read_records, write_records
+from data_pipelines.stage import Record, Stage, input_digest, read_records, stream_records, write_records
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest, write_json
 
 SOURCES = ('rewrites', 'candidates')
+PAIRS_TO_READ = 5
 
 
 def _preference(record: Record, chosen: str, rejected: str, kind: str) -> Record:
@@ -102,6 +105,20 @@ def mine(config: ConfigDict, counts: Counter) -> list[Record]:
                 counts['with_persona'] += bool(record['persona'])
                 kept.append(record)
     return kept
+
+
+def pairs_to_read(path: Path) -> list[dict[str, str]]:
+    """A few pairs of a file, for people to judge: the first by hash of their id."""
+    return [
+        dict(
+            id=record['id'],
+            persona=record['persona'],
+            request=record['prompt'][-1]['content'],
+            chosen=record['chosen'][-1]['content'],
+            rejected=record['rejected'][-1]['content'],
+        )
+        for record in heapq.nsmallest(PAIRS_TO_READ, stream_records(path), key=lambda record: digest(record['id']))
+    ]
 
 
 def _sources(config: ConfigDict) -> list[str]:

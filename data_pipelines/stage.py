@@ -86,8 +86,13 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
             file.write(json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b'\n')
 
 
+def stream_records(path: Path) -> Iterator[Record]:
+    with open(path, 'rb') as file:
+        yield from map(json.loads, file)
+
+
 def load_records(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    return list(stream_records(path))
 
 
 def input_folder(config: ConfigDict, key: str) -> Path:

@@ -54,6 +54,7 @@ def base_config() -> ConfigDict:
     c.data.shards = ''  # interaction shards
     c.data.rows = ''  # row plan
     c.data.datasets = ''  # TFDS data sets of conversations and shards
+    c.data.card = ''  # data card: counts, distributions and examples of what stages left in the folders above
     c.data.reference = ''  # cache of reference log-probabilities, to share between runs; '': in the workdir
     c.data.trees_per_shard = 1000
     c.data.threads = 2  # that read rows ahead

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines import candidates, follow_ups, ingest, pairs, personas, rewrites, rows, satisfaction, shards
+from data_pipelines import candidates, card, follow_ups, ingest, pairs, personas, rewrites, rows, satisfaction, shards
 from data_pipelines.generation import model_identity
 from data_pipelines.sources import simulated
 from data_pipelines.stage import load_records
@@ -38,11 +38,10 @@ from rlhi_jax.config import define_flags, load_config, require, workdir_path
 from rlhi_jax.convert import export_model
 from rlhi_jax.errors import NothingToEvaluate, UserError
 from rlhi_jax.evaluate import evaluate
-from rlhi_jax.files import digest, read_json, write_json
+from rlhi_jax.files import read_json, write_json
 from rlhi_jax.train import STOPPED, train
 from rlhi_jax.workdir import refuse_difference
 
-PAIRS_TO_READ = 5
 TIMES = 'times.jsonl'
 METHODS = {  # where pairs come from, and whether a reward model is trained
     'rewrites': ('rewrites', False),
@@ -59,8 +58,10 @@ class Stopped(Exception):
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
     """The config with every stage's folder in the workdir, but for the raw data if it is given."""
     config = config.copy_and_resolve_references()
-    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'pairs', 'shards', 'rows'):
+    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
         config.data[name] = str(workdir / name)
+    for name in ('pairs', 'shards', 'rows'):  # each training has its own
+        config.data[name] = ','.join(str(workdir / objective / name) for objective in ('reward', 'dpo'))
     if config.loop.simulated:
         config.data.raw = str(workdir / 'raw')
     if config.loop.method == 'oracle':
@@ -137,7 +138,8 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if objective in report:
             with _timed(workdir, f'{objective}: export'):
                 _export(workdir / objective / 'run', workdir / objective / 'huggingface')
-    report['pairs_to_read'] = pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
+    stage(card.STAGE, config)
+    report['pairs_to_read'] = pairs.pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
     report['notes'] = notes(config, workdir, report['funnel']) + not_evaluated
     write_json(workdir / 'report.json', report)
     return report
@@ -238,21 +240,6 @@ def _release() -> None:
     gc.collect()
 
 
-def pairs_to_read(path: Path) -> list[dict[str, str]]:
-    """A few training pairs, for people to judge: the first by hash of their id."""
-    records = sorted(load_records(path), key=lambda record: digest(record['id']))
-    return [
-        dict(
-            id=record['id'],
-            persona=record['persona'],
-            request=record['prompt'][-1]['content'],
-            chosen=record['chosen'][-1]['content'],
-            rejected=record['rejected'][-1]['content'],
-        )
-        for record in records[:PAIRS_TO_READ]
-    ]
-
-
 def notes(config: ConfigDict, workdir: Path, funnel: dict[str, dict[str, int]]) -> list[str]:
     """What a reader of the report must know."""
     said = []
@@ -268,6 +255,7 @@ def notes(config: ConfigDict, workdir: Path, funnel: dict[str, dict[str, int]]) 
             f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '
             'run proves the plumbing only. Name a stronger one with config.teacher.path.'
         )
+    said.append(f'Data card: {workdir}/card/card.md')
     said.append(f'Models: {workdir}/{{reward,dpo}}/huggingface')
     return said
 

@@ -32,6 +32,7 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'sampler.new_tokens': 300,
         'teacher.row_tokens': 2048,
         'personas.writer': 'quotes',  # what a random model says follows from nothing
+        'follow_ups.min_confidence': 0.0,
         'rewrites.regenerate': True,
         'rewrites.margin': 20.0,
         'rewrites.min_gain': -5.0,  # of a random model's rewrites
@@ -93,6 +94,8 @@ def test_the_loop_ends_in_models_and_a_report(finished):
     assert f'{shown["turns_with_persona"] / shown["turns"]:.0%} of the turns' in said
     assert set(report['reward']) == {'probe', 'evaluation', 'before'} or report['reward']['evaluation'] is None
     assert 'plumbing only' in said and len(report['pairs_to_read']) == 5
+    assert report['funnel']['card']['folders'] == 11 and report['funnel']['card']['not_adding_up'] == 0
+    assert json.loads((workdir / 'card' / 'card.json').read_text())['examples']['dpo/pairs'] == report['pairs_to_read']
 
 
 def test_a_finished_loop_has_nothing_to_do(model, finished):

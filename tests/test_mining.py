@@ -160,3 +160,26 @@ def test_artefacts_stop_the_stage_unless_accepted(tmp_path):
     pairs.STAGE.run(c)
     manifest = json.loads((tmp_path / 'pairs' / 'manifest.json').read_text())
     assert manifest['probe']['accepted'] and manifest['probe']['artefact_auc'] > 0.9
+
+
+def test_pairs_are_preferences_as_trl_takes_them(tmp_path):
+    """Conversational preferences of one schema; no key beside them means anything to TRL's trainers."""
+    items = [candidate(f'c{n}', [1.0, 0.0], split=('train', 'heldout')[n % 2], persona='x' * (n % 3)) for n in range(8)]
+    folder = tmp_path / 'candidates'
+    folder.mkdir()
+    write_records(folder / 'records.jsonl', items)
+    (folder / 'manifest.json').write_text('{}')
+    c = base_config()
+    c.data.candidates, c.data.pairs, c.pairs.sources = str(folder), str(tmp_path / 'pairs'), 'candidates'
+    pairs.STAGE.run(c)
+    said = {'role': str, 'content': str}
+    for split in ('train', 'heldout'):
+        lines = [json.loads(line) for line in (tmp_path / 'pairs' / f'{split}.jsonl').read_bytes().splitlines()]
+        assert len(lines) == 4
+        for line in lines:
+            own = {key: value for key, value in line.items() if key not in ('prompt', 'chosen', 'rejected')}
+            assert set(own) == {'id', 'conversation', 'split', 'user_id', 'persona'}
+            assert all(isinstance(value, str) for value in own.values())
+            for key, last in (('prompt', 'user'), ('chosen', 'assistant'), ('rejected', 'assistant')):
+                assert [{name: type(part) for name, part in turn.items()} for turn in line[key]] == [said]
+                assert line[key][-1]['role'] == last

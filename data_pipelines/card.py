@@ -1,0 +1,333 @@
+"""What stages left on disk → a data card: what the data are, what was dropped and why, and what is in the pairs.
+
+    python -m data_pipelines.card --config=configs/NAME.py
+
+Reads the folders of stages that `config.data` names, several of `pairs`, `shards` and `rows` joined by commas; stages
+that were not run are left out, and named. Writes `config.data.card`: card.md to read and card.json with the same. All
+is counted from the records, line by line, and held against the counts that the stages kept.
+"""
+
+import json
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from data_pipelines.card_text import markdown
+from data_pipelines.pairs import pairs_to_read
+from data_pipelines.rewrites import SPLITS
+from data_pipelines.stage import RECORDS, Record, Stage, stream_records
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import file_digest, read_json, write_bytes, write_json
+from rlhi_jax.progress import Progress
+
+PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
+FILES = dict.fromkeys(('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates'), (RECORDS,))
+FILES |= dict(pairs=tuple(f'{split}.jsonl' for split in SPLITS), shards=(), rows=())
+
+
+class Folder(NamedTuple):
+    """A stage's finished folder; `name` is its `kind`, a key of `config.data`, unless there are several of the kind."""
+
+    kind: str
+    name: str
+    path: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / 'manifest.json', 'run its stage again', fields=('counts', 'made_from'))
+
+    @property
+    def records(self) -> Iterator[Record]:
+        return (record for name in FILES[self.kind] for record in stream_records(self.path / name))
+
+
+class Step(NamedTuple):
+    """What a stage counts in one unit: how many it read (no key: it does not say), and the prefixes of what it drops.
+
+    A count belongs to the step with the longest prefix that fits.
+    """
+
+    unit: str
+    read: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ('dropped_',)
+
+
+STEPS = dict(
+    conversations=(Step('records', ('records_read',)),),
+    follow_ups=(Step('turns after a reply', ('turns_read',)),),
+    personas=(Step('remarks'),),
+    rewrites=(
+        Step('follow-ups', ('follow_ups_read',)),
+        Step('rewrites drawn', ('rewrites_drawn',), ('dropped_rewrite_',)),
+    ),
+    candidates=(
+        Step('prompts', ('prompts_read',)),
+        Step('replies', (), ('dropped_replies_', 'dropped_empty_replies')),
+    ),
+    pairs=(Step('rewrites and prompts', ('rewrites_read', 'candidates_read')),),
+    shards=(Step('pairs', ('lines_read',)),),
+    rows=(Step('pairs', ('pairs_read',)),),
+)
+
+
+def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
+    """The finished folders that the config names, in the order of stages, and the names of those that are not there.
+
+    Several folders of a kind are called by their paths below the folder that holds them all.
+    """
+    found, left_out = [], []
+    for kind in FILES:
+        several = kind in ('pairs', 'shards', 'rows')
+        paths = config.data[kind].split(',') if several else [config.data[kind]]
+        above = os.path.commonpath(map(os.path.abspath, paths)) if len(paths) > 1 else ''
+        for path in paths:
+            name = os.path.relpath(path, above) if above else kind
+            if path and (Path(path) / 'manifest.json').exists():
+                found.append(Folder(kind, name, Path(path)))
+            else:
+                left_out.append(name)
+    return found, left_out
+
+
+def digests(folder: Folder) -> dict[str, str]:
+    """Identifies what the card is made of: the sha256 of a folder's files, and of its shards as row plans know it."""
+    found = {name: file_digest(folder.path / name) for name in (*FILES[folder.kind], 'manifest.json')}
+    return found | (dict(shards=Shards(folder.path).digest) if folder.kind == 'shards' else {})
+
+
+def summary(values: Counter) -> dict[str, Any] | None:
+    """How values, with how often each occurs, are distributed; None of no values.
+
+    A percentile is the smallest value that at least so many in a hundred do not exceed.
+    """
+    if not values:
+        return None
+    number, below, percentiles, wanted = values.total(), 0, {}, list(PERCENTILES)
+    for value in sorted(values):
+        below += values[value]
+        while wanted and 100 * below >= wanted[0] * number:
+            percentiles[str(wanted.pop(0))] = value
+    mean = math.fsum(value * often for value, often in values.items()) / number
+    return dict(number=number, mean=mean, percentiles=percentiles)
+
+
+def by_user(counts: Counter) -> dict[str, Any]:
+    """How much is of each user, and of the most active 1 % of users, of at least one; '' is no user."""
+    known = Counter({user: number for user, number in counts.items() if user})
+    most = known.most_common(math.ceil(len(known) / 100))
+    share = sum(number for _, number in most) / known.total() if known else None
+    return dict(
+        per_user=summary(Counter(known.values())),
+        share_of_the_most_active=share,
+        without_user=counts[''],
+    )
+
+
+def of_conversations(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+    splits: dict[str, Counter] = defaultdict(Counter)
+    users: dict[str, Counter] = defaultdict(Counter)
+    turns: Counter = Counter()
+    languages: Counter = Counter()
+    for talk in records:
+        asked = sum(message['role'] == 'user' for message in talk['messages'])
+        splits[talk['split']].update(conversations=1, user_turns=asked)
+        users[talk['split']][talk['user_id']] += 1
+        languages[talk['language']] += 1
+        turns[asked] += 1
+    for split, own in users.items():
+        splits[split]['users'] = sum(map(bool, own))
+    return dict(
+        records=turns.total(),
+        raw=manifest['made_from'].get('inputs', []),
+        splits=splits,
+        languages=languages,
+        turns_per_conversation=summary(turns),
+        users=by_user(sum(users.values(), Counter())),
+    )
+
+
+def of_follow_ups(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+    confidences: dict[str, Counter] = defaultdict(Counter)
+    mined: Counter = Counter()
+    for turn in records:
+        confidences[turn['label']][turn['confidence']] += 1
+        mined[turn['split']] += turn['mined']
+    total = sum(own.total() for own in confidences.values())
+    labels = {
+        label: dict(turns=own.total(), share=own.total() / total, mean_confidence=summary(own)['mean'])
+        for label, own in confidences.items()
+    }
+    settings = manifest['made_from'].get('settings', {})
+    return dict(records=total, labels=labels, mined=mined, min_confidence=settings.get('min_confidence'))
+
+
+def of_personas(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+    words = Counter(len(record['persona'].split()) for record in records)
+    turns, empty = words.total(), words.pop(0, 0)
+    return dict(turns=turns, turns_with_persona=turns - empty, words=summary(words))
+
+
+def of_rewrites(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+    splits: Counter = Counter()
+    gains: Counter = Counter()
+    for record in records:
+        splits[record['split']] += 1
+        if 'gain' in record:
+            gains[record['gain']] += 1
+    return dict(records=splits.total(), splits=splits, gain=summary(gains))
+
+
+def of_candidates(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+    replies: Counter = Counter()
+    with_persona = finished = 0
+    for record in records:
+        replies[len(record['replies'])] += 1
+        with_persona += bool(record['persona'])
+        finished += sum(reply['finished'] for reply in record['replies'])
+    sampled = sum(number * often for number, often in replies.items())
+    return dict(
+        records=replies.total(),
+        with_persona=with_persona,
+        replies_per_prompt=summary(replies),
+        share_of_replies_finished=finished / sampled if sampled else None,
+    )
+
+
+def of_pairs(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+    splits: dict[str, Counter] = defaultdict(Counter)
+    sources: dict[str, Counter] = defaultdict(Counter)
+    users: dict[str, Counter] = defaultdict(Counter)
+    lengths: dict[str, Counter] = defaultdict(Counter)
+    longer: Counter = Counter()
+    for pair in records:
+        splits[pair['split']].update(pairs=1, with_persona=bool(pair['persona']))
+        sources[pair['id'].rsplit(' ', 1)[-1]][pair['split']] += 1
+        users[pair['split']][pair['user_id']] += 1
+        texts = {side: pair[side][-1]['content'] for side in ('chosen', 'rejected')}
+        for unit, measure in (('characters', len), ('words', lambda text: len(text.split()))):
+            sizes = {side: measure(text) for side, text in texts.items()}
+            for side, size in sizes.items():
+                lengths[f'{side}, {unit}'][size] += 1
+            longer[unit] += sizes['chosen'] > sizes['rejected']
+    for split, own in users.items():
+        splits[split]['users'] = sum(map(bool, own))
+    number = sum(counts['pairs'] for counts in splits.values())
+    return dict(
+        records=number,
+        splits=splits,
+        sources=sources,
+        users=by_user(sum(users.values(), Counter())),
+        lengths={name: summary(sizes) for name, sizes in lengths.items()},
+        share_of_chosen_longer={unit: often / number for unit, often in longer.items()},
+        probe=manifest.get('probe'),
+    )
+
+
+SECTIONS = dict(
+    conversations=of_conversations,
+    follow_ups=of_follow_ups,
+    personas=of_personas,
+    rewrites=of_rewrites,
+    candidates=of_candidates,
+    pairs=of_pairs,
+)
+
+
+def steps(folder: Folder, on_disk: int | None) -> list[dict[str, Any]]:
+    """What a stage read, kept and dropped by reason, and whether that adds up (None: it does not say what it read).
+
+    Args:
+      on_disk: records that its folder holds, as many as it says it kept; None if they were not counted.
+    """
+    counts = folder.manifest['counts']
+    known = [step for step in STEPS[folder.kind] if not step.read or any(key in counts for key in step.read)]
+    fits = {prefix: step for step in known for prefix in step.dropped}
+    dropped: dict[str, dict[str, int]] = {step.unit: {} for step in known}
+    for key in counts:
+        if prefixes := [prefix for prefix in fits if key.startswith(prefix)]:
+            dropped[fits[max(prefixes, key=len)].unit][key.removeprefix('dropped_')] = counts[key]
+    kept = {key: number for key, number in counts.items() if key.startswith('kept_') or key.endswith('_kept')}
+    found = []
+    for step in known:
+        read = sum(counts.get(key, 0) for key in step.read) if step.read else None
+        adds_up = None if read is None else read == sum(kept.values()) + sum(dropped[step.unit].values())
+        if adds_up and on_disk is not None:
+            adds_up = on_disk == sum(kept.values())
+        own = {} if read is None else kept
+        found.append(dict(unit=step.unit, read=read, kept=own, dropped=dropped[step.unit], adds_up=adds_up))
+    return found
+
+
+def others(folder: Folder) -> dict[str, int]:
+    """What a stage counts beside what it read, kept and dropped."""
+    read = {key for step in STEPS[folder.kind] for key in step.read}
+    edges = ('dropped_', 'kept_', 'teacher_')
+    counts = folder.manifest['counts'].items()
+    return {key: n for key, n in counts if key not in read and not key.startswith(edges) and not key.endswith('_kept')}
+
+
+def teacher(found: list[Folder]) -> dict[str, Any] | None:
+    """What a teacher behind an endpoint cost in all stages, and per accepted pair; None if there was none.
+
+    Money is in the currency of `config.teacher.price_in`; a pair that is in several folders counts once.
+    """
+    counts = [folder.manifest['counts'] for folder in found]
+    if not any('teacher_tokens_in' in own for own in counts):
+        return None
+    totals = {
+        name: sum(own.get(f'teacher_{name}', 0) for own in counts)
+        for name in ('tokens_in', 'tokens_out', 'cost_millionths')
+    }
+    pairs = len({pair['id'] for folder in found if folder.kind == 'pairs' for pair in folder.records})
+    each = {name: total / pairs for name, total in totals.items()} if pairs else None
+    return totals | dict(pairs=pairs, per_pair=each)
+
+
+def describe(found: list[Folder], left_out: list[str], inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """The card of some folders, whose `digests` are `inputs`, as JSON holds it: a function of the folders alone."""
+    card: dict[str, Any] = dict(inputs=inputs, left_out=left_out, made_of={}, funnel={}, sections={}, examples={})
+    with Progress('card', len(found), unit='folders') as progress:
+        for number, folder in enumerate(found, start=1):
+            section = {}
+            if folder.kind in SECTIONS:
+                section = SECTIONS[folder.kind](folder.records, folder.manifest)
+                card['sections'][folder.name] = dict(section, kind=folder.kind)
+            if folder.kind == 'pairs':
+                card['examples'][folder.name] = pairs_to_read(folder.path / 'train.jsonl')
+            card['funnel'][folder.name] = dict(steps=steps(folder, section.get('records')), others=others(folder))
+            told = json.dumps(folder.manifest['made_from'])
+            card['made_of'][folder.name] = [
+                name for name, files in inputs.items() if name != folder.name and any(d in told for d in files.values())
+            ]
+            progress.update(number)
+    return card | dict(teacher=teacher(found))
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    found, left_out = folders(config)
+    if not found:
+        raise UserError(f'config.data names no finished folder of a stage: set one of data.{", data.".join(FILES)}')
+    return dict(inputs={folder.name: digests(folder) for folder in found}, left_out=left_out)
+
+
+def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+    identity = _identity(config)
+    card = describe(*folders(config), identity['inputs'])
+    write_json(folder / 'card.json', card)
+    write_bytes(folder / 'card.md', markdown(card).encode())
+    checked = [step['adds_up'] for own in card['funnel'].values() for step in own['steps']]
+    counts = dict(folders=len(card['funnel']), adding_up=checked.count(True), not_adding_up=checked.count(False))
+    write_json(folder / 'manifest.json', dict(stage=STAGE.name, made_from=identity, counts=counts))
+    return counts
+
+
+STAGE = Stage('card', _work, 'data.card', _identity)
+
+if __name__ == '__main__':
+    STAGE.main()

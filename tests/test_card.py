@@ -1,0 +1,298 @@
+"""Data cards: numbers against brute force, text that would break out of Markdown against a parser of it."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+
+from data_pipelines import card
+from data_pipelines.card_text import escaped, fenced
+from data_pipelines.stage import write_records
+from rlhi_jax.config import base_config
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import digest, file_digest, write_json
+
+HOSTILE = (
+    '```\n# No heading\n<script>alert(1)</script>',
+    'a | b\n--- | ---\n| c | d |',
+    '~~~\r```` x\r\n[link](http://x.y) ![image](x)\n\n***\n',
+    '<!-- open\n</details><h1>big</h1> &lt; &#35; **bold** `code`',
+    '\x1b[31mred\x07\u2028# line\x85# next\x00',
+)
+LANGUAGES = ('English', '', '| <b>x</b> | # `a`\n\n# Not | a heading', 'www.x.y')
+
+
+def messages(*texts: str) -> list[dict]:
+    return [dict(role=('user', 'assistant')[i % 2], content=text) for i, text in enumerate(texts)]
+
+
+def stage(folder: Path, counts: dict, made_from: dict, **files) -> Path:
+    folder.mkdir(parents=True)
+    for name, records in files.items():
+        write_records(folder / f'{name}.jsonl', records)
+    extra = {} if folder.name != 'pairs' else dict(probe=dict(artefact_auc=0.625, pairs=9, accepted=False))
+    write_json(folder / 'manifest.json', dict(stage=folder.name, counts=counts, made_from=made_from) | extra)
+    return folder
+
+
+def by_split(records: list[dict]) -> dict[str, int]:
+    return {f'kept_{split}': number for split, number in Counter(record['split'] for record in records).items()}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Folders of every stage, as if a run had left them, and their records by name; the config of their card."""
+    rng = np.random.default_rng(0)
+    users = ['', *(f'u{n}' for n in range(150))]
+
+    def pick(options):
+        return options[rng.integers(len(options))]
+
+    def record(name: str, **fields) -> dict:
+        return dict(id=name, split=pick(('train', 'train', 'heldout')), user_id=pick(users), **fields)
+
+    talks = [
+        record(f'c{n}', language=pick(LANGUAGES), messages=messages(*'abcdefgh'[: rng.integers(1, 8)]))
+        for n in range(300)
+    ]
+    labels = ('reattempt_with_feedback', 'new_request', 'other')
+    turns = [record(f't{n}', label=pick(labels), confidence=round(rng.random(), 3)) for n in range(80)]
+    for turn in turns:
+        turn['mined'] = turn['label'] == labels[0] and turn['confidence'] >= 0.5
+    remarks = [dict(id=f'c{n}/0', persona=pick(('', 'Likes it short.', 'Likes tea.'))) for n in range(300)]
+    rewrites = [record(f'r{n}', gain=round(rng.normal(), 2)) for n in range(12)]
+    replies = [dict(text='x', finished=bool(rng.integers(2))) for _ in range(20)]
+    candidates = [record(f'p{n}', persona=pick(('', 'x')), replies=replies[: rng.integers(2, 20)]) for n in range(15)]
+    pairs = [
+        record(
+            f'{HOSTILE[n % 5]}{n} {pick(("rewrite", "best/worst"))}',
+            persona=pick(('', 'Likes tea.')),
+            prompt=messages(pick(HOSTILE)),
+            chosen=[dict(role='assistant', content=pick(HOSTILE) * rng.integers(1, 4))],
+            rejected=[dict(role='assistant', content='word ' * rng.integers(1, 60))],
+        )
+        for n in range(40)
+    ]
+    split = {name: [pair for pair in pairs if pair['split'] == name] for name in ('train', 'heldout')}
+    own = dict(records_read=310, dropped_toxic=7, dropped_seen_before=3, users=9) | by_split(talks)
+    talks_at = stage(tmp_path / 'conversations', own, dict(inputs=[[HOSTILE[1], 'f00d']]), records=talks)
+    made_of = dict(conversations=file_digest(talks_at / 'records.jsonl'), settings=dict(min_confidence=0.5))
+    own = dict(turns_read=81, dropped_no_judgement=1, mined=3, teacher_tokens_in=700, teacher_tokens_out=90)
+    own |= dict(teacher_cost_millionths=530) | Counter(f'kept_{turn["label"]}' for turn in turns)
+    stage(tmp_path / 'follow_ups', own, made_of, records=turns)
+    stage(tmp_path / 'personas', dict(turns=300, dropped_cut_off=2), {}, records=remarks)
+    own = dict(follow_ups_read=80, dropped_no_feedback=60, dropped_no_rewrite_left=8, rewrites_drawn=40)
+    own |= dict(dropped_rewrite_copy=20, dropped_rewrite_refusal=8, feedback_turns=20) | by_split(rewrites)
+    stage(tmp_path / 'rewrites', own, {}, records=rewrites)
+    own = dict(prompts_read=18, prompts_kept=15, dropped_fewer_than_two_replies=3, dropped_empty_replies=4, replies=200)
+    stage(tmp_path / 'candidates', own, {}, records=candidates)
+    own = dict(rewrites_read=20, candidates_read=30, dropped_within_margin=9, kept_all=40)  # one is lost
+    stage(tmp_path / 'pairs', own, {}, **split)
+    c = base_config()
+    for kind in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'pairs'):
+        c.data[kind] = str(tmp_path / kind)
+    c.data.shards, c.data.card = str(tmp_path / 'not_run'), str(tmp_path / 'card')
+    found = dict(conversations=talks, follow_ups=turns, personas=remarks, rewrites=rewrites, candidates=candidates)
+    return c, found | dict(pairs=pairs)
+
+
+def made(c) -> tuple[dict, str]:
+    card.STAGE.run(c, overwrite=True)
+    folder = Path(c.data.card)
+    return json.loads((folder / 'card.json').read_text()), (folder / 'card.md').read_text()
+
+
+def distribution(values) -> dict:
+    values = list(values)
+    percentiles = (0, 10, 25, 50, 75, 90, 99, 100)
+    found = np.percentile(values, percentiles, method='inverted_cdf').tolist()
+    named = {str(percentile): value for percentile, value in zip(percentiles, found, strict=True)}
+    return dict(number=len(values), mean=pytest.approx(np.mean(values)), percentiles=named)
+
+
+def activity(records) -> dict:
+    sizes = sorted(Counter(record['user_id'] for record in records if record['user_id']).values(), reverse=True)
+    return dict(
+        per_user=distribution(sizes),
+        share_of_the_most_active=sum(sizes[: -(-len(sizes) // 100)]) / sum(sizes),
+        without_user=sum(not record['user_id'] for record in records),
+    )
+
+
+def number(records, **wanted) -> int:
+    return sum(all(record[key] == value for key, value in wanted.items()) for record in records)
+
+
+def known_users(records, split: str) -> int:
+    return len({record['user_id'] for record in records if record['split'] == split} - {''})
+
+
+def test_it_says_what_brute_force_counts(run):
+    c, records = run
+    found = made(c)[0]['sections']
+    talks, turns, pairs = (records[name] for name in ('conversations', 'follow_ups', 'pairs'))
+    asked = [sum(message['role'] == 'user' for message in talk['messages']) for talk in talks]
+    assert found['conversations']['turns_per_conversation'] == distribution(asked)
+    assert found['conversations']['users'] == activity(talks)
+    assert found['conversations']['languages'] == {name: number(talks, language=name) for name in LANGUAGES}
+    for split in ('train', 'heldout'):
+        own = found['conversations']['splits'][split]
+        assert own['conversations'] == number(talks, split=split) and own['users'] == known_users(talks, split)
+        assert own['user_turns'] == sum(n for n, talk in zip(asked, talks, strict=True) if talk['split'] == split)
+        assert found['follow_ups']['mined'][split] == number(turns, split=split, mined=True)
+        own = found['pairs']['splits'][split]
+        assert own['pairs'] == number(pairs, split=split) and own['users'] == known_users(pairs, split)
+        assert own['with_persona'] == number(pairs, split=split, persona='Likes tea.')
+        for source in ('rewrite', 'best/worst'):
+            of_source = [pair for pair in pairs if pair['id'].endswith(f' {source}')]
+            assert found['pairs']['sources'][source][split] == number(of_source, split=split)
+    for label, own in found['follow_ups']['labels'].items():
+        confidences = [turn['confidence'] for turn in turns if turn['label'] == label]
+        expected = dict(turns=len(confidences), share=len(confidences) / 80, mean_confidence=np.mean(confidences))
+        assert own == pytest.approx(expected)
+    assert found['follow_ups']['min_confidence'] == 0.5 and found['pairs']['probe']['artefact_auc'] == 0.625
+    said = [len(record['persona'].split()) for record in records['personas'] if record['persona']]
+    assert found['personas']['turns_with_persona'] == len(said) and found['personas']['words'] == distribution(said)
+    assert found['rewrites']['gain'] == distribution(record['gain'] for record in records['rewrites'])
+    replies = [record['replies'] for record in records['candidates']]
+    assert found['candidates']['replies_per_prompt'] == distribution(map(len, replies))
+    finished = [reply['finished'] for own in replies for reply in own]
+    assert found['candidates']['share_of_replies_finished'] == np.mean(finished)
+    texts = {side: [pair[side][0]['content'] for pair in pairs] for side in ('chosen', 'rejected')}
+    words = {side: [len(text.split()) for text in own] for side, own in texts.items()}
+    for side in texts:
+        assert found['pairs']['lengths'][f'{side}, characters'] == distribution(map(len, texts[side]))
+        assert found['pairs']['lengths'][f'{side}, words'] == distribution(words[side])
+    longer = np.mean(np.greater(words['chosen'], words['rejected']))
+    assert found['pairs']['share_of_chosen_longer']['words'] == pytest.approx(longer)
+    assert found['pairs']['users'] == activity(pairs)
+
+
+def test_the_funnel_adds_up_or_says_that_it_does_not(run):
+    c, records = run
+    found, said = made(c)
+    steps = {name: own['steps'] for name, own in found['funnel'].items()}
+    checked = {(name, step['unit']): step['adds_up'] for name, own in steps.items() for step in own}
+    assert checked == {
+        ('conversations', 'records'): True,
+        ('follow_ups', 'turns after a reply'): True,
+        ('personas', 'remarks'): None,
+        ('rewrites', 'follow-ups'): True,
+        ('rewrites', 'rewrites drawn'): True,
+        ('candidates', 'prompts'): True,
+        ('candidates', 'replies'): None,
+        ('pairs', 'rewrites and prompts'): False,
+    }
+    assert said.count('**Does not add up**') == 1
+    assert steps['rewrites'][0]['dropped'] == dict(no_feedback=60, no_rewrite_left=8)
+    assert steps['rewrites'][1]['dropped'] == dict(rewrite_copy=20, rewrite_refusal=8)
+    assert found['funnel']['rewrites']['others'] == dict(feedback_turns=20)
+    assert found['made_of']['follow_ups'] == ['conversations'] and found['made_of']['pairs'] == []
+    write_records(
+        Path(c.data.conversations) / 'records.jsonl', records['conversations'][1:]
+    )  # not what it says it kept
+    assert made(c)[0]['funnel']['conversations']['steps'][0]['adds_up'] is False
+
+
+def test_the_teacher_per_accepted_pair(run):
+    c, records = run
+    found = made(c)[0]['teacher']
+    each = dict(tokens_in=700 / 40, tokens_out=90 / 40, cost_millionths=530 / 40)
+    assert found == dict(tokens_in=700, tokens_out=90, cost_millionths=530, pairs=40, per_pair=each)
+
+
+def test_examples_are_the_first_by_hash(run):
+    c, records = run
+    training = sorted((pair for pair in records['pairs'] if pair['split'] == 'train'), key=lambda p: digest(p['id']))
+    assert [pair['id'] for pair in made(c)[0]['examples']['pairs']] == [pair['id'] for pair in training[:5]]
+
+
+def parsed(text: str):
+    return MarkdownIt('commonmark').enable('table').parse(text)
+
+
+def test_no_text_breaks_out_of_the_card(run):
+    c, _ = run
+    found, said = made(c)
+    tokens = parsed(said)
+    pieces = [piece for token in tokens for piece in [token, *(token.children or [])]]
+    ours = {'heading_open', 'table_open', 'paragraph_open', 'fence', 'inline', 'text', 'strong_open', 'code_inline'}
+    kinds = {piece.type for piece in pieces if not piece.type.startswith(('tr_', 'th_', 'td_', 'tbody_', 'thead_'))}
+    assert {kind for kind in kinds if not kind.endswith('_close')} <= ours
+    shown = iter(token.content for token in tokens if token.type == 'fence')
+    for pair in found['examples']['pairs']:
+        for part in filter(pair.get, ('persona', 'request', 'chosen', 'rejected')):
+            visible = pair[part].translate(dict.fromkeys((0, 7, 27), '�'))
+            assert next(shown).split() == visible.split()
+    assert next(shown, None) is None
+    headings = [tokens[at + 1].content for at, token in enumerate(tokens) if token.type == 'heading_open']
+    assert len(headings) == len(found['funnel']) + len(found['sections']) + 5 + 5  # title, 4 parts, 5 examples
+    cells = [
+        ''.join(piece.content for piece in tokens[at + 1].children)
+        for at, token in enumerate(tokens)
+        if token.type == 'td_open'
+    ]
+    assert {' '.join(name.split()) or 'not said' for name in LANGUAGES} < set(cells)
+
+
+@pytest.mark.parametrize(
+    'text', [*HOSTILE, '`' * 9, '', '\t# x', 'www.x.y http://x.y a@b.c', '1. x', '- x', 'a_b_ *c*']
+)
+def test_text_stays_text(text):
+    (block,) = parsed(fenced(text))
+    assert block.type == 'fence'
+    inline = parsed(f'x {escaped(text)}')[1].children
+    assert [piece.type for piece in inline if piece.content] == ['text'] * sum(bool(piece.content) for piece in inline)
+    visible = ''.join(letter if letter.isprintable() else ' ' for letter in text)
+    assert ''.join(piece.content for piece in inline).split() == ['x', *visible.split()]
+
+
+def test_long_texts_are_cut():
+    assert fenced('x' * 2007).endswith('… and 7 characters more.') and '…' not in fenced('x' * 2000)
+
+
+def test_stages_that_were_not_run_are_left_out(run):
+    c, _ = run
+    for kind in ('follow_ups', 'personas', 'candidates'):
+        c.data[kind] = ''
+    c.data.rewrites = str(Path(c.data.rewrites) / 'missing')
+    found, said = made(c)
+    assert found['left_out'] == ['follow_ups', 'personas', 'rewrites', 'candidates', 'shards', 'rows']
+    assert set(found['sections']) == set(found['funnel']) == {'conversations', 'pairs'}
+    assert 'follow ups, personas, rewrites, candidates, shards, rows' in said and found['teacher'] is None
+    c.data.conversations = c.data.pairs = ''
+    with pytest.raises(UserError, match='names no finished folder'):
+        card.STAGE.run(c, overwrite=True)
+
+
+def test_several_folders_of_pairs_are_told_apart(run, tmp_path):
+    c, _ = run
+    for objective in ('reward', 'dpo'):
+        (tmp_path / objective).mkdir()
+        (tmp_path / objective / 'pairs').symlink_to(tmp_path / 'pairs')
+    c.data.pairs = ','.join(str(tmp_path / objective / 'pairs') for objective in ('reward', 'dpo', 'none'))
+    found, _ = made(c)
+    assert {'reward/pairs', 'dpo/pairs'} < set(found['sections']) and 'none/pairs' in found['left_out']
+    assert found['teacher']['pairs'] == 40  # each once
+
+
+def test_the_same_folders_give_the_same_bytes(run, tmp_path):
+    c, _ = run
+    card.STAGE.run(c)
+    assert Path(c.data.card).stat().st_mode & 0o77 == 0
+    written = Path(c.data.card, 'card.md').stat().st_mtime_ns
+    card.STAGE.run(c)
+    assert Path(c.data.card, 'card.md').stat().st_mtime_ns == written
+    elsewhere = tmp_path / 'moved'
+    elsewhere.mkdir()
+    other = c.copy_and_resolve_references()
+    for kind in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'pairs'):
+        Path(c.data[kind]).rename(elsewhere / kind)
+        other.data[kind] = str(elsewhere / kind)
+    other.data.card = str(elsewhere / 'card')
+    card.STAGE.run(other)
+    for name in ('card.md', 'card.json', 'manifest.json'):
+        assert Path(c.data.card, name).read_bytes() == Path(other.data.card, name).read_bytes()
