@@ -9,7 +9,11 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['rlhi_jax', 'rlhi_jax.*', 'data_pipelines', 'data_pipelines.*']),
-    package_data={'rlhi_jax.tokenizers': ['layouts/*.jinja'], 'data_pipelines.prompts': ['*.jinja']},
+    package_data={
+        'rlhi_jax.tokenizers': ['layouts/*.jinja'],
+        'data_pipelines.lexicons': ['*.toml'],
+        'data_pipelines.prompts': ['*.jinja'],
+    },
     install_requires=[
         'absl-py==2.5.1',
         'array_record==0.8.6',
@@ -37,6 +41,7 @@ setup(
         'scikit-learn==1.9.1',
         'scipy==1.17.1',
         'sentencepiece==0.2.2',
+        'snowballstemmer==3.1.1',
         'tensorboardX==2.6.5',
         'tensorflow-datasets==4.9.10',
         'tokenizers==0.23.3',

@@ -20,7 +20,7 @@ def get_config():
     c.sampler.new_tokens = 160
     c.sampler.temperature = 0.7
     c.teacher.row_tokens = 512
-    c.personas.max_remarks = 4
+    c.personas.max_claims = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.rewrites.max_turns = 32
     c.rewrites.samples = 2

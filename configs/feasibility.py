@@ -31,7 +31,7 @@ def get_config(variant: str = 'oracle'):
     # Replies of conversations must end by themselves: what is cut off, a rewrite beats by its length.
     c.sampler.new_tokens = 160 if variant == 'oracle' else 320
     c.sampler.temperature = 0.7
-    c.personas.max_remarks = 4
+    c.personas.max_claims = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
     c.candidates.samples = 6
     c.candidates.max_prompts = 0 if variant == 'oracle' else 120

@@ -126,7 +126,10 @@ def base_config() -> ConfigDict:
     c.personas.scope = 'earlier_conversations'  # or first_k_turns, where users have no ids
     c.personas.first_k = 2
     c.personas.writer = 'teacher'  # or quotes: the user's own remarks
-    c.personas.max_remarks = 8  # the newest
+    c.personas.samples = 4  # of the teacher, for each remark: the first that follows from it is the claim
+    c.personas.max_claims = 8  # of a persona: the newest
+    c.personas.max_tokens = 128  # of a persona, counted by the policy's tokenizer
+    c.personas.corrections = ''  # JSON lines that persona_store keeps; '': beside the folder data.personas
 
     c.rewrites = ConfigDict()
     c.rewrites.regenerate = True  # have the policy answer again first, so that both sides have one author
@@ -289,8 +292,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
         2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
         1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
-        + ('candidates.samples', 'teacher.row_tokens', 'personas.max_remarks', 'ingest.workers')
-        + ('teacher.attempts', 'teacher.concurrency', 'teacher.timeout')
+        + ('candidates.samples', 'teacher.row_tokens', 'teacher.attempts', 'teacher.concurrency', 'teacher.timeout')
+        + ('personas.samples', 'personas.max_claims', 'personas.max_tokens', 'ingest.workers')
         + ('rewrites.samples', 'pairs.min_pairs'),
         0: (
             'follow_ups.min_confidence',

@@ -1,6 +1,9 @@
 """The loop as a program that kills itself with SIGKILL half-way through one stage; `test_loop` starts it.
 
-python tests/killed_loop.py STAGE --config=… --workdir=…
+python tests/killed_loop.py STAGE --config=… --workdir=…    STAGE 'none' runs to the end
+
+Its simulated users take every reply for one on their topic, and say what they like: to a random model they would else
+say nothing but that it makes no sense, of which no persona comes.
 """
 
 import os
@@ -8,6 +11,7 @@ import signal
 import sys
 
 from data_pipelines import generation, stage
+from data_pipelines.sources import simulated
 from rlhi_jax import errors, loop
 from rlhi_jax.checkpoints import RunCheckpoints
 from rlhi_jax.config import define_flags
@@ -62,6 +66,7 @@ def arm(doomed: str) -> None:
 
 
 if __name__ == '__main__':
+    simulated.valid = lambda *_: True
     arm(sys.argv.pop(1))
     define_flags()
     errors.run(loop.main)

@@ -1,32 +1,18 @@
-"""The library's worked examples hold."""
+"""The examples in docstrings are true."""
 
 import doctest
+import importlib
 
 import pytest
+import tiny
 
-from data_pipelines import (
-    acceptance,
-    card_text,
-    completions,
-    filters,
-    labels,
-    languages,
-    openings,
-    prompts,
-    replies,
-    teacher_labels,
-    users,
-)
-from data_pipelines.sources import conversations, tastes
-from rlhi_jax import collectives, errors, flops
-from rlhi_jax.data import rows
-from rlhi_jax.models import tree_blocks
-
-MODULES = [collectives, errors, flops, rows, tree_blocks, conversations, tastes, acceptance, completions, filters]
-MODULES += [card_text, labels, languages, openings, prompts, replies, teacher_labels, users]
+SOURCES = sorted(path for room in ('rlhi_jax', 'data_pipelines') for path in (tiny.ROOT / room).rglob('*.py'))
+MODULES = [
+    '.'.join(path.relative_to(tiny.ROOT).with_suffix('').parts) for path in SOURCES if '    >>> ' in path.read_text()
+]
 
 
-@pytest.mark.parametrize('module', MODULES, ids=lambda module: module.__name__)
-def test_examples(module):
-    result = doctest.testmod(module)
-    assert result.attempted and not result.failed
+@pytest.mark.parametrize('name', MODULES)
+def test_examples(name):
+    found = doctest.testmod(importlib.import_module(name.removesuffix('.__init__')))
+    assert found.attempted and not found.failed

@@ -31,6 +31,7 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'sampler.prompt_tokens': 900,
         'sampler.new_tokens': 300,
         'teacher.row_tokens': 2048,
+        'personas.writer': 'quotes',  # what a random model says follows from nothing
         'follow_ups.min_confidence': 0.0,
         'rewrites.regenerate': True,
         'rewrites.margin': 20.0,
@@ -60,7 +61,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope='module')
 def finished(model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('loop') / 'run'
-    done = tiny.run_program('rlhi_jax.loop', *flags(model, workdir))
+    command = [sys.executable, 'tests/killed_loop.py', 'none', *flags(model, workdir)]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     return workdir, done.stdout
 
 
@@ -77,8 +79,12 @@ def contents(workdir: Path) -> dict[str, bytes | str]:
 def test_the_loop_ends_in_models_and_a_report(finished):
     workdir, said = finished
     report = json.loads((workdir / 'report.json').read_text())
+    personas = {json.loads(line)['persona'] for line in (workdir / 'personas' / 'records.jsonl').open()} - {''}
+    assert personas
     for objective in ('reward', 'dpo'):
         exported = workdir / objective / 'huggingface'
+        held = b''.join(path.read_bytes() for path in exported.rglob('*') if path.is_file())
+        assert not [text for text in personas if text.encode() in held or json.dumps(text)[1:-1].encode() in held]
         kind = json.loads((exported / 'config.json').read_text())['architectures'][0]
         assert kind.endswith('ForSequenceClassification' if objective == 'reward' else 'ForCausalLM')
         assert (exported / 'model.safetensors').exists() and (exported / 'chat_template.jinja').exists()
