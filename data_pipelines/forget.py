@@ -9,8 +9,8 @@ of several users or is cheap to make (row plans, data sets, cards, reports, the 
 is removed, for its stage to make again. Manifests follow, so that finished stages stay up to date: where no cap on
 conversations, turns or prompts is reached, what is left is what the stages would make of a dump without these users.
 
-Weights cannot be made to forget: runs whose rows held one of the users are named, for the reader to remove and train
-again. Raw files are the reader's own.
+Weights cannot be made to forget: runs that were trained on one of the users are named, for the reader to remove and
+train again. Raw files are the reader's own.
 """
 
 import json
@@ -26,7 +26,6 @@ from data_pipelines.stage import Record, write_records
 from data_pipelines.users import add_opt_out, read_opt_out
 from rlhi_jax import errors
 from rlhi_jax.config import define_config_flag, load_config
-from rlhi_jax.data.plan import load_plan
 from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, write_bytes, write_json
@@ -71,8 +70,11 @@ class Forgotten:
     def holds(self, record: Record) -> bool:
         if any(key in record for key in _USER):
             return any(record.get(key) in self._users for key in _USER)
-        name = str(record.get('id', ''))
-        return name in self._names or name.rsplit('/', 1)[0] in self._names
+        return self.named(str(record.get('id', '')))
+
+    def named(self, name: str) -> bool:
+        """Whether a name is that of one of the users, or of what is theirs."""
+        return name in self._users or name in self._names or name.rsplit('/', 1)[0] in self._names
 
 
 def _lines(path: Path) -> Iterator[Record]:
@@ -123,17 +125,14 @@ def _shards_without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict
     return write
 
 
-def _affected_runs(roots: Iterable[Path], folders: dict[Path, dict[str, Any]], forgotten: Forgotten) -> list[str]:
-    """Runs whose row plan was made of shards that hold one of the users."""
-    of_them = {
-        Shards(folder).digest
-        for folder, manifest in folders.items()
-        if manifest['stage'] == 'shards' and _shards_without(folder, forgotten)
-    }
-    plans = [load_plan(folder)[0] for folder, manifest in folders.items() if manifest['stage'] == 'rows']
-    plans = {plan.digest for plan in plans if plan.identity['data'] in of_them}
-    runs = {path.resolve() for root in roots for base in (root, root.parent) for path in base.glob('**/run.json')}
-    return sorted(str(path.parent) for path in runs if read_json(path, _REMEDY).get('rows') in plans)
+def _runs(roots: Iterable[Path]) -> set[Path]:
+    """Logs of which pairs each step of a run was trained on, at or below the roots or beside them."""
+    places = [(root, '**/examples.jsonl') for root in roots] + [(root.parent, '*/examples.jsonl') for root in roots]
+    return {path.resolve() for base, pattern in places for path in base.glob(pattern)}
+
+
+def _pairs(log: Path) -> Iterator[str]:
+    return (name for step in _lines(log) for name in step['pairs'])
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> list[str]:
@@ -147,13 +146,14 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
     roots = roots_of(config, workdir)
     add_opt_out(config.ingest.opt_out, users)
     # What an interrupted call has found out already can no longer be found in folders that it has cleaned.
-    state_path = roots[0] / UNDER_WAY
+    state_path = (Path(workdir) if workdir else roots[0].parent) / UNDER_WAY
     state = read_json(state_path, 'remove it') if state_path.exists() else dict(names=[], runs=[], changed={})
     folders = stage_folders(roots)
     names = _names(folders, users) | frozenset(state['names'])
     forgotten = Forgotten(users, names)
-    runs = sorted({*_affected_runs(roots, folders, forgotten), *state['runs']})
-    state |= dict(names=sorted(names), runs=runs)
+    state['names'] = sorted(names)
+    logs = {path for path in _runs(roots) if any(map(forgotten.named, _pairs(path)))}
+    state['runs'] = sorted({*state['runs'], *(str(path.parent) for path in logs)})
     write_json(state_path, state)
     for root in roots:
         _remove_work(root)
@@ -164,10 +164,19 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
         without = (_shards_without if manifest['stage'] == 'shards' else _without)(folder, forgotten)
         if without:
             _write_again(folder, without, state, state_path)
+    for path in logs:
+        steps = list(_lines(path))
+        write_records(path, (step | dict(pairs=[n for n in step['pairs'] if not forgotten.named(n)]) for step in steps))
+    for path in _corrections(config, roots):
+        state['changed'] |= _correct(path, forgotten)
+        write_json(state_path, state)
     _mend_manifests(stage_folders(roots), state['changed'], read_opt_out(config.ingest.opt_out))
-    _remove_others(config, roots, forgotten)
+    for root in roots:
+        (root / 'report.json').unlink(missing_ok=True)  # of a loop: it shows pairs
+    if config.teacher.cache:  # answers by digest: whose they are nobody can tell
+        Path(config.teacher.cache).unlink(missing_ok=True)
     state_path.unlink()
-    return runs
+    return state['runs']
 
 
 def _write_again(folder: Path, write: Callable[[Path], dict[str, str]], state: dict, state_path: Path) -> None:
@@ -201,15 +210,24 @@ def _remove_work(root: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _remove_others(config: ConfigDict, roots: Iterable[Path], forgotten: Forgotten) -> None:
-    for root in roots:
-        (root / 'report.json').unlink(missing_ok=True)  # of a loop: it shows pairs
-    if config.teacher.cache:  # answers by digest: whose they are nobody can tell
-        Path(config.teacher.cache).unlink(missing_ok=True)
-    corrections = Path(config.personas.corrections)
-    if config.personas.corrections and corrections.exists():
-        kept = [line for line in complete_lines(corrections) if not forgotten.holds(json.loads(line))]
-        write_bytes(corrections, b''.join(kept))
+def _corrections(config: ConfigDict, roots: Iterable[Path]) -> set[Path]:
+    """Files of corrections of persona stores: where the config says, or beside their folders."""
+    named = [Path(config.personas.corrections)] if config.personas.corrections else []
+    found = (path for root in roots for base in (root, root.parent) for path in base.glob('*.corrections.jsonl'))
+    return {path.resolve() for path in (*named, *found) if path.exists()}
+
+
+def _correct(path: Path, forgotten: Forgotten) -> dict[str, str]:
+    """Take corrections of the users' claims out of a file; returns its new digest, '' for none, by the old."""
+    before, lines = file_digest(path), complete_lines(path)
+    kept = [line for line in lines if not any(map(forgotten.named, json.loads(line).values()))]
+    if kept == lines:
+        return {}
+    if not kept:
+        path.unlink()
+        return {before: ''}
+    write_bytes(path, b''.join(kept))
+    return {before: file_digest(path)}
 
 
 def main() -> None:

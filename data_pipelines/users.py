@@ -8,11 +8,13 @@ becomes another. So a persona may hold what others said, and a history may be cu
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from rlhi_jax.errors import UserError
+from rlhi_jax.files import write_bytes
 
 SALT_BYTES = 32
 
@@ -67,6 +69,15 @@ def read_opt_out(path: str) -> frozenset[str]:
             f'config.ingest.opt_out: {path} cannot be read ({error}): name a text file of user ids, one a line'
         ) from None
     return frozenset(filter(None, map(str.strip, lines)))
+
+
+def add_opt_out(path: str, users: Iterable[str]) -> None:
+    """Put users on the list that `read_opt_out` reads, which is begun if it is not there."""
+    file = Path(path).expanduser()
+    listed = read_opt_out(path) if file.exists() else frozenset()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, '\n'.join(sorted({*listed, *users}) + ['']).encode())
+    file.chmod(0o600)
 
 
 def user_key(name: str, header: Any, salt: bytes) -> str:

@@ -173,6 +173,7 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
         del settings['teacher'][name]  # how an endpoint is asked, not what
     for name in ('accept_artefacts', 'min_pairs'):  # what to do when these stop the run
         del settings['pairs'][name]
+    del settings['ingest']['opt_out']  # what is on it, its stage knows
     own = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
     if path.exists():
