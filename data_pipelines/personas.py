@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.claim_audit import fault, remark_fault
 from data_pipelines.claims import Claim, State, age, contradicts, persona, quote_of, replaces, said_before, states
+from data_pipelines.endpoint import spending
 from data_pipelines.generation import generate, model_identity
 from data_pipelines.lexicons import lexicons_digest
 from data_pipelines.prompts import prompt_digest, render_turns
@@ -178,6 +179,7 @@ def write_claims(
         said = {quote: [' '.join(quote.split())] for quote in quotes}
     else:
         said = _said_by_teacher(config, folder, quotes, counts)
+        counts.update(spending(config, folder, identity(config)))
     kept = []
     for remark in usable:
         before = _before(talks, remark)

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import acceptance, languages
 from data_pipelines.acceptance import best, reason_to_drop
+from data_pipelines.endpoint import spending
 from data_pipelines.generation import generate, likelihoods, model_identity
 from data_pipelines.labels import MAX_CHARACTERS
 from data_pipelines.prompts import prompt_digest, render
@@ -85,6 +86,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     if config.rewrites.regenerate:
         turns = _applicable(config, folder, turns, originals, counts)
     rewrites = _rewrites(config, folder, turns, originals, counts)
+    counts.update(spending(config, folder, _identity(config)))
     records = []
     for name, (text, gain) in rewrites.items():
         turn, said = turns[name]
