@@ -117,6 +117,8 @@ def _shards_without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict
         return None
 
     def write(temporary: Path) -> dict[str, str]:
+        if not kept:
+            raise UserError(f'{folder} holds nothing but theirs: remove it, and what was made from it, then run again')
         size = shards.manifest['made_from']['trees_per_shard']
         write_shards(kept, temporary, trees_per_shard=size, manifest=shards.manifest)
         entries = read_json(temporary / 'manifest.json', _REMEDY)['shards']
