@@ -1,4 +1,4 @@
-"""Labels of follow-ups by a small trained head: thousands of turns a second on one core, no teacher.
+"""Labels of follow-ups by a small trained head: two thousand turns a second on one core, no teacher.
 
     python -m data_pipelines.head_labels --config=configs/NAME.py --labels=LABELS.jsonl --to=DIR
 
