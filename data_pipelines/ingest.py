@@ -183,10 +183,12 @@ CREATE TABLE alike AS SELECT DISTINCT * FROM (
   UNION ALL SELECT number, kept.rank < users.rank, first FROM kept JOIN users USING (person));
 """
 
-# A cluster is named by a digest: the id that it is of may be of a user who has opted out.
+# A cluster is named by a digest: the id that it is of may be of a user who has opted out. One that is larger than all
+# that is to be held out, as common openings make it of many users, is trained on.
 _SPLIT = """
 CREATE TABLE clusters AS
-  SELECT component, cluster, size, CASE WHEN share(cluster) < {heldout} THEN 'heldout' ELSE 'train' END AS drawn
+  SELECT component, cluster, size,
+    CASE WHEN share(cluster) < {heldout} AND size <= {most} THEN 'heldout' ELSE 'train' END AS drawn
   FROM (SELECT component, printf('%016x', min(named)) AS cluster, count(*) AS size
     FROM kept JOIN components USING (number) GROUP BY component);
 CREATE TABLE chosen AS
@@ -238,7 +240,7 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
         drop(reason, number(f'SELECT count(*) FROM ({rest})'))
         base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
 
-    splits = ['', *FILE_SPLITS.values()]  # in SQL too, a list of text
+    splits, share = ['', *FILE_SPLITS.values()], config.ingest.heldout  # in SQL too, a list of text
     base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
     base.execute(_KEPT.format(parts=str(parts).replace("'", "''"), splits=splits))
     kept = number('SELECT count(*) FROM kept')
@@ -250,7 +252,7 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
     base.execute(_ALIKE)
     edges = base.sql('SELECT number, first FROM alike WHERE number <> first').to_arrow_reader(EDGES)
     base.register('components', _components(kept, edges))
-    base.execute(_SPLIT.format(heldout=config.ingest.heldout, splits=splits))
+    base.execute(_SPLIT.format(heldout=share, most=max(share * kept, 1), splits=splits))
     counts['clusters'] = number('SELECT count(*) FROM clusters')
     counts['in_clusters_of_several'] = number('SELECT sum(size) FROM clusters WHERE size > 1')
     drop('like_one_held_out', kept - number('SELECT count(*) FROM chosen'))

@@ -97,6 +97,18 @@ def test_no_near_duplicate_opening_crosses_the_split(tmp_path):
     assert 0.2 < np.mean([record['split'] == 'heldout' for record in found]) < 0.4
 
 
+@pytest.mark.parametrize('seed', (3, 4))  # 4 would hold it out
+def test_a_cluster_of_most_conversations_is_not_held_out(tmp_path, seed):
+    raw = [talk(f'like{n}', 'How do I bake a loaf of bread?', f'So, {n}.', user=f'u{n}') for n in range(60)]
+    raw += [talk(f'other{n}', f'What is thing {n} of {n * 77} at {n * 7919}?', 'So.', user=f'v{n}') for n in range(60)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    c = config(tmp_path)
+    c.seed, c.ingest.heldout = seed, 0.4
+    counts = ingest.STAGE.run(c)
+    assert {record['split'] for record in records(c) if record['id'].startswith('like')} == {'train'}
+    assert 10 < counts['kept_heldout'] < 40
+
+
 def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
     folder = tmp_path / 'raw'
     folder.mkdir()
