@@ -59,7 +59,8 @@ _PREAMBLES = {
         r"(yes, )?you('re| are) ((absolutely|completely|quite|totally) )?(right|correct)\b",
         r'(thank you|thanks) for (your|the|pointing|letting|bringing|clarif|asking)',
         r"i('ve| have) (now )?(revised|rewritten|updated|changed|corrected|simplified|shortened|made|fixed)\b",
-        r"i('d| would) be (happy|glad|delighted|pleased) to\b|i understand (that )?(you|your)\b",
+        r"i('d| would) be (happy|glad|delighted|pleased) to\b|i understand (that )?(you|your)\b|i('m| am) ready\b",
+        r"this time,? i('ll| will|'ve| have)\b|(my|the) (previous|last|earlier) (answer|reply|response)\b",
         r"(i'll|i will|let me) (try|rewrite|rephrase|revise|redo|answer|give (it|you)|make (it|this))\b",
     ],
     'fr': [

@@ -73,6 +73,9 @@ SAMPLES = {
         f'**Revised answer:**\n\n{GOOD}',
         f"I'd be happy to explain. {GOOD}",
         f'I have rewritten the answer. {GOOD}',
+        f"This time, I'll be brief. {GOOD}",
+        f'My previous response was wrong. {GOOD}',
+        "I'm ready for your request.",
     ],
     'refusal': [
         "I'm sorry, but I can't help with that.",
