@@ -64,6 +64,7 @@ setup(
             'ruff==0.17.6',
             'torch==2.13.0',
             'transformers==5.23.0',
+            'uvicorn==0.54.0',
         ],
     },
 )
