@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from rlhi_jax.errors import UserError, run
-from rlhi_jax.files import digest, file_digest, new_folder, write_bytes, write_json
+from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
+from rlhi_jax.errors import run
 
 MIN_VOTES = 5  # a persona from fewer votes says nothing
 
@@ -28,11 +28,6 @@ TASTES: dict[str, Callable[[str], float]] = {
     'replies with more figures': lambda text: len(re.findall(r'\d+', text)),
     'replies that speak to them directly': lambda text: len(re.findall(r'\byou', text, re.IGNORECASE)),
 }
-
-
-def held_out(question_id: int, *, folds: int, fold: int) -> bool:
-    """Whether a question belongs to the held-out fold, by a hash of its id."""
-    return int(digest(question_id)[:8], 16) % folds == fold
 
 
 def read_votes(path: Path, counts: Counter) -> list[dict[str, Any]]:
@@ -96,33 +91,12 @@ def preferences(votes: list[dict[str, Any]], *, folds: int, fold: int) -> tuple[
     return train, heldout
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string('votes', None, 'votes.jsonl: one human vote a line.')
-    flags.DEFINE_string('to', None, 'Folder to write.')
-    flags.DEFINE_integer('folds', 5, 'Questions are split into this many folds by a hash of their id.')
-    flags.DEFINE_integer('fold', 0, 'The fold that is held out.')
-    flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
-
-
 def main() -> None:
-    for name in ('votes', 'to'):
-        if not flags.FLAGS[name].value:
-            raise UserError(f'--{name} is missing')
-    path = Path(flags.FLAGS.votes)
-    if not path.is_file():
-        raise UserError(f'--votes={path} does not exist')
-    counts: Counter = Counter()
+    path, counts = named_file('votes'), Counter()
     train, heldout = preferences(read_votes(path, counts), folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
-    counts.update(train=len(train), heldout=len(heldout), with_persona=sum(bool(r['persona']) for r in train + heldout))
-    with new_folder(Path(flags.FLAGS.to), overwrite=flags.FLAGS.overwrite) as folder:
-        for name, records in (('train', train), ('heldout', heldout)):
-            lines = (json.dumps(record, ensure_ascii=False) + '\n' for record in records)
-            write_bytes(folder / f'{name}.jsonl', ''.join(lines).encode())
-        made_from = dict(votes=file_digest(path), folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
-        write_json(folder / 'manifest.json', dict(stage='sources.mt_bench', made_from=made_from, counts=counts))
-    print(f'{flags.FLAGS.to}: {json.dumps(counts)}')
+    write_preferences('sources.mt_bench', [path], counts, train, heldout)
 
 
 if __name__ == '__main__':
-    _define_flags()
+    define_flags('votes')
     run(main)
