@@ -9,7 +9,7 @@ demo: .venv/base $(GGUF)
 	PATH="$(CURDIR)/$(BIN):$$PATH" GGUF=$(GGUF) bash launch/demo.sh
 
 test: .venv/test $(GGUF) lint
-	RLHI_SMOLLM2_GGUF=$(CURDIR)/$(GGUF) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
+	RLHI_SMOLLM2_GGUF=$(CURDIR)/$(GGUF) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: .venv/test
 	$(BIN)/ruff check .
