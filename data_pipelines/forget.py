@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import Record, write_records
+from data_pipelines.stage import Record, stream_records, write_records
 from data_pipelines.users import add_opt_out, read_opt_out
 from rlhi_jax import errors
 from rlhi_jax.config import define_config_flag, load_config
@@ -77,31 +77,28 @@ class Forgotten:
         return name in self._users or name in self._names or name.rsplit('/', 1)[0] in self._names
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    with open(path, 'rb') as file:
-        yield from map(json.loads, file)
-
-
 def _names(folders: Iterable[Path], users: frozenset[str]) -> frozenset[str]:
     """Ids of the users' conversations and of what else is theirs, in any stage's records."""
     theirs, found = Forgotten(users, frozenset()), set()
     for folder in folders:
         for path in folder.glob('*.jsonl'):
-            for record in filter(theirs.holds, _lines(path)):
+            for record in filter(theirs.holds, stream_records(path)):
                 found |= {record[key] for key in ('conversation', 'id') if isinstance(record.get(key), str)}
     return frozenset(found)
 
 
 def _without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, str]] | None:
     """What writes a folder again without those to be forgotten and returns the new digests by the old; or None."""
-    holding = [path for path in sorted(folder.glob('*.jsonl')) if any(map(forgotten.holds, _lines(path)))]
+    holding = [path for path in sorted(folder.glob('*.jsonl')) if any(map(forgotten.holds, stream_records(path)))]
     if not holding:
         return None
 
     def write(temporary: Path) -> dict[str, str]:
         changed = {}
         for path in holding:
-            write_records(temporary / path.name, (record for record in _lines(path) if not forgotten.holds(record)))
+            write_records(
+                temporary / path.name, (record for record in stream_records(path) if not forgotten.holds(record))
+            )
             changed[file_digest(path)] = file_digest(temporary / path.name)
         return changed
 
@@ -134,7 +131,7 @@ def _runs(roots: Iterable[Path]) -> set[Path]:
 
 
 def _pairs(log: Path) -> Iterator[str]:
-    return (name for step in _lines(log) for name in step['pairs'])
+    return (name for step in stream_records(log) for name in step['pairs'])
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> list[str]:
@@ -167,7 +164,7 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
         if without:
             _write_again(folder, without, state, state_path)
     for path in logs:
-        steps = list(_lines(path))
+        steps = list(stream_records(path))
         write_records(path, (step | dict(pairs=[n for n in step['pairs'] if not forgotten.named(n)]) for step in steps))
     for path in _corrections(config, roots):
         state['changed'] |= _correct(path, forgotten)
@@ -184,10 +181,10 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
 def _write_again(folder: Path, write: Callable[[Path], dict[str, str]], state: dict, state_path: Path) -> None:
     with new_folder(folder, overwrite=True) as temporary:
         temporary.chmod(0o700)
-        others = [path for path in folder.iterdir() if path.suffix not in ('.jsonl', '.array_record')]
-        for path in (*others, *folder.glob('*.jsonl')):
-            shutil.copy2(path, temporary / path.name)
         state['changed'] |= write(temporary)
+        for path in folder.iterdir():
+            if path.suffix != '.array_record' and not (temporary / path.name).exists():
+                shutil.copy2(path, temporary / path.name)
         write_json(state_path, state)
 
 
