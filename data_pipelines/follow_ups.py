@@ -46,8 +46,9 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     if config.follow_ups.labeller == 'head':
         judged |= head_labels.Head.load(Path(config.follow_ups.head)).judge(asked)
     elif is_endpoint(config.teacher.path):
-        judged |= teacher_labels.by_answer(config, folder, _identity(config), asked)
-        counts |= spending(config, folder, _identity(config))
+        identity = _identity(config)
+        judged |= teacher_labels.by_answer(config, folder, identity, asked)
+        counts |= spending(config, folder, identity)
     else:
         judged |= teacher_labels.by_likelihood(config, folder, _identity(config), asked)
     records = []

@@ -6,12 +6,12 @@ Its prompts hold no part of the conversation, so no text of a user can steer it,
 An endpoint is asked for JSON: a label, how sure it is, and a quote, which must be words of the turn.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from data_pipelines.endpoint import Question, answers
 from data_pipelines.generation import likelihoods
@@ -71,9 +71,7 @@ def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
     """
     if None in scores:
         return None
-    largest = max(scores)
-    weights = [math.exp(score - largest) for score in scores]
-    return {label: weight / sum(weights) for label, weight in zip(LABELS, weights, strict=True)}
+    return dict(zip(LABELS, softmax(scores).tolist(), strict=True))
 
 
 def by_answer(config: ConfigDict, folder: Path, identity: Any, turns: Sequence[Turn]) -> dict[str, Judgement | None]:
