@@ -10,7 +10,10 @@ from `config.candidates.reward_model`, if there is one.
 """
 
 import dataclasses
+import functools
+import heapq
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,18 @@ from ml_collections import ConfigDict
 
 from data_pipelines import personas
 from data_pipelines.generation import generate, model_identity, scores
-from data_pipelines.stage import Record, Stage, input_digest, load_records, read_records
+from data_pipelines.histories import side_by_side
+from data_pipelines.stage import (
+    RECORDS,
+    Record,
+    Stage,
+    Task,
+    in_blocks,
+    in_passes,
+    input_digest,
+    input_folder,
+    stream_records,
+)
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
 from rlhi_jax.errors import UserError
@@ -27,44 +41,65 @@ from rlhi_jax.generate import Prompt
 from rlhi_jax.rewards import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import Context
 
+BLOCK = 256  # prompts that a model is asked about together
 
-def read_prompts(config: ConfigDict, counts: Counter) -> list[Record]:
-    """The prompts to sample for; those of the training split only."""
-    approvals: set[str] = set()
-    if config.data.prompts:
-        records = load_records(_prompts_file(config))
-        if config.data.personas:
-            found = personas.of_users(config)
-            records = [record | dict(persona=found.get(record['user_id'], '')) for record in records]
-    else:
-        found = {record['id']: record['persona'] for record in read_records(config, 'personas')}
-        approvals = {turn['id'] for turn in read_records(config, 'follow_ups') if turn['label'] == 'positive_feedback'}
-        records = [
-            dict(
-                id=f'{talk["id"]}/{place}',
-                split=talk['split'],
-                user_id=talk['user_id'],
-                persona=found[f'{talk["id"]}/{place}'],
-                messages=talk['messages'][: place + 1],
-            )
-            for talk in read_records(config, 'conversations')
-            for place, message in enumerate(talk['messages'])
-            if message['role'] == 'user' and f'{talk["id"]}/{place}' in found
-        ]
-    counts['prompts_read'] = len(records)
-    kept = []
-    for record in records:
+
+def _of_file(config: ConfigDict) -> Iterator[Record]:
+    """The prompts of `config.data.prompts`."""
+    found = personas.of_users(config) if config.data.personas else None
+    for record in stream_records(_prompts_file(config)):
+        yield record if found is None else record | dict(persona=found.get(record['user_id'], ''))
+
+
+def _of_conversations(config: ConfigDict) -> Iterator[Record]:
+    """The user turns that have a persona, if only an empty one; `approves` says which are positive feedback."""
+    folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
+    for talk, (known, turns) in side_by_side(config, *folders):
+        approvals = {turn['id'] for turn in turns if turn['label'] == 'positive_feedback'}
+        found = {record['id']: record['persona'] for record in known}
+        for place in range(0, len(talk['messages']), 2):
+            if (name := f'{talk["id"]}/{place}') in found:
+                yield dict(
+                    id=name,
+                    split=talk['split'],
+                    user_id=talk['user_id'],
+                    persona=found[name],
+                    messages=talk['messages'][: place + 1],
+                    approves=name in approvals,
+                )
+
+
+def _usable(config: ConfigDict, counts: Counter) -> Iterator[Record]:
+    for record in (_of_file if config.data.prompts else _of_conversations)(config):
+        counts['prompts_read'] += 1
+        approves = record.pop('approves', False)
         if record['split'] != 'train':
             counts['dropped_other_split'] += 1
-        elif record['id'] in approvals:
+        elif approves:
             counts['dropped_positive_feedback'] += 1
         else:
-            kept.append(record)
-    # Those with a persona first: they teach what the others cannot. Within each kind, an order that favours nobody.
-    kept.sort(key=lambda record: (not record['persona'], digest(record['id'])))
-    most = config.candidates.max_prompts or len(kept)
-    counts['dropped_over_max_prompts'] = len(kept[most:])
-    return kept[:most]
+            yield record
+
+
+def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[Record]]:
+    """What reads the prompts to sample for, those of the training split, at most `config.candidates.max_prompts`.
+
+    Those with a persona come first: they teach what the others cannot. Within each kind a hash favours nobody.
+    """
+    most = config.candidates.max_prompts
+    if not most:
+        return functools.partial(_usable, config)
+    ranked = ((not record['persona'], digest(record['id']), record['id']) for record in _usable(config, Counter()))
+    chosen = {name for *_, name in heapq.nsmallest(most, ranked)}
+
+    def prompts(counts: Counter) -> Iterator[Record]:
+        for record in _usable(config, counts):
+            if record['id'] in chosen:
+                yield record
+            else:
+                counts['dropped_over_max_prompts'] += 1
+
+    return prompts
 
 
 def _prompts_file(config: ConfigDict) -> Path:
@@ -94,41 +129,62 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    counts: Counter = Counter()
-    records = read_prompts(config, counts)
-    prompts = [
-        Prompt(
-            record['id'],
-            tuple((message['role'], message['content']) for message in record['messages']),
-            Context(persona=record['persona'] if config.sampler_sees_persona else ''),
-            config.candidates.samples,
-        )
-        for record in records
-    ]
-    replies = generate(config, folder, _identity(config), config.model.path, prompts)
-    kept = []
+def _work(task: Task) -> dict[str, int]:
+    counts: Counter = Counter(dict.fromkeys(('prompts_read', 'prompts_kept', 'replies'), 0))
+    steps = [_replied, *([_scored] if task.config.candidates.reward_model else [])]
+    found = in_passes(prompts_reader(task.config), [functools.partial(step, task) for step in steps], counts)
+    return STAGE.write(task, _counted(found, counts), counts)
+
+
+def _counted(records: Iterable[Record], counts: Counter) -> Iterator[Record]:
     for record in records:
-        said = [reply for reply in replies[record['id']] if reply.text]
-        counts['replies'] += len(said)
-        counts['dropped_empty_replies'] += len(replies[record['id']]) - len(said)
-        if len({reply.text for reply in said}) < 2:
-            counts['dropped_prompt_too_long' if not replies[record['id']] else 'dropped_fewer_than_two_replies'] += 1
-            continue
-        kept.append(record | {'replies': [dict(text=reply.text, finished=reply.finished) for reply in said]})
-    if config.candidates.reward_model:
+        counts['prompts_kept'] += 1
+        yield record
+
+
+def _replied(task: Task, records: Iterable[Record], counts: Counter) -> Iterator[Record]:
+    """With their replies, at least two different ones."""
+    config = task.config
+    for block in in_blocks(records, BLOCK):
+        prompts = [
+            Prompt(
+                record['id'],
+                tuple((message['role'], message['content']) for message in record['messages']),
+                Context(persona=record['persona'] if config.sampler_sees_persona else ''),
+                config.candidates.samples,
+            )
+            for record in block
+        ]
+        replies = generate(task, config.model.path, prompts)
+        for record in block:
+            drawn = replies[record['id']]
+            said = [reply for reply in drawn if reply.text]
+            counts['replies'] += len(said)
+            counts['dropped_empty_replies'] += len(drawn) - len(said)
+            if len({reply.text for reply in said}) < 2:
+                counts['dropped_prompt_too_long' if not drawn else 'dropped_fewer_than_two_replies'] += 1
+            else:
+                yield record | dict(replies=[dict(text=reply.text, finished=reply.finished) for reply in said])
+
+
+def _scored(task: Task, records: Iterable[Record], counts: Counter) -> Iterator[Record]:
+    """With their replies' scores."""
+    path = task.config.candidates.reward_model
+    for block in in_blocks(records, BLOCK):
         asked = [
             Candidates(
-                record['id'], record['messages'], record['persona'], [reply['text'] for reply in record['replies']]
+                f'scores {record["id"]}',
+                record['messages'],
+                record['persona'],
+                [reply['text'] for reply in record['replies']],
             )
-            for record in kept
+            for record in block
         ]
-        values = scores(folder, _identity(config), lambda: _reward_scorer(config), asked)
-        for record in kept:
-            record['scores'] = values[record['id']]
-            counts['dropped_replies_longer_than_a_row'] += record['scores'].count(None)
-    counts['prompts_kept'] = len(kept)
-    return STAGE.write(config, folder, kept, counts)
+        values = scores(task, path, lambda: _reward_scorer(task.config), asked)
+        for record in block:
+            own = values[f'scores {record["id"]}']
+            counts['dropped_replies_longer_than_a_row'] += own.count(None)
+            yield record | dict(scores=own)
 
 
 def _reward_scorer(config: ConfigDict) -> CandidateScorer:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines.card_text import markdown
 from data_pipelines.pairs import pairs_to_read
 from data_pipelines.rewrites import SPLITS
-from data_pipelines.stage import RECORDS, Record, Stage, stream_records
+from data_pipelines.stage import RECORDS, Record, Stage, Task, stream_records
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import file_digest, read_json, write_bytes, write_json
@@ -153,15 +153,17 @@ def of_conversations(records: Iterable[Record], manifest: dict[str, Any]) -> dic
 
 
 def of_follow_ups(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
-    confidences: dict[str, Counter] = defaultdict(Counter)
+    turns: Counter = Counter()
+    confidence: Counter = Counter()
     mined: Counter = Counter()
     for turn in records:
-        confidences[turn['label']][turn['confidence']] += 1
+        turns[turn['label']] += 1
+        confidence[turn['label']] += turn['confidence']
         mined[turn['split']] += turn['mined']
-    total = sum(own.total() for own in confidences.values())
+    total = turns.total()
     labels = {
-        label: dict(turns=own.total(), share=own.total() / total, mean_confidence=summary(own)['mean'])
-        for label, own in confidences.items()
+        label: dict(turns=number, share=number / total, mean_confidence=confidence[label] / number)
+        for label, number in turns.items()
     }
     settings = manifest['made_from'].get('settings', {})
     return dict(records=total, labels=labels, mined=mined, min_confidence=settings.get('min_confidence'))
@@ -243,7 +245,7 @@ def steps(folder: Folder, on_disk: int | None) -> list[dict[str, Any]]:
     """What a stage read, kept and dropped by reason, and whether that adds up (None: it does not say what it read).
 
     Args:
-      on_disk: records that its folder holds, as many as it says it kept; None if they were not counted.
+      on_disk: records that its folder holds, as many as it kept less those forgotten; None if they were not counted.
     """
     counts = folder.manifest['counts']
     known = [step for step in STEPS[folder.kind] if not step.read or any(key in counts for key in step.read)]
@@ -258,18 +260,27 @@ def steps(folder: Folder, on_disk: int | None) -> list[dict[str, Any]]:
         read = sum(counts.get(key, 0) for key in step.read) if step.read else None
         adds_up = None if read is None else read == sum(kept.values()) + sum(dropped[step.unit].values())
         if adds_up and on_disk is not None:
-            adds_up = on_disk == sum(kept.values())
+            adds_up = on_disk + sum(forgotten(folder).values()) == sum(kept.values())
         own = {} if read is None else kept
         found.append(dict(unit=step.unit, read=read, kept=own, dropped=dropped[step.unit], adds_up=adds_up))
     return found
 
 
+def forgotten(folder: Folder) -> dict[str, int]:
+    """How many of a folder's records users have had removed since they were counted, by file."""
+    gone = folder.manifest.get('forgotten', {})
+    return {name: gone[name] for name in FILES[folder.kind] if name in gone}
+
+
 def others(folder: Folder) -> dict[str, int]:
-    """What a stage counts beside what it read, kept and dropped."""
+    """What a stage counts beside what it read, kept and dropped; and what users have had removed since."""
     read = {key for step in STEPS[folder.kind] for key in step.read}
     edges = ('dropped_', 'kept_', 'teacher_')
     counts = folder.manifest['counts'].items()
-    return {key: n for key, n in counts if key not in read and not key.startswith(edges) and not key.endswith('_kept')}
+    gone = {f'forgotten since, of {name}': number for name, number in forgotten(folder).items()}
+    return gone | {
+        key: n for key, n in counts if key not in read and not key.startswith(edges) and not key.endswith('_kept')
+    }
 
 
 def teacher(found: list[Folder]) -> dict[str, Any] | None:
@@ -316,15 +327,13 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(inputs={folder.name: digests(folder) for folder in found}, left_out=left_out)
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    identity = _identity(config)
-    card = describe(*folders(config), identity['inputs'])
-    write_json(folder / 'card.json', card)
-    write_bytes(folder / 'card.md', markdown(card).encode())
+def _work(task: Task) -> dict[str, int]:
+    card = describe(*folders(task.config), task.identity['inputs'])
+    write_json(task.folder / 'card.json', card)
+    write_bytes(task.folder / 'card.md', markdown(card).encode())
     checked = [step['adds_up'] for own in card['funnel'].values() for step in own['steps']]
-    counts = dict(folders=len(card['funnel']), adding_up=checked.count(True), not_adding_up=checked.count(False))
-    write_json(folder / 'manifest.json', dict(stage=STAGE.name, made_from=identity, counts=counts))
-    return counts
+    counts = Counter(folders=len(card['funnel']), adding_up=checked.count(True), not_adding_up=checked.count(False))
+    return STAGE.write_manifest(task, counts)
 
 
 STAGE = Stage('card', _work, 'data.card', _identity)

@@ -40,11 +40,6 @@ def quote_of(turn: str) -> str:
     return (opening.rsplit(maxsplit=1)[0] if any(map(str.isspace, opening)) else opening)[:MAX_CHARACTERS].strip()
 
 
-def said_before(talk: Record, place: int) -> str:
-    """What had been said in a conversation before one of the user's turns."""
-    return '\n'.join(message['content'] for message in talk['messages'][:place])
-
-
 def age(claim: Claim) -> tuple[str, str, int]:
     """What claims are ordered by, oldest first."""
     return claim['said_at'], claim['conversation'], claim['place']

@@ -12,6 +12,7 @@ import io
 import itertools
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import RECORDS, Stage, input_digest, input_folder
+from data_pipelines.stage import RECORDS, Stage, Task, input_digest, input_folder
 from data_pipelines.tfds_builders import Conversations, Interactions, Shard, conversation_shards, interaction_shards
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import write_json
 from rlhi_jax.progress import Progress
 
 
@@ -41,18 +41,18 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(inputs=found, versions=[str(each.VERSION) for each in (Conversations, Interactions)])
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+def _work(task: Task) -> dict[str, int]:
+    config = task.config
     sets: dict[type, dict[str, list[Shard]]] = {}
     if config.data.conversations:
         sets[Conversations] = conversation_shards(input_folder(config, 'conversations') / RECORDS)
     if trees := _interactions(config):
         sets[Interactions] = {split: interaction_shards(path) for split, path in trees.items()}
-    counts = {}
+    counts: Counter = Counter()
     for builder, shards in sets.items():
-        built = _build(builder, shards, folder, config.beam)
-        counts |= {f'{built.name}_{name}': split.num_examples for name, split in sorted(built.info.splits.items())}
-    write_json(folder / 'manifest.json', dict(stage=STAGE.name, made_from=_identity(config), counts=counts))
-    return counts
+        built = _build(builder, shards, task.folder, config.beam)
+        counts.update({f'{built.name}_{name}': split.num_examples for name, split in built.info.splits.items()})
+    return STAGE.write_manifest(task, counts)
 
 
 def _build(builder: type, shards: dict[str, list[Shard]], folder: Path, beam: str) -> tfds.core.DatasetBuilder:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import Journal
+from data_pipelines.journal import Journal
+from data_pipelines.stage import Task
 from rlhi_jax.config import is_endpoint
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
@@ -53,7 +54,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     return dict(endpoint=teacher.model, sampled=sampled, judged=judged, seed=config.seed)
 
 
-def replies(config: ConfigDict, folder: Path, identity: Any, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
+def replies(task: Task, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
     """The replies to each prompt by its id, in order of their number, drawn as `config.sampler` says.
 
     The persona stands where the policy would see it, at the head of the first user turn. A prompt that the endpoint
@@ -67,20 +68,16 @@ def replies(config: ConfigDict, folder: Path, identity: Any, prompts: Sequence[P
     async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
         found[prompt.id] = []
         for sample in range(prompt.samples):
-            said = await teacher.ask(f'{prompt.id} {sample}', _versions(prompt), config.sampler.temperature)
+            said = await teacher.ask(f'{prompt.id} {sample}', _versions(prompt), task.config.sampler.temperature)
             if said.text is not None:
                 found[prompt.id].append(Reply(prompt.id, sample, said.text.strip(), said.finished))
 
-    _settle_all(config, folder, identity, prompts, settle, 'prompts')
+    _settle_all(task, prompts, settle, 'prompts')
     return {prompt.id: found[prompt.id] for prompt in prompts}
 
 
 def answers(
-    config: ConfigDict,
-    folder: Path,
-    identity: Any,
-    questions: Sequence[Question],
-    accept: Callable[[Question, Any], bool],
+    task: Task, questions: Sequence[Question], accept: Callable[[Question, Any], bool]
 ) -> dict[str, Any | None]:
     """The answer to each question by its id: JSON of its schema that `accept` finds good; None if none was.
 
@@ -89,13 +86,14 @@ def answers(
     `config.sampler.temperature` with a seed of its own.
 
     Args:
-      identity: what answers are of, as for a journal: that of the questions and of what `accept` goes by.
+      task: its identity covers the questions and what `accept` goes by.
       accept: a pure function; it sees answers again when work goes on after an interruption.
 
     Raises:
       UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
     """
     found: dict[str, Any | None] = {}
+    config = task.config
 
     async def settle(teacher: '_Teacher', question: Question) -> None:
         from data_pipelines.completions import parse_json
@@ -112,36 +110,31 @@ def answers(
                 return
             temperature = config.sampler.temperature
 
-    _settle_all(config, folder, identity, questions, settle, 'questions')
+    _settle_all(task, questions, settle, 'questions')
     return {question.id: found[question.id] for question in questions}
 
 
-def spending(config: ConfigDict, folder: Path, identity: Any) -> dict[str, int]:
+def spending(task: Task) -> dict[str, int]:
     """What a stage's answers have cost so far, over all interruptions, for its counts: tokens, and millionths of money.
 
     The unit of money is that of `config.teacher.price_in` and `price_out`. Answers out of the cache cost nothing; those
     that were lost on the way, of a request that timed out or a process that was killed, are charged by the endpoint but
     unknown here. Empty where the teacher is no endpoint.
     """
-    if not is_endpoint(config.teacher.path):
+    teacher = task.config.teacher
+    if not is_endpoint(teacher.path):
         return {}
-    tokens_in, tokens_out = _tokens(Journal(folder, identity))
-    cost = round(tokens_in * config.teacher.price_in + tokens_out * config.teacher.price_out)
+    tokens_in, tokens_out = _tokens(task.journal)
+    cost = round(tokens_in * teacher.price_in + tokens_out * teacher.price_out)
     return dict(teacher_tokens_in=tokens_in, teacher_tokens_out=tokens_out, teacher_cost_millionths=cost)
 
 
 def _tokens(journal: Journal) -> tuple[int, int]:
-    completions = [value for value in journal.done.values() if isinstance(value, dict)]  # other entries are lists
-    return tuple(sum(value[name] for value in completions) for name in ('tokens_in', 'tokens_out'))
+    return journal.total('tokens_in'), journal.total('tokens_out')
 
 
 def _settle_all(
-    config: ConfigDict,
-    folder: Path,
-    identity: Any,
-    items: Sequence[Any],
-    settle: Callable[['_Teacher', Any], Awaitable[None]],
-    unit: str,
+    task: Task, items: Sequence[Any], settle: Callable[['_Teacher', Any], Awaitable[None]], unit: str
 ) -> None:
     """Settle every item, some at once; after a failure those under way are still settled, so that no answer is lost."""
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
@@ -161,10 +154,10 @@ def _settle_all(
             progress.update(teacher.settled, f'{teacher.spent:,} tokens')
 
     async def run() -> None:
-        with Progress(folder.name.strip('.').removesuffix('.tmp'), len(items), unit=unit) as progress:
-            async with Endpoint(config.teacher) as endpoint:
-                teacher = _Teacher(config, Journal(folder, identity), endpoint)
-                workers = [work(teacher, progress) for _ in range(min(config.teacher.concurrency, len(items)))]
+        with Progress(task.name, len(items), unit=unit) as progress:
+            async with Endpoint(task.config.teacher) as endpoint:
+                teacher = _Teacher(task.config, task.journal, endpoint)
+                workers = [work(teacher, progress) for _ in range(min(task.config.teacher.concurrency, len(items)))]
                 for outcome in await asyncio.gather(*workers, return_exceptions=True):
                     if outcome:
                         raise outcome
@@ -190,8 +183,8 @@ class _Teacher:
         """
         from data_pipelines.completions import Completion, TooLong
 
-        if key in self._journal.done:
-            return Completion(**self._journal.done[key])
+        if key in self._journal:
+            return Completion(**self._journal[key])
         said = Completion(None, False, 0, 0)
         for messages in versions:
             request = self._request(key, messages, temperature, schema)

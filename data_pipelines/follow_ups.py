@@ -8,6 +8,7 @@ Labels are those of `data_pipelines/labels.py`. `config.follow_ups.labeller` say
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from ml_collections import ConfigDict
 from data_pipelines import head_labels, teacher_labels
 from data_pipelines.endpoint import spending
 from data_pipelines.generation import model_identity
-from data_pipelines.labels import AGAIN, FEEDBACK, Judgement, repeats, turns_after_replies
+from data_pipelines.histories import side_by_side
+from data_pipelines.labels import AGAIN, FEEDBACK, Judgement, Turn, repeats, turns_after_replies
 from data_pipelines.prompts import prompt_digest
-from data_pipelines.stage import Stage, input_digest, read_records
+from data_pipelines.stage import Record, Stage, Task, in_blocks, input_digest
 from rlhi_jax.config import is_endpoint, require, teacher_path
 from rlhi_jax.files import file_digest
+
+BLOCK = 2048  # turns that are judged together
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -34,34 +38,31 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return own | dict(teacher=teacher, prompt=prompt_digest('follow_up'), row_tokens=config.teacher.row_tokens)
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    turns = [
-        (talk, place, turn)
-        for talk in read_records(config, 'conversations')
-        for place, turn in turns_after_replies(talk)
-    ]
-    judged = {turn.id: Judgement(AGAIN, 1.0, turn.text) for _, _, turn in turns if repeats(turn)}
-    asked = [turn for _, _, turn in turns if turn.id not in judged]
-    counts: Counter = Counter(turns_read=len(turns))
-    if config.follow_ups.labeller == 'head':
-        judged |= head_labels.Head.load(Path(config.follow_ups.head)).judge(asked)
-    elif is_endpoint(config.teacher.path):
-        identity = _identity(config)
-        judged |= teacher_labels.by_answer(config, folder, identity, asked)
-        counts |= spending(config, folder, identity)
-    else:
-        judged |= teacher_labels.by_likelihood(config, folder, _identity(config), asked)
-    records = []
-    for talk, place, turn in turns:
-        found = judged[turn.id]
-        if found is None:
-            counts['dropped_no_judgement'] += 1  # no valid answer, or longer than a row
-            continue
-        mined = found.label == FEEDBACK and found.confidence >= config.follow_ups.min_confidence
-        counts[f'kept_{found.label}'] += 1
-        counts['mined'] += mined
-        records.append(
-            dict(
+def _judge(task: Task, turns: list[Turn]) -> dict[str, Judgement | None]:
+    """The judgement of each turn by its id; None for one that the labeller has none of."""
+    judged = {turn.id: Judgement(AGAIN, 1.0, turn.text) for turn in turns if repeats(turn)}
+    asked, follow_ups = [turn for turn in turns if turn.id not in judged], task.config.follow_ups
+    if follow_ups.labeller == 'head':
+        return judged | task.keep('head', lambda: head_labels.Head.load(Path(follow_ups.head))).judge(asked)
+    if is_endpoint(task.config.teacher.path):
+        return judged | teacher_labels.by_answer(task, asked)
+    return judged | teacher_labels.by_likelihood(task, asked)
+
+
+def _records(task: Task, counts: Counter) -> Iterator[Record]:
+    turns = ((talk, *turn) for talk, _ in side_by_side(task.config) for turn in turns_after_replies(talk))
+    for block in in_blocks(turns, BLOCK):
+        counts['turns_read'] += len(block)
+        judged = _judge(task, [turn for _, _, turn in block])
+        for talk, place, turn in block:
+            found = judged[turn.id]
+            if found is None:
+                counts['dropped_no_judgement'] += 1  # no valid answer, or longer than a row
+                continue
+            mined = found.label == FEEDBACK and found.confidence >= task.config.follow_ups.min_confidence
+            counts[f'kept_{found.label}'] += 1
+            counts['mined'] += mined
+            yield dict(
                 found._asdict(),
                 id=turn.id,
                 conversation=talk['id'],
@@ -73,8 +74,13 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
                 reply=turn.reply,
                 follow_up=turn.text,
             )
-        )
-    return STAGE.write(config, folder, records, counts)
+    if task.config.follow_ups.labeller == 'teacher':
+        counts.update(spending(task))
+
+
+def _work(task: Task) -> dict[str, int]:
+    counts: Counter = Counter(turns_read=0, mined=0)
+    return STAGE.write(task, _records(task, counts), counts)
 
 
 STAGE = Stage('follow_ups', _work, 'data.follow_ups', _identity)

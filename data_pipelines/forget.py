@@ -6,8 +6,9 @@ Works on every stage's folder at or below those that the config names and, with 
 are those of records (keys, where users are salted). They are put on the list `config.ingest.opt_out` first, which keeps
 them out of later ingests. Then records, preferences, claims and shards are written again without them; what holds text
 of several users or is cheap to make (row plans, data sets, cards, reports, the teacher's cache, work that is under way)
-is removed, for its stage to make again. Manifests follow, so that finished stages stay up to date: where no cap on
-conversations, turns or prompts is reached, what is left is what the stages would make of a dump without these users.
+is removed, for its stage to make again. Manifests follow, so that finished stages stay up to date; they keep the counts
+of what was once done, and say how many records of which file were `forgotten` since. Where no cap on conversations,
+turns or prompts is reached, what is left is what the stages would make of a dump without these users.
 
 Weights cannot be made to forget: runs that were trained on one of the users are named, for the reader to remove and
 train again. Raw files are the reader's own.
@@ -15,6 +16,7 @@ train again. Raw files are the reader's own.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,12 +96,14 @@ def _without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, s
         return None
 
     def write(temporary: Path) -> dict[str, str]:
-        changed = {}
+        changed, manifest = {}, read_json(folder / 'manifest.json', _REMEDY)
+        gone = Counter(manifest.get('forgotten', {}))
         for path in holding:
-            write_records(
-                temporary / path.name, (record for record in stream_records(path) if not forgotten.holds(record))
-            )
+            gone[path.name] += sum(map(forgotten.holds, stream_records(path)))
+            left = (record for record in stream_records(path) if not forgotten.holds(record))
+            write_records(temporary / path.name, left)
             changed[file_digest(path)] = file_digest(temporary / path.name)
+        write_json(temporary / 'manifest.json', manifest | dict(forgotten=gone))
         return changed
 
     return write
@@ -205,7 +209,7 @@ def _remove_work(root: Path) -> None:
     """Journals and folders of work that is under way, beside the root and below it."""
     for base, pattern in ((root, '**/.*'), (root.parent, f'.{root.name}.*')):
         for path in base.glob(pattern):
-            if path.name.endswith(('.journal.jsonl', '.journal', '.tmp')):
+            if path.name.endswith(('.journal', '.tmp')):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines import endpoint
-from data_pipelines.stage import Journal
+from data_pipelines.stage import Task, in_blocks
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import is_endpoint, likelihood_path
 from rlhi_jax.data.rows import Capacities
@@ -41,9 +41,7 @@ def _template_digest(folder: Path, weights: str) -> str:
     return ChatTemplate.load(folder).digest
 
 
-def generate(
-    config: ConfigDict, folder: Path, identity: Any, model_path: str, prompts: Sequence[Prompt]
-) -> dict[str, list[Reply]]:
+def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
     """The replies to each prompt by its id, in order of their number.
 
     Replies are on disk as soon as they are there: work that was interrupted goes on where it stopped, with the same
@@ -51,54 +49,58 @@ def generate(
     what does not fit has no replies. Where the model is an endpoint, what fits is for the endpoint to say.
     """
     if is_endpoint(model_path):
-        return endpoint.replies(config, folder, identity, prompts)
-    journal = Journal(folder, identity)
-    wanted = {f'{prompt.id} {sample}': prompt.id for prompt in prompts for sample in range(prompt.samples)}
-    if any(True for _ in journal.missing(wanted)):
-        generator = Generator(config, model_path)
-        fitting = {prompt.id: fitted for prompt in prompts if (fitted := generator.fit(prompt))}
-        wanted = {key: name for key, name in wanted.items() if name in fitting}
-        # A prompt is sampled again as a whole: what was drawn already comes out the same.
-        left = dict.fromkeys(wanted[key] for key in journal.missing(wanted))
-        total = sum(fitting[name].samples for name in left)
-        with Progress(folder.name.strip('.').removesuffix('.tmp'), total, unit='replies') as progress:
-            for done, reply in enumerate(generator.replies([fitting[name] for name in left]), start=1):
-                if (key := f'{reply.id} {reply.sample}') not in journal.done:
+        return endpoint.replies(task, prompts)
+    journal = task.journal
+    # A prompt is sampled again as a whole: what was drawn already comes out the same.
+    left = [prompt for prompt in prompts if any(key not in journal for key in _keys(prompt))]
+    if left:
+        generator = Generator(task.config, model_path)
+        fitted = [(prompt, generator.fit(prompt)) for prompt in left]
+        for prompt, shorter in fitted:
+            for key in _keys(prompt) if shorter is None else ():
+                if key not in journal:
+                    journal.add(key, None)  # said once, for a model need not be loaded to say it again
+        fitting = [shorter for _, shorter in fitted if shorter]
+        with Progress(task.name, sum(prompt.samples for prompt in fitting), unit='replies') as progress:
+            for done, reply in enumerate(generator.replies(fitting), start=1):
+                if (key := f'{reply.id} {reply.sample}') not in journal:
                     journal.add(key, [reply.text, reply.finished])
                 progress.update(done)
-    replies: dict[str, list[Reply]] = {prompt.id: [] for prompt in prompts}
+    replies: dict[str, list[Reply]] = {}
     for prompt in prompts:
-        for sample in range(prompt.samples):
-            if (key := f'{prompt.id} {sample}') in journal.done:
-                replies[prompt.id].append(Reply(prompt.id, sample, *journal.done[key]))
+        found = enumerate(map(journal.__getitem__, _keys(prompt)))
+        replies[prompt.id] = [Reply(prompt.id, sample, *said) for sample, said in found if said]
     return replies
 
 
+def _keys(prompt: Prompt) -> list[str]:
+    return [f'{prompt.id} {sample}' for sample in range(prompt.samples)]
+
+
 def scores(
-    folder: Path, identity: Any, make_scorer: Callable[[], CandidateScorer], items: Sequence[Candidates]
+    task: Task, model_path: str, make_scorer: Callable[[], CandidateScorer], items: Sequence[Candidates]
 ) -> dict[str, list[float | None]]:
-    """Each prompt's candidates' scores by its id, a block at a time; None for a candidate that fits no row."""
-    journal = Journal(folder, identity)
+    """Each prompt's candidates' scores by its id, a block at a time; None for a candidate that fits no row.
+
+    The scorer of a model is made once a task, and only if something is left to score.
+    """
+    journal = task.journal
     # Blocks are the same after an interruption, and with them what shares a row: so are the last bits of a score.
-    blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
-    left = [block for block in blocks if any(True for _ in journal.missing(item.id for item in block))]
+    left = [block for block in in_blocks(items, BLOCK) if any(item.id not in journal for item in block)]
     if left:
-        scorer = make_scorer()
+        scorer = task.keep(model_path, make_scorer)
         with Progress('scores', len(left), unit='blocks') as progress:
             for done, block in enumerate(left, start=1):
                 for name, values in scorer(block).items():
-                    if name not in journal.done:
+                    if name not in journal:
                         journal.add(name, values)
                 progress.update(done)
-    return {item.id: journal.done[item.id] for item in items}
+    return {item.id: journal[item.id] for item in items}
 
 
-def likelihoods(
-    config: ConfigDict, folder: Path, identity: Any, items: Sequence[Candidates]
-) -> dict[str, list[float | None]]:
+def likelihoods(task: Task, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
     """Log-probabilities of replies in nats, under the teacher, or under the policy where the teacher is an endpoint."""
+    config, path = task.config, likelihood_path(task.config)
     chunk, tokens = config.model.logprob_chunk, config.teacher.row_tokens
     room = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)
-    return scores(
-        folder, identity, lambda: CandidateScorer(config, likelihood_path(config), room, sees_persona=False), items
-    )
+    return scores(task, path, lambda: CandidateScorer(config, path, room, sees_persona=False), items)

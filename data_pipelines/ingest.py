@@ -35,9 +35,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data_pipelines.filters import Filters
+from data_pipelines.journal import work_folder
 from data_pipelines.near_duplicates import banding
 from data_pipelines.scan import BATCH, CHUNK, Rules, chunks, part_counts, part_path, places, work
-from data_pipelines.stage import Record, Stage, work_folder
+from data_pipelines.stage import Record, Stage, Task
 from data_pipelines.users import make_salt, read_opt_out, read_salt
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
@@ -94,8 +95,9 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(inputs=files, settings=settings, seed=config.seed)
 
 
-def _scan(config: ConfigDict, folder: Path) -> list[Path]:
-    """Write the parts of all raw files below a folder, those that are not there yet."""
+def _scan(task: Task) -> list[Path]:
+    """Write the parts of all raw files below the task's folder of work, those that are not there yet."""
+    config, folder = task.config, work_folder(task.folder)
     files = raw_files(config)
     by_file = '' not in map(file_split, files) and len(set(map(file_split, files))) > 1
     found = [chunk for path in files for chunk in chunks(path, file_split(path) if by_file else '')]
@@ -109,7 +111,7 @@ def _scan(config: ConfigDict, folder: Path) -> list[Path]:
     rules = Rules(i.fields.to_dict(), Filters(languages=languages, **others), banding(i.similarity), i.salt, i.opt_out)
     job = dict(rules=dataclasses.asdict(rules), chunks=[dataclasses.asdict(each) for each in found])
     # A worker that outlives a killed run writes to that run's folder, or to none.
-    own = folder / digest(_identity(config), job)[:16]
+    own = folder / digest(task.identity, job)[:16]
     for other in folder.glob('*'):
         if other != own:
             shutil.rmtree(other)
@@ -214,8 +216,9 @@ WHERE place BETWEEN ? AND ?
 """
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    parts = _scan(config, work_folder(folder))
+def _work(task: Task) -> dict[str, int]:
+    config = task.config
+    parts = _scan(task)
     counts = sum(map(part_counts, parts), Counter())
     with duckdb.connect() as base:
         base.execute(f'SET threads = {config.ingest.workers}')
@@ -223,7 +226,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         base.execute('SET temp_directory = ?', [str(parts[0].parent / 'spilled')])
         _choose(base, config, parts[0].parent, counts)
         grouped = _deal_out(base, parts)
-    return STAGE.write(config, folder, _records(grouped), counts)
+    return STAGE.write(task, _records(grouped), counts)
 
 
 def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:

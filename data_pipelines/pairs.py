@@ -9,6 +9,7 @@ persona or request, must not tell chosen from rejected too well: what it finds, 
 instead of users' wishes.
 """
 
+import contextlib
 import heapq
 import json
 from collections import Counter
@@ -22,12 +23,13 @@ from data_pipelines import openings
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.openings import is_refusal
 from data_pipelines.rewrites import SPLITS
-from data_pipelines.stage import Record, Stage, input_digest, read_records, stream_records, write_records
+from data_pipelines.stage import Record, Stage, Task, as_line, input_digest, read_records, stream_records
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, write_json
+from rlhi_jax.files import digest, file_digest, new_file
 
 SOURCES = ('rewrites', 'candidates')
 PAIRS_TO_READ = 5
+PROBED = 20000  # training pairs that the classifier of replies alone learns from and is tested on
 
 
 def _preference(record: Record, chosen: str, rejected: str, kind: str) -> Record:
@@ -56,14 +58,15 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
     A reply that was cut off is never the best, and is the worst only where no finished one is worse than the best: else
     most pairs would say no more than that replies must end.
     """
-    scores = None
-    if config.data.scores:
-        scores = {record['id']: record['scores'] for record in read_records(config, 'scores')}
+    scored = read_records(config, 'scores') if config.data.scores else None
     for record in read_records(config, 'candidates'):
         counts['candidates_read'] += 1
-        values = scores[record['id']] if scores is not None else record.get('scores')
-        if values is None:
+        told = record if scored is None else next(scored, {})
+        if told.get('id') != record['id']:
+            raise UserError(f'config.data.scores: no scores of {record["id"]!r} in its place: run that stage again')
+        if 'scores' not in told:
             raise UserError('config.data.candidates holds no scores: set config.candidates.reward_model or data.scores')
+        values = told['scores']
         ranked = sorted(
             (
                 (value, digest(reply['text']), reply)
@@ -87,10 +90,9 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
             counts['dropped_within_margin'] += 1
 
 
-def mine(config: ConfigDict, counts: Counter) -> list[Record]:
+def mine(config: ConfigDict, counts: Counter) -> Iterator[Record]:
     """The preferences of all sources, less those that would teach something else than a user's wish."""
     readers = dict(rewrites=from_rewrites, candidates=from_candidates)
-    kept = []
     for source in _sources(config):
         for record in readers[source](config, counts):
             chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
@@ -103,12 +105,16 @@ def mine(config: ConfigDict, counts: Counter) -> list[Record]:
             else:
                 counts[f'kept_{source}_{record["split"]}'] += 1
                 counts['with_persona'] += bool(record['persona'])
-                kept.append(record)
-    return kept
+                yield record
+
+
+def some_of(path: Path, most: int) -> list[Record]:
+    """At most so many of a file's pairs: the first by hash of their id."""
+    return heapq.nsmallest(most, stream_records(path), key=lambda record: digest(record['id']))
 
 
 def pairs_to_read(path: Path) -> list[dict[str, str]]:
-    """A few pairs of a file, for people to judge: the first by hash of their id."""
+    """A few pairs of a file, for people to judge."""
     return [
         dict(
             id=record['id'],
@@ -117,7 +123,7 @@ def pairs_to_read(path: Path) -> list[dict[str, str]]:
             chosen=record['chosen'][-1]['content'],
             rejected=record['rejected'][-1]['content'],
         )
-        for record in heapq.nsmallest(PAIRS_TO_READ, stream_records(path), key=lambda record: digest(record['id']))
+        for record in some_of(path, PAIRS_TO_READ)
     ]
 
 
@@ -139,19 +145,24 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(inputs=inputs, settings=settings, refusals=file_digest(Path(openings.__file__)))
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    counts: Counter = Counter()
-    records = mine(config, counts)
-    training = [record for record in records if record['split'] == 'train']
-    if len(training) < config.pairs.min_pairs:
+def _work(task: Task) -> dict[str, int]:
+    config, counts = task.config, Counter()
+    with contextlib.ExitStack() as stack:
+        files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in SPLITS}
+        for record in mine(config, counts):
+            files[record['split']].write(as_line(record))
+    train = task.folder / 'train.jsonl'
+    number = sum(n for name, n in counts.items() if name.startswith('kept_') and name.endswith('_train'))
+    if number < config.pairs.min_pairs:
         raise UserError(
-            f'{len(training)} pairs were found for training, fewer than config.pairs.min_pairs '
+            f'{number} pairs were found for training, fewer than config.pairs.min_pairs '
             f'({config.pairs.min_pairs}): bring more conversations, or lower it; counts here are '
             f'{json.dumps(dict(sorted(counts.items())))}, and the stages before have theirs in manifest.json'
         )
+    probed = some_of(train, PROBED)
     auc = reply_only_auc(
-        [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in training],
-        [record['user_id'] or record['conversation'] for record in training],
+        [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in probed],
+        [record['user_id'] or record['conversation'] for record in probed],
         seed=config.seed,
     )
     limit = config.pairs.max_artefact_auc
@@ -160,13 +171,9 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
             f'replies alone tell chosen from rejected with an AUC of {auc:.2f}, above config.pairs.max_artefact_auc '
             f'({limit}): look for what differs (length, style, author), or pass --config.pairs.accept_artefacts=True'
         )
-    for split in SPLITS:
-        write_records(folder / f'{split}.jsonl', (record for record in records if record['split'] == split))
-    found = dict(sorted(counts.items()))
-    probe = dict(artefact_auc=auc, pairs=len(training), accepted=bool(auc and auc > limit))
-    write_json(folder / 'manifest.json', dict(stage='pairs', made_from=_identity(config), counts=found, probe=probe))
-    print(f'reply-only classifier: AUC {json.dumps(auc)} on {len(training)} training pairs', flush=True)
-    return found
+    print(f'reply-only classifier: AUC {json.dumps(auc)} on {len(probed)} training pairs', flush=True)
+    probe = dict(artefact_auc=auc, pairs=len(probed), accepted=auc is not None and auc > limit)
+    return STAGE.write_manifest(task, counts, probe=probe)
 
 
 STAGE = Stage('pairs', _work, 'data.pairs', _identity)

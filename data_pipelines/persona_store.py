@@ -19,7 +19,7 @@ import functools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.claim_audit import fault
-from data_pipelines.claims import Claim, age, contradicts, persona, said_before, step
+from data_pipelines.claims import Claim, age, contradicts, persona, step
+from data_pipelines.histories import Author, authors
 from data_pipelines.personas import (
     CLAIMS,
+    COUNTED,
     STAGE,
     USERS,
+    Corrections,
     corrected,
     corrections_path,
     identity,
@@ -39,7 +42,7 @@ from data_pipelines.personas import (
     token_counter,
     write_store,
 )
-from data_pipelines.stage import RECORDS, Record, input_folder, load_records, read_records
+from data_pipelines.stage import RECORDS, Record, Task, as_line, input_folder, stream_records
 from rlhi_jax import errors
 from rlhi_jax.config import define_config_flag, load_config
 from rlhi_jax.errors import UserError
@@ -56,10 +59,10 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
       UserError: nobody and nothing is called so.
     """
     folder = input_folder(config, 'personas')
-    claims = {each['id']: each for each in load_records(folder / CLAIMS)}
+    claims = {each['id']: each for each in stream_records(folder / CLAIMS)}
     if claim:
         return _claim_in_words(_named(claims, claim, '--claim', folder))
-    users = {each['user_id']: each for each in load_records(folder / USERS)}
+    users = {each['user_id']: each for each in stream_records(folder / USERS)}
     chosen = [_named(users, user, '--user', folder)] if user else [each for each in users.values() if each['versions']]
     parts = []
     for each in chosen:
@@ -96,35 +99,38 @@ def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
     made_from = read_json(folder / 'manifest.json', 'run the stage again', fields=['made_from', 'counts'])['made_from']
     if made_from != identity(config):
         raise UserError(f'config.data.personas: {folder} was made from other input or settings: run the stage again')
-    claims, talks = load_records(folder / CLAIMS), read_records(config, 'conversations')
     if user := correction.get('delete_user'):
-        _named({each['user_id']: each for each in load_records(folder / USERS)}, user, '--user', folder)
+        _named({each['user_id']: each for each in stream_records(folder / USERS)}, user, '--user', folder)
     else:
         claim = correction.get('delete_claim') or correction['edit_claim']
-        _named({each['id']: each for each in claims}, claim, '--claim', folder)
+        _named({each['id']: each for each in stream_records(folder / CLAIMS)}, claim, '--claim', folder)
     before = path.read_bytes().splitlines() if path.exists() else []
-    line = json.dumps(correction, ensure_ascii=False, sort_keys=True).encode()
-    by_id = {talk['id']: talk for talk in talks}
     new = path.with_name(f'.{path.name}.new')
-    write_bytes(new, b''.join(each + b'\n' for each in (*before, line)))
+    write_bytes(new, b''.join([*(each + b'\n' for each in before), as_line(correction)]))
     try:
-        kept = corrected(claims, by_id, read_corrections(new))
+        deleted = sum(len(author.of[0]) - len(kept) for author, kept in _corrected(config, read_corrections(new)))
         new.chmod(0o600)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-    rebuild = functools.partial(_rebuild, talks=talks, claims=kept, deleted=len(claims) - len(kept))
+    rebuild = functools.partial(_rebuild, store=folder, deleted=deleted)
     return dataclasses.replace(STAGE, work=rebuild).run(config, overwrite=True)
 
 
-def _rebuild(
-    config: ConfigDict, folder: Path, *, talks: list[Record], claims: list[Claim], deleted: int
-) -> dict[str, int]:
-    before = read_json(input_folder(config, 'personas') / 'manifest.json', 'run the stage again')['counts']
+def _corrected(config: ConfigDict, corrections: Corrections) -> Iterator[tuple[Author, list[Claim]]]:
+    """Everybody with what is left of their stored claims."""
+    for author in authors(config, input_folder(config, 'personas') / CLAIMS):
+        yield author, corrected(author, *author.of, corrections)
+
+
+def _rebuild(task: Task, *, store: Path, deleted: int) -> dict[str, int]:
+    before = read_json(store / 'manifest.json', 'run the stage again')['counts']
     kept = ('remarks', 'remarks_do_not_fit', 'deleted')
-    counts = Counter({name: n for name, n in before.items() if name in kept or name.startswith('dropped_')})
-    counts['deleted'] += deleted
-    return write_store(config, folder, talks, claims, counts)
+    counts = Counter(
+        {name: n for name, n in before.items() if name in kept or name.startswith(('dropped_', 'teacher_'))}
+    )
+    counts.update(dict.fromkeys(COUNTED, 0), deleted=deleted)
+    return write_store(task, _corrected(task.config, read_corrections(corrections_path(task.config))), counts)
 
 
 def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
@@ -133,58 +139,63 @@ def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
     Everything is checked against the conversations: that each claim comes from a turn that was kept, in its own words,
     and passes the rules; and that each persona is what the claims before it amount to, found one by one.
     """
-    folder, p = input_folder(config, 'personas'), config.personas
-    talks = {talk['id']: talk for talk in read_records(config, 'conversations')}
-    claims, users = load_records(folder / CLAIMS), load_records(folder / USERS)
-    corrections, count = read_corrections(corrections_path(config)), token_counter(config)
-    broken = [f'claim {claim["id"]}: {reason}' for claim in claims if (reason := _broken(claim, talks, corrections))]
-    if len({claim['id'] for claim in claims}) < len(claims):
-        broken.append(f'{CLAIMS}: a claim stands there twice')
-
-    def amounts_to(known: list[Claim]) -> tuple[str, list[Claim]]:
-        once = functools.partial(step, max_claims=p.max_claims)
-        state = functools.reduce(once, sorted(known, key=age), ())
-        return persona(state, max_tokens=p.max_tokens, count=count), list(state)
-
-    of_user: dict[str, list[Claim]] = {}
-    for claim in claims:
-        of_user.setdefault(claim['user_id'], []).append(claim)
-    for user in users:
-        said, state = amounts_to(of_user.get(user['user_id'], []))
-        last = user['versions'][-1]['claims'] if user['versions'] else []
-        if user['persona'] != said or last != [claim['id'] for claim in state]:
-            broken.append(f'user {user["user_id"]}: the persona is not what the claims amount to')
-        if any(contradicts(one['text'], other['text']) for n, one in enumerate(state) for other in state[:n]):
-            broken.append(f'user {user["user_id"]}: two claims that hold contradict each other')
-    expected = dict(_turns(config, talks, claims))
-    stored = {record['id']: record['persona'] for record in load_records(folder / RECORDS)}
-    if stored.keys() != expected.keys():
-        broken.append(f'{RECORDS}: not the turns that may be mined')
-    for name in sorted(stored.keys() & expected.keys()):
-        if stored[name] != amounts_to(expected[name])[0]:
-            broken.append(f'turn {name}: the persona is not what was known before it')
+    folder = input_folder(config, 'personas')
+    corrections, said_in = read_corrections(corrections_path(config)), _Persona(config)
+    users, broken, found = stream_records(folder / USERS), [], Counter()
+    for author in authors(config, folder / CLAIMS, folder / RECORDS):
+        claims, at_turns = author.of
+        found.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
+        broken += [f'claim {claim["id"]}: {why}' for claim in claims if (why := _broken(claim, author, corrections))]
+        if len({claim['id'] for claim in claims}) < len(claims):
+            broken.append(f'{CLAIMS}: a claim of {claims[0]["conversation"]} or of the same user stands there twice')
+        if author.user_id:
+            user = next(users, None)
+            broken += _broken_user(author, user, said_in)
+            found.update(users=1, without_persona=not (user and user['persona']))
+            found.update(users_with_claims=bool(claims), claims_of_users=len(claims))
+        stored, expected = {record['id']: record['persona'] for record in at_turns}, dict(_turns(config, author))
+        if stored.keys() != expected.keys():
+            broken.append(f'{RECORDS}: not the turns of {next(iter(author.talks))} that may be mined')
+        for name in sorted(stored.keys() & expected.keys()):
+            if stored[name] != said_in(expected[name])[0]:
+                broken.append(f'turn {name}: the persona is not what was known before it')
+        found.update(turns=len(stored), with_persona=sum(map(bool, stored.values())))
+    if next(users, None):
+        broken.append(f'{USERS}: more users than the conversations have')
     counts = read_json(folder / 'manifest.json', 'run the stage again', fields=['counts'])['counts']
     written = counts['claims'] + counts.get('dropped_unsupported', 0)
     figures = dict(
-        users=len(users),
-        users_without_persona=sum(not user['persona'] for user in users),
-        claims=len(claims),
-        claims_per_user=len(claims) / max(1, len(of_user.keys() - {''})),
-        edited=sum(claim['edited'] for claim in claims),
+        users=found['users'],
+        users_without_persona=found['without_persona'],
+        claims=found['claims'],
+        claims_per_user=found['claims_of_users'] / max(1, found['users_with_claims']),
+        edited=found['edited'],
         supported=counts['claims'] / max(1, written),
         contradictions_resolved=counts.get('contradicted', 0),
         repetitions_resolved=counts.get('repeated', 0),
-        turns=len(stored),
-        turns_with_persona=sum(map(bool, stored.values())),
+        turns=found['turns'],
+        turns_with_persona=found['with_persona'],
         dropped={name.removeprefix('dropped_'): n for name, n in counts.items() if name.startswith('dropped_')},
         broken=len(broken),
     )
     return figures, broken
 
 
-def _broken(claim: Claim, talks: dict[str, Record], corrections) -> str:
+class _Persona:
+    """What claims amount to, found one by one: the text, and those that hold."""
+
+    def __init__(self, config: ConfigDict):
+        self._settings, self._count = config.personas, token_counter(config)
+
+    def __call__(self, known: Iterable[Claim]) -> tuple[str, list[Claim]]:
+        once = functools.partial(step, max_claims=self._settings.max_claims)
+        state = functools.reduce(once, sorted(known, key=age), ())
+        return persona(state, max_tokens=self._settings.max_tokens, count=self._count), list(state)
+
+
+def _broken(claim: Claim, author: Author, corrections: Corrections) -> str:
     """Which rule a stored claim breaks; '' if none."""
-    talk = talks.get(claim['conversation'])
+    talk = author.talks.get(claim['conversation'])
     if talk is None:
         return 'no conversation that was kept'
     if not 0 < claim['place'] < len(talk['messages']) or claim['id'] != f'{talk["id"]}/{claim["place"]}':
@@ -196,21 +207,31 @@ def _broken(claim: Claim, talks: dict[str, Record], corrections) -> str:
         return 'another user or time than the conversation'
     if corrections.deletes(claim):
         return 'it was deleted'
-    return fault(claim['text'], claim['quote'], said_before(talk, claim['place']))
+    return fault(claim['text'], claim['quote'], author.before(claim))
 
 
-def _turns(config: ConfigDict, talks: dict[str, Record], claims: list[Claim]) -> Iterator[tuple[str, list[Claim]]]:
-    """Each turn that may be mined, with the claims that a persona may know there."""
-    p, by_owner = config.personas, {}
+def _broken_user(author: Author, user: Record | None, said_in: _Persona) -> list[str]:
+    """What is wrong with the record of an author who is a user."""
+    if user is None or user['user_id'] != author.user_id:
+        return [f'{USERS}: not the users of the conversations, from {author.user_id} on']
+    broken, (said, state) = [], said_in(author.of[0])
+    last = user['versions'][-1]['claims'] if user['versions'] else []
+    if user['persona'] != said or last != [claim['id'] for claim in state]:
+        broken.append(f'user {author.user_id}: the persona is not what the claims amount to')
+    if any(contradicts(one['text'], other['text']) for n, one in enumerate(state) for other in state[:n]):
+        broken.append(f'user {author.user_id}: two claims that hold contradict each other')
+    return broken
+
+
+def _turns(config: ConfigDict, author: Author) -> Iterator[tuple[str, list[Claim]]]:
+    """Each of an author's turns that may be mined, with the claims that a persona may know there."""
+    p, claims = config.personas, author.of[0]
     earlier = p.scope == 'earlier_conversations'
-    for claim in claims:
-        by_owner.setdefault(claim['user_id'] if earlier else claim['conversation'], []).append(claim)
-    for talk in talks.values():
-        own = by_owner.get(talk['user_id'] if earlier else talk['id'], []) if talk['user_id'] or not earlier else []
+    for talk in author.talks.values():
         if earlier:
-            known = [claim for claim in own if claim['said_at'] and claim['said_at'] < talk['began']]
+            known = [each for each in claims if author.user_id and each['said_at'] and each['said_at'] < talk['began']]
         else:
-            known = [claim for claim in own if claim['place'] // 2 < p.first_k]
+            known = [each for each in claims if each['conversation'] == talk['id'] and each['place'] // 2 < p.first_k]
         for place in range(0, len(talk['messages']), 2):
             if earlier or place // 2 >= p.first_k:
                 yield f'{talk["id"]}/{place}', known

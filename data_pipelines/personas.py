@@ -12,34 +12,49 @@ mined from later turns only). Writes
     users.jsonl     of every user with an id: the persona of their whole history, and how it came about
     records.jsonl   the persona of every user turn that may be mined
 
-Look at them, and mend them, with `python -m data_pipelines.persona_store`.
+all in the order of the conversations, which is that of users: one user's history is in memory at a time. Look at them,
+and mend them, with `python -m data_pipelines.persona_store`.
 """
 
 import functools
 import json
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ml_collections import ConfigDict
 
 from data_pipelines.claim_audit import fault, remark_fault
-from data_pipelines.claims import Claim, State, age, contradicts, persona, quote_of, replaces, said_before, states
+from data_pipelines.claims import Claim, State, age, contradicts, persona, quote_of, replaces, states
 from data_pipelines.endpoint import spending
 from data_pipelines.generation import generate, model_identity
+from data_pipelines.histories import Author, authors
 from data_pipelines.lexicons import lexicons_digest
 from data_pipelines.prompts import prompt_digest, render_turns
-from data_pipelines.stage import Record, Stage, input_digest, input_folder, load_records, read_records, write_records
+from data_pipelines.stage import (
+    RECORDS,
+    Record,
+    Stage,
+    Task,
+    as_line,
+    in_blocks,
+    input_digest,
+    input_folder,
+    read_records,
+    stream_records,
+)
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require, teacher_path
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest
+from rlhi_jax.files import digest, file_digest, new_file
 from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers import load_tokenizer
 
 USERS, CLAIMS = 'users.jsonl', 'claims.jsonl'
+BLOCK = 1024  # remarks that the teacher is asked about together
+COUNTED = ('remarks', 'remarks_do_not_fit', 'claims', 'edited', 'users', 'users_with_persona')
 
 
 class Corrections(NamedTuple):
@@ -90,7 +105,7 @@ def read_corrections(path: Path) -> Corrections:
 
 def of_users(config: ConfigDict) -> dict[str, str]:
     """The persona of each user's whole history, by user id, from the finished stage."""
-    return {user['user_id']: user['persona'] for user in load_records(input_folder(config, 'personas') / USERS)}
+    return {user['user_id']: user['persona'] for user in stream_records(input_folder(config, 'personas') / USERS)}
 
 
 def of_users_digest(config: ConfigDict) -> str:
@@ -102,7 +117,7 @@ def token_counter(config: ConfigDict) -> Callable[[str], int]:
     """How many tokens a text has for the policy, which reads personas."""
     require(config, 'model.path')
     tokenizer = load_tokenizer(open_model(config.model.path).tokenizer_path)
-    return functools.cache(lambda text: len(tokenizer.encode(text)))
+    return functools.lru_cache(2**16)(lambda text: len(tokenizer.encode(text)))
 
 
 @functools.cache
@@ -125,65 +140,62 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def remarks(talks: dict[str, Record], turns: Sequence[Record], *, scope: str, first_k: int) -> list[Record]:
-    """Feedback turns that some persona may know, as claims that have no text yet, oldest first; `talks` by id."""
+def remarks(author: Author, turns: Sequence[Record], *, scope: str, first_k: int) -> list[Record]:
+    """An author's feedback turns that some persona may know, as claims that have no text yet."""
     found = []
     for turn in turns:
         known = scope == 'first_k_turns' and turn['place'] // 2 < first_k
         if turn['mined'] and (turn['user_id'] or known):
             where = {key: turn[key] for key in ('id', 'user_id', 'conversation', 'place')}
-            said_at = talks[turn['conversation']]['ended']
+            said_at = author.talks[turn['conversation']]['ended']
             found.append(where | dict(said_at=said_at, quote=quote_of(turn['follow_up']), edited=False))
-    return sorted(found, key=age)
+    return found
 
 
-def _before(talks: dict[str, Record], claim: Claim) -> str:
-    return said_before(talks[claim['conversation']], claim['place'])
+def usable_remarks(
+    config: ConfigDict, corrections: Corrections, counts: Counter
+) -> Iterator[tuple[Author, list[Record]]]:
+    """Everybody with those of their remarks that may become claims; the others are counted by their reason."""
+    p = config.personas
+    for author in authors(config, input_folder(config, 'follow_ups') / RECORDS):
+        usable = []
+        for remark in remarks(author, *author.of, scope=p.scope, first_k=p.first_k):
+            counts['remarks'] += 1
+            if corrections.deletes(remark):
+                counts['deleted'] += 1
+            elif reason := remark_fault(remark['quote'], author.before(remark)):
+                counts[f'dropped_{reason}'] += 1
+            else:
+                usable.append(remark)
+        yield author, usable
 
 
-def _said_by_teacher(config: ConfigDict, folder: Path, quotes: set[str], counts: Counter) -> dict[str, list[str]]:
-    """What the teacher says that each remark shows, in one sentence, several times over; '' for what was cut off."""
+def _said(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
+    """What is said of remarks, in one sentence, several times over; '' for what was cut off, nothing for no room.
+
+    With `config.personas.writer='quotes'` that is the remark itself.
+    """
+    if task.config.personas.writer == 'quotes':
+        return {quote: [' '.join(quote.split())] for quote in quotes}
     prompts = {}
-    for quote in sorted(quotes):
+    for quote in sorted(set(quotes)):
         turns = tuple(render_turns('persona', remark=' '.join(quote.split())))
-        prompts[quote] = Prompt(digest(quote), turns, samples=config.personas.samples, keep=len(turns))
-    replies = generate(config, folder, identity(config), teacher_path(config), list(prompts.values()))
+        prompts[quote] = Prompt(digest(quote), turns, samples=task.config.personas.samples, keep=len(turns))
+    replies = generate(task, teacher_path(task.config), list(prompts.values()))
     said = {}
     for quote, prompt in prompts.items():
-        counts['remarks_do_not_fit'] += not replies[prompt.id]
         lines = [(reply.text.strip().split('\n'), reply.finished) for reply in replies[prompt.id]]
-        said[quote] = [first.strip() if rest or finished else '' for (first, *rest), finished in lines] or ['']
+        said[quote] = [first.strip() if rest or finished else '' for (first, *rest), finished in lines]
     return said
 
 
-def write_claims(
-    config: ConfigDict,
-    folder: Path,
-    talks: dict[str, Record],
-    found: Sequence[Record],
-    corrections: Corrections,
-    counts: Counter,
-) -> list[Claim]:
+def write_claims(author: Author, found: Sequence[Record], said: dict[str, list[str]], counts: Counter) -> list[Claim]:
     """A claim of each remark: the first of what is said of it that passes the audit; if none does, why is counted."""
-    counts['remarks'] = len(found)
-    usable = []
-    for remark in found:
-        if corrections.deletes(remark):
-            counts['deleted'] += 1
-        elif reason := remark_fault(remark['quote'], _before(talks, remark)):
-            counts[f'dropped_{reason}'] += 1
-        else:
-            usable.append(remark)
-    quotes = {remark['quote'] for remark in usable}
-    if config.personas.writer == 'quotes':
-        said = {quote: [' '.join(quote.split())] for quote in quotes}
-    else:
-        said = _said_by_teacher(config, folder, quotes, counts)
-        counts.update(spending(config, folder, identity(config)))
     kept = []
-    for remark in usable:
-        before = _before(talks, remark)
-        faults = {text: fault(text, remark['quote'], before) for text in said[remark['quote']]}
+    for remark in found:
+        texts = said[remark['quote']]
+        counts['remarks_do_not_fit'] += not texts
+        faults = {text: fault(text, remark['quote'], author.before(remark)) for text in texts or ['']}
         if text := next((text for text, reason in faults.items() if not reason), ''):
             kept.append(remark | dict(text=text))
         else:
@@ -191,8 +203,8 @@ def write_claims(
     return kept
 
 
-def corrected(claims: Sequence[Claim], talks: dict[str, Record], corrections: Corrections) -> list[Claim]:
-    """The claims less those deleted, and with what was put otherwise.
+def corrected(author: Author, claims: Sequence[Claim], corrections: Corrections) -> list[Claim]:
+    """An author's claims less those deleted, and with what was put otherwise.
 
     Raises:
       UserError: a text breaks a rule.
@@ -203,7 +215,7 @@ def corrected(claims: Sequence[Claim], talks: dict[str, Record], corrections: Co
             continue
         if (text := corrections.texts.get(claim['id'])) is not None:
             claim = claim | dict(text=text, edited=True)
-            if reason := fault(text, claim['quote'], _before(talks, claim)):
+            if reason := fault(text, claim['quote'], author.before(claim)):
                 raise UserError(
                     f'the correction of {claim["id"]} to {text!r} cannot be stored ({reason}): put it otherwise, or '
                     'delete the claim'
@@ -213,24 +225,27 @@ def corrected(claims: Sequence[Claim], talks: dict[str, Record], corrections: Co
 
 
 def states_at_turns(
-    talks: Sequence[Record], claims: Sequence[Claim], *, scope: str, first_k: int, max_claims: int
+    talks: Iterable[Record], claims: Sequence[Claim], *, scope: str, first_k: int, max_claims: int
 ) -> Iterator[tuple[str, State]]:
-    """What holds of its author at each user turn (`CONVERSATION/PLACE`) that may be mined: what they said before it."""
-    said: dict[str, list[Claim]] = defaultdict(list)
-    earlier = scope == 'earlier_conversations'
-    for claim in claims:
-        if not earlier and claim['place'] // 2 < first_k:
-            said[claim['conversation']].append(claim)
-        elif earlier and claim['user_id'] and claim['said_at']:
-            said[claim['user_id']].append(claim)
-    after = {key: states(own, max_claims=max_claims) for key, own in said.items()}
-    times = {key: [claim['said_at'] for claim in own] for key, own in said.items()}
+    """What holds of an author at each of their turns (`CONVERSATION/PLACE`) that may be mined: what was said before it.
+
+    Args:
+      claims: the author's, oldest first.
+    """
+    if scope == 'first_k_turns':
+        said = defaultdict(list)
+        for claim in claims:
+            if claim['place'] // 2 < first_k:
+                said[claim['conversation']].append(claim)
+        for talk in talks:
+            known = states(said[talk['id']], max_claims=max_claims)[-1]
+            yield from ((f'{talk["id"]}/{place}', known) for place in range(2 * first_k, len(talk['messages']), 2))
+        return
+    timed = [claim for claim in claims if claim['user_id'] and claim['said_at']]
+    after, times = states(timed, max_claims=max_claims), [claim['said_at'] for claim in timed]
     for talk in talks:
-        key = talk['user_id'] if earlier else talk['id']
-        known = after.get(key, [()])
-        state = known[bisect_left(times.get(key, ()), talk['began'])] if earlier else known[-1]
-        for place in range(0 if earlier else 2 * first_k, len(talk['messages']), 2):
-            yield f'{talk["id"]}/{place}', state
+        known = after[bisect_left(times, talk['began'])]
+        yield from ((f'{talk["id"]}/{place}', known) for place in range(0, len(talk['messages']), 2))
 
 
 def versions(claims: Sequence[Claim], *, max_claims: int) -> list[Record]:
@@ -244,56 +259,69 @@ def versions(claims: Sequence[Claim], *, max_claims: int) -> list[Record]:
     return found
 
 
-def write_store(
-    config: ConfigDict, folder: Path, talks: Sequence[Record], claims: Sequence[Claim], counts: Counter
-) -> dict[str, int]:
-    """Write the stage's files from its claims, oldest first."""
-    p, count = config.personas, token_counter(config)
+def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], counts: Counter) -> dict[str, int]:
+    """Write the stage's files from everybody's claims."""
+    p, count = task.config.personas, token_counter(task.config)
 
-    @functools.cache
+    @functools.lru_cache(2**16)
     def said(texts: tuple[str, ...]) -> str:
         return persona([dict(text=text) for text in texts], max_tokens=p.max_tokens, count=count)
 
     def persona_of(state: State) -> str:
         return said(tuple(claim['text'] for claim in state))
 
-    every = {user: [] for user in sorted({talk['user_id'] for talk in talks} - {''})}
-    for claim in claims:
-        if claim['user_id']:
-            every[claim['user_id']].append(claim)
-    users = []
-    for user, own in every.items():
-        history = states(own, max_claims=p.max_claims)
-        for before, claim in zip(history, own, strict=False):
+    def user(author: Author, claims: Sequence[Claim]) -> Record:
+        history = states(claims, max_claims=p.max_claims)
+        for before, claim in zip(history, claims, strict=False):
             for old in before:
                 kind = 'contradicted' if contradicts(claim['text'], old['text']) else 'repeated'
                 counts[kind] += replaces(claim['text'], old['text'])
-        made = versions(own, max_claims=p.max_claims)
-        users.append(dict(user_id=user, persona=persona_of(history[-1]), versions=made))
-    at_turns = states_at_turns(talks, claims, scope=p.scope, first_k=p.first_k, max_claims=p.max_claims)
-    records = [dict(id=name, persona=persona_of(state)) for name, state in at_turns]
-    write_records(folder / CLAIMS, claims)
-    write_records(folder / USERS, users)
-    counts.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
-    counts.update(turns=len(records), turns_with_persona=sum(bool(record['persona']) for record in records))
-    counts.update(users=len(users), users_with_persona=sum(bool(user['persona']) for user in users))
-    return STAGE.write(config, folder, records, counts)
+        made = versions(claims, max_claims=p.max_claims)
+        return dict(user_id=author.user_id, persona=persona_of(history[-1]), versions=made)
+
+    def records(claims_file: BinaryIO, users_file: BinaryIO) -> Iterator[Record]:
+        for author, claims in everybody:
+            claims_file.writelines(map(as_line, claims))
+            counts.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
+            claims = sorted(claims, key=age)
+            if author.user_id:
+                users_file.write(as_line(found := user(author, claims)))
+                counts.update(users=1, users_with_persona=bool(found['persona']))
+            at_turns = states_at_turns(
+                author.talks.values(), claims, scope=p.scope, first_k=p.first_k, max_claims=p.max_claims
+            )
+            for name, state in at_turns:
+                text = persona_of(state)
+                counts.update(turns=1, turns_with_persona=bool(text))
+                yield dict(id=name, persona=text)
+
+    with new_file(task.folder / CLAIMS) as claims_file, new_file(task.folder / USERS) as users_file:
+        return STAGE.write(task, records(claims_file, users_file), counts)
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    talks, p = read_records(config, 'conversations'), config.personas
-    if p.scope == 'earlier_conversations' and not any(talk['user_id'] and talk['began'] for talk in talks):
+def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
+    """Everybody's claims. The teacher has been asked about all remarks before the first of them comes out."""
+    quotes = (remark['quote'] for _, found in usable_remarks(task.config, corrections, Counter()) for remark in found)
+    if task.config.personas.writer == 'teacher':
+        for block in in_blocks(quotes, BLOCK):
+            _said(task, block)
+    for author, found in usable_remarks(task.config, corrections, counts):
+        claims = write_claims(author, found, _said(task, [remark['quote'] for remark in found]), counts)
+        yield author, corrected(author, claims, corrections)
+    if task.config.personas.writer == 'teacher':
+        counts.update(spending(task))
+
+
+def _work(task: Task) -> dict[str, int]:
+    scope = task.config.personas.scope
+    timed = (talk['user_id'] and talk['began'] for talk in read_records(task.config, 'conversations'))
+    if scope == 'earlier_conversations' and not any(timed):
         raise UserError(
             "config.personas.scope is 'earlier_conversations', but no conversation has a user id and turns with time "
             "stamps: set it to 'first_k_turns', or give the raw data hashed_ip (or user_id) and its turns timestamp"
         )
-    counts: Counter = Counter()
-    corrections = read_corrections(corrections_path(config))
-    by_id = {talk['id']: talk for talk in talks}
-    found = remarks(by_id, read_records(config, 'follow_ups'), scope=p.scope, first_k=p.first_k)
-    claims = write_claims(config, folder, by_id, found, corrections, counts)
-    claims = corrected(claims, by_id, corrections)
-    return write_store(config, folder, talks, claims, counts)
+    counts: Counter = Counter(dict.fromkeys(COUNTED, 0))
+    return write_store(task, _claims(task, read_corrections(corrections_path(task.config)), counts), counts)
 
 
 STAGE = Stage('personas', _work, 'data.personas', identity)

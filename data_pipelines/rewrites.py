@@ -15,9 +15,12 @@ drawn goes through the same filters, so that the control differs in nothing else
 below 0 the feedback has no part in it at all. Neither shows the persona.
 """
 
+import functools
+import heapq
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -25,20 +28,52 @@ from data_pipelines import acceptance, languages
 from data_pipelines.acceptance import best, reason_to_drop
 from data_pipelines.endpoint import spending
 from data_pipelines.generation import generate, likelihoods, model_identity
+from data_pipelines.histories import side_by_side
 from data_pipelines.labels import MAX_CHARACTERS
 from data_pipelines.prompts import prompt_digest, render
-from data_pipelines.stage import Record, Stage, input_digest, read_records
+from data_pipelines.stage import (
+    RECORDS,
+    Record,
+    Stage,
+    Task,
+    in_blocks,
+    in_passes,
+    input_digest,
+    input_folder,
+)
 from rlhi_jax.config import require, teacher_path
 from rlhi_jax.files import digest, file_digest
-from rlhi_jax.generate import Prompt
+from rlhi_jax.generate import Prompt, Turns
 from rlhi_jax.rewards import Candidates
 from rlhi_jax.tokenizers.template import Context
 
 SPLITS = ('train', 'heldout')  # the test split is for evaluation alone
 DISLIKE = 'I do not like this answer.'  # feedback that does not say why
-Turns = dict[
-    str, tuple[Record, tuple[tuple[str, str], ...]]
-]  # by id: the follow-up, and what was said up to the request
+BLOCK = 256  # turns that a model is asked about together
+
+
+class Case(NamedTuple):
+    """A feedback turn on its way to a rewrite.
+
+    Attributes:
+      turn: the follow-up's record, with the persona of the request's author and the reply after the feedback.
+      said: what was said up to the request.
+      original: the reply to be improved, once it is known.
+      samples: rewrites that are left, with their gains in nats once those are known.
+    """
+
+    turn: Record
+    said: Turns
+    original: str = ''
+    samples: Sequence[tuple[str, float | None]] = ()
+
+    @property
+    def name(self) -> str:
+        return self.turn['id']
+
+    @property
+    def request(self) -> str:
+        return self.said[-1][1]
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -57,159 +92,175 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    talks = {talk['id']: talk for talk in read_records(config, 'conversations')}
-    personas = {record['id']: record['persona'] for record in read_records(config, 'personas')}
-    counts: Counter = Counter()
-    turns: Turns = {}
-    for turn in read_records(config, 'follow_ups'):
-        counts['follow_ups_read'] += 1
-        asked = f'{turn["conversation"]}/{turn["place"] - 2}'
-        if turn['split'] not in SPLITS:
-            counts['dropped_test_split'] += 1
-        elif not turn['mined']:
-            counts['dropped_no_feedback'] += 1
-        elif asked not in personas:
-            counts['dropped_persona_would_know_it'] += 1
-        else:
-            messages, place = talks[turn['conversation']]['messages'], turn['place']
-            said = tuple((message['role'], message['content']) for message in messages[: place - 1])
-            following = ''.join(message['content'] for message in messages[place + 1 : place + 2])
-            turns[turn['id']] = (turn | dict(persona=personas[asked], next_reply=following), said)
-    counts['feedback_turns'] = len(turns)
-    if config.rewrites.max_turns:
-        chosen = sorted(turns, key=digest)[: config.rewrites.max_turns]
-        turns = {name: turn for name, turn in turns.items() if name in chosen}
-        counts['dropped_over_max_turns'] = counts['feedback_turns'] - len(turns)
-    originals = _originals(config, folder, turns, counts)
-    turns = {name: turn for name, turn in turns.items() if originals[name]}
-    if config.rewrites.regenerate:
-        turns = _applicable(config, folder, turns, originals, counts)
-    rewrites = _rewrites(config, folder, turns, originals, counts)
-    counts.update(spending(config, folder, _identity(config)))
-    records = []
-    for name, (text, gain) in rewrites.items():
-        turn, said = turns[name]
-        records.append(
-            dict(
-                id=name,
-                split=turn['split'],
-                user_id=turn['user_id'],
-                persona=turn['persona'],
-                messages=[dict(role=role, content=content) for role, content in said],
-                feedback=turn['follow_up'],
-                original=originals[name],
-                rewrite=text,
-                gain=gain,
-            )
-        )
-        counts[f'kept_{turn["split"]}'] += 1
-    return STAGE.write(config, folder, records, counts)
-
-
-def _context(config: ConfigDict, turn: Record) -> Context:
-    return Context(persona=turn['persona'] if config.sampler_sees_persona else '')
-
-
-def _originals(config: ConfigDict, folder: Path, turns: Turns, counts: Counter) -> dict[str, str]:
-    """The reply to be improved: the logged one, or the policy's own; '' if there is none, counted by its reason."""
-    if not config.rewrites.regenerate:
-        return {name: turn['reply'] for name, (turn, _) in turns.items()}
-    prompts = [Prompt(f'original {name}', said, _context(config, turn)) for name, (turn, said) in turns.items()]
-    replies = generate(config, folder, _identity(config), config.model.path, prompts)
-    originals = {}
-    for name in turns:
-        reply = next(iter(replies[f'original {name}']), None)
-        originals[name] = reply.text if reply and reply.finished else ''
-        if not originals[name]:
-            reason = 'does_not_fit' if not reply else 'empty' if reply.finished else 'cut_off'
-            counts[f'dropped_original_{reason}'] += 1
-    return originals
-
-
-def _applicable(config: ConfigDict, folder: Path, turns: Turns, originals: dict[str, str], counts: Counter) -> Turns:
-    """The turns whose feedback the teacher finds not much less likely after the new reply than after the logged one."""
-    questions = []
-    for name, (turn, said) in turns.items():
-        for side, reply in (('logged', turn['reply']), ('new', originals[name])):
-            text = render('applies', request=said[-1][1], reply=reply)
-            feedback = turn['follow_up'][:MAX_CHARACTERS]
-            questions.append(Candidates(f'{side} {name}', [dict(role='user', content=text)], '', [feedback]))
-    scores = likelihoods(config, folder, _identity(config), questions)
-    kept = {}
-    for name, turn in turns.items():
-        (logged,), (new,) = scores[f'logged {name}'], scores[f'new {name}']
-        if logged is None or new is None:
-            counts['dropped_longer_than_a_row'] += 1
-        elif logged - new > config.rewrites.margin:
-            counts['dropped_feedback_does_not_apply'] += 1
-        else:
-            kept[name] = turn
-    return kept
-
-
-def _rewrites(
-    config: ConfigDict, folder: Path, turns: Turns, originals: dict[str, str], counts: Counter
-) -> dict[str, tuple[str, float]]:
-    """The best sample of each turn that has one, with its gain in nats; all others are counted by their reason."""
-    prompts = []
-    for name, (turn, said) in turns.items():
-        asked = said if config.rewrites.from_scratch else (*said, *_remark(originals[name], turn['follow_up']))
-        keep = 1 if config.rewrites.from_scratch else 3  # request, reply and feedback
-        prompts.append(Prompt(f'rewrite {name}', asked, samples=config.rewrites.samples, keep=keep))
-    drawn = generate(config, folder, _identity(config), teacher_path(config), prompts)
-    passed: dict[str, list[str]] = {}
-    for name, (turn, said) in turns.items():
-        replies = drawn[f'rewrite {name}']
-        if not replies:
-            counts['dropped_no_room_for_a_rewrite'] += 1
-            continue
-        request, feedback = said[-1][1], turn['follow_up']
-        known = (originals[name], turn['reply'], request, feedback, turn['next_reply'])
-        wanted = languages.wanted(request, turn['reply'], feedback)
-        passed[name] = []
-        for reply in replies:
-            counts['rewrites_drawn'] += 1
-            if reason := reason_to_drop(reply, known, wanted, config.rewrites.max_resemblance):
-                counts[f'dropped_rewrite_{reason}'] += 1
+def _feedback(config: ConfigDict, counts: Counter) -> Iterator[Case]:
+    """The turns that may be rewritten; the others are counted by their reason."""
+    folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
+    for talk, (turns, records) in side_by_side(config, *folders):
+        personas = {record['id']: record['persona'] for record in records}
+        messages = talk['messages']
+        for turn in turns:
+            counts['follow_ups_read'] += 1
+            place = turn['place']
+            asked = f'{talk["id"]}/{place - 2}'
+            if turn['split'] not in SPLITS:
+                counts['dropped_test_split'] += 1
+            elif not turn['mined']:
+                counts['dropped_no_feedback'] += 1
+            elif asked not in personas:
+                counts['dropped_persona_would_know_it'] += 1
             else:
-                passed[name].append(reply.text)
-    gains = _gains(config, folder, turns, originals, {name: texts for name, texts in passed.items() if texts})
-    chosen = {}
-    for name, texts in passed.items():
-        samples = list(zip(texts, gains.get(name, ()), strict=True))
-        if rewrite := best(samples, config.rewrites.min_gain, counts):
-            chosen[name] = rewrite
-        else:
-            counts['dropped_no_rewrite_left'] += 1
-    return chosen
+                counts['feedback_turns'] += 1
+                said = tuple((message['role'], message['content']) for message in messages[: place - 1])
+                following = ''.join(message['content'] for message in messages[place + 1 : place + 2])
+                yield Case(turn | dict(persona=personas[asked], next_reply=following), said)
 
 
-def _remark(reply: str, feedback: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    return ('assistant', reply), ('user', render('rewrite', feedback=feedback))
+def _cases(config: ConfigDict) -> Callable[[Counter], Iterator[Case]]:
+    """What reads the turns that are to be rewritten, at most `config.rewrites.max_turns`."""
+    most = config.rewrites.max_turns
+    if not most:
+        return functools.partial(_feedback, config)
+    names = (case.name for case in _feedback(config, Counter()))
+    chosen = set(heapq.nsmallest(most, names, key=digest))
+
+    def cases(counts: Counter) -> Iterator[Case]:
+        for case in _feedback(config, counts):
+            if case.name in chosen:
+                yield case
+            else:
+                counts['dropped_over_max_turns'] += 1
+
+    return cases
 
 
-def _gains(
-    config: ConfigDict, folder: Path, turns: Turns, originals: dict[str, str], texts: dict[str, list[str]]
-) -> dict[str, list[float | None]]:
-    """log p(text | request, original, feedback) - log p(text | request, original, dislike) of each turn's texts.
+def _work(task: Task) -> dict[str, int]:
+    counts: Counter = Counter()
+    steps = [_originals, *([_applicable] if task.config.rewrites.regenerate else []), _drawn, _best]
+    cases = in_passes(_cases(task.config), [functools.partial(step, task) for step in steps], counts)
+    return STAGE.write(task, _records(task, cases, counts), counts)
 
-    In nats, under the teacher; None where a text fits no row. A turn's texts are leaves of one tree.
+
+def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Record]:
+    for case in cases:
+        ((text, gain),) = case.samples
+        counts[f'kept_{case.turn["split"]}'] += 1
+        yield dict(
+            id=case.name,
+            split=case.turn['split'],
+            user_id=case.turn['user_id'],
+            persona=case.turn['persona'],
+            messages=[dict(role=role, content=content) for role, content in case.said],
+            feedback=case.turn['follow_up'],
+            original=case.original,
+            rewrite=text,
+            gain=gain,
+        )
+    counts.update(spending(task))
+
+
+def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
+    """With the reply to be improved: the logged one, or the policy's own; without one, counted by the reason."""
+    if not task.config.rewrites.regenerate:
+        yield from (case._replace(original=case.turn['reply']) for case in cases)
+        return
+    sees_persona = task.config.sampler_sees_persona
+    for block in in_blocks(cases, BLOCK):
+        contexts = [Context(persona=case.turn['persona'] if sees_persona else '') for case in block]
+        prompts = [Prompt(f'original {case.name}', case.said, own) for case, own in zip(block, contexts, strict=True)]
+        replies = generate(task, task.config.model.path, prompts)
+        for case in block:
+            reply = next(iter(replies[f'original {case.name}']), None)
+            if reply and reply.finished and reply.text:
+                yield case._replace(original=reply.text)
+            else:
+                reason = 'does_not_fit' if not reply else 'empty' if reply.finished else 'cut_off'
+                counts[f'dropped_original_{reason}'] += 1
+
+
+def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
+    """Those whose feedback the teacher finds not much less likely after the new reply than after the logged one."""
+    for block in in_blocks(cases, BLOCK):
+        questions = []
+        for case in block:
+            for side, reply in (('logged', case.turn['reply']), ('new', case.original)):
+                text = render('applies', request=case.request, reply=reply)
+                feedback = case.turn['follow_up'][:MAX_CHARACTERS]
+                messages = [dict(role='user', content=text)]
+                questions.append(Candidates(f'{side} {case.name}', messages, '', [feedback]))
+        scores = likelihoods(task, questions)
+        for case in block:
+            (logged,), (new,) = scores[f'logged {case.name}'], scores[f'new {case.name}']
+            if logged is None or new is None:
+                counts['dropped_longer_than_a_row'] += 1
+            elif logged - new > task.config.rewrites.margin:
+                counts['dropped_feedback_does_not_apply'] += 1
+            else:
+                yield case
+
+
+def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
+    """With the rewrites that are drawn and pass the filters, maybe none."""
+    settings = task.config.rewrites
+    keep = 1 if settings.from_scratch else 3  # request, reply and feedback
+    for block in in_blocks(cases, BLOCK):
+        prompts = []
+        for case in block:
+            asked = case.said if settings.from_scratch else (*case.said, *_remark(case, case.turn['follow_up']))
+            prompts.append(Prompt(f'rewrite {case.name}', asked, samples=settings.samples, keep=keep))
+        replies = generate(task, teacher_path(task.config), prompts)
+        for case in block:
+            drawn, passed = replies[f'rewrite {case.name}'], []
+            if not drawn:
+                counts['dropped_no_room_for_a_rewrite'] += 1
+                continue
+            feedback = case.turn['follow_up']
+            known = (case.original, case.turn['reply'], case.request, feedback, case.turn['next_reply'])
+            wanted = languages.wanted(case.request, case.turn['reply'], feedback)
+            for reply in drawn:
+                counts['rewrites_drawn'] += 1
+                if reason := reason_to_drop(reply, known, wanted, settings.max_resemblance):
+                    counts[f'dropped_rewrite_{reason}'] += 1
+                else:
+                    passed.append((reply.text, None))
+            yield case._replace(samples=passed)
+
+
+def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
+    """With the sample of the largest gain alone; those that have none are counted."""
+    for block in in_blocks(cases, BLOCK):
+        gains = _gains(task, [case for case in block if case.samples])
+        for case in block:
+            texts = [text for text, _ in case.samples]
+            samples = list(zip(texts, gains.get(case.name, ()), strict=True))
+            if rewrite := best(samples, task.config.rewrites.min_gain, counts):
+                yield case._replace(samples=[rewrite])
+            else:
+                counts['dropped_no_rewrite_left'] += 1
+
+
+def _remark(case: Case, feedback: str) -> Turns:
+    return ('assistant', case.original), ('user', render('rewrite', feedback=feedback))
+
+
+def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
+    """log p(text | request, original, feedback) - log p(text | request, original, dislike) of each case's texts.
+
+    In nats, under the teacher; None where a text fits no row. A case's texts are leaves of one tree.
     """
     questions = []
-    for name, own in texts.items():
-        turn, said = turns[name]
-        for side, feedback in (('feedback', turn['follow_up']), ('dislike', DISLIKE)):
-            shown = (said[-1], *_remark(originals[name], feedback))
+    for case in cases:
+        for side, feedback in (('feedback', case.turn['follow_up']), ('dislike', DISLIKE)):
+            shown = (case.said[-1], *_remark(case, feedback))
             messages = [dict(role=role, content=content) for role, content in shown]
-            questions.append(Candidates(f'gain by {side} {name}', messages, '', own))
-    scores = likelihoods(config, folder, _identity(config), questions)
+            texts = [text for text, _ in case.samples]
+            questions.append(Candidates(f'gain by {side} {case.name}', messages, '', texts))
+    scores = likelihoods(task, questions)
     return {
-        name: [
+        case.name: [
             None if None in pair else pair[0] - pair[1]
-            for pair in zip(scores[f'gain by feedback {name}'], scores[f'gain by dislike {name}'], strict=True)
+            for pair in zip(*(scores[f'gain by {side} {case.name}'] for side in ('feedback', 'dislike')), strict=True)
         ]
-        for name in texts
+        for case in cases
     }
 
 

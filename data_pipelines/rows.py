@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import Stage
+from data_pipelines.stage import Stage, Task
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
 from rlhi_jax.data.plan import make_plan, plan_identity, save_plan
@@ -29,11 +29,11 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return plan_identity(*_open(config), capacities(config))
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
-    shards, template = _open(config)
+def _work(task: Task) -> dict[str, int]:
+    shards, template = _open(task.config)
     with Progress('rows', len(shards), unit='trees') as progress:
-        plan = make_plan(shards, template, capacities(config), progress.update)
-    save_plan(plan, folder, {'stage': 'rows', 'made_from': plan.identity})
+        plan = make_plan(shards, template, capacities(task.config), progress.update)
+    save_plan(plan, task.folder, {'stage': 'rows', 'made_from': plan.identity})
     return plan.counts
 
 

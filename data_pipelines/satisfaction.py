@@ -23,7 +23,7 @@ from data_pipelines.generation import generate, model_identity
 from data_pipelines.sources import simulated
 from data_pipelines.sources.requests import Request, requests
 from data_pipelines.sources.tastes import opposite, satisfaction, share_met
-from data_pipelines.stage import RECORDS, Record, Stage, input_digest, load_records, read_records
+from data_pipelines.stage import RECORDS, Record, Stage, Task, input_digest, load_records, read_records
 from rlhi_jax.config import require
 from rlhi_jax.errors import NothingToEvaluate, UserError
 from rlhi_jax.evaluate import interval
@@ -117,7 +117,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+def _work(task: Task) -> dict[str, int]:
+    config = task.config
     users = _users(config)
     records = [prompt for prompt in _raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
     counts: Counter = Counter(prompts_read=len(records))
@@ -142,7 +143,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
         if condition in config.satisfaction.conditions.split(',')
     ]
     model = config.satisfaction.model or config.model.path
-    replies = generate(config, folder, _identity(config), model, prompts)
+    replies = generate(task, model, prompts)
     by_id = {record['id']: record for record in records}
     results = []
     for prompt in prompts:
@@ -170,7 +171,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
             )
     counts['replies'] = len(results)
     counts['dropped_prompt_too_long'] = sum(not replies[prompt.id] for prompt in prompts)
-    return STAGE.write(config, folder, results, counts)
+    return STAGE.write(task, results, counts)
 
 
 def summarise(by_model: dict[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -243,7 +244,8 @@ def _score_identity(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def _score(config: ConfigDict, folder: Path) -> dict[str, int]:
+def _score(task: Task) -> dict[str, int]:
+    config = task.config
     users, scores = _users(config), []
     for record in read_records(config, 'candidates'):
         request = REQUESTS[record['messages'][-1]['content']]
@@ -252,7 +254,7 @@ def _score(config: ConfigDict, folder: Path) -> dict[str, int]:
         some_satisfy = any(satisfaction(*one) > 0 for one in said)
         values = [oracle_score(*one) if some_satisfy else None for one in said]
         scores.append(dict(id=record['id'], scores=values))
-    return ORACLE.write(config, folder, scores, Counter(prompts=len(scores)))
+    return ORACLE.write(task, scores, Counter(prompts=len(scores)))
 
 
 STAGE = Stage('satisfaction', _work, 'data.satisfaction', _identity)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import Stage
+from data_pipelines.stage import Stage, Task
 from rlhi_jax.config import require
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.shards import write_shards
@@ -76,7 +76,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+def _work(task: Task) -> dict[str, int]:
+    config = task.config
     counts: Counter = Counter()
     trees = grow_trees(read_preferences(_inputs(config), counts))
     if not trees:
@@ -84,8 +85,8 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     counts['trees'] = len(trees)
     counts['users'] = len({tree.user_id for tree in trees})
     counts['trees_with_persona'] = sum(bool(tree.persona) for tree in trees)
-    manifest = {'stage': 'shards', 'made_from': _identity(config), 'counts': dict(sorted(counts.items()))}
-    write_shards(trees, folder, trees_per_shard=config.data.trees_per_shard, manifest=manifest)
+    manifest = {'stage': 'shards', 'made_from': task.identity, 'counts': dict(sorted(counts.items()))}
+    write_shards(trees, task.folder, trees_per_shard=config.data.trees_per_shard, manifest=manifest)
     return manifest['counts']
 
 

@@ -1,24 +1,60 @@
-"""What every stage shares: a config, an output folder that appears whole or not at all, a journal, and a summary."""
+"""What every stage shares: a task, an output folder that appears whole or not at all, records, and a summary.
+
+Stages read records in order and write them as they go: memory does not grow with the number of conversations.
+"""
 
 import dataclasses
+import functools
+import itertools
 import json
-import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from data_pipelines.journal import Journal, output_name, work_folder
 from rlhi_jax.config import define_config_flag, load_config, require
 from rlhi_jax.errors import UserError, run
-from rlhi_jax.files import complete_lines, digest, file_digest, new_file, new_folder, read_json, write_bytes, write_json
+from rlhi_jax.files import file_digest, new_file, new_folder, read_json, write_json
 
 RECORDS = 'records.jsonl'
 Record = dict[str, Any]
-Work = Callable[[ConfigDict, Path], dict[str, int]]
+T = TypeVar('T')
+
+
+class Task:
+    """One making of a stage's folder.
+
+    Attributes:
+      config: what the stage was asked to do.
+      folder: to write into; it becomes the output folder when all is done.
+      identity: digests of all that the output depends on.
+    """
+
+    def __init__(self, config: ConfigDict, folder: Path, identity: Any):
+        self.config, self.folder, self.identity = config, folder, identity
+        self._kept: tuple[Hashable, Any] = (None, None)
+
+    @property
+    def name(self) -> str:
+        """The output folder's name."""
+        return output_name(self.folder)
+
+    @functools.cached_property
+    def journal(self) -> Journal:
+        """What was done so far, by this process or one that was killed."""
+        return Journal(work_folder(self.folder) / 'journal.sqlite', self.identity)
+
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` made when it was last asked for under this key; only one such thing, a model, is in memory."""
+        if self._kept[0] != key:
+            self._kept = (None, None)
+            self._kept = (key, make())
+        return self._kept[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +63,13 @@ class Stage:
 
     Attributes:
       name: the stage's name, as in its manifest.
-      work: writes the stage's files into the folder that it is given, with a manifest, and returns its counts.
+      work: writes the files of a task's folder, with a manifest, and returns its counts.
       output: the config key that names the output folder, such as 'data.shards'.
       identity: digests of all that the output depends on; a finished folder with the same identity is kept as it is.
     """
 
     name: str
-    work: Work
+    work: Callable[[Task], dict[str, int]]
     output: str
     identity: Callable[[ConfigDict], dict[str, Any]]
 
@@ -61,16 +97,20 @@ class Stage:
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             temporary.chmod(0o700)  # what users said is for its owner's eyes
-            counts = self.work(config, temporary)
+            counts = self.work(Task(config, temporary, wanted))
         _forget_work(folder)
         print(f'{folder}: {json.dumps(counts)}', flush=True)
         return counts
 
-    def write(self, config: ConfigDict, folder: Path, records: Iterable[Record], counts: Counter) -> dict[str, int]:
-        """Write records.jsonl and the manifest of a stage whose output is records."""
-        write_records(folder / RECORDS, records)
+    def write(self, task: Task, records: Iterable[Record], counts: Counter) -> dict[str, int]:
+        """Write records.jsonl, then the manifest, of a stage whose output is records."""
+        write_records(task.folder / RECORDS, records)
+        return self.write_manifest(task, counts)
+
+    def write_manifest(self, task: Task, counts: Counter, **more: Any) -> dict[str, int]:
+        """Write manifest.json; returns the counts in the order of their names."""
         counts = dict(sorted(counts.items()))
-        write_json(folder / 'manifest.json', dict(stage=self.name, made_from=self.identity(config), counts=counts))
+        write_json(task.folder / 'manifest.json', dict(more, stage=self.name, made_from=task.identity, counts=counts))
         return counts
 
     def main(self) -> None:
@@ -82,8 +122,12 @@ class Stage:
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     with new_file(path) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b'\n')
+        file.writelines(map(as_line, records))
+
+
+def as_line(record: Record) -> bytes:
+    """A record as files hold it."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b'\n'
 
 
 def stream_records(path: Path) -> Iterator[Record]:
@@ -108,9 +152,9 @@ def input_folder(config: ConfigDict, key: str) -> Path:
     return folder
 
 
-def read_records(config: ConfigDict, key: str) -> list[Record]:
+def read_records(config: ConfigDict, key: str) -> Iterator[Record]:
     """The records of an earlier stage's folder, which `config.data.KEY` names."""
-    return load_records(input_folder(config, key) / RECORDS)
+    return stream_records(input_folder(config, key) / RECORDS)
 
 
 def input_digest(config: ConfigDict, key: str) -> str:
@@ -118,44 +162,31 @@ def input_digest(config: ConfigDict, key: str) -> str:
     return file_digest(input_folder(config, key) / RECORDS)
 
 
-def journal_path(folder: Path) -> Path:
-    """Where a stage that writes `folder` (or its temporary twin) keeps what it has done so far."""
-    name = folder.name.removeprefix('.').removesuffix('.tmp')
-    return folder.with_name(f'.{name}.journal.jsonl')
+def in_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    items = iter(items)
+    while block := list(itertools.islice(items, size)):
+        yield block
 
 
-def work_folder(folder: Path) -> Path:
-    """Where a stage that writes `folder` (or its temporary twin) keeps files of work that is not done."""
-    return journal_path(folder).with_suffix('')
+def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:
+    """What comes out of the last of several steps, each of which asks a model and notes its answers in the journal.
+
+    Everything has been through a step before anything goes into the next: so one model is in memory at a time, and
+    never all items. In a later pass earlier steps find their answers.
+
+    Args:
+      source: makes what goes into the first step, anew for each pass.
+      steps: step(items, counts) makes items of items.
+      counts: what the source and the steps count in the last pass is added to it.
+    """
+    for number in range(1, len(steps)):
+        deque(_through(source, steps[:number], Counter()), maxlen=0)
+    yield from _through(source, steps, counts)
+
+
+def _through(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:
+    return functools.reduce(lambda items, step: step(items, counts), steps, source(counts))
 
 
 def _forget_work(folder: Path) -> None:
-    journal_path(folder).unlink(missing_ok=True)
     shutil.rmtree(work_folder(folder), ignore_errors=True)
-
-
-class Journal:
-    """Results of long work, appended one by one as they come; what a killed run has done is not done again.
-
-    A file of JSON lines beside the output folder: first what the work is of, then [key, value] pairs. A journal of
-    other work, or half a line at its end, is discarded.
-    """
-
-    def __init__(self, folder: Path, identity: Any):
-        self.path, header = journal_path(folder), json.dumps(digest(identity)).encode()
-        lines = complete_lines(self.path)
-        if not lines or lines[0].strip() != header:
-            lines = [header + b'\n']
-        write_bytes(self.path, b''.join(lines))
-        self.path.chmod(0o600)
-        self.done: dict[str, Any] = dict(map(json.loads, lines[1:]))
-        self._file = open(self.path, 'ab', buffering=0)  # noqa: SIM115 - open as long as the work
-
-    def add(self, key: str, value: Any) -> None:
-        """Note one result; it is on disk when this returns."""
-        self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b'\n')
-        os.fsync(self._file.fileno())
-        self.done[key] = value
-
-    def missing(self, keys: Iterable[str]) -> Iterator[str]:
-        return (key for key in keys if key not in self.done)

@@ -7,16 +7,15 @@ An endpoint is asked for JSON: a label, how sure it is, and a quote, which must 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from data_pipelines.endpoint import Question, answers
 from data_pipelines.generation import likelihoods
 from data_pipelines.labels import LABELS, Judgement, Turn, judge, opening, pieces, sentences
 from data_pipelines.prompts import render, render_turns
+from data_pipelines.stage import Task, in_blocks
+from rlhi_jax.files import digest
 from rlhi_jax.rewards import Candidates
 
 TURNS = 32  # of one tree
@@ -32,24 +31,22 @@ _ANSWER = dict(
 )
 
 
-def by_likelihood(
-    config: ConfigDict, folder: Path, identity: Any, turns: Sequence[Turn]
-) -> dict[str, Judgement | None]:
+def by_likelihood(task: Task, turns: Sequence[Turn]) -> dict[str, Judgement | None]:
     """Each turn's judgement by its id; None for one that is longer than a row."""
     texts = pieces(turns)
-    blocks = range(0, len(texts), TURNS)
+    blocks = {digest(block): block for block in in_blocks(texts, TURNS)}
     questions = [
         Candidates(
-            f'{label} {start}',
+            f'{label} {name}',
             [dict(role=role, content=content) for role, content in render_turns('follow_up', label=label)],
             '',
-            texts[start : start + TURNS],
+            block,
         )
         for label in LABELS
-        for start in blocks
+        for name, block in blocks.items()
     ]
-    scores = likelihoods(config, folder, identity, questions)
-    by_label = [[score for start in blocks for score in scores[f'{label} {start}']] for label in LABELS]
+    scores = likelihoods(task, questions)
+    by_label = [[score for name in blocks for score in scores[f'{label} {name}']] for label in LABELS]
     posteriors = {text: posterior(own) for text, *own in zip(texts, *by_label, strict=True)}
 
     def judged(turn: Turn) -> Judgement | None:
@@ -74,13 +71,11 @@ def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
     return dict(zip(LABELS, softmax(scores).tolist(), strict=True))
 
 
-def by_answer(config: ConfigDict, folder: Path, identity: Any, turns: Sequence[Turn]) -> dict[str, Judgement | None]:
+def by_answer(task: Task, turns: Sequence[Turn]) -> dict[str, Judgement | None]:
     """Each turn's judgement by its id; None for one that the endpoint gave no valid answer on."""
     by_id = {turn.id: turn for turn in turns}
     questions = [
         Question(turn.id, (('user', render('label_follow_up', labels=LABELS, turn=turn)),), _ANSWER) for turn in turns
     ]
-    found = answers(
-        config, folder, identity, questions, lambda question, value: value['quote'] in by_id[question.id].text
-    )
+    found = answers(task, questions, lambda question, value: value['quote'] in by_id[question.id].text)
     return {name: value and Judgement(**value) for name, value in found.items()}

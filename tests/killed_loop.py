@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from data_pipelines import generation, stage
+from data_pipelines import journal, stage
 from data_pipelines.sources import simulated
 from rlhi_jax import errors, loop
 from rlhi_jax.checkpoints import RunCheckpoints
@@ -27,21 +27,20 @@ def arm(doomed: str) -> None:
         if name == doomed:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    class DyingJournal(stage.Journal):
-        """Its third entry in the doomed stage is the last, and half a line of the fourth follows."""
+    class DyingJournal(journal.Journal):
+        """Its third entry in the doomed stage is the last."""
 
         def add(self, key, value):
             super().add(key, value)
             self.added = getattr(self, 'added', 0) + 1
-            if running[0] == doomed and self.added == 3:
-                os.write(self._file.fileno(), b'["half a li')
-                die_in(doomed)
+            if self.added == 3:
+                die_in(running[0])
 
     def run(self, config, *, overwrite=False):
         """As ever, but that the doomed stage dies with its work done and not yet in place, if not before."""
 
-        def work(config, folder):
-            counts = self.work(config, folder)
+        def work(task):
+            counts = self.work(task)
             die_in(self.name)
             return counts
 
@@ -61,7 +60,7 @@ def arm(doomed: str) -> None:
         die_in('export')
         return EXPORT(*args, **options)
 
-    generation.Journal, stage.Stage.run, RunCheckpoints.save = DyingJournal, run, save
+    stage.Journal, stage.Stage.run, RunCheckpoints.save = DyingJournal, run, save
     loop.train, loop.export_model = train, export
 
 

@@ -1,11 +1,14 @@
 """Whoever is forgotten is in no file, and what is left is what would be had without them."""
 
+import json
+
 import pytest
 import tiny
 from talks import config, talk, write_lines
 
 from data_pipelines import card, follow_ups, forget, ingest, pairs, persona_store, personas, rewrites, rows, shards
 from data_pipelines.head_labels import Head
+from data_pipelines.journal import Journal, work_folder
 from data_pipelines.labels import FEEDBACK, Turn
 from data_pipelines.sources.simulated import hashed
 from data_pipelines.stage import load_records, write_records
@@ -100,7 +103,8 @@ def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, tmp_path, monkey
     c = settings(raw, tmp_path)
     run_stages(c, corrected=(gone[0], user('zebra05')))
     train(c, tmp_path / 'run')
-    (tmp_path / '.pairs.journal.jsonl').write_text('"zebra02"')
+    held = {name: len(load_records(tmp_path / name / 'records.jsonl')) for name in MADE[:4]}
+    Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('zebra02', 'said')
     write_json(tmp_path / 'report.json', dict(of='zebra08'))
     flags = frozenset(gone)
     if interrupted:
@@ -123,6 +127,12 @@ def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, tmp_path, monkey
     assert sum(b'zebra05' in path.read_bytes() for path in left) >= 5
     assert not (tmp_path / 'rows').exists() and not (tmp_path / 'card').exists()
     assert named == [str(tmp_path / 'run')]
+    card.STAGE.run(c)
+    told = json.loads((tmp_path / 'card' / 'card.json').read_text())['funnel']
+    assert all(step['adds_up'] in (True, None) for name in MADE for step in told[name]['steps'])
+    for name in MADE[:4]:
+        removed = held[name] - len(load_records(tmp_path / name / 'records.jsonl'))
+        assert removed and told[name]['others']['forgotten since, of records.jsonl'] == removed
     # Finished stages are up to date, for the list is theirs too.
     before = bytes_of(tmp_path, *MADE)
     for stage in (ingest, follow_ups, personas, pairs, shards, rows):

@@ -59,9 +59,12 @@ def test_prompts_of_a_file_have_the_personas_of_their_users(tmp_path, inferred):
         [dict(id=f'{user}/0', user_id=user, split=split, persona=own, messages=said) for user, split, own in told],
     )
     c = config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl'), personas=str(folder) if inferred else '')
-    found = {record['user_id']: record['persona'] for record in candidates.read_prompts(c, Counter())}
+    found = {record['user_id']: record['persona'] for record in candidates.prompts_reader(c)(Counter())}
     assert found == (dict(a='Found.', b='', d='') if inferred else dict(a='Told.', b='', d='Told.'))
-    assert not any(list(found.values())[sum(map(bool, found.values())) :])
+    c.candidates.max_prompts = sum(map(bool, found.values()))
+    counts = Counter()
+    assert all(record['persona'] for record in candidates.prompts_reader(c)(counts))
+    assert counts['dropped_over_max_prompts'] == 3 - c.candidates.max_prompts
 
 
 def test_refusals():
@@ -92,7 +95,7 @@ def mine(tmp_path, candidates: list[dict], **settings):
     c.data.candidates, c.pairs.sources = str(folder), 'candidates'
     c.pairs.update(settings)
     counts = Counter()
-    return pairs.mine(c, counts), counts
+    return list(pairs.mine(c, counts)), counts
 
 
 def candidate(name: str, scores: list[float | None], finished: list[bool] | None = None, **fields) -> dict:

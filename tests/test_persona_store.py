@@ -90,6 +90,7 @@ def make(tmp_path, model):
 
 def write_inputs(tmp_path, model, talks: list[dict]):
     """A config whose earlier stages have found these conversations, and that every turn after the first is feedback."""
+    talks = sorted(talks, key=lambda each: (not each['user_id'], each['user_id'], each['ended']))  # as ingest does
     turns = [
         dict(id=f'{each["id"]}/{place}', conversation=each['id'], place=place, user_id=each['user_id'], mined=True)
         | dict(follow_up=each['messages'][place]['content'])

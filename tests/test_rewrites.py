@@ -17,11 +17,10 @@ from talks import WILDCHAT, config
 from data_pipelines import languages, pairs, rewrites
 from data_pipelines.acceptance import best, reason_to_drop, resemblance
 from data_pipelines.prompts import render
-from data_pipelines.stage import journal_path, load_records, write_records
+from data_pipelines.stage import load_records, write_records
 from rlhi_jax.config import base_config, check_config
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import complete_lines
 from rlhi_jax.generate import Reply
 from rlhi_jax.rewards import Candidates, CandidateScorer
 
@@ -307,7 +306,7 @@ def test_killed_it_ends_in_the_same_bytes(mined, whole):
     flags = program_flags(stage_config(mined, killed))
     command = [sys.executable, '-m', 'data_pipelines.rewrites', *flags]
     running = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while running.poll() is None and len(complete_lines(journal_path(killed))) < 30:  # half of the rewrites are drawn
+    while running.poll() is None and len(tiny.journaled(killed)) < 30:  # half of the rewrites are drawn
         time.sleep(0.01)
     running.kill()
     assert running.wait() == -signal.SIGKILL and not killed.exists()

@@ -1,7 +1,9 @@
 """A tiny model with a byte-level tokenizer, and preferences to train it on: small, but every part is the real one."""
 
+import contextlib
 import dataclasses
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import tokenizers
 
+from data_pipelines.journal import work_folder
 from rlhi_jax.checkpoints import describe_model, params_digest, save_params
 from rlhi_jax.files import write_json
 from rlhi_jax.models.decoder import Decoder
@@ -127,3 +130,13 @@ def prepare(folder: Path, *, pairs: int = 24, seed: int = 0) -> list[str]:
     run_program('data_pipelines.shards', *flags)
     run_program('data_pipelines.rows', *flags)
     return flags
+
+
+def journaled(folder: Path) -> list[str]:
+    """The keys of what a stage that writes a folder has noted so far."""
+    path = work_folder(folder) / 'journal.sqlite'
+    if not path.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        tables = {name for (name,) in file.execute('SELECT name FROM sqlite_master')}
+        return [key for (key,) in file.execute('SELECT key FROM results')] if 'results' in tables else []

@@ -31,11 +31,11 @@ from data_pipelines.sources import tastes as tastes_module
 from data_pipelines.sources import wordings as wordings_module
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, Request, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
-from data_pipelines.stage import Record, Stage, write_records
+from data_pipelines.stage import Record, Stage, Task, write_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, write_json
+from rlhi_jax.files import digest, file_digest
 from rlhi_jax.generate import Prompt, Reply
 
 KIND = 'Why'  # in some phrasings of every split: context-dependent users tell requests apart by it
@@ -210,7 +210,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
+def _work(task: Task) -> dict[str, int]:
+    config, folder = task.config, task.folder
     s, users = config.simulated, population(config)
     counts: Counter = Counter(users=len(users))
     turns: dict[str, list[tuple[str, str]]] = {}
@@ -221,7 +222,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
             talks[name] = (user, number, request)
             turns[name] = [('user', request.text)]
     prompts = [Prompt(name, tuple(said)) for name, said in turns.items()]
-    replies = generate(config, folder, _identity(config), config.model.path, prompts) if prompts else {}
+    replies = generate(task, config.model.path, prompts) if prompts else {}
     for name, (user, number, request) in talks.items():
         if not replies[name]:
             raise UserError(
@@ -252,9 +253,7 @@ def _work(config: ConfigDict, folder: Path) -> dict[str, int]:
     ]
     counts['prompts'] = len(prompts)
     write_records(folder / 'prompts.jsonl', prompts)
-    manifest = dict(stage='sources.simulated', made_from=_identity(config), counts=dict(sorted(counts.items())))
-    write_json(folder / 'manifest.json', manifest)
-    return manifest['counts']
+    return STAGE.write_manifest(task, counts)
 
 
 STAGE = Stage('sources.simulated', _work, 'data.raw', _identity)

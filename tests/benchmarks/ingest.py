@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,9 +23,10 @@ import pyarrow.parquet
 from absl import app, flags
 from dump import record
 from mutations import mutated
+from watched import measured, program
 
+from data_pipelines.journal import work_folder
 from data_pipelines.sources.simulated import wildchat_record
-from data_pipelines.stage import work_folder
 from rlhi_jax.files import file_digest, read_json, write_json
 
 RESULTS = Path(__file__).parent / 'results' / 'ingest.json'
@@ -48,24 +48,10 @@ def write_file(first: int) -> None:
     temporary.replace(path)
 
 
-def session_gib(session: int) -> float:
-    """Memory of all processes of a session, pages that several share counted once."""
-    total = 0
-    for folder in Path('/proc').glob('[0-9]*'):
-        try:
-            if int((folder / 'stat').read_text().rpartition(')')[2].split()[3]) == session:
-                lines = (folder / 'smaps_rollup').read_text().splitlines()
-                total += next(int(line.split()[1]) for line in lines if line.startswith('Pss:'))
-        except (OSError, StopIteration, ValueError):
-            continue
-    return total / 2**20
-
-
-def start(raw: str, to: Path, *more: str) -> subprocess.Popen:
+def start_ingest(raw: str, to: Path, *more: str) -> subprocess.Popen:
     flags_ = [f'--config.data.raw={raw}', f'--config.data.conversations={to}', '--config.ingest.max_conversations=0']
-    command = [sys.executable, '-m', 'data_pipelines.ingest', '--config=configs/wildchat.py', '--overwrite', *flags_]
-    command += ['--config.ingest.languages=', *more]
-    return subprocess.Popen(command, env=os.environ | dict(JAX_PLATFORMS='cpu'), start_new_session=True)
+    flags_ += ['--config=configs/wildchat.py', '--overwrite', '--config.ingest.languages=']
+    return program('data_pipelines.ingest', *flags_, *more)
 
 
 def raw_files(count: int) -> str:
@@ -80,14 +66,7 @@ def counts_of(folder: Path) -> dict:
 
 def measure(count: int) -> dict:
     files, to = raw_files(count), RUNS / f'of_{count}'
-    begun, peak = time.monotonic(), 0.0
-    process = start(files, to)
-    while process.poll() is None:
-        peak = max(peak, session_gib(process.pid))
-        time.sleep(0.2)
-    if process.returncode:
-        raise RuntimeError(f'ingest of {count} failed')
-    seconds = time.monotonic() - begun
+    seconds, peak = measured(start_ingest(files, to))
     raw = sum(Path(name).stat().st_size for name in files.split(',')) / 2**30
     return dict(seconds=seconds, a_second=count / seconds, peak_gib=peak, raw_gib=raw, counts=counts_of(to))
 
@@ -112,7 +91,7 @@ def killed(count: int) -> dict:
         'records are written': lambda: any(temporary.glob('.records.jsonl.*')),
     }
     for name, reached in places.items():
-        process = start(files, to)
+        process = start_ingest(files, to)
         while not reached():
             if process.poll() is not None:
                 raise RuntimeError(f'ingest ended before {name}')
@@ -121,7 +100,7 @@ def killed(count: int) -> dict:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         print(f'killed when {name}', flush=True)
-    if start(files, to).wait():
+    if start_ingest(files, to).wait():
         raise RuntimeError('ingest failed after it was killed')
     ended_in = [{path.name: file_digest(path) for path in folder.iterdir()} for folder in (whole, to)]
     left = [path.name for path in RUNS.iterdir() if path.name.startswith('.')]
@@ -136,7 +115,7 @@ def mutate(count: int) -> dict:
             said = [('user', f'What is {n * 7919} of {n}?'), ('assistant', 'So.')] * 2
             file.write(mutated(wildchat_record(dict(id=f'u{n % 5000}'), said, n % 999, 'model'), rng) + b'\n')
     salt = Path('.cache/ingest_salt')
-    if start(str(raw), to, f'--config.ingest.salt={salt}', '--config.ingest.max_characters=0').wait():
+    if start_ingest(str(raw), to, f'--config.ingest.salt={salt}', '--config.ingest.max_characters=0').wait():
         raise RuntimeError('ingest of mutated records failed')
     counts = counts_of(to)
     told = sum(n for name, n in counts.items() if name.startswith(('kept_', 'dropped_')))

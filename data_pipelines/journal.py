@@ -1,0 +1,70 @@
+"""Results of long work by key, noted as they come: what a killed run has done is not done again."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from rlhi_jax.files import digest
+
+
+def output_name(folder: Path) -> str:
+    """The name of an output folder, of itself or of its temporary twin."""
+    return folder.name.removeprefix('.').removesuffix('.tmp')
+
+
+def work_folder(folder: Path) -> Path:
+    """Where a stage that writes `folder` (or its temporary twin) keeps files of work that is not done."""
+    return folder.with_name(f'.{output_name(folder)}.journal')
+
+
+class Journal:
+    """An SQLite file in a stage's folder of work: an entry is on disk once added, and in memory only when asked for.
+
+    What is there of other work, or no journal at all, is discarded.
+    """
+
+    def __init__(self, path: Path, identity: Any):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        of = digest(identity)
+        try:
+            self._file = _open(path)
+            known = self._file.execute('SELECT identity FROM work').fetchall()
+        except sqlite3.DatabaseError:
+            known = None
+        if known != [(of,)]:
+            for name in (path.name, f'{path.name}-wal', f'{path.name}-shm'):
+                path.with_name(name).unlink(missing_ok=True)
+            self._file = _open(path)
+            self._file.execute('INSERT INTO work VALUES (?)', (of,))
+
+    def __contains__(self, key: str) -> bool:
+        return self._file.execute('SELECT 1 FROM results WHERE key = ?', (key,)).fetchone() is not None
+
+    def __getitem__(self, key: str) -> Any:
+        row = self._file.execute('SELECT value FROM results WHERE key = ?', (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return json.loads(row[0])
+
+    def add(self, key: str, value: Any) -> None:
+        """Note one result; it is on disk when this returns."""
+        self._file.execute('INSERT INTO results VALUES (?, ?)', (key, json.dumps(value)))
+
+    def total(self, field: str) -> int:
+        """The sum of a field of all results that are objects."""
+        query = "SELECT total(value ->> ?) FROM results WHERE json_type(value) = 'object'"
+        return int(self._file.execute(query, (field,)).fetchone()[0])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    file = sqlite3.connect(path, isolation_level=None)
+    file.execute('PRAGMA journal_mode = WAL')
+    file.execute('PRAGMA synchronous = FULL')  # each entry is synced
+    file.execute('CREATE TABLE IF NOT EXISTS work (identity TEXT)')
+    file.execute('CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)')
+    return file

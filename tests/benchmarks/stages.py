@@ -1,0 +1,76 @@
+"""Memory and speed of the stages after ingest, on generated dumps of two sizes: does memory grow with the dump?
+
+python tests/benchmarks/stages.py
+
+Ingests the dump of `ingest.py`, then runs follow_ups with a head, personas out of users' own words, rewrites with a
+tiny model of random weights, and the data card, each as a user runs it. The head's labels and the model mean nothing:
+what is measured is what a stage does with conversations. Writes `results/stages.json`.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ingest import RUNS, counts_of, raw_files, start_ingest
+from watched import measured, program
+
+from data_pipelines.head_labels import Head
+from data_pipelines.labels import LABELS, turns_after_replies
+from data_pipelines.stage import stream_records
+from rlhi_jax.files import write_json
+
+sys.path.append(str(Path(__file__).parents[1]))
+import tiny  # noqa: E402
+
+RESULTS = Path(__file__).parent / 'results' / 'stages.json'
+STAGES = ('follow_ups', 'personas', 'rewrites', 'card')
+LABELLED = 500
+
+
+def write_head(records: Path, folder: Path) -> None:
+    """A head trained on the first turns, labelled in turn."""
+    talks = itertools.islice(stream_records(records), LABELLED)
+    turns = [turn for talk in talks for _, turn in turns_after_replies(talk)]
+    labels = [list(LABELS)[number % len(LABELS)] for number in range(len(turns))]
+    folder.mkdir(parents=True, exist_ok=True)
+    Head.fit(turns, labels).save(folder)
+
+
+def measure(count: int) -> dict:
+    files, work = raw_files(count), RUNS / f'stages_{count}'
+    measured(start_ingest(files, work / 'conversations'))
+    counts = counts_of(work / 'conversations')
+    found = dict(conversations=counts['kept_train'] + counts['kept_heldout'], user_turns=counts['user_turns'])
+    write_head(work / 'conversations' / 'records.jsonl', work / 'head')
+    model = tiny.write_model(work / 'model')
+    arguments = ['--config=configs/wildchat.py', '--overwrite', f'--config.model.path={model}']
+    arguments += [f'--config.data.{name}={work / name}' for name in ('conversations', *STAGES)]
+    arguments += ['--config.follow_ups.labeller=head', f'--config.follow_ups.head={work / "head"}']
+    arguments += ['--config.follow_ups.min_confidence=0', '--config.personas.writer=quotes']
+    arguments += ['--config.personas.scope=earlier_conversations', '--config.rewrites.max_turns=64']
+    arguments += ['--config.sampler.new_tokens=16', '--config.rewrites.samples=1']
+    for name in STAGES:
+        seconds, peak = measured(program(f'data_pipelines.{name}', *arguments))
+        found[name] = dict(
+            seconds=seconds,
+            conversations_a_second=found['conversations'] / seconds,
+            peak_gib=peak,
+            counts=counts_of(work / name),
+        )
+    return found
+
+
+def main(_):
+    sizes = [int(size) for size in flags.FLAGS.stage_sizes.split(',')]
+    found = {str(size): measure(size) for size in sizes}
+    first, last = (found[str(sizes[place])] for place in (0, -1))
+    growth = {name: last[name]['peak_gib'] / first[name]['peak_gib'] - 1 for name in STAGES}
+    write_json(RESULTS, found | dict(growth=growth))
+    print(json.dumps(growth, indent=1))
+
+
+if __name__ == '__main__':
+    flags.DEFINE_string('stage_sizes', '50000,500000', 'Conversations, smallest first.')
+    app.run(main)
