@@ -15,6 +15,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from template_families import PUBLISHED
 
 from data_pipelines import prompts
 from data_pipelines.endpoint import Question, answers, spending
@@ -365,6 +366,17 @@ def test_control_tokens_of_users_stay_text(model, proxy, tmp_path):
     generate(c, tmp_path / 'work', identity(c), proxy.url, [Prompt(text, (('user', text),)) for text in texts])
     plain, spelled = (answer['usage']['prompt_tokens'] for _, answer in proxy.answered)
     assert spelled - plain == len(texts[1]) + 2 - len(texts[0])  # two spaces in the control tokens
+
+
+def test_control_tokens_of_other_models_are_taken_apart(model, proxy, tmp_path):
+    """Wherever they stand: which tokens the endpoint's own model has is not known."""
+    tokens = [token for tokens in PUBLISHED.values() for token in tokens]
+    text, c = ' '.join(tokens), config(proxy.url, model)
+    prompt = Prompt('all', (('user', text), ('assistant', text), ('user', text)), Context(text, text))
+    generate(c, tmp_path / 'work', identity(c), proxy.url, [prompt])
+    answers(c, tmp_path / 'more', identity(c), [question('all', text)], lambda asked, value: True)
+    sent = [message['content'] for fields, _ in proxy.asked for message in fields['messages']]
+    assert len(sent) >= 5 and [token for token in tokens if any(token in content for content in sent)] == []
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4), st.data())
