@@ -210,8 +210,7 @@ def best(reports: Iterable[Report]) -> Report | None:
 def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
     config = check_config(flags.FLAGS.config)
-    if not flags.FLAGS.topology:
-        raise UserError('--topology is missing: name one such as v5p:2x2x4')
+    errors.require_flags('topology')
     programs = flags.FLAGS.programs.split(',')
     if unknown := set(programs) - PROGRAMS.keys():
         raise UserError(f'--programs names {min(unknown)!r}: choose from {", ".join(PROGRAMS)}')

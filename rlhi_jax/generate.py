@@ -133,9 +133,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 def main() -> None:
     config = load_config(flags.FLAGS.config)
     require(config, 'model.path')
-    for name in ('prompts', 'to'):
-        if not flags.FLAGS[name].value:
-            raise UserError(f'--{name} is missing')
+    errors.require_flags('prompts', 'to')
     prompts = read_prompts(Path(flags.FLAGS.prompts))
     generator = Generator(config, config.model.path)
     replies = []
