@@ -155,7 +155,7 @@ def base_config() -> ConfigDict:
     c.satisfaction = ConfigDict()
     c.satisfaction.model = ''  # the policy to evaluate on simulated users; '': config.model.path
     c.satisfaction.split = 'test'
-    c.satisfaction.conditions = 'own,opposing'  # whose persona the policy sees; also empty, reworded_own …
+    c.satisfaction.conditions = 'own,opposing'  # whose persona the policy sees; also empty
     c.satisfaction.max_prompts = 0  # 0: all
 
     c.rows = ConfigDict()
@@ -275,18 +275,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f'config.{name} is {value!r}: choose one of {", ".join(allowed)}')
-    conditions, reworded = set(config.satisfaction.conditions.split(',')), {'reworded_own', 'reworded_opposing'}
-    if (
-        not {'own', 'opposing'} <= conditions <= {'own', 'opposing', 'empty'} | reworded
-        or len(conditions & reworded) == 1
-    ):
+    if not {'own', 'opposing'} <= set(config.satisfaction.conditions.split(',')) <= {'own', 'opposing', 'empty'}:
         raise UserError(
             f"config.satisfaction.conditions is {config.satisfaction.conditions!r}: name 'own', 'opposing' and, if "
-            "wanted, 'empty', or both 'reworded_own' and 'reworded_opposing', joined by commas without spaces"
-        )
-    if conditions & reworded and config.loop.simulated and not config.loop.oracle_personas:
-        raise UserError(
-            'config.satisfaction.conditions: only the personas of config.loop.oracle_personas can be reworded'
+            "wanted, 'empty', joined by commas without spaces"
         )
     at_least = {
         2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
