@@ -39,7 +39,7 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
-        raise UserError(f'--source={source} is neither hf:DIR nor gguf:FILE')
+        raise UserError(f'--source={source} is neither hf:DIR nor gguf:FILE: say which before the path')
     path = Path(name)
     if not path.exists():
         raise UserError(f'--source={source}: {path} does not exist')

@@ -176,7 +176,8 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     plans = {name: make_plan(view, template, room, may_be_empty=True) for name, view in conditions.items()}
     if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
         raise NothingToEvaluate(
-            f'config.eval.shards: no pair of {shards.folder} fits a row of {room}: raise config.rows'
+            f'config.eval.shards: no pair of {shards.folder} fits a row of {room.tokens} tokens, {room.scored} of them '
+            'scored: raise config.rows.tokens and config.rows.scored'
         )
     readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
     with on_mesh(mesh):
