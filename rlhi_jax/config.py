@@ -27,10 +27,7 @@ def base_config() -> ConfigDict:
     c.objective = 'dpo'  # dpo, reward or sft
     c.seed = 0
     c.compilation_cache = '.cache/compiled'  # folder or bucket of compiled programs; pods: a shared one; '': none
-
-    c.beam = (
-        ''  # options of Beam pipelines, such as '--runner=DataflowRunner', for stages that can run as one; '': none
-    )
+    c.beam = ''  # options of Beam pipelines, such as '--runner=DataflowRunner'; '': no pipelines
 
     c.model = ConfigDict()
     c.model.path = ''  # folder of `rlhi_jax.convert import`, or an earlier run's workdir
