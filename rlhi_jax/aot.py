@@ -31,7 +31,8 @@ from ml_collections import ConfigDict
 from rlhi_jax import errors
 from rlhi_jax.checkpoints import abstract_with_shardings, open_model
 from rlhi_jax.collectives import collective_bytes
-from rlhi_jax.config import capacities, check_config, define_config_flag, require, sampling
+from rlhi_jax.config import base_config, capacities, define_config_flag, require, sampling
+from rlhi_jax.config_checks import check_config
 from rlhi_jax.conversion.hf import spec_from_hf
 from rlhi_jax.errors import UserError, one_line
 from rlhi_jax.files import read_json
@@ -212,7 +213,7 @@ def best(reports: Iterable[Report]) -> Report | None:
 
 def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
-    config = check_config(flags.FLAGS.config)
+    config = check_config(flags.FLAGS.config, base_config())
     errors.require_flags('topology')
     programs = flags.FLAGS.programs.split(',')
     if unknown := set(programs) - PROGRAMS.keys():

@@ -21,7 +21,8 @@ from data_pipelines import prompts
 from data_pipelines.endpoint import Question, answers, spending
 from data_pipelines.generation import generate, model_identity
 from data_pipelines.stage import journal_path
-from rlhi_jax.config import base_config, check_config, likelihood_path
+from rlhi_jax.config import base_config, likelihood_path
+from rlhi_jax.config_checks import check_config
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
 from rlhi_jax.generate import Prompt
@@ -102,7 +103,7 @@ def config(url: str, model, /, **teacher):
     c = base_config()
     c.teacher.update(dict(path=url, model=str(model), timeout=TIMEOUT, concurrency=4) | teacher)
     c.sampler.update(dict(temperature=0.0, new_tokens=32))
-    return check_config(c)
+    return check_config(c, base_config())
 
 
 def identity(c) -> dict:
