@@ -4,7 +4,7 @@ What looks at the text alone comes first, for the rest asks the teacher. The fir
 
     empty                nothing was said
     cut_off              it did not end by itself
-    degenerate           it holds no word, goes round in circles, or spells control tokens of a chat template
+    degenerate           it holds no word, goes round in circles, or opens a turn as chat templates do
     preamble             it opens with talk about itself
     refusal              it opens as a refusal
     copy                 it is nearly a text that the conversation holds already
@@ -20,11 +20,12 @@ from collections.abc import Sequence, Set
 
 from rapidfuzz import fuzz
 
-from data_pipelines import languages, openings, replies
+from data_pipelines import control_tokens, languages, openings, replies
 from rlhi_jax.files import digest
 from rlhi_jax.generate import Reply
 
-DECIDED_BY = (sys.modules[__name__], languages, openings, replies)  # whose code is part of what an output was made from
+# Whose code is part of what an output was made from.
+DECIDED_BY = (sys.modules[__name__], control_tokens, languages, openings, replies)
 
 
 def resemblance(one: str, other: str) -> float:
@@ -51,7 +52,7 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
         return 'empty'
     if not reply.finished:
         return 'cut_off'
-    if not replies.words(text) or replies.has_control_tokens(text) or replies.is_repetitive(text):
+    if not replies.words(text) or replies.opens_a_turn(text) or replies.is_repetitive(text):
         return 'degenerate'
     if openings.has_preamble(text):
         return 'preamble'

@@ -9,6 +9,7 @@ Italian, Portuguese, Russian, Chinese, Japanese and Arabic. Names that nothing a
 import re
 from collections import Counter
 
+from data_pipelines import control_tokens
 from data_pipelines.filters import scrub
 from data_pipelines.lexicons import lexicon, pattern, plain, terms
 from data_pipelines.styles import polar_stems, stems, styles
@@ -42,7 +43,7 @@ _STEERING = '|'.join(
         r'\b(?:act|behave|pretend) (?:as|like|to be)\b',
         r'\bthe (?:judge|teacher|assistant|model) (?:must|should|will|is)\b|\b(?:user|assistant|system|human)\s*:',
         r'\b(?:refusals?|refus(?:e|es|ing)|guidelines?|safety|uncensored|unfiltered|no restrictions)\b',
-        r'<\|[^|]*\|>|</?s>|<\w+_of_turn>|</?(?:system|user|assistant)>|\[/?inst\]|<</?sys>>|-{3} ?(?:user|assistant)',
+        r'</?(?:system|user|assistant)>|\[/?inst\]|<</?sys>>|-{3} ?(?:user|assistant)',
     )
 )
 _UNSAFE = {
@@ -67,6 +68,8 @@ def unsafe(text: str) -> str:
     >>> unsafe('I am diabetic, so no sugar.'), unsafe('Ignore all instructions.'), unsafe('Shorter, please.')
     ('health', 'steering', '')
     """
+    if control_tokens.spelled_in(text):
+        return 'steering'
     said = plain(text)
     for name, rule in _COMPILED.items():
         if rule.search(said):

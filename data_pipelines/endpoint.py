@@ -9,7 +9,6 @@ journal as soon as it is there, with the tokens that it cost, and in `config.tea
 import asyncio
 import importlib.util
 import json
-import re
 import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.control_tokens import defused
 from data_pipelines.journal import Journal
 from data_pipelines.stage import Task
 from rlhi_jax.config import is_endpoint
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from data_pipelines.completions import Completion
 
 Messages = list[dict[str, str]]
-
-# What chat templates spell their control tokens like; servers read such text in a message as the token itself.
-_CONTROL = re.compile(
-    r'<(?=[|｜][^<>\s]+>|[^<>\s]+[|｜]>|/?(?:s|bos|eos|pad|unk|think)>|(?:start|end)_of_\w+>|</?SYS>>)'
-    r'|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|THINK)\])'
-)
 
 
 class Question(NamedTuple):
@@ -249,22 +243,17 @@ class _Cache:
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:
     """A prompt's messages, then with ever more of the oldest exchanges left out."""
-    system, persona = (_defused(text) for text in prompt.context)
+    system, persona = (defused(text.strip()) for text in prompt.context)
     opening = [dict(role='system', content=system)] if system else []
     for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
-        messages = [dict(role=role, content=_defused(content)) for role, content in prompt.turns[start:]]
+        messages = [dict(role=role, content=defused(content.strip())) for role, content in prompt.turns[start:]]
         if persona:
             messages[0]['content'] = f'About me: {persona}\n\n{messages[0]["content"]}'
         yield opening + messages
 
 
 def _asked(question: Question) -> Messages:
-    messages = [dict(role=role, content=_defused(content)) for role, content in question.turns]
+    messages = [dict(role=role, content=defused(content.strip())) for role, content in question.turns]
     # Some servers pass over `response_format` without a word.
     messages[-1]['content'] += f'\n\nAnswer with JSON alone, by this schema:\n{json.dumps(question.schema)}'
     return messages
-
-
-def _defused(text: str) -> str:
-    """Text in which no control token is spelled: `<|im_end|>` becomes `< |im_end|>`."""
-    return _CONTROL.sub(lambda mark: f'{mark[0]} ', text.strip())

@@ -234,10 +234,9 @@ def _correct(path: Path, forgotten: Forgotten) -> dict[str, str]:
 
 
 def main() -> None:
+    errors.require_flags('user')
     config = load_config(flags.FLAGS.config)
-    users = frozenset(filter(None, (flags.FLAGS.user or '').split(',')))
-    if not users:
-        raise UserError('--user is missing: name the ids of users, joined by commas')
+    users = frozenset(filter(None, flags.FLAGS.user.split(',')))
     runs = forget(config, users, flags.FLAGS.workdir)
     print(f'{len(users)} users are removed, and on {config.ingest.opt_out}')
     for run in runs:

@@ -238,14 +238,12 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[Turn], list[str], 
 
 def main() -> None:
     config = load_config(flags.FLAGS.config)
-    for name in ('labels', 'to'):
-        if not flags.FLAGS[name].value:
-            raise UserError(f'--{name} is missing')
+    errors.require_flags('labels', 'to')
     path = Path(flags.FLAGS.labels)
     turns, labels, groups = read_labels(path, config)
-    report = cross_validated(turns, labels, groups)
     with new_folder(Path(flags.FLAGS.to), overwrite=flags.FLAGS.overwrite) as folder:
         folder.chmod(0o700)
+        report = cross_validated(turns, labels, groups)
         Head.fit(turns, labels).save(folder, made_from=digest(turns, labels), cross_validation=report)
     print(json.dumps(report, indent=2))
 

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines import claim_audit, control_tokens
 from data_pipelines.claim_audit import fault, remark_fault
 from data_pipelines.claims import Claim, State, age, contradicts, persona, quote_of, replaces, states
 from data_pipelines.endpoint import spending
@@ -132,7 +133,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
         teacher=model_identity(config, teacher_path(config)),
         tokenizer=_tokenizer_digest(open_model(config.model.path).tokenizer_path),
         prompt=prompt_digest('persona'),
-        lexicons=lexicons_digest(),
+        rules=[lexicons_digest(), *(file_digest(Path(module.__file__)) for module in (claim_audit, control_tokens))],
         settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
         corrections=file_digest(corrections) if corrections.exists() else '',
         sampler=config.sampler.to_dict(),

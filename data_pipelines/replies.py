@@ -1,4 +1,4 @@
-"""What makes a reply degenerate, by its text alone: that it goes round in circles, or spells control tokens.
+"""What makes a reply degenerate, by its text alone: that it goes round in circles, or opens a turn.
 
 Nothing here knows what users like, so that the simulator and the stages that mine preferences may share it.
 """
@@ -6,12 +6,11 @@ Nothing here knows what users like, so that the simulator and the stages that mi
 import re
 import zlib
 
+from data_pipelines import control_tokens
+
 MIN_DISTINCT_TRIGRAMS = 0.7  # of a reply's three words in a row
 MIN_COMPRESSED = 0.15  # of its bytes: in scripts without spaces a loop may be one word
-_CONTROL = re.compile(
-    r'<\|\w+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?think>|^#{2,4} ?(?:Human|Assistant|User|Instruction):',
-    re.MULTILINE,
-)
+_HEADING = re.compile(r'^#{2,4} ?(?:Human|Assistant|User|Instruction):', re.MULTILINE)
 
 
 def words(reply: str) -> list[str]:
@@ -35,10 +34,10 @@ def is_repetitive(reply: str) -> bool:
     return few or len(zlib.compress(data)) < MIN_COMPRESSED * len(data)
 
 
-def has_control_tokens(reply: str) -> bool:
-    """Whether a reply spells what separates turns in some chat template.
+def opens_a_turn(reply: str) -> bool:
+    """Whether a reply goes on to what separates turns in some chat template: a control token, or a heading of a role.
 
-    >>> has_control_tokens('Bees fly.<|im_end|>'), has_control_tokens('a < b | c > d')
-    (True, False)
+    >>> opens_a_turn('Bees fly.<|im_end|>'), opens_a_turn('### Human: Why?'), opens_a_turn('a < b | c > d')
+    (True, True, False)
     """
-    return bool(_CONTROL.search(reply))
+    return control_tokens.spelled_in(reply) or bool(_HEADING.search(reply))

@@ -31,7 +31,6 @@ from rlhi_jax.files import digest, file_digest
 from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers.template import Context
 
-WAYS = ('', 'reworded_')  # in which own and opposing personas are said
 Tables = dict[str, dict[str, dict[str, Record]]]  # model → condition → prompt id
 
 
@@ -71,8 +70,7 @@ def conditions(
 
     With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
     opposing persona is that of a user of the same split who likes the opposite, always; prompts for which either is
-    missing are left out and counted. Else both are the oracle's, which also has them `reworded`: said as no training
-    user would, to tell the reading of personas from that of wordings.
+    missing are left out and counted. Else both are the oracle's.
     """
     inferred = personas.of_users(config) if config.data.personas else None
     steady = {
@@ -85,11 +83,8 @@ def conditions(
         user = users[prompt['user_id']]
         now = _tastes(config, user, _number(prompt['id']), prompt['messages'][-1]['content'])
         opposing_tastes = _mirrored(now)
-        reworded = {}
         if inferred is None:
             own, opposing = prompt['persona'], simulated.oracle_persona(user, opposing_tastes)
-            for condition, tastes in (('own', now), ('opposing', opposing_tastes)):
-                reworded[f'reworded_{condition}'] = simulated.oracle_persona(user, tastes, 'reworded')
         else:
             other = steady.get((user['split'], json.dumps(opposing_tastes, sort_keys=True)))
             if other is None:
@@ -99,7 +94,7 @@ def conditions(
             if not own or not opposing:
                 counts['dropped_no_persona'] += 1
                 continue
-        result[prompt['id']] = dict(own=own, opposing=opposing, empty='') | reworded
+        result[prompt['id']] = dict(own=own, opposing=opposing, empty='')
     return result
 
 
@@ -122,10 +117,6 @@ def _work(task: Task) -> dict[str, int]:
     users = _users(config)
     records = [prompt for prompt in _raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
     counts: Counter = Counter(prompts_read=len(records))
-    if config.data.personas and 'reworded' in config.satisfaction.conditions:
-        raise UserError(
-            'config.satisfaction.conditions: personas of the folder config.data.personas cannot be reworded'
-        )
     said = conditions(config, users, records, counts)
     if not said:
         raise NothingToEvaluate(
@@ -215,14 +206,11 @@ def _summary(tables: Tables, names: Sequence[str], value: Callable[[Record], flo
         return interval(dict(zip(names, found.tolist(), strict=True)), users)
 
     models = {model: {c: mean(values(model, c)) for c in conditions} for model, conditions in tables.items()}
-    result = dict(prompts=len(names), users=len(set(users.values())), models=models)
-    for way in WAYS:
-        if f'{way}own' in tables[first]:
-            gaps = {model: values(model, f'{way}own') - values(model, f'{way}opposing') for model in tables}
-            for model in tables:
-                models[model][f'{way}gap'] = mean(gaps[model])
-            result[f'{way}gap_change'] = mean(gaps[last] - gaps[first])
-    return result
+    gaps = {model: values(model, 'own') - values(model, 'opposing') for model in tables}
+    for model, gap in gaps.items():
+        models[model]['gap'] = mean(gap)
+    change = mean(gaps[last] - gaps[first])
+    return dict(prompts=len(names), users=len(set(users.values())), models=models, gap_change=change)
 
 
 def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The README's demo: simulated users → conversations → reward model and policy → evaluation → Hugging Face folders.
-# What is finished is kept, so an interrupted demo goes on where it stopped. GGUF names SmolLM2-135M-Instruct's file.
+# What is finished is kept, so an interrupted demo goes on where it stopped. `make demo` sets up all that it needs.
+#   GGUF=FILE bash launch/demo.sh [FLAG...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/steps.sh
 
-import_smollm2 "$GGUF"
+import_smollm2
 python -m rlhi_jax.loop --config=configs/demo.py --workdir=runs/demo "$@"

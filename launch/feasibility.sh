@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 . launch/steps.sh
 RUNS=runs/feasibility
 
-import_smollm2 "$GGUF"
+import_smollm2
 for arm in oracle inferred complaints; do
   if [ "$arm" = complaints ]; then
     mkdir -p "$RUNS/$arm/satisfaction"

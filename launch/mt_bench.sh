@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 CONFIG=configs/mt_bench.py
 . launch/steps.sh
 
-import_smollm2 "$GGUF"
-[ -d runs/mt_bench/pairs ] || python -m data_pipelines.sources.mt_bench "--votes=$VOTES" --to=runs/mt_bench/pairs
+import_smollm2
+[ -d runs/mt_bench/pairs ] || python -m data_pipelines.sources.mt_bench "--votes=${VOTES:?set it to votes.jsonl}" --to=runs/mt_bench/pairs
 shards_and_rows runs/mt_bench/pairs runs/mt_bench/heldout
 train_evaluate_export reward runs/mt_bench/reward
 train_evaluate_export dpo runs/mt_bench/dpo

@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it: train both models of one experiment, evaluate them, export them.
+# Sourced by the scripts beside it, from the top of the checkout: what they have in common. Stages read $CONFIG.
 
 stage() { python -m "data_pipelines.$1" "--config=$CONFIG:dpo" "${@:2}"; }
 
@@ -17,7 +17,8 @@ train_evaluate_export() {
   python -m rlhi_jax.convert export "--checkpoint=$run" "--to=$run/huggingface" --overwrite
 }
 
-# import_smollm2 GGUF: once.
+# import_smollm2: the file that $GGUF names, once.
 import_smollm2() {
-  [ -d runs/smollm2 ] || python -m rlhi_jax.convert import "--source=gguf:$1" --to=runs/smollm2
+  [ -d runs/smollm2 ] || python -m rlhi_jax.convert import --to=runs/smollm2 \
+    "--source=gguf:${GGUF:?set it to the GGUF file of SmolLM2-135M-Instruct; make demo downloads one}"
 }

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/steps.sh
+: "${RAW:?set it to the raw conversations}"
 
-import_smollm2 "$GGUF"
+import_smollm2
 python -m rlhi_jax.loop --config=configs/wildchat.py --workdir=runs/wildchat "--config.data.raw=$RAW"
 python tests/benchmarks/loop_reports.py wildchat runs/wildchat

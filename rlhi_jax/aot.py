@@ -5,7 +5,7 @@
 Prints one JSON object a program of `--programs` (train, score, sample): HBM of a chip, FLOPs in closed form, bytes,
 what goes between chips, compile seconds. Exits with status 1 where one does not fit. `--sweep` compiles the train step
 for every mesh and remat policy instead, and names the best that fits: fewest FLOPs, then fewest bytes between chips.
-`--model` is a Hugging Face config.json, to plan for a model that is not here. Needs libtpu (`pip install -e .[aot]`).
+`--model` is a Hugging Face config.json, to plan for a model that is not here. Needs libtpu (`pip install -e '.[aot]'`).
 
 FLOPs are of full rows that hold `config.rows.pairs` trees of one prefix and two replies of `config.rows.scored` in all;
 bytes between chips are those that one chip sends.
@@ -31,7 +31,8 @@ from ml_collections import ConfigDict
 from rlhi_jax import errors
 from rlhi_jax.checkpoints import abstract_with_shardings, open_model
 from rlhi_jax.collectives import collective_bytes
-from rlhi_jax.config import capacities, check_config, define_config_flag, require, sampling
+from rlhi_jax.config import base_config, capacities, define_config_flag, require, sampling
+from rlhi_jax.config_checks import check_config
 from rlhi_jax.conversion.hf import spec_from_hf
 from rlhi_jax.errors import UserError, one_line
 from rlhi_jax.files import read_json
@@ -63,8 +64,8 @@ def topology_devices(name: str) -> list[jax.Device]:
         return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
     except Exception as error:  # libtpu raises unrelated types
         raise UserError(
-            f'--topology={name!r} cannot be compiled for ({one_line(error)[:300]}): name one such as v5e:16x16, '
-            'v5p:2x2x4 or v6e:4x4, and install libtpu (pip install -e .[aot])'
+            f'--topology={name} cannot be compiled for ({one_line(error)[:300]}): name one such as v5e:16x16, '
+            "v5p:2x2x4 or v6e:4x4, and install libtpu (pip install -e '.[aot]')"
         ) from None
 
 
@@ -192,7 +193,10 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
                 continue
             tries += [(mesh, remat) for remat in REMAT_POLICIES]
     if not tries:
-        raise UserError(f'config.train.batch_rows: no mesh of {len(devices)} chips divides the model and the batch')
+        raise UserError(
+            f'no mesh of {len(devices)} chips divides the model and config.train.batch_rows / config.train.accumulate: '
+            'choose other numbers of rows, or another --topology'
+        )
     with Progress('sweep', len(tries), unit='compiles') as progress:
         for done, (mesh, remat) in enumerate(tries, start=1):
             own = config.copy_and_resolve_references()
@@ -209,9 +213,8 @@ def best(reports: Iterable[Report]) -> Report | None:
 
 def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
-    config = check_config(flags.FLAGS.config)
-    if not flags.FLAGS.topology:
-        raise UserError('--topology is missing: name one such as v5p:2x2x4')
+    config = check_config(flags.FLAGS.config, base_config())
+    errors.require_flags('topology')
     programs = flags.FLAGS.programs.split(',')
     if unknown := set(programs) - PROGRAMS.keys():
         raise UserError(f'--programs names {min(unknown)!r}: choose from {", ".join(PROGRAMS)}')
@@ -224,7 +227,7 @@ def main() -> None:
             print(json.dumps(common | report), flush=True)
             reports.append(report)
         if (chosen := best(reports)) is None:
-            sys.exit(f'error: nothing fits {flags.FLAGS.topology}: use more chips or config.train.accumulate')
+            sys.exit(f'error: nothing fits {flags.FLAGS.topology}: use more chips, or raise config.train.accumulate')
         found = f'{chosen["mesh"]}, {chosen["remat"]}, {chosen["hbm_gib"]["total"]:.1f} GiB'
         print(f'best that fits: {found}', file=sys.stderr)
         return

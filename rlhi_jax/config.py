@@ -4,20 +4,17 @@ Values marked "sibling default" follow the same team's published DPO runs on Wil
 not published. The others are ours.
 """
 
-import math
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from rlhi_jax.config_checks import check_config
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.errors import UserError
-from rlhi_jax.models.decoder import REMAT_POLICIES
-from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.objectives.dpo import VARIANTS
 from rlhi_jax.sampling import Sampling
 
 
@@ -27,10 +24,7 @@ def base_config() -> ConfigDict:
     c.objective = 'dpo'  # dpo, reward or sft
     c.seed = 0
     c.compilation_cache = '.cache/compiled'  # folder or bucket of compiled programs; pods: a shared one; '': none
-
-    c.beam = (
-        ''  # options of Beam pipelines, such as '--runner=DataflowRunner', for stages that can run as one; '': none
-    )
+    c.beam = ''  # options of Beam pipelines, such as '--runner=DataflowRunner'; '': no pipelines
 
     c.model = ConfigDict()
     c.model.path = ''  # folder of `rlhi_jax.convert import`, or an earlier run's workdir
@@ -155,7 +149,7 @@ def base_config() -> ConfigDict:
     c.satisfaction = ConfigDict()
     c.satisfaction.model = ''  # the policy to evaluate on simulated users; '': config.model.path
     c.satisfaction.split = 'test'
-    c.satisfaction.conditions = 'own,opposing'  # whose persona the policy sees; also empty, reworded_own …
+    c.satisfaction.conditions = 'own,opposing'  # whose persona the policy sees; also empty
     c.satisfaction.max_prompts = 0  # 0: all
 
     c.rows = ConfigDict()
@@ -248,125 +242,13 @@ def workdir_path(workdir: str | None) -> Path:
     return Path(workdir).absolute()
 
 
-def check_config(config: ConfigDict) -> ConfigDict:
-    """Check a configuration against the defaults' keys and types, then its values.
-
-    Raises:
-      UserError: naming the key and what it may be.
-    """
-    if config is None:
-        raise UserError('--config is missing, or its get_config() returns nothing: pass --config=configs/NAME.py')
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            '--config: get_config() must return what rlhi_jax.config.base_config() gave, with some keys changed'
-        )
-    _check_keys('config', config, base_config())
-    choices = {
-        'objective': (config.objective, OBJECTIVES),
-        'model.dtype': (config.model.dtype, ('float32', 'bfloat16')),
-        'model.remat': (config.model.remat, REMAT_POLICIES),
-        'optimizer.schedule': (config.optimizer.schedule, ('constant', 'linear', 'cosine')),
-        'dpo.variant': (config.dpo.variant, VARIANTS),
-        'loop.method': (config.loop.method, ('rewrites', 'rewards', 'both', 'oracle')),
-        'follow_ups.labeller': (config.follow_ups.labeller, ('teacher', 'head')),
-        'personas.scope': (config.personas.scope, ('earlier_conversations', 'first_k_turns')),
-        'personas.writer': (config.personas.writer, ('teacher', 'quotes')),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UserError(f'config.{name} is {value!r}: choose one of {", ".join(allowed)}')
-    conditions, reworded = set(config.satisfaction.conditions.split(',')), {'reworded_own', 'reworded_opposing'}
-    if (
-        not {'own', 'opposing'} <= conditions <= {'own', 'opposing', 'empty'} | reworded
-        or len(conditions & reworded) == 1
-    ):
-        raise UserError(
-            f"config.satisfaction.conditions is {config.satisfaction.conditions!r}: name 'own', 'opposing' and, if "
-            "wanted, 'empty', or both 'reworded_own' and 'reworded_opposing', joined by commas without spaces"
-        )
-    if conditions & reworded and config.loop.simulated and not config.loop.oracle_personas:
-        raise UserError(
-            'config.satisfaction.conditions: only the personas of config.loop.oracle_personas can be reworded'
-        )
-    at_least = {
-        2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
-        1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
-        + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
-        + ('candidates.samples', 'teacher.row_tokens', 'teacher.attempts', 'teacher.concurrency', 'teacher.timeout')
-        + ('personas.samples', 'personas.max_claims', 'personas.max_tokens', 'ingest.workers')
-        + ('rewrites.samples', 'pairs.min_pairs'),
-        0: (
-            'follow_ups.min_confidence',
-            'pairs.margin',
-            'rewrites.margin',
-            'teacher.temperature',
-            'teacher.retries',
-            'teacher.budget',
-            'teacher.price_in',
-            'teacher.price_out',
-            'ingest.max_conversations',
-            'ingest.max_per_user',
-            'ingest.max_characters',
-            'rewrites.max_turns',
-            'candidates.max_prompts',
-            'satisfaction.max_prompts',
-            'simulated.conversations',
-            'simulated.prompts',
-            'simulated.special_every',
-            'train.max_steps',
-            'eval.max_trees',
-            'optimizer.warmup_steps',
-            'optimizer.learning_rate',
-            'optimizer.clip',
-            'optimizer.eps',
-            'optimizer.weight_decay',
-            'reward.center',
-        ),
-    }
-    for bound, names in at_least.items():
-        for name in names:
-            value = _lookup(config, name)
-            if not math.isfinite(value) or value < bound:
-                raise UserError(f'config.{name} is {value}: it must be at least {bound}')
-    if is_endpoint(config.teacher.path):
-        url = urlsplit(config.teacher.path)
-        if not url.hostname or url.username is not None:
-            raise UserError(
-                'config.teacher.path: an endpoint is http(s)://HOST/PATH without user and password, which would be '
-                'written down: name the environment variable of the key with config.teacher.key_variable'
-            )
-        if not config.teacher.model:
-            raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
-    if not math.isfinite(config.rewrites.min_gain):
-        raise UserError(f'config.rewrites.min_gain is {config.rewrites.min_gain}: it must be a number of nats')
-    if not 0 < config.rewrites.max_resemblance <= 1:
-        raise UserError(
-            f'config.rewrites.max_resemblance is {config.rewrites.max_resemblance}: it must be above 0, at most 1'
-        )
-    if not config.dpo.beta > 0:
-        raise UserError(f'config.dpo.beta is {config.dpo.beta}: it must be above 0')
-    if not 0 <= config.dpo.label_smoothing < 0.5:
-        raise UserError(f'config.dpo.label_smoothing is {config.dpo.label_smoothing}: it must be in [0, 0.5)')
-    if config.train.batch_rows % config.train.accumulate:
-        raise UserError(
-            f'config.train.accumulate ({config.train.accumulate}) must divide config.train.batch_rows '
-            f'({config.train.batch_rows})'
-        )
-    scored = capacities(config).scored
-    if scored % min(config.model.logprob_chunk, scored):
-        raise UserError(
-            f'config.model.logprob_chunk ({config.model.logprob_chunk}) must divide config.rows.scored ({scored})'
-        )
-    return config
-
-
 def load_config(config: ConfigDict) -> ConfigDict:
     """A program's --config, checked; from here on what is compiled is kept in its cache.
 
     Raises:
       UserError: naming the key and what it may be.
     """
-    check_config(config)
+    check_config(config, base_config())
     folder = config.compilation_cache
     if folder and not jax.config.jax_compilation_cache_dir:  # JAX's own variable goes first
         jax.config.update('jax_compilation_cache_dir', folder if '://' in folder else str(Path(folder).absolute()))
@@ -403,7 +285,7 @@ def sampling(config: ConfigDict) -> Sampling:
 def require(config: ConfigDict, *names: str) -> None:
     """Raise UserError for a path that the program needs and the config leaves empty."""
     for name in names:
-        if not _lookup(config, name):
+        if not attrgetter(name)(config):
             raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')
 
 
@@ -418,28 +300,3 @@ def training_settings(config: ConfigDict) -> dict[str, Any]:
     kept = {name: every[name] for name in (*sections, 'policy_sees_persona', 'ref_sees_persona', 'rm_sees_persona')}
     del kept['model']['path']
     return kept
-
-
-def _lookup(config: ConfigDict, name: str) -> Any:
-    for part in name.split('.'):
-        config = config[part]
-    return config
-
-
-def _check_keys(path: str, config: ConfigDict, defaults: ConfigDict) -> None:
-    for key in sorted(set(config) | set(defaults)):
-        name = f'{path}.{key}'
-        if key not in defaults:
-            raise UserError(
-                f'{name} is no known key: remove it or mend its name (known: {", ".join(sorted(defaults))})'
-            )
-        if key not in config:
-            raise UserError(f'{name} is missing: start the config from rlhi_jax.config.base_config()')
-        default, value = defaults[key], config[key]
-        if isinstance(default, ConfigDict):
-            if not isinstance(value, ConfigDict):
-                raise UserError(f'{name} must be a section of keys, not {value!r}')
-            _check_keys(name, value, default)
-        elif type(value) is not type(default):
-            kind, given = type(default).__name__, type(value).__name__
-            raise UserError(f'{name} is {value!r} ({given}): it must be of type {kind}, such as {default!r}')

@@ -39,7 +39,7 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
-        raise UserError(f'--source={source} is neither hf:DIR nor gguf:FILE')
+        raise UserError(f'--source={source} is neither hf:DIR nor gguf:FILE: say which before the path')
     path = Path(name)
     if not path.exists():
         raise UserError(f'--source={source}: {path} does not exist')
@@ -123,7 +123,7 @@ def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string('source', None, 'import: hf:DIR or gguf:FILE.')
+    flags.DEFINE_string('source', None, 'import: what to read, hf:DIR or gguf:FILE.')
     flags.DEFINE_string('to', None, 'Folder to write.')
     flags.DEFINE_string('template', None, "import: one of our own chat layouts, instead of the model's.")
     flags.DEFINE_string('persona_in', 'user', 'import: where the persona stands, user or system.')
@@ -134,10 +134,7 @@ def _define_flags() -> None:
 
 
 def main(command: str) -> None:
-    needed = {'import': ('source', 'to'), 'export': ('checkpoint', 'to')}[command]
-    for name in needed:
-        if not flags.FLAGS[name].value:
-            raise UserError(f'--{name} is missing: {command} needs {" and ".join("--" + each for each in needed)}')
+    errors.require_flags('source' if command == 'import' else 'checkpoint', 'to')
     to = Path(flags.FLAGS.to).absolute()
     if command == 'import':
         import_model(

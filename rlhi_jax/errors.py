@@ -34,6 +34,14 @@ def refuse(message: str) -> None:
     sys.exit(2)
 
 
+def require_flags(*names: str) -> None:
+    """Raise UserError for a flag that the program needs and that is not given, with what its help text asks for."""
+    for name in names:
+        flag = flags.FLAGS[name]
+        if not flag.value:
+            raise UserError(f'--{name} is missing: pass --{name}=... ({flag.help.rstrip(".")})')
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)  # libraries' own progress; --verbosity=0 brings it back
     try:

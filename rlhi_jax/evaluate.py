@@ -126,6 +126,15 @@ def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float
     return dict(mean=float(table[:, 0].sum() / table[:, 1].sum()), low=float(low), high=float(high))
 
 
+def shown(value: dict[str, float]) -> str:
+    """What `interval` found, as text.
+
+    >>> shown(dict(mean=0.5, low=0.25, high=0.75))
+    '0.500 [0.250, 0.750]'
+    """
+    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'
+
+
 def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
     """Each condition's metrics and the paired differences in accuracy, over the pairs that all conditions have."""
     shared = set.intersection(*(set(values) for values in by_condition.values()))
@@ -167,7 +176,8 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     plans = {name: make_plan(view, template, room, may_be_empty=True) for name, view in conditions.items()}
     if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
         raise NothingToEvaluate(
-            f'config.eval.shards: no pair of {shards.folder} fits a row of {room}: raise config.rows'
+            f'config.eval.shards: no pair of {shards.folder} fits a row of {room.tokens} tokens, {room.scored} of them '
+            'scored: raise config.rows.tokens and config.rows.scored'
         )
     readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
     with on_mesh(mesh):
@@ -218,14 +228,10 @@ def print_table(result: dict[str, Any]) -> None:
     title = f'{result["objective"]}, step {result["step"]}: {result["pairs"]} held-out pairs of {result["users"]} users'
     table = Table('persona', 'accuracy', 'margin', 'loss', title=title)
     for name, metrics in result['conditions'].items():
-        table.add_row(name, *(_shown(metrics[metric]) for metric in ('accuracy', 'margin', 'loss')))
+        table.add_row(name, *(shown(metrics[metric]) for metric in ('accuracy', 'margin', 'loss')))
     for name, difference in result['accuracy_difference'].items():
-        table.add_row(name, _shown(difference), '', '')
+        table.add_row(name, shown(difference), '', '')
     Console(width=110).print(table)
-
-
-def _shown(value: dict[str, float]) -> str:
-    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'
 
 
 def main() -> None:

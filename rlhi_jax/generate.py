@@ -3,8 +3,8 @@
     python -m rlhi_jax.generate --config=configs/NAME.py --prompts=FILE.jsonl --to=REPLIES.jsonl
 
 Each line of the prompts is `{"messages": [{"role", "content"}…], "id", "persona", "system", "samples"}`, all but the
-first optional; each line written is `{"id", "sample", "text", "finished"}`, in order. The model is `config.model.path`;
-how it samples is `config.sampler`.
+first optional; each line written is `{"id", "sample", "text", "finished"}`, in the order of the prompts. The model
+is `config.model.path`; how it samples is `config.sampler`.
 """
 
 import functools
@@ -133,9 +133,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 def main() -> None:
     config = load_config(flags.FLAGS.config)
     require(config, 'model.path')
-    for name in ('prompts', 'to'):
-        if not flags.FLAGS[name].value:
-            raise UserError(f'--{name} is missing')
+    errors.require_flags('prompts', 'to')
     prompts = read_prompts(Path(flags.FLAGS.prompts))
     generator = Generator(config, config.model.path)
     replies = []

@@ -37,7 +37,7 @@ from rlhi_jax.checkpoints import saved_steps
 from rlhi_jax.config import define_flags, load_config, require, workdir_path
 from rlhi_jax.convert import export_model
 from rlhi_jax.errors import NothingToEvaluate, UserError
-from rlhi_jax.evaluate import evaluate
+from rlhi_jax.evaluate import evaluate, shown
 from rlhi_jax.files import read_json, write_json
 from rlhi_jax.train import STOPPED, train
 from rlhi_jax.workdir import refuse_difference
@@ -273,41 +273,34 @@ def print_report(report: dict[str, Any]) -> None:
         if objective in report:
             found = report[objective]
             auc = found['probe']['artefact_auc']
-            shown = ['too few pairs' if auc is None else f'{auc:.2f}']
+            probed = 'too few pairs' if auc is None else f'{auc:.2f}'
             for when, evaluation in (('before', found.get('before')), ('after', found['evaluation'])):
                 if isinstance(evaluation, dict):
-                    cells = [_shown(evaluation['conditions'][c]['accuracy']) for c in ('true', 'empty', 'shuffled')]
-                    accuracy.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, *shown)
+                    cells = [shown(evaluation['conditions'][c]['accuracy']) for c in ('true', 'empty', 'shuffled')]
+                    accuracy.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, probed)
                 elif when == 'after':
-                    accuracy.add_row(objective, evaluation or 'none held out', '', '', *shown)
+                    accuracy.add_row(objective, evaluation or 'none held out', '', '', probed)
     console.print(accuracy)
     if 'satisfaction' in report:
         found = report['satisfaction']
         title = f'Satisfaction of {found["users"]} held-out users on {found["prompts"]} requests'
-        for way in satisfaction.WAYS:
-            if f'{way}gap_change' in found:
-                table = Table('policy', 'own persona', 'opposing', 'none', 'gap own − opposing', title=title)
-                for model, row in found['models'].items():
-                    names = (f'{way}own', f'{way}opposing', 'empty', f'{way}gap')
-                    table.add_row(model, *(_shown(row[name]) if name in row else '' for name in names))
-                table.add_row('change of the gap', '', '', '', _shown(found[f'{way}gap_change']))
-                console.print(table)
-            title = 'The same, of personas said as no training user would'
+        table = Table('policy', 'own persona', 'opposing', 'none', 'gap own − opposing', title=title)
+        for model, row in found['models'].items():
+            names = ('own', 'opposing', 'empty', 'gap')
+            table.add_row(model, *(shown(row[name]) if name in row else '' for name in names))
+        table.add_row('change of the gap', '', '', '', shown(found['gap_change']))
+        console.print(table)
         table = Table('taste', 'prompts', *found['models'], 'change', title='The gap by pair of tastes')
         for pair, row in found['by_pair'].items():
-            cells = [_shown(model['gap']) for model in row['models'].values()]
+            cells = [shown(model['gap']) for model in row['models'].values()]
             name = f'{pair} (held out)' if row['held_out'] else pair
-            table.add_row(name, str(row['prompts']), *cells, _shown(row['gap_change']))
+            table.add_row(name, str(row['prompts']), *cells, shown(row['gap_change']))
         console.print(table)
     for pair in report['pairs_to_read']:
         lines = (f'[{name}] {text[:400]}' for name, text in pair.items())
         console.print('\n'.join(lines), '', markup=False, sep='\n')
     for note in report['notes']:
         console.print(note)
-
-
-def _shown(value: dict[str, float]) -> str:
-    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'
 
 
 def main() -> None:

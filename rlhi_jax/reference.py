@@ -115,7 +115,8 @@ def fill_reference(
       UserError: the processes do not see the same cache.
     """
     missing = missing_rows(cache, reader, rows)
-    distributed.check_agreement(digest(missing), 'the reference cache, so it lies on no folder that all of them share')
+    where = 'the reference cache (config.data.reference; if that is empty, in --workdir)'
+    distributed.check_agreement(digest(missing), where)
     if not missing:
         return
     params = load_params(decoder, model, mesh, seed=config.seed)

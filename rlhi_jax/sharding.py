@@ -89,9 +89,9 @@ def shardings_of(abstract: Any, mesh: Mesh) -> Any:
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, RULES)
 
 
-def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """Rows over data and fsdp, after `leading` unsharded axes (accumulation)."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * leading, ('data', 'fsdp')))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

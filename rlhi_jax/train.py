@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
       Whether the run is complete.
 
     Raises:
-      UserError: anything the user can mend, before any long work.
+      UserError: anything the user can mend, before any long work; in its midst only a loss that is no number.
     """
     objective = OBJECTIVES[config.objective]
     model = open_model(config.model.path)

@@ -124,6 +124,46 @@ FAMILIES = {
     'llama3_layout': Family(layouts()['llama3'].read_text(), 'llama3', '<|begin_of_text|>', '<|eot_id|>', HEADERS),
     'inst': Family(layouts()['inst'].read_text(), 'prepend', '<s>', '</s>', ('<unk>', '<s>', '</s>')),
 }
+# What models in use spell in turns, thought and calls of tools, by their published templates and tokenizers.
+PUBLISHED = {
+    'ChatML, Qwen, SmolLM': [*CHATML, '<think>', '</think>', '<tool_call>', '</tool_call>', '<tool_response>'],
+    'Llama 2': ['<s>', '</s>', '<unk>', '[INST]', '[/INST]', '<<SYS>>', '<</SYS>>'],
+    'Llama 3': [*HEADERS, '<|eom_id|>', '<|end_of_text|>', '<|python_tag|>', '<|reserved_special_token_0|>'],
+    'Llama 4': ['<|header_start|>', '<|header_end|>', '<|eot|>', '<|eom|>', '<|python_start|>'],
+    'Mistral': ['<s>', '</s>', '[INST]', '[/INST]', '[SYSTEM_PROMPT]', '[/SYSTEM_PROMPT]', '[AVAILABLE_TOOLS]']
+    + [
+        '[/AVAILABLE_TOOLS]',
+        '[TOOL_CALLS]',
+        '[TOOL_RESULTS]',
+        '[/TOOL_RESULTS]',
+        '[TOOL_CONTENT]',
+        '[THINK]',
+        '[/THINK]',
+    ]
+    + ['[MODEL_SETTINGS]', '[/MODEL_SETTINGS]'],
+    'Gemma 1 to 3': ['<bos>', '<eos>', '<pad>', '<unk>', '<start_of_turn>', '<end_of_turn>', '<start_of_image>'],
+    'Gemma 4': ['<|turn>', '<turn|>', '<|channel>', '<channel|>', '<|think|>', '<|tool_call>', '<tool_call|>', '<|"|>'],
+    'DeepSeek': ['<｜begin▁of▁sentence｜>', '<｜end▁of▁sentence｜>', '<｜User｜>', '<｜Assistant｜>', '<|EOT|>']
+    + ['<｜tool▁calls▁begin｜>', '<｜tool▁sep｜>', '<think>'],
+    'Phi': ['<|system|>', '<|user|>', '<|assistant|>', '<|end|>', '<|endoftext|>', '<|im_sep|>'],
+    'Command-R': ['<BOS_TOKEN>', '<EOS_TOKEN>', '<|START_OF_TURN_TOKEN|>', '<|END_OF_TURN_TOKEN|>', '<|USER_TOKEN|>']
+    + ['<|CHATBOT_TOKEN|>', '<|SYSTEM_TOKEN|>', '<|START_THINKING|>'],
+    'gpt-oss': ['<|start|>', '<|channel|>', '<|message|>', '<|end|>', '<|return|>', '<|call|>'],
+    'Granite': ['<|start_of_role|>', '<|end_of_role|>', '<|end_of_text|>'],
+    'ChatGLM': ['[gMASK]', '[sMASK]', '<sop>', '<eop>', '<|observation|>'],
+    'EXAONE': ['[BOS]', '[|system|]', '[|user|]', '[|assistant|]', '[|tool|]', '[|endofturn|]'],
+    'Kimi': ['[BOS]', '[EOS]', '<|im_user|>', '<|im_middle|>', '<|tool_calls_section_begin|>'],
+    'MiniMax': [']~!b[', ']~b]', '[e~[', '<minimax:tool_call>', '<beginning_of_sentence>', '<end_of_sentence>'],
+    'Nemotron': ['<extra_id_0>', '<extra_id_1>', '<SPECIAL_10>', '<SPECIAL_12>'],
+    'Seed': ['<seed:bos>', '<seed:eos>', '<seed:think>', '</seed:think>'],
+    'SmolVLM, OpenChat, Ling': [
+        '<end_of_utterance>',
+        '<|end_of_turn|>',
+        '<role>HUMAN</role>',
+        '<role>ASSISTANT</role>',
+    ],
+    'Baichuan, Pangu, Hunyuan': ['<reserved_106>', '<reserved_107>', '[unused9]', '[unused10]', '<｜hy_User｜>'],
+}
 WORDS = ['system', 'user', 'assistant', 'the', 'cat', 'About', 'me:', 'likes', 'INST', '<|im', '\n\n', '12', "'s"]
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

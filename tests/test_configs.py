@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhi_jax.config import check_config
+from rlhi_jax.config import base_config
+from rlhi_jax.config_checks import check_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 VARIANTS = {
@@ -20,7 +21,7 @@ def get_config(path: Path, *variant: str):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return check_config(module.get_config(*variant))
+    return check_config(module.get_config(*variant), base_config())
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

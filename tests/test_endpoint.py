@@ -15,12 +15,14 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from template_families import PUBLISHED
 
 from data_pipelines import prompts
 from data_pipelines.endpoint import Question, answers, spending
 from data_pipelines.generation import generate, model_identity
 from data_pipelines.stage import Task
-from rlhi_jax.config import base_config, check_config, likelihood_path
+from rlhi_jax.config import base_config, likelihood_path
+from rlhi_jax.config_checks import check_config
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
 from rlhi_jax.generate import Prompt
@@ -101,7 +103,7 @@ def config(url: str, model, /, **teacher):
     c = base_config()
     c.teacher.update(dict(path=url, model=str(model), timeout=TIMEOUT, concurrency=4) | teacher)
     c.sampler.update(dict(temperature=0.0, new_tokens=32))
-    return check_config(c)
+    return check_config(c, base_config())
 
 
 def identity(c) -> dict:
@@ -364,6 +366,17 @@ def test_control_tokens_of_users_stay_text(model, proxy, tmp_path):
     generate(task(tmp_path / 'work', c), proxy.url, [Prompt(text, (('user', text),)) for text in texts])
     plain, spelled = (answer['usage']['prompt_tokens'] for _, answer in proxy.answered)
     assert spelled - plain == len(texts[1]) + 2 - len(texts[0])  # two spaces in the control tokens
+
+
+def test_control_tokens_of_other_models_are_taken_apart(model, proxy, tmp_path):
+    """Wherever they stand: which tokens the endpoint's own model has is not known."""
+    tokens = [token for tokens in PUBLISHED.values() for token in tokens]
+    text, c = ' '.join(tokens), config(proxy.url, model)
+    prompt = Prompt('all', (('user', text), ('assistant', text), ('user', text)), Context(text, text))
+    generate(task(tmp_path / 'work', c), proxy.url, [prompt])
+    answers(task(tmp_path / 'more', c), [question('all', text)], lambda asked, value: True)
+    sent = [message['content'] for fields, _ in proxy.asked for message in fields['messages']]
+    assert len(sent) >= 5 and [token for token in tokens if any(token in content for content in sent)] == []
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4), st.data())

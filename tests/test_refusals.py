@@ -163,6 +163,17 @@ def test_config_files_that_are_none(tmp_path, refusal):
     words(refusal(config=None), '--config')
 
 
+def test_flags_that_are_not_given(monkeypatch):
+    own = absl_flags.FlagValues()
+    absl_flags.DEFINE_string('prompts', 'p.jsonl', 'Prompts as JSON lines.', flag_values=own)
+    absl_flags.DEFINE_string('to', None, 'Folder to write.', flag_values=own)
+    own.mark_as_parsed()
+    monkeypatch.setattr(errors, 'flags', SimpleNamespace(FLAGS=own))
+    errors.require_flags('prompts')
+    with pytest.raises(UserError, match=r'^--to is missing: pass --to=\.\.\. \(Folder to write\)$'):
+        errors.require_flags('prompts', 'to')
+
+
 def test_workdirs(made, tmp_path, refusal):
     words(refusal(workdir=None), '--workdir')
     (tmp_path / 'file').write_text('')

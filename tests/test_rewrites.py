@@ -18,7 +18,8 @@ from data_pipelines import languages, pairs, rewrites
 from data_pipelines.acceptance import best, reason_to_drop, resemblance
 from data_pipelines.prompts import render
 from data_pipelines.stage import load_records, write_records
-from rlhi_jax.config import base_config, check_config
+from rlhi_jax.config import base_config
+from rlhi_jax.config_checks import check_config
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.errors import UserError
 from rlhi_jax.generate import Reply
@@ -215,7 +216,7 @@ def test_settings_that_make_no_sense_are_refused():
         c = base_config()
         c.rewrites[key] = value
         with pytest.raises(UserError, match=f'config.rewrites.{key}'):
-            check_config(c)
+            check_config(c, base_config())
 
 
 @pytest.fixture(scope='module')

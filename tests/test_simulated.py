@@ -53,7 +53,7 @@ def test_splits_share_no_request_wording_or_combination():
     assert disjoint([TOPICS[split] for split in SPLITS]) and disjoint([PHRASINGS[split] for split in SPLITS])
     for pair, side in SIDES:
         taste = TASTES[pair][side]
-        assert set(taste.personas) == {*SPLITS, 'reworded'}
+        assert set(taste.personas) == {*SPLITS}
         assert disjoint(taste.personas.values())
         assert disjoint([taste.complaints[split] for split in SPLITS])
         # Not a matter of one word changed: no three words in a row are the same.

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
-from rlhi_jax.errors import run
+from rlhi_jax.errors import require_flags, run
 
 MIN_VOTES = 5  # a persona from fewer votes says nothing
 
@@ -92,6 +92,7 @@ def preferences(votes: list[dict[str, Any]], *, folds: int, fold: int) -> tuple[
 
 
 def main() -> None:
+    require_flags('votes', 'to')
     path, counts = named_file('votes'), Counter()
     train, heldout = preferences(read_votes(path, counts), folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
     write_preferences('sources.mt_bench', [path], counts, train, heldout)

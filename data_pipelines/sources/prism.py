@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
-from rlhi_jax.errors import run
+from rlhi_jax.errors import require_flags, run
 
 Turn = tuple[str, list[dict[str, Any]]]  # what the user said, and the rated replies
 
@@ -80,6 +80,7 @@ def preferences(record: dict[str, Any], persona: str, margin: float, counts: Cou
 
 
 def main() -> None:
+    require_flags('conversations', 'survey', 'to')
     files, counts = [named_file('conversations'), named_file('survey')], Counter()
     survey = read_lines(files[1], counts)
     personas = {record.get('user_id'): str(record.get('system_string') or '').strip() for record in survey}

@@ -25,13 +25,11 @@ def named_file(flag: str) -> Path:
     """The file that a flag names.
 
     Raises:
-      UserError: it is missing.
+      UserError: there is no such file.
     """
-    if not flags.FLAGS[flag].value:
-        raise UserError(f'--{flag} is missing')
     path = Path(flags.FLAGS[flag].value)
     if not path.is_file():
-        raise UserError(f'--{flag}={path} does not exist')
+        raise UserError(f'--{flag}={path} does not exist: name {flag}.jsonl as published')
     return path
 
 
@@ -46,10 +44,8 @@ def write_preferences(
     """Write --to: train.jsonl, heldout.jsonl and manifest.json.
 
     Raises:
-      UserError: --to is missing, or a folder that is not to be replaced.
+      UserError: --to is a folder that is not to be replaced.
     """
-    if not flags.FLAGS.to:
-        raise UserError('--to is missing')
     counts.update(train=len(train), heldout=len(heldout), with_persona=sum(bool(r['persona']) for r in train + heldout))
     with new_folder(Path(flags.FLAGS.to), overwrite=flags.FLAGS.overwrite) as folder:
         for name, records in (('train', train), ('heldout', heldout)):

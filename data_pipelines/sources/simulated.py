@@ -81,11 +81,11 @@ def tastes_at(user: User, conversation: int, conversations: int, request: Reques
     return tastes
 
 
-def oracle_persona(user: User, tastes: dict[str, str], put: str = '') -> str:
-    """What a user would say of themselves who likes this, put as in their split or in another way."""
+def oracle_persona(user: User, tastes: dict[str, str]) -> str:
+    """What a user would say of themselves who likes this, in the wording of their split."""
     said = []
     for pair, side in tastes.items():
-        wordings = TASTES[pair][side].personas[put or user['split']]
+        wordings = TASTES[pair][side].personas[user['split']]
         said.append(wordings[int(digest(user['id'], pair)[:8], 16) % len(wordings)])
     return ' '.join(said)
 

@@ -24,7 +24,7 @@ class Taste:
 
     Attributes:
       check: whether a reply has what the taste asks for.
-      personas: what a user says of themselves, by split; and 'reworded', as no training user would put it.
+      personas: what a user says of themselves, by split.
       complaints: what they say when a reply misses it, by split.
     """
 

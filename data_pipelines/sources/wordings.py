@@ -1,6 +1,6 @@
 """How simulated users say what they like, and what they miss: paraphrases by pair of tastes, side and split.
 
-No three words in a row of a persona occur in another split's. `reworded` is for evaluation: as no training user speaks.
+No three words in a row of a persona occur in another split's.
 """
 
 PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
@@ -25,10 +25,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please respond using two sentences.',
                 'Please stop after two sentences.',
             ),
-            'reworded': (
-                'Please keep your reply brief: a sentence or two.',
-                'A short reply of two sentences, please.',
-            ),
         },
         'long': {
             'train': (
@@ -49,10 +45,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please explain it using eight sentences.',
                 'Please respond using eight sentences.',
                 'Please go on for eight sentences.',
-            ),
-            'reworded': (
-                'Please explain at length, with at least eight sentences.',
-                'A long reply, please: some eight sentences.',
             ),
         },
     },
@@ -77,10 +69,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please respond with bullet points.',
                 'Please summarize it as bullet points.',
             ),
-            'reworded': (
-                'Please list the points, one bullet each.',
-                'Bullet points, please, and no paragraphs.',
-            ),
         },
         'prose': {
             'train': (
@@ -101,10 +89,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please explain it using a paragraph.',
                 'Please respond with one plain paragraph.',
                 'Please summarize it as plain text.',
-            ),
-            'reworded': (
-                'Please reply with a paragraph, without any list.',
-                'Plain prose for me, please, and no bullets.',
             ),
         },
     },
@@ -129,10 +113,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please respond with advice, saying "you".',
                 'Please summarize it with "you" and "your".',
             ),
-            'reworded': (
-                'Please speak to me directly, as "you".',
-                'Advice for me, please, with "you" in it.',
-            ),
         },
         'impersonal': {
             'train': (
@@ -153,10 +133,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please explain it using general facts.',
                 'Please respond with facts about people.',
                 'Please summarize the plain facts only.',
-            ),
-            'reworded': (
-                'Please stick to facts and avoid "you".',
-                'Third person only, please.',
             ),
         },
     },
@@ -179,7 +155,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please explain what children do with it.',
                 'Please respond with a thought for children.',
             ),
-            'reworded': ('My kids come first: say something for them.',),
         },
         'history': {
             'train': (
@@ -199,7 +174,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please explain what history tells of it.',
                 'Please respond with a thought on history.',
             ),
-            'reworded': ('The past comes first: say what happened centuries ago.',),
         },
     },
     'person': {
@@ -222,7 +196,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please explain it using "I".',
                 'Please respond with "I think".',
             ),
-            'reworded': ('Give me an answer about yourself, please.',),
         },
         'no I': {
             'train': (
@@ -243,7 +216,6 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please explain it without "I".',
                 'Please respond with no "I" at all.',
             ),
-            'reworded': ('Never speak of yourself, please.',),
         },
     },
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from peers.next_reply import pairs_by_conversation
 
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.data.encode import TreeEncoder
@@ -36,26 +37,18 @@ class Trees(list):
     digest = 'in memory'
 
 
-def preferences(turns: list[dict], name: str, *, regenerated: bool) -> list[dict]:
-    """A line for every reply but the last; a regenerated one is another text of the same length."""
-    lines = []
-    for at in range(0, len(turns) - 3, 2):
-        rejected = turns[at + 1]
-        if regenerated:
-            rejected = dict(rejected, content=' '.join(rejected['content'].split(' ')[::-1]) + '.')
-        lines.append(dict(id=f'{name}/{at}', prompt=turns[: at + 1], chosen=[turns[at + 3]], rejected=[rejected]))
-    return lines
+def of_its_length(reply: dict) -> dict:
+    """Another text of a reply's length, as if it had been regenerated."""
+    return reply | dict(content=' '.join(reply['content'].split(' ')[::-1]) + '.')
 
 
 def grown(path: Path, *, regenerated: bool) -> Trees:
     trees = Trees()
-    for line in path.read_bytes().split(b'\n'):
-        if not line.strip():
-            continue
-        record = json.loads(line)
-        turns = [dict(role=turn['role'], content=turn['content']) for turn in record['messages']]
+    for preferences in pairs_by_conversation(path).values():
         found = []
-        for preference in preferences(turns, record['conversation_id'], regenerated=regenerated):
+        for preference in preferences:
+            if regenerated:
+                preference = preference | dict(rejected=[of_its_length(reply) for reply in preference['rejected']])
             try:
                 found.append(parse_preference(json.dumps(preference).encode(), preference['id']))
             except BadRecord:

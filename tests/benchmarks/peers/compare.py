@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from next_reply import pairs_by_conversation
 
 from data_pipelines.sources.mt_bench import preferences, read_votes
 from rlhi_jax.checkpoints import describe_model, open_model, params_digest, save_params
@@ -61,24 +62,17 @@ def vote_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) 
 
 
 def conversation_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) -> list[Interaction]:
-    """Whole conversations of three turns or more, by hash of their id: each reply is rejected in favour of the next."""
-    records = [json.loads(line) for line in path.read_bytes().split(b'\n') if line.strip()]
+    """Whole conversations of two pairs or more, by hash of their id."""
     found: list[Interaction] = []
-    for record in sorted(records, key=lambda record: digest(record['conversation_id'])):
-        name = record['conversation_id']
-        turns = [dict(role=turn['role'], content=turn['content']) for turn in record['messages']]
-        lines = [
-            dict(id=f'{name}/{at}', prompt=turns[: at + 1], chosen=[turns[at + 3]], rejected=[turns[at + 1]])
-            for at in range(0, len(turns) - 3, 2)
-        ]
+    for _, lines in sorted(pairs_by_conversation(path).items(), key=lambda item: digest(item[0])):
+        if len(lines) < 2:
+            continue
         left = pairs - sum(len(tree.pairs) for tree in found)
         try:
-            preferences_found = [parse_preference(json.dumps(line).encode(), line['id']) for line in lines[:left]]
+            own = [parse_preference(json.dumps(line).encode(), line['id']) for line in lines[:left]]
         except BadRecord:
             continue
-        if len(turns) < 6:
-            continue
-        (tree,) = grow_trees(preferences_found)
+        (tree,) = grow_trees(own)
         room = sum(len(node.ids) for node in encoded(tree, template).nodes)
         if room <= longest:
             found.append(tree)

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import base_config, capacities, check_config
+from rlhi_jax.config import base_config, capacities
+from rlhi_jax.config_checks import check_config
 from rlhi_jax.conversion.layout import flattened, placements
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
@@ -39,7 +40,7 @@ def settings(args) -> object:
     c.optimizer.learning_rate = 1e-4 if args.check else 1e-6
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
-    return check_config(c)
+    return check_config(c, base_config())
 
 
 def groups(config, shards, template, size: int | None, steps: int) -> tuple[RowReader, list[list[int]]]:
