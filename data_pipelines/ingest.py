@@ -6,7 +6,8 @@ Reads `config.data.raw`: files or folders, joined by commas; JSON lines (.jsonl,
 `config.ingest.fields` finds. Records that cannot be used are skipped and counted by reason; so are those said before,
 and those that go on in another record, as each call of a serving log repeats what was said before it. A split holds
 whole users and whole clusters of near-duplicate openings: no user and no request lies on both sides. Files named train,
-gate and test (at least two of them) are the splits; else clusters are drawn for them.
+gate and test (at least two of them) are the splits; else clusters are drawn for them. Of openings that are nearly the
+same, as of a template that thousands paste, `config.ingest.max_nearly_same` are kept.
 
 Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done;
 what needs all conversations at once is left to DuckDB, which works on disk. With `config.beam` chunks are read by
@@ -177,7 +178,7 @@ CREATE TABLE kept AS
 _ALIKE = """
 CREATE TABLE banded AS SELECT number, rank, unnest(bands) AS band FROM parts JOIN kept USING (place);
 CREATE TABLE shared AS
-  SELECT band, min(number) AS first, max(rank) AS rank FROM banded GROUP BY band HAVING count(*) > 1;
+  SELECT band, min(number) AS first, max(rank) AS rank, count(*) AS size FROM banded GROUP BY band HAVING size > 1;
 CREATE TABLE users AS
   SELECT person, min(number) AS first, max(rank) AS rank FROM kept WHERE person <> 0 GROUP BY person;
 CREATE TABLE alike AS SELECT DISTINCT * FROM (
@@ -199,6 +200,16 @@ CREATE TABLE chosen AS
   WHERE number NOT IN (SELECT number FROM alike WHERE leaks);
 """
 
+# Which are too many. Those that share a band open nearly the same, whoever they are of, and lie in one split by now.
+# Kept are the first by hash, not those of the file; what shares no band with so many others is never too much.
+_CROWDED = """
+CREATE TABLE crowds AS
+  SELECT number, named, band FROM banded JOIN shared USING (band) JOIN chosen USING (number) WHERE size > {most};
+CREATE TABLE crowded AS SELECT DISTINCT number FROM (
+  SELECT number FROM crowds QUALIFY row_number() OVER (PARTITION BY band ORDER BY named) > {most});
+DROP TABLE crowds;
+"""
+
 # Where each record goes: users one after another, their conversations in the order of time.
 _ORDER = """
 CREATE TABLE ordered AS
@@ -207,6 +218,7 @@ CREATE TABLE ordered AS
   FROM chosen JOIN (SELECT place, user_id FROM parts) USING (place) ORDER BY place;
 DROP TABLE named; DROP TABLE once; DROP TABLE going_on; DROP TABLE began; DROP TABLE kept; DROP TABLE banded;
 DROP TABLE shared; DROP TABLE users; DROP TABLE alike; DROP TABLE clusters; DROP TABLE chosen;
+DROP TABLE IF EXISTS crowded;
 """
 
 _OF_PART = """
@@ -240,8 +252,7 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
             counts[f'dropped_{reason}'] = how_many
 
     def cut(reason: str, rest: str) -> None:
-        drop(reason, number(f'SELECT count(*) FROM ({rest})'))
-        base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
+        drop(reason, number(f'DELETE FROM chosen WHERE number IN ({rest})'))
 
     splits, share = ['', *FILE_SPLITS.values()], config.ingest.heldout  # in SQL too, a list of text
     base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
@@ -259,6 +270,9 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
     counts['clusters'] = number('SELECT count(*) FROM clusters')
     counts['in_clusters_of_several'] = number('SELECT sum(size) FROM clusters WHERE size > 1')
     drop('like_one_held_out', kept - number('SELECT count(*) FROM chosen'))
+    if most := config.ingest.max_nearly_same:
+        base.execute(_CROWDED.format(most=most))
+        cut('nearly_the_same', 'FROM crowded')
     if most := config.ingest.max_per_user:
         newest = 'row_number() OVER (PARTITION BY person ORDER BY ended DESC, number DESC)'
         cut('over_max_per_user', f'SELECT number FROM chosen WHERE person <> 0 QUALIFY {newest} > {most}')
