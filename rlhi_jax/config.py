@@ -40,7 +40,7 @@ def base_config() -> ConfigDict:
     c.model.logprob_chunk = 128  # scored tokens whose vocabulary logits exist at once, per row
 
     c.data = ConfigDict()
-    c.data.raw = ''  # raw conversations: files or folders, joined by commas
+    c.data.raw = ''  # raw conversations: files, folders or hf://OWNER/NAME[@REVISION][/PATH], joined by commas
     c.data.conversations = ''  # folders that the stages of the same names write
     c.data.follow_ups = ''
     c.data.personas = ''
