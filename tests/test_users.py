@@ -5,6 +5,7 @@ import pytest
 from talks import config, output, records, talk, write_lines
 
 from data_pipelines import ingest
+from data_pipelines.stage import Task
 from rlhi_jax.errors import UserError
 
 
@@ -42,7 +43,7 @@ def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
     (tmp_path / 'opt_out.txt').write_text('\ufefftheir-ip\r\n')
     c = config(tmp_path)
     c.ingest.opt_out = str(tmp_path / 'opt_out.txt')
-    (part,) = ingest._scan(c, tmp_path / 'work')
+    (part,) = ingest._scan(Task(c, tmp_path / 'work', 'made of'))
     found = pyarrow.parquet.read_table(part).to_pylist()
     assert [row['opted_out'] for row in found] == [False] * 3 + [True] * 3
     told = str(found[3:]) + (part.parent / 'job.json').read_text()
