@@ -23,6 +23,8 @@ setup(
         'flax==0.12.8',
         'gguf==0.19.0',
         'grain==0.2.18',
+        'httpx2==2.16.2',
+        'huggingface_hub==2.4.0',
         'importlib_resources==7.1.0',
         'jax==0.10.2',
         'jinja2==3.1.6',

@@ -2,11 +2,15 @@
 
     python -m data_pipelines.ingest --config=configs/NAME.py
 
-Reads `config.data.raw`: files or folders, joined by commas; JSON lines (.jsonl, .jsonl.gz) or parquet, whose fields
-`config.ingest.fields` finds. Records that cannot be used are skipped and counted by reason; so are those said before,
-and those that go on in another record, as each call of a serving log repeats what was said before it. A split holds
-whole users and whole clusters of near-duplicate openings: no user and no request lies on both sides. Files named train,
-gate and test (at least two of them) are the splits; else clusters are drawn for them.
+Reads `config.data.raw`: files, folders or data sets of the Hugging Face hub (hf://OWNER/NAME, see `rlhi_jax/hub.py`),
+joined by commas; JSON lines (.jsonl, .jsonl.gz) or parquet, whose fields `config.ingest.fields` finds. The manifest
+names the commit that was read. A later one is other input, so name it, hf://OWNER/NAME@COMMIT, for runs to come.
+
+Records that cannot be used are skipped and counted by reason; so are those said before, and those that go on in another
+record, as each call of a serving log repeats what was said before it. A split holds whole users and whole clusters of
+near-duplicate openings: no user and no request lies on both sides. Files named train, gate and test (at least two of
+them) are the splits; else clusters are drawn for them. Of openings that are nearly the same, as of a template that
+thousands paste, `config.ingest.max_nearly_same` are kept.
 
 Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done;
 what needs all conversations at once is left to DuckDB, which works on disk. With `config.beam` chunks are read by
@@ -43,8 +47,10 @@ from data_pipelines.users import make_salt, read_opt_out, read_salt
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest, write_json
+from rlhi_jax.hub import Snapshot, on_hub, snapshot
 from rlhi_jax.progress import Progress
 
+READ = ('*.jsonl', '*.jsonl.gz', '*.parquet')
 FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
 MEMORY = '256MB'  # of DuckDB: its buffers fill that much of some 300,000 conversations; the rest is on disk
 NEIGHBOURS, MAX_FILES = 5000, 500  # records of a file in the final sort, and how many files are open at most
@@ -53,23 +59,35 @@ _POLL_SECONDS = 0.2
 
 
 def raw_files(config: ConfigDict) -> list[Path]:
-    """The files that `config.data.raw` names; of a folder, those named by split, or else all that can be read.
+    """The files that `config.data.raw` names; of a folder and those in it, those named by split, or else all there are.
 
     Raises:
-      UserError: a path does not exist or holds no conversations.
+      UserError: a path does not exist or holds no conversations, or cannot be fetched from the hub.
     """
     require(config, 'data.raw')
     files: list[Path] = []
     for name in config.data.raw.split(','):
         path = Path(name)
-        found = [path]
-        if path.is_dir():
-            found = [each for each in sorted(path.iterdir()) if each.name.endswith(('.jsonl', '.jsonl.gz', '.parquet'))]
-            found = [each for each in found if file_split(each)] or found
+        if on_hub(name):
+            found = from_hub(name).files
+        elif path.is_dir():
+            found = sorted(each for each in path.rglob('*') if _is_raw(each.relative_to(path)) and each.is_file())
+        else:
+            found = [path]
         if not found or not all(each.is_file() for each in found):
             raise UserError(f'config.data.raw: {path} does not exist, or holds no .jsonl, .jsonl.gz or .parquet file')
-        files += found
+        files += [each for each in found if file_split(each)] or found
     return files
+
+
+def _is_raw(place: Path) -> bool:
+    """Whether a file of a folder is read; hidden ones are not."""
+    return any(map(place.match, READ)) and not any(part.startswith('.') for part in place.parts)
+
+
+def from_hub(name: str) -> Snapshot:
+    """What `config.data.raw` names on the hub."""
+    return snapshot(name, 'dataset', READ, 'config.data.raw')
 
 
 def file_split(path: Path) -> str:
@@ -90,6 +108,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.ingest.salt:
         make_salt(config.ingest.salt, outside=Path(config.data.conversations).parent)
         settings['salted'] = digest(read_salt(config.ingest.salt))
+    if commits := [from_hub(name).name for name in filter(on_hub, config.data.raw.split(','))]:
+        settings['hub'] = commits
     if opted_out := read_opt_out(config.ingest.opt_out):
         settings['opted_out'] = digest(sorted(opted_out))
     return dict(inputs=files, settings=settings, seed=config.seed)
@@ -177,7 +197,7 @@ CREATE TABLE kept AS
 _ALIKE = """
 CREATE TABLE banded AS SELECT number, rank, unnest(bands) AS band FROM parts JOIN kept USING (place);
 CREATE TABLE shared AS
-  SELECT band, min(number) AS first, max(rank) AS rank FROM banded GROUP BY band HAVING count(*) > 1;
+  SELECT band, min(number) AS first, max(rank) AS rank, count(*) AS size FROM banded GROUP BY band HAVING size > 1;
 CREATE TABLE users AS
   SELECT person, min(number) AS first, max(rank) AS rank FROM kept WHERE person <> 0 GROUP BY person;
 CREATE TABLE alike AS SELECT DISTINCT * FROM (
@@ -199,6 +219,16 @@ CREATE TABLE chosen AS
   WHERE number NOT IN (SELECT number FROM alike WHERE leaks);
 """
 
+# Which are too many. Those that share a band open nearly the same, whoever they are of, and lie in one split by now.
+# Kept are the first by hash, not those of the file; what shares no band with so many others is never too much.
+_CROWDED = """
+CREATE TABLE crowds AS
+  SELECT number, named, band FROM banded JOIN shared USING (band) JOIN chosen USING (number) WHERE size > {most};
+CREATE TABLE crowded AS SELECT DISTINCT number FROM (
+  SELECT number FROM crowds QUALIFY row_number() OVER (PARTITION BY band ORDER BY named) > {most});
+DROP TABLE crowds;
+"""
+
 # Where each record goes: users one after another, their conversations in the order of time.
 _ORDER = """
 CREATE TABLE ordered AS
@@ -207,6 +237,7 @@ CREATE TABLE ordered AS
   FROM chosen JOIN (SELECT place, user_id FROM parts) USING (place) ORDER BY place;
 DROP TABLE named; DROP TABLE once; DROP TABLE going_on; DROP TABLE began; DROP TABLE kept; DROP TABLE banded;
 DROP TABLE shared; DROP TABLE users; DROP TABLE alike; DROP TABLE clusters; DROP TABLE chosen;
+DROP TABLE IF EXISTS crowded;
 """
 
 _OF_PART = """
@@ -240,8 +271,7 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
             counts[f'dropped_{reason}'] = how_many
 
     def cut(reason: str, rest: str) -> None:
-        drop(reason, number(f'SELECT count(*) FROM ({rest})'))
-        base.execute(f'DELETE FROM chosen WHERE number IN ({rest})')
+        drop(reason, number(f'DELETE FROM chosen WHERE number IN ({rest})'))
 
     splits, share = ['', *FILE_SPLITS.values()], config.ingest.heldout  # in SQL too, a list of text
     base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
@@ -259,6 +289,9 @@ def _choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, co
     counts['clusters'] = number('SELECT count(*) FROM clusters')
     counts['in_clusters_of_several'] = number('SELECT sum(size) FROM clusters WHERE size > 1')
     drop('like_one_held_out', kept - number('SELECT count(*) FROM chosen'))
+    if most := config.ingest.max_nearly_same:
+        base.execute(_CROWDED.format(most=most))
+        cut('nearly_the_same', 'FROM crowded')
     if most := config.ingest.max_per_user:
         newest = 'row_number() OVER (PARTITION BY person ORDER BY ended DESC, number DESC)'
         cut('over_max_per_user', f'SELECT number FROM chosen WHERE person <> 0 QUALIFY {newest} > {most}')

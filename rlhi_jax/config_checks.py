@@ -63,6 +63,7 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             'teacher.price_out',
             'ingest.max_conversations',
             'ingest.max_per_user',
+            'ingest.max_nearly_same',
             'ingest.max_characters',
             'rewrites.max_turns',
             'candidates.max_prompts',

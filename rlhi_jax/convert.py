@@ -1,6 +1,7 @@
 """Hugging Face folders and GGUF files ⇄ our model folders, policies and reward models alike.
 
-    python -m rlhi_jax.convert import --source=hf:DIR|gguf:FILE --to=DIR [--template=NAME] [--persona_in=user|system]
+    python -m rlhi_jax.convert import --source=hf:DIR|hf://OWNER/NAME[@REVISION]|gguf:FILE --to=DIR [--template=NAME]
+        [--persona_in=user|system]
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
 
 The exported chat template takes `persona` and renders exactly what training saw.
@@ -20,6 +21,7 @@ from rlhi_jax.checkpoints import describe_model, open_model, params_digest, rest
 from rlhi_jax.conversion import gguf, hf
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import new_folder, read_json, write_bytes, write_json
+from rlhi_jax.hub import on_hub, snapshot
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.run import init_params
@@ -28,10 +30,11 @@ from rlhi_jax.tokenizers.template import ChatTemplate, extend, layouts, special_
 
 _TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
                     'added_tokens.json', 'generation_config.json')  # fmt: skip
+_HUB_FILES = ('config.json', hf.INDEX, 'model*.safetensors', 'chat_template.jinja', *_TOKENIZER_FILES)
 
 
 def import_model(source: str, to: Path, *, template: str | None, persona_in: str, overwrite: bool = False) -> None:
-    """Read a Hugging Face folder or a GGUF file and write a model folder with float32 parameters.
+    """Read a Hugging Face folder, here or on the hub, or a GGUF file and write a model folder with float32 parameters.
 
     Raises:
       UserError: the source is missing, damaged or of a kind that is not supported; or its chat template is missing or
@@ -39,8 +42,11 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
-        raise UserError(f'--source={source} is neither hf:DIR nor gguf:FILE: say which before the path')
-    path = Path(name)
+        raise UserError(f'--source={source} is neither hf:DIR, hf://OWNER/NAME nor gguf:FILE: say which')
+    path, told = Path(name), f'{kind}:{Path(name).name}'
+    if on_hub(source):
+        found = snapshot(source, 'model', _HUB_FILES, '--source')
+        path, told = found.folder, found.name
     if not path.exists():
         raise UserError(f'--source={source}: {path} does not exist')
     if template is not None and template not in layouts():
@@ -57,7 +63,7 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
             _copy_tokenizer(path, folder / 'tokenizer')
             _finish_tokenizer(folder / 'tokenizer', template, persona_in)
             params = hf.read_params(path, spec)
-        described = dict(weights=params_digest(params), tokens=tokens, source=f'{kind}:{path.name}')
+        described = dict(weights=params_digest(params), tokens=tokens, source=told)
         save_params(folder / 'params', params)
         describe_model(folder, spec, **described)
 
@@ -123,7 +129,7 @@ def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string('source', None, 'import: what to read, hf:DIR or gguf:FILE.')
+    flags.DEFINE_string('source', None, 'import: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.')
     flags.DEFINE_string('to', None, 'Folder to write.')
     flags.DEFINE_string('template', None, "import: one of our own chat layouts, instead of the model's.")
     flags.DEFINE_string('persona_in', 'user', 'import: where the persona stands, user or system.')

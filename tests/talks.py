@@ -32,3 +32,8 @@ def output(c) -> bytes:
 
 def records(c) -> list[dict]:
     return [json.loads(line) for line in output(c).splitlines()]
+
+
+def nothing_is_lost(counts) -> bool:
+    found = sum(n for name, n in counts.items() if name.startswith(('dropped_', 'kept_')))
+    return counts['records_read'] == found

@@ -97,6 +97,7 @@ FLAGS = {
     'unknown dtype': (['--config.model.dtype=int8'], 'config.model.dtype', "'int8'", 'bfloat16'),
     'none of a batch': (['--config.train.batch_rows=0'], 'config.train.batch_rows', 'at least 1'),
     'no learning': (['--config.optimizer.learning_rate=nan'], 'config.optimizer.learning_rate', 'at least 0'),
+    'negative cap': (['--config.ingest.max_nearly_same=-1'], 'config.ingest.max_nearly_same', 'at least 0'),
     'indivisible batch': (['--config.train.accumulate=3'], 'config.train.accumulate (3)', 'must divide'),
     'unknown flag': (['--learning_rate=1'], 'learning_rate', '--config'),
     'positional': (['smoke'], "'smoke'", '--flag=value'),

@@ -1,0 +1,223 @@
+"""Which conversations are kept, and in which split: against brute force, capped, and with users who opt out."""
+
+import gzip
+import json
+import random
+import re
+
+import numpy as np
+import pyarrow
+import pytest
+from talks import WILDCHAT, config, nothing_is_lost, output, records, talk, write_lines
+
+from data_pipelines import ingest, near_duplicates
+from data_pipelines.near_duplicates import banding, bands
+from data_pipelines.sources.simulated import wildchat_record
+from data_pipelines.users import read_salt, user_key
+from rlhi_jax.files import digest
+
+
+def shingles(text: str) -> set[str]:
+    words = re.findall(r'\w+', text.lower())[: near_duplicates.OPENING]
+    return {
+        ' '.join(words[i : i + near_duplicates.SHINGLE])
+        for i in range(max(1, len(words) - near_duplicates.SHINGLE + 1))
+    }
+
+
+@pytest.mark.skipif(not WILDCHAT.exists(), reason='no ../shared/data/wildchat')
+def test_no_near_duplicate_opening_crosses_the_split(tmp_path):
+    """All 852 real conversations, every two of them compared in full."""
+    c = config(tmp_path, raw=str(WILDCHAT))
+    c.ingest.heldout = 0.3
+    counts = ingest.STAGE.run(c)
+    assert counts['records_read'] == 852
+    found = records(c)
+    sets = [shingles(record['messages'][0]['content']) for record in found]
+    alike = across = 0
+    for i in range(len(sets)):
+        for j in range(i):
+            jaccard = len(sets[i] & sets[j]) / len(sets[i] | sets[j])
+            if jaccard >= 0.7:  # MinHash finds those at the threshold of 0.5 about as often as not
+                alike += 1
+                across += found[i]['split'] != found[j]['split']
+    assert alike > 20 and across == 0
+    assert 0.2 < np.mean([record['split'] == 'heldout' for record in found]) < 0.4
+
+
+@pytest.mark.parametrize('seed', (3, 4))  # 4 would hold it out
+def test_a_cluster_of_most_conversations_is_not_held_out(tmp_path, seed):
+    raw = [talk(f'like{n}', 'How do I bake a loaf of bread?', f'So, {n}.', user=f'u{n}') for n in range(60)]
+    raw += [talk(f'other{n}', f'What is thing {n} of {n * 77} at {n * 7919}?', 'So.', user=f'v{n}') for n in range(60)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    c = config(tmp_path)
+    c.seed, c.ingest.heldout = seed, 0.4
+    counts = ingest.STAGE.run(c)
+    assert {record['split'] for record in records(c) if record['id'].startswith('like')} == {'train'}
+    assert 10 < counts['kept_heldout'] < 40
+
+
+def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
+    folder = tmp_path / 'raw'
+    folder.mkdir()
+    told = dict(train=['a', 'b', 'c'], gate=['d'], test=['e'])
+    users = dict(a='u', b='v', c='w', d='v', e='x')
+    same = 'How do I bake a loaf of rye bread at home?'
+    for split, names in told.items():
+        texts = {name: same if name in 'ce' else f'What is thing {name * 9} good for, {name * 5}?' for name in names}
+        lines = '\n'.join(json.dumps(talk(name, text, 'So.', user=users[name])) for name, text in texts.items())
+        (folder / f'{split}.jsonl.gz').write_bytes(gzip.compress(lines.encode()))
+    c = config(tmp_path, raw=str(folder))
+    counts = ingest.STAGE.run(c)
+    # b's user was held out, and c's opening is in the test split.
+    assert {record['id']: record['split'] for record in records(c)} == dict(a='train', d='heldout', e='test')
+    assert counts['dropped_like_one_held_out'] == 2
+
+
+def chosen_by_brute_force(raw: list[dict]) -> tuple[set[str], list[set[str]]]:
+    """Ids that are kept, and those of each user's."""
+    named, once, kept = {}, {}, {}
+    for record in raw:
+        named.setdefault(record['conversation_hash'], record)
+    for name, record in named.items():
+        said = tuple((record['hashed_ip'], turn['content']) for turn in record['conversation'])
+        once.setdefault(said, name)
+    for said, name in once.items():
+        goes_on = any(len(said) < len(other) and other[: len(said)] == said and len(said) % 2 == 0 for other in once)
+        if not goes_on:
+            kept[name] = said[0][0]
+    users: dict[str, set[str]] = {}
+    for name, user in kept.items():
+        users.setdefault(user, set()).add(name)
+    return set(kept), list(users.values())
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_what_is_kept_is_what_brute_force_keeps(tmp_path, seed):
+    rng = random.Random(seed)
+    texts = [f'{word} {"abcdefgh"[i]}' for i in range(4) for word in ('Tell me of bees', 'And of tea')]
+    raw = [
+        talk(f'id{rng.randrange(150)}', *rng.choices(texts, k=rng.randint(2, 5)), user=f'u{rng.randrange(3)}')
+        for _ in range(200)
+    ]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    c = config(tmp_path)
+    c.ingest.similarity = 0.9
+    counts = ingest.STAGE.run(c)
+    kept, users = chosen_by_brute_force(raw)
+    found = records(c)
+    assert {record['id'] for record in found} == kept and nothing_is_lost(counts)
+    assert counts['user_turns'] == sum(m['role'] == 'user' for record in found for m in record['messages'])
+    split = {record['id']: record['split'] for record in found}
+    assert all(len({split[name] for name in names}) == 1 for names in users)
+
+
+@pytest.mark.parametrize('edges', [0, 40, 90, 300])
+def test_components_of_edges_that_come_in_batches_are_those_of_all(edges):
+    rng, count = np.random.default_rng(edges), 100
+    ends = rng.integers(count, size=(2, edges))
+    batches = [pyarrow.record_batch(list(ends[:, at : at + 7]), ['number', 'first']) for at in range(0, edges, 7)]
+    found = ingest._components(count, batches).to_pydict()
+    component = {node: {node} for node in range(count)}
+    for one, other in ends.T.tolist():
+        whole = component[one] | component[other]
+        component |= dict.fromkeys(whole, whole)
+    label = dict(zip(found['number'], found['component'], strict=True))
+    assert all({node for node in label if label[node] == label[one]} == component[one] for one in range(count))
+
+
+TEMPLATE = 'As a generator of prompts for pictures you will write four prompts of {} with a lens of {} millimetres'
+WORDS = ('bees', 'teas', 'seas', 'keys', 'fees', 'peas', 'leas', 'tees')
+
+
+def opens_like_many(rng: random.Random) -> str:
+    if rng.random() < 0.3:
+        return f'What is thing {rng.randrange(10**6)} of {rng.randrange(10**6)} good for?'
+    return rng.choice(('hello', TEMPLATE, TEMPLATE + ' at night')).format(rng.choice(WORDS), rng.randrange(3))
+
+
+@pytest.mark.parametrize(('seed', 'most'), [(0, 1), (1, 5), (2, 5), (3, 30)])
+def test_of_openings_that_are_nearly_the_same_so_many_are_kept(tmp_path, seed, most):
+    rng = random.Random(seed)
+    raw = [talk(f'id{n}', opens_like_many(rng), f'So, {n}.', user=f'u{n}') for n in range(300)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    c = config(tmp_path)
+    c.ingest.heldout, c.ingest.max_nearly_same = 0.5, 0
+    counts = ingest.STAGE.run(c)
+    assert 'dropped_nearly_the_same' not in counts
+    alike: dict[int, list[str]] = {}
+    assert min(counts['kept_train'], counts['kept_heldout']) > 30
+    every = {record['id']: record for record in records(c)}
+    for name, record in every.items():
+        for band in bands(record['messages'][0]['content'], *banding(c.ingest.similarity)):
+            alike.setdefault(band, []).append(name)
+    over = {name for names in alike.values() for name in sorted(names, key=digest)[most:]}
+    c.ingest.max_nearly_same = most
+    counts = ingest.STAGE.run(c, overwrite=True)
+    assert records(c) == [record for name, record in every.items() if name not in over]
+    assert counts['dropped_nearly_the_same'] == len(over) > 20 and nothing_is_lost(counts)
+    assert max(len(set(names) - over) for names in alike.values()) == most
+    rng.shuffle(raw)
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    ingest.STAGE.run(c, overwrite=True)
+    assert {record['id'] for record in records(c)} == set(every) - over
+
+
+def test_a_user_s_different_requests_are_not_nearly_the_same(tmp_path):
+    requests = [f'What is thing {n * 77} of {n * 7919} good for?' for n in range(30)]
+    write_lines(tmp_path / 'raw.jsonl', [talk(f'id{n}', text, 'So.') for n, text in enumerate(requests)])
+    c = config(tmp_path)
+    c.ingest.max_nearly_same = 1
+    assert ingest.STAGE.run(c)['kept_train'] == 30
+
+
+def test_of_a_user_the_newest_are_kept(tmp_path):
+    def on(day: int, user: str) -> dict:
+        turns = [('user', f'Thing {user} {day}?'), ('assistant', 'So.')]
+        return wildchat_record(dict(id=user), turns, day, 'model') | dict(conversation_hash=f'{user}{day}')
+
+    write_lines(tmp_path / 'raw.jsonl', [on(day, user) for day in (3, 1, 4, 2) for user in 'ab'])
+    c = config(tmp_path)
+    c.ingest.max_per_user = 2
+    counts = ingest.STAGE.run(c)
+    assert counts['dropped_over_max_per_user'] == 4 and nothing_is_lost(counts)
+    assert {record['id'] for record in records(c)} == {'a3', 'a4', 'b3', 'b4'}
+
+
+@pytest.mark.parametrize(('seed', 'most', 'salted'), [(0, 0, False), (1, 40, False), (2, 0, True), (3, 25, True)])
+def test_who_opts_out_changes_nothing_for_the_others(tmp_path, seed, most, salted):
+    """Ids, openings and what was said are shared between users, so much hangs on those who opt out."""
+    rng = random.Random(seed)
+    topics = [f'Tell me all about the {word} of old' for word in ('bees', 'teas', 'seas', 'keys', 'fees', 'peas')]
+
+    def one(user: str) -> dict:
+        turns = [('user', f'{rng.choice(topics)} {"and new" * rng.randrange(2)}')] + [('assistant', 'So.')]
+        turns += [('user', f'More {rng.choice("ab")}!'), ('assistant', 'S.')] * rng.randrange(2)
+        name = f'id{rng.randrange(90)}'
+        return wildchat_record(dict(id=user), turns, rng.randrange(30), 'model') | dict(conversation_hash=name)
+
+    raw = [one(f'u{rng.randrange(40)}') for _ in range(120)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+
+    def run(name: str, **settings):
+        c = config(tmp_path, conversations=str(tmp_path / name / 'out'))
+        c.ingest.update(dict(max_conversations=most, max_per_user=2, max_nearly_same=8, heldout=0.3) | settings)
+        c.ingest.salt = str(tmp_path / 'salt') if salted else ''
+        counts = ingest.STAGE.run(c)
+        assert nothing_is_lost(counts)
+        return counts, output(c).splitlines(), c
+
+    before, lines, _ = run('all')
+    assert before['dropped_nearly_the_same'] > 5
+    users = sorted({json.loads(line)['user_id'] for line in lines})
+    gone = set(rng.sample(users, len(users) // 3))
+    (tmp_path / 'opt_out.txt').write_text('\n'.join(['', *gone, 'nobody  ']))
+    counts, rest, c = run('rest', opt_out=str(tmp_path / 'opt_out.txt'))
+    assert rest == [line for line in lines if json.loads(line)['user_id'] not in gone]
+    assert counts['dropped_opted_out'] == len(lines) - len(rest) > 5
+    dropped = {name: n for name, n in counts.items() if name.startswith('dropped_') and name != 'dropped_opted_out'}
+    assert dropped == {name: n for name, n in before.items() if name.startswith('dropped_')}
+    key = {user_key(record['hashed_ip'], record['header'], read_salt(c.ingest.salt)): record for record in raw}
+    hashes = {key[user]['hashed_ip'] for user in gone}
+    write_lines(tmp_path / 'raw.jsonl', [record for record in raw if record['hashed_ip'] not in hashes])
+    assert run('as if they had never been')[1] != rest  # so that the test can fail

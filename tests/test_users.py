@@ -1,0 +1,58 @@
+"""Who speaks: keys of users, and those of whom nothing is kept."""
+
+import pyarrow.parquet
+import pytest
+from talks import config, output, records, talk, write_lines
+
+from data_pipelines import ingest
+from data_pipelines.stage import Task
+from rlhi_jax.errors import UserError
+
+
+def test_users_are_keys_that_only_the_salt_explains(tmp_path):
+    same = dict(header={'accept-language': 'en', 'user-agent': 'A'})
+    other = dict(header={'accept-language': 'en', 'user-agent': 'B'})
+    raw = [talk('a', 'One?', 'So.', **same), talk('b', 'Two?', 'So.', **same), talk('c', 'Three?', 'So.', **other)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    keys = []
+    for name, salt in (('1', 'one'), ('2', 'one'), ('3', 'another')):
+        c = config(tmp_path, conversations=str(tmp_path / 'runs' / name))
+        c.ingest.salt = str(tmp_path / 'salts' / salt)
+        ingest.STAGE.run(c)
+        keys.append({record['id']: record['user_id'] for record in records(c)})
+    first, again, salted_otherwise = keys
+    assert first == again and first['a'] == first['b'] != first['c'] != ''
+    assert not set(first.values()) & {*salted_otherwise.values(), raw[0]['hashed_ip']}
+    assert (tmp_path / 'salts' / 'one').stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / 'runs' / '1').stat().st_mode & 0o777 == 0o700
+    assert raw[0]['hashed_ip'].encode() not in output(c)
+    c.ingest.salt = str(tmp_path / 'runs' / 'salt')
+    with pytest.raises(UserError, match='keep it elsewhere'):
+        ingest.STAGE.run(c, overwrite=True)
+    c.ingest.salt = str(tmp_path / 'raw.jsonl')
+    with pytest.raises(UserError, match='holds no salt'):
+        ingest.STAGE.run(c, overwrite=True)
+
+
+def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
+    theirs = dict(header=None, hashed_ip='their-ip', language='Theirish')
+    raw = [talk(f'mine{n}', 'How do bees fly?', 'With wings.') for n in range(3)]
+    raw += [talk(f'theirs{n}', f'Their question {n}?', 'Their answer.') | theirs for n in range(3)]
+    raw[-1]['conversation'].insert(0, dict(role='system', content='Their system.'))
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    (tmp_path / 'opt_out.txt').write_text('\ufefftheir-ip\r\n')
+    c = config(tmp_path)
+    c.ingest.opt_out = str(tmp_path / 'opt_out.txt')
+    (part,) = ingest._scan(Task(c, tmp_path / 'work', 'made of'))
+    found = pyarrow.parquet.read_table(part).to_pylist()
+    assert [row['opted_out'] for row in found] == [False] * 3 + [True] * 3
+    told = str(found[3:]) + (part.parent / 'job.json').read_text()
+    assert 'theirs' not in told and 'Their' not in told and 'their-ip' not in told
+    counts = ingest.STAGE.run(c)
+    assert counts['dropped_opted_out'] == 3 and b'heir' not in output(c)
+    c.ingest.opt_out = ''
+    with pytest.raises(UserError, match='other input or settings'):
+        ingest.STAGE.run(c)
+    c.ingest.opt_out = str(tmp_path / 'none.txt')
+    with pytest.raises(UserError, match=r'config\.ingest\.opt_out: .*none\.txt cannot be read'):
+        ingest.STAGE.run(c)
