@@ -40,6 +40,7 @@ from data_pipelines.stage import (
     Stage,
     Task,
     as_line,
+    exhaust,
     in_blocks,
     input_digest,
     input_folder,
@@ -302,6 +303,7 @@ def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], cou
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
     """Everybody's claims. The teacher has been asked about all remarks before the first of them comes out."""
+    exhaust(usable_remarks(task.config, corrections, Counter()))  # bad input is known before the teacher is asked
     quotes = (remark['quote'] for _, found in usable_remarks(task.config, corrections, Counter()) for remark in found)
     if task.config.personas.writer == 'teacher':
         for block in in_blocks(quotes, BLOCK):

@@ -172,16 +172,21 @@ def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable
     """What comes out of the last of several steps, each of which asks a model and notes its answers in the journal.
 
     Everything has been through a step before anything goes into the next: so one model is in memory at a time, and
-    never all items. In a later pass earlier steps find their answers.
+    never all items. In a later pass earlier steps find their answers; before the first, the source is read to its end,
+    so that what is wrong with the input is known before a model is asked.
 
     Args:
       source: makes what goes into the first step, anew for each pass.
       steps: step(items, counts) makes items of items.
       counts: what the source and the steps count in the last pass is added to it.
     """
-    for number in range(1, len(steps)):
-        deque(_through(source, steps[:number], Counter()), maxlen=0)
+    for number in range(len(steps)):
+        exhaust(_through(source, steps[:number], Counter()))
     yield from _through(source, steps, counts)
+
+
+def exhaust(items: Iterable) -> None:
+    deque(items, maxlen=0)
 
 
 def _through(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:

@@ -85,6 +85,7 @@ def test_passes_ask_one_model_at_a_time_and_each_item_once():
         for item in range(5):
             counts['read'] += 1
             yield item
+        asked.append('|')
 
     def step(name, items, counts):
         for block in in_blocks(items, 2):
@@ -100,7 +101,7 @@ def test_passes_ask_one_model_at_a_time_and_each_item_once():
     counts = Counter()
     steps = [lambda items, counts, name=name: step(name, items, counts) for name in 'abc']
     assert list(in_passes(source, steps, counts)) == [1, 2, 4]
-    assert asked == list('aaaaabbbccc')
+    assert ''.join(asked) == '|aaaa|abb|bcc|c'
     assert counts == dict(read=5, dropped_a=2)
 
 

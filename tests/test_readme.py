@@ -1,4 +1,4 @@
-"""The README states no measured number that is not in a committed results file."""
+"""The READMEs state no measured number that is not in a committed results file."""
 
 import json
 import re
@@ -38,6 +38,8 @@ def test_measured_numbers_are_those_of_the_results():
     results = [json.loads(path.read_text()) for path in (ROOT / 'tests/benchmarks/results').glob('*.json')]
     measured = numbers(results)
     section = (ROOT / 'README.md').read_text(encoding='utf-8').split('\n## Results measured\n')[1].split('\n## ')[0]
-    found = stated(section)
-    assert len(found) > 40
-    assert not [text for text in found if not any(as_stated(value, text) == text for value in measured)]
+    whole = (ROOT / 'tests' / 'benchmarks' / 'README.md').read_text(encoding='utf-8')
+    for text, least in ((section, 20), (whole, 200)):
+        found = stated(text)
+        assert len(found) > least
+        assert not [number for number in found if not any(as_stated(value, number) == number for value in measured)]

@@ -3,6 +3,7 @@
 python tests/benchmarks/ingest.py             # speed and memory at two sizes
 python tests/benchmarks/ingest.py --kill      # the largest, killed at five places: the same bytes as undisturbed?
 python tests/benchmarks/ingest.py --mutated   # 100,000 records with something wrong: is each counted?
+python tests/benchmarks/ingest.py --beam      # 20,000 through a Beam pipeline: the same bytes as without?
 
 The dump (`dump.py`) comes in files of WildChat's size. Measures the stage as a user runs it, from its start to its last
 byte; memory is that of all its processes, shared pages counted once. Writes its part of `results/ingest.json`.
@@ -31,17 +32,16 @@ from rlhi_jax.files import file_digest, read_json, write_json
 
 RESULTS = Path(__file__).parent / 'results' / 'ingest.json'
 RUNS = Path('runs/ingest')
-A_FILE, A_GROUP, MUTATED = 50_000, 1_000, 100_000
+A_FILE, A_GROUP, MUTATED, BEAM = 50_000, 1_000, 100_000, 20_000
 
 
-def write_file(first: int) -> None:
-    path = RUNS / 'raw' / f'{first // A_FILE:05}.parquet'
+def write_file(path: Path, first: int, count: int) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     writer, temporary = None, path.with_suffix('.tmp')
-    for start in range(first, first + A_FILE, A_GROUP):
-        table = pa.Table.from_pylist([record(number) for number in range(start, start + A_GROUP)])
+    for begin in range(first, first + count, A_GROUP):
+        table = pa.Table.from_pylist([record(number) for number in range(begin, begin + A_GROUP)])
         writer = writer or pyarrow.parquet.ParquetWriter(temporary, table.schema)
         writer.write_table(table)
     writer.close()
@@ -55,9 +55,10 @@ def start_ingest(raw: str, to: Path, *more: str) -> subprocess.Popen:
 
 
 def raw_files(count: int) -> str:
+    files = [RUNS / 'raw' / f'{number:05}.parquet' for number in range(count // A_FILE)]
     with ProcessPoolExecutor(2) as workers:
-        list(workers.map(write_file, range(0, count, A_FILE)))
-    return ','.join(str(RUNS / 'raw' / f'{number:05}.parquet') for number in range(count // A_FILE))
+        list(workers.map(write_file, files, range(0, count, A_FILE), [A_FILE] * len(files)))
+    return ','.join(map(str, files))
 
 
 def counts_of(folder: Path) -> dict:
@@ -107,6 +108,17 @@ def killed(count: int) -> dict:
     return dict(count=count, killed_when=list(places), same_bytes=ended_in[0] == ended_in[1], left_behind=left)
 
 
+def beam(count: int) -> dict:
+    """Reads one dump without Beam and with it: do they end in the same bytes?"""
+    raw, ended_in = RUNS / f'{count}.parquet', []
+    write_file(raw, 0, count)
+    for to, runner in ((RUNS / 'plain', ''), (RUNS / 'beam', '--runner=DirectRunner')):
+        if start_ingest(str(raw), to, f'--config.beam={runner}').wait():
+            raise RuntimeError(f'ingest with --config.beam={runner!r} failed')
+        ended_in.append({path.name: file_digest(path) for path in to.iterdir()})
+    return dict(count=count, same_bytes=ended_in[0] == ended_in[1], counts=counts_of(RUNS / 'beam'))
+
+
 def mutate(count: int) -> dict:
     rng, raw, to = Random(0), RUNS / 'mutated.jsonl', RUNS / 'mutated'
     raw.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +141,8 @@ def main(_):
         found = dict(killed=killed(sizes[-1]))
     elif flags.FLAGS.mutated:
         found = dict(mutated=mutate(MUTATED))
+    elif flags.FLAGS.beam:
+        found = dict(beam=beam(BEAM))
     else:
         found = {str(size): measure(size) for size in sizes}
         found['growth'] = found[str(sizes[-1])]['peak_gib'] / found[str(sizes[0])]['peak_gib'] - 1
@@ -140,4 +154,5 @@ if __name__ == '__main__':
     flags.DEFINE_string('sizes', '100000,1000000', 'Conversations, smallest first.')
     flags.DEFINE_bool('kill', False, 'Kill the largest at five places instead.')
     flags.DEFINE_bool('mutated', False, 'Read mutated records instead.')
+    flags.DEFINE_bool('beam', False, 'Compare with a Beam pipeline instead.')
     app.run(main)
