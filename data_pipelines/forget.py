@@ -29,6 +29,7 @@ from data_pipelines.users import add_opt_out, read_opt_out
 from rlhi_jax import errors
 from rlhi_jax.config import define_config_flag, load_config
 from rlhi_jax.data.shards import Shards, write_shards
+from rlhi_jax.data.tree import Interaction
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, write_bytes, write_json
 
@@ -112,15 +113,22 @@ def _without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, s
 def _shards_without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, str]] | None:
     """The same of interaction shards."""
     shards = Shards(folder)
-    trees = [shards[index] for index in range(len(shards))]
-    kept = [tree for tree in trees if not forgotten.holds(dict(user_id=tree.user_id, id=tree.id))]
-    if len(kept) == len(trees):
+
+    def theirs(tree: Interaction) -> bool:
+        return forgotten.holds(dict(user_id=tree.user_id, id=tree.id))
+
+    def trees() -> Iterator[Interaction]:
+        return map(shards.__getitem__, range(len(shards)))
+
+    number = sum(map(theirs, trees()))
+    if not number:
         return None
 
     def write(temporary: Path) -> dict[str, str]:
-        if not kept:
+        if number == len(shards):
             raise UserError(f'{folder} holds nothing but theirs: remove it, and what was made from it, then run again')
         size = shards.manifest['made_from']['trees_per_shard']
+        kept = (tree for tree in trees() if not theirs(tree))
         write_shards(kept, temporary, trees_per_shard=size, manifest=shards.manifest)
         entries = read_json(temporary / 'manifest.json', _REMEDY)['shards']
         return {shards.digest: digest([entry['sha256'] for entry in entries])}

@@ -4,25 +4,31 @@
 
 Reads `config.data.pairs` (a file, or several joined by commas; .jsonl or .jsonl.gz), grows trees from whatever openings
 the preferences share, and writes `config.data.shards`. Lines that cannot be used are skipped and counted by reason in
-the manifest.
+the manifest. Of preferences only ids are in memory, and one tree's at a time.
 """
 
+import contextlib
 import gzip
+import itertools
+import operator
+import pickle
+import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ml_collections import ConfigDict
 
+from data_pipelines.journal import work_folder
 from data_pipelines.stage import Stage, Task
 from rlhi_jax.config import require
-from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.grow import grow_trees, root
 from rlhi_jax.data.shards import write_shards
-from rlhi_jax.data.tree import BadRecord, Preference, parse_preference
+from rlhi_jax.data.tree import BadRecord, Interaction, Preference, parse_preference
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import file_digest
+from rlhi_jax.files import digest, file_digest
 
 
 def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:
@@ -76,18 +82,45 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Preference]]:
+    """The preferences of each tree, in order of first appearance; brought together in a scratch file."""
+    path.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute('PRAGMA journal_mode = OFF')  # after an interruption it is begun again
+        file.execute('PRAGMA synchronous = OFF')
+        file.execute('CREATE TABLE trees (root TEXT PRIMARY KEY, first INTEGER)')
+        file.execute('CREATE TABLE preferences (place INTEGER PRIMARY KEY, first INTEGER, pickled BLOB)')
+        for place, preference in enumerate(preferences):
+            name = digest(*root(preference))
+            file.execute('INSERT OR IGNORE INTO trees VALUES (?, ?)', (name, place))
+            (first,) = file.execute('SELECT first FROM trees WHERE root = ?', (name,)).fetchone()
+            file.execute('INSERT INTO preferences VALUES (?, ?, ?)', (place, first, pickle.dumps(preference)))
+        file.execute('CREATE INDEX together ON preferences (first, place)')
+        found = file.execute('SELECT first, pickled FROM preferences ORDER BY first, place')
+        for _, rows in itertools.groupby(found, key=operator.itemgetter(0)):
+            yield [pickle.loads(pickled) for _, pickled in rows]
+    path.unlink()
+
+
+def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
+    users, scratch = set(), work_folder(task.folder)
+    scratch.mkdir(exist_ok=True)
+    scratch.chmod(0o700)
+    for preferences in by_tree(read_preferences(_inputs(task.config), counts), scratch / 'preferences.sqlite'):
+        (tree,) = grow_trees(preferences)
+        users.add(tree.user_id)
+        counts.update(trees=1, trees_with_persona=bool(tree.persona))
+        yield tree
+    if not counts['trees']:
+        raise UserError(f'config.data.pairs: no usable preference in {task.config.data.pairs} (counts: {dict(counts)})')
+    counts['users'] = len(users)
+
+
 def _work(task: Task) -> dict[str, int]:
-    config = task.config
     counts: Counter = Counter()
-    trees = grow_trees(read_preferences(_inputs(config), counts))
-    if not trees:
-        raise UserError(f'config.data.pairs: no usable preference in {config.data.pairs} (counts: {dict(counts)})')
-    counts['trees'] = len(trees)
-    counts['users'] = len({tree.user_id for tree in trees})
-    counts['trees_with_persona'] = sum(bool(tree.persona) for tree in trees)
-    manifest = {'stage': 'shards', 'made_from': task.identity, 'counts': dict(sorted(counts.items()))}
-    write_shards(trees, task.folder, trees_per_shard=config.data.trees_per_shard, manifest=manifest)
-    return manifest['counts']
+    manifest = dict(stage=STAGE.name, made_from=task.identity, counts=counts)
+    write_shards(_trees(task, counts), task.folder, trees_per_shard=task.config.data.trees_per_shard, manifest=manifest)
+    return dict(sorted(counts.items()))
 
 
 STAGE = Stage('shards', _work, 'data.shards', _identity)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import data_pipelines.shards
 import rlhi_jax.data.tree
-from data_pipelines.shards import read_preferences
+from data_pipelines.shards import by_tree, read_preferences
 from rlhi_jax.data.encode import Piece, TreeEncoder
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
@@ -339,6 +339,15 @@ def test_what_is_shared_is_stored_once(template):
     assert together == apart[1] + reply < sum(apart)
     assert len(grow_trees([preferences[0], dataclasses.replace(preferences[1], persona='Likes coffee.')])) == 2
     assert len(grow_trees([preferences[0], dataclasses.replace(preferences[1], user_id='another')])) == 2
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_preferences_of_a_tree_are_brought_together_on_disk(seed, tmp_path):
+    records = draw_records(np.random.default_rng(seed))
+    preferences = [rlhi_jax.data.tree.parse_preference(json.dumps(record), '') for record in records]
+    groups = list(by_tree(iter(preferences), tmp_path / 'scratch'))
+    assert [tree for group in groups for tree in grow_trees(group)] == grow_trees(preferences)
+    assert all(len(grow_trees(group)) == 1 for group in groups) and not (tmp_path / 'scratch').exists()
 
 
 @settings(max_examples=20, deadline=None)

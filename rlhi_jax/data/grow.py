@@ -21,8 +21,13 @@ class _Trie:
         return parent
 
 
+def root(preference: Preference) -> tuple[str, str, str, str]:
+    """What all preferences of a tree share: user, persona, system text and first message."""
+    return preference.user_id, preference.persona, preference.system, preference.prompt[0][1]
+
+
 def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
-    """Join preferences of one user, persona, system text and first message into trees, in order of first appearance.
+    """Join preferences of one `root` into a tree each, in order of first appearance.
 
     A message that two preferences share (same text after the same history) becomes one node; so a rejected reply that
     the conversation went on from lies on the trunk of later pairs.
@@ -30,7 +35,7 @@ def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
     tries: dict[tuple[str, ...], _Trie] = {}
     pairs: dict[tuple[str, ...], list[Pair]] = {}
     for preference in preferences:
-        key = (preference.user_id, preference.persona, preference.system, preference.prompt[0][1])
+        key = root(preference)
         trie = tries.setdefault(key, _Trie())
         prompt = trie.insert(-1, preference.prompt)
         chosen, rejected = trie.insert(prompt, preference.chosen), trie.insert(prompt, preference.rejected)

@@ -1,7 +1,8 @@
 """Interaction shards: ArrayRecord files of trees, as text, with a manifest that vouches for every byte."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ MANIFEST = 'manifest.json'
 _REMEDY = 'make the shards again with `python -m data_pipelines.shards`'
 
 
-def write_shards(trees: Sequence[Interaction], folder: Path, *, trees_per_shard: int, manifest: dict[str, Any]) -> None:
-    """Write trees to `folder` (which the caller renames into place), and the manifest with each file's digest."""
-    shards = []
-    for start in range(0, len(trees), trees_per_shard):
-        path = folder / f'interactions-{start // trees_per_shard:05d}.array_record'
+def write_shards(trees: Iterable[Interaction], folder: Path, *, trees_per_shard: int, manifest: dict[str, Any]) -> None:
+    """Write trees to `folder` (which the caller renames into place), then the manifest with each file's digest."""
+    shards, trees = [], iter(trees)
+    for number in itertools.count():
+        if (first := next(trees, None)) is None:
+            break
+        path, count = folder / f'interactions-{number:05d}.array_record', 0
         writer = ArrayRecordWriter(str(path), 'group_size:1')  # one record a group: cheap random access
-        for tree in trees[start : start + trees_per_shard]:
+        for tree in itertools.chain([first], itertools.islice(trees, trees_per_shard - 1)):
             writer.write(tree.to_bytes())
+            count += 1
         writer.close()
-        count = min(trees_per_shard, len(trees) - start)
         shards.append(dict(file=path.name, trees=count, bytes=path.stat().st_size, sha256=file_digest(path)))
     write_json(folder / MANIFEST, {**manifest, 'shards': shards})
 
