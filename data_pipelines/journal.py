@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
 
 
@@ -22,6 +23,9 @@ class Journal:
     """An SQLite file in a stage's folder of work: an entry is on disk once added, and in memory only when asked for.
 
     What is there of other work, or no journal at all, is discarded.
+
+    Raises:
+      UserError: the file cannot be opened now, though it may be good.
     """
 
     def __init__(self, path: Path, identity: Any):
@@ -31,6 +35,11 @@ class Journal:
         try:
             self._file = _open(path)
             known = self._file.execute('SELECT identity FROM work').fetchall()
+        except sqlite3.OperationalError as error:
+            raise UserError(
+                f'{path} cannot be opened ({error}): see that nothing else has it open and that its disk is well, then '
+                'run again'
+            ) from None
         except sqlite3.DatabaseError:
             known = None
         if known != [(of,)]:
