@@ -57,17 +57,22 @@ def replies(task: Task, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
     Raises:
       UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
     """
-    found: dict[str, list[Reply]] = {}
+    journal = task.journal
+    keys = {prompt.id: [f'{prompt.id} {sample}' for sample in range(prompt.samples)] for prompt in prompts}
 
     async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
-        found[prompt.id] = []
-        for sample in range(prompt.samples):
-            said = await teacher.ask(f'{prompt.id} {sample}', _versions(prompt), task.config.sampler.temperature)
-            if said.text is not None:
-                found[prompt.id].append(Reply(prompt.id, sample, said.text.strip(), said.finished))
+        for key in keys[prompt.id]:
+            await teacher.ask(key, _versions(prompt), task.config.sampler.temperature)
 
-    _settle_all(task, prompts, settle, 'prompts')
-    return {prompt.id: found[prompt.id] for prompt in prompts}
+    left = [prompt for prompt in prompts if any(key not in journal for key in keys[prompt.id])]
+    _settle_all(task, left, settle, 'prompts')
+    found: dict[str, list[Reply]] = {}
+    for name, own in keys.items():
+        said = enumerate(map(journal.__getitem__, own))
+        found[name] = [
+            Reply(name, sample, one['text'].strip(), one['finished']) for sample, one in said if one['text'] is not None
+        ]
+    return found
 
 
 def answers(
@@ -131,6 +136,8 @@ def _settle_all(
     task: Task, items: Sequence[Any], settle: Callable[['_Teacher', Any], Awaitable[None]], unit: str
 ) -> None:
     """Settle every item, some at once; after a failure those under way are still settled, so that no answer is lost."""
+    if not items:  # later passes of a stage find all in the journal, a few items at a time
+        return
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
         raise UserError("config.teacher.path is an endpoint: install what it needs, `pip install -e '.[endpoint]'`")
     from data_pipelines.completions import Endpoint

@@ -52,11 +52,16 @@ def roots_of(config: ConfigDict, workdir: str | None) -> list[Path]:
     Raises:
       UserError: there is none.
     """
-    named = [name for key in config.data for name in _folders(config, key)] + [config.eval.shards, workdir]
-    found = [Path(name) for name in named if name and Path(name).is_dir()]
+    found = [path for path in _named(config, workdir) if path.is_dir()]
     if not found:
         raise UserError('config.data names no folder that is there: name what stages wrote, or a loop by --workdir')
     return found
+
+
+def _named(config: ConfigDict, workdir: str | None) -> list[Path]:
+    """What the config and the flag name, whether it is there or not: a stage that was killed leaves work beside it."""
+    names = [name for key in config.data for name in _folders(config, key)]
+    return [Path(name) for name in (*names, config.eval.shards, config.personas.corrections, workdir) if name]
 
 
 def _folders(config: ConfigDict, key: str) -> list[str]:
@@ -166,8 +171,8 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
     logs = {path for path in _runs(roots) if any(map(forgotten.named, _pairs(path)))}
     state['runs'] = sorted({*state['runs'], *(str(path.parent) for path in logs)})
     write_json(state_path, state)
-    for root in roots:
-        _remove_work(root)
+    for path in _named(config, workdir):
+        _remove_work(path)
     for folder, manifest in folders.items():
         if manifest['stage'] in MADE_AGAIN:
             shutil.rmtree(folder)
@@ -185,7 +190,8 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
     for root in roots:
         (root / 'report.json').unlink(missing_ok=True)  # of a loop: it shows pairs
     if config.teacher.cache:  # answers by digest: whose they are nobody can tell
-        Path(config.teacher.cache).unlink(missing_ok=True)
+        for name in (config.teacher.cache, f'{config.teacher.cache}-journal'):  # of a process killed as it wrote
+            Path(name).unlink(missing_ok=True)
     state_path.unlink()
     return state['runs']
 
@@ -214,7 +220,7 @@ def _mend_manifests(folders: dict[Path, dict[str, Any]], changed: dict[str, str]
 
 
 def _remove_work(root: Path) -> None:
-    """Journals and folders of work that is under way, beside the root and below it."""
+    """Journals, files and folders of work that is under way, beside the root and below it."""
     for base, pattern in ((root, '**/.*'), (root.parent, f'.{root.name}.*')):
         for path in base.glob(pattern):
             if path.name.endswith(('.journal', '.tmp')):

@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
 
 
@@ -22,21 +23,21 @@ class Journal:
     """An SQLite file in a stage's folder of work: an entry is on disk once added, and in memory only when asked for.
 
     What is there of other work, or no journal at all, is discarded.
+
+    Raises:
+      UserError: the file cannot be opened now, though it may be good.
     """
 
     def __init__(self, path: Path, identity: Any):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
         of = digest(identity)
-        try:
-            self._file = _open(path)
-            known = self._file.execute('SELECT identity FROM work').fetchall()
-        except sqlite3.DatabaseError:
-            known = None
+        self._file, known = _open(path)
         if known != [(of,)]:
+            self.close()
             for name in (path.name, f'{path.name}-wal', f'{path.name}-shm'):
                 path.with_name(name).unlink(missing_ok=True)
-            self._file = _open(path)
+            self._file, _ = _open(path)
             self._file.execute('INSERT INTO work VALUES (?)', (of,))
 
     def __contains__(self, key: str) -> bool:
@@ -61,10 +62,23 @@ class Journal:
         self._file.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    file = sqlite3.connect(path, isolation_level=None)
-    file.execute('PRAGMA journal_mode = WAL')
-    file.execute('PRAGMA synchronous = FULL')  # each entry is synced
-    file.execute('CREATE TABLE IF NOT EXISTS work (identity TEXT)')
-    file.execute('CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)')
-    return file
+def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
+    """A file, and the digests of the work that it is of: one, or none if it is new or no journal."""
+    try:
+        file = sqlite3.connect(path, isolation_level=None)
+        try:
+            file.execute('PRAGMA journal_mode = WAL')
+            file.execute('PRAGMA synchronous = FULL')  # each entry is synced
+            file.execute('CREATE TABLE IF NOT EXISTS work (identity TEXT)')
+            file.execute('CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)')
+            return file, file.execute('SELECT identity FROM work').fetchall()
+        except sqlite3.OperationalError:
+            file.close()
+            raise
+        except sqlite3.DatabaseError:
+            return file, []
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f'{path} cannot be opened ({error}): see that nothing else has it open and that its disk is well, then run '
+            'again'
+        ) from None

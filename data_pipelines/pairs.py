@@ -23,9 +23,9 @@ from data_pipelines import openings
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.openings import is_refusal
 from data_pipelines.rewrites import SPLITS
-from data_pipelines.stage import Record, Stage, Task, as_line, input_digest, read_records, stream_records
+from data_pipelines.stage import Record, Stage, Task, as_line, input_digest, input_folder, read_records, stream_records
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, new_file
+from rlhi_jax.files import digest, file_digest, new_file, read_json
 
 SOURCES = ('rewrites', 'candidates')
 PAIRS_TO_READ = 5
@@ -58,7 +58,7 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
     A reply that was cut off is never the best, and is the worst only where no finished one is worse than the best: else
     most pairs would say no more than that replies must end.
     """
-    scored = read_records(config, 'scores') if config.data.scores else None
+    scored = _scores(config) if config.data.scores else None
     for record in read_records(config, 'candidates'):
         counts['candidates_read'] += 1
         told = record if scored is None else next(scored, {})
@@ -88,6 +88,19 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
             yield _preference(record, best[2]['text'], worse[0][2]['text'], 'best/worst')
         else:
             counts['dropped_within_margin'] += 1
+
+
+def _scores(config: ConfigDict) -> Iterator[Record]:
+    """The candidates' scores, one record each, in the same order.
+
+    Raises:
+      UserError: they are of other candidates.
+    """
+    folder, own = input_folder(config, 'scores'), input_digest(config, 'candidates')
+    manifest = read_json(folder / 'manifest.json', 'run its stage again', fields=())
+    if manifest.get('made_from', {}).get('candidates', own) != own:
+        raise UserError(f'config.data.scores: {folder} was made from other candidates: run that stage again')
+    return read_records(config, 'scores')
 
 
 def mine(config: ConfigDict, counts: Counter) -> Iterator[Record]:

@@ -17,6 +17,7 @@ with status 1 if any of them breaks a rule.
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,7 +47,7 @@ from data_pipelines.stage import RECORDS, Record, Task, as_line, input_folder, s
 from rlhi_jax import errors
 from rlhi_jax.config import define_config_flag, load_config
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import read_json, write_bytes
+from rlhi_jax.files import new_file, read_json
 
 COMMANDS = ('show', 'edit', 'delete', 'audit')
 MAX_SHOWN = 20  # broken rules that are printed
@@ -105,14 +106,12 @@ def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
         claim = correction.get('delete_claim') or correction['edit_claim']
         _named({each['id']: each for each in stream_records(folder / CLAIMS)}, claim, '--claim', folder)
     before = path.read_bytes().splitlines() if path.exists() else []
-    new = path.with_name(f'.{path.name}.new')
-    write_bytes(new, b''.join([*(each + b'\n' for each in before), as_line(correction)]))
-    try:
-        deleted = sum(len(author.of[0]) - len(kept) for author, kept in _corrected(config, read_corrections(new)))
-        new.chmod(0o600)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with new_file(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.writelines([*(each + b'\n' for each in before), as_line(correction)])
+        file.flush()
+        corrections = read_corrections(Path(file.name))
+        deleted = sum(len(author.of[0]) - len(kept) for author, kept in _corrected(config, corrections))
     rebuild = functools.partial(_rebuild, store=folder, deleted=deleted)
     return dataclasses.replace(STAGE, work=rebuild).run(config, overwrite=True)
 

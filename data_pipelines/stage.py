@@ -3,6 +3,7 @@
 Stages read records in order and write them as they go: memory does not grow with the number of conversations.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -48,6 +49,11 @@ class Task:
     def journal(self) -> Journal:
         """What was done so far, by this process or one that was killed."""
         return Journal(work_folder(self.folder) / 'journal.sqlite', self.identity)
+
+    def close(self) -> None:
+        """Close the journal, if there is one: an open file takes room even when it is removed."""
+        if 'journal' in vars(self):
+            self.journal.close()
 
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` made when it was last asked for under this key; only one such thing, a model, is in memory."""
@@ -97,7 +103,8 @@ class Stage:
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             temporary.chmod(0o700)  # what users said is for its owner's eyes
-            counts = self.work(Task(config, temporary, wanted))
+            with contextlib.closing(Task(config, temporary, wanted)) as task:
+                counts = self.work(task)
         _forget_work(folder)
         print(f'{folder}: {json.dumps(counts)}', flush=True)
         return counts

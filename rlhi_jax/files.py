@@ -1,5 +1,6 @@
 """Files that are never half-written, and digests of what they hold."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -37,11 +38,15 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file under a temporary name; when the block ends without an error it is synced and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    with open(temporary, 'wb') as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -88,7 +93,8 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an error.
 
     Raises:
-      UserError: `path` exists already and `overwrite` is false, or it is no folder that such a block has written.
+      UserError: `path` exists already and `overwrite` is false, it is no folder that such a block has written, or
+        another process is writing it.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -97,13 +103,32 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if path.exists() and (not ours or (path / 'checkpoints').exists()):
         raise UserError(f'{path} is not replaced, for it was not written by this program: name another folder')
     temporary = path.with_name(f'.{path.name}.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
+    if temporary.exists():
+        os.close(_locked(temporary))
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.replace(path)
+    temporary.mkdir(parents=True)
+    lock = _locked(temporary)
+    try:
+        try:
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor of a folder, which no other process gets until it is closed or this process has ended."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise UserError(f'{folder} is being written by another run: let it end, or stop it, then run again') from None
+    except OSError:
+        pass  # some network file systems have no locks
+    return opened

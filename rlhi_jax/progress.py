@@ -1,5 +1,6 @@
 """Progress of long work: a live bar on a terminal, a line every few seconds elsewhere."""
 
+import functools
 import sys
 import time
 
@@ -10,31 +11,46 @@ from rich.progress import Progress as Bar
 _LINE_SECONDS = 10.0
 
 
+@functools.cache
+def _console() -> Console:
+    """The one that bars share, which shows bars within bars below each other."""
+    return Console(stderr=True)
+
+
 class Progress:
-    """Counts towards a total; use as a context manager. `enabled=False` prints nothing."""
+    """Counts towards a total; use as a context manager. `enabled=False` prints nothing.
+
+    One within another leaves nothing on a terminal when it ends, and says elsewhere no more than every few seconds.
+    """
+
+    _open = 0
 
     def __init__(self, label: str, total: int, *, unit: str, done: int = 0, enabled: bool = True):
         self._label, self._total, self._unit, self._first = label, total, unit, done
         self._enabled = enabled
-        self._console = Console(file=sys.stderr)
+        self._within = False
         self._bar = None
-        if enabled and self._console.is_terminal:
+        if enabled and _console().is_terminal:
             columns = (
                 TextColumn('{task.description}'),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn('{task.fields[note]}'),
             )
-            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
+            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_console())
             self._task = self._bar.add_task(label, total=total, completed=done, note='')
         self._start = self._printed = time.monotonic()
 
     def __enter__(self) -> 'Progress':
+        self._within = Progress._open > 0
+        Progress._open += 1
         if self._bar:
+            self._bar.live.transient = self._within
             self._bar.start()
         return self
 
     def __exit__(self, *exception) -> None:
+        Progress._open -= 1
         if self._bar:
             self._bar.stop()
 
@@ -44,7 +60,8 @@ class Progress:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if not self._enabled or (now - self._printed < _LINE_SECONDS and done < self._total):
+        last = done >= self._total and not self._within
+        if not self._enabled or (now - self._printed < _LINE_SECONDS and not last):
             return
         self._printed = now
         rate = (done - self._first) / max(now - self._start, 1e-9)

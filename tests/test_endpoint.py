@@ -258,8 +258,11 @@ def test_schemas_and_limits_by_other_names(model, proxy, tmp_path):
     assert {fields['max_completion_tokens'] for fields, _ in proxy.answered} == {32}
 
 
-def test_replies(model, proxy, tmp_path):
-    """Persona, system text and turns reach the model as in the local template; samples have seeds of their own."""
+def test_replies(model, proxy, tmp_path, capsys, monkeypatch):
+    """Persona, system text and turns reach the model as in the local template; samples have seeds of their own.
+
+    What was said is found again without the endpoint, and without a word.
+    """
     c = config(proxy.url, model)
     wanted = [PLAIN._replace(samples=2), PERSONAL, Prompt('long', (('user', TASKS[0] + INSTRUCTION),))]
     c.sampler.new_tokens = 15
@@ -275,7 +278,11 @@ def test_replies(model, proxy, tmp_path):
     tokens = [answer['usage']['prompt_tokens'] for fields, answer in proxy.answered if len(fields['messages']) == 2]
     assert tokens == [len(local)]
     proxy.reset()
-    assert generate(task(tmp_path / 'work', c), proxy.url, wanted) == found and not proxy.asked
+    again = task(tmp_path / 'work', c)
+    capsys.readouterr()
+    monkeypatch.setattr('data_pipelines.completions.Endpoint', None)
+    assert generate(again, proxy.url, wanted) == found and generate(again, proxy.url, []) == {}
+    assert not proxy.asked and capsys.readouterr().err == ''
 
 
 WORDINGS = [

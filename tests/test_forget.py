@@ -158,6 +158,25 @@ def test_runs_that_were_trained_on_them_are_named(raw, tmp_path):
     assert (tmp_path / 'kept-out.txt').read_text().split() == sorted(['nobody', user('zebra02')])
 
 
+def test_work_of_killed_stages_is_removed_where_they_have_no_folder_yet(tmp_path):
+    texts = [talk(f'c{n}', f'Why is {n} {"odd " * n}?', 'So.', user=f'name-{n}') for n in range(3)]
+    write_lines(tmp_path / 'raw.jsonl', texts)
+    c = config(tmp_path, rewrites=str(tmp_path / 'elsewhere' / 'rewrites'))
+    c.ingest.opt_out, c.teacher.cache = str(tmp_path / 'kept-out.txt'), str(tmp_path / 'cache')
+    (tmp_path / 'kept-out.txt').touch()
+    c.personas.corrections = str(tmp_path / 'mended' / 'corrections.jsonl')
+    ingest.STAGE.run(c)
+    left = [tmp_path / 'cache', tmp_path / 'cache-journal', tmp_path / 'mended' / '.corrections.jsonl.7.tmp']
+    left += [tmp_path / 'elsewhere' / '.rewrites.tmp' / 'records.jsonl']
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('what 1 said')
+    journal = work_folder(tmp_path / 'elsewhere' / 'rewrites') / 'journal.sqlite'
+    Journal(journal, 'work').add('rewrite c1/2 0', 'what 1 said')
+    forget.forget(c, frozenset([hashed('name-1')]), None)
+    assert not [path for path in (*left, journal) if path.exists()]
+
+
 def test_what_cannot_be_done_is_refused(raw, tmp_path):
     c = settings(raw, tmp_path)
     with pytest.raises(UserError, match='config.data names no folder'):

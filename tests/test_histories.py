@@ -1,8 +1,11 @@
 """Conversations read side by side with other records, in blocks and passes: against all of it in memory at once."""
 
+import contextlib
 import itertools
+import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -140,3 +143,34 @@ def test_a_killed_journal_holds_all_that_was_noted(tmp_path):
     assert 'key 0' not in Journal(path, 'other work')
     path.write_bytes(b'no journal' * 1000)
     assert 'key 0' not in Journal(path, 'work')
+
+
+def test_a_journal_that_another_program_has_open_is_kept(tmp_path):
+    path = tmp_path / 'work' / 'journal.sqlite'
+    journal = Journal(path, 'work')
+    journal.add('key', 'what was paid for')
+    journal.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute('PRAGMA locking_mode = EXCLUSIVE')
+        other.execute('BEGIN IMMEDIATE')
+        with pytest.raises(UserError, match='journal.sqlite cannot be opened'):
+            Journal(path, 'work')
+    assert Journal(path, 'work')['key'] == 'what was paid for'
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_stage_that_has_ended_leaves_no_file_open(tmp_path, fails):
+    tasks = []  # kept here: nothing is closed by its going
+
+    def work(task):
+        tasks.append(task)
+        task.journal.add('key', 'value')
+        if fails:
+            raise UserError('so')
+        return made.write_manifest(task, Counter())
+
+    made = stage.Stage('made', work, 'data.rewrites', lambda config: {})
+    with pytest.raises(UserError) if fails else contextlib.nullcontext():
+        made.run(config(tmp_path, rewrites=str(tmp_path / 'rewrites')))
+    opened = [tiny.Path(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd')]
+    assert tasks and not [path for path in opened if str(tmp_path) in str(path.resolve())]

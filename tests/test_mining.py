@@ -1,5 +1,6 @@
 """Stages from raw conversations to pairs: against brute force, closed forms and files as published."""
 
+import contextlib
 import json
 from collections import Counter
 
@@ -11,9 +12,10 @@ from talks import config, records, talk
 from data_pipelines import candidates, ingest, pairs, personas
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.prompts import render_turns
-from data_pipelines.stage import write_records
+from data_pipelines.stage import input_digest, write_records
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
+from rlhi_jax.files import write_json
 
 
 def test_personas_without_users_or_times_are_refused(tmp_path):
@@ -129,6 +131,30 @@ def test_best_over_worst(tmp_path):
     expected = dict(within_margin=1, no_finished_reply=1, fewer_than_two_scored=1)
     expected |= dict(rejected_is_a_refusal=1, chosen_is_a_refusal=1)
     assert {name: counts[f'dropped_{name}'] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    'names, made_from, problem',
+    [
+        ('ab', 'these', ''),
+        ('a', 'these', "no scores of 'b'"),
+        ('ba', 'these', "no scores of 'a'"),
+        ('ab', 'others', 'made from other candidates'),
+    ],
+)
+def test_scores_are_of_these_candidates(tmp_path, names, made_from, problem):
+    c = base_config()
+    c.data.update(candidates=str(tmp_path / 'candidates'), scores=str(tmp_path / 'scores'))
+    c.pairs.sources = 'candidates'
+    for name in ('candidates', 'scores'):
+        (tmp_path / name).mkdir()
+    write_records(tmp_path / 'candidates' / 'records.jsonl', [candidate(name, [0.0, 1.0]) for name in 'ab'])
+    write_json(tmp_path / 'candidates' / 'manifest.json', {})
+    write_records(tmp_path / 'scores' / 'records.jsonl', [dict(id=name, scores=[1.0, 0.0]) for name in names])
+    told = input_digest(c, 'candidates') if made_from == 'these' else made_from
+    write_json(tmp_path / 'scores' / 'manifest.json', dict(made_from=dict(candidates=told)))
+    with pytest.raises(UserError, match=problem) if problem else contextlib.nullcontext():
+        assert [pair['chosen'][0]['content'] for pair in pairs.mine(c, Counter())] == ['a 0', 'b 0']
 
 
 def test_the_probe_finds_artefacts_and_nothing_else():

@@ -258,6 +258,7 @@ def test_what_may_not_be_stored_is_refused_and_changes_nothing(tmp_path, make, c
     with pytest.raises(UserError, match=problem):
         persona_store.correct(c, correction)
     assert files(tmp_path) == before and not personas.corrections_path(c).exists()
+    assert not list(tmp_path.glob('.*corrections*'))
     personas.corrections_path(c).write_text('{"delete_user": "v"}\n{"delete": "u"}\n')
     with pytest.raises(UserError, match='corrections.jsonl, line 2'):
         personas.STAGE.run(c, overwrite=True)
