@@ -12,6 +12,7 @@ from `config.candidates.reward_model`, if there is one.
 import dataclasses
 import functools
 import heapq
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,7 +32,6 @@ from data_pipelines.stage import (
     in_passes,
     input_digest,
     input_folder,
-    stream_records,
 )
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
@@ -46,8 +46,21 @@ BLOCK = 256  # prompts that a model is asked about together
 
 def _of_file(config: ConfigDict) -> Iterator[Record]:
     """The prompts of `config.data.prompts`."""
+    path, seen = _prompts_file(config), set()
     found = personas.of_users(config) if config.data.personas else None
-    for record in stream_records(_prompts_file(config)):
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(text)
+            record = {name: record[name] for name in ('id', 'user_id', 'persona', 'split', 'messages')}
+            good = record['messages'][-1]['role'] == 'user' and all(turn['content'] for turn in record['messages'])
+        except (ValueError, KeyError, TypeError, IndexError):
+            good = False
+        if not good or record['id'] in seen:
+            raise UserError(
+                f'config.data.prompts: {path}, line {number} is no prompt: give it id (of no other line), user_id, '
+                'persona, split and messages of role and content that end in a user turn'
+            )
+        seen.add(record['id'])
         yield record if found is None else record | dict(persona=found.get(record['user_id'], ''))
 
 

@@ -260,16 +260,16 @@ def steps(folder: Folder, on_disk: int | None) -> list[dict[str, Any]]:
         read = sum(counts.get(key, 0) for key in step.read) if step.read else None
         adds_up = None if read is None else read == sum(kept.values()) + sum(dropped[step.unit].values())
         if adds_up and on_disk is not None:
-            adds_up = on_disk + sum(forgotten(folder).values()) == sum(kept.values())
+            gone = sum(number for name, number in forgotten(folder).items() if name in FILES[folder.kind])
+            adds_up = on_disk + gone == sum(kept.values())
         own = {} if read is None else kept
         found.append(dict(unit=step.unit, read=read, kept=own, dropped=dropped[step.unit], adds_up=adds_up))
     return found
 
 
 def forgotten(folder: Folder) -> dict[str, int]:
-    """How many of a folder's records users have had removed since they were counted, by file."""
-    gone = folder.manifest.get('forgotten', {})
-    return {name: gone[name] for name in FILES[folder.kind] if name in gone}
+    """How many records, by file, or trees users have had removed from a folder since its stage counted them."""
+    return folder.manifest.get('forgotten', {})
 
 
 def others(folder: Folder) -> dict[str, int]:

@@ -31,7 +31,7 @@ from rlhi_jax.config import define_config_flag, load_config
 from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.data.tree import Interaction
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, write_bytes, write_json
+from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, settle, write_bytes, write_json
 
 MADE_AGAIN = ('rows', 'datasets', 'card')  # stages whose folders are removed
 UNDER_WAY = '.forgetting.json'
@@ -134,7 +134,8 @@ def _shards_without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict
             raise UserError(f'{folder} holds nothing but theirs: remove it, and what was made from it, then run again')
         size = shards.manifest['made_from']['trees_per_shard']
         kept = (tree for tree in trees() if not theirs(tree))
-        write_shards(kept, temporary, trees_per_shard=size, manifest=shards.manifest)
+        gone = Counter(shards.manifest.get('forgotten', {})) + Counter(trees=number)
+        write_shards(kept, temporary, trees_per_shard=size, manifest=shards.manifest | dict(forgotten=gone))
         entries = read_json(temporary / 'manifest.json', _REMEDY)['shards']
         return {shards.digest: digest([entry['sha256'] for entry in entries])}
 
@@ -164,6 +165,8 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> li
     # What an interrupted call has found out already can no longer be found in folders that it has cleaned.
     state_path = (Path(workdir) if workdir else roots[0].parent) / UNDER_WAY
     state = read_json(state_path, 'remove it') if state_path.exists() else dict(names=[], runs=[], changed={})
+    for path in [path for root in roots for path in root.glob('**/.*.old')]:
+        settle(path.with_name(path.name.removeprefix('.').removesuffix('.old')))
     folders = stage_folders(roots)
     names = _names(folders, users) | frozenset(state['names'])
     forgotten = Forgotten(users, names)

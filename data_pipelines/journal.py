@@ -35,7 +35,7 @@ class Journal:
         self._file, known = _open(path)
         if known != [(of,)]:
             self.close()
-            for name in (path.name, f'{path.name}-wal', f'{path.name}-shm'):
+            for name in (path.name, f'{path.name}-journal'):
                 path.with_name(name).unlink(missing_ok=True)
             self._file, _ = _open(path)
             self._file.execute('INSERT INTO work VALUES (?)', (of,))
@@ -55,8 +55,10 @@ class Journal:
 
     def total(self, field: str) -> int:
         """The sum of a field of all results that are objects."""
-        query = "SELECT total(value ->> ?) FROM results WHERE json_type(value) = 'object'"
-        return int(self._file.execute(query, (field,)).fetchone()[0])
+        objects = "CASE WHEN json_valid(value) THEN json_type(value) END = 'object'"  # NaN is no JSON to SQLite
+        return int(
+            self._file.execute(f'SELECT total(value ->> ?) FROM results WHERE {objects}', (field,)).fetchone()[0]
+        )
 
     def close(self) -> None:
         self._file.close()
@@ -67,7 +69,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
     try:
         file = sqlite3.connect(path, isolation_level=None)
         try:
-            file.execute('PRAGMA journal_mode = WAL')
+            file.execute('PRAGMA journal_mode = TRUNCATE')  # unlike WAL, good for shared file systems
             file.execute('PRAGMA synchronous = FULL')  # each entry is synced
             file.execute('CREATE TABLE IF NOT EXISTS work (identity TEXT)')
             file.execute('CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)')

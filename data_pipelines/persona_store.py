@@ -60,27 +60,35 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
       UserError: nobody and nothing is called so.
     """
     folder = input_folder(config, 'personas')
-    claims = {each['id']: each for each in stream_records(folder / CLAIMS)}
     if claim:
-        return _claim_in_words(_named(claims, claim, '--claim', folder))
-    users = {each['user_id']: each for each in stream_records(folder / USERS)}
-    chosen = [_named(users, user, '--user', folder)] if user else [each for each in users.values() if each['versions']]
+        return _claim_in_words(_named(folder / CLAIMS, 'id', claim, '--claim'))
+    chosen = stream_records(folder / USERS)
+    if user:
+        chosen = [_named(folder / USERS, 'user_id', user, '--user')]
+    claims = {each['id']: each for each in stream_records(folder / CLAIMS) if not user or each['user_id'] == user}
+    of_user: dict[str, list[Claim]] = {}
+    for each in claims.values():
+        of_user.setdefault(each['user_id'], []).append(each)
     parts = []
     for each in chosen:
-        own = [claim for claim in claims.values() if claim['user_id'] == each['user_id']]
+        if not user and not each['versions']:
+            continue
+        own = of_user.get(each['user_id'], [])
         parts += [f'{each["user_id"]}: {each["persona"] or "(no persona)"}', *map(_claim_in_words, own)]
         for version in each['versions']:
             held = '; '.join(claims[name]['text'] for name in reversed(version['claims']))
             parts.append(f'  since {version["since"]} ({version["at"] or "no time"}): {held}')
     if not user:
-        parts += [_claim_in_words(claim) for claim in claims.values() if not claim['user_id']]
+        parts += map(_claim_in_words, of_user.get('', []))
     return '\n'.join(parts) or f'{folder}: no claims'
 
 
-def _named(found: dict[str, Record], name: str, flag: str, folder: Path) -> Record:
-    if name not in found:
-        raise UserError(f'{flag}={name}: {folder} knows none of that name; `show` without it lists them')
-    return found[name]
+def _named(path: Path, key: str, name: str, flag: str) -> Record:
+    """The record of a file that is called so."""
+    found = next((record for record in stream_records(path) if record[key] == name), None)
+    if found is None:
+        raise UserError(f'{flag}={name}: {path} knows none of that name; `show` without it lists them')
+    return found
 
 
 def _claim_in_words(claim: Claim) -> str:
@@ -101,10 +109,10 @@ def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
     if made_from != identity(config):
         raise UserError(f'config.data.personas: {folder} was made from other input or settings: run the stage again')
     if user := correction.get('delete_user'):
-        _named({each['user_id']: each for each in stream_records(folder / USERS)}, user, '--user', folder)
+        _named(folder / USERS, 'user_id', user, '--user')
     else:
         claim = correction.get('delete_claim') or correction['edit_claim']
-        _named({each['id']: each for each in stream_records(folder / CLAIMS)}, claim, '--claim', folder)
+        _named(folder / CLAIMS, 'id', claim, '--claim')
     before = path.read_bytes().splitlines() if path.exists() else []
     with new_file(path) as file:
         os.fchmod(file.fileno(), 0o600)

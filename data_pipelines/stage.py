@@ -1,6 +1,7 @@
 """What every stage shares: a task, an output folder that appears whole or not at all, records, and a summary.
 
-Stages read records in order and write them as they go: memory does not grow with the number of conversations.
+Stages read records in order and write them as they go: of what was said a block is in memory, or what one user said;
+of all there is no more than numbers and the names of users, of what is chosen, and of pairs.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from data_pipelines.journal import Journal, output_name, work_folder
 from rlhi_jax.config import define_config_flag, load_config, require
 from rlhi_jax.errors import UserError, run
-from rlhi_jax.files import file_digest, new_file, new_folder, read_json, write_json
+from rlhi_jax.files import file_digest, new_file, new_folder, read_json, settle, write_json
 
 RECORDS = 'records.jsonl'
 Record = dict[str, Any]
@@ -90,6 +91,7 @@ class Stage:
         if not config[section][key]:
             raise UserError(f'config.{self.output} is empty: name the folder to write')
         folder = Path(config[section][key])
+        settle(folder)
         wanted = self.identity(config)
         if (folder / 'manifest.json').exists() and not overwrite:
             manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())

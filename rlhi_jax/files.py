@@ -97,6 +97,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         another process is writing it.
     """
     path = Path(path)
+    settle(path)
     if path.exists() and not overwrite:
         raise UserError(f'{path} exists already: name another folder, remove it, or pass --overwrite')
     ours = any((path / name).exists() for name in ('manifest.json', 'model.json', 'config.json'))
@@ -115,10 +116,24 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(_replaced(path))
         temporary.replace(path)
+        settle(path)
     finally:
         os.close(lock)
+
+
+def settle(path: Path) -> None:
+    """End what a process that was killed as it replaced a folder has begun: there is the new folder, or the old one."""
+    if (old := _replaced(path)).exists():
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.replace(path)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.old')
 
 
 def _locked(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """Whoever is forgotten is in no file, and what is left is what would be had without them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -97,7 +98,7 @@ def bytes_of(folder, *names):
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.name != 'manifest.json'}
 
 
-@pytest.mark.parametrize('interrupted', [False, True])
+@pytest.mark.parametrize('interrupted', ['', 'between folders', 'as a folder is replaced'])
 def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, tmp_path, monkeypatch, interrupted):
     gone = [user('zebra02'), user('zebra08')]
     c = settings(raw, tmp_path)
@@ -108,15 +109,22 @@ def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, tmp_path, monkey
     write_json(tmp_path / 'report.json', dict(of='zebra08'))
     flags = frozenset(gone)
     if interrupted:
-        times = iter(range(100))
+        times, written, replaced = iter(range(100)), forget._write_again, Path.replace
 
-        def stop(*_):
+        def write(*given):
             if next(times) == 2:
                 raise KeyboardInterrupt
-            return written(*_)
+            return written(*given)
 
-        written = forget._write_again
-        monkeypatch.setattr(forget, '_write_again', stop)
+        def replace(path, target):
+            if path.name == '.personas.tmp':
+                raise KeyboardInterrupt
+            return replaced(path, target)
+
+        if interrupted == 'between folders':
+            monkeypatch.setattr(forget, '_write_again', write)
+        else:
+            monkeypatch.setattr(Path, 'replace', replace)
         with pytest.raises(KeyboardInterrupt):
             forget.forget(c, flags, str(tmp_path))
         monkeypatch.undo()

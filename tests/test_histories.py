@@ -138,6 +138,7 @@ def test_a_killed_journal_holds_all_that_was_noted(tmp_path):
     assert 'key x' not in journal and path.parent.stat().st_mode & 0o777 == 0o700
     noted = last + 1 + (f'key {last + 1}' in journal)
     journal.add('a list', ['text', True])
+    journal.add('no number', [float('nan')])
     assert journal.total('tokens') == sum(range(noted)) and journal['a list'] == ['text', True]
     journal.close()
     assert 'key 0' not in Journal(path, 'other work')
@@ -152,7 +153,7 @@ def test_a_journal_that_another_program_has_open_is_kept(tmp_path):
     journal.close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute('PRAGMA locking_mode = EXCLUSIVE')
-        other.execute('BEGIN IMMEDIATE')
+        other.execute('BEGIN EXCLUSIVE')
         with pytest.raises(UserError, match='journal.sqlite cannot be opened'):
             Journal(path, 'work')
     assert Journal(path, 'work')['key'] == 'what was paid for'

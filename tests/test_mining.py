@@ -69,6 +69,16 @@ def test_prompts_of_a_file_have_the_personas_of_their_users(tmp_path, inferred):
     assert counts['dropped_over_max_prompts'] == 3 - c.candidates.max_prompts
 
 
+@pytest.mark.parametrize('change', [dict(id='a/0'), dict(messages=[]), dict(split=None), 'text'])
+def test_lines_that_are_no_prompts_are_refused(tmp_path, change):
+    good = dict(id='a/0', user_id='a', persona='', split='train', messages=[dict(role='user', content='Why?')])
+    bad = change if isinstance(change, str) else {k: v for k, v in (good | change).items() if v is not None}
+    write_records(tmp_path / 'prompts.jsonl', [good, bad])
+    c = config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl'))
+    with pytest.raises(UserError, match='config.data.prompts: .*, line 2 is no prompt'):
+        list(candidates.prompts_reader(c)(Counter()))
+
+
 def test_refusals():
     refusing = ["I'm sorry, but I can't do that.", 'I cannot help.', 'As an AI, I have no view.', 'Sorry, no.']
     refusing += [
