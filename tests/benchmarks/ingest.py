@@ -49,8 +49,8 @@ def write_file(path: Path, first: int, count: int) -> None:
 
 
 def start_ingest(raw: str, to: Path, *more: str) -> subprocess.Popen:
-    flags_ = [f'--config.data.raw={raw}', f'--config.data.conversations={to}', '--config.ingest.max_conversations=0']
-    flags_ += ['--config=configs/wildchat.py', '--overwrite', '--config.ingest.languages=']
+    flags_ = ['--config=configs/wildchat.py', '--overwrite', f'--config.data.raw={raw}', '--config.ingest.languages=']
+    flags_ += [f'--config.data.conversations={to}']
     return program('data_pipelines.ingest', *flags_, *more)
 
 
