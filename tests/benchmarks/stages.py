@@ -50,7 +50,7 @@ def measure(count: int) -> dict:
     arguments += ['--config.follow_ups.labeller=head', f'--config.follow_ups.head={work / "head"}']
     arguments += ['--config.follow_ups.min_confidence=0', '--config.personas.writer=quotes']
     arguments += ['--config.personas.scope=earlier_conversations', '--config.rewrites.max_turns=64']
-    arguments += ['--config.sampler.new_tokens=16', '--config.rewrites.samples=1']
+    arguments += ['--config.sampler.prompt_tokens=384', '--config.sampler.new_tokens=16', '--config.rewrites.samples=1']
     for name in STAGES:
         seconds, peak = measured(program(f'data_pipelines.{name}', *arguments))
         found[name] = dict(
