@@ -9,6 +9,7 @@ what is measured is what a stage does with conversations. Writes `results/stages
 
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def write_head(records: Path, folder: Path) -> None:
 
 def measure(count: int) -> dict:
     files, work = raw_files(count), RUNS / f'stages_{count}'
+    shutil.rmtree(work, ignore_errors=True)
     measured(start_ingest(files, work / 'conversations'))
     counts = counts_of(work / 'conversations')
     found = dict(conversations=counts['kept_train'] + counts['kept_heldout'], user_turns=counts['user_turns'])
@@ -51,6 +53,7 @@ def measure(count: int) -> dict:
     arguments += ['--config.follow_ups.min_confidence=0', '--config.personas.writer=quotes']
     arguments += ['--config.personas.scope=earlier_conversations', '--config.rewrites.max_turns=64']
     arguments += ['--config.sampler.prompt_tokens=384', '--config.sampler.new_tokens=16', '--config.rewrites.samples=1']
+    arguments += ['--config.rewrites.regenerate=False']  # so both sizes ask the model for as much
     for name in STAGES:
         seconds, peak = measured(program(f'data_pipelines.{name}', *arguments))
         found[name] = dict(
@@ -72,5 +75,5 @@ def main(_):
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('stage_sizes', '50000,500000', 'Conversations, smallest first.')
+    flags.DEFINE_string('stage_sizes', '100000,1000000', 'Conversations, smallest first.')
     app.run(main)
