@@ -48,20 +48,21 @@ def _of_file(config: ConfigDict) -> Iterator[Record]:
     """The prompts of `config.data.prompts`."""
     path, seen = _prompts_file(config), set()
     found = personas.of_users(config) if config.data.personas else None
-    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            record = json.loads(text)
-            record = {name: record[name] for name in ('id', 'user_id', 'persona', 'split', 'messages')}
-            good = record['messages'][-1]['role'] == 'user' and all(turn['content'] for turn in record['messages'])
-        except (ValueError, KeyError, TypeError, IndexError):
-            good = False
-        if not good or record['id'] in seen:
-            raise UserError(
-                f'config.data.prompts: {path}, line {number} is no prompt: give it id (of no other line), user_id, '
-                'persona, split and messages of role and content that end in a user turn'
-            )
-        seen.add(record['id'])
-        yield record if found is None else record | dict(persona=found.get(record['user_id'], ''))
+    with open(path, 'rb') as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                record = json.loads(text)
+                record = {name: record[name] for name in ('id', 'user_id', 'persona', 'split', 'messages')}
+                good = record['messages'][-1]['role'] == 'user' and all(turn['content'] for turn in record['messages'])
+            except (ValueError, KeyError, TypeError, IndexError):
+                good = False
+            if not good or record['id'] in seen:
+                raise UserError(
+                    f'config.data.prompts: {path}, line {number} is no prompt: give it id (of no other line), user_id, '
+                    'persona, split and messages of role and content that end in a user turn'
+                )
+            seen.add(record['id'])
+            yield record if found is None else record | dict(persona=found.get(record['user_id'], ''))
 
 
 def _of_conversations(config: ConfigDict) -> Iterator[Record]:

@@ -58,21 +58,27 @@ def replies(task: Task, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
       UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
     """
     journal = task.journal
-    keys = {prompt.id: [f'{prompt.id} {sample}' for sample in range(prompt.samples)] for prompt in prompts}
 
     async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
-        for key in keys[prompt.id]:
+        for key in keys(prompt):
             await teacher.ask(key, _versions(prompt), task.config.sampler.temperature)
 
-    left = [prompt for prompt in prompts if any(key not in journal for key in keys[prompt.id])]
+    left = [prompt for prompt in prompts if any(key not in journal for key in keys(prompt))]
     _settle_all(task, left, settle, 'prompts')
     found: dict[str, list[Reply]] = {}
-    for name, own in keys.items():
-        said = enumerate(map(journal.__getitem__, own))
-        found[name] = [
-            Reply(name, sample, one['text'].strip(), one['finished']) for sample, one in said if one['text'] is not None
+    for prompt in prompts:
+        said = map(journal.__getitem__, keys(prompt))
+        found[prompt.id] = [
+            Reply(prompt.id, sample, one['text'].strip(), one['finished'])
+            for sample, one in enumerate(said)
+            if one['text'] is not None
         ]
     return found
+
+
+def keys(prompt: Prompt) -> list[str]:
+    """What a prompt's replies are noted under in a journal."""
+    return [f'{prompt.id} {sample}' for sample in range(prompt.samples)]
 
 
 def answers(

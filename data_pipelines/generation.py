@@ -52,12 +52,12 @@ def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str
         return endpoint.replies(task, prompts)
     journal = task.journal
     # A prompt is sampled again as a whole: what was drawn already comes out the same.
-    left = [prompt for prompt in prompts if any(key not in journal for key in _keys(prompt))]
+    left = [prompt for prompt in prompts if any(key not in journal for key in endpoint.keys(prompt))]
     if left:
         generator = Generator(task.config, model_path)
         fitted = [(prompt, generator.fit(prompt)) for prompt in left]
         for prompt, shorter in fitted:
-            for key in _keys(prompt) if shorter is None else ():
+            for key in endpoint.keys(prompt) if shorter is None else ():
                 if key not in journal:
                     journal.add(key, None)  # said once, for a model need not be loaded to say it again
         fitting = [shorter for _, shorter in fitted if shorter]
@@ -68,13 +68,9 @@ def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str
                 progress.update(done)
     replies: dict[str, list[Reply]] = {}
     for prompt in prompts:
-        found = enumerate(map(journal.__getitem__, _keys(prompt)))
+        found = enumerate(map(journal.__getitem__, endpoint.keys(prompt)))
         replies[prompt.id] = [Reply(prompt.id, sample, *said) for sample, said in found if said]
     return replies
-
-
-def _keys(prompt: Prompt) -> list[str]:
-    return [f'{prompt.id} {sample}' for sample in range(prompt.samples)]
 
 
 def scores(
