@@ -119,7 +119,7 @@ def token_counter(config: ConfigDict) -> Callable[[str], int]:
     """How many tokens a text has for the policy, which reads personas."""
     require(config, 'model.path')
     tokenizer = load_tokenizer(open_model(config.model.path).tokenizer_path)
-    return functools.lru_cache(2**16)(lambda text: len(tokenizer.encode(text)))
+    return functools.lru_cache(2**12)(lambda text: len(tokenizer.encode(text)))
 
 
 @functools.cache
@@ -265,7 +265,7 @@ def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], cou
     """Write the stage's files from everybody's claims."""
     p, count = task.config.personas, token_counter(task.config)
 
-    @functools.lru_cache(2**16)
+    @functools.lru_cache(2**12)
     def said(texts: tuple[str, ...]) -> str:
         return persona([dict(text=text) for text in texts], max_tokens=p.max_tokens, count=count)
 

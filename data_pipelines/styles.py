@@ -38,7 +38,7 @@ def _patterns() -> list[tuple[str, str, str, re.Pattern]]:
     return found
 
 
-@functools.lru_cache(maxsize=100_000)
+@functools.lru_cache(2**12)
 def _styles(text: str) -> tuple[tuple[str, str], ...]:
     said, found = plain(text).replace('no longer', 'not'), {}
     for matter, side, other, words in _patterns():
@@ -60,7 +60,7 @@ def styles(text: str) -> dict[str, str]:
     return dict(_styles(text))
 
 
-@functools.lru_cache(maxsize=100_000)
+@functools.lru_cache(2**12)
 def polar_stems(text: str) -> dict[str, bool]:
     """Stems of the words that tell what a text is about, and whether they stand after a negation.
 
