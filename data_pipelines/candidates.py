@@ -11,7 +11,6 @@ from `config.candidates.reward_model`, if there is one.
 
 import dataclasses
 import functools
-import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from data_pipelines.stage import (
     Record,
     Stage,
     Task,
+    at_most,
     in_blocks,
     in_passes,
     input_digest,
@@ -100,20 +100,12 @@ def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[Record]]:
 
     Those with a persona come first: they teach what the others cannot. Within each kind a hash favours nobody.
     """
-    most = config.candidates.max_prompts
-    if not most:
-        return functools.partial(_usable, config)
-    ranked = ((not record['persona'], digest(record['id']), record['id']) for record in _usable(config, Counter()))
-    chosen = {name for *_, name in heapq.nsmallest(most, ranked)}
 
-    def prompts(counts: Counter) -> Iterator[Record]:
-        for record in _usable(config, counts):
-            if record['id'] in chosen:
-                yield record
-            else:
-                counts['dropped_over_max_prompts'] += 1
+    def rank(record: Record) -> tuple[bool, str]:
+        return not record['persona'], digest(record['id'])
 
-    return prompts
+    usable = functools.partial(_usable, config)
+    return at_most(config.candidates.max_prompts, usable, rank, 'dropped_over_max_prompts')
 
 
 def _prompts_file(config: ConfigDict) -> Path:

@@ -97,19 +97,19 @@ def _names(folders: Iterable[Path], users: frozenset[str]) -> frozenset[str]:
 
 def _without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, str]] | None:
     """What writes a folder again without those to be forgotten and returns the new digests by the old; or None."""
-    holding = [path for path in sorted(folder.glob('*.jsonl')) if any(map(forgotten.holds, stream_records(path)))]
-    if not holding:
+    paths = sorted(folder.glob('*.jsonl'))
+    gone = +Counter({path.name: sum(map(forgotten.holds, stream_records(path))) for path in paths})
+    if not gone:
         return None
 
     def write(temporary: Path) -> dict[str, str]:
         changed, manifest = {}, read_json(folder / 'manifest.json', _REMEDY)
-        gone = Counter(manifest.get('forgotten', {}))
-        for path in holding:
-            gone[path.name] += sum(map(forgotten.holds, stream_records(path)))
-            left = (record for record in stream_records(path) if not forgotten.holds(record))
-            write_records(temporary / path.name, left)
-            changed[file_digest(path)] = file_digest(temporary / path.name)
-        write_json(temporary / 'manifest.json', manifest | dict(forgotten=gone))
+        for name in gone:
+            left = (record for record in stream_records(folder / name) if not forgotten.holds(record))
+            write_records(temporary / name, left)
+            changed[file_digest(folder / name)] = file_digest(temporary / name)
+        before = Counter(manifest.get('forgotten', {}))
+        write_json(temporary / 'manifest.json', manifest | dict(forgotten=before + gone))
         return changed
 
     return write

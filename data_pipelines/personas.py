@@ -303,9 +303,10 @@ def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], cou
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
     """Everybody's claims. The teacher has been asked about all remarks before the first of them comes out."""
-    exhaust(usable_remarks(task.config, corrections, Counter()))  # bad input is known before the teacher is asked
-    quotes = (remark['quote'] for _, found in usable_remarks(task.config, corrections, Counter()) for remark in found)
     if task.config.personas.writer == 'teacher':
+        exhaust(usable_remarks(task.config, corrections, Counter()))  # bad input is known before the teacher is asked
+        usable = usable_remarks(task.config, corrections, Counter())
+        quotes = (remark['quote'] for _, found in usable for remark in found)
         for block in in_blocks(quotes, BLOCK):
             _said(task, block)
     for author, found in usable_remarks(task.config, corrections, counts):

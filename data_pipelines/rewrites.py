@@ -16,9 +16,8 @@ below 0 the feedback has no part in it at all. Neither shows the persona.
 """
 
 import functools
-import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from data_pipelines.stage import (
     Record,
     Stage,
     Task,
+    at_most,
     in_blocks,
     in_passes,
     input_digest,
@@ -115,28 +115,12 @@ def _feedback(config: ConfigDict, counts: Counter) -> Iterator[Case]:
                 yield Case(turn | dict(persona=personas[asked], next_reply=following), said)
 
 
-def _cases(config: ConfigDict) -> Callable[[Counter], Iterator[Case]]:
-    """What reads the turns that are to be rewritten, at most `config.rewrites.max_turns`."""
-    most = config.rewrites.max_turns
-    if not most:
-        return functools.partial(_feedback, config)
-    names = (case.name for case in _feedback(config, Counter()))
-    chosen = set(heapq.nsmallest(most, names, key=digest))
-
-    def cases(counts: Counter) -> Iterator[Case]:
-        for case in _feedback(config, counts):
-            if case.name in chosen:
-                yield case
-            else:
-                counts['dropped_over_max_turns'] += 1
-
-    return cases
-
-
 def _work(task: Task) -> dict[str, int]:
     counts: Counter = Counter()
     steps = [_originals, *([_applicable] if task.config.rewrites.regenerate else []), _drawn, _best]
-    cases = in_passes(_cases(task.config), [functools.partial(step, task) for step in steps], counts)
+    feedback = functools.partial(_feedback, task.config)
+    some = at_most(task.config.rewrites.max_turns, feedback, lambda case: digest(case.name), 'dropped_over_max_turns')
+    cases = in_passes(some, [functools.partial(step, task) for step in steps], counts)
     return STAGE.write(task, _records(task, cases, counts), counts)
 
 

@@ -7,6 +7,7 @@ of all there is no more than numbers and the names of users, of what is chosen, 
 import contextlib
 import dataclasses
 import functools
+import heapq
 import itertools
 import json
 import shutil
@@ -192,6 +193,29 @@ def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable
     for number in range(len(steps)):
         exhaust(_through(source, steps[:number], Counter()))
     yield from _through(source, steps, counts)
+
+
+def at_most(
+    most: int, source: Callable[[Counter], Iterator[T]], rank: Callable[[T], Any], counted: str
+) -> Callable[[Counter], Iterator[T]]:
+    """A source of no more than `most` items (0: all) of another, in its order; the others are counted.
+
+    Args:
+      rank: which come first; no two items have the same.
+      counted: the name to count the others under.
+    """
+    if not most:
+        return source
+    chosen = set(heapq.nsmallest(most, map(rank, source(Counter()))))
+
+    def some(counts: Counter) -> Iterator[T]:
+        for item in source(counts):
+            if rank(item) in chosen:
+                yield item
+            else:
+                counts[counted] += 1
+
+    return some
 
 
 def exhaust(items: Iterable) -> None:
