@@ -98,6 +98,25 @@ def preferences(count: int, *, seed: int = 0) -> list[dict]:
     return records
 
 
+def branching_preferences(rng: np.random.Generator) -> list[dict]:
+    """Random preferences of which half go on from an earlier one's rejected reply, so that contexts grow long."""
+
+    def text(role: str, mark: str = '') -> dict:
+        return {'role': role, 'content': ' '.join(rng.choice(WORDS, rng.integers(1, 6))) + mark}
+
+    records: list[dict] = []
+    for i in range(int(rng.integers(1, 12))):
+        prompt, user = [text('user')], f'user{rng.integers(2)}'
+        if records and rng.random() < 0.6:
+            earlier = records[int(rng.integers(len(records)))]
+            prompt, user = [*earlier['prompt'], *earlier['rejected'], text('user')], earlier['user_id']
+        replies = dict(chosen=[text('assistant')], rejected=[text('assistant', '!')])
+        if rng.random() < 0.2:
+            replies['rejected'] += [text('user'), text('assistant', '?')]
+        records.append(dict(id=f'p{i}', prompt=prompt, user_id=user, persona=f'{user} likes tea.', **replies))
+    return records
+
+
 def _reply(content: str) -> list[dict]:
     return [{'role': 'assistant', 'content': content}]
 

@@ -1,0 +1,154 @@
+"""Trees to rows: every pair is in one row or dropped, with as much context as there is room for."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhi_jax.data.encode import Piece, TreeEncoder
+from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.loader import RowReader
+from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.rows import Capacities, size
+from rlhi_jax.data.tree import parse_preference
+from rlhi_jax.errors import UserError
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+
+class Trees(list):
+    """Interactions in memory, with what a plan asks of shards."""
+
+    digest = 'in memory'
+
+
+@pytest.fixture(scope='module')
+def template(tmp_path_factory) -> ChatTemplate:
+    folder = tmp_path_factory.mktemp('template')
+    tiny.write_tokenizer(folder)
+    return ChatTemplate.load(folder)
+
+
+def turns_before(row, tokenizer, last: int) -> list[tuple[str, str]]:
+    """Roles and texts on the path to a row's token, read off its arrays: what the model sees of a reply."""
+    path = [last]
+    while row['back'][path[-1]]:
+        path.append(path[-1] - row['back'][path[-1]])
+    names = {id_: name for name, id_ in tokenizer.control.items()}
+    text = ''.join(names.get(i) or tokenizer.decode([i]) for i in row['tokens'][path[::-1]].tolist())
+    assert [row['position'][i] for i in path] == list(range(len(path)))[::-1]
+    assert re.sub(r'<\|im_start\|>\w+\n[^<]*<\|im_end\|>\n?', '', text) == '', text
+    return re.findall(r'<\|im_start\|>(\w+)\n([^<]*)<\|im_end\|>', text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(60, 400), st.integers(20, 120), st.integers(1, 6))
+def test_every_pair_is_in_one_row_or_dropped(template, seed, tokens, scored, pairs):
+    records = tiny.branching_preferences(np.random.default_rng(seed))
+    preferences = [parse_preference(json.dumps(r), '') for r in records]
+    trees, capacities = Trees(grow_trees(preferences)), Capacities(tokens, scored, pairs)
+    assert sum(len(tree.pairs) for tree in trees) == len(records)
+    try:
+        plan = make_plan(trees, template, capacities)
+    except UserError as error:
+        assert f"'longer_than_a_row': {len(records)}" in str(error)
+        return
+    assert (
+        plan.counts['pairs_read']
+        == len(records)
+        == len(plan.pair_names) + plan.counts.get('dropped_longer_than_a_row', 0)
+    )
+    numbers = [number for row in range(len(plan.rows)) for number in plan.pair_ids(row)]
+    assert sorted(numbers) == list(range(len(plan.pair_names))) and len(set(plan.pair_names)) == len(numbers)
+
+    by_id, shortened = {record['id']: record for record in records}, 0
+    reader = RowReader(plan, trees, template)
+    for number in range(len(plan.rows)):
+        row = reader[number]  # raises if the pieces do not fit
+        there = row['pair_id'] >= 0
+        assert row['pair_id'][there].tolist() == plan.pair_ids(number)
+        for pair, chosen, rejected in zip(
+            *(row[f'pair_{name}'][there] for name in ('id', 'chosen', 'rejected')), strict=True
+        ):
+            record, starts = by_id[plan.pair_names[pair]], set()
+            for side, reply in (('chosen', chosen), ('rejected', rejected)):
+                seen = turns_before(row, template.tokenizer, row['reply_last'][reply])
+                whole = [(turn['role'], turn['content']) for turn in (*record['prompt'], *record[side])]
+                whole = whole[-len(seen) :]
+                persona, first = seen[0][1].split('\n\n')[0], whole[0]
+                assert record['persona'] in persona, 'the persona is lost'
+                assert seen[0][1].endswith(first[1]) and seen[0][0] == first[0] == 'user'
+                assert seen[1:] == whole[1:] and len(seen) > len(record[side]), 'the latest user turn is lost'
+                starts.add(len(seen) - len(record[side]))
+                words = [turn['content'] for turn in record[side] if turn['role'] == 'assistant']
+                assert (row['slot_reply'] == reply).sum() == sum(map(len, words)) + len(words), 'a byte and an end each'
+            assert len(starts) == 1
+            shortened += starts.pop() < len(record['prompt'])
+    assert plan.counts['pairs_with_shortened_context'] == shortened
+
+
+def test_context_is_shortened_as_little_as_need_be(template):
+    """With ever less room the oldest exchanges go first; the last user turn goes never, the pair is dropped instead."""
+    turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i}'} for i in range(7)]
+    record = json.dumps(dict(prompt=turns, chosen='yes', rejected='no', persona='Likes tea.'))
+    trees = Trees(grow_trees([parse_preference(record, 'a')]))
+    encoder = TreeEncoder(trees[0], template)
+    for start in (0, 2, 4, 6):
+        need = size(encoder.encode(Piece(start, (0,)))).tokens
+        for room, expected in ((need, start), (need - 1, start + 2)):
+            if expected > 6:
+                with pytest.raises(UserError, match="'longer_than_a_row': 1"):
+                    make_plan(trees, template, Capacities(room, 64, 1))
+                continue
+            plan = make_plan(trees, template, Capacities(room, 64, 1))
+            assert plan.rows == [[(0, Piece(expected, (0,)), 0)]]
+            assert plan.counts['pairs_with_shortened_context'] == (expected > 0)
+
+
+@pytest.mark.parametrize('exchanges', [5, 6, 8])
+def test_pairs_of_a_long_conversation_share_a_context(template, exchanges):
+    """Each keeps at least half of the exchanges that it has room for alone, and all of them if they fit."""
+    turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i:02}'} for i in range(24)]
+    records = [
+        json.dumps(dict(id=str(at), prompt=turns[: at + 1], chosen='Better.', rejected=[turns[at + 1]]))
+        for at in range(0, 24, 2)
+    ]
+    trees = Trees(grow_trees([parse_preference(record, '') for record in records]))
+    encoder = TreeEncoder(trees[0], template)
+    room = size(encoder.encode(Piece(0, (exchanges - 1,)))).tokens
+    plan = make_plan(trees, template, Capacities(room, 1024, 16))
+    pieces = [piece for row in plan.rows for _, piece, _ in row]
+    assert 2 * len(pieces) <= len(records), 'later pairs share their context as well'
+    for piece in pieces:
+        for pair in piece.pairs:
+            prompt = encoder.tree.path(encoder.tree.pairs[pair].prompt)
+            starts = [turn for turn in prompt[::2] if size(encoder.encode(Piece(turn, (pair,)))).tokens <= room]
+            kept = prompt[::2][prompt[::2].index(piece.start) :]
+            assert 2 * len(kept) >= len(starts)
+            assert piece.start == 0 or starts[0] != 0
+
+
+def test_what_is_shared_is_stored_once(template):
+    """A rejected reply that the conversation went on from lies on the trunk of the later pair."""
+    user, other = dict(role='user', content='Hi'), dict(role='assistant', content='Go away')
+    both = dict(chosen='Hello', rejected=[other], persona='Likes tea.')
+    first = both | dict(id='a', prompt=[user])
+    later = both | dict(id='b', prompt=[user, other, dict(role='user', content='Be polite')])
+    preferences = [parse_preference(json.dumps(r), '') for r in (first, later)]
+    (tree,) = grow_trees(preferences)
+    assert tree.pairs[0].rejected in tree.path(tree.pairs[1].prompt)
+    assert len(tree.messages) == 6
+
+    def tokens(*preferences) -> int:
+        (tree,) = grow_trees(preferences)
+        return size(TreeEncoder(tree, template).encode(Piece(0, tuple(range(len(tree.pairs)))))).tokens
+
+    together, apart = tokens(*preferences), [tokens(preference) for preference in preferences]
+    reply = len('Hello') + len(['<|im_end|>', '\n'])  # all that the first pair adds; tokens are bytes
+    assert together == apart[1] + reply < sum(apart)
+    assert len(grow_trees([preferences[0], dataclasses.replace(preferences[1], persona='Likes coffee.')])) == 2
+    assert len(grow_trees([preferences[0], dataclasses.replace(preferences[1], user_id='another')])) == 2

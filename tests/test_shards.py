@@ -1,0 +1,202 @@
+"""Preference JSONL to shards: everything is counted, nothing is lost, and reruns change no byte."""
+
+import dataclasses
+import gzip
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import data_pipelines.shards
+import rlhi_jax.data.tree
+from data_pipelines.shards import by_tree, read_preferences
+from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.plan import load_plan
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.data.tree import parse_preference
+from rlhi_jax.errors import UserError
+from rlhi_jax.files import new_folder
+
+USER = {'role': 'user', 'content': 'Hi'}
+REPLY = {'role': 'assistant', 'content': 'Hello'}
+OTHER = {'role': 'assistant', 'content': 'Go away'}
+GOOD = dict(prompt=[USER], chosen=[REPLY], rejected=[OTHER])
+
+DROPPED = {
+    'not_json': ['no', '{"prompt": ', b'{"prompt": "\xff"}', '[' * 100_000],
+    'not_an_object': ['[]', '"text"', 'null', '3'],
+    'chosen_or_rejected_missing': [{}, dict(prompt='a', chosen='b'), dict(prompt='a', rejected='b')],
+    'turns_not_a_list_of_messages': [GOOD | {'chosen': 3}, GOOD | {'rejected': None}, GOOD | {'prompt': ['Hi']}],
+    'message_without_role_or_text': [
+        GOOD | {'prompt': [{'content': 'Hi'}]},
+        GOOD | {'chosen': [{'role': 'assistant', 'content': None}]},
+        GOOD | {'chosen': [{'role': 'assistant', 'content': ['parts']}]},
+    ],
+    'lone_surrogate': ['{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}', GOOD | {'persona': '\ud800'}],
+    'prompt_does_not_end_in_a_user_turn': [
+        GOOD | {'prompt': []},
+        GOOD | {'prompt': [USER, REPLY]},
+        GOOD | {'prompt': [{'role': 'system', 'content': 'Be kind.'}]},
+        dict(chosen='b', rejected='c'),
+    ],
+    'reply_does_not_end_in_an_assistant_turn': [GOOD | {'chosen': []}, GOOD | {'rejected': [OTHER, USER]}],
+    'roles_do_not_alternate': [
+        GOOD | {'prompt': [USER, USER]},
+        GOOD | {'prompt': [REPLY, USER]},
+        GOOD | {'prompt': [USER, {'role': 'system', 'content': 'Late'}, USER]},
+        GOOD | {'rejected': [OTHER, OTHER]},
+    ],
+    'empty_message': [GOOD | {'prompt': ' \n'}, GOOD | {'chosen': ''}, GOOD | {'rejected': '\t'}],
+    'chosen_equals_rejected': [GOOD | {'rejected': [REPLY]}, GOOD | {'rejected': 'Hello \n'}],
+    'weight_not_a_number_from_0': [
+        GOOD | {'weight': w} for w in ('1', True, [], -1, float('nan'), float('inf'), 1e39, 10**400)
+    ],
+    'id_not_text': [GOOD | {'id': ['a']}, GOOD | {'id': True}, GOOD | {'id': 1.5}],
+    'persona_not_text': [GOOD | {'persona': 3}, GOOD | {'persona': {'likes': 'tea'}}],
+    'user_id_not_text': [GOOD | {'user_id': {}}],
+    'id_seen_before': [],  # has a test of its own
+}
+
+
+def as_line(record) -> bytes:
+    return record if isinstance(record, bytes) else (record if isinstance(record, str) else json.dumps(record)).encode()
+
+
+def read(tmp_path: Path, records, name: str = 'pairs.jsonl'):
+    """Preferences of some records, and the counts."""
+    (tmp_path / name).write_bytes(b'\n'.join(map(as_line, records)))
+    counts = Counter()
+    return list(read_preferences([tmp_path / name], counts)), dict(counts)
+
+
+@pytest.mark.parametrize(('reason', 'bad'), DROPPED.items(), ids=DROPPED)
+def test_bad_records_are_counted_by_reason(reason, bad, tmp_path):
+    kept, counts = read(tmp_path, [GOOD, *bad, '', GOOD, '  '])
+    assert [p.id for p in kept] == ['pairs.jsonl:1', f'pairs.jsonl:{len(bad) + 3}']
+    dropped = {f'dropped_{reason}': len(bad)} if bad else {}
+    assert counts == {'lines_read': len(bad) + 2, 'pairs_kept': 2, **dropped}
+
+
+def test_every_reason_is_tested():
+    sources = [Path(module.__file__).read_text() for module in (rlhi_jax.data.tree, data_pipelines.shards)]
+    reasons = set(re.findall(r"BadRecord\(f?'([^']*)'\)", '\n'.join(sources)))
+    reasons |= {f'{name}_not_text' for name in ('id', 'persona', 'user_id')}
+    assert reasons - {'{name}_not_text'} == set(DROPPED)
+
+
+def test_ids_seen_before(tmp_path):
+    """The first preference of an id is kept; lines without ids are told apart even in files of one name."""
+    kept, counts = read(
+        tmp_path, [GOOD | {'id': 'a', 'weight': 2}, GOOD | {'id': 'a'}, GOOD | {'id': 7, 'weight': None}]
+    )
+    assert [(p.id, p.weight) for p in kept] == [('a', 2.0), ('7', 1.0)]
+    assert counts == {'lines_read': 3, 'pairs_kept': 2, 'dropped_id_seen_before': 1}
+    paths = [tmp_path / day / 'pairs.jsonl' for day in ('monday', 'tuesday')]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(as_line(GOOD))
+    counts = Counter()
+    assert len({p.id for p in read_preferences(paths, counts)}) == 2
+    assert counts == {'lines_read': 2, 'pairs_kept': 2}
+
+
+def test_formats(tmp_path):
+    """Strings, TRL's implicit prompts (explicit ones too, and null), and .jsonl.gz mean the same."""
+    implicit = dict(chosen=[USER, REPLY, USER, REPLY], rejected=[USER, REPLY, USER, OTHER])
+    explicit = dict(prompt=[USER, REPLY, USER], chosen=[REPLY], rejected=[OTHER])
+    plain = dict(prompt='Hi', chosen=' Hello', rejected='Go away\n')
+    system = dict(GOOD, prompt=[{'role': 'system', 'content': 'Be kind.'}, USER], persona='Likes tea.', user_id=4)
+    records = [implicit, implicit | {'prompt': None}, explicit, plain, GOOD, system]
+    kept, _ = read(tmp_path, records)
+    texts = [dataclasses.replace(p, id='') for p in kept]
+    assert texts[0] == texts[1] == texts[2] and texts[3] == texts[4]
+    assert texts[0].prompt == (('user', 'Hi'), ('assistant', 'Hello'), ('user', 'Hi'))
+    assert texts[0].chosen == (('assistant', 'Hello'),) and texts[0].rejected == (('assistant', 'Go away'),)
+    assert (texts[5].system, texts[5].persona, texts[5].user_id) == ('Be kind.', 'Likes tea.', '4')
+    (tmp_path / 'zipped.jsonl.gz').write_bytes(gzip.compress(b'\n'.join(map(as_line, records))))
+    assert [dataclasses.replace(p, id='') for p in read_preferences([tmp_path / 'zipped.jsonl.gz'], Counter())] == texts
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_preferences_of_a_tree_are_brought_together_on_disk(seed, tmp_path):
+    records = tiny.branching_preferences(np.random.default_rng(seed))
+    preferences = [parse_preference(json.dumps(record), '') for record in records]
+    groups = list(by_tree(iter(preferences), tmp_path / 'scratch'))
+    assert [tree for group in groups for tree in grow_trees(group)] == grow_trees(preferences)
+    assert all(len(grow_trees(group)) == 1 for group in groups) and not (tmp_path / 'scratch').exists()
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def test_reruns(tmp_path):
+    """A rerun keeps what is there, other input needs --overwrite, and the same input gives the same bytes anywhere."""
+    first, second = tmp_path / 'a', tmp_path / 'b'
+    for folder in (first, second):
+        folder.mkdir()
+        tiny.prepare(folder, pairs=8)
+    assert folder_bytes(first / 'shards') == folder_bytes(second / 'shards')
+    assert folder_bytes(first / 'rows') == folder_bytes(second / 'rows')
+
+    def run(stage: str, *flags: str, check: bool = True):
+        names = {'data.pairs': 'pairs.jsonl', 'data.shards': 'shards', 'data.rows': 'rows', 'model.path': 'model'}
+        paths = [f'--config.{key}={first / name}' for key, name in names.items()]
+        return tiny.run_program(f'data_pipelines.{stage}', f'--config={tiny.CONFIG}', *paths, *flags, check=check)
+
+    before = {path: path.stat().st_mtime_ns for path in (first / 'shards').iterdir()}
+    assert 'up to date' in run('shards').stdout
+    assert {path: path.stat().st_mtime_ns for path in (first / 'shards').iterdir()} == before
+    with gzip.open(first / 'more.jsonl.gz', 'wb') as file:
+        file.write(as_line(GOOD | {'id': 'more'}))
+    both = f'--config.data.pairs={first / "pairs.jsonl"},{first / "more.jsonl.gz"}'
+    refused = run('shards', both, check=False)
+    assert refused.returncode == 2 and '--overwrite' in refused.stderr
+    assert {path: path.stat().st_mtime_ns for path in (first / 'shards').iterdir()} == before
+    pairs = Shards(second / 'shards').manifest['counts']['pairs_kept']
+    assert f'"pairs_kept": {pairs + 1}' in run('shards', both, '--overwrite').stdout
+    assert Shards(first / 'shards').manifest['counts']['pairs_kept'] == pairs + 1
+    # The rows were made for the old shards.
+    assert run('rows', check=False).returncode == 2
+    run('rows', '--overwrite')
+    assert load_plan(first / 'rows')[0].pair_names[-1] == 'more' and len(list(tmp_path.rglob('*.tmp'))) == 0
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path):
+    with new_folder(tmp_path / 'out') as ours:
+        (ours / 'manifest.json').write_text('ours')
+        with pytest.raises(UserError, match='being written by another run'), new_folder(tmp_path / 'out'):
+            pass
+    assert (tmp_path / 'out' / 'manifest.json').read_text() == 'ours'
+    with new_folder(tmp_path / 'out', overwrite=True) as again:
+        (again / 'manifest.json').write_text('again')
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_killed_stage_leaves_no_output(tmp_path):
+    tiny.write_preferences(tmp_path / 'pairs.jsonl', 20_000)
+    shards, temporary = tmp_path / 'shards', tmp_path / '.shards.tmp'
+    flags = [f'--config={tiny.CONFIG}', f'--config.data.pairs={tmp_path / "pairs.jsonl"}']
+    flags += [f'--config.data.shards={shards}', '--config.data.trees_per_shard=100']
+    command = [sys.executable, '-m', 'data_pipelines.shards', *flags]
+    process = subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.DEVNULL)
+    while not list(temporary.glob('*.array_record')):
+        assert process.poll() is None, 'ended before its time'
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert temporary.exists() and not shards.exists()
+    tiny.write_preferences(tmp_path / 'pairs.jsonl', 50)
+    tiny.run_program('data_pipelines.shards', *flags)
+    assert not temporary.exists() and sorted(folder_bytes(shards)) == [
+        'interactions-00000.array_record',
+        'manifest.json',
+    ]
