@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipelines.near_duplicates import shingles
 from data_pipelines.stage import Record
 
 FEEDBACK, AGAIN = 'reattempt_with_feedback', 'reattempt_without_feedback'
@@ -18,7 +17,6 @@ LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
     'other': 'does none of these: a greeting, abuse, text that says nothing',
 }
 MAX_CHARACTERS = 300  # of a turn that are looked at
-_REPEATED = 0.8  # Jaccard similarity at which a turn is its request once more
 
 
 class Turn(NamedTuple):
@@ -45,9 +43,12 @@ def turns_after_replies(talk: Record) -> list[tuple[int, Turn]]:
 
 
 def repeats(turn: Turn) -> bool:
-    """Whether a turn is its request once more, near enough: no labeller needs to be asked."""
-    one, other = shingles(turn.request), shingles(turn.text)
-    return turn.request == turn.text or len(one & other) >= _REPEATED * len(one | other) > 1
+    """Whether a turn is its request once more, word for word: no labeller needs to be asked.
+
+    What a user adds or changes may be all the feedback there is, however long the text is that they paste again.
+    """
+    asked, said = (re.findall(r'\w+', text.lower()) for text in (turn.request, turn.text))
+    return turn.request == turn.text or asked == said != []
 
 
 def opening(turn: Turn) -> str:

@@ -12,10 +12,12 @@ _REFUSALS = {
         r"(i('m| am) )?((very|so|really|truly) )?sorry\b(?!,? (to hear|about|for your))",
         r"i('m| am) (afraid (that )?i\b|unable|not (able|comfortable|allowed|programmed))",
         r'(i (do )?apologi[sz]e|(my )?apologies)\b',
-        r'(unfortunately,? )?as (an? )?(ai|artificial|(large )?language model)\b',
+        r"(unfortunately,? )?(as|i('m| am) (just|only)) (an? )?(ai|artificial|(large )?language model)\b",
         r'unfortunately,? i\b',
-        r'i (must|have to) (decline|refuse)',
-        r"i (can(no|'| no)t|won't|will not) (in good conscience )?"
+        r"i(( must| have to)|('m| am) going to have to) (decline|refuse)",
+        r"i (do not|don't) (feel comfortable|have the ability)\b",
+        r'it (is|would) not (be )?appropriate for me\b',
+        r"i (can(no|'| no)t( and will not)?|won't|will not) (in good conscience )?"
         r'(access|answer|assist|be able|browse|comply|complete|continue|create|discuss|do(?! without)|engage|fulfil'
         r'|generate|give|help(?! but)|offer|participate|perform|process|provide|share|support|write)\b',
     ],
@@ -36,6 +38,7 @@ _REFUSALS = {
         r'nao posso (ajudar|fornecer|responder)',
     ],
     'it': [r'mi dispiace|in quanto (ia\b|intelligenza|modello)|non posso (aiutar|fornir|risponder)'],
+    'nl': [r'(het )?spijt me|sorry,? maar ik|als (een )?(ai\b|taalmodel)|ik kan (je|u) (daar|hier)\w* niet'],
     'ru': [
         r'извините|простите|к сожалению,? я|как (ии\b|искусственныи|языковая)',
         r'я не могу (помочь|ответить|предоставить|выполнить)',

@@ -143,8 +143,8 @@ def pairs_to_read(path: Path) -> list[dict[str, str]]:
 def _sources(config: ConfigDict) -> list[str]:
     sources = config.pairs.sources.split(',')
     for source in sources:
-        if source not in SOURCES:
-            raise UserError(f'config.pairs.sources names {source!r}: choose from {", ".join(SOURCES)}')
+        if source not in SOURCES or sources.count(source) > 1:
+            raise UserError(f'config.pairs.sources names {source!r}: choose from {", ".join(SOURCES)}, each once')
     return sources
 
 
@@ -164,32 +164,36 @@ def _work(task: Task) -> dict[str, int]:
         files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in SPLITS}
         for record in mine(config, counts):
             files[record['split']].write(as_line(record))
-    train = task.folder / 'train.jsonl'
-    number = sum(n for name, n in counts.items() if name.startswith('kept_') and name.endswith('_train'))
-    if number < config.pairs.min_pairs:
-        raise UserError(
-            f'{number} pairs were found for training, fewer than config.pairs.min_pairs '
-            f'({config.pairs.min_pairs}): bring more conversations, or lower it; counts here are '
-            f'{json.dumps(dict(sorted(counts.items())))}, and the stages before have theirs in manifest.json'
-        )
-    probed = some_of(train, PROBED)
+    probed = some_of(task.folder / 'train.jsonl', PROBED)
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in probed],
         [record['user_id'] or record['conversation'] for record in probed],
         seed=config.seed,
     )
-    limit = config.pairs.max_artefact_auc
-    if auc is not None and auc > limit and not config.pairs.accept_artefacts:
+    print(f'reply-only classifier: AUC {json.dumps(auc)} on {len(probed)} training pairs', flush=True)
+    accepted = auc is not None and auc > config.pairs.max_artefact_auc
+    return STAGE.write_manifest(task, counts, probe=dict(artefact_auc=auc, pairs=len(probed), accepted=accepted))
+
+
+def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
+    """Refuse pairs that are too few, or whose replies alone tell too much."""
+    counts, auc, p = manifest['counts'], manifest['probe']['artefact_auc'], config.pairs
+    number = sum(n for name, n in counts.items() if name.startswith('kept_') and name.endswith('_train'))
+    if number < p.min_pairs:
+        raise UserError(
+            f'{number} pairs were found for training, fewer than config.pairs.min_pairs ({p.min_pairs}): bring more '
+            f'conversations, or lower it; counts here are {json.dumps(counts)}, and the stages before have theirs in '
+            'manifest.json'
+        )
+    if auc is not None and auc > p.max_artefact_auc and not p.accept_artefacts:
         raise UserError(
             f'replies alone tell chosen from rejected with an AUC of {auc:.2f}, above config.pairs.max_artefact_auc '
-            f'({limit}): look for what differs (length, style, author), or pass --config.pairs.accept_artefacts=True'
+            f'({p.max_artefact_auc}): look for what differs (length, style, author), or pass '
+            '--config.pairs.accept_artefacts=True'
         )
-    print(f'reply-only classifier: AUC {json.dumps(auc)} on {len(probed)} training pairs', flush=True)
-    probe = dict(artefact_auc=auc, pairs=len(probed), accepted=auc is not None and auc > limit)
-    return STAGE.write_manifest(task, counts, probe=probe)
 
 
-STAGE = Stage('pairs', _work, 'data.pairs', _identity)
+STAGE = Stage('pairs', _work, 'data.pairs', _identity, _check)
 
 if __name__ == '__main__':
     STAGE.main()

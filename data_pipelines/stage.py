@@ -74,12 +74,14 @@ class Stage:
       work: writes the files of a task's folder, with a manifest, and returns its counts.
       output: the config key that names the output folder, such as 'data.shards'.
       identity: digests of all that the output depends on; a finished folder with the same identity is kept as it is.
+      check: refuses, by a UserError, a manifest that the config does not accept, of a folder made now or before.
     """
 
     name: str
     work: Callable[[Task], dict[str, int]]
     output: str
     identity: Callable[[ConfigDict], dict[str, Any]]
+    check: Callable[[ConfigDict, dict[str, Any]], None] = lambda config, manifest: None
 
     def run(self, config: ConfigDict, *, overwrite: bool = False) -> dict[str, int]:
         """Make the output folder unless it is up to date; returns its counts.
@@ -97,6 +99,7 @@ class Stage:
         if (folder / 'manifest.json').exists() and not overwrite:
             manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
             if manifest.get('made_from') == wanted:
+                self.check(config, manifest)
                 _forget_work(folder)  # left by a run killed as it was done
                 print(f'{folder}: up to date {json.dumps(manifest.get("counts"))}', flush=True)
                 return manifest['counts']
@@ -108,6 +111,7 @@ class Stage:
             temporary.chmod(0o700)  # what users said is for its owner's eyes
             with contextlib.closing(Task(config, temporary, wanted)) as task:
                 counts = self.work(task)
+            self.check(config, read_json(temporary / 'manifest.json', ''))
         _forget_work(folder)
         print(f'{folder}: {json.dumps(counts)}', flush=True)
         return counts

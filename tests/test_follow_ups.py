@@ -37,12 +37,20 @@ def test_sentences_stand_in_the_text(text):
     assert letters == [letter for letter in text if letter.isalnum()]
 
 
+LONG = ' '.join(f'thing {n}' for n in range(80))
+
+
 @pytest.mark.parametrize(
     ('request_', 'text', 'expected'),
     [
         ('Who wrote Hamlet, and when?', 'Who wrote Hamlet, and when?', True),
         ('who wrote the play Hamlet and when was it', 'Who wrote the play Hamlet, and when was it?', True),
         ('Who wrote Hamlet, and when?', 'Who wrote Faust, and when?', False),
+        (LONG, LONG.upper(), True),
+        (LONG, f'{LONG} In French, please.', False),
+        (LONG, LONG.replace('thing 70', 'thing 71'), False),
+        ('请写一首诗。', '请写一首诗', True),
+        ('请写一首诗', '请写一首长诗', False),
         ('Hi', 'Hi', True),
         ('Hi', 'Ho', False),
         ('?', '!', False),

@@ -91,10 +91,18 @@ def test_refusals():
         'I’m not comfortable with that.',
         'As a language model, I do not know.',
         'Unfortunately, as an AI, I do not.',
+        "I'm just an AI, it's not within my ethical guidelines.",
+        "I don't have the ability to browse.",
+        'I cannot and will not write that.',
+        'I do not feel comfortable with this.',
+        'It is not appropriate for me to say.',
+        "I'm going to have to decline.",
+        'Het spijt me, maar ik kan daar niet bij helpen.',
     ]
     complying = ['Bees fly.', 'I can do that: here it is.', 'The word sorry has five letters.']
     complying += ["I can't recommend bees enough.", 'I cannot wait to tell you.', "I won't lie, I love cats."]
     complying += ["I'm sorry to hear about your cat. Here is a list.", 'I am not sure, but bees fly.']
+    complying += ['I do not have the recipe, but here is one.', 'It is not appropriate to wear white.']
     assert all(map(pairs.is_refusal, refusing)) and not any(map(pairs.is_refusal, complying))
 
 

@@ -114,6 +114,14 @@ FEEDBACK = {  # on a reply in English to a request in English, or else as said �
     'Can you translate that into German?': 'de',
     'Spanish please': 'es',
     'Not in Latin!': 'en',
+    'French, not English': 'fr',
+    'I want this in French not English.': 'fr',
+    'Answer in German. I do not understand English.': 'de',
+    'I do not understand a word of this so please say it in Dutch.': 'nl',
+    'Why not in Italian?': 'it',
+    "Why can't you say it in Polish?": 'pl',
+    '不要用中文': 'en',
+    '为什么用中文回答': 'en',
     'en français, svp': 'fr',
     'auf Deutsch bitte': 'de',
     'Ответь по-русски, пожалуйста': 'ru',
@@ -158,6 +166,14 @@ def test_the_languages_of_other_requests():
     assert languages.wanted(GERMAN, '', 'Kürzer!') == {'de'}
     assert languages.wanted(GERMAN, '', 'auf Englisch') == languages.wanted(GERMAN, '', 'In English, please') == {'en'}
     assert languages.wanted('Translate into French: bees dance in summer.', '', 'shorter') == {'en', 'fr'}
+    for complaint in (
+        'Please do not answer in English.',
+        "I don't want it in English!",
+        'Why is it in English? I wrote German.',
+        'Stop writing in English',
+        'bitte nicht auf Englisch',
+    ):
+        assert languages.wanted(GERMAN, ENGLISH, complaint) == {'de'}, complaint
     # As agreed earlier: the request is a text to translate, and the user does not mind the language of the reply.
     assert languages.wanted(GERMAN, 'Pourquoi les abeilles dansent-elles devant la ruche ?', 'shorter') == {'de', 'fr'}
     assert languages.wanted('x = [i for i in range(9)]', '', 'Try again with a generator.') == set()  # of any
@@ -341,3 +357,9 @@ def test_too_few_pairs_are_refused(tmp_path):
     assert pairs.STAGE.run(c)['kept_rewrites_train'] == 5
     c.pairs.min_pairs = 4  # stops nothing, changes nothing
     pairs.STAGE.run(c)
+    c.pairs.min_pairs = 6
+    with pytest.raises(UserError, match='^5 pairs'):
+        pairs.STAGE.run(c)
+    c.pairs.sources = 'rewrites,rewrites'
+    with pytest.raises(UserError, match='each once'):
+        pairs.STAGE.run(c)
