@@ -24,6 +24,7 @@ def get_config(variant: str = ''):
     c.ingest.heldout = 0.2
     c.follow_ups.labeller = 'head'
     c.follow_ups.head = 'runs/wildchat_head'
+    c.follow_ups.min_confidence = 0.8  # see `tests/benchmarks/follow_ups.py`
     c.personas.scope = 'first_k_turns'
     c.personas.first_k = 2
     c.sampler.slots = 32
@@ -42,7 +43,7 @@ def get_config(variant: str = ''):
     c.eval.batch_rows = 1
     if variant == 'smoke':
         c.loop.smoke = True
-        c.follow_ups.labeller = 'teacher'
+        c.follow_ups.labeller, c.follow_ups.min_confidence = 'teacher', 0.5
         c.ingest.max_conversations = 12
         c.rewrites.max_turns = 8
         c.candidates.samples, c.candidates.max_prompts = 2, 4

@@ -4,9 +4,9 @@
 
 Trains a head for `config.follow_ups.labeller='head'`. Labels are JSON lines of `id` (CONVERSATION/PLACE) and `label` of
 turns of `config.data.conversations`: made by hand, or records.jsonl of a teacher's `follow_ups`. The head is a logistic
-regression on hashed words and characters of the turn and on how it relates to request and reply. Words are hashed, so a
-head holds no text of its users. It is judged by cross-validation over clusters of conversations first, and says at
-which confidence `reattempt_with_feedback` can be mined with which precision.
+regression on hashed words and characters of the turn, on its first words as such, and on how it relates to request and
+reply. Words are hashed, so a head holds no text of its users. It is judged by cross-validation over clusters of
+conversations first, and says at which confidence `reattempt_with_feedback` can be mined with which precision.
 """
 
 import functools
@@ -39,23 +39,36 @@ FOLDS = 5
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 STRENGTH = 3.0  # inverse of the penalty
 SHAPE_WEIGHT = 0.1  # of a standard deviation of a relation, against words of unit length
+BEGINNING = 4  # words
+WIDTH = 2**17  # of each kind of hash
 BLOCK = 2000  # turns whose features exist at once
 HEAD = 'head.safetensors'
 _REMEDY = 'train a head with `python -m data_pipelines.head_labels`'
 
 
 @functools.cache
-def _hashers() -> tuple[HashingVectorizer, HashingVectorizer]:
-    """Of words and pairs of words, and of 2 to 4 characters inside a word."""
-    common = dict(n_features=2**17, alternate_sign=False, norm=None)
+def _hashers() -> tuple[HashingVectorizer, ...]:
+    """Of words and pairs of words, of 2 to 4 characters inside a word, and of the first words."""
+    common = dict(n_features=WIDTH, alternate_sign=False, norm=None)
     return (
         HashingVectorizer(ngram_range=(1, 2), token_pattern=r'\w+', **common),
         HashingVectorizer(analyzer='char_wb', ngram_range=(2, 4), **common),
+        HashingVectorizer(analyzer=_beginnings, **common),
     )
 
 
+def _beginnings(text: str) -> list[str]:
+    """The first word, the first two, and so on: how a turn begins tells more than that its words occur.
+
+    >>> _beginnings('No, make it short, please.')
+    ['no', 'no make', 'no make it', 'no make it short']
+    """
+    words = re.findall(r'\w+', text.lower())[:BEGINNING]
+    return [' '.join(words[:end]) for end in range(1, len(words) + 1)]
+
+
 def hashed(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
-    """Counts of words and characters, [texts, 2^18]."""
+    """Counts of words, characters and beginnings, [texts, 3 * WIDTH]."""
     return scipy.sparse.hstack([hasher.transform(texts) for hasher in _hashers()], format='csr')
 
 
@@ -115,7 +128,10 @@ class Head:
         manifest = read_json(folder / 'manifest.json', _REMEDY, fields=('labels',))
         if not (folder / HEAD).exists():
             raise UserError(f'{folder} holds no {HEAD}: {_REMEDY}')
-        return cls(manifest['labels'], load_file(folder / HEAD))
+        weights = load_file(folder / HEAD)
+        if len(weights['idf']) != WIDTH * len(_hashers()):
+            raise UserError(f'{folder} holds a head that reads turns otherwise than this version does: {_REMEDY}')
+        return cls(manifest['labels'], weights)
 
     def save(self, folder: Path, **about: Any) -> None:
         save_file(self._weights, folder / HEAD)
