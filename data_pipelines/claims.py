@@ -51,9 +51,9 @@ def replaces(newer: str, older: str) -> bool:
     >>> replaces('I like long answers.', 'I like short answers.'), replaces('I like lists.', 'I like short answers.')
     (True, False)
     """
-    now, before = styles(newer), styles(older)
-    if any(before.get(matter, side) != side for matter, side in now.items()):
+    if contradicts(newer, older):
         return True
+    now, before = styles(newer), styles(older)
     if before:
         return before.items() <= now.items()
     ours, theirs = stems(newer), stems(older)
