@@ -17,18 +17,30 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines import card_text
 from data_pipelines.card_text import markdown
 from data_pipelines.pairs import pairs_to_read
+from data_pipelines.personas import CLAIMS, USERS
 from data_pipelines.rewrites import SPLITS
 from data_pipelines.stage import RECORDS, Record, Stage, Task, stream_records
+from rlhi_jax.data.plan import load_plan
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import file_digest, read_json, write_bytes, write_json
 from rlhi_jax.progress import Progress
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
-FILES = dict.fromkeys(('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates'), (RECORDS,))
-FILES |= dict(pairs=tuple(f'{split}.jsonl' for split in SPLITS), shards=(), rows=())
+# The files of each stage, and the count that the number of their lines is held against; 'kept' is all that it kept.
+FILES: dict[str, dict[str, str]] = dict(
+    conversations={RECORDS: 'kept'},
+    follow_ups={RECORDS: 'kept'},
+    personas={CLAIMS: 'kept', USERS: 'users', RECORDS: 'turns'},
+    rewrites={RECORDS: 'kept'},
+    candidates={RECORDS: 'kept'},
+    pairs={f'{split}.jsonl': 'kept' for split in SPLITS},
+    shards={},
+    rows={},
+)
 
 
 class Folder(NamedTuple):
@@ -44,7 +56,8 @@ class Folder(NamedTuple):
 
     @property
     def records(self) -> Iterator[Record]:
-        return (record for name in FILES[self.kind] for record in stream_records(self.path / name))
+        names = FILES['pairs'] if self.kind == 'pairs' else (RECORDS,)
+        return (record for name in names for record in stream_records(self.path / name))
 
 
 class Step(NamedTuple):
@@ -61,7 +74,7 @@ class Step(NamedTuple):
 STEPS = dict(
     conversations=(Step('records', ('records_read',)),),
     follow_ups=(Step('turns after a reply', ('turns_read',)),),
-    personas=(Step('remarks'),),
+    personas=(Step('remarks', ('remarks',), ('dropped_', 'deleted')),),
     rewrites=(
         Step('follow-ups', ('follow_ups_read',)),
         Step('rewrites drawn', ('rewrites_drawn',), ('dropped_rewrite_',)),
@@ -241,11 +254,29 @@ SECTIONS = dict(
 )
 
 
-def steps(folder: Folder, on_disk: int | None) -> list[dict[str, Any]]:
-    """What a stage read, kept and dropped by reason, and whether that adds up (None: it does not say what it read).
+def _is_kept(key: str) -> bool:
+    """Whether a count is of what a stage kept, in the unit of what it read."""
+    return key.startswith('kept_') or key.endswith('_kept') or key == 'claims'
 
-    Args:
-      on_disk: records that its folder holds, as many as it kept less those forgotten; None if they were not counted.
+
+def on_disk(folder: Folder) -> Counter:
+    """How many of what a stage counted its folder holds, or held before users had them removed, by the count's name."""
+    found, gone = Counter(), forgotten(folder)
+    for name, count in FILES[folder.kind].items():
+        with open(folder.path / name, 'rb') as file:
+            found[count] += sum(1 for _ in file) + gone.get(name, 0)
+    if folder.kind == 'shards':
+        found['trees'] = len(Shards(folder.path)) + gone.get('trees', 0)
+    elif folder.kind == 'rows':
+        plan, _ = load_plan(folder.path)
+        found.update(kept=len(plan.pair_names), rows=len(plan.rows))
+    return found
+
+
+def steps(folder: Folder) -> list[dict[str, Any]]:
+    """What a stage read, kept and dropped by reason, and whether that adds up.
+
+    It does if its folder holds what it counted, too. None: it does not say what it read.
     """
     counts = folder.manifest['counts']
     known = [step for step in STEPS[folder.kind] if not step.read or any(key in counts for key in step.read)]
@@ -254,14 +285,13 @@ def steps(folder: Folder, on_disk: int | None) -> list[dict[str, Any]]:
     for key in counts:
         if prefixes := [prefix for prefix in fits if key.startswith(prefix)]:
             dropped[fits[max(prefixes, key=len)].unit][key.removeprefix('dropped_')] = counts[key]
-    kept = {key: number for key, number in counts.items() if key.startswith('kept_') or key.endswith('_kept')}
+    kept = {key: number for key, number in counts.items() if _is_kept(key)}
+    told = counts | dict(kept=sum(kept.values()))
+    held = all(told.get(name, 0) == number for name, number in on_disk(folder).items())
     found = []
     for step in known:
         read = sum(counts.get(key, 0) for key in step.read) if step.read else None
-        adds_up = None if read is None else read == sum(kept.values()) + sum(dropped[step.unit].values())
-        if adds_up and on_disk is not None:
-            gone = sum(number for name, number in forgotten(folder).items() if name in FILES[folder.kind])
-            adds_up = on_disk + gone == sum(kept.values())
+        adds_up = None if read is None else held and read == told['kept'] + sum(dropped[step.unit].values())
         own = {} if read is None else kept
         found.append(dict(unit=step.unit, read=read, kept=own, dropped=dropped[step.unit], adds_up=adds_up))
     return found
@@ -275,12 +305,10 @@ def forgotten(folder: Folder) -> dict[str, int]:
 def others(folder: Folder) -> dict[str, int]:
     """What a stage counts beside what it read, kept and dropped; and what users have had removed since."""
     read = {key for step in STEPS[folder.kind] for key in step.read}
-    edges = ('dropped_', 'kept_', 'teacher_')
+    edges = ('teacher_', *(prefix for step in STEPS[folder.kind] for prefix in step.dropped))
     counts = folder.manifest['counts'].items()
     gone = {f'forgotten since, of {name}': number for name, number in forgotten(folder).items()}
-    return gone | {
-        key: n for key, n in counts if key not in read and not key.startswith(edges) and not key.endswith('_kept')
-    }
+    return gone | {key: n for key, n in counts if key not in read and not key.startswith(edges) and not _is_kept(key)}
 
 
 def teacher(found: list[Folder]) -> dict[str, Any] | None:
@@ -305,13 +333,12 @@ def describe(found: list[Folder], left_out: list[str], inputs: dict[str, dict[st
     card: dict[str, Any] = dict(inputs=inputs, left_out=left_out, made_of={}, funnel={}, sections={}, examples={})
     with Progress('card', len(found), unit='folders') as progress:
         for number, folder in enumerate(found, start=1):
-            section = {}
             if folder.kind in SECTIONS:
                 section = SECTIONS[folder.kind](folder.records, folder.manifest)
                 card['sections'][folder.name] = dict(section, kind=folder.kind)
             if folder.kind == 'pairs':
                 card['examples'][folder.name] = pairs_to_read(folder.path / 'train.jsonl')
-            card['funnel'][folder.name] = dict(steps=steps(folder, section.get('records')), others=others(folder))
+            card['funnel'][folder.name] = dict(steps=steps(folder), others=others(folder))
             told = json.dumps(folder.manifest['made_from'])
             card['made_of'][folder.name] = [
                 name for name, files in inputs.items() if name != folder.name and any(d in told for d in files.values())
@@ -324,7 +351,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     found, left_out = folders(config)
     if not found:
         raise UserError(f'config.data names no finished folder of a stage: set one of data.{", data.".join(FILES)}')
-    return dict(inputs={folder.name: digests(folder) for folder in found}, left_out=left_out)
+    code = [file_digest(Path(path)) for path in (__file__, card_text.__file__)]
+    return dict(inputs={folder.name: digests(folder) for folder in found}, left_out=left_out, code=code)
 
 
 def _work(task: Task) -> dict[str, int]:

@@ -145,7 +145,7 @@ def _personas(found: Mapping[str, Any]) -> list[str]:
 
 def _rewrites(found: Mapping[str, Any]) -> list[str]:
     rows = ([_words(split), found['splits'][split]] for split in _splits(found['splits']))
-    gain = {'nats by which feedback is less likely after the rewrite': found['gain']}
+    gain = {'nats by which the feedback makes the rewrite likelier than mere dislike does': found['gain']}
     return [table(['split', 'rewrites'], rows), *([_distributions(gain)] if found['gain'] else [])]
 
 

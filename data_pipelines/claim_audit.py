@@ -16,7 +16,10 @@ from data_pipelines.styles import polar_stems, stems, styles
 
 MAX_CHARACTERS = 200  # of a claim, and of what is quoted of a remark
 
-_WORDS = {name: pattern(terms(','.join(lists.values()))) for name, lists in lexicon('rules').items()}
+_WORDS = {
+    name: pattern(terms(','.join(lists.values())), after_hyphens=name not in ('wish', 'task'))
+    for name, lists in lexicon('rules').items()
+}
 _NUMBERS = r'@\w|\bwww\.|https?:|(?:\d[ -]?){6,}'
 _SCORING = (
     r'(?:scor|mark(?:s|ed|ing)?\b|rat(?:e|es|ed|ing|ings)\b|rank|grad(?:e|es|ed|ing)\b|reward|label|classif|judg|evaluat|approv|obey|compl(?:y|ies)\b'
@@ -70,7 +73,7 @@ def unsafe(text: str) -> str:
     """
     if control_tokens.spelled_in(text):
         return 'steering'
-    said = plain(text)
+    said = plain(text).replace('_', ' ')  # as emphasis, or between words: it hides none
     for name, rule in _COMPILED.items():
         if rule.search(said):
             return name

@@ -21,6 +21,7 @@ from data_pipelines.claim_audit import MAX_CHARACTERS
 from data_pipelines.stage import Record
 from data_pipelines.styles import stems, styles
 
+FIELDS = frozenset(('id', 'user_id', 'conversation', 'place', 'said_at', 'quote', 'text', 'edited'))
 SAME = 0.5  # stems in common (Jaccard) of two claims that say the same, where neither speaks of a matter of style
 
 Claim = Record
@@ -40,9 +41,12 @@ def quote_of(turn: str) -> str:
     return (opening.rsplit(maxsplit=1)[0] if any(map(str.isspace, opening)) else opening)[:MAX_CHARACTERS].strip()
 
 
-def age(claim: Claim) -> tuple[str, str, int]:
-    """What claims are ordered by, oldest first."""
-    return claim['said_at'], claim['conversation'], claim['place']
+def oldest_first(claims: Iterable[Claim]) -> list[Claim]:
+    """An author's claims, which come in the order of their conversations and turns, in the order of time.
+
+    Of one time, those of the conversation that ingest has put later are the newer.
+    """
+    return sorted(claims, key=lambda claim: claim['said_at'])
 
 
 def replaces(newer: str, older: str) -> bool:
@@ -51,9 +55,9 @@ def replaces(newer: str, older: str) -> bool:
     >>> replaces('I like long answers.', 'I like short answers.'), replaces('I like lists.', 'I like short answers.')
     (True, False)
     """
-    now, before = styles(newer), styles(older)
-    if any(before.get(matter, side) != side for matter, side in now.items()):
+    if contradicts(newer, older):
         return True
+    now, before = styles(newer), styles(older)
     if before:
         return before.items() <= now.items()
     ours, theirs = stems(newer), stems(older)
@@ -74,6 +78,15 @@ def step(state: State, claim: Claim, *, max_claims: int) -> State:
 def states(claims: Iterable[Claim], *, max_claims: int) -> list[State]:
     """What holds before the first claim, after it, and so on; the claims come oldest first."""
     return list(accumulate(claims, lambda state, claim: step(state, claim, max_claims=max_claims), initial=()))
+
+
+def versions(history: Iterable[State]) -> list[Record]:
+    """How a persona came about: from which conversation on which claims hold, oldest first."""
+    last = {state[-1]['conversation']: state for state in history if state}  # a conversation makes one version
+    return [
+        dict(since=since, at=state[-1]['said_at'], claims=[claim['id'] for claim in state])
+        for since, state in last.items()
+    ]
 
 
 def persona(state: State, *, max_tokens: int, count: Callable[[str], int]) -> str:

@@ -172,17 +172,18 @@ def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
                 process.wait()
 
 
-# What is kept: of each id the first record, of what was said before the first, and of what goes on the last.
+# What is kept: of each id the first record, of what was said before the first, and of what goes on the last. When that
+# began an earlier record says, if it is of the first exchange alone.
 _KEPT = """
 CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet');
 CREATE TABLE named AS SELECT min(place) AS place FROM parts GROUP BY named;
 CREATE TABLE once AS SELECT min(place) AS place FROM parts SEMI JOIN named USING (place) GROUP BY said;
 CREATE TABLE going_on AS
-  SELECT short.place, short.ended, long.place AS in_place
-  FROM (SELECT place, said, ended FROM parts SEMI JOIN once USING (place)) AS short
+  SELECT short.place, short.ended, short.turns, long.place AS in_place
+  FROM (SELECT place, said, ended, turns FROM parts SEMI JOIN once USING (place)) AS short
   JOIN (SELECT place, unnest(earlier) AS said FROM parts SEMI JOIN once USING (place)) AS long USING (said);
 CREATE TABLE began AS
-  SELECT in_place AS place, min(ended) AS began FROM going_on WHERE ended <> '' GROUP BY in_place;
+  SELECT in_place AS place, min(ended) AS began FROM going_on WHERE ended <> '' AND turns = 2 GROUP BY in_place;
 CREATE TABLE kept AS
   SELECT row_number() OVER (ORDER BY place) - 1 AS number, place, named, person, opted_out, ended, turns,
     CASE WHEN parts.began <> '' THEN parts.began

@@ -15,7 +15,6 @@ with status 1 if any of them breaks a rule.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -28,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.claim_audit import fault
-from data_pipelines.claims import Claim, age, contradicts, persona, step
+from data_pipelines.claims import FIELDS, Claim, State, contradicts, oldest_first, persona, states, versions
 from data_pipelines.histories import Author, authors
 from data_pipelines.personas import (
     CLAIMS,
@@ -43,11 +42,11 @@ from data_pipelines.personas import (
     token_counter,
     write_store,
 )
-from data_pipelines.stage import RECORDS, Record, Task, as_line, input_folder, stream_records
+from data_pipelines.stage import RECORDS, Record, Task, as_line, exhaust, input_folder, stream_records
 from rlhi_jax import errors
 from rlhi_jax.config import define_config_flag, load_config
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import new_file, read_json
+from rlhi_jax.files import locked, new_file, read_json
 
 COMMANDS = ('show', 'edit', 'delete', 'audit')
 MAX_SHOWN = 20  # broken rules that are printed
@@ -76,7 +75,7 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
         own = of_user.get(each['user_id'], [])
         parts += [f'{each["user_id"]}: {each["persona"] or "(no persona)"}', *map(_claim_in_words, own)]
         for version in each['versions']:
-            held = '; '.join(claims[name]['text'] for name in reversed(version['claims']))
+            held = '; '.join(claims[name]['text'] if name in claims else name for name in reversed(version['claims']))
             parts.append(f'  since {version["since"]} ({version["at"] or "no time"}): {held}')
     if not user:
         parts += map(_claim_in_words, of_user.get('', []))
@@ -101,10 +100,25 @@ def _claim_in_words(claim: Claim) -> str:
 def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
     """Note a correction and apply it to the store; returns the store's counts.
 
+    The folder is what the stage would make of the correction. Only counts of what a teacher said can differ: run again,
+    the stage does not ask about what was deleted.
+
     Raises:
-      UserError: it is of nothing that is stored, would store what breaks a rule, or the store is out of date.
+      UserError: it is of nothing that is stored, would store what breaks a rule, or the store is out of date or is
+        being corrected by somebody else.
     """
-    folder, path = input_folder(config, 'personas'), corrections_path(config)
+    folder = input_folder(config, 'personas')
+    lock = locked(folder)
+    try:
+        _note(config, folder, correction)
+        return dataclasses.replace(STAGE, work=_rebuild).run(config, overwrite=True)
+    finally:
+        os.close(lock)
+
+
+def _note(config: ConfigDict, folder: Path, correction: dict[str, str]) -> None:
+    """Add a correction to the file of corrections, if it can be applied."""
+    path = corrections_path(config)
     made_from = read_json(folder / 'manifest.json', 'run the stage again', fields=['made_from', 'counts'])['made_from']
     if made_from != identity(config):
         raise UserError(f'config.data.personas: {folder} was made from other input or settings: run the stage again')
@@ -118,26 +132,27 @@ def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
         os.fchmod(file.fileno(), 0o600)
         file.writelines([*(each + b'\n' for each in before), as_line(correction)])
         file.flush()
-        corrections = read_corrections(Path(file.name))
-        deleted = sum(len(author.of[0]) - len(kept) for author, kept in _corrected(config, corrections))
-    rebuild = functools.partial(_rebuild, store=folder, deleted=deleted)
-    return dataclasses.replace(STAGE, work=rebuild).run(config, overwrite=True)
+        exhaust(_corrected(config, Path(file.name), Counter()))
 
 
-def _corrected(config: ConfigDict, corrections: Corrections) -> Iterator[tuple[Author, list[Claim]]]:
+def _corrected(config: ConfigDict, corrections: Path, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
     """Everybody with what is left of their stored claims."""
+    wanted = read_corrections(corrections)
     for author in authors(config, input_folder(config, 'personas') / CLAIMS):
-        yield author, corrected(author, *author.of, corrections)
+        yield author, corrected(author, *author.of, wanted, counts)
 
 
-def _rebuild(task: Task, *, store: Path, deleted: int) -> dict[str, int]:
-    before = read_json(store / 'manifest.json', 'run the stage again')['counts']
+def _rebuild(task: Task) -> dict[str, int]:
+    """Write the store again from its own claims, corrected; what is not known from them keeps its count."""
+    manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', 'run the stage again')
+    before = Counter(manifest['counts'])
+    before['remarks'] -= manifest.get('forgotten', {}).get(CLAIMS, 0)  # no longer here to be counted
     kept = ('remarks', 'remarks_do_not_fit', 'deleted')
     counts = Counter(
         {name: n for name, n in before.items() if name in kept or name.startswith(('dropped_', 'teacher_'))}
     )
-    counts.update(dict.fromkeys(COUNTED, 0), deleted=deleted)
-    return write_store(task, _corrected(task.config, read_corrections(corrections_path(task.config))), counts)
+    counts.update(dict.fromkeys(COUNTED, 0))
+    return write_store(task, _corrected(task.config, corrections_path(task.config), counts), counts)
 
 
 def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
@@ -151,22 +166,27 @@ def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
     users, broken, found = stream_records(folder / USERS), [], Counter()
     for author in authors(config, folder / CLAIMS, folder / RECORDS):
         claims, at_turns = author.of
-        found.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
         broken += [f'claim {claim["id"]}: {why}' for claim in claims if (why := _broken(claim, author, corrections))]
-        if len({claim['id'] for claim in claims}) < len(claims):
-            broken.append(f'{CLAIMS}: a claim of {claims[0]["conversation"]} or of the same user stands there twice')
+        claims = [claim for claim in claims if claim.keys() == FIELDS]
+        found.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
+        turns = (f'{talk["id"]}/{place}' for talk in author.talks.values() for place in range(len(talk['messages'])))
+        if not all(claim['id'] in turns for claim in claims):  # each is looked for behind the one before it
+            broken.append(
+                f'{CLAIMS}: those of {claims[0]["conversation"]} or of the same user are not in order, or twice'
+            )
         if author.user_id:
             user = next(users, None)
-            broken += _broken_user(author, user, said_in)
-            found.update(users=1, without_persona=not (user and user['persona']))
+            broken += _broken_user(author, claims, user, said_in)
+            found.update(users=1, without_persona=not (user and user.get('persona')))
             found.update(users_with_claims=bool(claims), claims_of_users=len(claims))
-        stored, expected = {record['id']: record['persona'] for record in at_turns}, dict(_turns(config, author))
-        if stored.keys() != expected.keys():
+        expected = dict(_turns(config, author, claims))
+        if [record['id'] for record in at_turns] != list(expected):
             broken.append(f'{RECORDS}: not the turns of {next(iter(author.talks))} that may be mined')
-        for name in sorted(stored.keys() & expected.keys()):
-            if stored[name] != said_in(expected[name])[0]:
+        for record in at_turns:
+            name = record['id']
+            if name in expected and record != dict(id=name, persona=said_in(expected[name])[0]):
                 broken.append(f'turn {name}: the persona is not what was known before it')
-        found.update(turns=len(stored), with_persona=sum(map(bool, stored.values())))
+        found.update(turns=len(at_turns), with_persona=sum(bool(record.get('persona')) for record in at_turns))
     if next(users, None):
         broken.append(f'{USERS}: more users than the conversations have')
     counts = read_json(folder / 'manifest.json', 'run the stage again', fields=['counts'])['counts']
@@ -189,19 +209,20 @@ def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
 
 
 class _Persona:
-    """What claims amount to, found one by one: the text, and those that hold."""
+    """What claims amount to, found one by one: the text, and what held after each."""
 
     def __init__(self, config: ConfigDict):
         self._settings, self._count = config.personas, token_counter(config)
 
-    def __call__(self, known: Iterable[Claim]) -> tuple[str, list[Claim]]:
-        once = functools.partial(step, max_claims=self._settings.max_claims)
-        state = functools.reduce(once, sorted(known, key=age), ())
-        return persona(state, max_tokens=self._settings.max_tokens, count=self._count), list(state)
+    def __call__(self, known: Iterable[Claim]) -> tuple[str, list[State]]:
+        history = states(oldest_first(known), max_claims=self._settings.max_claims)
+        return persona(history[-1], max_tokens=self._settings.max_tokens, count=self._count), history
 
 
 def _broken(claim: Claim, author: Author, corrections: Corrections) -> str:
     """Which rule a stored claim breaks; '' if none."""
+    if claim.keys() != FIELDS:
+        return 'its fields are not those of a claim'
     talk = author.talks.get(claim['conversation'])
     if talk is None:
         return 'no conversation that was kept'
@@ -214,25 +235,27 @@ def _broken(claim: Claim, author: Author, corrections: Corrections) -> str:
         return 'another user or time than the conversation'
     if corrections.deletes(claim):
         return 'it was deleted'
+    if (claim['text'] if claim['edited'] else None) != corrections.texts.get(claim['id']):
+        return 'it is not as it was corrected'
     return fault(claim['text'], claim['quote'], author.before(claim))
 
 
-def _broken_user(author: Author, user: Record | None, said_in: _Persona) -> list[str]:
+def _broken_user(author: Author, claims: list[Claim], user: Record | None, said_in: _Persona) -> list[str]:
     """What is wrong with the record of an author who is a user."""
     if user is None or user['user_id'] != author.user_id:
         return [f'{USERS}: not the users of the conversations, from {author.user_id} on']
-    broken, (said, state) = [], said_in(author.of[0])
-    last = user['versions'][-1]['claims'] if user['versions'] else []
-    if user['persona'] != said or last != [claim['id'] for claim in state]:
-        broken.append(f'user {author.user_id}: the persona is not what the claims amount to')
+    broken, (said, history) = [], said_in(claims)
+    if user != dict(user_id=author.user_id, persona=said, versions=versions(history)):
+        broken.append(f'user {author.user_id}: persona or versions are not what the claims amount to')
+    state = history[-1]
     if any(contradicts(one['text'], other['text']) for n, one in enumerate(state) for other in state[:n]):
         broken.append(f'user {author.user_id}: two claims that hold contradict each other')
     return broken
 
 
-def _turns(config: ConfigDict, author: Author) -> Iterator[tuple[str, list[Claim]]]:
+def _turns(config: ConfigDict, author: Author, claims: list[Claim]) -> Iterator[tuple[str, list[Claim]]]:
     """Each of an author's turns that may be mined, with the claims that a persona may know there."""
-    p, claims = config.personas, author.of[0]
+    p = config.personas
     earlier = p.scope == 'earlier_conversations'
     for talk in author.talks.values():
         if earlier:

@@ -26,9 +26,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines import claim_audit, control_tokens
 from data_pipelines.claim_audit import fault, remark_fault
-from data_pipelines.claims import Claim, State, age, contradicts, persona, quote_of, replaces, states
+from data_pipelines.claims import Claim, State, contradicts, oldest_first, persona, quote_of, replaces, states, versions
 from data_pipelines.endpoint import spending
 from data_pipelines.generation import generate, model_identity
 from data_pipelines.histories import Author, authors
@@ -55,6 +54,7 @@ from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers import load_tokenizer
 
 USERS, CLAIMS = 'users.jsonl', 'claims.jsonl'
+RULES = ('claim_audit.py', 'claims.py', 'control_tokens.py', 'styles.py')
 BLOCK = 1024  # remarks that the teacher is asked about together
 COUNTED = ('remarks', 'remarks_do_not_fit', 'claims', 'edited', 'users', 'users_with_persona')
 
@@ -62,9 +62,9 @@ COUNTED = ('remarks', 'remarks_do_not_fit', 'claims', 'edited', 'users', 'users_
 class Corrections(NamedTuple):
     """What people have had deleted or put otherwise: users, claims by id, and claims' texts by id."""
 
-    users: frozenset[str]
-    claims: frozenset[str]
-    texts: dict[str, str]
+    users: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
+    texts: dict[str, str] = {}
 
     def deletes(self, claim: Claim) -> bool:
         return claim['user_id'] in self.users or claim['id'] in self.claims
@@ -134,7 +134,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
         teacher=model_identity(config, teacher_path(config)),
         tokenizer=_tokenizer_digest(open_model(config.model.path).tokenizer_path),
         prompt=prompt_digest('persona'),
-        rules=[lexicons_digest(), *(file_digest(Path(module.__file__)) for module in (claim_audit, control_tokens))],
+        rules=[lexicons_digest(), *(file_digest(Path(__file__).with_name(name)) for name in RULES)],
         settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
         corrections=file_digest(corrections) if corrections.exists() else '',
         sampler=config.sampler.to_dict(),
@@ -163,10 +163,10 @@ def usable_remarks(
         usable = []
         for remark in remarks(author, *author.of, scope=p.scope, first_k=p.first_k):
             counts['remarks'] += 1
-            if corrections.deletes(remark):
-                counts['deleted'] += 1
-            elif reason := remark_fault(remark['quote'], author.before(remark)):
+            if reason := remark_fault(remark['quote'], author.before(remark)):
                 counts[f'dropped_{reason}'] += 1
+            elif corrections.deletes(remark):
+                counts['deleted'] += 1
             else:
                 usable.append(remark)
         yield author, usable
@@ -205,8 +205,8 @@ def write_claims(author: Author, found: Sequence[Record], said: dict[str, list[s
     return kept
 
 
-def corrected(author: Author, claims: Sequence[Claim], corrections: Corrections) -> list[Claim]:
-    """An author's claims less those deleted, and with what was put otherwise.
+def corrected(author: Author, claims: Sequence[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
+    """An author's claims less those deleted, which are counted, and with what was put otherwise.
 
     Raises:
       UserError: a text breaks a rule.
@@ -214,6 +214,7 @@ def corrected(author: Author, claims: Sequence[Claim], corrections: Corrections)
     kept = []
     for claim in claims:
         if corrections.deletes(claim):
+            counts['deleted'] += 1
             continue
         if (text := corrections.texts.get(claim['id'])) is not None:
             claim = claim | dict(text=text, edited=True)
@@ -250,17 +251,6 @@ def states_at_turns(
         yield from ((f'{talk["id"]}/{place}', known) for place in range(0, len(talk['messages']), 2))
 
 
-def versions(claims: Sequence[Claim], *, max_claims: int) -> list[Record]:
-    """How a user's persona came about: from which conversation on which claims hold, oldest first."""
-    found: list[Record] = []
-    for claim, state in zip(claims, states(claims, max_claims=max_claims)[1:], strict=True):
-        version = dict(since=claim['conversation'], at=claim['said_at'], claims=[each['id'] for each in state])
-        if found and found[-1]['since'] == version['since']:
-            found.pop()  # a conversation makes one version
-        found.append(version)
-    return found
-
-
 def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], counts: Counter) -> dict[str, int]:
     """Write the stage's files from everybody's claims."""
     p, count = task.config.personas, token_counter(task.config)
@@ -278,14 +268,13 @@ def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], cou
             for old in before:
                 kind = 'contradicted' if contradicts(claim['text'], old['text']) else 'repeated'
                 counts[kind] += replaces(claim['text'], old['text'])
-        made = versions(claims, max_claims=p.max_claims)
-        return dict(user_id=author.user_id, persona=persona_of(history[-1]), versions=made)
+        return dict(user_id=author.user_id, persona=persona_of(history[-1]), versions=versions(history))
 
     def records(claims_file: BinaryIO, users_file: BinaryIO) -> Iterator[Record]:
         for author, claims in everybody:
             claims_file.writelines(map(as_line, claims))
             counts.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
-            claims = sorted(claims, key=age)
+            claims = oldest_first(claims)
             if author.user_id:
                 users_file.write(as_line(found := user(author, claims)))
                 counts.update(users=1, users_with_persona=bool(found['persona']))
@@ -303,16 +292,18 @@ def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], cou
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
     """Everybody's claims. The teacher has been asked about all remarks before the first of them comes out."""
-    if task.config.personas.writer == 'teacher':
-        exhaust(usable_remarks(task.config, corrections, Counter()))  # bad input is known before the teacher is asked
-        usable = usable_remarks(task.config, corrections, Counter())
+    asks = task.config.personas.writer == 'teacher'
+    first = corrections if asks else Corrections()  # the teacher is not asked about what was deleted
+    if asks:
+        exhaust(usable_remarks(task.config, first, Counter()))  # bad input is known before the teacher is asked
+        usable = usable_remarks(task.config, first, Counter())
         quotes = (remark['quote'] for _, found in usable for remark in found)
         for block in in_blocks(quotes, BLOCK):
             _said(task, block)
-    for author, found in usable_remarks(task.config, corrections, counts):
+    for author, found in usable_remarks(task.config, first, counts):
         claims = write_claims(author, found, _said(task, [remark['quote'] for remark in found]), counts)
-        yield author, corrected(author, claims, corrections)
-    if task.config.personas.writer == 'teacher':
+        yield author, corrected(author, claims, corrections, counts)
+    if asks:
         counts.update(spending(task))
 
 

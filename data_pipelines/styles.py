@@ -6,7 +6,9 @@ no support. Made for short sentences, in English above all; `data_pipelines/lexi
 >>> styles('This is too long. As a list, please!')
 {'length': 'short', 'layout': 'list'}
 >>> styles('I do not like lists. Write it in French.')
-{'layout': 'prose', 'language': 'french'}
+{'layout': 'prose', 'french': 'with', 'language': 'french'}
+>>> styles('Not in German!'), styles('I do not mind long answers.')
+({'german': 'without'}, {})
 """
 
 import functools
@@ -17,7 +19,12 @@ import snowballstemmer
 from data_pipelines.lexicons import lexicon, pattern, plain, terms
 
 _WORDS = lexicon('styles')
-_NEGATION = re.compile(rf'(?:{pattern(terms(_WORDS["negations"]))})(?: [\w\'"]+){{0,3}} ?$')
+_NEGATION, _UNSPACED, _NONE = (
+    pattern(terms(_WORDS[name])) for name in ('negations', 'unspaced_negations', 'no_negations')
+)
+# What is negated stands up to three words later, or up to four characters that do not begin a wish of their own.
+_BEFORE = re.compile(rf'(?:(?:{_NEGATION})(?: [\w\'"]+){{0,3}}|(?:{_UNSPACED})[^\W要请而]{{0,4}}) ?$')
+_IDLE = re.compile(rf"{_NONE}|(?:\bnot|n't|\bnever) mind\b[^.!?;:,\n]*")
 _IN_LANGUAGE = r'(?:\b(?:in|into|to|auf|ins|en|em|an|use|speak|write|translate|на|по)[ -]|用|以|说|成)(?:{})'
 _EMPTY = frozenset(terms(_WORDS['empty']))
 _STEMMER = snowballstemmer.stemmer('english')
@@ -25,7 +32,7 @@ _STEMMER = snowballstemmer.stemmer('english')
 
 @functools.cache
 def _patterns() -> list[tuple[str, str, str, re.Pattern]]:
-    """(matter, side, the other side, words that take the side)"""
+    """(matter, side, the other side or '', words that take the side)"""
     found = []
     for matter, sides in _WORDS['matters'].items():
         one, other = (*sides, 'without')[:2]
@@ -33,26 +40,32 @@ def _patterns() -> list[tuple[str, str, str, re.Pattern]]:
             if side in sides:
                 found.append((matter, side, opposite, re.compile(pattern(terms(sides[side])))))
     for language, names in _WORDS['languages'].items():
-        words = _IN_LANGUAGE.format(pattern(terms(names)))
-        found.append(('language', language, f'not {language}', re.compile(words)))
+        words = re.compile(_IN_LANGUAGE.format(pattern(terms(names))))
+        # Each is a matter of its own, too: who does not want German has not said what they want.
+        found += [(language, 'with', 'without', words), ('language', language, '', words)]
     return found
 
 
 @functools.lru_cache(2**12)
 def _styles(text: str) -> tuple[tuple[str, str], ...]:
-    said, found = plain(text).replace('no longer', 'not'), {}
+    said, found = _said(text), {}
     for matter, side, other, words in _patterns():
         for match in words.finditer(said):
-            taken = other if _negated(said, match) else side
-            found.setdefault(matter, []).append((match.end(), len(match[0]), taken))
+            if taken := other if _negated(said, match) else side:
+                found.setdefault(matter, []).append((match.end(), len(match[0]), taken))
     # Where a text takes both sides, the last word counts: "Too short. I like long answers."
     return tuple((matter, max(sides)[-1]) for matter, sides in found.items())
+
+
+def _said(text: str) -> str:
+    """The text made plain, less what holds a negation and is none ("not enough"), and what somebody does not mind."""
+    return _IDLE.sub('', plain(text)).replace('no longer', 'not')
 
 
 def _negated(said: str, match: re.Match) -> bool:
     """Whether what was found stands after a negation; "not detailed enough" asks for detail."""
     clause = re.split(r'[.!?;:,\n]', said[: match.start()])[-1]
-    return bool(_NEGATION.search(clause)) and not re.match(r' enough\b', said[match.end() :])
+    return bool(_BEFORE.search(clause)) and not re.match(r' (?:enough|genug)\b', said[match.end() :])
 
 
 def styles(text: str) -> dict[str, str]:
@@ -67,7 +80,7 @@ def polar_stems(text: str) -> dict[str, bool]:
     >>> polar_stems('I like answers that mention history, not dates.')
     {'histori': False, 'date': True}
     """
-    said = plain(text)
+    said = _said(text)
     words = [(_STEMMER.stemWord(match[0]), match) for match in re.finditer(r'[^\W\d_]{2,}', said)]
     return {stem: _negated(said, match) for stem, match in words if stem not in _EMPTY}
 

@@ -105,10 +105,10 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise UserError(f'{path} is not replaced, for it was not written by this program: name another folder')
     temporary = path.with_name(f'.{path.name}.tmp')
     if temporary.exists():
-        os.close(_locked(temporary))
+        os.close(locked(temporary))
         shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    lock = _locked(temporary)
+    lock = locked(temporary)
     try:
         try:
             yield temporary
@@ -136,7 +136,7 @@ def _replaced(path: Path) -> Path:
     return path.with_name(f'.{path.name}.old')
 
 
-def _locked(folder: Path) -> int:
+def locked(folder: Path) -> int:
     """A descriptor of a folder, which no other process gets until it is closed or this process has ended."""
     opened = os.open(folder, os.O_RDONLY)
     try:

@@ -1,5 +1,6 @@
 """Data cards: numbers against brute force, text that would break out of Markdown against a parser of it."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,10 +9,15 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from data_pipelines import card
+from data_pipelines import card, card_text
 from data_pipelines.card_text import escaped, fenced
 from data_pipelines.stage import write_records
 from rlhi_jax.config import base_config
+from rlhi_jax.data.encode import Piece
+from rlhi_jax.data.plan import RowPlan, save_plan
+from rlhi_jax.data.rows import Capacities
+from rlhi_jax.data.shards import write_shards
+from rlhi_jax.data.tree import Interaction, Message, Pair
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest, write_json
 
@@ -83,7 +89,9 @@ def run(tmp_path):
     own = dict(turns_read=81, dropped_no_judgement=1, mined=3, teacher_tokens_in=700, teacher_tokens_out=90)
     own |= dict(teacher_cost_millionths=530) | Counter(f'kept_{turn["label"]}' for turn in turns)
     stage(tmp_path / 'follow_ups', own, made_of, records=turns)
-    stage(tmp_path / 'personas', dict(turns=300, dropped_cut_off=2), {}, records=remarks)
+    own = dict(remarks=12, claims=9, edited=1, deleted=1, dropped_cut_off=2, users=5, turns=300)
+    others = dict(claims=[dict(id=f'c{n}/2') for n in range(9)], users=[dict(user_id=f'u{n}') for n in range(5)])
+    stage(tmp_path / 'personas', own, {}, records=remarks, **others)
     own = dict(follow_ups_read=80, dropped_no_feedback=60, dropped_no_rewrite_left=8, rewrites_drawn=40)
     own |= dict(dropped_rewrite_copy=20, dropped_rewrite_refusal=8, feedback_turns=20) | by_split(rewrites)
     stage(tmp_path / 'rewrites', own, {}, records=rewrites)
@@ -179,7 +187,7 @@ def test_the_funnel_adds_up_or_says_that_it_does_not(run):
     assert checked == {
         ('conversations', 'records'): True,
         ('follow_ups', 'turns after a reply'): True,
-        ('personas', 'remarks'): None,
+        ('personas', 'remarks'): True,
         ('rewrites', 'follow-ups'): True,
         ('rewrites', 'rewrites drawn'): True,
         ('candidates', 'prompts'): True,
@@ -187,14 +195,41 @@ def test_the_funnel_adds_up_or_says_that_it_does_not(run):
         ('pairs', 'rewrites and prompts'): False,
     }
     assert said.count('**Does not add up**') == 1
+    assert '| nats by which the feedback makes the rewrite likelier than mere dislike does |' in said
     assert steps['rewrites'][0]['dropped'] == dict(no_feedback=60, no_rewrite_left=8)
     assert steps['rewrites'][1]['dropped'] == dict(rewrite_copy=20, rewrite_refusal=8)
+    assert steps['personas'][0]['dropped'] == dict(cut_off=2, deleted=1)
     assert found['funnel']['rewrites']['others'] == dict(feedback_turns=20)
+    assert found['funnel']['personas']['others'] == dict(edited=1, users=5, turns=300)
     assert found['made_of']['follow_ups'] == ['conversations'] and found['made_of']['pairs'] == []
-    write_records(
-        Path(c.data.conversations) / 'records.jsonl', records['conversations'][1:]
-    )  # not what it says it kept
-    assert made(c)[0]['funnel']['conversations']['steps'][0]['adds_up'] is False
+
+
+@pytest.mark.parametrize(
+    'file', ['conversations/records', 'personas/claims', 'personas/users', 'personas/records', 'candidates/records']
+)
+def test_what_is_not_on_disk_does_not_add_up(run, file):
+    c, _ = run
+    kind, name = file.split('/')
+    path = Path(c.data[kind]) / f'{name}.jsonl'
+    path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[1:]))
+    assert made(c)[0]['funnel'][kind]['steps'][0]['adds_up'] is False
+
+
+@pytest.mark.parametrize('said, true', [({}, True), (dict(trees=2), False)])
+def test_shards_are_held_against_their_trees(tmp_path, said, true):
+    talk = (Message(-1, 'user', 'x'), Message(0, 'assistant', 'a'), Message(0, 'assistant', 'b'))
+    manifest = dict(stage='shards', made_from={}, counts=dict(lines_read=1, pairs_kept=1, trees=1) | said)
+    write_shards([Interaction('t', talk, (Pair('p', 0, 1, 2),))], tmp_path, trees_per_shard=1, manifest=manifest)
+    assert card.steps(card.Folder('shards', 'shards', tmp_path))[0]['adds_up'] is true
+
+
+@pytest.mark.parametrize('said, true', [({}, True), (dict(rows=2), False), (dict(pairs_kept=2, pairs_read=2), False)])
+def test_row_plans_are_held_against_their_rows_and_pairs(tmp_path, said, true):
+    room = Capacities(tokens=8, scored=8, pairs=1)
+    counts = dict(pairs_read=1, pairs_kept=1, rows=1) | said
+    plan = RowPlan([[(0, Piece(0, (0,)), 0)]], ['p'], room, dict(capacities=dataclasses.asdict(room)), counts)
+    save_plan(plan, tmp_path, dict(stage='rows', made_from={}))
+    assert card.steps(card.Folder('rows', 'rows', tmp_path))[0]['adds_up'] is true
 
 
 def test_the_teacher_per_accepted_pair(run):
@@ -279,13 +314,16 @@ def test_several_folders_of_pairs_are_told_apart(run, tmp_path):
     assert found['teacher']['pairs'] == 40  # each once
 
 
-def test_the_same_folders_give_the_same_bytes(run, tmp_path):
+def test_the_same_folders_give_the_same_bytes(run, tmp_path, monkeypatch):
     c, _ = run
     card.STAGE.run(c)
     assert Path(c.data.card).stat().st_mode & 0o77 == 0
     written = Path(c.data.card, 'card.md').stat().st_mtime_ns
     card.STAGE.run(c)
     assert Path(c.data.card, 'card.md').stat().st_mtime_ns == written
+    with monkeypatch.context() as older, pytest.raises(UserError, match='was made from other input'):
+        older.setattr(card_text, '__file__', card.__file__)
+        card.STAGE.run(c)
     elsewhere = tmp_path / 'moved'
     elsewhere.mkdir()
     other = c.copy_and_resolve_references()

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import itertools
 import json
 import os
 import random
@@ -68,6 +69,16 @@ def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_st
     bare = [dict(role=turn['role'], content=turn['content']) for turn in one['conversation']]
     found = conversation(dict(messages=bare, timestamp='2024-05-01'), config(tmp_path).ingest.fields)
     assert found['began'] == '' and found['ended'] == '2024-05-01T00:00:00+00:00'
+
+
+@pytest.mark.parametrize('at', itertools.product(('', '2024-05-01T12:00:00+00:00'), repeat=3))
+def test_stamps_of_other_turns_do_not_say_when_it_began_and_ended(tmp_path, at):
+    one = talk('a', 'How do bees fly?', 'With wings.', 'Shorter!', 'Wings.', 'Thanks.')
+    del one['timestamp']
+    for turn, stamp in zip(one['conversation'], ('', at[0], at[1], '', at[2]), strict=True):
+        turn['timestamp'] = stamp
+    found = conversation(one, config(tmp_path).ingest.fields)
+    assert (found['began'], found['ended']) == (at[0], at[2])
 
 
 SAID = [('user', 'What is tea?'), ('assistant', 'A drink.'), ('user', 'Shorter!'), ('assistant', 'Drink.')]
@@ -141,6 +152,17 @@ def test_calls_of_a_serving_log_become_one_conversation(tmp_path):
         assert (other['user_id'], whole['user_id']) == ('other', 'u')
         assert [message['content'] for message in whole['messages']] == texts
         assert whole['began'] == '1970-01-01T00:01:40+00:00' and whole['ended'] == '1970-01-01T00:03:20+00:00'
+
+
+def test_a_serving_log_that_lacks_the_first_call_does_not_say_when_it_began(tmp_path):
+    texts = [*SAID, ('user', 'In French!'), ('assistant', 'Thé.')]
+    calls = [
+        dict(id=str(n), user='u', created=n, messages=[dict(role=r, content=t) for r, t in texts[:n]]) for n in (4, 6)
+    ]
+    write_lines(tmp_path / 'raw.jsonl', calls)
+    ingest.STAGE.run(c := config(tmp_path))
+    (whole,) = records(c)
+    assert (whole['began'], whole['ended']) == ('', '1970-01-01T00:00:06+00:00')
 
 
 @pytest.mark.skipif(not HUMAN_EVAL.exists(), reason='no ../shared/data/realhumaneval')

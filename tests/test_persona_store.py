@@ -1,73 +1,19 @@
-"""Claims and personas: against brute force, users whose tastes are known, and stores that were tampered with."""
+"""The persona store: against brute force, users whose tastes flip, and stores that were tampered with."""
 
 import functools
-import itertools
 import json
 import random
-import tomllib
-from collections import defaultdict
 
 import pytest
 import tiny
 from talks import config, records, talk, write_lines
+from test_claim_audit import PRIVATE, STYLE
 
 from data_pipelines import ingest, persona_store, personas
-from data_pipelines.claim_audit import fault, remark_fault, supported, unsafe
-from data_pipelines.claims import quote_of
-from data_pipelines.sources.wordings import COMPLAINTS, PERSONAS
 from data_pipelines.stage import load_records, write_records
 from data_pipelines.styles import styles
 from rlhi_jax.errors import UserError
-
-
-def wordings(lists: dict) -> list[tuple[str, str, str, str]]:
-    """(pair of tastes, side, split, text)"""
-    return [(pair, side, split, text) for pair, sides in lists.items() for side, splits in sides.items()
-            for split, texts in splits.items() for text in texts]  # fmt: skip
-
-
-# Complaints about one matter that the word lists know, by what they ask for.
-STYLE = {text: (pair, side) for pair, side, _, text in wordings(COMPLAINTS) if list(styles(text)) == [pair]}
-PRIVATE_FILE = tiny.ROOT / 'tests' / 'private.toml'
-PRIVATE = {
-    name: text.split('\n')[:-1] for name, text in tomllib.loads(PRIVATE_FILE.read_text(encoding='utf-8')).items()
-}
-
-
-@pytest.mark.parametrize('kind', PRIVATE)
-def test_private_matters_and_commands_are_never_stored(kind):
-    told = PRIVATE[kind]
-    assert len(told) > 15 and not [text for text in told if not unsafe(text)]
-    hidden = [text.replace('a', 'a\u200b').upper() for text in told if text.isascii() and '<' not in text]
-    assert not [text for text in hidden if not unsafe(text)], 'hidden by letters that do not show'
-    for text in told:
-        assert fault('I like short answers.', f'Shorter, please! {text}', '') and fault(text, 'Shorter, please!', '')
-
-
-def test_what_users_like_is_not_private():
-    said = [text for lists in (COMPLAINTS, PERSONAS) for *_, text in wordings(lists)]
-    assert len(said) > 150 and not [text for text in said if unsafe(text)]
-    assert not [text for *_, text in wordings(COMPLAINTS) if remark_fault(text, '')]
-
-
-@pytest.mark.parametrize('split', ['train', 'gate', 'test'])
-def test_a_claim_has_support_only_from_a_remark_of_the_same_taste(split):
-    """Complaints against sentences about every taste: what is supported is known from how they were written."""
-    verdicts = defaultdict(list)
-    remarks = [(pair, side, text) for pair, side, at, text in wordings(COMPLAINTS) if at == split]
-    for (pair, side, remark), (other, taste, _, text) in itertools.product(remarks, wordings(PERSONAS)):
-        kind = 'another' if pair != other else 'same' if side == taste else 'opposite'
-        verdicts[kind].append(supported(text, remark, before=''))
-    share = {kind: sum(found) / len(found) for kind, found in verdicts.items()}
-    assert share['same'] > 0.85 and share['opposite'] == 0 and share['another'] < 0.002
-
-
-def test_what_the_conversation_is_about_is_no_taste():
-    remark = 'I want the bees sorted.'
-    assert supported('I like sorted bees.', remark, before='')
-    assert not supported('I like sorted bees.', remark, before='How do I sort bees?')
-    assert remark_fault(remark, 'Sort bees.') == remark_fault('How do I drop a row?', '') == 'of_the_task'
-    assert remark_fault('Make it shorter: sort(a)\nassert a == 1', '') == 'of_the_task'
+from rlhi_jax.files import write_json
 
 
 def conversation(name: str, user: str, began: str, ended: str, remarks: list[str]) -> dict:
@@ -116,8 +62,8 @@ def stored(tmp_path, name: str) -> list[dict]:
 def random_talks(rng: random.Random, count: int = 40) -> list[dict]:
     remarks = [*STYLE, 'I want bees in it, please.', 'Please mention honey.']
     talks = []
-    for n in range(count):
-        began = rng.randrange(60)
+    for n in rng.sample(range(count), count):  # ids tell nothing of the order
+        began = rng.randrange(20)
         times = [f'2026-01-01T00:{minute:02}' for minute in (began, began + rng.randrange(8))]
         began, ended = rng.choice([times, times, times, ['', times[1]]])
         user = rng.choice(['u', 'u', 'v', 'w', ''])
@@ -141,8 +87,8 @@ def test_the_persona_of_a_turn_is_of_the_claims_strictly_before_it(tmp_path, mak
     seen = set()
     for each in talks:
         known = [  # what had been said before, in order
-            (other['ended'], other['id'], place)
-            for other in talks
+            (other['ended'], order, other['id'], place)
+            for order, other in enumerate(talks)
             for place in range(2, len(other['messages']), 2)
             if (scope == 'first_k_turns' and other is each and place < 6)
             or (
@@ -151,7 +97,7 @@ def test_the_persona_of_a_turn_is_of_the_claims_strictly_before_it(tmp_path, mak
                 and '' < other['ended'] < each['began']
             )
         ]
-        said = [by_id[f'{name}/{place}'] for _, name, place in sorted(known) if f'{name}/{place}' in by_id]
+        said = [by_id[f'{name}/{place}'] for *_, name, place in sorted(known) if f'{name}/{place}' in by_id]
         expected: list[str] = []
         for text in said:
             expected = [old for old in expected if not same_matter(old, text)] + [text]
@@ -163,10 +109,6 @@ def test_the_persona_of_a_turn_is_of_the_claims_strictly_before_it(tmp_path, mak
             seen.add(len(expected))
     assert not found and len(seen) > 1
     assert persona_store.audit(c)[1] == []
-
-
-def test_complaints_take_the_sides_that_they_were_written_for():
-    assert len(STYLE) > 40 and all(styles(text) == {pair: side} for text, (pair, side) in STYLE.items())
 
 
 @pytest.mark.parametrize('pair', sorted({pair for pair, _ in STYLE.values()}))
@@ -183,7 +125,7 @@ def test_of_tastes_that_flip_the_later_holds(tmp_path, make, pair):
     for (side, _), after in zip(said, names[1:], strict=True):
         assert styles(found[f'{after}/0'])[pair] == side
     (user,) = stored(tmp_path, 'users')
-    assert user['persona'] == found['last/0'] and user['versions'][0]['since'] == 'c00'
+    assert user['persona'] == found['last/0'] and [each['since'] for each in user['versions']] == names[:-1]
     assert persona_store.audit(c)[0]['contradictions_resolved'] >= 1
 
 
@@ -220,25 +162,60 @@ def files(tmp_path) -> dict[str, bytes]:
 
 
 def test_corrections_apply_at_once_and_survive_a_rerun(tmp_path, make):
-    c = make(TALKS)
-    personas.STAGE.run(c)
-    before = files(tmp_path)
-    persona_store.correct(c, dict(delete_claim='d/2'))
-    persona_store.correct(c, dict(edit_claim='b/2', text='I like bullet points.'))
+    dropped = ['How do I drop a row?', 'Please mention insects, bees, honey.']  # of the task, and of no taste
+    c = make([*TALKS, conversation('g', 'u', DAYS[5], DAYS[5], dropped)])
+    counts = personas.STAGE.run(c)
+    assert counts['dropped_of_the_task'] == counts['dropped_unsupported'] == 1
+
+    def correct(**correction):
+        before = files(tmp_path)
+        persona_store.correct(c, correction)
+        at_once = files(tmp_path)
+        personas.STAGE.run(c)  # the folder is up to date
+        personas.STAGE.run(c, overwrite=True)
+        assert files(tmp_path) == at_once != before and persona_store.audit(c)[1] == []
+
+    correct(edit_claim='b/2', text='I like bullet points.')
+    correct(delete_claim='d/2')
     users = {user['user_id']: user['persona'] for user in stored(tmp_path, 'users')}
     assert users['u'] == 'Please mention honey. I like bullet points. Too many words. I like short answers.'
     assert {r['id']: r['persona'] for r in stored(tmp_path, 'records')}['e/0'] == users['u']
     assert not any(b'many details' in data for data in files(tmp_path).values())
-    at_once = files(tmp_path)
-    assert personas.STAGE.run(c)['claims'] == 4, 'the folder is up to date'
-    personas.STAGE.run(c, overwrite=True)
-    assert files(tmp_path) == at_once != before
-    persona_store.correct(c, dict(delete_user='u'))
+    correct(delete_user='u')
     assert [claim['user_id'] for claim in stored(tmp_path, 'claims')] == ['v']
-    at_once = files(tmp_path)
-    personas.STAGE.run(c, overwrite=True)
-    assert files(tmp_path) == at_once and persona_store.audit(c)[1] == []
     assert 'no persona' in persona_store.show(c, user='u') and 'honey' not in persona_store.show(c, user='u')
+
+
+def test_after_forgetting_a_correction_counts_what_is_left(tmp_path, make):
+    before = personas.STAGE.run(c := make(TALKS))
+    manifest = tmp_path / 'personas' / 'manifest.json'
+    write_json(manifest, json.loads(manifest.read_text()) | dict(forgotten={'claims.jsonl': 1}))
+    write_records(tmp_path / 'personas' / 'claims.jsonl', stored(tmp_path, 'claims')[1:])
+    counts = persona_store.correct(c, dict(delete_claim='d/2'))
+    assert (before['remarks'], before['claims'], counts['remarks'], counts['claims'], counts['deleted']) == (
+        5,
+        5,
+        4,
+        3,
+        1,
+    )
+
+
+def test_of_two_corrections_at_once_one_is_refused(tmp_path, make, monkeypatch):
+    personas.STAGE.run(c := make(TALKS))
+    corrected = persona_store.corrected
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(persona_store, 'corrected', corrected)
+        with pytest.raises(UserError, match='being written by another run'):
+            persona_store.correct(c, dict(delete_claim='a/2'))
+        return corrected(*arguments)
+
+    monkeypatch.setattr(persona_store, 'corrected', meanwhile)
+    persona_store.correct(c, dict(delete_claim='d/2'))
+    persona_store.correct(c, dict(delete_claim='a/2'))
+    assert len(personas.corrections_path(c).read_text().splitlines()) == 2
+    assert [claim['id'] for claim in stored(tmp_path, 'claims')] == ['b/2', 'b/4', 'c/2']
 
 
 @pytest.mark.parametrize(
@@ -270,8 +247,13 @@ TAMPERED = {
     'private': ('claims', lambda claim: claim | dict(text='I am a Buddhist.'), 'religion'),
     'a foreign claim': ('claims', lambda claim: claim | dict(user_id='v'), 'another user'),
     'no such conversation': ('claims', lambda claim: claim | dict(conversation='x'), 'no conversation'),
+    'a note on a claim': ('claims', lambda claim: claim | dict(note='is a Buddhist'), 'claim a/2: its fields'),
+    'an edit of nobody': ('claims', lambda claim: claim | dict(edited=True), 'not as it was corrected'),
     'another persona': ('users', lambda user: user | dict(persona='I like tea.'), 'user u'),
+    'another version': ('users', lambda user: user | dict(versions=[dict(since='a', at='', claims=['x'])]), 'user u'),
+    'a note on a user': ('users', lambda user: user | dict(note='is a Buddhist'), 'user u'),
     'a persona of the future': ('records', lambda record: record | dict(persona='I like tea.'), 'turn a/0'),
+    'a note on a turn': ('records', lambda record: record | dict(note='is a Buddhist'), 'turn a/0'),
 }
 
 
@@ -283,6 +265,15 @@ def test_the_audit_finds_what_breaks_a_rule(tmp_path, make, kind):
     first, *rest = stored(tmp_path, name)
     write_records(tmp_path / 'personas' / f'{name}.jsonl', [change(first), *rest])
     assert problem in ' '.join(persona_store.audit(c)[1])
+    assert persona_store.show(c), 'it can still be looked at'
+
+
+@pytest.mark.parametrize('order', [(0, 0, 1, 2, 3, 4), (0, 2, 1, 3, 4)])
+def test_the_audit_finds_claims_in_another_order(tmp_path, make, order):
+    personas.STAGE.run(c := make(TALKS))
+    claims = stored(tmp_path, 'claims')
+    write_records(tmp_path / 'personas' / 'claims.jsonl', [claims[n] for n in order])
+    assert 'not in order, or twice' in ' '.join(persona_store.audit(c)[1])
 
 
 def test_the_commands(tmp_path, make):
@@ -349,8 +340,3 @@ def test_a_history_that_commands_changes_no_persona(tmp_path, model, writer):
     assert counts['remarks'] == 5 and (writer == 'teacher' or any(found[1].values()))
     # A model with random weights says nothing that follows from the remarks: nothing of it is stored.
     assert writer == 'quotes' or not stored(folder, 'claims')
-
-
-def test_quotes_are_openings():
-    for text in ('word ' * 100, 'w' * 500, '短' * 300, ' a\nb '):
-        assert quote_of(text) and quote_of(text) in text and len(quote_of(text)) <= 200

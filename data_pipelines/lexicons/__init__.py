@@ -1,7 +1,8 @@
 """Lists of words by which texts are told apart, and how they are found.
 
 Terms are joined by commas and written in lower case without accents, as `plain` makes texts. In a term `*` stands for
-any ending, and alone for any word. A term is found as whole words, in scripts that have no spaces anywhere.
+any ending, and alone for any word. A term is found as whole words, in scripts that have no spaces anywhere. After a
+hyphen a word of style or of a wish is none ("non-technical"), while a private matter stays one ("ex-Muslim").
 """
 
 import functools
@@ -35,16 +36,19 @@ def lexicon(name: str) -> dict[str, Any]:
 
 @functools.cache
 def lexicons_digest() -> str:
-    """Identifies all of them."""
-    return digest([file_digest(path) for path in sorted(_FOLDER.glob('*.toml'))])
+    """Identifies all of them, and how they are found."""
+    return digest([file_digest(path) for path in (*sorted(_FOLDER.glob('*.toml')), Path(__file__))])
 
 
 def terms(words: str) -> list[str]:
     return [' '.join(term.split()) for term in words.split(',')]
 
 
-def pattern(words: Iterable[str]) -> str:
+def pattern(words: Iterable[str], *, after_hyphens: bool = False) -> str:
     """A regular expression, for texts made plain, that finds any of the terms.
+
+    Args:
+      after_hyphens: find them as later parts of compounds, too.
 
     >>> re.findall(pattern(['short*', 'two * sentences', '短']), 'shorter, in two plain sentences; foreshorten 短く')
     ['shorter', 'two plain sentences', '短']
@@ -53,5 +57,6 @@ def pattern(words: Iterable[str]) -> str:
     for term in map(plain, words):
         found = re.escape(term).replace(r'\ \*', r'\ \w+').replace(r'\*', r'\w*')
         (anywhere if _UNSPACED.search(term) else spaced).append(found)
-    bounded = [rf'(?<![\w-])(?:{"|".join(spaced)})(?!\w)'] if spaced else []
+    before = r'\w' if after_hyphens else r'[\w-]'
+    bounded = [rf'(?<!{before})(?:{"|".join(spaced)})(?!\w)'] if spaced else []
     return '|'.join(bounded + anywhere)

@@ -61,8 +61,10 @@ def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
 def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> dict[str, Any]:
     """One conversation: id, user_id, when it began and ended, language, messages, and whether it is toxic or redacted.
 
-    WildChat's time stamp of a conversation is that of its last turn; when it began only its turns say. A system message
-    at the beginning is kept apart, as `system`. With a salt, users are keys (see `data_pipelines/users.py`).
+    WildChat's time stamp of a conversation is that of its last turn; of turns, only replies have one. When it began the
+    first turn or its reply says, or nothing: by a later stamp the first turn would know what came after it. So, too,
+    the last turn or its reply when it ended, if the conversation does not. A system message at the beginning is kept
+    apart, as `system`. With a salt, users are keys (see `data_pipelines/users.py`).
 
     Raises:
       BadRecord: with the reason to count it by.
@@ -80,7 +82,8 @@ def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> d
         said.append((roles.get(role, '') if isinstance(role, str) else '', clean(text)))
     if isinstance(reply := value(record, fields['reply']), str):
         said.append(('assistant', clean(reply)))
-    system = said.pop(0)[1] if said[0][0] == 'system' else ''
+    with_system = said[0][0] == 'system'
+    system = said.pop(0)[1] if with_system else ''
     if any(role != ROLES[place % 2] for place, (role, _) in enumerate(said)):
         raise BadRecord('roles_do_not_alternate')
     if not all(text for _, text in said):
@@ -90,12 +93,14 @@ def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> d
     messages = [dict(role=role, content=text) for role, text in said]
     user = user_key(text_of(value(record, fields['user'])), value(record, fields['header']), salt)
     times = [moment(value(turn, fields['said_at'])) for turn in turns]
-    times = [time for time in times if time]
+    own = moment(value(record, fields['ended']))
+    # Of the first and the last turn, with their replies.
+    first, last = times[: with_system + 2], times[with_system + (len(messages) - 1) // 2 * 2 :]
     return dict(
         id=text_of(value(record, fields['id'])) or digest(user, messages)[:32],
         user_id=user,
-        began=min(times, default=''),
-        ended=max([*times, moment(value(record, fields['ended']))]),
+        began=min(filter(None, times)) if any(first) else '',
+        ended=max([*times, own]) if own or any(last) else '',
         language=text_of(value(record, fields['language'])),
         toxic=any(map(bool, values(record, fields['toxic']))),
         redacted=any(map(bool, values(record, fields['redacted']))),

@@ -1,0 +1,116 @@
+"""Which claims may be stored: private matters, sides of style in many languages, and users whose tastes are known."""
+
+import itertools
+import tomllib
+from collections import defaultdict
+
+import pytest
+import tiny
+
+from data_pipelines.claim_audit import fault, remark_fault, supported, unsafe
+from data_pipelines.claims import contradicts, quote_of, replaces
+from data_pipelines.lexicons import lexicon, terms
+from data_pipelines.sources.wordings import COMPLAINTS, PERSONAS
+from data_pipelines.styles import styles
+
+
+def wordings(lists: dict) -> list[tuple[str, str, str, str]]:
+    """(pair of tastes, side, split, text)"""
+    return [(pair, side, split, text) for pair, sides in lists.items() for side, splits in sides.items()
+            for split, texts in splits.items() for text in texts]  # fmt: skip
+
+
+# Complaints about one matter that the word lists know, by what they ask for.
+STYLE = {text: (pair, side) for pair, side, _, text in wordings(COMPLAINTS) if list(styles(text)) == [pair]}
+PRIVATE_FILE = tiny.ROOT / 'tests' / 'private.toml'
+PRIVATE = {
+    name: text.split('\n')[:-1] for name, text in tomllib.loads(PRIVATE_FILE.read_text(encoding='utf-8')).items()
+}
+
+
+@pytest.mark.parametrize('kind', PRIVATE)
+def test_private_matters_and_commands_are_never_stored(kind):
+    told = PRIVATE[kind]
+    assert len(told) > 15 and not [text for text in told if not unsafe(text)]
+    hidden = [text.replace('a', 'a\u200b').upper() for text in told if text.isascii() and '<' not in text]
+    assert not [text for text in hidden if not unsafe(text)], 'hidden by letters that do not show'
+    for text in told:
+        assert fault('I like short answers.', f'Shorter, please! {text}', '') and fault(text, 'Shorter, please!', '')
+
+
+@pytest.mark.parametrize('kind', ['health', 'religion', 'politics', 'sexuality'])
+def test_a_private_word_is_found_in_compounds_and_emphasis(kind):
+    words = {word.rstrip('*') for word in terms(lexicon('rules')[kind]['english']) if word.replace('*', '').isalpha()}
+    texts = [
+        f'A reader, {form.format(word)}: shorter.' for word in words for form in ('ex-{}', 'pre-{}', '_{}_', '{}_x')
+    ]
+    assert len(words) > 40 and not [text for text in texts if not unsafe(text)]
+    assert not unsafe('A reader, ex-, pre-, _x_: shorter.') and not unsafe('Short, as that of MS.')
+
+
+def test_what_users_like_is_not_private():
+    said = [text for lists in (COMPLAINTS, PERSONAS) for *_, text in wordings(lists)]
+    assert len(said) > 150 and not [text for text in said if unsafe(text)]
+    assert not [text for *_, text in wordings(COMPLAINTS) if remark_fault(text, '')]
+
+
+@pytest.mark.parametrize('split', ['train', 'gate', 'test'])
+def test_a_claim_has_support_only_from_a_remark_of_the_same_taste(split):
+    """Complaints against sentences about every taste: what is supported is known from how they were written."""
+    verdicts = defaultdict(list)
+    remarks = [(pair, side, text) for pair, side, at, text in wordings(COMPLAINTS) if at == split]
+    for (pair, side, remark), (other, taste, _, text) in itertools.product(remarks, wordings(PERSONAS)):
+        kind = 'another' if pair != other else 'same' if side == taste else 'opposite'
+        verdicts[kind].append(supported(text, remark, before=''))
+    share = {kind: sum(found) / len(found) for kind, found in verdicts.items()}
+    assert share['same'] > 0.85 and share['opposite'] == 0 and share['another'] < 0.002
+
+
+def test_what_the_conversation_is_about_is_no_taste():
+    remark = 'I want the bees sorted.'
+    assert supported('I like sorted bees.', remark, before='')
+    assert not supported('I like sorted bees.', remark, before='How do I sort bees?')
+    assert remark_fault(remark, 'Sort bees.') == remark_fault('How do I drop a row?', '') == 'of_the_task'
+    assert remark_fault('Make it shorter: sort(a)\nassert a == 1', '') == 'of_the_task'
+
+
+def test_complaints_take_the_sides_that_they_were_written_for():
+    assert len(STYLE) > 40 and all(styles(text) == {pair: side} for text, (pair, side) in STYLE.items())
+
+
+TURNED = {
+    'length short': """Not so long. Less long. Menos largo, por favor. Moins long, s'il te plaît. Meno lungo.
+        Minder lang. Weniger ausführlich, bitte. Меньше подробностей. 不要这么详细. 别写得那么详细""",
+    'tone casual': """Less formal. Menos formal. Moins formel. Meno formale. Weniger formell. Minder formeel.
+        Менее формально. 不要太正式""",
+    'examples without': """Fewer examples. Menos ejemplos. Menos exemplos. Moins d'exemples. Meno esempi.
+        Minder voorbeelden. Weniger Beispiele. Меньше примеров. 不需要这么多例子. 少用例子""",
+    # Here the same words negate nothing.
+    'length long': """Not enough detail. Pas assez long. Nicht ausführlich genug.
+        不够详细. 不要简短要详细. 请写得特别详细""",
+    'examples with': """No less than three examples. Au moins trois exemples. Al menos tres ejemplos.
+        Pelo menos um exemplo. Не менее трёх примеров. 至少两个例子. 给我不同的例子""",
+}
+
+
+@pytest.mark.parametrize('taken', TURNED)
+def test_less_of_one_side_is_the_other_in_every_language(taken):
+    found = {text.strip(): styles(text) for text in TURNED[taken].split('.')}
+    assert found == dict.fromkeys(found, dict([taken.split()]))
+
+
+def test_what_goes_together_contradicts_nothing():
+    assert not contradicts('Do not write in German.', 'Write in French.')
+    assert not replaces('Write in French.', 'Do not write in German.')
+    assert not replaces('Do not write in German.', 'Do not write in Spanish.')
+    assert contradicts('Do not write in German.', 'Write in German.')
+    assert contradicts('Write in German.', 'Write in French.')
+    assert not supported('Do not write in German.', 'Write in French.', before='')
+    indifferent = 'I do not mind long answers.'
+    assert not replaces(indifferent, 'I like long answers.') and not replaces(indifferent, 'I like short answers.')
+    assert not supported('I like short answers.', indifferent, '') and remark_fault(indifferent, '')
+
+
+def test_quotes_are_openings():
+    for text in ('word ' * 100, 'w' * 500, '短' * 300, ' a\nb '):
+        assert quote_of(text) and quote_of(text) in text and len(quote_of(text)) <= 200
