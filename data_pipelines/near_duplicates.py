@@ -5,13 +5,16 @@ Two openings that share a band are about as similar as the threshold, or more; t
 
 import re
 from hashlib import blake2b
+from itertools import islice
 
 from datasketch import MinHash, MinHashLSH
 
 PERMUTATIONS = 64
-SHINGLE = 3  # words
+SHINGLE, OF_CHARACTERS = 3, 5  # words; each character of kana and Han, which have no spaces, is one
 OPENING = 60  # words of the first message that count as its opening
 _BLANK = MinHash(PERMUTATIONS, seed=0)
+_UNSPACED = '\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff'
+_CHARACTER, _WORD = re.compile(f'[{_UNSPACED}]'), re.compile(rf'[^\W{_UNSPACED}]+|[{_UNSPACED}]')
 
 
 def banding(similarity: float) -> tuple[int, int]:
@@ -21,9 +24,17 @@ def banding(similarity: float) -> tuple[int, int]:
 
 
 def shingles(opening: str) -> set[str]:
-    """Every three words in a row."""
-    words = re.findall(r'\w+', opening.lower())[:OPENING]
-    return {' '.join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
+    """Every three words in a row; of Chinese and Japanese, which have no spaces, every five characters.
+
+    >>> sorted(shingles('Say "hello" in 日本語 now'))
+    ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']
+    """
+    words = [found[0] for found in islice(_WORD.finditer(opening.lower()), OPENING)]
+    firsts = words[: max(1, len(words) - SHINGLE + 1)] or ['']
+    return {
+        ' '.join(words[at : at + (SHINGLE if first.isascii() or not _CHARACTER.match(first) else OF_CHARACTERS)])
+        for at, first in enumerate(firsts)
+    }
 
 
 def bands(opening: str, count: int, width: int) -> list[int]:

@@ -17,12 +17,13 @@ from data_pipelines.users import read_salt, user_key
 from rlhi_jax.files import digest
 
 
-def shingles(text: str) -> set[str]:
-    words = re.findall(r'\w+', text.lower())[: near_duplicates.OPENING]
-    return {
-        ' '.join(words[i : i + near_duplicates.SHINGLE])
-        for i in range(max(1, len(words) - near_duplicates.SHINGLE + 1))
-    }
+def shingles(text: str) -> set[tuple[str, ...]]:
+    """Three words in a row; of text that has few spaces, as Chinese and Japanese, five letters in a row."""
+    words, length = re.findall(r'\w+', text.lower()), near_duplicates.SHINGLE
+    if sum('\u3040' < letter < '\ua000' for letter in text[: near_duplicates.OPENING]) > len(text[:60]) / 2:
+        words, length = [letter for word in words for letter in word], 5
+    words = words[: near_duplicates.OPENING]
+    return set(zip(*(words[i:] for i in range(length)), strict=False)) or {tuple(words)}
 
 
 @pytest.mark.skipif(not WILDCHAT.exists(), reason='no ../shared/data/wildchat')
@@ -43,6 +44,29 @@ def test_no_near_duplicate_opening_crosses_the_split(tmp_path):
                 across += found[i]['split'] != found[j]['split']
     assert alike > 20 and across == 0
     assert 0.2 < np.mean([record['split'] == 'heldout' for record in found]) < 0.4
+
+
+@pytest.mark.parametrize(
+    'template',
+    [
+        'Please write an essay on keeping the forests of our country alive, in at least {} words, for pupils of ten',
+        '请帮我写一篇关于环境保护的议论文,要求{}字以上,语言优美,有具体的例子,适合高中生阅读。',
+        '環境保護についての小論文を書いてください。{}字以上で、美しい言葉を使い、具体的な例を挙げてください。',
+        'ช่วยเขียนเรียงความเกี่ยวกับการอนุรักษ์สิ่งแวดล้อมความยาวอย่างน้อย{}คำภาษาสวยงามมีตัวอย่างชัดเจน',
+    ],
+    ids=['English', 'Chinese', 'Japanese', 'Thai'],
+)
+def test_a_template_is_one_cluster_in_any_script(tmp_path, template):
+    raw = [talk(f'id{n}', template.format(300 + n), f'So, {n}.', user=f'u{n}') for n in range(60)]
+    write_lines(tmp_path / 'raw.jsonl', raw)
+    counts = ingest.STAGE.run(config(tmp_path))
+    assert counts['clusters'] == 1 and counts['kept_train'] == 60
+
+
+def test_the_highest_similarity_that_a_config_may_have_is_the_highest_with_bands():
+    assert banding(0.96)
+    with pytest.raises(ValueError, match='bands are too small'):
+        banding(0.97)
 
 
 @pytest.mark.parametrize('seed', (3, 4))  # 4 would hold it out
