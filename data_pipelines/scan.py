@@ -171,6 +171,7 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
         if rules.filters.scrub:
             for message in talk['messages']:
                 message['content'] = scrub(message['content'], counts)
+            talk['system'] = scrub(talk['system'], counts)
         *earlier, said = _said(talk)
         told = {name: talk[name] for name in ('id', 'user_id', 'language', 'system')}
         told['messages'] = json.dumps(talk['messages'], ensure_ascii=False)
