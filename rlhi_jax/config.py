@@ -101,11 +101,11 @@ def base_config() -> ConfigDict:
     c.ingest.fields = ConfigDict()
     c.ingest.fields.id = 'conversation_hash|conversation_id|id'
     c.ingest.fields.user = 'hashed_ip|user_id|user'
-    c.ingest.fields.header = 'header'  # of the user's browser: part of their key
+    c.ingest.fields.header = 'header'  # of the user's browser: part of their key, where ids are salted
     c.ingest.fields.ended = 'timestamp|metadata.timestamp|timestamp_s|created'
     c.ingest.fields.language = 'language|metadata.language'
-    c.ingest.fields.toxic = 'toxic|openai_moderation.flagged'  # any of them
-    c.ingest.fields.redacted = 'redacted'
+    c.ingest.fields.toxic = 'toxic|openai_moderation.flagged|conversation.toxic'  # any of them
+    c.ingest.fields.redacted = 'redacted|conversation.redacted'  # any of them
     c.ingest.fields.messages = 'conversation|messages|conversations'
     c.ingest.fields.reply = 'response'  # the last reply, where it does not stand among the messages
     c.ingest.fields.role = 'role|from'  # of a message, and so are these two

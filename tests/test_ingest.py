@@ -22,6 +22,7 @@ from talks import SHARED_DATA, config, nothing_is_lost, output, records, talk, w
 from data_pipelines import ingest, scan
 from data_pipelines.sources.conversations import conversation
 from rlhi_jax.config import base_config
+from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.errors import UserError
 
 HUMAN_EVAL = SHARED_DATA / 'realhumaneval' / 'chat.jsonl'
@@ -82,7 +83,7 @@ def test_stamps_of_other_turns_do_not_say_when_it_began_and_ended(tmp_path, at):
 
 
 SAID = [('user', 'What is tea?'), ('assistant', 'A drink.'), ('user', 'Shorter!'), ('assistant', 'Drink.')]
-
+MESSAGES = [dict(role=role, content=text) for role, text in SAID]
 
 PUBLISHED = {
     'wildchat': talk('c1', *[text for _, text in SAID], user='u7'),
@@ -118,10 +119,74 @@ def test_every_published_layout_is_the_same_conversation(layout):
     assert (found['id'] == 'c1') == (layout != 'realhumaneval')
 
 
-def test_flagged_by_moderation_is_toxic_wherever_it_stands():
+def read(**fields):
+    """The conversation of a record that says nothing but what these fields say."""
+    return conversation(fields, base_config().ingest.fields)
+
+
+def test_what_is_flagged_is_so_wherever_it_stands():
     flagged = PUBLISHED['lmsys'] | dict(openai_moderation=[dict(flagged=False), dict(flagged=True)])
-    assert conversation(flagged, base_config().ingest.fields)['toxic']
-    assert not conversation(PUBLISHED['lmsys'], base_config().ingest.fields)['toxic']
+    assert read(**flagged)['toxic'] and not read(**PUBLISHED['lmsys'])['toxic']
+    first, *others = MESSAGES
+    for name in ('toxic', 'redacted'):
+        for flag, expected in (('False', False), ('True', True), (float('nan'), False), (1, True), (None, False)):
+            assert read(messages=MESSAGES, **{name: flag})[name] == expected
+            assert read(conversation=[first | {name: flag}, *others], **{name: None})[name] == expected
+
+
+PARTS = [dict(type='text', text='One'), dict(type='text', text='Two')]
+
+
+@pytest.mark.parametrize('path', ['content|value', 'content.text|content'])
+def test_a_message_may_come_in_parts(path):
+    fields = base_config().ingest.fields
+    fields.content = path
+    found = conversation(dict(messages=[dict(role='user', content=PARTS), *MESSAGES[1:]]), fields)
+    assert [message['content'] for message in found['messages']] == ['One\nTwo', 'A drink.', 'Shorter!', 'Drink.']
+
+
+def test_what_is_no_text_has_a_reason_of_its_own():
+    picture = [*PARTS, dict(type='image_url', text=None, image_url=dict(url='x'))]
+    for record, reason in (
+        (dict(messages=[dict(role='user', content=picture), *MESSAGES[1:]]), 'part_without_text'),
+        (dict(messages=[dict(role='user', content=5), *MESSAGES[1:]]), 'message_without_text'),
+        (dict(messages=[dict(role='user', content=[]), *MESSAGES[1:]]), 'message_without_text'),
+        (dict(messages=[dict(role='user', content=''), *MESSAGES[1:]]), 'empty_message'),
+        ([dict(messages=MESSAGES)], 'array_of_records'),
+    ):
+        with pytest.raises(BadRecord) as bad:
+            conversation(record, base_config().ingest.fields)
+        assert bad.value.reason == reason
+
+
+def test_system_messages_at_the_beginning_are_one():
+    told = [dict(role='system', content='Be kind.'), dict(role='developer', content='Be brief.')]
+    question, reply, *others = MESSAGES
+    found = read(messages=[*told, question, reply | dict(timestamp=1714550400), *others])
+    assert found['system'] == 'Be kind.\n\nBe brief.' and found['messages'] == MESSAGES
+    assert found['began'] == '2024-05-01T08:00:00+00:00'
+
+
+def test_nothing_hides_what_holds_something():
+    found = read(conversation=[], messages=MESSAGES, hashed_ip='', user_id=7.0, timestamp='', created=1714550400)
+    assert (found['messages'], found['user_id'], found['ended']) == (MESSAGES, '7', '2024-05-01T08:00:00+00:00')
+    assert read(messages=MESSAGES, user_id=0)['user_id'] == '0'
+    assert [read(messages=MESSAGES, user_id=name)['user_id'] for name in (7.5, float('nan'), True)] == [''] * 3
+
+
+@pytest.mark.parametrize(
+    ('stamp', 'expected'),
+    [
+        ('2024-05-01 08:00:00 UTC', '2024-05-01T08:00:00+00:00'),
+        *[(1714550400 * 1000**n, '2024-05-01T08:00:00+00:00') for n in range(4)],
+        *[(str(1712010512 * 1000**n), '2024-04-01T22:28:32+00:00') for n in range(4)],  # which also begin as dates do
+        ('1714550400.5', '2024-05-01T08:00:00.500000+00:00'),
+        ('20240501', '2024-05-01T00:00:00+00:00'),
+        *[(stamp, '') for stamp in (True, float('nan'), float('inf'), 1e300, 10**400, '2024', '20240501080000')],
+    ],
+)
+def test_time_stamps(stamp, expected):
+    assert read(messages=MESSAGES, timestamp=stamp)['ended'] == expected
 
 
 def test_other_layouts_need_other_paths_only(tmp_path):

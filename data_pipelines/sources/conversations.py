@@ -5,7 +5,7 @@ of `config.ingest.fields` read WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEv
 published; data that names its fields otherwise needs other paths, not other code.
 """
 
-import math
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -17,7 +17,9 @@ from rlhi_jax.files import digest
 
 ROLES = ('user', 'assistant', 'system')
 _OF_TURN = ('role', 'content', 'said_at')  # fields of a message, the others are of the record
-_MILLISECONDS = 1e11  # seconds of the year 5138: larger numbers are milliseconds
+_SECONDS = 1e11  # of the year 5138: larger numbers are of milliseconds, or less
+_NUMBER = re.compile(r'\d{10}(?:\d{3}){0,3}(?:\.\d+)?')  # one of these as text: seconds, milli-, micro- or nanoseconds
+_UNSET = ('false', 'no', 'none', 'null', 'nan', '0', '0.0')
 
 
 def values(record: Any, paths: str) -> Iterator[Any]:
@@ -35,8 +37,13 @@ def values(record: Any, paths: str) -> Iterator[Any]:
 
 
 def value(record: Any, paths: str) -> Any:
-    """The first of `values`, or None."""
-    return next(values(record, paths), None)
+    """The first of `values` that is neither '' nor an empty list; if there is none, the first, or None."""
+    first = None
+    for found in values(record, paths):
+        if found not in ('', []):
+            return found
+        first = found if first is None else first
+    return first
 
 
 @cache
@@ -63,27 +70,29 @@ def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> d
 
     WildChat's time stamp of a conversation is that of its last turn; of turns, only replies have one. When it began the
     first turn or its reply says, or nothing: by a later stamp the first turn would know what came after it. So, too,
-    the last turn or its reply when it ended, if the conversation does not. A system message at the beginning is kept
+    the last turn or its reply when it ended, if the conversation does not. System messages at the beginning are kept
     apart, as `system`. With a salt, users are keys (see `data_pipelines/users.py`).
 
     Raises:
       BadRecord: with the reason to count it by.
     """
+    if isinstance(record, list):
+        raise BadRecord('array_of_records')
     turns = value(record, fields['messages']) if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
         raise BadRecord('no_messages')
     roles = _role_names(*(fields[f'{ours}_role'] for ours in ROLES))
     said = []
     for turn in turns:
-        text = value(turn, fields['content']) if isinstance(turn, dict) else None
-        if not isinstance(text, str):
+        if not isinstance(turn, dict):
             raise BadRecord('message_without_text')
-        role = value(turn, fields['role'])
-        said.append((roles.get(role, '') if isinstance(role, str) else '', clean(text)))
+        role, text = value(turn, fields['role']), text_of_turn(turn, fields['content'])
+        said.append((roles.get(role, '') if isinstance(role, str) else '', text))
     if isinstance(reply := value(record, fields['reply']), str):
         said.append(('assistant', clean(reply)))
-    with_system = said[0][0] == 'system'
-    system = said.pop(0)[1] if with_system else ''
+    system = []
+    while said and said[0][0] == 'system':
+        system.append(said.pop(0)[1])
     if any(role != ROLES[place % 2] for place, (role, _) in enumerate(said)):
         raise BadRecord('roles_do_not_alternate')
     if not all(text for _, text in said):
@@ -95,18 +104,50 @@ def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> d
     times = [moment(value(turn, fields['said_at'])) for turn in turns]
     own = moment(value(record, fields['ended']))
     # Of the first and the last turn, with their replies.
-    first, last = times[: with_system + 2], times[with_system + (len(messages) - 1) // 2 * 2 :]
+    first, last = times[: len(system) + 2], times[len(system) + (len(messages) - 1) // 2 * 2 :]
     return dict(
         id=text_of(value(record, fields['id'])) or digest(user, messages)[:32],
         user_id=user,
         began=min(filter(None, times)) if any(first) else '',
         ended=max([*times, own]) if own or any(last) else '',
         language=text_of(value(record, fields['language'])),
-        toxic=any(map(bool, values(record, fields['toxic']))),
-        redacted=any(map(bool, values(record, fields['redacted']))),
-        system=system,
+        toxic=any(map(is_set, values(record, fields['toxic']))),
+        redacted=any(map(is_set, values(record, fields['redacted']))),
+        system='\n\n'.join(filter(None, system)),
         messages=messages,
     )
+
+
+def text_of_turn(turn: dict[str, Any], paths: str) -> str:
+    """What a turn says: text, or a list of parts, as OpenAI's messages may have; each part's text begins a line.
+
+    Raises:
+      BadRecord: it says nothing, or has parts without text, such as images.
+    """
+    said = None
+    for path in paths.split('|'):
+        texts, fault = list(values(turn, path)), 'message_without_text'
+        if texts and isinstance(texts[0], list):
+            texts = [part.get('text') if isinstance(part, dict) else part for part in texts[0]]
+            fault = 'part_without_text'
+        try:
+            said = '\n'.join(texts) if texts else said
+        except TypeError:
+            raise BadRecord(fault) from None
+        if said:
+            return clean(said)
+    if said is None:
+        raise BadRecord('message_without_text')
+    return said
+
+
+def is_set(found: Any) -> bool:
+    """Whether a flag is set, which may be text or a number.
+
+    >>> [is_set(flag) for flag in (True, 'True', 1, 'False', '0', float('nan'), '')]
+    [True, True, True, False, False, False, False]
+    """
+    return bool(found) and str(found).strip().lower() not in _UNSET
 
 
 def clean(text: str) -> str:
@@ -115,24 +156,31 @@ def clean(text: str) -> str:
 
 
 def text_of(found: Any) -> str:
-    """A name as text: '' for what is no name."""
+    """A name as text, a whole number without a point; '' for what is no name."""
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
     return clean(str(found)) if isinstance(found, str | int) and not isinstance(found, bool) else ''
 
 
 def moment(found: Any) -> str:
-    """A time stamp (text in ISO form, or seconds since 1970) in ISO form and UTC, so that text order is time order.
+    """A time stamp in ISO form and UTC, so that text order is time order; '' for none, or none that can be read.
 
-    '' for none, or none that can be read.
+    Args:
+      found: text in ISO form, or a number or digits since 1970: seconds, milli-, micro- or nanoseconds by their size.
 
     >>> moment('2024-05-01 10:00:00+02:00'), moment(1714550400), moment('yesterday')
     ('2024-05-01T08:00:00+00:00', '2024-05-01T08:00:00+00:00', '')
     """
+    if isinstance(found, str):
+        found = found.strip().removesuffix(' UTC')
+        found = float(found) if _NUMBER.fullmatch(found) else found
     try:
-        if isinstance(found, int | float):
-            seconds = found / 1000 if abs(found) > _MILLISECONDS else found
-            time = datetime.fromtimestamp(seconds, UTC) if math.isfinite(seconds) else None
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            for _ in range(3):
+                found = found / 1000 if abs(found) > _SECONDS else found
+            time = datetime.fromtimestamp(found, UTC)
         else:
             time = found if isinstance(found, datetime) else datetime.fromisoformat(str(found))
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat() if time else ''
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
     except (ValueError, OverflowError, OSError):
         return ''
