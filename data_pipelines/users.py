@@ -5,9 +5,11 @@ without: people behind one address with the same browser are one user, and someb
 becomes another. So a persona may hold what others said, and a history may be cut.
 """
 
+import contextlib
 import json
 import os
 import secrets
+import uuid
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -27,13 +29,17 @@ def make_salt(path: str, *, outside: Path) -> None:
     Raises:
       UserError: the file is inside a folder that it must be outside of.
     """
-    file = Path(path).expanduser().absolute()
-    if file.is_relative_to(outside.absolute()):
+    file = Path(path).expanduser().resolve()
+    if file.is_relative_to(outside.resolve()):
         raise UserError(f'config.ingest.salt: {file} lies with the data of {outside}: keep it elsewhere')
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as new:
+        whole = file.with_name(f'.{file.name}.{uuid.uuid4().hex}.tmp')
+        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as new:
             new.write(secrets.token_hex(SALT_BYTES).encode())
+        with contextlib.suppress(FileExistsError):  # the salt of another run that began at the same time
+            os.link(whole, file)
+        whole.unlink()
 
 
 def read_salt(path: str) -> bytes:
@@ -47,7 +53,7 @@ def read_salt(path: str) -> bytes:
     file = Path(path).expanduser()
     try:
         salt = bytes.fromhex(file.read_text())
-    except ValueError:
+    except (OSError, ValueError):
         salt = b''
     if len(salt) != SALT_BYTES:
         raise UserError(f'config.ingest.salt: {file} holds no salt of {SALT_BYTES} bytes in hex: name a new file')

@@ -1,11 +1,14 @@
 """Who speaks: keys of users, and those of whom nothing is kept."""
 
+from pathlib import Path
+
 import pyarrow.parquet
 import pytest
 from talks import config, output, records, talk, write_lines
 
 from data_pipelines import ingest
 from data_pipelines.stage import Task
+from data_pipelines.users import make_salt, read_salt
 from rlhi_jax.errors import UserError
 
 
@@ -26,12 +29,25 @@ def test_users_are_keys_that_only_the_salt_explains(tmp_path):
     assert (tmp_path / 'salts' / 'one').stat().st_mode & 0o777 == 0o600
     assert (tmp_path / 'runs' / '1').stat().st_mode & 0o777 == 0o700
     assert raw[0]['hashed_ip'].encode() not in output(c)
-    c.ingest.salt = str(tmp_path / 'runs' / 'salt')
-    with pytest.raises(UserError, match='keep it elsewhere'):
-        ingest.STAGE.run(c, overwrite=True)
-    c.ingest.salt = str(tmp_path / 'raw.jsonl')
-    with pytest.raises(UserError, match='holds no salt'):
-        ingest.STAGE.run(c, overwrite=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'runs')
+    for inside in ('runs/salt', 'other/../runs/salt', 'link/salt'):
+        c.ingest.salt = str(tmp_path / inside)
+        with pytest.raises(UserError, match='keep it elsewhere'):
+            ingest.STAGE.run(c, overwrite=True)
+    for other in ('raw.jsonl', 'salts'):
+        c.ingest.salt = str(tmp_path / other)
+        with pytest.raises(UserError, match='holds no salt'):
+            ingest.STAGE.run(c, overwrite=True)
+
+
+def test_runs_that_begin_together_have_one_salt(tmp_path, monkeypatch):
+    """Each finds no salt, and begins to write one; whatever any of them reads is whole."""
+    path = tmp_path / 'salts' / 'salt'
+    monkeypatch.setattr(Path, 'exists', lambda self: False)
+    make_salt(str(path), outside=tmp_path / 'runs')
+    first = read_salt(str(path))
+    make_salt(str(path), outside=tmp_path / 'runs')
+    assert read_salt(str(path)) == first and [file.name for file in path.parent.iterdir()] == ['salt']
 
 
 def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
