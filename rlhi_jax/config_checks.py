@@ -1,6 +1,7 @@
 """Whether a configuration can be meant: its keys and their types, against the defaults; then its values."""
 
 import math
+import shlex
 from operator import attrgetter
 from urllib.parse import urlsplit
 
@@ -51,7 +52,7 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
         + ('candidates.samples', 'teacher.row_tokens', 'teacher.attempts', 'teacher.concurrency', 'teacher.timeout')
         + ('personas.samples', 'personas.max_claims', 'personas.max_tokens', 'ingest.workers')
-        + ('rewrites.samples', 'pairs.min_pairs'),
+        + ('rewrites.samples', 'pairs.min_pairs', 'loop.reward.epochs', 'loop.dpo.epochs'),
         0: (
             'follow_ups.min_confidence',
             'pairs.margin',
@@ -68,6 +69,9 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             'rewrites.max_turns',
             'candidates.max_prompts',
             'satisfaction.max_prompts',
+            'simulated.users.train',
+            'simulated.users.gate',
+            'simulated.users.test',
             'simulated.conversations',
             'simulated.prompts',
             'simulated.special_every',
@@ -75,6 +79,8 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             'eval.max_trees',
             'optimizer.warmup_steps',
             'optimizer.learning_rate',
+            'loop.reward.learning_rate',
+            'loop.dpo.learning_rate',
             'optimizer.clip',
             'optimizer.eps',
             'optimizer.weight_decay',
@@ -86,15 +92,20 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             value = attrgetter(name)(config)
             if not math.isfinite(value) or value < bound:
                 raise UserError(f'config.{name} is {value}: it must be at least {bound}')
-    url = urlsplit(config.teacher.path)
-    if url.scheme in ('http', 'https'):
-        if not url.hostname or url.username is not None:
+    if config.teacher.path.lower().startswith(('http:', 'https:')):
+        if not _is_url(config.teacher.path):
             raise UserError(
                 'config.teacher.path: an endpoint is http(s)://HOST/PATH without user and password, which would be '
                 'written down: name the environment variable of the key with config.teacher.key_variable'
             )
         if not config.teacher.model:
             raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
+    if not 0 <= config.ingest.heldout < 1:
+        raise UserError(f'config.ingest.heldout is {config.ingest.heldout}: it must be at least 0, below 1')
+    if not 0 < config.ingest.similarity <= 0.96:  # for more, sketches have too few numbers
+        raise UserError(f'config.ingest.similarity is {config.ingest.similarity}: it must be above 0, at most 0.96')
+    if config.beam and not _are_options(config.beam):
+        raise UserError(f'config.beam is {config.beam!r}: give options of Beam, such as --runner=DirectRunner')
     if not math.isfinite(config.rewrites.min_gain):
         raise UserError(f'config.rewrites.min_gain is {config.rewrites.min_gain}: it must be a number of nats')
     if not 0 < config.rewrites.max_resemblance <= 1:
@@ -116,6 +127,23 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             f'config.model.logprob_chunk ({config.model.logprob_chunk}) must divide config.rows.scored ({scored})'
         )
     return config
+
+
+def _is_url(path: str) -> bool:
+    """Whether a path names a host, without a user and without a port that cannot be."""
+    try:
+        url = urlsplit(path)
+        return bool(url.hostname) and url.username is None and url.port != 0
+    except ValueError:
+        return False
+
+
+def _are_options(text: str) -> bool:
+    """Whether a text is words as a shell reads them, the first of which is an option."""
+    try:
+        return shlex.split(text)[0].startswith('--')
+    except (ValueError, IndexError):
+        return False
 
 
 def _check_keys(path: str, config: ConfigDict, defaults: ConfigDict) -> None:

@@ -340,6 +340,8 @@ def test_without_the_extra(monkeypatch, tmp_path):
         (dict(model=''), 'teacher.model'),
         (dict(path='http://user:key@host/v1'), 'teacher.path'),
         (dict(path='http:///v1'), 'teacher.path'),
+        (dict(path='http://[::1/v1'), 'teacher.path'),
+        (dict(path='http://host:port/v1'), 'teacher.path'),
         (dict(concurrency=0), 'teacher.concurrency'),
         (dict(attempts=0), 'teacher.attempts'),
         (dict(timeout=0.0), 'teacher.timeout'),
