@@ -86,15 +86,13 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             value = attrgetter(name)(config)
             if not math.isfinite(value) or value < bound:
                 raise UserError(f'config.{name} is {value}: it must be at least {bound}')
-    url = urlsplit(config.teacher.path)
-    if url.scheme in ('http', 'https'):
-        if not url.hostname or url.username is not None:
+    for name in ('model.path', 'candidates.reward_model'):
+        if '://' in attrgetter(name)(config):
             raise UserError(
-                'config.teacher.path: an endpoint is http(s)://HOST/PATH without user and password, which would be '
-                'written down: name the environment variable of the key with config.teacher.key_variable'
+                f'config.{name} is a URL: name a folder made by `python -m rlhi_jax.convert import` or a training '
+                'workdir; only config.teacher.path may be an endpoint'
             )
-        if not config.teacher.model:
-            raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
+    _check_teacher(config.teacher.path, config.teacher.model)
     if not math.isfinite(config.rewrites.min_gain):
         raise UserError(f'config.rewrites.min_gain is {config.rewrites.min_gain}: it must be a number of nats')
     if not 0 < config.rewrites.max_resemblance <= 1:
@@ -116,6 +114,26 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             f'config.model.logprob_chunk ({config.model.logprob_chunk}) must divide config.rows.scored ({scored})'
         )
     return config
+
+
+def _check_teacher(path: str, model: str) -> None:
+    """What begins as a URL must be the base of an endpoint's, to which paths are added; all else is a folder."""
+    if not path.lower().startswith(('http:', 'https:')):
+        return
+    try:
+        url = urlsplit(path)
+        good = url.hostname and url.port != 0 and url.username is None
+    except ValueError:  # of a port or of brackets
+        good = False
+    plain = path.isascii() and path.isprintable() and not set(' ?#') & set(path)
+    if not (good and plain and path.startswith(('http://', 'https://'))):
+        raise UserError(
+            'config.teacher.path: an endpoint is http(s)://HOST[:PORT]/PATH in ASCII without blanks, ? and #, and '
+            'without user and password, which would be written down: name the environment variable of the key with '
+            'config.teacher.key_variable'
+        )
+    if not model:
+        raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
 
 
 def _check_keys(path: str, config: ConfigDict, defaults: ConfigDict) -> None:
