@@ -43,8 +43,8 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
     """Why a sample is no rewrite to learn from, by its text alone, as a name to count it by; '' if it may be one.
 
     Args:
-      known: texts that it must not copy: the original, the reply as logged, the request, the feedback, and the reply
-        logged next, which may be another model's.
+      known: texts that it must not copy: the original, and what the conversation holds up to the reply after the
+        feedback, which may be another model's.
       wanted: codes of the languages that it may be in; of any if empty.
     """
     text = reply.text

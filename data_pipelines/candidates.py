@@ -35,9 +35,9 @@ from data_pipelines.stage import (
 )
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import capacities, require
-from rlhi_jax.errors import UserError
+from rlhi_jax.errors import UserError, one_line
 from rlhi_jax.files import digest, file_digest
-from rlhi_jax.generate import Prompt
+from rlhi_jax.generate import Prompt, prompt_turns
 from rlhi_jax.rewards import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import Context
 
@@ -52,16 +52,17 @@ def _of_file(config: ConfigDict) -> Iterator[Record]:
         for number, text in enumerate(file, start=1):
             try:
                 record = json.loads(text)
-                record = {name: record[name] for name in ('id', 'user_id', 'persona', 'split', 'messages')}
-                good = record['messages'][-1]['role'] == 'user' and all(turn['content'] for turn in record['messages'])
-            except (ValueError, KeyError, TypeError, IndexError):
-                good = False
-            if not good or record['id'] in seen:
+                turns = prompt_turns(record, ('id', 'user_id', 'persona', 'split'))
+                if record['id'] in seen:
+                    raise ValueError('its id is that of another')
+            except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f'config.data.prompts: {path}, line {number} is no prompt: give it id (of no other line), user_id, '
-                    'persona, split and messages of role and content that end in a user turn'
-                )
+                    f'config.data.prompts: {path}, line {number} is no prompt ({one_line(error)}): give it id (of no '
+                    'other line), user_id, persona, split and messages of role and content that end in a user turn'
+                ) from None
             seen.add(record['id'])
+            record = {name: record[name] for name in ('id', 'user_id', 'persona', 'split')}
+            record['messages'] = [dict(role=role, content=content) for role, content in turns]
             yield record if found is None else record | dict(persona=found.get(record['user_id'], ''))
 
 
@@ -179,7 +180,7 @@ def _scored(task: Task, records: Iterable[Record], counts: Counter) -> Iterator[
     for block in in_blocks(records, BLOCK):
         asked = [
             Candidates(
-                f'scores {record["id"]}',
+                record['id'],
                 record['messages'],
                 record['persona'],
                 [reply['text'] for reply in record['replies']],
@@ -188,7 +189,7 @@ def _scored(task: Task, records: Iterable[Record], counts: Counter) -> Iterator[
         ]
         values = scores(task, path, lambda: _reward_scorer(task.config), asked)
         for record in block:
-            own = values[f'scores {record["id"]}']
+            own = values[record['id']]
             counts['dropped_replies_longer_than_a_row'] += own.count(None)
             yield record | dict(scores=own)
 

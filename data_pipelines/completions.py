@@ -3,6 +3,7 @@
 Needs the extra `endpoint`; `data_pipelines.endpoint` is what stages use.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -14,11 +15,21 @@ import jsonschema
 import openai
 from ml_collections import ConfigDict
 
-from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.errors import UserError
 
-# How servers word it: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic.
-_TOO_LONG = re.compile(r'context[ _](length|size|window)|maximum model length|max_new_tokens|prompt is too long', re.I)
-_FILTERED = re.compile(r'content_filter|content management policy', re.I)
+PATIENCE = 5  # timeouts: some servers send blanks for as long as a request waits
+# How servers word it: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, xAI.
+_TOO_LONG = re.compile(
+    r'context[ _](length|size|window)|maximum (model|prompt) length|max_new_tokens|prompt is too long'
+    r'|input token count',
+    re.I,
+)
+_SPARE = {  # fields that a request can do without, and how a refusal names them
+    'response_format': re.compile(r'response_format|json_schema|grammar', re.I),
+    'seed': re.compile(r'\bseed\b'),
+    'top_p': re.compile(r'\btop_p\b'),
+}
+_FINISHED = ('stop', 'eos_token', 'end_turn', 'stop_sequence')  # OpenAI, TGI, Anthropic
 
 
 class Completion(NamedTuple):
@@ -35,18 +46,29 @@ class TooLong(Exception):
 
 
 class Endpoint:
-    """The endpoint `config.teacher.path`; use as an async context manager."""
+    """The endpoint `config.teacher.path`; use as an async context manager.
 
-    def __init__(self, teacher: ConfigDict):
-        self._teacher = teacher
-        self._key = os.environ.get(teacher.key_variable, '')
-        self._renamed: dict[str, str] = {}  # fields of requests that the endpoint wants by another name, or '': not
+    Args:
+      learned: fields of requests that the endpoint wants by another name, or '': not at all. It is added to.
+
+    Raises:
+      UserError: the key cannot be sent.
+    """
+
+    def __init__(self, teacher: ConfigDict, learned: dict[str, str]):
+        self._teacher, self._learned = teacher, learned
+        self._key = os.environ.get(teacher.key_variable, '').strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(
+                f'environment variable {teacher.key_variable} (config.teacher.key_variable) holds no key: put one line '
+                'of ASCII characters into it'
+            )
         self._client = openai.AsyncOpenAI(
             base_url=teacher.path,
             api_key=self._key or 'none',
             timeout=teacher.timeout,
             max_retries=teacher.retries,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks=dict(response=[_refuse_garbage])),
+            http_client=_Client(PATIENCE * teacher.timeout),
         )
 
     async def __aenter__(self) -> 'Endpoint':
@@ -58,51 +80,60 @@ class Endpoint:
     async def complete(self, request: dict[str, Any]) -> Completion:
         """The completion of a request, sent again after failures that may pass.
 
+        A request that is refused for what it says has no text: the same one is answered if it says something else.
+
         Raises:
           TooLong: it does not fit the endpoint's context.
-          UserError: the endpoint refuses it, or has not answered `config.teacher.retries` times.
+          UserError: the endpoint refuses whatever is said, or has not answered `config.teacher.retries` times.
         """
-        fields = {self._renamed.get(name, name): value for name, value in request.items()}
+        fields = {self._learned.get(name, name): value for name, value in request.items()}
         fields.pop('', None)
         try:
-            done = await self._client.chat.completions.create(**fields)
+            return await self._send(fields)
         except openai.APIStatusError as error:
-            if error.status_code not in (400, 413, 422):
-                raise self._failure(error, error.status_code) from None
-            return await self._refused(request, fields, error)
+            refusal = error
+        status, said = refusal.status_code, refusal.response.text
+        if status == 413 or (status in (400, 422) and _TOO_LONG.search(said)):
+            raise TooLong
+        if status in (400, 422) and self._learn(fields, said):
+            return await self.complete(request)
+        if status in (400, 403, 422):
+            harmless = [message | dict(content='Hello') for message in fields['messages']]
+            try:
+                other = await self._send(fields | dict(messages=harmless))
+                return Completion(None, False, other.tokens_in, other.tokens_out)
+            except openai.APIStatusError:
+                pass
+        raise self._failure(refusal, status)
+
+    async def _send(self, fields: dict[str, Any]) -> Completion:
+        try:
+            done = await self._client.chat.completions.with_raw_response.create(**fields)
         except openai.APIConnectionError as error:
             raise self._failure(error.__cause__ or error) from None
-        if done.usage is None and (self._teacher.budget or self._teacher.price_in or self._teacher.price_out):
+        said, counted = _completion(done.content)
+        if not counted and (self._teacher.budget or self._teacher.price_in or self._teacher.price_out):
             raise UserError(
                 'config.teacher.path: the endpoint does not say how many tokens it used: set config.teacher.budget, '
                 'price_in and price_out to 0'
             )
-        choice, usage = done.choices[0], done.usage
-        text = (choice.message.content or '').encode(errors='replace').decode()  # JSON can spell lone surrogates
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Completion(text, choice.finish_reason == 'stop', *tokens)
+        return said
 
-    async def _refused(
-        self, request: dict[str, Any], fields: dict[str, Any], error: openai.APIStatusError
-    ) -> Completion:
-        """What to do about a request that the endpoint does not take as it is."""
-        said = f'{error} {error.body}'  # which holds its code
-        if error.status_code == 413 or _TOO_LONG.search(said):
-            raise TooLong
-        if 'response_format' in fields and re.search('response_format|json_schema|grammar', said, re.I):
-            if 'response_format' not in self._renamed:
-                print(f'{self._teacher.path} takes no JSON schema: asked for JSON in words', file=sys.stderr)
-            self._renamed['response_format'] = ''
-        elif 'max_tokens' in fields and 'max_completion_tokens' in said:
-            self._renamed['max_tokens'] = 'max_completion_tokens'
-        elif _FILTERED.search(said):
-            return Completion(None, False, 0, 0)
-        else:
-            raise self._failure(error, error.status_code) from None
-        return await self.complete(request)
+    def _learn(self, fields: dict[str, Any], said: str) -> bool:
+        """Whether a refusal says what to change in requests; from here on they are sent so."""
+        if 'max_tokens' in fields and 'max_completion_tokens' in said:
+            self._learned['max_tokens'] = 'max_completion_tokens'
+            return True
+        for name, named in _SPARE.items():
+            if name in fields and named.search(said):
+                if name not in self._learned:
+                    print(f'{self._teacher.path} does not take {name}: it is left out from here on', file=sys.stderr)
+                self._learned[name] = ''
+                return True
+        return False
 
     def _failure(self, error: BaseException, status: int = 0) -> UserError:
-        said = one_line(error)[:300] or type(error).__name__
+        said = f'status {status}: {error.response.text}' if status else str(error) or type(error).__name__
         if self._key:
             said = said.replace(self._key, '(the key)')
         key = f'environment variable {self._teacher.key_variable} (config.teacher.key_variable)'
@@ -115,28 +146,58 @@ class Endpoint:
             429: 'wait, or lower config.teacher.concurrency',
         }.get(status, 'see that it runs')
         return UserError(
-            f'config.teacher.path: {self._teacher.path} gives no answer ({said}): {remedy}, then run again; what is '
-            'done is kept'
+            f'config.teacher.path: {self._teacher.path} gives no answer ({" ".join(said.split())[:300]}): {remedy}, '
+            'then run again; what is done is kept'
         )
 
 
-async def _refuse_garbage(response: httpx2.Response) -> None:
-    """Make a success that holds no completion a failed request, so that the client sends it again."""
-    if not response.is_success:
-        return
-    await response.aread()
+class _Client(openai.DefaultAsyncHttpxClient):
+    """A client to which a success that holds no completion is a failed request, and one without an end a timeout.
+
+    Args:
+      longest: seconds from a request to the end of its answer, whatever signs of life there are between.
+    """
+
+    def __init__(self, longest: float):
+        super().__init__()
+        self._longest = longest
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        try:
+            async with asyncio.timeout(self._longest):
+                response = await super().send(request, **options)
+                await response.aread()
+        except TimeoutError:
+            raise httpx2.ReadTimeout(f'no whole answer in {self._longest:g} s', request=request) from None
+        if response.is_success:
+            try:
+                _completion(response.content)
+            except ValueError as error:
+                raise httpx2.RemoteProtocolError(str(error), request=request) from None
+        return response
+
+
+def _completion(body: bytes) -> tuple[Completion, bool]:
+    """What an answer says, and whether it tells its tokens; they are 0 if not.
+
+    Raises:
+      ValueError: it is no completion.
+    """
     try:
-        body = json.loads(response.content)
-        choice, usage = body['choices'][0], body.get('usage')
-        well_formed = isinstance(choice['message'].get('content'), str | None)
-        well_formed &= isinstance(choice.get('finish_reason'), str | None)
-        if usage is not None:
-            well_formed &= all(isinstance(usage[name], int) for name in ('prompt_tokens', 'completion_tokens'))
+        answer = json.loads(body)
+        choice, usage = answer['choices'][0], answer.get('usage') or {}
+        text, end = choice['message'].get('content'), choice.get('finish_reason')
+        tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
+        good = isinstance(text, str | None) and isinstance(end, str | None)
+        good &= end != 'error' and not choice.get('error')  # as OpenRouter passes on failures behind it
+        good &= all(count is None or (isinstance(count, int) and count >= 0) for count in tokens)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        well_formed = False
-    if not well_formed:
-        start = response.content[:100].decode(errors='replace')
-        raise httpx2.RemoteProtocolError(f'the answer is no completion: {start}', request=response.request)
+        good = False
+    if not good:
+        raise ValueError(f'the answer is no completion: {body[:100].decode(errors="replace")}')
+    text = (text or '').encode(errors='replace').decode()  # JSON can spell lone surrogates
+    counted = None not in tokens
+    return Completion(text, end in _FINISHED, *(tokens if counted else (0, 0))), counted
 
 
 def parse_json(text: str, schema: dict[str, Any]) -> Any | None:

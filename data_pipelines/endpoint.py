@@ -7,6 +7,7 @@ journal as soon as it is there, with the tokens that it cost, and in `config.tea
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import sqlite3
@@ -23,13 +24,14 @@ from data_pipelines.stage import Task
 from rlhi_jax.config import is_endpoint
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
-from rlhi_jax.generate import Prompt, Reply, Turns
+from rlhi_jax.generate import Prompt, Turns
 from rlhi_jax.progress import Progress
 
 if TYPE_CHECKING:
     from data_pipelines.completions import Completion
 
 Messages = list[dict[str, str]]
+Key = tuple[str, str, int]  # kind, id, number
 
 
 class Question(NamedTuple):
@@ -48,37 +50,27 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     return dict(endpoint=teacher.model, sampled=sampled, judged=judged, seed=config.seed)
 
 
-def replies(task: Task, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
-    """The replies to each prompt by its id, in order of their number, drawn as `config.sampler` says.
+def draw(task: Task, prompts: Sequence[Prompt]) -> None:
+    """Draw the replies to prompts that the journal lacks, as `config.sampler` says, into the journal.
 
     The persona stands where the policy would see it, at the head of the first user turn. A prompt that the endpoint
-    refuses as too long loses its oldest exchanges; one that has to keep what does not fit has no replies.
+    refuses as too long loses its oldest exchanges; one that has to keep what does not fit has no replies, nor has one
+    that is refused for what it says.
 
     Raises:
       UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
     """
-    journal = task.journal
 
     async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
         for key in keys(prompt):
             await teacher.ask(key, _versions(prompt), task.config.sampler.temperature)
 
-    left = [prompt for prompt in prompts if any(key not in journal for key in keys(prompt))]
-    _settle_all(task, left, settle, 'prompts')
-    found: dict[str, list[Reply]] = {}
-    for prompt in prompts:
-        said = map(journal.__getitem__, keys(prompt))
-        found[prompt.id] = [
-            Reply(prompt.id, sample, one['text'].strip(), one['finished'])
-            for sample, one in enumerate(said)
-            if one['text'] is not None
-        ]
-    return found
+    _settle_all(task, prompts, settle, 'prompts')
 
 
-def keys(prompt: Prompt) -> list[str]:
-    """What a prompt's replies are noted under in a journal."""
-    return [f'{prompt.id} {sample}' for sample in range(prompt.samples)]
+def keys(prompt: Prompt) -> list[Key]:
+    """What a prompt's replies are noted under in a journal: `text`, None where there is none, and `finished`."""
+    return [('reply', prompt.id, sample) for sample in range(prompt.samples)]
 
 
 def answers(
@@ -106,7 +98,8 @@ def answers(
         found[question.id] = None
         temperature = config.teacher.temperature
         for attempt in range(config.teacher.attempts):
-            said = await teacher.ask(f'{question.id} {attempt}', [_asked(question)], temperature, question.schema)
+            key = ('answer', question.id, attempt)
+            said = await teacher.ask(key, [_asked(question)], temperature, question.schema)
             if said.text is None:  # nor would it be answered another time
                 return
             value = parse_json(said.text, question.schema)
@@ -161,9 +154,10 @@ def _settle_all(
             progress.update(teacher.settled, f'{teacher.spent:,} tokens')
 
     async def run() -> None:
-        with Progress(task.name, len(items), unit=unit) as progress:
-            async with Endpoint(task.config.teacher) as endpoint:
-                teacher = _Teacher(task.config, task.journal, endpoint)
+        cache = _Cache(task.config.teacher.cache)
+        with contextlib.closing(cache), Progress(task.name, len(items), unit=unit) as progress:
+            async with Endpoint(task.config.teacher, task.learned) as endpoint:
+                teacher = _Teacher(task.config, task.journal, endpoint, cache)
                 workers = [work(teacher, progress) for _ in range(min(task.config.teacher.concurrency, len(items)))]
                 for outcome in await asyncio.gather(*workers, return_exceptions=True):
                     if outcome:
@@ -175,13 +169,12 @@ def _settle_all(
 class _Teacher:
     """An endpoint with its journal, its cache and its budget."""
 
-    def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any):
-        self._config, self._journal, self._endpoint = config, journal, endpoint
-        self._cache = _Cache(config.teacher.cache)
+    def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: '_Cache'):
+        self._config, self._journal, self._endpoint, self._cache = config, journal, endpoint, cache
         self.spent, self.settled = sum(_tokens(journal)), 0
 
     async def ask(
-        self, key: str, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
+        self, key: Key, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
     ) -> 'Completion':
         """The answer noted under `key`, or else the endpoint's answer to the first version that it does not find long.
 
@@ -212,7 +205,7 @@ class _Teacher:
         return said
 
     def _request(
-        self, key: str, messages: Messages, temperature: float, schema: dict[str, Any] | None
+        self, key: Key, messages: Messages, temperature: float, schema: dict[str, Any] | None
     ) -> dict[str, Any]:
         sampler = self._config.sampler
         request = dict(model=self._config.teacher.model, messages=messages, temperature=temperature)
@@ -252,6 +245,9 @@ class _Cache:
 
     def put(self, name: str, text: str, finished: bool) -> None:
         self._file.execute('INSERT OR IGNORE INTO answers VALUES (?, ?, ?)', (name, text, finished))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:

@@ -18,11 +18,10 @@ from data_pipelines import head_labels, teacher_labels
 from data_pipelines.endpoint import spending
 from data_pipelines.generation import model_identity
 from data_pipelines.histories import side_by_side
-from data_pipelines.labels import AGAIN, FEEDBACK, Judgement, Turn, repeats, turns_after_replies
+from data_pipelines.labels import AGAIN, FEEDBACK, LABELS, Judgement, Turn, repeats, turns_after_replies
 from data_pipelines.prompts import prompt_digest
 from data_pipelines.stage import Record, Stage, Task, in_blocks, input_digest
 from rlhi_jax.config import is_endpoint, require, teacher_path
-from rlhi_jax.files import file_digest
 
 BLOCK = 2048  # turns that are judged together
 
@@ -31,10 +30,11 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     own = dict(conversations=input_digest(config, 'conversations'), settings=config.follow_ups.to_dict())
     if config.follow_ups.labeller == 'head':
         require(config, 'follow_ups.head')
-        return own | dict(head=file_digest(Path(config.follow_ups.head) / 'manifest.json'))
+        return own | dict(head=head_labels.head_digest(Path(config.follow_ups.head)))
     teacher = model_identity(config, teacher_path(config))
     if is_endpoint(config.teacher.path):
-        return own | dict(teacher=teacher, prompt=prompt_digest('label_follow_up'))
+        told = dict(prompt=prompt_digest('label_follow_up'), labels=LABELS, schema=teacher_labels.ANSWER)
+        return own | dict(told, teacher=teacher)
     return own | dict(teacher=teacher, prompt=prompt_digest('follow_up'), row_tokens=config.teacher.row_tokens)
 
 

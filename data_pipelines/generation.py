@@ -48,29 +48,43 @@ def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str
     result. A prompt that does not fit `config.sampler.prompt_tokens` loses its oldest exchanges; one that has to keep
     what does not fit has no replies. Where the model is an endpoint, what fits is for the endpoint to say.
     """
-    if is_endpoint(model_path):
-        return endpoint.replies(task, prompts)
     journal = task.journal
-    # A prompt is sampled again as a whole: what was drawn already comes out the same.
     left = [prompt for prompt in prompts if any(key not in journal for key in endpoint.keys(prompt))]
-    if left:
-        generator = Generator(task.config, model_path)
-        fitted = [(prompt, generator.fit(prompt)) for prompt in left]
-        for prompt, shorter in fitted:
-            for key in endpoint.keys(prompt) if shorter is None else ():
-                if key not in journal:
-                    journal.add(key, None)  # said once, for a model need not be loaded to say it again
-        fitting = [shorter for _, shorter in fitted if shorter]
-        with Progress(task.name, sum(prompt.samples for prompt in fitting), unit='replies') as progress:
-            for done, reply in enumerate(generator.replies(fitting), start=1):
-                if (key := f'{reply.id} {reply.sample}') not in journal:
-                    journal.add(key, [reply.text, reply.finished])
-                progress.update(done)
+    if left and is_endpoint(model_path):
+        endpoint.draw(task, left)
+    elif left:
+        _draw(task, model_path, left)
     replies: dict[str, list[Reply]] = {}
     for prompt in prompts:
-        found = enumerate(map(journal.__getitem__, endpoint.keys(prompt)))
-        replies[prompt.id] = [Reply(prompt.id, sample, *said) for sample, said in found if said]
+        replies[prompt.id] = [
+            Reply(prompt.id, sample, said['text'].strip(), said['finished'])
+            for sample, said in enumerate(map(journal.__getitem__, endpoint.keys(prompt)))
+            if said['text'] is not None
+        ]
     return replies
+
+
+def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
+    """What `endpoint.draw` does, by a local model.
+
+    A prompt is sampled again as a whole: what was drawn already comes out the same.
+    """
+    generator = Generator(task.config, model_path)
+    keys = {prompt.id: endpoint.keys(prompt) for prompt in prompts}
+    fitted = {prompt.id: generator.fit(prompt) for prompt in prompts}
+
+    def note(key: endpoint.Key, text: str | None, finished: bool) -> None:
+        if key not in task.journal:
+            task.journal.add(key, dict(text=text, finished=finished))
+
+    for name, shorter in fitted.items():
+        for key in keys[name] if shorter is None else ():
+            note(key, None, False)  # said once, for a model need not be loaded to say it again
+    fitting = [shorter for shorter in fitted.values() if shorter]
+    with Progress(task.name, sum(prompt.samples for prompt in fitting), unit='replies') as progress:
+        for done, reply in enumerate(generator.replies(fitting), start=1):
+            note(keys[reply.id][reply.sample], reply.text, reply.finished)
+            progress.update(done)
 
 
 def scores(
@@ -82,16 +96,16 @@ def scores(
     """
     journal = task.journal
     # Blocks are the same after an interruption, and with them what shares a row: so are the last bits of a score.
-    left = [block for block in in_blocks(items, BLOCK) if any(item.id not in journal for item in block)]
+    left = [block for block in in_blocks(items, BLOCK) if any(('scores', item.id) not in journal for item in block)]
     if left:
         scorer = task.keep(model_path, make_scorer)
         with Progress('scores', len(left), unit='blocks') as progress:
             for done, block in enumerate(left, start=1):
                 for name, values in scorer(block).items():
-                    if name not in journal:
-                        journal.add(name, values)
+                    if ('scores', name) not in journal:
+                        journal.add(('scores', name), values)
                 progress.update(done)
-    return {item.id: journal[item.id] for item in items}
+    return {item.id: journal['scores', item.id] for item in items}
 
 
 def likelihoods(task: Task, items: Sequence[Candidates]) -> dict[str, list[float | None]]:

@@ -12,7 +12,6 @@ conversations first, and says at which confidence `reattempt_with_feedback` can 
 import functools
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,11 +122,11 @@ class Head:
         """Read what `save` wrote.
 
         Raises:
-          UserError: the folder holds no head.
+          UserError: the folder holds no head, or not all of it.
         """
-        manifest = read_json(folder / 'manifest.json', _REMEDY, fields=('labels',))
-        if not (folder / HEAD).exists():
-            raise UserError(f'{folder} holds no {HEAD}: {_REMEDY}')
+        manifest = _manifest(folder)
+        if not (folder / HEAD).is_file() or file_digest(folder / HEAD) != manifest['weights']:
+            raise UserError(f'{folder / HEAD} is missing or corrupt: {_REMEDY}')
         weights = load_file(folder / HEAD)
         if len(weights['idf']) != WIDTH * len(_hashers()):
             raise UserError(f'{folder} holds a head that reads turns otherwise than this version does: {_REMEDY}')
@@ -169,6 +168,20 @@ class Head:
         return found
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_json(folder / 'manifest.json', _REMEDY, fields=('labels', 'weights'))
+
+
+def head_digest(folder: Path) -> str:
+    """Identifies a head.
+
+    Raises:
+      UserError: the folder holds none.
+    """
+    _manifest(folder)
+    return file_digest(folder / 'manifest.json')
+
+
 def _transform(idf: np.ndarray) -> TfidfTransformer:
     transform = TfidfTransformer(sublinear_tf=True)
     transform.idf_ = idf
@@ -180,13 +193,22 @@ def _by_kind(counts: scipy.sparse.csr_matrix) -> list[scipy.sparse.csr_matrix]:
     return [counts[:, start : start + width] for start in range(0, counts.shape[1], width)]
 
 
+def folds(groups: Sequence[str], *, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """FOLDS times the places of turns to fit a head on, and of those of other groups to test it on.
+
+    Args:
+      groups: that of each turn, of which there are at least FOLDS.
+    """
+    return list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(groups, groups=groups))
+
+
 def held_out_probabilities(
     turns: Sequence[Turn], labels: Sequence[str], groups: Sequence[str], *, seed: int = 0
 ) -> tuple[list[str], np.ndarray]:
     """The labels that occur, sorted, and p(label) of each turn by a head that saw no turn of its group."""
     names = sorted(set(labels))
     found = np.zeros((len(turns), len(names)))
-    for fit, test in GroupKFold(FOLDS, shuffle=True, random_state=seed).split(turns, labels, groups):
+    for fit, test in folds(groups, seed=seed):
         head = Head.fit([turns[i] for i in fit], [labels[i] for i in fit])
         found[np.ix_(test, [names.index(label) for label in head.labels])] = head.probabilities(
             [turns[i] for i in test]
@@ -231,11 +253,11 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[Turn], list[str], 
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             told = json.loads(line)
-            labels[told['id']] = told['label']
-        except (ValueError, KeyError, TypeError):
+            labels[told['id']] = label = told['label']
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f'{path}:{number} is no object of id and label: mend the line') from None
-        if told['label'] not in LABELS:
-            raise UserError(f'{path}:{number}: {told["label"]!r} is no label: choose from {", ".join(LABELS)}')
+        if label not in tuple(LABELS):  # it may be anything
+            raise UserError(f'{path}:{number}: {label!r} is no label: choose from {", ".join(LABELS)}')
     turns, groups = [], []
     for talk in read_records(config, 'conversations'):
         for _, turn in turns_after_replies(talk):
@@ -243,11 +265,14 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[Turn], list[str], 
                 turns.append(turn)
                 groups.append(talk['cluster'])
     found = [labels[turn.id] for turn in turns]
-    count = Counter(found)
-    if len(set(groups)) < FOLDS or count[FEEDBACK] < FOLDS or len(count) < 2:
+    count = found.count(FEEDBACK)
+    enough = count >= FOLDS and len(set(groups)) >= FOLDS
+    # Each head of the cross-validation must see feedback and something else.
+    if not enough or not all(0 < sum(found[i] == FEEDBACK for i in fit) < len(fit) for fit, _ in folds(groups)):
         raise UserError(
-            f'{path}: {len(turns)} of {len(labels)} turns are in config.data.conversations, {count[FEEDBACK]} of them '
-            f'{FEEDBACK}: label at least {FOLDS} of these and some others, in at least {FOLDS} clusters'
+            f'{path}: {len(turns)} of {len(labels)} turns are in config.data.conversations, {count} of them '
+            f'{FEEDBACK}: label at least {FOLDS} of these, and some others, each in several of at least {FOLDS} '
+            'clusters'
         )
     return turns, found, groups
 

@@ -22,7 +22,8 @@ def work_folder(folder: Path) -> Path:
 class Journal:
     """An SQLite file in a stage's folder of work: an entry is on disk once added, and in memory only when asked for.
 
-    What is there of other work, or no journal at all, is discarded.
+    Keys are anything JSON can write, such as ('reply', 'c1/2', 0): none is read for another. What is there of other
+    work, or no journal at all, is discarded.
 
     Raises:
       UserError: the file cannot be opened now, though it may be good.
@@ -40,18 +41,18 @@ class Journal:
             self._file, _ = _open(path)
             self._file.execute('INSERT INTO work VALUES (?)', (of,))
 
-    def __contains__(self, key: str) -> bool:
-        return self._file.execute('SELECT 1 FROM results WHERE key = ?', (key,)).fetchone() is not None
+    def __contains__(self, key: Any) -> bool:
+        return self._file.execute('SELECT 1 FROM results WHERE key = ?', (json.dumps(key),)).fetchone() is not None
 
-    def __getitem__(self, key: str) -> Any:
-        row = self._file.execute('SELECT value FROM results WHERE key = ?', (key,)).fetchone()
+    def __getitem__(self, key: Any) -> Any:
+        row = self._file.execute('SELECT value FROM results WHERE key = ?', (json.dumps(key),)).fetchone()
         if row is None:
             raise KeyError(key)
         return json.loads(row[0])
 
-    def add(self, key: str, value: Any) -> None:
+    def add(self, key: Any, value: Any) -> None:
         """Note one result; it is on disk when this returns."""
-        self._file.execute('INSERT INTO results VALUES (?, ?)', (key, json.dumps(value)))
+        self._file.execute('INSERT INTO results VALUES (?, ?)', (json.dumps(key), json.dumps(value)))
 
     def total(self, field: str) -> int:
         """The sum of a field of all results that are objects."""

@@ -47,7 +47,7 @@ from data_pipelines.stage import (
     stream_records,
 )
 from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import require, teacher_path
+from rlhi_jax.config import is_endpoint, require, teacher_path
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest, file_digest, new_file
 from rlhi_jax.generate import Prompt
@@ -133,7 +133,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
         inputs=[input_digest(config, key) for key in ('conversations', 'follow_ups')],
         teacher=model_identity(config, teacher_path(config)),
         tokenizer=_tokenizer_digest(open_model(config.model.path).tokenizer_path),
-        prompt=prompt_digest('persona'),
+        prompt=prompt_digest(_prompt(config)),
         rules=[lexicons_digest(), *(file_digest(Path(__file__).with_name(name)) for name in RULES)],
         settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
         corrections=file_digest(corrections) if corrections.exists() else '',
@@ -172,6 +172,11 @@ def usable_remarks(
         yield author, usable
 
 
+def _prompt(config: ConfigDict) -> str:
+    """An endpoint's model follows instructions: what users say is delimited for it."""
+    return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
+
+
 def _said(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
     """What is said of remarks, in one sentence, several times over; '' for what was cut off, nothing for no room.
 
@@ -181,7 +186,7 @@ def _said(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
         return {quote: [' '.join(quote.split())] for quote in quotes}
     prompts = {}
     for quote in sorted(set(quotes)):
-        turns = tuple(render_turns('persona', remark=' '.join(quote.split())))
+        turns = tuple(render_turns(_prompt(task.config), remark=' '.join(quote.split())))
         prompts[quote] = Prompt(digest(quote), turns, samples=task.config.personas.samples, keep=len(turns))
     replies = generate(task, teacher_path(task.config), list(prompts.values()))
     said = {}

@@ -59,13 +59,15 @@ class Case(NamedTuple):
       turn: the follow-up's record, with the persona of the request's author and the reply after the feedback.
       said: what was said up to the request.
       original: the reply to be improved, once it is known.
-      samples: rewrites that are left, with their gains in nats once those are known.
+      samples: rewrites that are left.
+      gain: in nats, of the one that is left in the end.
     """
 
     turn: Record
     said: Turns
     original: str = ''
-    samples: Sequence[tuple[str, float | None]] = ()
+    samples: Sequence[str] = ()
+    gain: float = 0.0
 
     @property
     def name(self) -> str:
@@ -126,7 +128,7 @@ def _work(task: Task) -> dict[str, int]:
 
 def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Record]:
     for case in cases:
-        ((text, gain),) = case.samples
+        (text,) = case.samples
         counts[f'kept_{case.turn["split"]}'] += 1
         yield dict(
             id=case.name,
@@ -137,7 +139,7 @@ def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Rec
             feedback=case.turn['follow_up'],
             original=case.original,
             rewrite=text,
-            gain=gain,
+            gain=case.gain,
         )
     counts.update(spending(task))
 
@@ -198,14 +200,15 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
                 counts['dropped_no_room_for_a_rewrite'] += 1
                 continue
             feedback = case.turn['follow_up']
-            known = (case.original, case.turn['reply'], case.request, feedback, case.turn['next_reply'])
+            said = [content for _, content in case.said]
+            known = (case.original, *said, case.turn['reply'], feedback, case.turn['next_reply'])
             wanted = languages.wanted(case.request, case.turn['reply'], feedback)
             for reply in drawn:
                 counts['rewrites_drawn'] += 1
                 if reason := reason_to_drop(reply, known, wanted, settings.max_resemblance):
                     counts[f'dropped_rewrite_{reason}'] += 1
                 else:
-                    passed.append((reply.text, None))
+                    passed.append(reply.text)
             yield case._replace(samples=passed)
 
 
@@ -214,10 +217,9 @@ def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
     for block in in_blocks(cases, BLOCK):
         gains = _gains(task, [case for case in block if case.samples])
         for case in block:
-            texts = [text for text, _ in case.samples]
-            samples = list(zip(texts, gains.get(case.name, ()), strict=True))
+            samples = list(zip(case.samples, gains.get(case.name, ()), strict=True))
             if rewrite := best(samples, task.config.rewrites.min_gain, counts):
-                yield case._replace(samples=[rewrite])
+                yield case._replace(samples=rewrite[:1], gain=rewrite[1])
             else:
                 counts['dropped_no_rewrite_left'] += 1
 
@@ -236,8 +238,7 @@ def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
         for side, feedback in (('feedback', case.turn['follow_up']), ('dislike', DISLIKE)):
             shown = (case.said[-1], *_remark(case, feedback))
             messages = [dict(role=role, content=content) for role, content in shown]
-            texts = [text for text, _ in case.samples]
-            questions.append(Candidates(f'gain by {side} {case.name}', messages, '', texts))
+            questions.append(Candidates(f'gain by {side} {case.name}', messages, '', case.samples))
     scores = likelihoods(task, questions)
     return {
         case.name: [

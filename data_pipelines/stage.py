@@ -36,10 +36,12 @@ class Task:
       config: what the stage was asked to do.
       folder: to write into; it becomes the output folder when all is done.
       identity: digests of all that the output depends on.
+      learned: how an endpoint wants requests, where its first refusals said so.
     """
 
     def __init__(self, config: ConfigDict, folder: Path, identity: Any):
         self.config, self.folder, self.identity = config, folder, identity
+        self.learned: dict[str, str] = {}
         self._kept: tuple[Hashable, Any] = (None, None)
 
     @property

@@ -6,6 +6,7 @@ Its prompts hold no part of the conversation, so no text of a user can steer it,
 An endpoint is asked for JSON: a label, how sure it is, and a quote, which must be words of the turn.
 """
 
+import re
 from collections.abc import Sequence
 
 from scipy.special import softmax
@@ -19,12 +20,14 @@ from rlhi_jax.files import digest
 from rlhi_jax.rewards import Candidates
 
 TURNS = 32  # of one tree
-_ANSWER = dict(
+_UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'  # Thai to Khmer, kana, Chinese
+_WORD = re.compile(rf'[{_UNSPACED}]|[^\W{_UNSPACED}]+')  # a letter, in scripts without spaces
+ANSWER = dict(  # as OpenAI's strict mode takes it
     type='object',
     properties=dict(
-        label=dict(enum=list(LABELS)),
+        label=dict(type='string', enum=list(LABELS)),
         confidence=dict(type='number', minimum=0, maximum=1),
-        quote=dict(type='string', minLength=1),
+        quote=dict(type='string'),
     ),
     required=['label', 'confidence', 'quote'],
     additionalProperties=False,
@@ -75,7 +78,18 @@ def by_answer(task: Task, turns: Sequence[Turn]) -> dict[str, Judgement | None]:
     """Each turn's judgement by its id; None for one that the endpoint gave no valid answer on."""
     by_id = {turn.id: turn for turn in turns}
     questions = [
-        Question(turn.id, (('user', render('label_follow_up', labels=LABELS, turn=turn)),), _ANSWER) for turn in turns
+        Question(turn.id, (('user', render('label_follow_up', labels=LABELS, turn=turn)),), ANSWER) for turn in turns
     ]
-    found = answers(task, questions, lambda question, value: value['quote'] in by_id[question.id].text)
+    found = answers(task, questions, lambda question, value: quotes(value['quote'], by_id[question.id].text))
     return {name: value and Judgement(**value) for name, value in found.items()}
+
+
+def quotes(quote: str, text: str) -> bool:
+    """Whether a quote stands in a text with at least one whole word of it; if it has no words, with anything.
+
+    >>> quotes('Too long', 'Too long!'), quotes('To', 'Too long!'), quotes('!', 'Too long!'), quotes('?', '??')
+    (True, False, False, True)
+    """
+    words = set(_WORD.findall(text))
+    said = not words.isdisjoint(_WORD.findall(quote)) if words else bool(quote.strip())
+    return said and quote in text

@@ -71,7 +71,7 @@ def base_config() -> ConfigDict:
     c.teacher.temperature = 0.0  # of a judgement in JSON; a bad one is drawn again at config.sampler.temperature
     c.teacher.attempts = 3  # at such a judgement, each with another seed; then it is counted as missing
     c.teacher.concurrency = 16  # requests at once
-    c.teacher.timeout = 120.0  # seconds without a sign of life before a request is sent again
+    c.teacher.timeout = 120.0  # seconds of silence, or 5 times as many in all, before a request is sent again
     c.teacher.retries = 30  # of a request that fails, after 0.5 to 8 s each: a restart of 3 minutes is survived
     c.teacher.budget = 0  # tokens that a stage may spend before it stops, to go on once this is raised; 0: any
     c.teacher.price_in = 0.0  # per million tokens of prompts, in any currency

@@ -92,20 +92,21 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             value = attrgetter(name)(config)
             if not math.isfinite(value) or value < bound:
                 raise UserError(f'config.{name} is {value}: it must be at least {bound}')
-    if config.teacher.path.lower().startswith(('http:', 'https:')):
-        if not _is_url(config.teacher.path):
+    for name in ('model.path', 'candidates.reward_model'):
+        if '://' in attrgetter(name)(config):
             raise UserError(
-                'config.teacher.path: an endpoint is http(s)://HOST/PATH without user and password, which would be '
-                'written down: name the environment variable of the key with config.teacher.key_variable'
+                f'config.{name} is a URL: name a folder made by `python -m rlhi_jax.convert import` or a training '
+                'workdir; only config.teacher.path may be an endpoint'
             )
-        if not config.teacher.model:
-            raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
+    _check_teacher(config.teacher.path, config.teacher.model)
     if not 0 <= config.ingest.heldout < 1:
         raise UserError(f'config.ingest.heldout is {config.ingest.heldout}: it must be at least 0, below 1')
     if not 0 < config.ingest.similarity <= 0.96:  # for more, sketches have too few numbers
         raise UserError(f'config.ingest.similarity is {config.ingest.similarity}: it must be above 0, at most 0.96')
     if config.beam and not _are_options(config.beam):
         raise UserError(f'config.beam is {config.beam!r}: give options of Beam, such as --runner=DirectRunner')
+    if not 0 <= config.pairs.max_artefact_auc <= 1:
+        raise UserError(f'config.pairs.max_artefact_auc is {config.pairs.max_artefact_auc}: it must be from 0 to 1')
     if not math.isfinite(config.rewrites.min_gain):
         raise UserError(f'config.rewrites.min_gain is {config.rewrites.min_gain}: it must be a number of nats')
     if not 0 < config.rewrites.max_resemblance <= 1:
@@ -129,13 +130,24 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
     return config
 
 
-def _is_url(path: str) -> bool:
-    """Whether a path names a host, without a user and without a port that cannot be."""
+def _check_teacher(path: str, model: str) -> None:
+    """What begins as a URL must be the base of an endpoint's, to which paths are added; all else is a folder."""
+    if not path.lower().startswith(('http:', 'https:')):
+        return
     try:
         url = urlsplit(path)
-        return bool(url.hostname) and url.username is None and url.port != 0
-    except ValueError:
-        return False
+        good = url.hostname and url.port != 0 and url.username is None
+    except ValueError:  # of a port or of brackets
+        good = False
+    plain = path.isascii() and path.isprintable() and not set(' ?#') & set(path)
+    if not (good and plain and path.startswith(('http://', 'https://'))):
+        raise UserError(
+            'config.teacher.path: an endpoint is http(s)://HOST[:PORT]/PATH in ASCII without blanks, ? and #, and '
+            'without user and password, which would be written down: name the environment variable of the key with '
+            'config.teacher.key_variable'
+        )
+    if not model:
+        raise UserError('config.teacher.model is empty: name the model as config.teacher.path knows it')
 
 
 def _are_options(text: str) -> bool:

@@ -64,7 +64,7 @@ def _flag_fault(error: Exception) -> str:
 
 
 def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
-    """Run a program: parse flags, call `main()`, and turn a UserError into one line and exit status 2.
+    """Run a program: parse flags, call `main()`, and turn a UserError into one line and exit status 2, Ctrl-C into 130.
 
     With `commands`, the first argument must be one of them and is passed to `main`.
     """
@@ -80,5 +80,8 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
             main(*words[:1])
         except UserError as error:
             refuse(one_line(error))
+        except KeyboardInterrupt:
+            print('stopped: what is done is kept, and the same command goes on from there', file=sys.stderr, flush=True)
+            sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)

@@ -9,9 +9,10 @@ is `config.model.path`; how it samples is `config.sampler`.
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -107,6 +108,33 @@ def release() -> None:
     _sampler.cache_clear()
 
 
+def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
+    """The turns of a prompt as a JSON lines file holds it, with fields of `texts` beside its messages.
+
+    Raises:
+      ValueError: saying what is wrong with it.
+    """
+    if not isinstance(record, dict):
+        raise ValueError('it is no object')
+    for name in texts:
+        if not _is_text(record.get(name)):
+            raise ValueError(f'its {name} is no text')
+    said = record.get('messages')
+    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
+        raise ValueError('its messages are no list of objects')
+    roles = [('user', 'assistant')[place % 2] for place in range(len(said) | 1)]  # an odd number
+    if [turn.get('role') for turn in said] != roles:
+        raise ValueError('the roles of its messages are not user and assistant in turn, from user to user')
+    if not all(_is_text(turn.get('content')) and turn['content'].strip() for turn in said):
+        raise ValueError('the content of a message is no text, or blank')
+    return tuple((turn['role'], turn['content']) for turn in said)
+
+
+def _is_text(value: Any) -> bool:
+    """JSON can spell lone surrogates, which are no text that a file can hold."""
+    return isinstance(value, str) and not re.search('[\ud800-\udfff]', value)
+
+
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts of a JSON lines file.
 
@@ -119,14 +147,17 @@ def read_prompts(path: Path) -> list[Prompt]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line)
-            turns = tuple((turn['role'], turn['content']) for turn in record['messages'])
-            name, samples = str(record.get('id', number)), int(record.get('samples', 1))
-            context = Context(record.get('system', ''), record.get('persona', ''))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(record, dict):
+                record = dict(id=str(number), system='', persona='', samples=1) | record
+            turns = prompt_turns(record, ('id', 'system', 'persona'))
+            name, samples = record['id'], record['samples']
+            if type(samples) is not int or samples < 1:
+                raise ValueError('its samples are no whole number from 1')
+            if name in prompts:
+                raise ValueError('its id is that of another')
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{path}:{number} is no prompt ({errors.one_line(error)}): mend the line') from None
-        if not turns or turns[-1][0] != 'user' or samples < 1 or name in prompts:
-            raise UserError(f'{path}:{number}: messages must end in a user turn, samples be at least 1, ids be unique')
-        prompts[name] = Prompt(name, turns, context, samples)
+        prompts[name] = Prompt(name, turns, Context(record['system'], record['persona']), samples)
     return list(prompts.values())
 
 

@@ -12,6 +12,7 @@ ends in WORKDIR/report.json, which `print_report` shows. `config.loop.method` sa
     oracle     best and worst of N by the checkers of simulated users: an upper bound, no reward model
 """
 
+import functools
 import gc
 import json
 import os
@@ -34,7 +35,7 @@ from data_pipelines.sources import simulated
 from data_pipelines.stage import load_records
 from rlhi_jax import errors, generate
 from rlhi_jax.checkpoints import saved_steps
-from rlhi_jax.config import define_flags, load_config, require, workdir_path
+from rlhi_jax.config import define_flags, is_endpoint, load_config, require, workdir_path
 from rlhi_jax.convert import export_model
 from rlhi_jax.errors import NothingToEvaluate, UserError
 from rlhi_jax.evaluate import evaluate, shown
@@ -49,6 +50,14 @@ METHODS = {  # where pairs come from, and whether a reward model is trained
     'both': ('rewrites,candidates', True),
     'oracle': ('candidates', False),
 }
+UNCLAIMED = (  # settings that may change when a loop goes on
+    *('mesh', 'log', 'compilation_cache', 'beam'),
+    # How an endpoint is asked, not what. (Where it is may change too; the path of a folder may not.)
+    *('teacher.key_variable', 'teacher.concurrency', 'teacher.timeout', 'teacher.retries'),
+    *('teacher.budget', 'teacher.price_in', 'teacher.price_out', 'teacher.cache'),
+    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # what to do when these stop the run
+    'ingest.opt_out',  # what is on it, its stage knows
+)
 
 
 class Stopped(Exception):
@@ -167,13 +176,9 @@ def time_spent(workdir: Path) -> dict[str, float]:
 def _claim(config: ConfigDict, workdir: Path) -> None:
     """Refuse a workdir of another config: its stages would contradict each other half-way."""
     settings = config.to_dict()
-    for name in ('mesh', 'log', 'compilation_cache', 'beam'):
-        del settings[name]
-    for name in ('key_variable', 'concurrency', 'timeout', 'retries', 'budget', 'price_in', 'price_out', 'cache'):
-        del settings['teacher'][name]  # how an endpoint is asked, not what
-    for name in ('accept_artefacts', 'min_pairs'):  # what to do when these stop the run
-        del settings['pairs'][name]
-    del settings['ingest']['opt_out']  # what is on it, its stage knows
+    for name in UNCLAIMED + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
+        *sections, key = name.split('.')
+        del functools.reduce(dict.__getitem__, sections, settings)[key]
     own = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
     if path.exists():

@@ -1,5 +1,6 @@
 """A tiny taught model behind a real server, `transformers serve`, and a proxy that makes trouble between it and us."""
 
+import contextlib
 import dataclasses
 import http.client
 import http.server
@@ -102,15 +103,15 @@ class Proxy:
     """Passes requests on to a server; each of `faults` spoils one, in turn.
 
     Attributes:
-      faults: 'cut' (no answer), 'half' (of the answer), 'slow' (the answer comes when nobody waits any more), a status,
-        or bytes that are sent as if they were the answer.
-      refuse: for a request's fields, the status and error to answer with, or None.
+      faults: 'cut' (no answer), 'half' (of the answer), 'slow' (the answer comes when nobody waits any more), 'drip' (a
+        blank now and then, for ever), a status, or bytes that are sent as if they were the answer.
+      instead: for a request's fields, the status and body to answer with in the server's place, or None.
       delay: seconds that each request takes longer.
       asked: the fields and headers of every request.
       answered: the request's fields and the answer of every one that was answered as the server meant it.
     """
 
-    def __init__(self, server: Server, *, slow: float):
+    def __init__(self, server: Server | None, *, slow: float = 0.0):
         self._server, self._slow = server, slow
         self.reset()
         proxy = self
@@ -127,7 +128,7 @@ class Proxy:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def reset(self) -> None:
-        self.faults, self.refuse, self.delay = deque(), lambda fields: None, 0.0
+        self.faults, self.instead, self.delay = deque(), lambda fields: None, 0.0
         self.asked, self.answered = [], []
 
     def close(self) -> None:
@@ -139,16 +140,17 @@ class Proxy:
         fields = json.loads(body)
         self.asked.append((fields, dict(handler.headers)))
         time.sleep(self.delay)
-        if refusal := self.refuse(fields):
-            status, error = refusal
-            return self._send(handler, status, json.dumps(dict(error=error)).encode())
         fault = self.faults.popleft() if self.faults else None
         if fault == 'cut':
             return None
+        if fault == 'drip':
+            return self._drip(handler)
         if isinstance(fault, bytes):
             return self._send(handler, 200, fault)
         if isinstance(fault, int):
             return self._send(handler, fault, b'{"error": {"message": "Try again."}}')
+        if own := self.instead(fields):
+            return self._send(handler, own[0], json.dumps(own[1]).encode())
         try:
             link = http.client.HTTPConnection('127.0.0.1', self._server.port, timeout=60)
             link.request('POST', handler.path, body, {'Content-Type': 'application/json'})
@@ -161,6 +163,15 @@ class Proxy:
             return None
         if self._send(handler, status, answer, len(answer) // 2 if fault == 'half' else None) and not fault:
             self.answered.append((fields, json.loads(answer)))
+
+    @staticmethod
+    def _drip(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # until nobody waits for it
+            while True:
+                handler.wfile.write(b' ')
+                time.sleep(0.1)
 
     @staticmethod
     def _send(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes, cut: int | None = None) -> bool:

@@ -157,7 +157,7 @@ def test_a_killed_server(model, server, tmp_path):
     killer.join()
     assert left[0] > 4, 'it was killed too late'
     assert found == EXPECTED
-    assert sorted(tiny.journaled(folder)) == sorted(f'{asked.id} 0' for asked in QUESTIONS)
+    assert sorted(tiny.journaled(folder)) == sorted(['answer', asked.id, 0] for asked in QUESTIONS)
 
 
 def test_a_killed_client_goes_on(model, proxy, tmp_path):
@@ -180,7 +180,7 @@ def test_a_killed_client_goes_on(model, proxy, tmp_path):
     found, cost = ask(folder, c)
     assert found == EXPECTED
     assert len(proxy.asked) == len(QUESTIONS) - len(done)
-    assert sorted(tiny.journaled(folder)) == sorted(f'{asked.id} 0' for asked in QUESTIONS)
+    assert sorted(tiny.journaled(folder)) == sorted(['answer', asked.id, 0] for asked in QUESTIONS)
     again, more = usage(proxy), kept['teacher_tokens_in'] + usage(proxy)['teacher_tokens_in']
     assert again['teacher_tokens_in'] < cost['teacher_tokens_in'] <= more
     proxy.reset()
@@ -240,11 +240,12 @@ def test_schemas_and_limits_by_other_names(model, proxy, tmp_path):
 
     def refuse(fields):
         if 'response_format' in fields:
-            return 400, dict(message="Unknown parameter: 'response_format'.", param='response_format')
+            return 400, dict(error=dict(message="Unknown parameter: 'response_format'.", param='response_format'))
         if 'max_tokens' in fields:
-            return 400, dict(message="Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+            said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return 400, dict(error=dict(message=said))
 
-    proxy.refuse = refuse
+    proxy.instead = refuse
     found, _ = ask(tmp_path / 'work', config(proxy.url, model, concurrency=1), QUESTIONS[:3])
     assert found == {asked.id: EXPECTED[asked.id] for asked in QUESTIONS[:3]}
     assert len(proxy.asked) == 3 + 2
@@ -284,17 +285,19 @@ WORDINGS = [
     dict(message="This model's maximum context length is 8192 tokens. However, you requested 9000 tokens."),
     dict(message='the request exceeds the available context size, try increasing it', type='exceed_context_size_error'),
     dict(message='Too many tokens.', code='context_length_exceeded'),
+    dict(message='The input token count (9000) exceeds the maximum number of tokens allowed (8192).'),
 ]
 
 
-@pytest.mark.parametrize('wording', WORDINGS, ids=['vllm', 'llama.cpp', 'openai'])
+@pytest.mark.parametrize('wording', WORDINGS, ids=['vllm', 'llama.cpp', 'openai', 'gemini'])
 def test_prompts_too_long_for_the_endpoint(wording, model, proxy, tmp_path):
     """They lose their oldest exchanges; those that have to keep what does not fit have no replies."""
 
     def refuse(fields):
-        return (400, wording) if sum(len(each['content']) for each in fields['messages']) > 200 else None
+        long = sum(len(each['content']) for each in fields['messages']) > 200
+        return (400, [dict(error=wording)]) if long else None
 
-    proxy.refuse = refuse
+    proxy.instead = refuse
     older = tuple((role, f'{place} {"x" * 200}') for place in range(2) for role in ('user', 'assistant'))
     last = PLAIN.turns[-1]
     wanted = [Prompt('shortened', (*older, last)), Prompt('kept', (*older, last), keep=3)]
@@ -315,10 +318,11 @@ def test_refusals(status, named, model, proxy, tmp_path, monkeypatch):
     c = config(proxy.url, model, key_variable='A_KEY', cache=str(tmp_path / 'cache'), concurrency=1)
     ask(tmp_path / 'work', c, QUESTIONS[:1])
     assert proxy.asked[0][1]['authorization'] == 'Bearer secret-7'
-    proxy.refuse = lambda fields: (status, dict(message='No secret-7 today.'))
+    proxy.instead = lambda fields: (status, [dict(error=dict(message='No secret-7 today.'))])
     with pytest.raises(UserError, match=named) as raised:
         ask(tmp_path / 'work', c)
-    assert 'No (the key) today' in str(raised.value) and len(proxy.asked) == 2
+    assert 'No (the key) today' in str(raised.value)
+    assert len(proxy.asked) == 2 + (status == 400)  # would it be answered if it said something else?
     files = [path for path in tmp_path.rglob('*') if path.is_file()]
     assert len(files) >= 2 and not any(b'secret-7' in path.read_bytes() for path in files)
 
@@ -339,9 +343,9 @@ def test_without_the_extra(monkeypatch, tmp_path):
     [
         (dict(model=''), 'teacher.model'),
         (dict(path='http://user:key@host/v1'), 'teacher.path'),
-        (dict(path='http:///v1'), 'teacher.path'),
-        (dict(path='http://[::1/v1'), 'teacher.path'),
-        (dict(path='http://host:port/v1'), 'teacher.path'),
+        *((dict(path=path), 'teacher.path') for path in ('http:///v1', 'http:host', 'HTTP://host', 'http://[x')),
+        *((dict(path=f'http://host:{port}/v1'), 'teacher.path') for port in ('abc', '99999', '0')),
+        *((dict(path=f'http://host/v1{end}'), 'teacher.path') for end in ('?a=1', '#b', '\n', '\x7f', ' ', 'ä')),
         (dict(concurrency=0), 'teacher.concurrency'),
         (dict(attempts=0), 'teacher.attempts'),
         (dict(timeout=0.0), 'teacher.timeout'),

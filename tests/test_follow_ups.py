@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from talks import WILDCHAT, config, records, talk, write_lines
 
-from data_pipelines import follow_ups, head_labels, ingest
+from data_pipelines import follow_ups, head_labels, ingest, teacher_labels
 from data_pipelines.labels import FEEDBACK, LABELS, MAX_CHARACTERS, Turn, opening, repeats, sentences
 from data_pipelines.prompts import render_turns
 from data_pipelines.stage import load_records
@@ -144,6 +144,8 @@ def test_bad_labels_are_refused(tmp_path):
     for lines, said in (
         (['{'], 'labels.jsonl:1 is no object'),
         ([json.dumps(dict(id='c000/2', label='bad'))], "'bad' is no label"),
+        ([json.dumps(dict(id='c000/2', label=[]))], r'labels.jsonl:1: \[\] is no label'),
+        (['[' * 10**5], 'labels.jsonl:1 is no object'),
         ([json.dumps(dict(id='c000/2', label=FEEDBACK))], '1 of 1 turns'),
     ):
         path.write_text('\n'.join(lines))
@@ -151,6 +153,34 @@ def test_bad_labels_are_refused(tmp_path):
             head_labels.read_labels(path, c)
     with pytest.raises(UserError, match='does not exist'):
         head_labels.read_labels(tmp_path / 'none', c)
+
+
+def test_labels_that_no_part_of_which_can_be_held_out_are_refused(tmp_path):
+    """A head of the cross-validation would see one label alone."""
+    label_of = {text: label for text, label in varied(36).items() if label != 'new_request'}
+    c = conversations(tmp_path, label_of)
+    found = records(c)
+    for talk_ in found:
+        if label_of[talk_['messages'][2]['content']] == FEEDBACK:
+            talk_['cluster'] = 'one'
+    write_lines(tiny.Path(c.data.conversations) / 'records.jsonl', found)
+    with pytest.raises(UserError, match='12 of them reattempt_with_feedback: .* in several of at least 5 clusters'):
+        head_labels.read_labels(labels_file(c, tmp_path, label_of), c)
+
+
+def test_heads_that_are_missing_or_damaged_are_refused(tmp_path):
+    label_of = varied(12)
+    c = conversations(tmp_path, label_of)
+    c.follow_ups.labeller, c.follow_ups.head = 'head', str(tmp_path / 'head')
+    remedy = 'train a head with `python -m data_pipelines.head_labels`'
+    with pytest.raises(UserError, match=f'manifest.json does not exist: {remedy}'):
+        follow_ups.STAGE.run(c)
+    (tmp_path / 'head').mkdir()
+    turns = [Turn(f'c{n}/2', 'Why?', 'So.', text) for n, text in enumerate(label_of)]
+    head_labels.Head.fit(turns, list(label_of.values())).save(tmp_path / 'head')
+    (tmp_path / 'head' / head_labels.HEAD).write_bytes(b'junk')
+    with pytest.raises(UserError, match=f'{head_labels.HEAD} is missing or corrupt: {remedy}'):
+        follow_ups.STAGE.run(c)
 
 
 def test_the_teacher_gives_the_posterior_of_its_likelihoods(tmp_path):
@@ -181,6 +211,49 @@ def test_no_part_of_a_conversation_is_in_what_the_teacher_reads():
     for turns in prompts:
         assert [role for role, _ in turns[::2]] == ['user'] * len(turns[::2]) and turns[-1][0] == 'user'
         assert all(content for _, content in turns)
+
+
+def test_the_schema_of_an_answer_is_what_strict_mode_takes():
+    """Every property has a type and is required, nothing else is allowed, and no keyword that OpenAI does not know."""
+    schema = teacher_labels.ANSWER
+    assert schema['required'] == list(schema['properties']) and schema['additionalProperties'] is False
+    for own in schema['properties'].values():
+        assert own['type'] in ('string', 'number') and set(own) <= {'type', 'enum', 'minimum', 'maximum'}
+
+
+@pytest.mark.parametrize(
+    ('quote', 'text', 'expected'),
+    [
+        ('', 'Shorter, please.', False),
+        (' ', 'Shorter, please.', False),
+        ('e', 'Shorter, please.', False),
+        (', ', 'Shorter, please.', False),
+        ('horter, pleas', 'Shorter, please.', False),
+        ('Shorter, pl', 'Shorter, please.', True),
+        ('shorter', 'Shorter, please.', False),
+        ('中文', '请用中文回答', True),
+        ('ภาษา', 'ตอบเป็นภาษาไทย', True),
+        ('français', 'En français !', True),
+        ('👎', '👎👎', True),
+    ],
+)
+def test_quotes(quote, text, expected):
+    assert teacher_labels.quotes(quote, text) == expected
+
+
+def test_labels_of_other_meanings_are_other_labels(tmp_path, monkeypatch):
+    """An endpoint is told what labels mean, and the schema of its answer: a folder of other ones is not up to date."""
+    c = conversations(tmp_path, ['Shorter.'])
+    c.model.path, c.teacher.path, c.teacher.model = 'policy', 'http://127.0.0.1:9/v1', 'm'
+    before = follow_ups.STAGE.identity(c)
+    for module, name, value in (
+        (follow_ups, 'LABELS', LABELS | dict(other='does none of these')),
+        (teacher_labels, 'ANSWER', teacher_labels.ANSWER | dict(title='Label')),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            assert follow_ups.STAGE.identity(c) != before
+    assert follow_ups.STAGE.identity(c) == json.loads(json.dumps(before))
 
 
 class Endpoint(http.server.BaseHTTPRequestHandler):

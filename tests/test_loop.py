@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import tiny
 
+from rlhi_jax import loop
+from rlhi_jax.config import base_config
+from rlhi_jax.errors import UserError
+
 STAGES = (
     *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards', 'rows', 'train reward'),
     *('candidates', 'train dpo', 'satisfaction', 'export'),
@@ -114,6 +118,20 @@ def test_another_config_is_refused(model, finished):
         and 'config.candidates.samples (3, now 4)' in again.stderr
         and 'Traceback' not in again.stderr
     )
+
+
+def test_a_loop_goes_on_with_an_endpoint_that_moved(model, tmp_path):
+    """But not with another model there, nor with other settings."""
+    c = base_config()
+    c.model.path, c.teacher.path, c.teacher.model = str(model), 'http://one:8000/v1', 'm'
+    loop._claim(c, tmp_path / 'run')
+    c.teacher.path, c.teacher.timeout, c.pairs.min_pairs = 'https://two/v1', 9.0, 1
+    loop._claim(c, tmp_path / 'run')
+    for key, value in (('model', 'n'), ('path', 'a folder'), ('temperature', 1.0)):
+        other = c.copy_and_resolve_references()
+        other.teacher[key] = value
+        with pytest.raises(UserError, match=f'config.teacher.{key}'):
+            loop._claim(other, tmp_path / 'run')
 
 
 def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -13,9 +14,11 @@ from data_pipelines import candidates, ingest, pairs, personas
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.prompts import render_turns
 from data_pipelines.stage import input_digest, write_records
+from rlhi_jax import generate
 from rlhi_jax.config import base_config
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import write_json
+from rlhi_jax.tokenizers.template import Context
 
 
 def test_personas_without_users_or_times_are_refused(tmp_path):
@@ -69,14 +72,68 @@ def test_prompts_of_a_file_have_the_personas_of_their_users(tmp_path, inferred):
     assert counts['dropped_over_max_prompts'] == 3 - c.candidates.max_prompts
 
 
-@pytest.mark.parametrize('change', [dict(id='a/0'), dict(messages=[]), dict(split=None), 'text'])
-def test_lines_that_are_no_prompts_are_refused(tmp_path, change):
+def said(*turns: tuple) -> str:
+    return json.dumps(dict(messages=[dict(role=role, content=content) for role, content in turns]))
+
+
+NO_PROMPTS = {  # what is wrong with it: a line, or what is changed in a good one
+    'no object': '["id"]',
+    'nested too deeply': '[' * 10**5,
+    'id is that of another': '{"id": "a/0"}',
+    'id is no text': '{"id": 1}',
+    'persona is no text': '{"persona": null}',
+    'no text: a lone surrogate': '{"persona": "\\ud800"}',
+    'messages are no list': '{"messages": {"role": "user", "content": "Why?"}}',
+    'no messages': said(),
+    'roles from user to user': said(('user', 'Why?'), ('assistant', 'So.')),
+    'roles in turn': said(('user', 'Why?'), ('user', 'Why?'), ('user', 'Why?')),
+    'roles of nobody': said(('robot', 'Why?')),
+    'content is a number': said(('user', 5)),
+    'content is a list': said(('user', [dict(type='text', text='Why?')])),
+    'content is blank': said(('user', ' ')),
+    'content with a lone surrogate': said(('user', '\ud800')),
+}
+
+
+@pytest.mark.parametrize('fault', NO_PROMPTS)
+def test_lines_that_are_no_prompts_are_refused(tmp_path, fault):
+    """By the stage of candidates and by `rlhi_jax.generate` alike."""
     good = dict(id='a/0', user_id='a', persona='', split='train', messages=[dict(role='user', content='Why?')])
-    bad = change if isinstance(change, str) else {k: v for k, v in (good | change).items() if v is not None}
-    write_records(tmp_path / 'prompts.jsonl', [good, bad])
-    c = config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl'))
-    with pytest.raises(UserError, match='config.data.prompts: .*, line 2 is no prompt'):
-        list(candidates.prompts_reader(c)(Counter()))
+    line = NO_PROMPTS[fault]
+    if line.startswith('{'):
+        line = json.dumps(good | dict(id='b/0') | json.loads(line))
+    path = tmp_path / 'prompts.jsonl'
+    path.write_text(f'{json.dumps(good)}\n{line}\n')
+    with pytest.raises(UserError, match='config.data.prompts: .*, line 2 is no prompt') as refused:
+        list(candidates.prompts_reader(config(tmp_path, prompts=str(path)))(Counter()))
+    with pytest.raises(UserError, match=r'prompts\.jsonl:2 is no prompt') as also:
+        generate.read_prompts(path)
+    if line.startswith('{'):
+        reason = re.search(r'is no prompt \(([^)]+)\)', str(also.value))[1]
+        assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize('field', ['user_id', 'split'])
+@pytest.mark.parametrize('value', ['missing', ['a'], 7])
+def test_fields_of_prompts_that_stages_need(tmp_path, field, value):
+    record = dict(id='a/0', user_id='a', persona='', split='train', messages=[dict(role='user', content='Why?')])
+    record |= {field: value}
+    if value == 'missing':
+        del record[field]
+    write_records(tmp_path / 'prompts.jsonl', [record])
+    with pytest.raises(UserError, match=f'line 1 is no prompt .its {field} is no text'):
+        list(candidates.prompts_reader(config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl')))(Counter()))
+
+
+def test_prompts_to_reply_to(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    messages = '"messages": [{"role": "user", "content": "Why?", "name": "x"}]'
+    path.write_text(f'{{{messages}, "samples": 2, "system": "Be kind."}}')
+    assert generate.read_prompts(path) == [generate.Prompt('1', (('user', 'Why?'),), Context('Be kind.', ''), 2)]
+    for samples in ('0', '1.5', '1e400', '"2"', 'true', 'null'):
+        path.write_text(f'{{{messages}, "samples": {samples}}}')
+        with pytest.raises(UserError, match=r'prompts\.jsonl:1 is no prompt .its samples are no whole number'):
+            generate.read_prompts(path)
 
 
 def test_refusals():

@@ -109,6 +109,8 @@ FLAGS = {
     'unknown flag': (['--learning_rate=1'], 'learning_rate', '--config'),
     'positional': (['smoke'], "'smoke'", '--flag=value'),
     'no model named': (['--config.model.path='], 'config.model.path', '--config.model.path=PATH'),
+    'model is a URL': (['--config.model.path=http://host/v1'], 'config.model.path is a URL', 'config.teacher.path'),
+    'reward model is a URL': (['--config.candidates.reward_model=gs://b/m'], 'config.candidates.reward_model is a URL'),
     'no rows named': (['--config.data.rows='], 'config.data.rows', '--config.data.rows=PATH'),
     'missing model': (['--config.model.path=/nowhere/m'], '/nowhere/m', 'rlhi_jax.convert import'),
     'missing shards': (['--config.data.shards=/nowhere/s'], '/nowhere/s', 'data_pipelines.shards'),

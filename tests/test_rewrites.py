@@ -17,7 +17,7 @@ from talks import WILDCHAT, config
 from data_pipelines import languages, pairs, rewrites
 from data_pipelines.acceptance import best, reason_to_drop, resemblance
 from data_pipelines.prompts import render
-from data_pipelines.stage import load_records, write_records
+from data_pipelines.stage import Task, load_records, write_records
 from rlhi_jax.config import base_config
 from rlhi_jax.config_checks import check_config
 from rlhi_jax.data.rows import Capacities
@@ -316,6 +316,18 @@ def test_the_gain_is_what_the_feedback_adds(mined, whole):
             shown = [*record['messages'], dict(role='assistant', content=record['original']), asked]
             rise += sign * scorer([Candidates('q', shown, '', [record['rewrite']])])['q'][0]
         assert record['gain'] == pytest.approx(rise, abs=1e-3)
+
+
+def test_what_the_conversation_holds_already_is_a_copy(mined, tmp_path, monkeypatch):
+    """Replies before the request among it: one of them in place of an answer is no rewrite."""
+    earlier = (('user', 'And wasps?'), ('assistant', 'Wasps hunt flies and build their nests of paper.'))
+    turn = dict(id='c/4', follow_up=SAID['feedback'], reply='They like it.', next_reply='They tell of their flowers.')
+    case = rewrites.Case(turn, (*earlier, ('user', ENGLISH)), SAID['original'])
+    said = [GOOD, earlier[1][1], SAID['original'], turn['next_reply']]
+    monkeypatch.setattr(rewrites, 'generate', lambda *_: {'rewrite c/4': [reply(text) for text in said]})
+    counts = Counter()
+    (drawn,) = rewrites._drawn(Task(stage_config(mined, tmp_path / 'x'), tmp_path, 'x'), [case], counts)
+    assert drawn.samples == [GOOD] and counts == dict(rewrites_drawn=4, dropped_rewrite_copy=3)
 
 
 def test_killed_it_ends_in_the_same_bytes(mined, whole):

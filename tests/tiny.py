@@ -151,11 +151,12 @@ def prepare(folder: Path, *, pairs: int = 24, seed: int = 0) -> list[str]:
     return flags
 
 
-def journaled(folder: Path) -> list[str]:
+def journaled(folder: Path) -> list:
     """The keys of what a stage that writes a folder has noted so far."""
     path = work_folder(folder) / 'journal.sqlite'
     if not path.exists():
         return []
     with contextlib.closing(sqlite3.connect(path)) as file:
         tables = {name for (name,) in file.execute('SELECT name FROM sqlite_master')}
-        return [key for (key,) in file.execute('SELECT key FROM results')] if 'results' in tables else []
+        rows = file.execute('SELECT key FROM results') if 'results' in tables else []
+        return [json.loads(key) for (key,) in rows]

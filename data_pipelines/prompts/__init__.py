@@ -1,7 +1,8 @@
 """What the teacher is told: one Jinja file a task. Their digests are part of what a stage's output was made from.
 
 Prompts for a teacher that follows instructions put text of users through the filter `delimited`, and say once, by
-`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction.
+`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. Not so `rewrite`, which carries a
+user's own conversation on: there what they say is an instruction, and what comes of it is their own reply.
 """
 
 import functools
