@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from data_pipelines.near_duplicates import words
+
 MIN_PAIRS = 20  # fewer say nothing
 FOLDS = 5
+_HASHER = HashingVectorizer(n_features=2**16, analyzer=words, alternate_sign=False, norm=None)
 
 
 def _shape(replies: Sequence[str]) -> np.ndarray:
@@ -41,7 +44,7 @@ def reply_only_auc(pairs: Sequence[tuple[str, str]], groups: Sequence[str], *, s
         probe = make_pipeline(
             FeatureUnion(
                 [
-                    ('words', TfidfVectorizer(min_df=2, sublinear_tf=True)),
+                    ('words', make_pipeline(_HASHER, TfidfTransformer(sublinear_tf=True))),
                     ('shape', make_pipeline(FunctionTransformer(_shape), StandardScaler())),
                 ]
             ),

@@ -4,6 +4,7 @@ Two openings that share a band are about as similar as the threshold, or more; t
 """
 
 import re
+from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
 
@@ -23,16 +24,21 @@ def banding(similarity: float) -> tuple[int, int]:
     return index.b, index.r
 
 
+def words(text: str) -> Iterator[str]:
+    """The words of a text, in lower case; each character of Chinese and Japanese is one."""
+    return (found[0] for found in _WORD.finditer(text.lower()))
+
+
 def shingles(opening: str) -> set[str]:
     """Every three words in a row; of Chinese and Japanese, which have no spaces, every five characters.
 
     >>> sorted(shingles('Say "hello" in 日本語 now'))
     ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']
     """
-    words = [found[0] for found in islice(_WORD.finditer(opening.lower()), OPENING)]
-    firsts = words[: max(1, len(words) - SHINGLE + 1)] or ['']
+    said = list(islice(words(opening), OPENING))
+    firsts = said[: max(1, len(said) - SHINGLE + 1)] or ['']
     return {
-        ' '.join(words[at : at + (SHINGLE if first.isascii() or not _CHARACTER.match(first) else OF_CHARACTERS)])
+        ' '.join(said[at : at + (SHINGLE if first.isascii() or not _CHARACTER.match(first) else OF_CHARACTERS)])
         for at, first in enumerate(firsts)
     }
 

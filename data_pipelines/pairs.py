@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import openings
+from data_pipelines import artefacts, openings
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.openings import is_refusal
 from data_pipelines.rewrites import SPLITS
@@ -155,7 +155,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     settings = config.pairs.to_dict()
     for name in ('accept_artefacts', 'min_pairs'):  # they stop the run, and change nothing else
         del settings[name]
-    return dict(inputs=inputs, settings=settings, refusals=file_digest(Path(openings.__file__)))
+    code = [file_digest(Path(module.__file__)) for module in (openings, artefacts)]
+    return dict(inputs=inputs, settings=settings, code=code)
 
 
 def _work(task: Task) -> dict[str, int]:

@@ -246,6 +246,12 @@ def test_the_probe_finds_artefacts_and_nothing_else():
     divided = [pair if int(user[1:]) % 2 else pair[::-1] for pair, user in zip(longer, users, strict=True)]
     assert reply_only_auc(divided, users, seed=0) < 0.6
     assert reply_only_auc(longer[:5], users[:5], seed=0) is None
+    # Of one length and layout: in Chinese, told by a character; without words, by nothing.
+    chinese = [
+        (''.join(rng.permutation(list('蜜蜂飞花好'))), ''.join(rng.permutation(list('蜜蜂飞花坏')))) for _ in users
+    ]
+    assert reply_only_auc(chinese, users, seed=0) > 0.95
+    assert reply_only_auc([('?', '!')] * len(users), users, seed=0) == 0.5
 
 
 def test_artefacts_stop_the_stage_unless_accepted(tmp_path):
