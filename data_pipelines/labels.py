@@ -47,8 +47,8 @@ def repeats(turn: Turn) -> bool:
 
     What a user adds or changes may be all the feedback there is, however long the text is that they paste again.
     """
-    asked, said = (re.findall(r'\w+', text.lower()) for text in (turn.request, turn.text))
-    return turn.request == turn.text or asked == said != []
+    asked, said = (re.sub(r'[\W_]', '', text.lower()) for text in (turn.request, turn.text))
+    return turn.request == turn.text or asked == said != ''
 
 
 def opening(turn: Turn) -> str:

@@ -49,7 +49,7 @@ LONG = ' '.join(f'thing {n}' for n in range(80))
         (LONG, LONG.upper(), True),
         (LONG, f'{LONG} In French, please.', False),
         (LONG, LONG.replace('thing 70', 'thing 71'), False),
-        ('请写一首诗。', '请写一首诗', True),
+        ('请写一首诗。', '请写，一首诗', True),
         ('请写一首诗', '请写一首长诗', False),
         ('Hi', 'Hi', True),
         ('Hi', 'Ho', False),
