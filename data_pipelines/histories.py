@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.ids import conversation_of
 from data_pipelines.stage import RECORDS, Record, input_folder, stream_records
 from rlhi_jax.errors import UserError
 from rlhi_jax.progress import Progress
@@ -22,7 +23,7 @@ def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Record, li
       UserError: a file has a record of another conversation, or in another order.
     """
     talks = input_folder(config, 'conversations') / RECORDS
-    groups = [itertools.groupby(stream_records(path), conversation_of) for path in others]
+    groups = [itertools.groupby(stream_records(path), lambda record: conversation_of(record['id'])) for path in others]
     heads = [next(group, None) for group in groups]
     size = talks.stat().st_size >> 20
     with open(talks, 'rb') as file, Progress('conversations', size, unit='MiB') as progress:
@@ -42,10 +43,6 @@ def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Record, li
                 f'{path}: its records from conversation {head[0]!r} on do not follow config.data.conversations '
                 f'({talks}): run its stage again'
             )
-
-
-def conversation_of(record: Record) -> str:
-    return record['id'].rsplit('/', 1)[0]
 
 
 class Author(NamedTuple):

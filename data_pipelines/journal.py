@@ -16,6 +16,7 @@ def output_name(folder: Path) -> str:
 
 def work_folder(folder: Path) -> Path:
     """Where a stage that writes `folder` (or its temporary twin) keeps files of work that is not done."""
+    folder = folder.resolve()
     return folder.with_name(f'.{output_name(folder)}.journal')
 
 

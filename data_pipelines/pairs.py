@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import artefacts, openings
 from data_pipelines.artefacts import reply_only_auc
+from data_pipelines.ids import BEST_WORST, REWRITE, conversation_of, pair_id
 from data_pipelines.openings import is_refusal
 from data_pipelines.rewrites import SPLITS
 from data_pipelines.stage import Record, Stage, Task, as_line, input_digest, input_folder, read_records, stream_records
@@ -34,8 +35,8 @@ PROBED = 20000  # training pairs that the classifier of replies alone learns fro
 
 def _preference(record: Record, chosen: str, rejected: str, kind: str) -> Record:
     return dict(
-        id=f'{record["id"]} {kind}',
-        conversation=record['id'].rsplit('/', 1)[0],
+        id=pair_id(record['id'], kind),
+        conversation=conversation_of(record['id']),
         split=record['split'],
         user_id=record['user_id'],
         persona=record['persona'],
@@ -49,7 +50,7 @@ def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[Record]:
     """Rewrite over original."""
     for record in read_records(config, 'rewrites'):
         counts['rewrites_read'] += 1
-        yield _preference(record, record['rewrite'], record['original'], 'rewrite')
+        yield _preference(record, record['rewrite'], record['original'], REWRITE)
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
@@ -85,7 +86,7 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
         best = finished[-1]
         worse = [entry for entry in (*finished, *ranked) if best[0] - entry[0] > config.pairs.margin]
         if worse:
-            yield _preference(record, best[2]['text'], worse[0][2]['text'], 'best/worst')
+            yield _preference(record, best[2]['text'], worse[0][2]['text'], BEST_WORST)
         else:
             counts['dropped_within_margin'] += 1
 

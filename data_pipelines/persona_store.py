@@ -128,6 +128,7 @@ def _note(config: ConfigDict, folder: Path, correction: dict[str, str]) -> None:
         claim = correction.get('delete_claim') or correction['edit_claim']
         _named(folder / CLAIMS, 'id', claim, '--claim')
     before = path.read_bytes().splitlines() if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as file:
         os.fchmod(file.fileno(), 0o600)
         file.writelines([*(each + b'\n' for each in before), as_line(correction)])

@@ -146,7 +146,7 @@ def _work(task: Task) -> dict[str, int]:
             results.append(
                 dict(
                     id=name,
-                    user_id=user['id'],
+                    user_id=record['user_id'],
                     condition=condition,
                     persona=prompt.context.persona,
                     request=request.text,

@@ -199,6 +199,7 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     result['counts'] = {name: plans[name].counts for name in CONDITIONS}
     result |= dict(max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed, model=model.weights)
     if distributed.is_main():
+        (workdir / 'evaluation').mkdir(exist_ok=True)
         write_json(workdir / 'evaluation' / f'step-{result["step"]}-data-{shards.digest[:8]}.json', result)
     return result
 

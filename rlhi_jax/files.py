@@ -35,8 +35,10 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file under a temporary name; when the block ends without an error it is synced and renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a file under a temporary name; when the block ends without an error it is synced and renamed to `path`.
+
+    Its folder is not made: that of a stage at work may have been taken away, which must not pass unnoticed.
+    """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
@@ -88,6 +90,47 @@ def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -
     return value
 
 
+class HeldFolder:
+    """A temporary folder beside `path`: empty, and of no other process, until the block ends and it is removed.
+
+    Attributes:
+      path: where the folder is to lie, or what a link there leads to.
+      folder: the temporary one.
+
+    Raises:
+      UserError: another process is writing it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path).resolve()
+        self.folder = self.path.with_name(f'.{self.path.name}.tmp')
+
+    def __enter__(self) -> 'HeldFolder':
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(self.folder)
+        for left in self.folder.iterdir():  # by a process that was killed
+            remove(left)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if _leads_to(self.folder, self._lock):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+    def put_in_place(self) -> None:
+        """Let it become `path`, instead of what is there.
+
+        Raises:
+          UserError: it is no longer the folder that this process has written.
+        """
+        if not _leads_to(self.folder, self._lock):
+            raise UserError(f'{self.folder} was removed or replaced as it was being written: run again')
+        if self.path.exists():
+            self.path.replace(_replaced(self.path))
+        self.folder.replace(self.path)
+        settle(self.path)
+
+
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an error.
@@ -96,35 +139,20 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
       UserError: `path` exists already and `overwrite` is false, it is no folder that such a block has written, or
         another process is writing it.
     """
-    path = Path(path)
-    settle(path)
-    if path.exists() and not overwrite:
-        raise UserError(f'{path} exists already: name another folder, remove it, or pass --overwrite')
-    ours = any((path / name).exists() for name in ('manifest.json', 'model.json', 'config.json'))
-    if path.exists() and (not ours or (path / 'checkpoints').exists()):
-        raise UserError(f'{path} is not replaced, for it was not written by this program: name another folder')
-    temporary = path.with_name(f'.{path.name}.tmp')
-    if temporary.exists():
-        os.close(locked(temporary))
-        shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    lock = locked(temporary)
-    try:
-        try:
-            yield temporary
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        if path.exists():
-            path.replace(_replaced(path))
-        temporary.replace(path)
-        settle(path)
-    finally:
-        os.close(lock)
+    with HeldFolder(path) as held:
+        settle(held.path)
+        if held.path.exists() and not overwrite:
+            raise UserError(f'{path} exists already: name another folder, remove it, or pass --overwrite')
+        ours = any((held.path / name).exists() for name in ('manifest.json', 'model.json', 'config.json'))
+        if held.path.exists() and (not ours or (held.path / 'checkpoints').exists()):
+            raise UserError(f'{path} is not replaced, for it was not written by this program: name another folder')
+        yield held.folder
+        held.put_in_place()
 
 
 def settle(path: Path) -> None:
     """End what a process that was killed as it replaced a folder has begun: there is the new folder, or the old one."""
+    path = path.resolve()
     if (old := _replaced(path)).exists():
         if path.exists():
             shutil.rmtree(old)
@@ -136,14 +164,30 @@ def _replaced(path: Path) -> Path:
     return path.with_name(f'.{path.name}.old')
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def locked(folder: Path) -> int:
     """A descriptor of a folder, which no other process gets until it is closed or this process has ended."""
     opened = os.open(folder, os.O_RDONLY)
+    free = True
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(opened)
-        raise UserError(f'{folder} is being written by another run: let it end, or stop it, then run again') from None
+        free = False
     except OSError:
         pass  # some network file systems have no locks
+    if not free or not _leads_to(folder, opened):  # whoever had it may just have put it in place
+        os.close(opened)
+        raise UserError(f'{folder} is being written by another run: let it end, or stop it, then run again')
     return opened
+
+
+def _leads_to(path: Path, opened: int) -> bool:
+    """Whether a path leads to the folder that a descriptor is of."""
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(opened))

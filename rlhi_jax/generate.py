@@ -175,8 +175,10 @@ def main() -> None:
     order = {prompt.id: place for place, prompt in enumerate(prompts)}
     replies.sort(key=lambda reply: (order[reply.id], reply.sample))
     lines = (json.dumps(reply._asdict(), ensure_ascii=False) + '\n' for reply in replies)
-    write_bytes(Path(flags.FLAGS.to), ''.join(lines).encode())
-    print(f'wrote {flags.FLAGS.to}')
+    to = Path(flags.FLAGS.to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(to, ''.join(lines).encode())
+    print(f'wrote {to}')
 
 
 if __name__ == '__main__':

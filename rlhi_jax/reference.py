@@ -70,6 +70,7 @@ class ReferenceCache:
         self._values.update(values)
         if write:
             if not (self._folder / 'identity.json').exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
                 write_json(self._folder / 'identity.json', self._identity)
             buffer = io.BytesIO()
             keys = np.array(list(values), np.int64).reshape(-1, 4)

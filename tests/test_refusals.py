@@ -244,6 +244,7 @@ def test_rows_of_something_else(made, tmp_path, refusal):
 
 def test_empty_shards(made, tmp_path, refusal):
     manifest = read_json(made / 'shards' / 'manifest.json', '')
+    (tmp_path / 'shards').mkdir()
     write_json(tmp_path / 'shards' / 'manifest.json', manifest | {'shards': []})
     words(refusal(f'--config.data.shards={tmp_path / "shards"}'), 'holds no interactions', 'data_pipelines.shards')
 
@@ -278,6 +279,8 @@ def test_new_head_on_a_reward_model(rewards, refusal):
 def test_reference_of_something_else(made, tmp_path, refusal):
     """A cache made by another model, or one whose reference saw no persona, is never mixed in."""
     identity = dict(model='m', data='d', template='t', dtype='float32', ref_sees_persona=True)
+    for folder in ('cache', 'run/reference'):
+        (tmp_path / folder).mkdir(parents=True)
     for name, value in dict(model='n', ref_sees_persona=False, dtype='bfloat16').items():
         write_json(tmp_path / 'cache' / 'identity.json', identity | {name: value})
         with pytest.raises(UserError, match=f'another {name}.*remove the folder'):

@@ -252,6 +252,7 @@ def mined(tmp_path_factory):
         if number != 3:
             personas.append(dict(id=f'{name}/0', persona='Likes it short.'))
     for stage, records in dict(conversations=talks, follow_ups=turns, personas=personas).items():
+        (folder / stage).mkdir()
         write_records(folder / stage / 'records.jsonl', records)
         (folder / stage / 'manifest.json').write_text('{}')
     return folder
@@ -356,6 +357,7 @@ def test_too_few_pairs_are_refused(tmp_path):
     common = dict(user_id='', persona='', messages=[dict(role='user', content='?')], original='No.', gain=1.0)
     splits = ['train'] * 5 + ['heldout'] * 3
     records = [common | dict(id=f'c{n}/2', split=split, rewrite=f'Yes, {n}.') for n, split in enumerate(splits)]
+    folder.mkdir()
     write_records(
         folder / 'records.jsonl', [*records, common | dict(id='d/2', split='train', rewrite='I cannot help.')]
     )

@@ -22,8 +22,6 @@ from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.plan import load_plan
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import parse_preference
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import new_folder
 
 USER = {'role': 'user', 'content': 'Hi'}
 REPLY = {'role': 'assistant', 'content': 'Hello'}
@@ -168,17 +166,6 @@ def test_reruns(tmp_path):
     assert run('rows', check=False).returncode == 2
     run('rows', '--overwrite')
     assert load_plan(first / 'rows')[0].pair_names[-1] == 'more' and len(list(tmp_path.rglob('*.tmp'))) == 0
-
-
-def test_two_runs_do_not_write_one_folder(tmp_path):
-    with new_folder(tmp_path / 'out') as ours:
-        (ours / 'manifest.json').write_text('ours')
-        with pytest.raises(UserError, match='being written by another run'), new_folder(tmp_path / 'out'):
-            pass
-    assert (tmp_path / 'out' / 'manifest.json').read_text() == 'ours'
-    with new_folder(tmp_path / 'out', overwrite=True) as again:
-        (again / 'manifest.json').write_text('again')
-    assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
 def test_killed_stage_leaves_no_output(tmp_path):

@@ -238,7 +238,7 @@ def _work(task: Task) -> dict[str, int]:
         chosen = [(name, talk) for name, talk in talks.items() if talk[0]['split'] == split]
         write_records(folder / f'{split}.jsonl', (wildchat_record(u, turns[n], k, model) for n, (u, k, _) in chosen))
         counts[f'conversations_{split}'] = len(chosen)
-    write_records(folder / 'users.jsonl', users)
+    write_records(folder / 'users.jsonl', (user | dict(user_id=hashed(user['id'])) for user in users))
     prompts = [
         dict(
             id=f'{user["id"]}/{number}',
