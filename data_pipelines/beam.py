@@ -1,6 +1,6 @@
 """The scan of ingest as a Beam pipeline: chunks of raw files → the same parts, whatever the workers.
 
-    python -m data_pipelines.beam --job=FILE     # started by the stage `ingest`, where config.beam gives options
+    python -m data_pipelines.beam --job=FILE --parent=PID  # by the stage `ingest`, where config.beam gives options
 
 `config.beam` holds Beam's own options, as one would give them to any pipeline:
 
@@ -18,13 +18,12 @@ Tested with the direct runner, in one process and in several. Never run on Dataf
 """
 
 import shlex
-import sys
 from pathlib import Path
 
 import apache_beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_pipelines.scan import Chunk, Rules, part_path, read_job, write_part
+from data_pipelines.scan import Chunk, Rules, part_path, read_job, run_worker, write_part
 
 
 def write_numbered(numbered: tuple[int, Chunk], rules: Rules, folder: str) -> None:
@@ -42,4 +41,4 @@ def write_missing(job: Path) -> None:
 
 
 if __name__ == '__main__':
-    write_missing(Path(sys.argv[1].removeprefix('--job=')))
+    run_worker(lambda job: write_missing(Path(job)))

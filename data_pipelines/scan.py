@@ -1,6 +1,6 @@
 """The first pass of ingest: raw files, a chunk at a time → parts, tables of what each usable record says.
 
-    python -m data_pipelines.scan --job=FILE --worker=0     # started by the stage `ingest`, one process a worker
+    python -m data_pipelines.scan --job=FILE --worker=0 --parent=PID  # by the stage `ingest`, one process a worker
 
 A chunk is a range of a file, so that many processes read at once and a killed run goes on after the last whole part.
 A part's bytes depend on its chunk and the rules alone. Of users who have opted out it holds hashes, numbers and times,
@@ -8,13 +8,17 @@ so that they can be left out without a change for anybody else.
 """
 
 import dataclasses
+import functools
 import gzip
 import json
+import os
 import sys
+import threading
+import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -27,12 +31,14 @@ from data_pipelines.near_duplicates import bands
 from data_pipelines.sources.conversations import conversation, paths_read
 from data_pipelines.users import read_opt_out, read_salt
 from rlhi_jax.data.tree import BadRecord
-from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.errors import UserError, one_line, refuse
 from rlhi_jax.files import digest
 
 CHUNK = 32 * 2**20  # bytes of JSON lines
-BATCH = 500  # records in memory at once
+BATCH, TEXT = 500, 16 * 2**20  # records in memory at once, and bytes of their text
 _FIRST = 2**32  # a record's place: chunk × this + its number in the chunk
+_UNREADABLE = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError)  # what a file that is damaged raises
+_WATCH_SECONDS = 0.5
 
 SCHEMA = pa.schema(
     dict(
@@ -40,6 +46,8 @@ SCHEMA = pa.schema(
         named=pa.uint64(),  # the id, as a hash
         person=pa.uint64(),  # the user, as a hash; 0 for none
         opted_out=pa.bool_(),  # then all text is empty
+        size=pa.int64(),  # bytes of text
+        with_system=pa.bool_(),
         id=pa.string(),
         user_id=pa.string(),
         began=pa.string(),
@@ -47,7 +55,7 @@ SCHEMA = pa.schema(
         language=pa.string(),
         split=pa.string(),
         system=pa.string(),
-        messages=pa.string(),  # JSON
+        messages=pa.large_string(),  # JSON; many in one table may be more than 2 GB
         turns=pa.int32(),
         said=pa.uint64(),  # who said what
         earlier=pa.list_(pa.uint64()),  # the same after each reply before the last
@@ -74,10 +82,18 @@ class Rules:
     salt: str
     opt_out: str = ''
 
+    @functools.cached_property  # a worker reads many chunks
+    def users_salt(self) -> bytes:
+        return read_salt(self.salt)
+
+    @functools.cached_property
+    def opted_out(self) -> frozenset[str]:
+        return read_opt_out(self.opt_out)
+
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Part of a file, from `first` to `last`: row groups of parquet, bytes of JSON lines, or a whole .gz file."""
+    """Part of a file, from `first` to `last`: a row group of parquet, bytes of JSON lines, or a whole .gz file."""
 
     path: str
     split: str
@@ -85,45 +101,83 @@ class Chunk:
     last: int
 
 
-def chunks(path: Path, split: str, size: int = CHUNK) -> list[Chunk]:
+def chunks(path: Path, split: str) -> list[Chunk]:
     """The chunks of a file.
 
     Raises:
-      UserError: it is called parquet and is not.
+      UserError: it is called parquet and is not, or cannot be read.
     """
     if path.suffix == '.parquet':
         try:
             groups = pyarrow.parquet.read_metadata(path).num_row_groups
-        except pa.ArrowInvalid as error:
+        except _UNREADABLE as error:
             raise UserError(f'config.data.raw: {path} is no parquet file ({one_line(error)}): fetch it again') from None
         return [Chunk(str(path), split, group, group + 1) for group in range(groups)]
     length = path.stat().st_size
-    step = length if path.suffix == '.gz' else size
+    step = length if path.suffix == '.gz' else CHUNK
     return [Chunk(str(path), split, first, min(first + step, length)) for first in range(0, length, max(step, 1))]
 
 
 def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
-    """The records of a chunk; lines that are no JSON are counted."""
+    """The records of a chunk; those that cannot be read are counted.
+
+    Raises:
+      UserError: the file cannot be read, or is damaged.
+    """
     path = Path(chunk.path)
-    if path.suffix == '.parquet':
-        file = pyarrow.parquet.ParquetFile(path)
-        groups = list(range(chunk.first, chunk.last))
-        for batch in file.iter_batches(BATCH, row_groups=groups, columns=wanted_columns(file, fields)):
-            yield from batch.to_pylist()
-        return
     try:
-        for line in _lines(path, chunk):
-            if not line.strip():
-                continue
+        if path.suffix == '.parquet':
+            yield from _of_parquet(path, chunk, fields, counts)
+            return
+        for line in filter(bytes.strip, _lines(path, chunk)):
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
-                counts['records_read'] += 1
-                counts['dropped_not_json'] += 1
+                _drop('not_json', counts)
                 continue
             yield record
     except (EOFError, gzip.BadGzipFile, zlib.error):
         counts['files_broken_off'] += 1
+    except _UNREADABLE as error:
+        raise UserError(f'config.data.raw: {path} cannot be read ({one_line(error)}): fetch it again') from None
+
+
+def _of_parquet(path: Path, chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
+    """The records of a row group; of how many are in memory at once, their average size decides."""
+    file = pyarrow.parquet.ParquetFile(path)
+    group = file.metadata.row_group(chunk.first)
+    at_once = min(BATCH, TEXT * group.num_rows // max(group.total_byte_size, 1)) or 1
+    for batch in file.iter_batches(at_once, row_groups=[chunk.first], columns=wanted_columns(file, fields)):
+        schema = pa.schema([field.with_type(_in_microseconds(field.type)) for field in batch.schema])
+        yield from _as_python(batch.cast(schema, safe=False), counts)
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """A type with all its time stamps in µs, if they are finer than Python's."""
+    if pa.types.is_timestamp(kind) and kind.unit == 'ns':
+        return pa.timestamp('us', kind.tz)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(kind.value_field.with_type(_in_microseconds(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+    return kind
+
+
+def _as_python(batch: pa.RecordBatch, counts: Counter) -> list[dict[str, Any]]:
+    """Records of a batch; those with what Python cannot hold, such as text that is no UTF-8, are counted."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError, KeyError):  # no text, a year 10000, an unknown time zone
+        if len(batch) > 1:
+            return [record for at in range(len(batch)) for record in _as_python(batch.slice(at, 1), counts)]
+        _drop('unreadable_value', counts)
+        return []
+
+
+def _drop(reason: str, counts: Counter) -> None:
+    """Count a record that cannot be read."""
+    counts['records_read'] += 1
+    counts[f'dropped_{reason}'] += 1
 
 
 def wanted_columns(file: pyarrow.parquet.ParquetFile, fields: dict[str, str]) -> list[str]:
@@ -155,11 +209,10 @@ def _lines(path: Path, chunk: Chunk) -> Iterator[bytes]:
 
 def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[dict[str, Any]]:
     """The usable records of a chunk as rows of its part; the others are counted by reason."""
-    salt, opted_out = read_salt(rules.salt), read_opt_out(rules.opt_out)
     for at, raw in enumerate(raw_records(chunk, rules.fields, counts)):
         counts['records_read'] += 1
         try:
-            talk = conversation(raw, rules.fields, salt)
+            talk = conversation(raw, rules.fields, rules.users_salt)
             if reason := rules.filters.reason_to_drop(talk):
                 raise BadRecord(reason)
         except BadRecord as bad:
@@ -175,13 +228,15 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
         *earlier, said = _said(talk)
         told = {name: talk[name] for name in ('id', 'user_id', 'language', 'system')}
         told['messages'] = json.dumps(talk['messages'], ensure_ascii=False)
-        gone = talk['user_id'] in opted_out
+        gone = talk['user_id'] in rules.opted_out
         yield dict(
             dict.fromkeys(told, '') if gone else told,
             place=number * _FIRST + at,
             named=_hashed(talk['id']),
             person=_hashed(talk['user_id']) if talk['user_id'] else 0,
             opted_out=gone,
+            size=len(told['messages'].encode()) + len(talk['system'].encode()),
+            with_system=talk['system'] != '',
             began=talk['began'],
             ended=talk['ended'],
             split=chunk.split,
@@ -198,11 +253,20 @@ def _hashed(name: str) -> int:
 
 
 def _said(talk: dict[str, Any]) -> list[int]:
-    """A number for what user and model have said after each reply; after the last user turn if none answers it."""
-    sha, found = blake2b(talk['user_id'].encode(), digest_size=8), []
+    """A number for what user and model have said after each reply; after the last user turn if none answers it.
+
+    It is also of who the user is, and of the system message.
+    """
+    sha, found = blake2b(digest_size=8), []
+
+    def add(text: str) -> None:
+        data = text.encode()
+        sha.update(len(data).to_bytes(8, 'little') + data)
+
+    add(talk['user_id'])
+    add(talk['system'])
     for place, message in enumerate(talk['messages'], start=1):
-        text = message['content'].encode()
-        sha.update(len(text).to_bytes(8, 'little') + text)
+        add(message['content'])
         if place % 2 == 0 or place == len(talk['messages']):
             found.append(int.from_bytes(sha.digest(), 'little'))
     return found
@@ -224,8 +288,8 @@ def _batches(found: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch, size = [], 0
     for row in found:
         batch.append(row)
-        size += len(row['messages'])
-        if len(batch) == BATCH or size > CHUNK:
+        size += row['size']
+        if len(batch) == BATCH or size > TEXT:
             yield batch
             batch, size = [], 0
     if batch:
@@ -234,11 +298,6 @@ def _batches(found: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def part_path(folder: Path, number: int) -> Path:
     return folder / f'{number:06}.parquet'
-
-
-def places(number: int) -> tuple[int, int]:
-    """The first and the last place that records of a part can have."""
-    return number * _FIRST, (number + 1) * _FIRST - 1
 
 
 def part_counts(part: Path) -> Counter:
@@ -261,6 +320,25 @@ def work(job: Path, worker: int) -> None:
             write_part(chunk, number, rules, part_path(job.parent, number))
 
 
-if __name__ == '__main__':
+def run_worker(write: Callable[..., None]) -> None:
+    """Run a program that the stage starts, and end it soon after the stage has ended, even if that was killed.
+
+    Its flags are --parent, the id of the stage's process, and what `write` takes, as text.
+    """
     named = dict(argument.removeprefix('--').split('=', 1) for argument in sys.argv[1:])
-    work(Path(named['job']), int(named['worker']))
+    parent = int(named.pop('parent'))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        write(**named)
+    except UserError as error:
+        refuse(one_line(error))
+
+
+if __name__ == '__main__':
+    run_worker(lambda job, worker: work(Path(job), int(worker)))

@@ -1,6 +1,5 @@
 """Raw conversations → records: files as published, mutated, cut into chunks and killed."""
 
-import functools
 import gzip
 import itertools
 import json
@@ -21,6 +20,7 @@ from talks import SHARED_DATA, config, nothing_is_lost, output, records, talk, w
 
 from data_pipelines import ingest, scan
 from data_pipelines.sources.conversations import conversation
+from data_pipelines.users import read_opt_out, read_salt
 from rlhi_jax.config import base_config
 from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.errors import UserError
@@ -201,12 +201,13 @@ def test_other_layouts_need_other_paths_only(tmp_path):
     assert found['user_id'] == 'u7'
 
 
-def test_calls_of_a_serving_log_become_one_conversation(tmp_path):
+@pytest.mark.parametrize('ids', ['123', '113'])
+def test_calls_of_a_serving_log_become_one_conversation(tmp_path, ids):
     texts = [text for _, text in SAID]
     calls = [
-        dict(id='1', user='u', created=100, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
-        dict(id='2', user='u', created=200, messages=[dict(role=r, content=t) for r, t in SAID]),
-        dict(id='3', user='other', created=300, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
+        dict(id=ids[0], user='u', created=100, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
+        dict(id=ids[1], user='u', created=200, messages=[dict(role=r, content=t) for r, t in SAID]),
+        dict(id=ids[2], user='other', created=300, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
     ]
     for order in (calls, calls[::-1]):
         c = config(tmp_path, conversations=str(tmp_path / f'of {order[0]["id"]}'))
@@ -243,9 +244,10 @@ def test_programmers_have_a_history(tmp_path):
 def test_chunks_and_workers_change_no_byte(tmp_path, monkeypatch):
     raw = [talk(f'c{n}', f'What is {"äß水"[n % 3] * n}?', 'So.', user=f'u{n % 5}') for n in range(60)]
     write_lines(tmp_path / 'raw.jsonl', raw)
-    found, whole = set(), scan.chunks
+    found = set()
     for size, workers in ((10**9, 1), (400, 1), (3001, 2), (3001, 3)):
-        monkeypatch.setattr(ingest, 'chunks', functools.partial(whole, size=size))
+        monkeypatch.setattr(scan, 'CHUNK', size)
+        monkeypatch.setattr(ingest, 'TEXT', size)
         c = config(tmp_path, conversations=str(tmp_path / f'{size} {workers}'))
         c.ingest.workers = workers
         assert nothing_is_lost(ingest.STAGE.run(c))
@@ -289,6 +291,23 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGKILL'])
+def test_workers_end_with_the_stage(tmp_path, name):
+    folder = tmp_path / 'raw'
+    folder.mkdir()
+    for part in range(2):  # work for half a minute
+        lines = (json.dumps(talk(f'{part}', 'How do bees fly?', 'With wings.')) + '\n').encode() * 200_000
+        (folder / f'{part}.jsonl.gz').write_bytes(gzip.compress(lines, 1))
+    paths = [f'--config.data.raw={folder}', f'--config.data.conversations={tmp_path / "out"}']
+    command = [sys.executable, '-m', 'data_pipelines.ingest', f'--config={tiny.CONFIG}', *paths]
+    process = subprocess.Popen(command, cwd=tiny.ROOT, stderr=subprocess.PIPE)
+    while process.poll() is None and len(list(tmp_path.glob('.out.journal/*/.*.tmp'))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.Signals[name])
+    process.communicate(timeout=10)  # until the workers, too, have closed what they write errors to
+    assert process.returncode < 0 and not list(tmp_path.glob('.out.journal/*/[0-9]*.parquet'))
+
+
 def test_mutated_records_are_counted_and_crash_nothing(tmp_path):
     rng = random.Random(0)
     good = [talk(f'c{n}', f'Thing {n}?', 'So.', 'Shorter!', 'S.', user=f'u{n % 9}') for n in range(50)]
@@ -316,11 +335,91 @@ def test_mutated_records_are_counted_and_crash_nothing(tmp_path):
         assert all(m['content'].strip() for m in record['messages'])
 
 
-def test_a_broken_file_says_which_and_a_broken_off_one_is_counted(tmp_path):
+def test_a_broken_file_says_which_and_a_broken_off_one_is_counted(tmp_path, capfd):
     (tmp_path / 'x.parquet').write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'x\.parquet is no parquet file'):
         ingest.STAGE.run(config(tmp_path, raw=str(tmp_path / 'x.parquet')))
     whole = gzip.compress('\n'.join(json.dumps(talk(f'c{n}', f'Thing {n}?', 'So.')) for n in range(500)).encode())
     (tmp_path / 'x.jsonl.gz').write_bytes(whole[: len(whole) // 2])
-    counts = ingest.STAGE.run(config(tmp_path, raw=str(tmp_path / 'x.jsonl.gz')))
-    assert counts['files_broken_off'] == 1 and nothing_is_lost(counts) and 0 < counts['kept_train'] < 500
+    (tmp_path / 'y.jsonl.gz').write_bytes(b'{}')
+    counts = ingest.STAGE.run(config(tmp_path, raw=f'{tmp_path}/x.jsonl.gz,{tmp_path}/y.jsonl.gz'))
+    assert counts['files_broken_off'] == 2 and nothing_is_lost(counts) and 0 < counts['kept_train'] < 500
+    told = capfd.readouterr().err
+    assert [told.count(f'{name}.jsonl.gz breaks off, or is no gzip: fetch it again') for name in 'xy'] == [1, 1]
+
+
+def test_of_parquet_odd_values_are_read_or_counted(tmp_path):
+    """Times in ns, a text that is no UTF-8, and a year that Python has not."""
+    names = pyarrow.array([b'a', b'b', b'\xff', b'd']).view(pyarrow.string())
+    turns = [[dict(role=role, content=f'{text} {n}', timestamp=10**18 + n) for role, text in SAID] for n in range(4)]
+    turn = dict(role=pyarrow.string(), content=pyarrow.string(), timestamp=pyarrow.timestamp('ns'))
+    turns = pyarrow.array(turns, pyarrow.list_(pyarrow.struct(turn)))
+    times = pyarrow.array([1, 2, 3, 10**18], pyarrow.timestamp('us'))
+    pyarrow.parquet.write_table(
+        pyarrow.table(dict(conversation_hash=names, conversation=turns, created=times)), tmp_path / 'x.parquet'
+    )
+    c = config(tmp_path, raw=str(tmp_path / 'x.parquet'))
+    counts = ingest.STAGE.run(c)
+    assert counts['dropped_unreadable_value'] == 2 and nothing_is_lost(counts)
+    assert [(record['id'], record['ended']) for record in records(c)] == [
+        (name, '2001-09-09T01:46:40+00:00') for name in 'ab'
+    ]
+
+
+def test_how_many_are_in_memory_hangs_on_how_long_they_are(tmp_path, monkeypatch):
+    long = '水' * 3000
+    raw = [talk(f'c{n}', f'What is thing {n * 7919}? {long}', 'So.', user=f'u{n}') for n in range(40)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), tmp_path / 'x.parquet', use_dictionary=False)
+    at_once, rows, files, as_python, made = [], [], [], scan._as_python, ingest._records
+
+    def read(batch, counts):
+        at_once.append(len(batch))
+        return as_python(batch, counts)
+
+    def make(paths):
+        part = pyarrow.parquet.read_metadata(paths[0].parents[1] / '000000.parquet')
+        rows.extend(part.row_group(group).num_rows for group in range(part.num_row_groups))
+        files.extend(len(pyarrow.ipc.open_stream(path).read_all()) for path in paths)
+        return made(paths)
+
+    for module in (scan, ingest):
+        monkeypatch.setattr(module, 'TEXT', 30_000)
+    monkeypatch.setattr(scan, '_as_python', read)
+    monkeypatch.setattr(ingest, '_records', make)
+    c = config(tmp_path, raw=str(tmp_path / 'x.parquet'))
+    ingest.STAGE.run(c)
+    assert len(records(c)) == sum(at_once) == sum(rows) == sum(files) == 40
+    assert max(at_once) <= 4 and max(rows) <= 4 and max(files) <= 4
+
+
+@pytest.mark.parametrize('name', ['user_id=evil', 'split=heldout', 'fold[1]*?', "it's"])
+def test_the_name_of_a_folder_means_nothing(tmp_path, name):
+    write_lines(tmp_path / 'raw.jsonl', [talk(f'c{n}', f'What is thing {n * 7919}?', 'So.') for n in range(5)])
+    c, other = config(tmp_path), config(tmp_path, conversations=str(tmp_path / name / 'out'))
+    assert ingest.STAGE.run(c) == ingest.STAGE.run(other) and output(c) == output(other)
+
+
+def test_what_lies_in_the_folder_of_work_is_in_nobody_s_way(tmp_path):
+    write_lines(tmp_path / 'raw.jsonl', [talk('a', 'How do bees fly?', 'With wings.')])
+    (tmp_path / '.conversations.journal' / 'other').mkdir(parents=True)
+    (tmp_path / '.conversations.journal' / 'journal.sqlite').touch()
+    assert ingest.STAGE.run(config(tmp_path))['kept_train'] == 1
+
+
+@pytest.mark.parametrize(('text', 'remedy'), [('', 'fetch it again'), ('{"a": 1}', 'see config.ingest.fields')])
+def test_what_holds_nothing_to_use_is_refused_with_a_remedy(tmp_path, text, remedy):
+    (tmp_path / 'raw.jsonl').write_text(text)
+    with pytest.raises(UserError, match=f'config.data.raw: .*: {remedy}'):
+        ingest.STAGE.run(config(tmp_path))
+
+
+def test_a_worker_reads_salt_and_opt_out_once(tmp_path, monkeypatch):
+    write_lines(tmp_path / 'raw.jsonl', [talk(f'c{n}', f'What is thing {n * 7919}?', 'So.') for n in range(5)])
+    (tmp_path / 'opt_out.txt').write_text('nobody')
+    c, read = config(tmp_path, conversations=str(tmp_path / 'runs' / 'out')), []
+    c.ingest.salt, c.ingest.opt_out, c.ingest.workers = str(tmp_path / 'salt'), str(tmp_path / 'opt_out.txt'), 1
+    monkeypatch.setattr(scan, 'CHUNK', 400)
+    monkeypatch.setattr(scan, 'read_salt', lambda path: read.append(path) or read_salt(path))
+    monkeypatch.setattr(scan, 'read_opt_out', lambda path: read.append(path) or read_opt_out(path))
+    monkeypatch.setattr(ingest, '_work_side_by_side', lambda _, parts: scan.work(parts[0].parent / 'job.json', 0))
+    assert ingest.STAGE.run(c)['kept_train'] == 5 and read == [c.ingest.salt, c.ingest.opt_out]

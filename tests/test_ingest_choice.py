@@ -11,6 +11,7 @@ import pytest
 from talks import WILDCHAT, config, nothing_is_lost, output, records, talk, write_lines
 
 from data_pipelines import ingest, near_duplicates
+from data_pipelines.choice import components
 from data_pipelines.near_duplicates import banding, bands
 from data_pipelines.sources.simulated import wildchat_record
 from data_pipelines.users import read_salt, user_key
@@ -91,29 +92,30 @@ def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
         texts = {name: same if name in 'ce' else f'What is thing {name * 9} good for, {name * 5}?' for name in names}
         lines = '\n'.join(json.dumps(talk(name, text, 'So.', user=users[name])) for name, text in texts.items())
         (folder / f'{split}.jsonl.gz').write_bytes(gzip.compress(lines.encode()))
+    write_lines(folder / 'part1.jsonl', [talk('f', 'What is in no split?', 'So.')])
     c = config(tmp_path, raw=str(folder))
     counts = ingest.STAGE.run(c)
+    assert counts['files_passed_over'] == 1
     # b's user was held out, and c's opening is in the test split.
     assert {record['id']: record['split'] for record in records(c)} == dict(a='train', d='heldout', e='test')
     assert counts['dropped_like_one_held_out'] == 2
 
 
-def chosen_by_brute_force(raw: list[dict]) -> tuple[set[str], list[set[str]]]:
-    """Ids that are kept, and those of each user's."""
-    named, once, kept = {}, {}, {}
+def chosen_by_brute_force(raw: list[dict]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+    """What is kept by id, user, system message and texts; and how many are dropped, by reason."""
+    once, longest, kept = {}, {}, {}
     for record in raw:
-        named.setdefault(record['conversation_hash'], record)
-    for name, record in named.items():
-        said = tuple((record['hashed_ip'], turn['content']) for turn in record['conversation'])
-        once.setdefault(said, name)
-    for said, name in once.items():
+        turns = record['conversation']
+        system = [''] if turns[0]['role'] == 'user' else []
+        once.setdefault((record['hashed_ip'], *system, *[turn['content'] for turn in turns]), record)
+    for said, record in once.items():
         goes_on = any(len(said) < len(other) and other[: len(said)] == said and len(said) % 2 == 0 for other in once)
         if not goes_on:
-            kept[name] = said[0][0]
-    users: dict[str, set[str]] = {}
-    for name, user in kept.items():
-        users.setdefault(user, set()).add(name)
-    return set(kept), list(users.values())
+            longest[said] = record['conversation_hash']
+    for said, name in longest.items():
+        kept.setdefault(name, said)
+    dropped = dict(seen_before=len(raw) - len(once), goes_on_in_another=len(once) - len(longest))
+    return kept, dropped | dict(id_seen_before=len(longest) - len(kept))
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -124,16 +126,22 @@ def test_what_is_kept_is_what_brute_force_keeps(tmp_path, seed):
         talk(f'id{rng.randrange(150)}', *rng.choices(texts, k=rng.randint(2, 5)), user=f'u{rng.randrange(3)}')
         for _ in range(200)
     ]
+    for record in rng.sample(raw, 50):
+        record['conversation'].insert(0, dict(role='system', content=rng.choice(['Be kind.', 'Be short.'])))
     write_lines(tmp_path / 'raw.jsonl', raw)
     c = config(tmp_path)
     c.ingest.similarity = 0.9
     counts = ingest.STAGE.run(c)
-    kept, users = chosen_by_brute_force(raw)
-    found = records(c)
-    assert {record['id'] for record in found} == kept and nothing_is_lost(counts)
-    assert counts['user_turns'] == sum(m['role'] == 'user' for record in found for m in record['messages'])
-    split = {record['id']: record['split'] for record in found}
-    assert all(len({split[name] for name in names}) == 1 for names in users)
+    kept, dropped = chosen_by_brute_force(raw)
+    found = {record['id']: record for record in records(c)}
+    texts = {name: [message['content'] for message in record['messages']] for name, record in found.items()}
+    assert kept == {name: (record['user_id'], record['system'], *texts[name]) for name, record in found.items()}
+    assert {reason: counts[f'dropped_{reason}'] for reason in dropped} == dropped and nothing_is_lost(counts)
+    assert counts['user_turns'] == sum((len(said) + 1) // 2 for said in texts.values())
+    splits: dict[str, set[str]] = {}
+    for record in found.values():
+        splits.setdefault(record['user_id'], set()).add(record['split'])
+    assert all(len(of_user) == 1 for of_user in splits.values())
 
 
 @pytest.mark.parametrize('edges', [0, 40, 90, 300])
@@ -141,7 +149,7 @@ def test_components_of_edges_that_come_in_batches_are_those_of_all(edges):
     rng, count = np.random.default_rng(edges), 100
     ends = rng.integers(count, size=(2, edges))
     batches = [pyarrow.record_batch(list(ends[:, at : at + 7]), ['number', 'first']) for at in range(0, edges, 7)]
-    found = ingest._components(count, batches).to_pydict()
+    found = components(count, batches).to_pydict()
     component = {node: {node} for node in range(count)}
     for one, other in ends.T.tolist():
         whole = component[one] | component[other]
