@@ -1,267 +1,280 @@
 """Removes users from everything that stages have written, and names the runs that were trained on them.
 
-    python -m data_pipelines.forget --config=configs/NAME.py --user=ID[,ID…] [--workdir=DIR]
+    python -m data_pipelines.forget --config=configs/NAME.py --user=ID [--user=ID …] [--workdir=DIR]
 
-Works on every stage's folder at or below those that the config names and, with --workdir, on all of a loop's. The ids
-are those of records (keys, where users are salted). They are put on the list `config.ingest.opt_out` first, which keeps
-them out of later ingests. Then records, preferences, claims and shards are written again without them; what holds text
-of several users or is cheap to make (row plans, data sets, cards, reports, the teacher's cache, work that is under way)
-is removed, for its stage to make again. Manifests follow, so that finished stages stay up to date; they keep the counts
-of what was once done, and say how many records of which file were `forgotten` since. Where no cap on conversations,
-turns or prompts is reached, what is left is what the stages would make of a dump without these users.
+Works on every stage's folder at or below those that the config names and, with --workdir, on all of a loop's, or of
+all loops below one folder. A stage that is writing one of them is named, and nothing is done. The ids are those of
+records (keys, where users are salted). They are put on the list `config.ingest.opt_out` first, which keeps them out of
+later ingests; everybody on that list is forgotten. If nothing of theirs is found, nothing is removed. Else records,
+preferences, claims and shards are written again without them; what holds text of several users or is cheap to make (row
+plans, data sets, cards, evaluations of simulated users, reports, the teacher's cache, work that is under way) is
+removed, for its stage to make again. Manifests follow, so that finished stages stay up to date; they keep the counts of
+what was once done, and say how many records of which file were `forgotten` since. Where no cap on conversations, turns
+or prompts is reached, what is left is what the stages would make of a dump without these users.
 
-Weights cannot be made to forget: runs that were trained on one of the users are named, for the reader to remove and
-train again. Raw files are the reader's own.
+Weights cannot be made to forget. Runs that were trained on somebody forgotten get a note, and so do those that began
+with such a run's parameters; they are named whenever this is called, for the reader to remove and train again. What was
+exported from them no file tells. Heads of follow-ups hold no text, but were trained on turns of all who were labelled
+then. Files that no stage wrote, such as raw ones, labels and preferences, are the reader's own.
 """
 
+import contextlib
+import hashlib
+import itertools
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import Record, stream_records, write_records
-from data_pipelines.users import add_opt_out, read_opt_out
+from data_pipelines.forgotten import Forgotten, clean_log, note, noted, records_of
+from data_pipelines.journal import work_folder
+from data_pipelines.personas import read_corrections
+from data_pipelines.traces import Traces, find, manifest_of, named
+from data_pipelines.users import opt_out_with, write_opt_out
 from rlhi_jax import errors
 from rlhi_jax.config import define_config_flag, load_config
 from rlhi_jax.data.shards import Shards, write_shards
-from rlhi_jax.data.tree import Interaction
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import complete_lines, digest, file_digest, new_folder, read_json, settle, write_bytes, write_json
+from rlhi_jax.files import (
+    HeldFolder,
+    digest,
+    file_digest,
+    locked,
+    new_file,
+    read_json,
+    remove,
+    settle,
+    write_bytes,
+    write_json,
+)
 
-MADE_AGAIN = ('rows', 'datasets', 'card')  # stages whose folders are removed
+MADE_AGAIN = ('rows', 'datasets', 'card', 'satisfaction')  # stages whose folders are removed
 UNDER_WAY = '.forgetting.json'
-_USER = ('user_id', 'hashed_ip')  # where records, and raw ones, name who speaks
-_REMEDY = 'remove the folder and run its stage again'
 
 
-def stage_folders(roots: Iterable[Path]) -> dict[Path, dict[str, Any]]:
-    """Every finished folder of a stage at or below the roots, with its manifest."""
-    paths = {path.resolve() for root in roots for path in (root.glob('**/manifest.json'))}
-    manifests = {path.parent: read_json(path, _REMEDY, fields=()) for path in sorted(paths)}
-    return {folder: manifest for folder, manifest in manifests.items() if 'stage' in manifest}
+class Report(NamedTuple):
+    """What has come of it.
 
-
-def roots_of(config: ConfigDict, workdir: str | None) -> list[Path]:
-    """The folders that the config and the flag name, those that are there.
-
-    Raises:
-      UserError: there is none.
+    Attributes:
+      removed: how many records by file, trees or lines are gone, by folder or file; {}: the folder itself is.
+      unknown: users who were asked for and of whom nothing was found.
+      runs: trained on somebody forgotten, now or earlier, or begun with such a run.
+      heads: of follow-ups, whoever they were trained on.
     """
-    found = [path for path in _named(config, workdir) if path.is_dir()]
-    if not found:
-        raise UserError('config.data names no folder that is there: name what stages wrote, or a loop by --workdir')
-    return found
+
+    removed: dict[Path, dict[str, int]]
+    unknown: list[str]
+    runs: list[Path]
+    heads: list[Path]
 
 
-def _named(config: ConfigDict, workdir: str | None) -> list[Path]:
-    """What the config and the flag name, whether it is there or not: a stage that was killed leaves work beside it."""
-    names = [name for key in config.data for name in _folders(config, key)]
-    return [Path(name) for name in (*names, config.eval.shards, config.personas.corrections, workdir) if name]
+class _State:
+    """What is known of those to be forgotten, on disk until all is done: cleaned folders tell it no more.
+
+    Attributes:
+      begun: whether a call that was interrupted has left it.
+      theirs: who they are, and what is theirs.
+      changed: new digests of files by the old.
+    """
+
+    def __init__(self, path: Path, users: frozenset[str]):
+        self._path, self.begun = path, path.exists()
+        names = ('users', 'conversations', 'records', 'changed')
+        left = read_json(path, 'remove it', fields=names) if self.begun else dict.fromkeys(names, ())
+        self.theirs = Forgotten(
+            users.union(left['users']), set(left['conversations']), set(left['records']), set(left['users'])
+        )
+        self.changed = dict(left['changed'])
+
+    def write(self) -> None:
+        found = {name: sorted(getattr(self.theirs, name)) for name in ('users', 'conversations', 'records')}
+        write_json(self._path, dict(found, changed=self.changed))
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def renewed(self, text: str) -> str:
+        """A text that names digests, with those of what files hold now."""
+        for old, new in self.changed.items():
+            while new in self.changed:  # it was changed once more
+                new = self.changed[new]
+            text = text.replace(old, new)
+        return text
 
 
-def _folders(config: ConfigDict, key: str) -> list[str]:
-    value = config.data[key]
-    return value.split(',') if isinstance(value, str) and key not in ('raw', 'split') else []
-
-
-class Forgotten:
-    """Tells whether a record is of one of the users: by its user, or else by the conversation or turn that it is of."""
-
-    def __init__(self, users: frozenset[str], names: frozenset[str]):
-        self._users, self._names = users, names
-
-    def holds(self, record: Record) -> bool:
-        if any(key in record for key in _USER):
-            return any(record.get(key) in self._users for key in _USER)
-        return self.named(str(record.get('id', '')))
-
-    def named(self, name: str) -> bool:
-        """Whether a name is that of one of the users, or of what is theirs."""
-        return name in self._users or name in self._names or name.rsplit('/', 1)[0] in self._names
-
-
-def _names(folders: Iterable[Path], users: frozenset[str]) -> frozenset[str]:
-    """Ids of the users' conversations and of what else is theirs, in any stage's records."""
-    theirs, found = Forgotten(users, frozenset()), set()
-    for folder in folders:
-        for path in folder.glob('*.jsonl'):
-            for record in filter(theirs.holds, stream_records(path)):
-                found |= {record[key] for key in ('conversation', 'id') if isinstance(record.get(key), str)}
-    return frozenset(found)
-
-
-def _without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, str]] | None:
-    """What writes a folder again without those to be forgotten and returns the new digests by the old; or None."""
-    paths = sorted(folder.glob('*.jsonl'))
-    gone = +Counter({path.name: sum(map(forgotten.holds, stream_records(path))) for path in paths})
-    if not gone:
-        return None
-
-    def write(temporary: Path) -> dict[str, str]:
-        changed, manifest = {}, read_json(folder / 'manifest.json', _REMEDY)
-        for name in gone:
-            left = (record for record in stream_records(folder / name) if not forgotten.holds(record))
-            write_records(temporary / name, left)
-            changed[file_digest(folder / name)] = file_digest(temporary / name)
-        before = Counter(manifest.get('forgotten', {}))
-        write_json(temporary / 'manifest.json', manifest | dict(forgotten=before + gone))
-        return changed
-
-    return write
-
-
-def _shards_without(folder: Path, forgotten: Forgotten) -> Callable[[Path], dict[str, str]] | None:
-    """The same of interaction shards."""
-    shards = Shards(folder)
-
-    def theirs(tree: Interaction) -> bool:
-        return forgotten.holds(dict(user_id=tree.user_id, id=tree.id))
-
-    def trees() -> Iterator[Interaction]:
-        return map(shards.__getitem__, range(len(shards)))
-
-    number = sum(map(theirs, trees()))
-    if not number:
-        return None
-
-    def write(temporary: Path) -> dict[str, str]:
-        if number == len(shards):
-            raise UserError(f'{folder} holds nothing but theirs: remove it, and what was made from it, then run again')
-        size = shards.manifest['made_from']['trees_per_shard']
-        kept = (tree for tree in trees() if not theirs(tree))
-        gone = Counter(shards.manifest.get('forgotten', {})) + Counter(trees=number)
-        write_shards(kept, temporary, trees_per_shard=size, manifest=shards.manifest | dict(forgotten=gone))
-        entries = read_json(temporary / 'manifest.json', _REMEDY)['shards']
-        return {shards.digest: digest([entry['sha256'] for entry in entries])}
-
-    return write
-
-
-def _runs(roots: Iterable[Path]) -> set[Path]:
-    """Logs of which pairs each step of a run was trained on, at or below the roots or beside them."""
-    places = [(root, '**/examples.jsonl') for root in roots] + [(root.parent, '*/examples.jsonl') for root in roots]
-    return {path.resolve() for base, pattern in places for path in base.glob(pattern)}
-
-
-def _pairs(log: Path) -> Iterator[str]:
-    return (name for step in stream_records(log) for name in step['pairs'])
-
-
-def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> list[str]:
-    """Remove users; returns the folders of runs that were trained on them. Interrupted, it is begun again.
+def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
+    """Remove users, and all others on the list `config.ingest.opt_out`; if it is interrupted, call it again.
 
     Raises:
-      UserError: there is nothing to remove them from, or no list to put them on.
+      UserError: there is no list to put them on or nothing to remove them from, a file cannot be read, or a stage is at
+        work; nothing has changed then.
     """
     if not config.ingest.opt_out:
         raise UserError('config.ingest.opt_out is empty: name the file of those who are to be kept out from now on')
-    roots = roots_of(config, workdir)
-    add_opt_out(config.ingest.opt_out, users)
-    # What an interrupted call has found out already can no longer be found in folders that it has cleaned.
-    state_path = (Path(workdir) if workdir else roots[0].parent) / UNDER_WAY
-    state = read_json(state_path, 'remove it') if state_path.exists() else dict(names=[], runs=[], changed={})
-    for path in [path for root in roots for path in root.glob('**/.*.old')]:
-        settle(path.with_name(path.name.removeprefix('.').removesuffix('.old')))
-    folders = stage_folders(roots)
-    names = _names(folders, users) | frozenset(state['names'])
-    forgotten = Forgotten(users, names)
-    state['names'] = sorted(names)
-    logs = {path for path in _runs(roots) if any(map(forgotten.named, _pairs(path)))}
-    state['runs'] = sorted({*state['runs'], *(str(path.parent) for path in logs)})
-    write_json(state_path, state)
-    for path in _named(config, workdir):
-        _remove_work(path)
-    for folder, manifest in folders.items():
-        if manifest['stage'] in MADE_AGAIN:
-            shutil.rmtree(folder)
-            continue
-        without = (_shards_without if manifest['stage'] == 'shards' else _without)(folder, forgotten)
-        if without:
-            _write_again(folder, without, state, state_path)
-    for path in logs:
-        steps = list(stream_records(path))
-        write_records(path, (step | dict(pairs=[n for n in step['pairs'] if not forgotten.named(n)]) for step in steps))
-    for path in _corrections(config, roots):
-        state['changed'] |= _correct(path, forgotten)
-        write_json(state_path, state)
-    _mend_manifests(stage_folders(roots), state['changed'], read_opt_out(config.ingest.opt_out))
-    for root in roots:
-        (root / 'report.json').unlink(missing_ok=True)  # of a loop: it shows pairs
-    if config.teacher.cache:  # answers by digest: whose they are nobody can tell
-        for name in (config.teacher.cache, f'{config.teacher.cache}-journal'):  # of a process killed as it wrote
-            Path(name).unlink(missing_ok=True)
-    state_path.unlink()
-    return state['runs']
+    listed, traces = opt_out_with(config.ingest.opt_out, users), find(config, workdir)
+    above = Path(workdir) if workdir else next(path.parent for path in named(config) if path.parent.is_dir())
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(HeldFolder(path)) for path in sorted(traces.outputs)]
+        for folder in held:
+            if folder.path.is_dir():  # may be being put in place, or corrected
+                stack.callback(os.close, locked(folder.path))
+        state = _State(above / UNDER_WAY, listed)
+        theirs = state.theirs
+        for folder in held:
+            settle(folder.path)
+        manifests = {folder: manifest for folder in held if (manifest := manifest_of(folder.path))}
+        for folder, manifest in manifests.items():
+            for record in itertools.chain(*records_of(folder.path, manifest['stage']).values()):
+                theirs.learn(record, manifest['stage'])
+        gone = {folder: _gone(folder.path, manifest['stage'], theirs) for folder, manifest in manifests.items()}
+        corrections = {path: found for path in traces.corrections if (found := _corrections(path, theirs)).gone}
+
+        write_opt_out(config.ingest.opt_out, theirs.users)
+        removed: dict[Path, dict[str, int]] = {}
+        if state.begun or corrections or any(gone.values()):
+            state.changed |= {file_digest(path): found.digest for path, found in corrections.items()}
+            state.write()
+            _remove_work(config, held, traces)
+            for folder, manifest in manifests.items():
+                trees = sum(entry['trees'] for entry in manifest.get('shards', ()))
+                if manifest['stage'] in MADE_AGAIN or gone[folder]['trees'] == trees > 0:
+                    folder.path.replace(folder.folder / 'removed')  # should it end now, that is found again
+                    remove(folder.folder / 'removed')
+                    removed[folder.path] = {}
+                elif gone[folder]:
+                    state.changed |= _write_rest(folder, manifest, gone[folder], theirs)
+                    state.write()
+                    folder.put_in_place()
+                    removed[folder.path] = gone[folder]
+            for path, found in sorted(corrections.items()):
+                _write_corrections(path, found.left)
+                removed[path] = dict(lines=found.gone)
+            for run in traces.runs:
+                clean_log(run, theirs)
+            note(traces.runs)
+        _mend([folder.path for folder in manifests], state)
+        state.remove()
+    heads = [*traces.outputs, *([Path(config.follow_ups.head).resolve()] if config.follow_ups.head else [])]
+    heads = sorted({path for path in heads if (manifest_of(path) or {}).get('stage') == 'head_labels'})
+    return Report(removed, sorted(users - theirs.seen), noted(traces.runs), heads)
 
 
-def _write_again(folder: Path, write: Callable[[Path], dict[str, str]], state: dict, state_path: Path) -> None:
-    with new_folder(folder, overwrite=True) as temporary:
-        temporary.chmod(0o700)
-        state['changed'] |= write(temporary)
-        for path in folder.iterdir():
-            if path.suffix != '.array_record' and not (temporary / path.name).exists():
-                shutil.copy2(path, temporary / path.name)
-        write_json(state_path, state)
+def _gone(folder: Path, stage: str, theirs: Forgotten) -> Counter:
+    """How much of what is in a folder is theirs."""
+    return +Counter({name: sum(map(theirs.holds, records)) for name, records in records_of(folder, stage).items()})
 
 
-def _mend_manifests(folders: dict[Path, dict[str, Any]], changed: dict[str, str], opted_out: frozenset[str]) -> None:
-    """Let manifests name the digests of what their inputs are now."""
-    for folder, manifest in folders.items():
-        text = json.dumps(manifest.get('made_from'))
-        for old, new in changed.items():
-            text = text.replace(old, new)
-        made_from = json.loads(text)
+def _write_rest(folder: HeldFolder, manifest: dict[str, Any], gone: Counter, theirs: Forgotten) -> dict[str, str]:
+    """Write a folder again without what is theirs; returns the new digests by the old."""
+    folder.folder.chmod(0o700)
+    changed, told = {}, manifest | dict(forgotten=Counter(manifest.get('forgotten', {})) + gone)
+    if manifest['stage'] == 'shards':
+        shards = Shards(folder.path)
+        trees = (tree for tree in map(shards.__getitem__, range(len(shards))) if tree.user_id not in theirs.users)
+        size = manifest['made_from']['trees_per_shard']
+        write_shards(trees, folder.folder, trees_per_shard=size, manifest=told)
+        changed[shards.digest] = Shards(folder.folder).digest
+    else:
+        for name in gone:
+            with open(folder.path / name, 'rb') as file, new_file(folder.folder / name) as left:
+                left.writelines(line for line in file if not theirs.holds(json.loads(line)))
+            changed[file_digest(folder.path / name)] = file_digest(folder.folder / name)
+        write_json(folder.folder / 'manifest.json', told)
+    for path in folder.path.iterdir():
+        if path.suffix != '.array_record' and not (folder.folder / path.name).exists():
+            shutil.copy2(path, folder.folder / path.name)
+    return changed
+
+
+def _remove_work(config: ConfigDict, held: list[HeldFolder], traces: Traces) -> None:
+    """Remove what is of several users and can be made again: work under way, reports, and the teacher's cache."""
+    cache = config.teacher.cache  # answers by digest: whose they are nobody can tell
+    caches = [Path(cache), Path(f'{cache}-journal')] if cache else []  # the second of a process killed as it wrote
+    for path in (*(work_folder(folder.path) for folder in held), *traces.temporary, *traces.reports, *caches):
+        if path.exists():
+            remove(path)
+
+
+def _mend(folders: list[Path], state: _State) -> None:
+    """Let manifests, and the cards that are left, name the digests of what their inputs are now."""
+    manifests = {folder / 'manifest.json': manifest for folder in folders if (manifest := manifest_of(folder))}
+    for path, manifest in manifests.items():
+        made_from = json.loads(state.renewed(json.dumps(manifest.get('made_from'))))
         if manifest['stage'] == 'ingest':
-            made_from['settings']['opted_out'] = digest(sorted(opted_out))
+            made_from['settings']['opted_out'] = digest(sorted(state.theirs.users))
         if made_from != manifest.get('made_from'):
-            write_json(folder / 'manifest.json', manifest | dict(made_from=made_from))
+            before = file_digest(path)
+            write_json(path, manifest | dict(made_from=made_from))
+            state.changed[before] = file_digest(path)
+    cards = [path.parent for path, manifest in manifests.items() if manifest['stage'] == 'card']
+    for path in itertools.chain.from_iterable(map(Path.iterdir, cards)):  # all of it is text
+        write_bytes(path, state.renewed(path.read_text(encoding='utf-8')).encode())
 
 
-def _remove_work(root: Path) -> None:
-    """Journals, files and folders of work that is under way, beside the root and below it."""
-    for base, pattern in ((root, '**/.*'), (root.parent, f'.{root.name}.*')):
-        for path in base.glob(pattern):
-            if path.name.endswith(('.journal', '.tmp')):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+class _Corrections(NamedTuple):
+    """What is left of a file of corrections without theirs, its digest ('' for none), and how many lines are gone."""
+
+    left: bytes
+    digest: str
+    gone: int
 
 
-def _corrections(config: ConfigDict, roots: Iterable[Path]) -> set[Path]:
-    """Files of corrections of persona stores: where the config says, or beside their folders."""
-    named = [Path(config.personas.corrections)] if config.personas.corrections else []
-    found = (path for root in roots for base in (root, root.parent) for path in base.glob('*.corrections.jsonl'))
-    return {path.resolve() for path in (*named, *found) if path.exists()}
+def _corrections(path: Path, theirs: Forgotten) -> _Corrections:
+    read_corrections(path)  # which refuses what is none
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if not theirs.corrected(json.loads(line))]
+    left = b''.join(kept)
+    return _Corrections(left, hashlib.sha256(left).hexdigest() if kept else '', len(lines) - len(kept))
 
 
-def _correct(path: Path, forgotten: Forgotten) -> dict[str, str]:
-    """Take corrections of the users' claims out of a file; returns its new digest, '' for none, by the old."""
-    before, lines = file_digest(path), complete_lines(path)
-    kept = [line for line in lines if not any(map(forgotten.named, json.loads(line).values()))]
-    if kept == lines:
-        return {}
-    if not kept:
+def _write_corrections(path: Path, left: bytes) -> None:
+    if not left:
         path.unlink()
-        return {before: ''}
-    write_bytes(path, b''.join(kept))
-    return {before: file_digest(path)}
+        return
+    with new_file(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(left)
+
+
+def in_words(report: Report, listed: str) -> list[str]:
+    """A report, line by line."""
+    said = [
+        f'{path}: {json.dumps(counts)} removed' if counts else f'{path}: removed, for its stage to make again'
+        for path, counts in report.removed.items()
+    ]
+    said += [
+        f'{user}: nothing of theirs is found; ids are those of records, which config.ingest.salt makes keys'
+        for user in report.unknown
+    ]
+    said += ['nothing is removed'] * (not report.removed)
+    said += [f'{listed}: all of them are kept out from now on']
+    said += [
+        f'{run}: was trained on somebody forgotten, or on from such a run; remove it, and what was exported from it, '
+        'and train again'
+        for run in report.runs
+    ]
+    said += [
+        f'{head}: a head holds no text, but was trained on turns of all who were labelled; if some of those were of '
+        'somebody forgotten, train it again without'
+        for head in report.heads
+    ]
+    return said
 
 
 def main() -> None:
     errors.require_flags('user')
     config = load_config(flags.FLAGS.config)
-    users = frozenset(filter(None, flags.FLAGS.user.split(',')))
-    runs = forget(config, users, flags.FLAGS.workdir)
-    print(f'{len(users)} users are removed, and on {config.ingest.opt_out}')
-    for run in runs:
-        print(f'trained on them: {run} and what was exported from it. Remove it and train again.')
+    report = forget(config, frozenset(flags.FLAGS.user), flags.FLAGS.workdir)
+    print('\n'.join(in_words(report, config.ingest.opt_out)))
 
 
 if __name__ == '__main__':
     define_config_flag()
-    flags.DEFINE_string('user', None, 'Ids of users to forget, joined by commas.')
-    flags.DEFINE_string('workdir', None, "A loop's folder, to forget them in all of it.")
+    flags.DEFINE_multi_string('user', None, 'Id of a user to forget; give it once for each.')
+    flags.DEFINE_string('workdir', None, "A loop's folder, or one with several loops, to forget them in all of it.")
     errors.run(main)

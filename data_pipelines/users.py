@@ -6,6 +6,7 @@ becomes another. So a persona may hold what others said, and a history may be cu
 """
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -69,21 +70,43 @@ def read_opt_out(path: str) -> frozenset[str]:
     if not path:
         return frozenset()
     try:
-        lines = Path(path).expanduser().read_text(encoding='utf-8-sig').split('\n')
+        return _ids(Path(path).expanduser().read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f'config.ingest.opt_out: {path} cannot be read ({error}): name a text file of user ids, one a line'
         ) from None
-    return frozenset(filter(None, map(str.strip, lines)))
 
 
-def add_opt_out(path: str, users: Iterable[str]) -> None:
-    """Put users on the list that `read_opt_out` reads, which is begun if it is not there."""
+def _ids(lines: bytes) -> frozenset[str]:
+    text = io.StringIO(lines.decode('utf-8-sig'), newline=None)
+    return frozenset(filter(None, map(str.strip, text)))
+
+
+def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
+    """Those on the list that `read_opt_out` reads, if it has been begun, and these users.
+
+    Raises:
+      UserError: the list cannot be read, or could not hold one of the users.
+    """
+    for user in users:
+        if _ids(_as_list([user])) != {user}:
+            raise UserError(
+                f'--user={user!r}: config.ingest.opt_out, a list of ids one a line, cannot hold such an id: give it as '
+                'records do, without blanks around it'
+            )
+    return frozenset(users) | (read_opt_out(path) if Path(path).expanduser().exists() else frozenset())
+
+
+def write_opt_out(path: str, users: Iterable[str]) -> None:
+    """Write the list that `read_opt_out` reads, for its owner's eyes."""
     file = Path(path).expanduser()
-    listed = read_opt_out(path) if file.exists() else frozenset()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, '\n'.join(sorted({*listed, *users}) + ['']).encode())
+    write_bytes(file, _as_list(users))
     file.chmod(0o600)
+
+
+def _as_list(users: Iterable[str]) -> bytes:
+    return ''.join(f'{user}\n' for user in sorted(users)).encode('utf-8', 'replace')
 
 
 def user_key(name: str, header: Any, salt: bytes) -> str:

@@ -62,8 +62,13 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
             )
         step = steps[-1] if step is None else step
         params = folder / 'checkpoints' / str(step) / 'params'
-        weights = digest(weights, step)
+        weights = weights_at(weights, step)
     return ModelFolder(folder, params, ModelSpec.from_json(described['spec']), weights, described['tokens'])
+
+
+def weights_at(run: str, step: int) -> str:
+    """What identifies a run's parameters after so many steps, by the `weights` of the run's model.json."""
+    return digest(run, step)
 
 
 def saved_steps(workdir: Path) -> list[int]:

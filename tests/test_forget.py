@@ -1,6 +1,8 @@
 """Whoever is forgotten is in no file, and what is left is what would be had without them."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,11 @@ from data_pipelines import card, follow_ups, forget, ingest, pairs, persona_stor
 from data_pipelines.head_labels import Head
 from data_pipelines.journal import Journal, work_folder
 from data_pipelines.labels import FEEDBACK, Turn
+from data_pipelines.sources import simulated
 from data_pipelines.sources.simulated import hashed
 from data_pipelines.stage import load_records, write_records
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import write_json
+from rlhi_jax.files import HeldFolder, write_json
+from rlhi_jax.generate import Reply
 from rlhi_jax.train import train
 
 USERS = 12
@@ -79,7 +82,7 @@ def run_stages(c, corrected=()):
     known = {record['id']: record['persona'] for record in load_records(tiny.Path(c.data.personas) / 'records.jsonl')}
     talks = {record['id']: record for record in load_records(tiny.Path(c.data.conversations) / 'records.jsonl')}
     folder, made = tiny.Path(c.data.rewrites), []
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for turn in load_records(tiny.Path(c.data.follow_ups) / 'records.jsonl'):
         if turn['mined'] and turn['place'] == 2:
             said = talks[turn['conversation']]['messages'][:1]
@@ -98,49 +101,68 @@ def bytes_of(folder, *names):
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.name != 'manifest.json'}
 
 
-@pytest.mark.parametrize('interrupted', ['', 'between folders', 'as a folder is replaced'])
-def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, tmp_path, monkeypatch, interrupted):
+@pytest.fixture(scope='module')
+def finished(raw, tmp_path_factory):
+    """All stages and a run, with corrections of two users' claims."""
+    folder = tmp_path_factory.mktemp('finished')
+    c = settings(raw, folder)
+    run_stages(c, corrected=(user('zebra02'), user('zebra05')))
+    train(c, folder / 'run')
+    return folder
+
+
+def interrupt(monkeypatch, where):
+    """Let the process be killed there: nothing is cleaned up."""
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    def write(folder, *given, written=forget._write_rest):
+        return killed() if folder.path.name == 'personas' else written(folder, *given)
+
+    def replace(path, target, replaced=Path.replace):
+        return killed() if path.name == '.personas.tmp' else replaced(path, target)
+
+    def remove(path, removed=forget.remove):
+        if path.name != 'removed':
+            return removed(path)
+        (path / 'manifest.json').unlink()
+        return killed()
+
+    monkeypatch.setattr(HeldFolder, '__exit__', lambda held, *exception: os.close(held._lock))
+    places = dict(between=(forget, '_write_rest', write), replacing=(Path, 'replace', replace))
+    monkeypatch.setattr(*(places | dict(removing=(forget, 'remove', remove)))[where])
+
+
+@pytest.mark.parametrize('interrupted', ['', 'between', 'replacing', 'removing'])
+def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, finished, tmp_path, monkeypatch, interrupted):
     gone = [user('zebra02'), user('zebra08')]
-    c = settings(raw, tmp_path)
-    run_stages(c, corrected=(gone[0], user('zebra05')))
-    train(c, tmp_path / 'run')
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    c = settings(raw, tmp_path, gone[1:])  # one is on the list, and has not been forgotten yet
     held = {name: len(load_records(tmp_path / name / 'records.jsonl')) for name in MADE[:4]}
     Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('zebra02', 'said')
     write_json(tmp_path / 'report.json', dict(of='zebra08'))
-    flags = frozenset(gone)
+    write_json(tmp_path / 'loop.json', {})
     if interrupted:
-        times, written, replaced = iter(range(100)), forget._write_again, Path.replace
-
-        def write(*given):
-            if next(times) == 2:
-                raise KeyboardInterrupt
-            return written(*given)
-
-        def replace(path, target):
-            if path.name == '.personas.tmp':
-                raise KeyboardInterrupt
-            return replaced(path, target)
-
-        if interrupted == 'between folders':
-            monkeypatch.setattr(forget, '_write_again', write)
-        else:
-            monkeypatch.setattr(Path, 'replace', replace)
+        interrupt(monkeypatch, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            forget.forget(c, flags, str(tmp_path))
+            forget.forget(c, frozenset(gone[:1]), str(tmp_path))
         monkeypatch.undo()
-    named = forget.forget(c, flags, str(tmp_path))
+    report = forget.forget(c, frozenset(gone[:1]), str(tmp_path))
     left = [path for path in tmp_path.rglob('*') if path.is_file() and path.name != 'kept-out.txt']
     for mark in (b'zebra02', b'zebra08', *map(str.encode, gone)):
         assert not [path for path in left if mark in path.read_bytes()]
     assert sum(b'zebra05' in path.read_bytes() for path in left) >= 5
     assert not (tmp_path / 'rows').exists() and not (tmp_path / 'card').exists()
-    assert named == [str(tmp_path / 'run')]
+    assert report.runs == [tmp_path / 'run'] and not report.unknown and not list(tmp_path.glob('.*'))
+    assert (tmp_path / 'kept-out.txt').read_text().split() == sorted(gone)
     card.STAGE.run(c)
     told = json.loads((tmp_path / 'card' / 'card.json').read_text())['funnel']
     assert all(step['adds_up'] in (True, None) for name in MADE for step in told[name]['steps'])
     for name in MADE[:4]:
         removed = held[name] - len(load_records(tmp_path / name / 'records.jsonl'))
         assert removed and told[name]['others']['forgotten since, of records.jsonl'] == removed
+        assert interrupted or report.removed[tmp_path / name]['records.jsonl'] == removed
     # Finished stages are up to date, for the list is theirs too.
     before = bytes_of(tmp_path, *MADE)
     for stage in (ingest, follow_ups, personas, pairs, shards, rows):
@@ -153,44 +175,62 @@ def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, tmp_path, monkey
     assert bytes_of(other, *MADE) == before
 
 
-def test_runs_that_were_trained_on_them_are_named(raw, tmp_path):
+def test_one_after_another_though_the_first_was_interrupted(raw, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     c = settings(raw, tmp_path)
-    run_stages(c)
-    train(c, tmp_path / 'run')
-    flags = [f'--config={tiny.CONFIG}', f'--config.ingest.opt_out={tmp_path / "kept-out.txt"}', f'--workdir={tmp_path}']
-    done = tiny.run_program('data_pipelines.forget', *flags, f'--user={user("zebra02")}')
-    assert f'trained on them: {tmp_path / "run"}' in done.stdout
-    assert (tmp_path / 'kept-out.txt').read_text() == f'{user("zebra02")}\n'
-    again = tiny.run_program('data_pipelines.forget', *flags, '--user=nobody')
-    assert 'trained on them' not in again.stdout
-    assert (tmp_path / 'kept-out.txt').read_text().split() == sorted(['nobody', user('zebra02')])
+    interrupt(monkeypatch, 'between')
+    with pytest.raises(KeyboardInterrupt):
+        forget.forget(c, frozenset([user('zebra02')]), str(tmp_path))
+    monkeypatch.undo()
+    c.ingest.opt_out = str(tmp_path / 'another-list.txt')
+    forget.forget(c, frozenset([user('zebra08')]), str(tmp_path))
+    before = bytes_of(tmp_path, *MADE)
+    assert not [name for name, data in before.items() if b'zebra02' in data or b'zebra08' in data]
+    for stage in (ingest, follow_ups, personas, pairs, shards):
+        stage.STAGE.run(c)
+    assert bytes_of(tmp_path, *MADE) == before
 
 
-def test_work_of_killed_stages_is_removed_where_they_have_no_folder_yet(tmp_path):
-    texts = [talk(f'c{n}', f'Why is {n} {"odd " * n}?', 'So.', user=f'name-{n}') for n in range(3)]
-    write_lines(tmp_path / 'raw.jsonl', texts)
-    c = config(tmp_path, rewrites=str(tmp_path / 'elsewhere' / 'rewrites'))
-    c.ingest.opt_out, c.teacher.cache = str(tmp_path / 'kept-out.txt'), str(tmp_path / 'cache')
-    (tmp_path / 'kept-out.txt').touch()
-    c.personas.corrections = str(tmp_path / 'mended' / 'corrections.jsonl')
-    ingest.STAGE.run(c)
-    left = [tmp_path / 'cache', tmp_path / 'cache-journal', tmp_path / 'mended' / '.corrections.jsonl.7.tmp']
-    left += [tmp_path / 'elsewhere' / '.rewrites.tmp' / 'records.jsonl']
-    for path in left:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('what 1 said')
-    journal = work_folder(tmp_path / 'elsewhere' / 'rewrites') / 'journal.sqlite'
-    Journal(journal, 'work').add('rewrite c1/2 0', 'what 1 said')
-    forget.forget(c, frozenset([hashed('name-1')]), None)
-    assert not [path for path in (*left, journal) if path.exists()]
-
-
-def test_what_cannot_be_done_is_refused(raw, tmp_path):
+def test_of_whom_nothing_is_found_nothing_is_removed(raw, finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     c = settings(raw, tmp_path)
-    with pytest.raises(UserError, match='config.data names no folder'):
-        forget.forget(c, frozenset('u'), None)
-    c.ingest.opt_out = ''
-    with pytest.raises(UserError, match='config.ingest.opt_out'):
-        forget.forget(c, frozenset('u'), None)
-    refused = tiny.run_program('data_pipelines.forget', f'--config={tiny.CONFIG}', check=False)
-    assert refused.returncode == 2 and '--user' in refused.stderr
+    Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('key', 'said')
+    before = bytes_of(tmp_path, '.')
+    flags = [f'--config={tiny.CONFIG}', f'--config.ingest.opt_out={c.ingest.opt_out}', f'--workdir={tmp_path}']
+    done = tiny.run_program('data_pipelines.forget', *flags, '--user=mistyped,name', '--user=b')
+    assert 'nothing is removed' in done.stdout and done.stdout.count('nothing of theirs is found') == 2
+    after = bytes_of(tmp_path, '.')
+    assert after.pop('kept-out.txt') == b'b\nmistyped,name\n' and before.pop('kept-out.txt') == b''
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed == {'card/card.json', 'card/card.md'}  # which name digests of manifests
+    for stage in (ingest, follow_ups, personas, pairs, shards, rows, card):
+        stage.STAGE.run(c)
+    card.STAGE.run(c, overwrite=True)
+    assert bytes_of(tmp_path, 'card').items() <= after.items()
+    again = tiny.run_program('data_pipelines.forget', *flags, f'--user={user("zebra02")}')
+    assert f'{tmp_path / "conversations"}: {{"records.jsonl": 2}} removed' in again.stdout
+    assert f'{tmp_path / "card"}: removed, for its stage' in again.stdout
+    assert f'{tmp_path / "run"}: was trained on somebody forgotten' in again.stdout
+    later = tiny.run_program('data_pipelines.forget', *flags, '--user=nobody')
+    assert f'{tmp_path / "run"}: was trained on somebody forgotten' in later.stdout
+
+
+@pytest.mark.parametrize('named', [dict(raw='raw'), dict(raw='', prompts='raw/prompts.jsonl')])
+def test_simulated_users_are_forgotten_with_their_tastes(raw, tmp_path, monkeypatch, named):
+    c = settings(raw, tmp_path)
+    c.data.raw, c.data.satisfaction = str(tmp_path / 'raw'), str(tmp_path / 'satisfaction')
+    c.simulated.users, c.simulated.conversations, c.simulated.prompts = dict(train=2, gate=1, test=1), 1, 1
+    monkeypatch.setattr(
+        simulated, 'generate', lambda task, path, prompts: {p.id: [Reply(p.id, 0, 'Yes.', True)] for p in prompts}
+    )
+    simulated.STAGE.run(c)
+    evaluated = tmp_path / 'satisfaction'
+    evaluated.mkdir()
+    write_records(evaluated / 'records.jsonl', [dict(id='test-000/1', user_id=hashed('test-000'))])
+    write_json(evaluated / 'manifest.json', dict(stage='satisfaction', made_from={}))
+    c.data.update({key: name and str(tmp_path / name) for key, name in named.items()})
+    forget.forget(c, frozenset([hashed('train-000')]), None)
+    left = bytes_of(tmp_path, 'raw')
+    assert not evaluated.exists() and not [name for name, data in left.items() if hashed('train-000').encode() in data]
+    known = [record['id'] for record in load_records(tmp_path / 'raw' / 'users.jsonl')]
+    assert known == ['train-001', 'gate-000', 'test-000']
