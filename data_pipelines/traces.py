@@ -46,7 +46,7 @@ def find(config: ConfigDict, workdir: str | None) -> Traces:
     for path in itertools.chain(_beside(roots), _below([*roots, *([Path(workdir)] if workdir else [])])):
         work = _WORK.fullmatch(path.name)
         if work and path.is_dir():
-            found.outputs.add(path.with_name(work[1]))
+            found.outputs.add(path.with_name(work[1]).resolve())
         elif work and path.suffix == '.tmp':
             found.temporary.add(path)
         elif path.name == 'manifest.json' and manifest_of(path.parent):
