@@ -1,9 +1,9 @@
 """Which conversations are kept, in which split: steps in DuckDB over the hashes, numbers and times in parts of a scan.
 
 Of what one user and the model said under one system message the first record is kept. What goes on in another record
-is left out, so that of a conversation's calls the longest remains, also if all of them bear one id. Of different
-conversations under one id the first is kept: WildChat's conversation_hash is of the content alone, so that what two
-users said word for word has one.
+is left out, so that of a conversation's calls the longest remains. Of what is left under one id, too, the longest is
+kept (the system message of a log may change from call to call), of equals the first: WildChat's conversation_hash is of
+the content alone, so that what two users said word for word has one.
 """
 
 import glob
@@ -24,7 +24,7 @@ from rlhi_jax.files import digest
 FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
 _EDGES = 2**18  # in memory at once
 
-# What is kept: of what was said the first record, of what goes on the longest, and of each id the first that is left.
+# What is kept: of what was said the first record, of what goes on the longest, and of each id the longest that is left.
 # When a conversation began an earlier record says, if it is of the first exchange alone.
 _KEPT = """
 CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet', hive_partitioning = false);
@@ -36,7 +36,8 @@ CREATE TABLE going_on AS
 CREATE TABLE began AS
   SELECT in_place AS place, min(ended) AS began FROM going_on WHERE ended <> '' AND turns = 2 GROUP BY in_place;
 CREATE TABLE named AS
-  SELECT min(place) AS place FROM parts SEMI JOIN once USING (place) ANTI JOIN going_on USING (place) GROUP BY named;
+  SELECT arg_min(place, (-turns, place)) AS place
+  FROM parts SEMI JOIN once USING (place) ANTI JOIN going_on USING (place) GROUP BY named;
 CREATE TABLE kept AS
   SELECT row_number() OVER (ORDER BY place) - 1 AS number, place, named, person, opted_out, ended, turns,
     CASE WHEN parts.began <> '' THEN parts.began

@@ -142,7 +142,7 @@ def _scan(task: Task) -> list[Path]:
     rules = Rules(i.fields.to_dict(), Filters(languages=languages, **others), banding(i.similarity), i.salt, i.opt_out)
     job = dict(rules=dataclasses.asdict(rules), chunks=[dataclasses.asdict(each) for each in found])
     # A worker that outlives a killed run writes to that run's folder, or to none.
-    own = folder / digest(task.identity, job)[:16]
+    own = folder / digest(task.identity, job, str(SCHEMA))[:16]
     for other in folder.glob('*'):
         if other.is_file():
             other.unlink()

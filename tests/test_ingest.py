@@ -220,6 +220,20 @@ def test_calls_of_a_serving_log_become_one_conversation(tmp_path, ids):
         assert whole['began'] == '1970-01-01T00:01:40+00:00' and whole['ended'] == '1970-01-01T00:03:20+00:00'
 
 
+def test_of_one_id_the_longest_is_kept(tmp_path):
+    """As in a log whose system message holds the date, or whose calls end in what was asked."""
+    texts = [*SAID, ('user', 'In French!')]
+    for number, lengths in enumerate([(2, 4), (4, 2), (1 + 2, 5)]):
+        calls = [
+            dict(id='s', messages=[dict(role=r, content=t) for r, t in (('system', f'It is day {n}.'), *texts[:n])])
+            for n in lengths
+        ]
+        write_lines(tmp_path / 'raw.jsonl', calls)
+        counts = ingest.STAGE.run(c := config(tmp_path, conversations=str(tmp_path / f'of {number}')))
+        (kept,) = records(c)
+        assert len(kept['messages']) == max(lengths) and counts['dropped_id_seen_before'] == 1
+
+
 def test_a_serving_log_that_lacks_the_first_call_does_not_say_when_it_began(tmp_path):
     texts = [*SAID, ('user', 'In French!'), ('assistant', 'Thé.')]
     calls = [

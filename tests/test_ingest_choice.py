@@ -113,7 +113,7 @@ def chosen_by_brute_force(raw: list[dict]) -> tuple[dict[str, tuple[str, ...]], 
         if not goes_on:
             longest[said] = record['conversation_hash']
     for said, name in longest.items():
-        kept.setdefault(name, said)
+        kept[name] = max(kept.get(name, ()), said, key=len)  # of equals the first
     dropped = dict(seen_before=len(raw) - len(once), goes_on_in_another=len(once) - len(longest))
     return kept, dropped | dict(id_seen_before=len(longest) - len(kept))
 

@@ -106,7 +106,7 @@ def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> d
     # Of the first and the last turn, with their replies.
     first, last = times[: len(system) + 2], times[len(system) + (len(messages) - 1) // 2 * 2 :]
     return dict(
-        id=text_of(value(record, fields['id'])) or digest(user, messages)[:32],
+        id=text_of(value(record, fields['id'])) or digest(user, messages, *filter(None, system))[:32],
         user_id=user,
         began=min(filter(None, times)) if any(first) else '',
         ended=max([*times, own]) if own or any(last) else '',
