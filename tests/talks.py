@@ -8,6 +8,7 @@ from data_pipelines.sources.simulated import wildchat_record
 from rlhi_jax.config import base_config
 
 SHARED_DATA = tiny.ROOT.parent / 'shared' / 'data'
+SAID = [('user', 'What is tea?'), ('assistant', 'A drink.'), ('user', 'Shorter!'), ('assistant', 'Drink.')]
 WILDCHAT = SHARED_DATA / 'wildchat' / 'conversations.jsonl'
 
 

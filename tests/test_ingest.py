@@ -1,7 +1,6 @@
 """Raw conversations → records: files as published, mutated, cut into chunks and killed."""
 
 import gzip
-import itertools
 import json
 import os
 import random
@@ -10,22 +9,16 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
 from benchmarks.mutations import mutated
-from talks import SHARED_DATA, config, nothing_is_lost, output, records, talk, write_lines
+from talks import SAID, config, nothing_is_lost, output, records, talk, write_lines
 
 from data_pipelines import ingest, scan
-from data_pipelines.sources.conversations import conversation
 from data_pipelines.users import read_opt_out, read_salt
-from rlhi_jax.config import base_config
-from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.errors import UserError
-
-HUMAN_EVAL = SHARED_DATA / 'realhumaneval' / 'chat.jsonl'
 
 
 @pytest.mark.parametrize('kind', ['jsonl', 'jsonl.gz', 'parquet'])
@@ -59,200 +52,6 @@ def test_ingest_reads_what_is_published_and_counts_the_rest(tmp_path, kind):
 def test_ingest_refuses_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match='config.data.raw'):
         ingest.STAGE.run(config(tmp_path))
-
-
-def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_stamp(tmp_path):
-    one = talk('a', 'How do bees fly?', 'With wings.', timestamp='2024-05-01T12:00:00+00:00')
-    one['conversation'][0]['timestamp'] = None
-    one['conversation'][1]['timestamp'] = '2024-05-01 10:00:00+02:00'
-    found = conversation(one, config(tmp_path).ingest.fields)
-    assert found['began'] == '2024-05-01T08:00:00+00:00' and found['ended'] == '2024-05-01T12:00:00+00:00'
-    bare = [dict(role=turn['role'], content=turn['content']) for turn in one['conversation']]
-    found = conversation(dict(messages=bare, timestamp='2024-05-01'), config(tmp_path).ingest.fields)
-    assert found['began'] == '' and found['ended'] == '2024-05-01T00:00:00+00:00'
-
-
-@pytest.mark.parametrize('at', itertools.product(('', '2024-05-01T12:00:00+00:00'), repeat=3))
-def test_stamps_of_other_turns_do_not_say_when_it_began_and_ended(tmp_path, at):
-    one = talk('a', 'How do bees fly?', 'With wings.', 'Shorter!', 'Wings.', 'Thanks.')
-    del one['timestamp']
-    for turn, stamp in zip(one['conversation'], ('', at[0], at[1], '', at[2]), strict=True):
-        turn['timestamp'] = stamp
-    found = conversation(one, config(tmp_path).ingest.fields)
-    assert (found['began'], found['ended']) == (at[0], at[2])
-
-
-SAID = [('user', 'What is tea?'), ('assistant', 'A drink.'), ('user', 'Shorter!'), ('assistant', 'Drink.')]
-MESSAGES = [dict(role=role, content=text) for role, text in SAID]
-
-PUBLISHED = {
-    'wildchat': talk('c1', *[text for _, text in SAID], user='u7'),
-    'lmsys': dict(
-        conversation_id='c1', model='m', turn=2, language='English', openai_moderation=[dict(flagged=False)] * 4,
-        conversation=[dict(role=role, content=text) for role, text in SAID],
-    ),
-    'sharegpt': dict(
-        id='c1', conversations=[{'from': {'user': 'human'}.get(role, 'gpt'), 'value': text} for role, text in SAID]
-    ),
-    'realhumaneval': dict(
-        user_id='u7', timestamp_s=12.5, model='m', task='t', response='Drink.',
-        messages=[dict(content=text, role=role) for role, text in SAID[:-1]],
-    ),
-    'serving log': dict(
-        id='c1', user='u7', created=1714550400,
-        messages=[dict(role='system', content='Be kind.'), *(dict(role=role, content=text) for role, text in SAID)],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('layout', PUBLISHED)
-def test_every_published_layout_is_the_same_conversation(layout):
-    found = conversation(json.loads(json.dumps(PUBLISHED[layout])), base_config().ingest.fields)
-    assert [(message['role'], message['content']) for message in found['messages']] == SAID
-    assert found['system'] == ('Be kind.' if layout == 'serving log' else '')
-    assert found['ended'] == {
-        'wildchat': '2026-01-01T00:00:00+00:00',
-        'realhumaneval': '1970-01-01T00:00:12.500000+00:00',
-        'serving log': '2024-05-01T08:00:00+00:00',
-    }.get(layout, '')
-    assert bool(found['user_id']) == (layout in ('wildchat', 'realhumaneval', 'serving log'))
-    assert (found['id'] == 'c1') == (layout != 'realhumaneval')
-
-
-def read(**fields):
-    """The conversation of a record that says nothing but what these fields say."""
-    return conversation(fields, base_config().ingest.fields)
-
-
-def test_what_is_flagged_is_so_wherever_it_stands():
-    flagged = PUBLISHED['lmsys'] | dict(openai_moderation=[dict(flagged=False), dict(flagged=True)])
-    assert read(**flagged)['toxic'] and not read(**PUBLISHED['lmsys'])['toxic']
-    first, *others = MESSAGES
-    for name in ('toxic', 'redacted'):
-        for flag, expected in (('False', False), ('True', True), (float('nan'), False), (1, True), (None, False)):
-            assert read(messages=MESSAGES, **{name: flag})[name] == expected
-            assert read(conversation=[first | {name: flag}, *others], **{name: None})[name] == expected
-
-
-PARTS = [dict(type='text', text='One'), dict(type='text', text='Two')]
-
-
-@pytest.mark.parametrize('path', ['content|value', 'content.text|content'])
-def test_a_message_may_come_in_parts(path):
-    fields = base_config().ingest.fields
-    fields.content = path
-    found = conversation(dict(messages=[dict(role='user', content=PARTS), *MESSAGES[1:]]), fields)
-    assert [message['content'] for message in found['messages']] == ['One\nTwo', 'A drink.', 'Shorter!', 'Drink.']
-
-
-def test_what_is_no_text_has_a_reason_of_its_own():
-    picture = [*PARTS, dict(type='image_url', text=None, image_url=dict(url='x'))]
-    for record, reason in (
-        (dict(messages=[dict(role='user', content=picture), *MESSAGES[1:]]), 'part_without_text'),
-        (dict(messages=[dict(role='user', content=5), *MESSAGES[1:]]), 'message_without_text'),
-        (dict(messages=[dict(role='user', content=[]), *MESSAGES[1:]]), 'message_without_text'),
-        (dict(messages=[dict(role='user', content=''), *MESSAGES[1:]]), 'empty_message'),
-        ([dict(messages=MESSAGES)], 'array_of_records'),
-    ):
-        with pytest.raises(BadRecord) as bad:
-            conversation(record, base_config().ingest.fields)
-        assert bad.value.reason == reason
-
-
-def test_system_messages_at_the_beginning_are_one():
-    told = [dict(role='system', content='Be kind.'), dict(role='developer', content='Be brief.')]
-    question, reply, *others = MESSAGES
-    found = read(messages=[*told, question, reply | dict(timestamp=1714550400), *others])
-    assert found['system'] == 'Be kind.\n\nBe brief.' and found['messages'] == MESSAGES
-    assert found['began'] == '2024-05-01T08:00:00+00:00'
-
-
-def test_nothing_hides_what_holds_something():
-    found = read(conversation=[], messages=MESSAGES, hashed_ip='', user_id=7.0, timestamp='', created=1714550400)
-    assert (found['messages'], found['user_id'], found['ended']) == (MESSAGES, '7', '2024-05-01T08:00:00+00:00')
-    assert read(messages=MESSAGES, user_id=0)['user_id'] == '0'
-    assert [read(messages=MESSAGES, user_id=name)['user_id'] for name in (7.5, float('nan'), True)] == [''] * 3
-
-
-@pytest.mark.parametrize(
-    ('stamp', 'expected'),
-    [
-        ('2024-05-01 08:00:00 UTC', '2024-05-01T08:00:00+00:00'),
-        *[(1714550400 * 1000**n, '2024-05-01T08:00:00+00:00') for n in range(4)],
-        *[(str(1712010512 * 1000**n), '2024-04-01T22:28:32+00:00') for n in range(4)],  # which also begin as dates do
-        ('1714550400.5', '2024-05-01T08:00:00.500000+00:00'),
-        ('20240501', '2024-05-01T00:00:00+00:00'),
-        *[(stamp, '') for stamp in (True, float('nan'), float('inf'), 1e300, 10**400, '2024', '20240501080000')],
-    ],
-)
-def test_time_stamps(stamp, expected):
-    assert read(messages=MESSAGES, timestamp=stamp)['ended'] == expected
-
-
-def test_other_layouts_need_other_paths_only(tmp_path):
-    c = config(tmp_path)
-    c.ingest.fields.messages, c.ingest.fields.content, c.ingest.fields.role = 'log.items', 'said.text', 'who'
-    c.ingest.fields.user_role, c.ingest.fields.user = 'client', 'log.client.id'
-    items = [dict(who={'user': 'client'}.get(role, role), said=dict(text=text)) for role, text in SAID]
-    write_lines(tmp_path / 'raw.jsonl', [dict(log=dict(items=items, client=dict(id='u7')))])
-    assert nothing_is_lost(ingest.STAGE.run(c))
-    (found,) = records(c)
-    assert [(message['role'], message['content']) for message in found['messages']] == SAID
-    assert found['user_id'] == 'u7'
-
-
-@pytest.mark.parametrize('ids', ['123', '113'])
-def test_calls_of_a_serving_log_become_one_conversation(tmp_path, ids):
-    texts = [text for _, text in SAID]
-    calls = [
-        dict(id=ids[0], user='u', created=100, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
-        dict(id=ids[1], user='u', created=200, messages=[dict(role=r, content=t) for r, t in SAID]),
-        dict(id=ids[2], user='other', created=300, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
-    ]
-    for order in (calls, calls[::-1]):
-        c = config(tmp_path, conversations=str(tmp_path / f'of {order[0]["id"]}'))
-        write_lines(tmp_path / 'raw.jsonl', order)
-        counts = ingest.STAGE.run(c)
-        assert counts['dropped_goes_on_in_another'] == 1 and nothing_is_lost(counts)
-        other, whole = records(c)
-        assert (other['user_id'], whole['user_id']) == ('other', 'u')
-        assert [message['content'] for message in whole['messages']] == texts
-        assert whole['began'] == '1970-01-01T00:01:40+00:00' and whole['ended'] == '1970-01-01T00:03:20+00:00'
-
-
-def test_of_one_id_the_longest_is_kept(tmp_path):
-    """As in a log whose system message holds the date, or whose calls end in what was asked."""
-    texts = [*SAID, ('user', 'In French!')]
-    for number, lengths in enumerate([(2, 4), (4, 2), (1 + 2, 5)]):
-        calls = [
-            dict(id='s', messages=[dict(role=r, content=t) for r, t in (('system', f'It is day {n}.'), *texts[:n])])
-            for n in lengths
-        ]
-        write_lines(tmp_path / 'raw.jsonl', calls)
-        counts = ingest.STAGE.run(c := config(tmp_path, conversations=str(tmp_path / f'of {number}')))
-        (kept,) = records(c)
-        assert len(kept['messages']) == max(lengths) and counts['dropped_id_seen_before'] == 1
-
-
-def test_a_serving_log_that_lacks_the_first_call_does_not_say_when_it_began(tmp_path):
-    texts = [*SAID, ('user', 'In French!'), ('assistant', 'Thé.')]
-    calls = [
-        dict(id=str(n), user='u', created=n, messages=[dict(role=r, content=t) for r, t in texts[:n]]) for n in (4, 6)
-    ]
-    write_lines(tmp_path / 'raw.jsonl', calls)
-    ingest.STAGE.run(c := config(tmp_path))
-    (whole,) = records(c)
-    assert (whole['began'], whole['ended']) == ('', '1970-01-01T00:00:06+00:00')
-
-
-@pytest.mark.skipif(not HUMAN_EVAL.exists(), reason='no ../shared/data/realhumaneval')
-def test_programmers_have_a_history(tmp_path):
-    c = config(tmp_path, raw=str(HUMAN_EVAL))
-    counts = ingest.STAGE.run(c)
-    assert counts['records_read'] == 823 and nothing_is_lost(counts) and counts['dropped_goes_on_in_another'] > 100
-    found = records(c)
-    assert [(r['user_id'], r['ended']) for r in found] == sorted((r['user_id'], r['ended']) for r in found)
-    assert np.mean([record['began'] != '' for record in found]) > 0.9
 
 
 def test_chunks_and_workers_change_no_byte(tmp_path, monkeypatch):
