@@ -237,6 +237,7 @@ def byte_level_file(gguf, path, pre):
 def test_byte_level_tokenizers(gguf, tmp_path, pre):
     tokenizers = pytest.importorskip('tokenizers')
     pieces = byte_level_file(gguf, tmp_path / 'x.gguf', pre)
+    (tmp_path / 'out').mkdir()
     write_tokenizer(tmp_path / 'x.gguf', tmp_path / 'out')
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / 'out/tokenizer.json'))
 
@@ -308,6 +309,7 @@ def test_sentencepiece_tokenizer(gguf, tmp_path, prefix):
         scores=[piece.score for piece in proto.pieces],
         fields={'bos_token_id': 1, 'eos_token_id': 2, 'unk_token_id': 0, 'add_space_prefix': prefix},
     )
+    (tmp_path / 'out').mkdir()
     write_tokenizer(tmp_path / 'x.gguf', tmp_path / 'out')
     expected = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     rebuilt = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / 'out/tokenizer.model'))

@@ -52,6 +52,7 @@ def test_processes_read_the_same_rows(processes, template, tmp_path):
     write_shards(trees, tmp_path, trees_per_shard=7, manifest={})
     shards = Shards(tmp_path)
     assert [shards[i] for i in range(len(shards))] == trees
+    (tmp_path / 'rows').mkdir()
     save_plan(make_plan(shards, template, Capacities(256, 128, 4)), tmp_path / 'rows', {})
     plan, _ = load_plan(tmp_path / 'rows')
     assert plan == make_plan(shards, template, Capacities(256, 128, 4))
