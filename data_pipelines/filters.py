@@ -90,7 +90,7 @@ class Filters:
             return 'toxic'
         if talk['redacted'] and not self.keep_redacted:
             return 'redacted'
-        if self.languages and talk['language'] and talk['language'] not in map(str.strip, self.languages):
+        if self.languages and talk['language'] and talk['language'] not in self.languages:
             return 'another_language'
         if self.max_characters and sum(map(len, (talk['system'], *said))) > self.max_characters:
             return 'too_long'

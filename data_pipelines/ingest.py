@@ -65,12 +65,16 @@ def raw_files(config: ConfigDict) -> list[Path]:
     Raises:
       UserError: a path does not exist or holds no conversations, or cannot be fetched from the hub.
     """
-    return [path for found in _found(config) for path in [*filter(file_split, found)] or found]
+    return [path for found in _found(config) for path in _read_of(found)]
+
+
+def _read_of(found: Sequence[Path]) -> Sequence[Path]:
+    return [*filter(file_split, found)] or found
 
 
 def _passed_over(config: ConfigDict) -> int:
     """How many files are not read, because others of their folder are named by split."""
-    return sum(map(len, _found(config))) - len(raw_files(config))
+    return sum(len(found) - len(_read_of(found)) for found in _found(config))
 
 
 def _found(config: ConfigDict) -> list[Sequence[Path]]:
@@ -137,7 +141,7 @@ def _scan(task: Task) -> list[Path]:
     i = config.ingest
     if config.beam and not find_spec('apache_beam'):
         raise UserError('config.beam: apache-beam is not installed: pip install -e .[beam]')
-    languages = tuple(filter(None, i.languages.split(',')))
+    languages = tuple(filter(None, map(str.strip, i.languages.split(','))))
     others = {field.name: i[field.name] for field in dataclasses.fields(Filters) if field.name != 'languages'}
     rules = Rules(i.fields.to_dict(), Filters(languages=languages, **others), banding(i.similarity), i.salt, i.opt_out)
     job = dict(rules=dataclasses.asdict(rules), chunks=[dataclasses.asdict(each) for each in found])

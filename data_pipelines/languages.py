@@ -6,7 +6,7 @@ are called in which language is CLDR's word, through Babel.
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from babel import Locale, UnknownLocaleError
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -100,21 +100,18 @@ def _named(text: str, spoken: Iterable[str]) -> tuple[frozenset[str], frozenset[
     if len(text) > _LOOKED_AT:  # what is asked for stands before what is pasted, or after it
         text = f'{text[: _LOOKED_AT // 2]}\n{text[-_LOOKED_AT // 2 :]}'
     text, named = plain(text), {}
-    few = len(_words(text)) <= FEW_WORDS
+    clauses = [(clause, re.findall(r'[^\W\d_]+', clause)) for clause in _CLAUSE_ENDS.split(text)]
+    few = sum(len(words) for _, words in clauses) <= FEW_WORDS
     for name, code in {pair for locale in ('own', 'en', *spoken) for pair in _names(locale)}:
-        for clause in _CLAUSE_ENDS.split(text):
-            for is_asked, is_turned_down in _told(name, clause, few):
+        for clause, words in clauses:
+            for is_asked, is_turned_down in _told(name, clause, words, few):
                 named.setdefault(code, set()).add((is_asked, is_turned_down))
     asked = {code for code, told in named.items() if (True, False) in told}
     turned_down = {code for code, told in named.items() if (True, True) in told}
     return frozenset(named), frozenset(asked), frozenset(turned_down - asked)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r'[^\W\d_]+', text)
-
-
-def _told(name: str, clause: str, few: bool) -> Iterator[tuple[bool, bool]]:
+def _told(name: str, clause: str, words: Sequence[str], few: bool) -> Iterator[tuple[bool, bool]]:
     """Of every time that a clause names a language: whether a text is to be in it, and whether that is turned round."""
     if _UNSPACED.search(name):
         for found in re.finditer(re.escape(name), clause):
@@ -122,7 +119,6 @@ def _told(name: str, clause: str, few: bool) -> Iterator[tuple[bool, bool]]:
             said_not, said_why = (bool(words.search(f'{before}|{after}')) for words in (_NOT_UNSPACED, _WHY_UNSPACED))
             yield before.endswith(_INTO_AT_ONCE) or after.startswith(_AS_SUFFIX), said_not != said_why
         return
-    words = _words(clause)
     for place, word in enumerate(words):
         if word == name or (name.endswith('-') and word.startswith(name[:-1])):
             before = words[max(0, place - _TURNED_WITHIN) : place]
