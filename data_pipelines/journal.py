@@ -33,13 +33,15 @@ class Journal:
     def __init__(self, path: Path, identity: Any):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        of = digest(identity)
+        of, files = digest(identity), (path, path.with_name(f'{path.name}-journal'))
+        new = not any(file.exists() for file in files)
         self._file, known = _open(path)
         if known != [(of,)]:
-            self.close()
-            for name in (path.name, f'{path.name}-journal'):
-                path.with_name(name).unlink(missing_ok=True)
-            self._file, _ = _open(path)
+            if not new:
+                self.close()
+                for file in files:
+                    file.unlink(missing_ok=True)
+                self._file, _ = _open(path)
             self._file.execute('INSERT INTO work VALUES (?)', (of,))
 
     def __contains__(self, key: Any) -> bool:
