@@ -77,10 +77,14 @@ class Endpoint:
     async def __aexit__(self, *exception) -> None:
         await self._client.close()
 
-    async def complete(self, request: dict[str, Any]) -> Completion:
+    async def complete(self, request: dict[str, Any], *, doubted: bool = False) -> Completion:
         """The completion of a request, sent again after failures that may pass.
 
-        A request that is refused for what it says has no text: the same one is answered if it says something else.
+        A request has no text if it is refused for what it says, which shows when a harmless one is answered, or if it
+        fails time after time while a harmless one is answered.
+
+        Args:
+          doubted: it has failed before, though the endpoint ran.
 
         Raises:
           TooLong: it does not fit the endpoint's context.
@@ -90,27 +94,31 @@ class Endpoint:
         fields.pop('', None)
         try:
             return await self._send(fields)
-        except openai.APIStatusError as error:
-            refusal = error
-        status, said = refusal.status_code, refusal.response.text
+        except openai.APIError as error:
+            failure = error
+        status, said = _status_and_body(failure)
         if status == 413 or (status in (400, 422) and _TOO_LONG.search(said)):
             raise TooLong
         if status in (400, 422) and self._learn(fields, said):
             return await self.complete(request)
-        if status in (400, 403, 422):
-            harmless = [message | dict(content='Hello') for message in fields['messages']]
-            try:
-                other = await self._send(fields | dict(messages=harmless))
-                return Completion(None, False, other.tokens_in, other.tokens_out)
-            except openai.APIStatusError:
-                pass
-        raise self._failure(refusal, status)
-
-    async def _send(self, fields: dict[str, Any]) -> Completion:
+        refused = status in (400, 403, 422)
+        if not (refused or status >= 500 or not status):
+            raise self._failure(failure)
+        harmless = [message | dict(content='Hello') for message in fields['messages']]
         try:
-            done = await self._client.chat.completions.with_raw_response.create(**fields)
-        except openai.APIConnectionError as error:
-            raise self._failure(error.__cause__ or error) from None
+            other = await self._send(fields | dict(messages=harmless), retries=self._teacher.retries if refused else 0)
+        except openai.APIError:
+            raise self._failure(failure) from None
+        if refused or doubted:
+            return Completion(None, False, other.tokens_in, other.tokens_out)
+        then = await self.complete(request, doubted=True)  # the endpoint may have come back a moment ago
+        return then._replace(
+            tokens_in=then.tokens_in + other.tokens_in, tokens_out=then.tokens_out + other.tokens_out
+        )
+
+    async def _send(self, fields: dict[str, Any], *, retries: int | None = None) -> Completion:
+        client = self._client if retries is None else self._client.with_options(max_retries=retries)
+        done = await client.chat.completions.with_raw_response.create(**fields)
         said, counted = _completion(done.content)
         if not counted and (self._teacher.budget or self._teacher.price_in or self._teacher.price_out):
             raise UserError(
@@ -132,8 +140,9 @@ class Endpoint:
                 return True
         return False
 
-    def _failure(self, error: BaseException, status: int = 0) -> UserError:
-        said = f'status {status}: {error.response.text}' if status else str(error) or type(error).__name__
+    def _failure(self, error: openai.APIError) -> UserError:
+        status, said = _status_and_body(error)
+        said = f'status {status}: {said}' if status else said
         if self._key:
             said = said.replace(self._key, '(the key)')
         key = f'environment variable {self._teacher.key_variable} (config.teacher.key_variable)'
@@ -149,6 +158,14 @@ class Endpoint:
             f'config.teacher.path: {self._teacher.path} gives no answer ({" ".join(said.split())[:300]}): {remedy}, '
             'then run again; what is done is kept'
         )
+
+
+def _status_and_body(error: openai.APIError) -> tuple[int, str]:
+    """An answer's status and body; 0 and what went wrong, if none came."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code, error.response.text
+    cause = error.__cause__ or error
+    return 0, str(cause) or type(cause).__name__
 
 
 class _Client(openai.DefaultAsyncHttpxClient):

@@ -55,7 +55,7 @@ def draw(task: Task, prompts: Sequence[Prompt]) -> None:
 
     The persona stands where the policy would see it, at the head of the first user turn. A prompt that the endpoint
     refuses as too long loses its oldest exchanges; one that has to keep what does not fit has no replies, nor has one
-    that is refused for what it says.
+    that is refused for what it says, or that fails whenever it is sent.
 
     Raises:
       UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.

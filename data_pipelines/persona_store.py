@@ -148,7 +148,7 @@ def _rebuild(task: Task) -> dict[str, int]:
     manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', 'run the stage again')
     before = Counter(manifest['counts'])
     before['remarks'] -= manifest.get('forgotten', {}).get(CLAIMS, 0)  # no longer here to be counted
-    kept = ('remarks', 'remarks_do_not_fit', 'deleted')
+    kept = ('remarks', 'remarks_without_answer', 'deleted')
     counts = Counter(
         {name: n for name, n in before.items() if name in kept or name.startswith(('dropped_', 'teacher_'))}
     )

@@ -56,7 +56,7 @@ from rlhi_jax.tokenizers import load_tokenizer
 USERS, CLAIMS = 'users.jsonl', 'claims.jsonl'
 RULES = ('claim_audit.py', 'claims.py', 'control_tokens.py', 'styles.py')
 BLOCK = 1024  # remarks that the teacher is asked about together
-COUNTED = ('remarks', 'remarks_do_not_fit', 'claims', 'edited', 'users', 'users_with_persona')
+COUNTED = ('remarks', 'remarks_without_answer', 'claims', 'edited', 'users', 'users_with_persona')
 
 
 class Corrections(NamedTuple):
@@ -201,7 +201,7 @@ def write_claims(author: Author, found: Sequence[Record], said: dict[str, list[s
     kept = []
     for remark in found:
         texts = said[remark['quote']]
-        counts['remarks_do_not_fit'] += not texts
+        counts['remarks_without_answer'] += not texts
         faults = {text: fault(text, remark['quote'], author.before(remark)) for text in texts or ['']}
         if text := next((text for text, reason in faults.items() if not reason), ''):
             kept.append(remark | dict(text=text))

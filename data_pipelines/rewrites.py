@@ -197,7 +197,7 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
         for case in block:
             drawn, passed = replies[f'rewrite {case.name}'], []
             if not drawn:
-                counts['dropped_no_room_for_a_rewrite'] += 1
+                counts['dropped_too_long_or_refused'] += 1
                 continue
             feedback = case.turn['follow_up']
             said = [content for _, content in case.said]

@@ -100,6 +100,32 @@ def test_an_endpoint_that_refuses_whatever_is_said_stops_the_run(provider, proxy
     assert body in str(raised.value) and tiny.journaled(tmp_path / 'work') == done
 
 
+@pytest.mark.parametrize('failure', [(500, dict(error='crashed')), (200, dict(oops='no completion')), None])
+def test_one_text_that_always_fails_stops_nothing(failure, proxy, tmp_path):
+    """By its status, by what cannot be read, or by silence; what it cost to find out is counted."""
+
+    def instead(fields):
+        if 'FORBIDDEN' not in fields['messages'][-1]['content']:
+            return 200, completion()
+        return failure or time.sleep(2)
+
+    proxy.instead = instead
+    working = task(tmp_path, proxy.url, retries=1, timeout=1.0)
+    assert answers(working, QUESTIONS, lambda question, value: True) == dict(FORBIDDEN=None, one=ANSWER, two=ANSWER)
+    assert len(proxy.asked) == 2 * (2 + 1) + 2 and spending(working)['teacher_tokens_in'] == (2 + 2) * 7
+
+
+def test_a_text_that_failed_while_the_endpoint_was_away_is_asked_again(proxy, tmp_path):
+    """Even if the endpoint is back before one could see that it was away; until it is back the run stops."""
+    proxy.faults.extend([503, 503])
+    working = task(tmp_path, proxy.url, retries=1)
+    assert answers(working, QUESTIONS, lambda question, value: True)['FORBIDDEN'] == ANSWER
+    proxy.faults.extend([503, 503, 503])
+    with pytest.raises(UserError, match='status 503: .*see that it runs'):
+        ask(tmp_path / 'other', proxy.url, retries=1)
+    assert not tiny.journaled(tmp_path / 'other' / 'work')
+
+
 @pytest.mark.parametrize('status', [401, 402, 404])
 def test_a_key_that_is_revoked_on_the_way_stops_the_run(status, proxy, tmp_path):
     proxy.instead = lambda fields: (200, completion()) if len(proxy.asked) < 3 else (status, dict(detail='no'))

@@ -13,6 +13,7 @@ VARIANTS = {
     'demo': [()],
     'feasibility': [(f'{arm}{smoke}',) for arm in ('oracle', 'inferred', 'complaints') for smoke in ('', ',smoke')],
     'mt_bench': [(f'{objective}{smoke}',) for objective in ('reward', 'dpo') for smoke in ('', ',smoke')],
+    'realhumaneval': [()],
     'wildchat': [(), ('smoke',)],
 }
 

@@ -58,7 +58,7 @@ def make_trainer(args, records):
         report_to='none',
         use_cpu=True,
         bf16=args.dtype == 'bfloat16',
-        gradient_checkpointing=args.checkpointing,
+        gradient_checkpointing=False,
         max_length=None,
         disable_tqdm=True,
     )
@@ -101,8 +101,7 @@ def main():
     parser.add_argument('--batch', type=int, required=True)
     parser.add_argument('--accumulate', type=int, default=1)
     parser.add_argument('--check', type=int, default=0, help='Compare the numbers of so many steps instead of speed.')
-    for name in ('precompute', 'checkpointing'):
-        parser.add_argument(f'--{name}', action='store_true')
+    parser.add_argument('--precompute', action='store_true')
     args = parser.parse_args()
     torch.set_num_threads(2)
     records = json.loads(Path(args.pairs).read_text())
