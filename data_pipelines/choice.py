@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
 
-FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'test': 'test'}  # the least to the most held out
+# By the beginnings of files' names, from the least held out to the most.
+FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'validation': 'heldout', 'test': 'test'}
 _EDGES = 2**18  # in memory at once
 
 # What is kept: of what was said the first record, of what goes on the longest, and of each id the longest that is left.

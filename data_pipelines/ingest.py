@@ -7,11 +7,12 @@ joined by commas; JSON lines (.jsonl, .jsonl.gz) or parquet, whose fields `confi
 names the commit that was read. A later one is other input, so name it, hf://OWNER/NAME@COMMIT, for runs to come.
 
 Records that cannot be used are skipped and counted by reason; so are those said before, those that go on in another
-record, as each call of a serving log repeats what was said before it, and different ones under one id but the first
+record, as each call of a serving log repeats what was said before it, and different ones under one id but the longest
 (see `data_pipelines/choice.py`). A split holds whole users and whole clusters of near-duplicate openings: no user and
-no request lies on both sides. Files named train, gate and test (at least two of them) are the splits; else clusters are
-drawn for them. In a folder that has a file so named the others are not read, but counted. Of openings that are nearly
-the same, as of a template that thousands paste, `config.ingest.max_nearly_same` are kept.
+no request lies on both sides. Files named train, gate and test (at least two of them; `test-00000-of-00002.parquet`
+too) are the splits; else clusters are drawn for them. In a folder that has a file so named the others are not read, but
+counted; files that are given one by one are named so all, or none. Of openings that are nearly the same, as of a
+template that thousands paste, `config.ingest.max_nearly_same` are kept.
 
 Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done;
 what needs all conversations at once is left to DuckDB, which works on disk. With `config.beam` chunks are read by
@@ -23,6 +24,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,8 +108,8 @@ def from_hub(name: str) -> Snapshot:
 
 
 def file_split(path: Path) -> str:
-    """The split that a file is named by, as `test.jsonl.gz` is; '' for any other name."""
-    return FILE_SPLITS.get(path.name.split('.')[0], '')
+    """The split that a file is named by, as `test.jsonl.gz` and `test-00000-of-00002.parquet` are; '' for another."""
+    return FILE_SPLITS.get(re.split(r'[.-]', path.name)[0], '')
 
 
 @functools.cache
@@ -134,8 +136,13 @@ def _scan(task: Task) -> list[Path]:
     """Write the parts of all raw files below the task's folder of work, those that are not there yet."""
     config, folder = task.config, work_folder(task.folder)
     files = raw_files(config)
-    by_file = '' not in map(file_split, files) and len(set(map(file_split, files))) > 1
-    found = [chunk for path in files for chunk in chunks(path, file_split(path) if by_file else '')]
+    by_split = {file_split(path): path for path in files}
+    if unnamed := len(by_split) > 1 and by_split.pop('', None):
+        raise UserError(
+            f'config.data.raw: {next(iter(by_split.values()))} is named as a split is, and {unnamed} is not: name all '
+            'files so, or none'
+        )
+    found = [chunk for path in files for chunk in chunks(path, file_split(path) if len(by_split) > 1 else '')]
     if not found:
         raise UserError(f'config.data.raw: {config.data.raw} holds no record: fetch it again, or name files that do')
     i = config.ingest

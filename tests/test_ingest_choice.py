@@ -15,6 +15,7 @@ from data_pipelines.choice import components
 from data_pipelines.near_duplicates import banding, bands
 from data_pipelines.sources.simulated import wildchat_record
 from data_pipelines.users import read_salt, user_key
+from rlhi_jax.errors import UserError
 from rlhi_jax.files import digest
 
 
@@ -99,6 +100,18 @@ def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
     # b's user was held out, and c's opening is in the test split.
     assert {record['id']: record['split'] for record in records(c)} == dict(a='train', d='heldout', e='test')
     assert counts['dropped_like_one_held_out'] == 2
+
+
+def test_files_named_by_split_stand_beside_no_others(tmp_path):
+    """One by one they could be meant either way, and what is held out would be trained on."""
+    for name in ('train-00000-of-00002.jsonl', 'test-00000-of-00001.jsonl', 'validation.jsonl', 'serving.jsonl'):
+        write_lines(tmp_path / name, [talk(name[:2], f'What is {name} good for?', 'So.', user=name)])
+    c = config(tmp_path, raw=f'{tmp_path},{tmp_path / "serving.jsonl"}')
+    with pytest.raises(UserError, match=r'test\S+ is named as a split is, and \S+serving.jsonl is not: name all'):
+        ingest.STAGE.run(c)
+    c.data.raw = str(tmp_path)
+    assert ingest.STAGE.run(c)['files_passed_over'] == 1
+    assert {record['id']: record['split'] for record in records(c)} == dict(tr='train', te='test', va='heldout')
 
 
 def chosen_by_brute_force(raw: list[dict]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
