@@ -20,6 +20,11 @@ def work_folder(folder: Path) -> Path:
     return folder.with_name(f'.{output_name(folder)}.journal')
 
 
+def journal_name(identity: Any) -> str:
+    """The name of a journal, so that work with one setting changed does not do away with what was done before."""
+    return f'{digest(identity)[:16]}.sqlite'
+
+
 class Journal:
     """An SQLite file in a stage's folder of work: an entry is on disk once added, and in memory only when asked for.
 

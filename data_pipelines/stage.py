@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.journal import Journal, output_name, work_folder
+from data_pipelines.journal import Journal, journal_name, output_name, work_folder
 from rlhi_jax.config import define_config_flag, load_config, require
 from rlhi_jax.errors import UserError, run
-from rlhi_jax.files import file_digest, new_file, new_folder, read_json, settle, write_json
+from rlhi_jax.files import HeldFolder, file_digest, new_file, new_folder, read_json, settle_if_free, write_json
 
 RECORDS = 'records.jsonl'
+STAGES = dict(conversations='ingest', scores='oracle_scores')  # by config.data.KEY, where they are not called KEY
 Record = dict[str, Any]
 T = TypeVar('T')
 
@@ -51,8 +52,8 @@ class Task:
 
     @functools.cached_property
     def journal(self) -> Journal:
-        """What was done so far, by this process or one that was killed."""
-        return Journal(work_folder(self.folder) / 'journal.sqlite', self.identity)
+        """What this process, or one that was killed, has done so far; of other settings there may be others."""
+        return Journal(work_folder(self.folder) / journal_name(self.identity), self.identity)
 
     def close(self) -> None:
         """Close the journal, if there is one: an open file takes room even when it is removed."""
@@ -65,6 +66,10 @@ class Task:
             self._kept = (None, None)
             self._kept = (key, make())
         return self._kept[1]
+
+    def release(self) -> None:
+        """Forget what is kept, and give its memory back."""
+        self._kept = (None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Stage:
         if not config[section][key]:
             raise UserError(f'config.{self.output} is empty: name the folder to write')
         folder = Path(config[section][key])
-        settle(folder)
+        settle_if_free(folder)
         wanted = self.identity(config)
         if (folder / 'manifest.json').exists() and not overwrite:
             manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
@@ -147,8 +152,20 @@ def as_line(record: Record) -> bytes:
 
 
 def stream_records(path: Path) -> Iterator[Record]:
+    """The records of a file.
+
+    Raises:
+      UserError: naming the line that is damaged.
+    """
     with open(path, 'rb') as file:
-        yield from map(json.loads, file)
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise UserError(
+                    f'{path}, line {number} is damaged: remove {path.parent} and run its stage again'
+                ) from None
+            yield record
 
 
 def load_records(path: Path) -> list[Record]:
@@ -159,12 +176,19 @@ def input_folder(config: ConfigDict, key: str) -> Path:
     """The finished folder of an earlier stage that `config.data.KEY` names.
 
     Raises:
-      UserError: the key is empty, or the folder has no manifest.
+      UserError: the key is empty, or the folder has no manifest, or that of another stage.
     """
     require(config, f'data.{key}')
-    folder = Path(config.data[key])
+    folder, stage = Path(config.data[key]), STAGES.get(key, key)
     if not (folder / 'manifest.json').exists():
-        raise UserError(f'config.data.{key}: {folder} is no finished folder of the stage {key!r}: run that stage first')
+        raise UserError(
+            f'config.data.{key}: {folder} is no finished folder of the stage {stage!r}: run that stage first'
+        )
+    made_by = read_json(folder / 'manifest.json', f'run the stage {stage!r} again', fields=()).get('stage', stage)
+    if made_by != stage:
+        raise UserError(
+            f'config.data.{key}: {folder} is of the stage {made_by!r}, not of {stage!r}: name another folder'
+        )
     return folder
 
 
@@ -233,4 +257,6 @@ def _through(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable]
 
 
 def _forget_work(folder: Path) -> None:
-    shutil.rmtree(work_folder(folder), ignore_errors=True)
+    if (left := work_folder(folder)).exists():
+        with contextlib.suppress(UserError), HeldFolder(folder):  # unless another run is making the folder again
+            shutil.rmtree(left, ignore_errors=True)

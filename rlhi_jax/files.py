@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,8 +64,12 @@ def complete_lines(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
+    """Write a whole JSON file, or nothing; with `private`, one that its owner alone can read."""
+    with new_file(path) as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
+        file.write((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
 
 
 def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -> Any:
@@ -158,6 +162,13 @@ def settle(path: Path) -> None:
             shutil.rmtree(old)
         else:
             old.replace(path)
+
+
+def settle_if_free(path: Path) -> None:
+    """As `settle`, unless another process is writing the folder."""
+    if _replaced(Path(path).resolve()).exists():
+        with suppress(UserError), HeldFolder(path) as held:
+            settle(held.path)
 
 
 def _replaced(path: Path) -> Path:

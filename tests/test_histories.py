@@ -18,9 +18,10 @@ from talks import config
 
 from data_pipelines import stage
 from data_pipelines.histories import authors, side_by_side
-from data_pipelines.journal import Journal
+from data_pipelines.journal import Journal, work_folder
 from data_pipelines.stage import in_blocks, in_passes, write_records
 from rlhi_jax.errors import UserError
+from rlhi_jax.files import new_folder
 
 # Conversations in ingest's order, and which turns of them two files have records of.
 HISTORIES = st.lists(
@@ -157,6 +158,62 @@ def test_a_journal_that_another_program_has_open_is_kept(tmp_path):
         with pytest.raises(UserError, match='journal.sqlite cannot be opened'):
             Journal(path, 'work')
     assert Journal(path, 'work')['key'] == 'what was paid for'
+
+
+def answering(name: str = 'rewrites') -> stage.Stage:
+    """A stage that notes two answers, and then waits for its config to be good."""
+
+    def work(task):
+        for number in range(2):
+            if number not in task.journal:
+                task.journal.add(number, f'paid for under {task.config.seed}')
+        if task.config.seed < 0:
+            raise UserError('so')
+        return made.write(task, [dict(said=task.journal[0])], Counter())
+
+    made = stage.Stage(name, work, 'data.rewrites', lambda config: dict(seed=abs(config.seed)))
+    return made
+
+
+def test_a_setting_changed_and_changed_back_loses_no_answers(tmp_path):
+    c, made = config(tmp_path, rewrites=str(tmp_path / 'rewrites')), answering()
+    for seed in (-1, -2):
+        c.seed = seed
+        with pytest.raises(UserError, match='so'):
+            made.run(c)
+    c.seed = 1
+    made.run(c)
+    assert stage.load_records(tmp_path / 'rewrites' / 'records.jsonl') == [dict(said='paid for under -1')]
+    assert not work_folder(tmp_path / 'rewrites').exists()
+
+
+def test_who_finds_a_folder_up_to_date_leaves_the_work_of_who_makes_it_again(tmp_path):
+    c, made = config(tmp_path, rewrites=str(tmp_path / 'rewrites')), answering()
+    made.run(c)
+    with new_folder(tmp_path / 'rewrites', overwrite=True) as temporary:
+        task = stage.Task(c, temporary, 'x')
+        task.journal.add('key', 'paid for')
+        made.run(c)
+        assert task.journal['key'] == 'paid for'
+        task.journal.add('another', 'still here')
+        task.close()
+        write_records(temporary / 'manifest.json', [dict(made_from=dict(seed=0), counts={})])
+    made.run(c)
+    assert not work_folder(tmp_path / 'rewrites').exists()
+
+
+def test_a_folder_of_another_stage_and_a_damaged_record_are_named(tmp_path):
+    c = config(tmp_path, rewrites=str(tmp_path / 'rewrites'))
+    answering().run(c)
+    c.data.personas = c.data.rewrites
+    with pytest.raises(UserError, match="data.personas: .* is of the stage 'rewrites', not of 'personas'"):
+        stage.input_folder(c, 'personas')
+    path = tmp_path / 'rewrites' / 'records.jsonl'
+    path.write_bytes(path.read_bytes() + b'{"said": "half')
+    with pytest.raises(
+        UserError, match=r'records.jsonl, line 2 is damaged: remove \S+rewrites and run its stage again'
+    ):
+        list(stage.read_records(c, 'rewrites'))
 
 
 @pytest.mark.parametrize('fails', [False, True])

@@ -153,8 +153,8 @@ def prepare(folder: Path, *, pairs: int = 24, seed: int = 0) -> list[str]:
 
 def journaled(folder: Path) -> list:
     """The keys of what a stage that writes a folder has noted so far."""
-    path = work_folder(folder) / 'journal.sqlite'
-    if not path.exists():
+    path = next(work_folder(folder).glob('*.sqlite'), None)
+    if path is None:
         return []
     with contextlib.closing(sqlite3.connect(path)) as file:
         tables = {name for (name,) in file.execute('SELECT name FROM sqlite_master')}
