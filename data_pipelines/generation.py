@@ -16,7 +16,7 @@ from data_pipelines.stage import Task, in_blocks
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import is_endpoint, likelihood_path
 from rlhi_jax.data.rows import Capacities
-from rlhi_jax.generate import Generator, Prompt, Reply
+from rlhi_jax.generate import Generator, Prompt, Reply, release
 from rlhi_jax.progress import Progress
 from rlhi_jax.rewards import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
@@ -69,6 +69,7 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 
     A prompt is sampled again as a whole: what was drawn already comes out the same.
     """
+    task.release()  # of a scorer: one model is in memory at a time
     generator = Generator(task.config, model_path)
     keys = {prompt.id: endpoint.keys(prompt) for prompt in prompts}
     fitted = {prompt.id: generator.fit(prompt) for prompt in prompts}
@@ -98,6 +99,7 @@ def scores(
     # Blocks are the same after an interruption, and with them what shares a row: so are the last bits of a score.
     left = [block for block in in_blocks(items, BLOCK) if any(('scores', item.id) not in journal for item in block)]
     if left:
+        release()  # of a sampler
         scorer = task.keep(model_path, make_scorer)
         with Progress('scores', len(left), unit='blocks') as progress:
             for done, block in enumerate(left, start=1):

@@ -7,10 +7,9 @@ first optional; each line written is `{"id", "sample", "text", "finished"}`, in 
 is `config.model.path`; how it samples is `config.sampler`.
 """
 
-import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,15 +96,20 @@ class Generator:
             yield Reply(prompts[done.request].id, done.sample, text, done.finished)
 
 
-@functools.lru_cache(maxsize=1)  # stages that follow each other in one process share the model and what is compiled
+_shared: dict[Hashable, Sampler] = {}  # one: stages of one process share the model and what is compiled
+
+
 def _sampler(path: str, weights: str, how: Sampling, axes: tuple[tuple[str, int], ...], dtype: str) -> Sampler:
-    del weights  # a folder may hold another model than a moment ago
-    return Sampler(open_model(path), how, make_mesh(dict(axes)), dtype=dtype)
+    key = path, weights, how, axes, dtype  # a folder may hold another model than a moment ago
+    if key not in _shared:
+        release()
+        _shared[key] = Sampler(open_model(path), how, make_mesh(dict(axes)), dtype=dtype)
+    return _shared[key]
 
 
 def release() -> None:
     """Forget the model that generators share, and give its memory back."""
-    _sampler.cache_clear()
+    _shared.clear()
 
 
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
