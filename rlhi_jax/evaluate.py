@@ -200,8 +200,13 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     result |= dict(max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed, model=model.weights)
     if distributed.is_main():
         (workdir / 'evaluation').mkdir(exist_ok=True)
-        write_json(workdir / 'evaluation' / f'step-{result["step"]}-data-{shards.digest[:8]}.json', result)
+        write_json(workdir / 'evaluation' / evaluation_name(result['step'], shards.digest), result)
     return result
+
+
+def evaluation_name(step: int, shards: str) -> str:
+    """The file in WORKDIR/evaluation of a step, on the held-out shards of a digest."""
+    return f'step-{step}-data-{shards[:8]}.json'
 
 
 def _score(

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ from data_pipelines.sources import simulated
 from data_pipelines.stage import load_records
 from rlhi_jax import errors, generate
 from rlhi_jax.checkpoints import saved_steps
-from rlhi_jax.config import define_flags, is_endpoint, load_config, require, workdir_path
+from rlhi_jax.config import base_config, define_flags, is_endpoint, load_config, require, workdir_path
 from rlhi_jax.convert import export_model
+from rlhi_jax.data.shards import Shards
 from rlhi_jax.errors import NothingToEvaluate, UserError
-from rlhi_jax.evaluate import evaluate, shown
+from rlhi_jax.evaluate import evaluate, evaluation_name, shown
 from rlhi_jax.files import read_json, write_json
 from rlhi_jax.train import STOPPED, train
 from rlhi_jax.workdir import refuse_difference
@@ -58,6 +60,16 @@ UNCLAIMED = (  # settings that may change when a loop goes on
     *('pairs.accept_artefacts', 'pairs.min_pairs'),  # what to do when these stop the run
     'ingest.opt_out',  # what is on it, its stage knows
 )
+
+
+OVERRULED = {  # settings of single programs, and what the loop goes by instead
+    'objective': 'config.loop.method',
+    'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
+    'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
+    'pairs.sources': 'config.loop.method',
+    'eval.shards': 'pairs that it holds out itself',
+    **{f'data.{name}': 'folders in its workdir' for name in ('conversations', 'follow_ups', 'personas', 'rewrites')},
+}
 
 
 class Stopped(Exception):
@@ -112,6 +124,10 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
     if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
         raise UserError('config.simulated.users: train and test must have users, to learn from and to evaluate on')
+    default = base_config()
+    for name, instead in OVERRULED.items():
+        if attrgetter(name)(config) != attrgetter(name)(default):
+            print(f'config.{name} is not read: the loop goes by {instead}', file=sys.stderr, flush=True)
     given, config = config, with_paths(config, workdir)
     _claim(given, workdir)
     report: dict[str, Any] = dict(method=config.loop.method, funnel={})
@@ -150,7 +166,7 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stage(card.STAGE, config)
     report['pairs_to_read'] = pairs.pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
     report['notes'] = notes(config, workdir, report['funnel']) + not_evaluated
-    write_json(workdir / 'report.json', report)
+    write_json(workdir / 'report.json', report, private=True)
     return report
 
 
@@ -215,9 +231,10 @@ def _train_and_evaluate(config: ConfigDict, workdir: Path, stage: Callable) -> d
 
 
 def _evaluated(config: ConfigDict, run: Path, step: int) -> dict[str, Any] | str:
-    done = list((run / 'evaluation').glob(f'step-{step}-*.json'))
-    if done:
-        return read_json(done[0], f'remove {done[0]}')
+    done = run / 'evaluation' / evaluation_name(step, shards := Shards(Path(config.eval.shards)).digest)
+    asked = dict(data=shards, max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed)
+    if done.exists() and asked.items() <= (found := read_json(done, f'remove {done}', fields=())).items():
+        return found
     try:
         return evaluate(config, run, step)
     except NothingToEvaluate as error:  # no reason to lose the run
