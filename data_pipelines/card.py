@@ -89,18 +89,21 @@ STEPS = dict(
 )
 
 
+SEVERAL = ('pairs', 'shards', 'rows')  # kinds of which the config may name several folders, joined by commas
+
+
 def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
     """The finished folders that the config names, in the order of stages, and the names of those that are not there.
 
-    Several folders of a kind are called by their paths below the folder that holds them all.
+    Several folders of a kind are called by their paths below the folder that holds all such.
     """
     found, left_out = [], []
+    paths = {kind: config.data[kind].split(',') if kind in SEVERAL else [config.data[kind]] for kind in FILES}
+    many = [os.path.abspath(path) for several in paths.values() if len(several) > 1 for path in several]
+    above = os.path.commonpath(many) if many else ''
     for kind in FILES:
-        several = kind in ('pairs', 'shards', 'rows')
-        paths = config.data[kind].split(',') if several else [config.data[kind]]
-        above = os.path.commonpath(map(os.path.abspath, paths)) if len(paths) > 1 else ''
-        for path in paths:
-            name = os.path.relpath(path, above) if above else kind
+        for path in paths[kind]:
+            name = os.path.relpath(path, above) if len(paths[kind]) > 1 else kind
             if path and (Path(path) / 'manifest.json').exists():
                 found.append(Folder(kind, name, Path(path)))
             else:

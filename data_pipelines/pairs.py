@@ -157,7 +157,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     for name in ('accept_artefacts', 'min_pairs'):  # they stop the run, and change nothing else
         del settings[name]
     code = [file_digest(Path(module.__file__)) for module in (openings, artefacts)]
-    return dict(inputs=inputs, settings=settings, code=code)
+    return dict(inputs=inputs, settings=settings, code=code, seed=config.seed)
 
 
 def _work(task: Task) -> dict[str, int]:

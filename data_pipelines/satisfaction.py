@@ -175,6 +175,12 @@ def summarise(by_model: dict[str, Path], held_out: Sequence[str] = ()) -> dict[s
     for model, folder in by_model.items():
         for record in load_records(folder / RECORDS):
             tables.setdefault(model, {}).setdefault(record['condition'], {})[record['id']] = record
+    for model, folder in by_model.items():
+        if not {'own', 'opposing'} <= tables.get(model, {}).keys():
+            raise NothingToEvaluate(
+                f'{folder} has no reply under a persona of the user and one under an opposing: raise '
+                'config.sampler.prompt_tokens, or see config.satisfaction.conditions'
+            )
     shared = sorted(set.intersection(*(set(t) for conditions in tables.values() for t in conditions.values())))
     met = {name: next(iter(next(iter(tables.values())).values()))[name]['met'] for name in shared}
     known = [name for name in shared if not set(met[name]) & set(held_out)]

@@ -113,7 +113,7 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         yield tree
     if not counts['trees']:
         raise UserError(f'config.data.pairs: no usable preference in {task.config.data.pairs} (counts: {dict(counts)})')
-    counts['users'] = len(users)
+    counts['users'] = len(users - {''})
 
 
 def _work(task: Task) -> dict[str, int]:

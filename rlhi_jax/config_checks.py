@@ -92,7 +92,7 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             value = attrgetter(name)(config)
             if not math.isfinite(value) or value < bound:
                 raise UserError(f'config.{name} is {value}: it must be at least {bound}')
-    for name in ('model.path', 'candidates.reward_model'):
+    for name in ('model.path', 'candidates.reward_model', 'satisfaction.model'):
         if '://' in attrgetter(name)(config):
             raise UserError(
                 f'config.{name} is a URL: name a folder made by `python -m rlhi_jax.convert import` or a training '

@@ -314,6 +314,16 @@ def test_several_folders_of_pairs_are_told_apart(run, tmp_path):
     assert found['teacher']['pairs'] == 40  # each once
 
 
+def test_folders_of_several_kinds_are_told_apart_whatever_they_are_called(tmp_path):
+    c = base_config()
+    for kind in ('pairs', 'shards', 'rows'):
+        c.data[kind] = ','.join(str(stage(tmp_path / kind / name, {}, {})) for name in 'ab')
+    found, _ = card.folders(c)
+    assert sorted(folder.name for folder in found) == [
+        f'{kind}/{name}' for kind in ('pairs', 'rows', 'shards') for name in 'ab'
+    ]
+
+
 def test_the_same_folders_give_the_same_bytes(run, tmp_path, monkeypatch):
     c, _ = run
     card.STAGE.run(c)

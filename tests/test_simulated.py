@@ -16,7 +16,7 @@ from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid, words
 from data_pipelines.stage import write_records
 from rlhi_jax.config import base_config
-from rlhi_jax.errors import UserError
+from rlhi_jax.errors import NothingToEvaluate, UserError
 
 PAIRS = list(TASTES)
 SIDES = [(pair, side) for pair in TASTES for side in TASTES[pair]]
@@ -265,3 +265,13 @@ def test_summary_of_satisfaction_against_plain_means(tmp_path):
     assert person['held_out'] and person['prompts'] == 3 and not found['by_pair']['length']['held_out']
     expected = gap('after', lambda r: r['met']['person'], lambda r: 'person' in r['met'])
     assert person['models']['after']['gap']['mean'] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('answered', [('empty',), ('own',), ()])
+def test_a_model_that_answered_under_no_persona_is_not_evaluated(tmp_path, answered):
+    for model, kinds in dict(before=('own', 'opposing', 'empty'), after=answered).items():
+        (tmp_path / model).mkdir()
+        one = dict(id='u/0', user_id='u', valid=True, met=dict(length=1.0), satisfaction=1.0)
+        write_records(tmp_path / model / 'records.jsonl', [one | dict(condition=kind) for kind in kinds])
+    with pytest.raises(NothingToEvaluate, match='after has no reply .*: raise config.sampler.prompt_tokens'):
+        summarise({model: tmp_path / model for model in ('before', 'after')})
