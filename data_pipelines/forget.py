@@ -248,7 +248,8 @@ def in_words(report: Report, listed: str) -> list[str]:
         for path, counts in report.removed.items()
     ]
     said += [
-        f'{user}: nothing of theirs is found; ids are those of records, which config.ingest.salt makes keys'
+        f'{user}: nothing of theirs is found; ids are those of records: `python -m data_pipelines.users` tells the key '
+        'of an address, where they are salted'
         for user in report.unknown
     ]
     said += ['nothing is removed'] * (not report.removed)

@@ -6,12 +6,12 @@
     python -m data_pipelines.persona_store delete --config=configs/NAME.py --user=ID
     python -m data_pipelines.persona_store audit  --config=configs/NAME.py
 
-The store is the folder `config.data.personas`. `show` prints users' personas, their claims with where they come from,
-and how they came about. What is deleted or edited is noted in a file of corrections beside the folder
-(`config.personas.corrections`), which the stage applies whenever it runs, and applied to the folder at once: a deleted
-user has no claims, whatever they say later. An edit must pass the audit that the teacher's claims pass. Stages that
-read personas then have to run again, and say so. `audit` checks the files as they lie there, prints figures, and ends
-with status 1 if any of them breaks a rule.
+The store is the folder `config.data.personas`, or that of a loop with --workdir=DIR. `show` prints users' personas,
+their claims with where they come from, and how they came about. What is deleted or edited is noted in a file of
+corrections beside the folder (`config.personas.corrections`), which the stage applies whenever it runs, and applied to
+the folder at once: a deleted user has no claims, whatever they say later. An edit must pass the audit that the
+teacher's claims pass. Stages that read personas then have to run again, and say so. `audit` checks the files as they
+lie there, prints figures, and ends with status 1 if any of them breaks a rule.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from data_pipelines.personas import (
 )
 from data_pipelines.stage import RECORDS, Record, Task, as_line, exhaust, input_folder, stream_records
 from rlhi_jax import errors
-from rlhi_jax.config import define_config_flag, load_config
+from rlhi_jax.config import define_config_flag, load_config, workdir_path
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import locked, new_file, read_json
 
@@ -270,6 +270,10 @@ def _turns(config: ConfigDict, author: Author, claims: list[Claim]) -> Iterator[
 
 def main(command: str) -> None:
     config = load_config(flags.FLAGS.config)
+    if flags.FLAGS.workdir:
+        from rlhi_jax.loop import with_paths  # all stages, for seconds: not for those who name folders
+
+        config = with_paths(config, workdir_path(flags.FLAGS.workdir))
     user, claim, text = flags.FLAGS.user, flags.FLAGS.claim, flags.FLAGS.text
     if command == 'show':
         print(show(config, user=user, claim=claim))
@@ -291,6 +295,7 @@ def main(command: str) -> None:
 
 if __name__ == '__main__':
     define_config_flag()
+    flags.DEFINE_string('workdir', None, "A loop's folder, if the config does not name the stages' own.")
     flags.DEFINE_string('user', '', 'show, delete: whose.')
     flags.DEFINE_string('claim', '', 'show, edit, delete: a claim by its id.')
     flags.DEFINE_string('text', '', 'edit: what it is to say.')

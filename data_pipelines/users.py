@@ -3,6 +3,10 @@
 The key is of an address (WildChat's `hashed_ip`) and of the browser's header. It has limits that no key of a log is
 without: people behind one address with the same browser are one user, and somebody whose address or browser changes
 becomes another. So a persona may hold what others said, and a history may be cut.
+
+    python -m data_pipelines.users --config=configs/NAME.py --user=ADDRESS [--header='{"user-agent": …}']
+
+prints the key that records have in the place of an address, for `forget` and `persona_store`.
 """
 
 import contextlib
@@ -16,6 +20,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
+from rlhi_jax import errors
 from rlhi_jax.errors import UserError
 from rlhi_jax.files import write_bytes
 
@@ -120,3 +127,25 @@ def user_key(name: str, header: Any, salt: bytes) -> str:
     said = {key: value for key, value in header.items() if value is not None} if isinstance(header, dict) else header
     told = json.dumps([name, said], sort_keys=True, default=str)
     return blake2b(told.encode('utf-8', 'replace'), key=salt, digest_size=16).hexdigest()
+
+
+def main() -> None:
+    from rlhi_jax.config import load_config, require
+
+    errors.require_flags('user')
+    config = load_config(flags.FLAGS.config)
+    require(config, 'ingest.salt')
+    try:
+        header = json.loads(flags.FLAGS.header)
+    except ValueError as error:
+        raise UserError(f'--header={flags.FLAGS.header} is no JSON ({error}): give it as records do') from None
+    print(user_key(flags.FLAGS.user, header, read_salt(config.ingest.salt)))
+
+
+if __name__ == '__main__':
+    from rlhi_jax.config import define_config_flag  # heavy, and processes that read raw files need none of it
+
+    define_config_flag()
+    flags.DEFINE_string('user', None, 'Address or id, as raw records hold it.')
+    flags.DEFINE_string('header', 'null', "The browser's header as raw records hold it: JSON.")
+    errors.run(main)

@@ -1,9 +1,11 @@
 """Who speaks: keys of users, and those of whom nothing is kept."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import tiny
 from talks import config, output, records, talk, write_lines
 
 from data_pipelines import ingest
@@ -29,6 +31,9 @@ def test_users_are_keys_that_only_the_salt_explains(tmp_path):
     assert (tmp_path / 'salts' / 'one').stat().st_mode & 0o777 == 0o600
     assert (tmp_path / 'runs' / '1').stat().st_mode & 0o777 == 0o700
     assert raw[0]['hashed_ip'].encode() not in output(c)
+    flags = [f'--config={tiny.CONFIG}', f'--config.ingest.salt={tmp_path / "salts" / "one"}']
+    flags += [f'--user={raw[0]["hashed_ip"]}', f'--header={json.dumps(same["header"])}']
+    assert tiny.run_program('data_pipelines.users', *flags).stdout.strip() == first['a']
     (tmp_path / 'link').symlink_to(tmp_path / 'runs')
     for inside in ('runs/salt', 'other/../runs/salt', 'link/salt'):
         c.ingest.salt = str(tmp_path / inside)
