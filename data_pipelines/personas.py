@@ -314,11 +314,13 @@ def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[t
 
 def _work(task: Task) -> dict[str, int]:
     scope = task.config.personas.scope
-    timed = (talk['user_id'] and talk['began'] for talk in read_records(task.config, 'conversations'))
-    if scope == 'earlier_conversations' and not any(timed):
+    talks = (talk for talk in read_records(task.config, 'conversations') if len(talk['messages']) > 2)
+    if scope == 'earlier_conversations' and not any(talk['user_id'] and talk['began'] for talk in talks):
         raise UserError(
-            "config.personas.scope is 'earlier_conversations', but no conversation has a user id and turns with time "
-            "stamps: set it to 'first_k_turns', or give the raw data hashed_ip (or user_id) and its turns timestamp"
+            "config.personas.scope is 'earlier_conversations', but of no conversation of several turns it is known "
+            "whose it is and when it began: set it to 'first_k_turns', or name what tells that by "
+            'config.ingest.fields.user and config.ingest.fields.said_at (of a turn; a serving log tells it, too, if it '
+            'holds the call of the first turn)'
         )
     counts: Counter = Counter(dict.fromkeys(COUNTED, 0))
     return write_store(task, _claims(task, read_corrections(corrections_path(task.config)), counts), counts)

@@ -126,7 +126,7 @@ def row_work(config: ConfigDict) -> Work:
     if prefix < 1:
         raise UserError(
             f'config.rows.scored is {room.scored} of config.rows.tokens {room.tokens}: plan with as many scored tokens '
-            'as replies have, so that a row has room for prefixes'
+            f'as replies have, so that a row has room for prefixes, such as --config.rows.scored={room.tokens // 2}'
         )
     tree = shared_prefix(prefix, reply, reply)
     return Work(*(room.pairs * n for n in dataclasses.astuple(tree)))

@@ -107,7 +107,8 @@ def base_config() -> ConfigDict:
     c.ingest.fields.toxic = 'toxic|openai_moderation.flagged|conversation.toxic'  # any of them
     c.ingest.fields.redacted = 'redacted|conversation.redacted'  # any of them
     c.ingest.fields.messages = 'conversation|messages|conversations'
-    c.ingest.fields.reply = 'response'  # the last reply, where it does not stand among the messages
+    # The last reply, where it does not stand among the messages: the first of these that is text.
+    c.ingest.fields.reply = 'response|choices.message.content|response.choices.message.content'
     c.ingest.fields.role = 'role|from'  # of a message, and so are these two
     c.ingest.fields.content = 'content|value'
     c.ingest.fields.said_at = 'timestamp'

@@ -77,6 +77,12 @@ def read(**fields):
     return conversation(fields, base_config().ingest.fields)
 
 
+def test_the_reply_of_a_logged_completion_is_read_where_it_stands():
+    choices = [dict(index=0, message=dict(role='assistant', content='Drink.'), finish_reason='stop')]
+    for reply in (dict(choices=choices), dict(response=dict(id='x', choices=choices)), dict(response='Drink.')):
+        assert read(messages=MESSAGES[:-1], **reply)['messages'] == MESSAGES
+
+
 def test_what_is_flagged_is_so_wherever_it_stands():
     flagged = PUBLISHED['lmsys'] | dict(openai_moderation=[dict(flagged=False), dict(flagged=True)])
     assert read(**flagged)['toxic'] and not read(**PUBLISHED['lmsys'])['toxic']

@@ -88,7 +88,7 @@ def conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> d
             raise BadRecord('message_without_text')
         role, text = value(turn, fields['role']), text_of_turn(turn, fields['content'])
         said.append((roles.get(role, '') if isinstance(role, str) else '', text))
-    if isinstance(reply := value(record, fields['reply']), str):
+    if (reply := next((each for each in values(record, fields['reply']) if isinstance(each, str)), None)) is not None:
         said.append(('assistant', clean(reply)))
     system = []
     while said and said[0][0] == 'system':
