@@ -112,9 +112,7 @@ class Endpoint:
         if refused or doubted:
             return Completion(None, False, other.tokens_in, other.tokens_out)
         then = await self.complete(request, doubted=True)  # the endpoint may have come back a moment ago
-        return then._replace(
-            tokens_in=then.tokens_in + other.tokens_in, tokens_out=then.tokens_out + other.tokens_out
-        )
+        return then._replace(tokens_in=then.tokens_in + other.tokens_in, tokens_out=then.tokens_out + other.tokens_out)
 
     async def _send(self, fields: dict[str, Any], *, retries: int | None = None) -> Completion:
         client = self._client if retries is None else self._client.with_options(max_retries=retries)
