@@ -2,9 +2,9 @@
 
     python -m data_pipelines.shards --config=configs/NAME.py
 
-Reads `config.data.pairs` (a file, or several joined by commas; .jsonl or .jsonl.gz), grows trees from whatever openings
-the preferences share, and writes `config.data.shards`. Lines that cannot be used are skipped and counted by reason in
-the manifest. Of preferences only ids are in memory, and one tree's at a time.
+Reads `config.data.pairs` (files, .jsonl or .jsonl.gz, or folders of the stage `pairs`, joined by commas), grows trees
+from whatever openings the preferences share, and writes `config.data.shards`. Lines that cannot be used are skipped and
+counted by reason in the manifest. Of preferences only ids are in memory, and one tree's at a time.
 """
 
 import contextlib

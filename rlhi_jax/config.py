@@ -131,7 +131,7 @@ def base_config() -> ConfigDict:
     c.personas.corrections = ''  # JSON lines that persona_store keeps; '': beside the folder data.personas
 
     c.rewrites = ConfigDict()
-    c.rewrites.regenerate = True  # have the policy answer again first, so that both sides have one author
+    c.rewrites.regenerate = True  # have the policy answer again first: what is rejected is what it would say
     c.rewrites.from_scratch = False  # control: the rewriter does not see the feedback
     c.rewrites.margin = 2.0  # nats by which feedback may be less likely after a regenerated reply than after the logged
     c.rewrites.max_turns = 0  # 0: all

@@ -119,7 +119,7 @@ def population(config: ConfigDict) -> list[User]:
         for number in range(s.users[split]):
             tastes = every[number % len(every)]
             user = dict(id=f'{split}-{number:03d}', split=split, tastes=tastes, flips='', depends='')
-            # One user in `flips_every` changes their mind, the one after depends on the request.
+            # One user in `special_every` changes their mind, the one after depends on the request.
             if s.special_every and number % s.special_every < 2:
                 user[('flips', 'depends')[number % s.special_every]] = next(iter(tastes))
             users.append(user)
