@@ -17,6 +17,6 @@ def get_config():
     c.data.card = 'runs/realhumaneval/card'
     c.follow_ups.labeller = 'head'
     c.follow_ups.head = 'runs/wildchat_head'
-    c.follow_ups.min_confidence = 0.5  # what is no taste is turned down claim by claim
+    c.follow_ups.min_confidence = 0.8  # see `tests/benchmarks/follow_ups.py`
     c.sampler.temperature = 0.7
     return c

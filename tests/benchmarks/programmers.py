@@ -69,7 +69,7 @@ def _said(claim: dict, talks: dict[str, dict], calls: dict[str, list[dict]]) -> 
         return False
     said = [message['content'] for message in talk['messages'][: claim['place'] + 1]]
     return claim['quote'] in said[-1] and any(
-        [message['content'] for message in call['messages']] == said for call in calls[claim['user_id']]
+        [message['content'].strip() for message in call['messages']] == said for call in calls[claim['user_id']]
     )
 
 
