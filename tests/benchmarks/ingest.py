@@ -103,6 +103,9 @@ def killed(count: int) -> dict:
         print(f'killed when {name}', flush=True)
     if start_ingest(files, to).wait():
         raise RuntimeError('ingest failed after it was killed')
+    made_from = [read_json(folder / 'manifest.json', '')['made_from'] for folder in (whole, to)]
+    if made_from[0] != made_from[1]:
+        raise RuntimeError(f'{whole} is of other settings: remove it, and run again')
     ended_in = [{path.name: file_digest(path) for path in folder.iterdir()} for folder in (whole, to)]
     left = [path.name for path in RUNS.iterdir() if path.name.startswith('.')]
     return dict(count=count, killed_when=list(places), same_bytes=ended_in[0] == ended_in[1], left_behind=left)
