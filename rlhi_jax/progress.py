@@ -65,7 +65,7 @@ class Progress:
             return
         self._printed = now
         rate = (done - self._first) / max(now - self._start, 1e-9)
-        left = (self._total - done) / rate if rate else float('inf')
+        left = (self._total - done) / rate if rate else float('inf') if done < self._total else 0
         eta = time.strftime('%H:%M:%S', time.gmtime(left)) if left < 86400 else f'{left / 86400:.1f} days'
         line = f'{self._label}: {done}/{self._total} {self._unit}, {rate:.3g}/s, ETA {eta}  {note}'
         print(line.rstrip(), file=sys.stderr, flush=True)

@@ -55,3 +55,9 @@ def test_a_bar_within_a_bar_leaves_one_line():
 def test_elsewhere_only_the_outer_one_says_that_it_is_done():
     done = subprocess.run([sys.executable, '-c', NESTED], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     assert [line.split(',')[0] for line in done.stderr.splitlines()] == ['outer: 3/3 blocks']
+
+
+def test_what_was_done_before_leaves_nothing_to_wait_for():
+    program = "from rlhi_jax.progress import Progress\nwith Progress('x', 3, unit='items', done=3) as p: p.update(3)"
+    done = subprocess.run([sys.executable, '-c', program], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == 'x: 3/3 items, 0/s, ETA 00:00:00\n'
