@@ -236,8 +236,7 @@ def _write_corrections(path: Path, left: bytes) -> None:
     if not left:
         path.unlink()
         return
-    with new_file(path) as file:
-        os.fchmod(file.fileno(), 0o600)
+    with new_file(path, private=True) as file:
         file.write(left)
 
 

@@ -129,8 +129,7 @@ def _note(config: ConfigDict, folder: Path, correction: dict[str, str]) -> None:
         _named(folder / CLAIMS, 'id', claim, '--claim')
     before = path.read_bytes().splitlines() if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as file:
-        os.fchmod(file.fileno(), 0o600)
+    with new_file(path, private=True) as file:
         file.writelines([*(each + b'\n' for each in before), as_line(correction)])
         file.flush()
         exhaust(_corrected(config, Path(file.name), Counter()))

@@ -34,14 +34,19 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file under a temporary name; when the block ends without an error it is synced and renamed to `path`.
 
     Its folder is not made: that of a stage at work may have been taken away, which must not pass unnoticed.
+
+    Args:
+      private: its owner alone can read it.
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -66,9 +71,7 @@ def complete_lines(path: Path) -> list[bytes]:
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Write a whole JSON file, or nothing; with `private`, one that its owner alone can read."""
-    with new_file(path) as file:
-        if private:
-            os.fchmod(file.fileno(), 0o600)
+    with new_file(path, private=private) as file:
         file.write((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
 
 

@@ -3,8 +3,8 @@
 bash launch/realhumaneval.sh                                           makes the store, and runs this
 python tests/benchmarks/programmers.py --config=configs/realhumaneval.py
 
-That no claim comes of what ingest dropped is checked on the raw file as well: of each claim's turn, a call of that user
-must hold what was said up to it, and the reply that the stage kept. Writes `results/realhumaneval.json`.
+That no claim comes of what ingest dropped is checked on the raw file as well: a call of that user must say, word for
+word, what the kept conversation says up to the claim's turn. Writes `results/realhumaneval.json`.
 """
 
 import json
@@ -25,10 +25,8 @@ ENOUGH = 5  # requests of a user
 
 def requests_by_user(raw: Path) -> dict[str, list[dict]]:
     found = defaultdict(list)
-    with open(raw) as file:
-        for line in file:
-            call = json.loads(line)
-            found[call['user_id']].append(call)
+    for call in stream_records(raw):
+        found[call['user_id']].append(call)
     return found
 
 
