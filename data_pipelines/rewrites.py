@@ -7,9 +7,10 @@ rejected is what it would say, and has one author with what is chosen where the 
 was said of another reply, so it must still apply: the teacher (where it is an endpoint, the policy: see
 `rlhi_jax.config.likelihood_path`) must find it not much less likely after the new reply than after the logged one. The
 teacher then answers the feedback, several times (`config.rewrites.samples`). Of those that `data_pipelines.acceptance`
-leaves, the rewrite is the sample of the largest gain: by so many nats the feedback makes it likelier, under the teacher, than mere dislike does. The gain must be at
-least `config.rewrites.min_gain`, and is in the rewrite's record. (That the feedback be less likely after the rewrite is
-no measure: "say more of history" is likelier after a reply that does.)
+leaves, the rewrite is the sample of the largest gain: by so many nats the feedback makes it likelier, under the
+teacher, than mere dislike does. The gain must be at least `config.rewrites.min_gain`, and is in the rewrite's record.
+(That the feedback be less likely after the rewrite is no measure: "say more of history" is likelier after a reply that
+does.)
 
 The control, `config.rewrites.from_scratch`, does not show the feedback: the request is merely answered again. What is
 drawn goes through the same filters, so that the control differs in nothing else; with one sample and a `min_gain` far
