@@ -14,18 +14,14 @@ What looks at the text alone comes first, for the rest asks the teacher. The fir
     not_the_best         another sample's gain is larger
 """
 
-import sys
 from collections import Counter
 from collections.abc import Sequence, Set
 
 from rapidfuzz import fuzz
 
-from data_pipelines import control_tokens, languages, openings, replies
+from data_pipelines import languages, openings, replies
 from rlhi_jax.files import digest
 from rlhi_jax.generate import Reply
-
-# Whose code is part of what an output was made from.
-DECIDED_BY = (sys.modules[__name__], control_tokens, languages, openings, replies)
 
 
 def resemblance(one: str, other: str) -> float:

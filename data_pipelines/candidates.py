@@ -140,7 +140,7 @@ def _work(task: Task) -> dict[str, int]:
     counts: Counter = Counter(dict.fromkeys(('prompts_read', 'prompts_kept', 'replies'), 0))
     steps = [_replied, *([_scored] if task.config.candidates.reward_model else [])]
     found = in_passes(prompts_reader(task.config), [functools.partial(step, task) for step in steps], counts)
-    return STAGE.write(task, _counted(found, counts), counts)
+    return task.write(_counted(found, counts), counts)
 
 
 def _counted(records: Iterable[Record], counts: Counter) -> Iterator[Record]:
@@ -202,7 +202,7 @@ def _reward_scorer(config: ConfigDict) -> CandidateScorer:
     return CandidateScorer(config, path, room, sees_persona=config.rm_sees_persona)
 
 
-STAGE = Stage('candidates', _work, 'data.candidates', _identity)
+STAGE = Stage('candidates', 1, _work, 'data.candidates', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

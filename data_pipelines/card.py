@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines import card_text
 from data_pipelines.card_text import markdown
 from data_pipelines.pairs import pairs_to_read
 from data_pipelines.personas import CLAIMS, USERS
@@ -354,8 +353,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     found, left_out = folders(config)
     if not found:
         raise UserError(f'config.data names no finished folder of a stage: set one of data.{", data.".join(FILES)}')
-    code = [file_digest(Path(path)) for path in (__file__, card_text.__file__)]
-    return dict(inputs={folder.name: digests(folder) for folder in found}, left_out=left_out, code=code)
+    return dict(inputs={folder.name: digests(folder) for folder in found}, left_out=left_out)
 
 
 def _work(task: Task) -> dict[str, int]:
@@ -364,10 +362,10 @@ def _work(task: Task) -> dict[str, int]:
     write_bytes(task.folder / 'card.md', markdown(card).encode())
     checked = [step['adds_up'] for own in card['funnel'].values() for step in own['steps']]
     counts = Counter(folders=len(card['funnel']), adding_up=checked.count(True), not_adding_up=checked.count(False))
-    return STAGE.write_manifest(task, counts)
+    return task.write_manifest(counts)
 
 
-STAGE = Stage('card', _work, 'data.card', _identity)
+STAGE = Stage('card', 1, _work, 'data.card', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -52,7 +52,7 @@ def _work(task: Task) -> dict[str, int]:
     for builder, shards in sets.items():
         built = _build(builder, shards, task.folder, config.beam)
         counts.update({f'{built.name}_{name}': split.num_examples for name, split in built.info.splits.items()})
-    return STAGE.write_manifest(task, counts)
+    return task.write_manifest(counts)
 
 
 def _build(builder: type, shards: dict[str, list[Shard]], folder: Path, beam: str) -> tfds.core.DatasetBuilder:
@@ -95,7 +95,7 @@ def _watched(shards: Mapping[str, Sequence[Shard]], progress: Progress) -> dict[
     return {split: list(map(watched, found)) for split, found in shards.items()}
 
 
-STAGE = Stage('datasets', _work, 'data.datasets', _identity)
+STAGE = Stage('datasets', 1, _work, 'data.datasets', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

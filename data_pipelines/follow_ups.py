@@ -80,10 +80,10 @@ def _records(task: Task, counts: Counter) -> Iterator[Record]:
 
 def _work(task: Task) -> dict[str, int]:
     counts: Counter = Counter(turns_read=0, mined=0)
-    return STAGE.write(task, _records(task, counts), counts)
+    return task.write(_records(task, counts), counts)
 
 
-STAGE = Stage('follow_ups', _work, 'data.follow_ups', _identity)
+STAGE = Stage('follow_ups', 1, _work, 'data.follow_ups', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

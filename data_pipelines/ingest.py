@@ -226,7 +226,7 @@ def _work(task: Task) -> dict[str, int]:
         base.execute('SET temp_directory = ?', [str(parts[0].parent / 'spilled')])
         choose(base, config, parts[0].parent, counts)
         grouped = _deal_out(base, parts)
-    return STAGE.write(task, _records(grouped), counts)
+    return task.write(_records(grouped), counts)
 
 
 def _deal_out(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
@@ -289,7 +289,7 @@ def _records(paths: list[Path]) -> Iterator[Record]:
                 yield record | {'messages': json.loads(record['messages'])}
 
 
-STAGE = Stage('ingest', _work, 'data.conversations', _identity)
+STAGE = Stage('ingest', 1, _work, 'data.conversations', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -19,14 +19,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import artefacts, openings
 from data_pipelines.artefacts import reply_only_auc
 from data_pipelines.ids import BEST_WORST, REWRITE, conversation_of, pair_id
 from data_pipelines.openings import is_refusal
 from data_pipelines.rewrites import SPLITS
 from data_pipelines.stage import Record, Stage, Task, as_line, input_digest, input_folder, read_records, stream_records
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, new_file, read_json
+from rlhi_jax.files import digest, new_file, read_json
 
 SOURCES = ('rewrites', 'candidates')
 PAIRS_TO_READ = 5
@@ -156,8 +155,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     settings = config.pairs.to_dict()
     for name in ('accept_artefacts', 'min_pairs'):  # they stop the run, and change nothing else
         del settings[name]
-    code = [file_digest(Path(module.__file__)) for module in (openings, artefacts)]
-    return dict(inputs=inputs, settings=settings, code=code, seed=config.seed)
+    return dict(inputs=inputs, settings=settings, seed=config.seed)
 
 
 def _work(task: Task) -> dict[str, int]:
@@ -174,7 +172,7 @@ def _work(task: Task) -> dict[str, int]:
     )
     print(f'reply-only classifier: AUC {json.dumps(auc)} on {len(probed)} training pairs', flush=True)
     accepted = auc is not None and auc > config.pairs.max_artefact_auc
-    return STAGE.write_manifest(task, counts, probe=dict(artefact_auc=auc, pairs=len(probed), accepted=accepted))
+    return task.write_manifest(counts, probe=dict(artefact_auc=auc, pairs=len(probed), accepted=accepted))
 
 
 def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
@@ -195,7 +193,7 @@ def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
         )
 
 
-STAGE = Stage('pairs', _work, 'data.pairs', _identity, _check)
+STAGE = Stage('pairs', 1, _work, 'data.pairs', _identity, _check)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -37,7 +37,6 @@ from data_pipelines.personas import (
     Corrections,
     corrected,
     corrections_path,
-    identity,
     read_corrections,
     token_counter,
     write_store,
@@ -120,7 +119,7 @@ def _note(config: ConfigDict, folder: Path, correction: dict[str, str]) -> None:
     """Add a correction to the file of corrections, if it can be applied."""
     path = corrections_path(config)
     made_from = read_json(folder / 'manifest.json', 'run the stage again', fields=['made_from', 'counts'])['made_from']
-    if made_from != identity(config):
+    if made_from != STAGE.made_from(config):
         raise UserError(f'config.data.personas: {folder} was made from other input or settings: run the stage again')
     if user := correction.get('delete_user'):
         _named(folder / USERS, 'user_id', user, '--user')

@@ -54,7 +54,6 @@ from rlhi_jax.generate import Prompt
 from rlhi_jax.tokenizers import load_tokenizer
 
 USERS, CLAIMS = 'users.jsonl', 'claims.jsonl'
-RULES = ('claim_audit.py', 'claims.py', 'control_tokens.py', 'styles.py')
 BLOCK = 1024  # remarks that the teacher is asked about together
 COUNTED = ('remarks', 'remarks_without_answer', 'claims', 'edited', 'users', 'users_with_persona')
 
@@ -134,7 +133,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
         teacher=model_identity(config, teacher_path(config)),
         tokenizer=_tokenizer_digest(open_model(config.model.path).tokenizer_path),
         prompt=prompt_digest(_prompt(config)),
-        rules=[lexicons_digest(), *(file_digest(Path(__file__).with_name(name)) for name in RULES)],
+        lexicons=lexicons_digest(),
         settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
         corrections=file_digest(corrections) if corrections.exists() else '',
         sampler=config.sampler.to_dict(),
@@ -292,7 +291,7 @@ def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], cou
                 yield dict(id=name, persona=text)
 
     with new_file(task.folder / CLAIMS) as claims_file, new_file(task.folder / USERS) as users_file:
-        return STAGE.write(task, records(claims_file, users_file), counts)
+        return task.write(records(claims_file, users_file), counts)
 
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
@@ -326,7 +325,7 @@ def _work(task: Task) -> dict[str, int]:
     return write_store(task, _claims(task, read_corrections(corrections_path(task.config)), counts), counts)
 
 
-STAGE = Stage('personas', _work, 'data.personas', identity)
+STAGE = Stage('personas', 1, _work, 'data.personas', identity)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -20,12 +20,11 @@ below 0 the feedback has no part in it at all. Neither shows the persona.
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines import acceptance, languages
+from data_pipelines import languages
 from data_pipelines.acceptance import best, reason_to_drop
 from data_pipelines.endpoint import spending
 from data_pipelines.generation import generate, likelihoods, model_identity
@@ -44,7 +43,7 @@ from data_pipelines.stage import (
     input_folder,
 )
 from rlhi_jax.config import require, teacher_path
-from rlhi_jax.files import digest, file_digest
+from rlhi_jax.files import digest
 from rlhi_jax.generate import Prompt, Turns
 from rlhi_jax.rewards import Candidates
 from rlhi_jax.tokenizers.template import Context
@@ -87,7 +86,6 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         policy=model_identity(config, config.model.path),
         teacher=model_identity(config, teacher_path(config)),
         prompts=[prompt_digest(name) for name in ('rewrite', 'applies')],
-        filters=[file_digest(Path(module.__file__)) for module in acceptance.DECIDED_BY],
         dislike=DISLIKE,
         settings=config.rewrites.to_dict() | dict(row_tokens=config.teacher.row_tokens),
         sampler=config.sampler.to_dict(),
@@ -125,7 +123,7 @@ def _work(task: Task) -> dict[str, int]:
     feedback = functools.partial(_feedback, task.config)
     some = at_most(task.config.rewrites.max_turns, feedback, lambda case: digest(case.name), 'dropped_over_max_turns')
     cases = in_passes(some, [functools.partial(step, task) for step in steps], counts)
-    return STAGE.write(task, _records(task, cases, counts), counts)
+    return task.write(_records(task, cases, counts), counts)
 
 
 def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Record]:
@@ -251,7 +249,7 @@ def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
     }
 
 
-STAGE = Stage('rewrites', _work, 'data.rewrites', _identity)
+STAGE = Stage('rewrites', 1, _work, 'data.rewrites', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

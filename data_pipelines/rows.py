@@ -33,11 +33,11 @@ def _work(task: Task) -> dict[str, int]:
     shards, template = _open(task.config)
     with Progress('rows', len(shards), unit='trees') as progress:
         plan = make_plan(shards, template, capacities(task.config), progress.update)
-    save_plan(plan, task.folder, {'stage': 'rows', 'made_from': plan.identity})
+    save_plan(plan, task.folder, task.manifest(plan.counts))
     return plan.counts
 
 
-STAGE = Stage('rows', _work, 'data.rows', _identity)
+STAGE = Stage('rows', 1, _work, 'data.rows', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -106,7 +106,6 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         inputs=[file_digest(raw / name) for name in ('users.jsonl', 'prompts.jsonl') if (raw / name).exists()],
         personas=personas.of_users_digest(config) if config.data.personas else 'oracle',
         sampler=config.sampler.to_dict(),
-        checks=simulated.sources_digest(),
         conversations=config.simulated.conversations,
         settings=dict(split=s.split, conditions=s.conditions, seed=config.seed, max_prompts=s.max_prompts),
     )
@@ -162,7 +161,7 @@ def _work(task: Task) -> dict[str, int]:
             )
     counts['replies'] = len(results)
     counts['dropped_prompt_too_long'] = sum(not replies[prompt.id] for prompt in prompts)
-    return STAGE.write(task, results, counts)
+    return task.write(results, counts)
 
 
 def summarise(by_model: dict[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -233,7 +232,6 @@ def _score_identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         candidates=input_digest(config, 'candidates'),
         users=file_digest(Path(config.data.raw) / 'users.jsonl'),
-        checks=simulated.sources_digest(),
         conversations=config.simulated.conversations,
     )
 
@@ -248,11 +246,11 @@ def _score(task: Task) -> dict[str, int]:
         some_satisfy = any(satisfaction(*one) > 0 for one in said)
         values = [oracle_score(*one) if some_satisfy else None for one in said]
         scores.append(dict(id=record['id'], scores=values))
-    return ORACLE.write(task, scores, Counter(prompts=len(scores)))
+    return task.write(scores, Counter(prompts=len(scores)))
 
 
-STAGE = Stage('satisfaction', _work, 'data.satisfaction', _identity)
-ORACLE = Stage('oracle_scores', _score, 'data.scores', _score_identity)
+STAGE = Stage('satisfaction', 1, _work, 'data.satisfaction', _identity)
+ORACLE = Stage('oracle_scores', 1, _score, 'data.scores', _score_identity)
 
 if __name__ == '__main__':
     STAGE.main()

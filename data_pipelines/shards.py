@@ -118,12 +118,16 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
 
 def _work(task: Task) -> dict[str, int]:
     counts: Counter = Counter()
-    manifest = dict(stage=STAGE.name, made_from=task.identity, counts=counts)
-    write_shards(_trees(task, counts), task.folder, trees_per_shard=task.config.data.trees_per_shard, manifest=manifest)
+    write_shards(
+        _trees(task, counts),
+        task.folder,
+        trees_per_shard=task.config.data.trees_per_shard,
+        manifest=task.manifest(counts),
+    )
     return dict(sorted(counts.items()))
 
 
-STAGE = Stage('shards', _work, 'data.shards', _identity)
+STAGE = Stage('shards', 1, _work, 'data.shards', _identity)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -12,7 +12,7 @@ import itertools
 import json
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,12 +36,13 @@ class Task:
     Attributes:
       config: what the stage was asked to do.
       folder: to write into; it becomes the output folder when all is done.
-      identity: digests of all that the output depends on.
+      identity: digests of all that the output depends on, and the stage's version.
+      stage: the stage's name.
       learned: how an endpoint wants requests, where its first refusals said so.
     """
 
-    def __init__(self, config: ConfigDict, folder: Path, identity: Any):
-        self.config, self.folder, self.identity = config, folder, identity
+    def __init__(self, config: ConfigDict, folder: Path, identity: Any, stage: str):
+        self.config, self.folder, self.identity, self.stage = config, folder, identity, stage
         self.learned: dict[str, str] = {}
         self._kept: tuple[Hashable, Any] = (None, None)
 
@@ -54,6 +55,21 @@ class Task:
     def journal(self) -> Journal:
         """What this process, or one that was killed, has done so far; of other settings there may be others."""
         return Journal(work_folder(self.folder) / journal_name(self.identity), self.identity)
+
+    def write(self, records: Iterable[Record], counts: Counter) -> dict[str, int]:
+        """Write records.jsonl, then the manifest, of a stage whose output is records."""
+        write_records(self.folder / RECORDS, records)
+        return self.write_manifest(counts)
+
+    def write_manifest(self, counts: Counter, **more: Any) -> dict[str, int]:
+        """Write manifest.json; returns the counts in the order of their names."""
+        counts = dict(sorted(counts.items()))
+        write_json(self.folder / 'manifest.json', self.manifest(counts, **more))
+        return counts
+
+    def manifest(self, counts: Mapping[str, int], **more: Any) -> dict[str, Any]:
+        """What a manifest says of this making: the stage, what the output was made from, and its counts."""
+        return dict(more, stage=self.stage, made_from=self.identity, counts=counts)
 
     def close(self) -> None:
         """Close the journal, if there is one: an open file takes room even when it is removed."""
@@ -78,13 +94,17 @@ class Stage:
 
     Attributes:
       name: the stage's name, as in its manifest.
+      version: raised whenever the same input and settings would give another output. `tests/test_golden.py` holds every
+        stage to it.
       work: writes the files of a task's folder, with a manifest, and returns its counts.
       output: the config key that names the output folder, such as 'data.shards'.
-      identity: digests of all that the output depends on; a finished folder with the same identity is kept as it is.
+      identity: digests of the inputs and settings that the output depends on; a finished folder with the same identity
+        and version is kept as it is.
       check: refuses, by a UserError, a manifest that the config does not accept, of a folder made now or before.
     """
 
     name: str
+    version: int
     work: Callable[[Task], dict[str, int]]
     output: str
     identity: Callable[[ConfigDict], dict[str, Any]]
@@ -102,7 +122,7 @@ class Stage:
             raise UserError(f'config.{self.output} is empty: name the folder to write')
         folder = Path(config[section][key])
         settle_if_free(folder)
-        wanted = self.identity(config)
+        wanted = self.made_from(config)
         if (folder / 'manifest.json').exists() and not overwrite:
             manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
             if manifest.get('made_from') == wanted:
@@ -116,23 +136,16 @@ class Stage:
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             temporary.chmod(0o700)  # what users said is for its owner's eyes
-            with contextlib.closing(Task(config, temporary, wanted)) as task:
+            with contextlib.closing(Task(config, temporary, wanted, self.name)) as task:
                 counts = self.work(task)
             self.check(config, read_json(temporary / 'manifest.json', ''))
         _forget_work(folder)
         print(f'{folder}: {json.dumps(counts)}', flush=True)
         return counts
 
-    def write(self, task: Task, records: Iterable[Record], counts: Counter) -> dict[str, int]:
-        """Write records.jsonl, then the manifest, of a stage whose output is records."""
-        write_records(task.folder / RECORDS, records)
-        return self.write_manifest(task, counts)
-
-    def write_manifest(self, task: Task, counts: Counter, **more: Any) -> dict[str, int]:
-        """Write manifest.json; returns the counts in the order of their names."""
-        counts = dict(sorted(counts.items()))
-        write_json(task.folder / 'manifest.json', dict(more, stage=self.name, made_from=task.identity, counts=counts))
-        return counts
+    def made_from(self, config: ConfigDict) -> dict[str, Any]:
+        """All that the output depends on, as the manifest holds it: the identity and the stage's version."""
+        return self.identity(config) | dict(version=self.version)
 
     def main(self) -> None:
         """Run the stage as a program."""

@@ -6,6 +6,7 @@ Its simulated users take every reply for one on their topic, and say what they l
 say nothing but that it makes no sense, of which no persona comes.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -45,7 +46,7 @@ def arm(doomed: str) -> None:
             return counts
 
         running[0] = self.name
-        return STAGE_RUN(stage.Stage(self.name, work, self.output, self.identity), config, overwrite=overwrite)
+        return STAGE_RUN(dataclasses.replace(self, work=work), config, overwrite=overwrite)
 
     def train(config, workdir):
         running[0] = f'train {config.objective}'

@@ -52,7 +52,7 @@ def task(folder, url: str, **teacher) -> Task:
     c = base_config()
     c.teacher.update(dict(path=url, model='m', timeout=5.0, retries=3, concurrency=1) | teacher)
     c.model.path, c.sampler.top_p = 'policy', 0.9
-    return Task(c, folder / 'work', 'x')
+    return Task(c, folder / 'work', 'x', 'made')
 
 
 def ask(folder, url: str, **teacher) -> dict:

@@ -106,7 +106,7 @@ def identity(c) -> dict:
 
 
 def task(folder: Path, c) -> Task:
-    return Task(c, folder, identity(c))
+    return Task(c, folder, identity(c), 'made')
 
 
 def ask(folder: Path, c, questions=QUESTIONS, accept=lambda question, value: True):

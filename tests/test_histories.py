@@ -111,7 +111,7 @@ def test_passes_ask_one_model_at_a_time_and_each_item_once():
 
 def test_a_task_keeps_one_thing(tmp_path):
     made = []
-    task = stage.Task(None, tmp_path, 'x')
+    task = stage.Task(None, tmp_path, 'x', 'made')
     assert [task.keep(key, lambda key=key: made.append(key) or key.upper()) for key in 'aabba'] == list('AABBA')
     assert made == list('aba')
 
@@ -169,9 +169,9 @@ def answering(name: str = 'rewrites') -> stage.Stage:
                 task.journal.add(number, f'paid for under {task.config.seed}')
         if task.config.seed < 0:
             raise UserError('so')
-        return made.write(task, [dict(said=task.journal[0])], Counter())
+        return task.write([dict(said=task.journal[0])], Counter())
 
-    made = stage.Stage(name, work, 'data.rewrites', lambda config: dict(seed=abs(config.seed)))
+    made = stage.Stage(name, 1, work, 'data.rewrites', lambda config: dict(seed=abs(config.seed)))
     return made
 
 
@@ -191,13 +191,13 @@ def test_who_finds_a_folder_up_to_date_leaves_the_work_of_who_makes_it_again(tmp
     c, made = config(tmp_path, rewrites=str(tmp_path / 'rewrites')), answering()
     made.run(c)
     with new_folder(tmp_path / 'rewrites', overwrite=True) as temporary:
-        task = stage.Task(c, temporary, 'x')
+        task = stage.Task(c, temporary, 'x', 'made')
         task.journal.add('key', 'paid for')
         made.run(c)
         assert task.journal['key'] == 'paid for'
         task.journal.add('another', 'still here')
         task.close()
-        write_records(temporary / 'manifest.json', [dict(made_from=dict(seed=0), counts={})])
+        write_records(temporary / 'manifest.json', [dict(made_from=dict(seed=0, version=1), counts={})])
     made.run(c)
     assert not work_folder(tmp_path / 'rewrites').exists()
 
@@ -225,9 +225,9 @@ def test_a_stage_that_has_ended_leaves_no_file_open(tmp_path, fails):
         task.journal.add('key', 'value')
         if fails:
             raise UserError('so')
-        return made.write_manifest(task, Counter())
+        return task.write_manifest(Counter())
 
-    made = stage.Stage('made', work, 'data.rewrites', lambda config: {})
+    made = stage.Stage('made', 1, work, 'data.rewrites', lambda config: {})
     with pytest.raises(UserError) if fails else contextlib.nullcontext():
         made.run(config(tmp_path, rewrites=str(tmp_path / 'rewrites')))
     opened = [tiny.Path(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd')]

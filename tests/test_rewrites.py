@@ -327,7 +327,7 @@ def test_what_the_conversation_holds_already_is_a_copy(mined, tmp_path, monkeypa
     said = [GOOD, earlier[1][1], SAID['original'], turn['next_reply']]
     monkeypatch.setattr(rewrites, 'generate', lambda *_: {'rewrite c/4': [reply(text) for text in said]})
     counts = Counter()
-    (drawn,) = rewrites._drawn(Task(stage_config(mined, tmp_path / 'x'), tmp_path, 'x'), [case], counts)
+    (drawn,) = rewrites._drawn(Task(stage_config(mined, tmp_path / 'x'), tmp_path, 'x', 'rewrites'), [case], counts)
     assert drawn.samples == [GOOD] and counts == dict(rewrites_drawn=4, dropped_rewrite_copy=3)
 
 

@@ -13,29 +13,23 @@ Tastes of `config.simulated.held_out` occur in the test split alone. Some users 
 (`flips`), some want a taste for one kind of request only and the opposite otherwise (`depends`).
 """
 
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import replies as replies_module
 from data_pipelines.generation import generate, model_identity
-from data_pipelines.sources import requests as requests_module
-from data_pipelines.sources import tastes as tastes_module
-from data_pipelines.sources import wordings as wordings_module
 from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, Request, requests
 from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid
 from data_pipelines.stage import Record, Stage, Task, write_records
 from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import require
 from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest
+from rlhi_jax.files import digest
 from rlhi_jax.generate import Prompt, Reply
 
 KIND = 'Why'  # in some phrasings of every split: context-dependent users tell requests apart by it
@@ -191,13 +185,6 @@ def wildchat_record(user: User, turns: list[tuple[str, str]], number: int, model
     )
 
 
-@functools.cache
-def sources_digest() -> str:
-    """Identifies what users ask and like, how they say it, and what satisfies them: the code that holds it."""
-    modules = (replies_module, requests_module, tastes_module, wordings_module)
-    return digest([file_digest(Path(path)) for path in (__file__, *(module.__file__ for module in modules))])
-
-
 def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path')
     return dict(
@@ -206,7 +193,6 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         sampler=config.sampler.to_dict(),
         seed=config.seed,
         model=model_identity(config, config.model.path),
-        sources=sources_digest(),
     )
 
 
@@ -253,10 +239,10 @@ def _work(task: Task) -> dict[str, int]:
     ]
     counts['prompts'] = len(prompts)
     write_records(folder / 'prompts.jsonl', prompts)
-    return STAGE.write_manifest(task, counts)
+    return task.write_manifest(counts)
 
 
-STAGE = Stage('sources.simulated', _work, 'data.raw', _identity)
+STAGE = Stage('sources.simulated', 1, _work, 'data.raw', _identity)
 
 if __name__ == '__main__':
     STAGE.main()
