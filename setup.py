@@ -11,8 +11,8 @@ setup(
     packages=find_packages(include=['rlhi_jax', 'rlhi_jax.*', 'data_pipelines', 'data_pipelines.*']),
     package_data={
         'rlhi_jax.tokenizers': ['layouts/*.jinja'],
-        'data_pipelines.lexicons': ['*.toml'],
-        'data_pipelines.prompts': ['*.jinja'],
+        'data_pipelines.text.lexicons': ['*.toml'],
+        'data_pipelines.teacher.prompts': ['*.jinja'],
     },
     install_requires=[
         'absl-py==2.5.1',

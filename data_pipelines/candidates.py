@@ -19,10 +19,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import personas
-from data_pipelines.generation import generate, model_identity, scores
-from data_pipelines.histories import side_by_side
-from data_pipelines.stage import (
+from data_pipelines.core.histories import side_by_side
+from data_pipelines.core.stage import (
     RECORDS,
     Record,
     Stage,
@@ -33,12 +31,15 @@ from data_pipelines.stage import (
     input_digest,
     input_folder,
 )
-from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import capacities, require
-from rlhi_jax.errors import UserError, one_line
-from rlhi_jax.files import digest, file_digest
-from rlhi_jax.generate import Prompt, prompt_turns
-from rlhi_jax.rewards import Candidates, CandidateScorer
+from data_pipelines.persona.store import of_users, of_users_digest
+from data_pipelines.teacher.generation import generate, model_identity, scores
+from rlhi_jax.config import require
+from rlhi_jax.data.rows import capacities
+from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.files import digest, file_digest
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.sampling.generator import Prompt, prompt_turns
+from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import Context
 
 BLOCK = 256  # prompts that a model is asked about together
@@ -47,7 +48,7 @@ BLOCK = 256  # prompts that a model is asked about together
 def _of_file(config: ConfigDict) -> Iterator[Record]:
     """The prompts of `config.data.prompts`."""
     path, seen = _prompts_file(config), set()
-    found = personas.of_users(config) if config.data.personas else None
+    found = of_users(config) if config.data.personas else None
     with open(path, 'rb') as file:
         for number, text in enumerate(file, start=1):
             try:
@@ -122,7 +123,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.data.prompts:
         inputs = [file_digest(_prompts_file(config))]
         if config.data.personas:
-            inputs.append(personas.of_users_digest(config))
+            inputs.append(of_users_digest(config))
     else:
         inputs = [input_digest(config, key) for key in ('conversations', 'follow_ups', 'personas')]
     return dict(

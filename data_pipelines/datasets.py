@@ -4,7 +4,7 @@
 
 Reads what is named of `config.data.conversations`, `config.data.shards` (split `train` of the interactions) and
 `config.eval.shards` (split `heldout`); writes `config.data.datasets`, the data_dir of `tfds.data_source` (see
-`data_pipelines/tfds_builders.py`). With `config.beam` shards are written by a Beam pipeline, in the same bytes.
+`data_pipelines/tfds/builders.py`). With `config.beam` shards are written by a Beam pipeline, in the same bytes.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import RECORDS, Stage, Task, input_digest, input_folder
-from data_pipelines.tfds_builders import Conversations, Interactions, Shard, conversation_shards, interaction_shards
+from data_pipelines.core.stage import RECORDS, Stage, Task, input_digest, input_folder
+from data_pipelines.tfds.builders import Conversations, Interactions, Shard, conversation_shards, interaction_shards
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.errors import UserError
-from rlhi_jax.progress import Progress
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.progress import Progress
 
 
 def _interactions(config: ConfigDict) -> dict[str, Path]:

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
-Labels are those of `data_pipelines/labels.py`. `config.follow_ups.labeller` says who gives them: the 'teacher' or a
-'head' trained on labels (`data_pipelines/head_labels.py`). The one that drives rewrites and personas is
-`reattempt_with_feedback`: such a turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
+Labels are those of `data_pipelines/labelling/labels.py`. `config.follow_ups.labeller` names the labeller: the
+'teacher', or a 'head' trained by `data_pipelines/head_labels.py`. `reattempt_with_feedback` drives rewrites and
+personas: such a turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
 """
 
 from collections import Counter
@@ -14,13 +14,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import head_labels, teacher_labels
-from data_pipelines.endpoint import spending
-from data_pipelines.generation import model_identity
-from data_pipelines.histories import side_by_side
-from data_pipelines.labels import AGAIN, FEEDBACK, LABELS, Judgement, Turn, repeats, turns_after_replies
-from data_pipelines.prompts import prompt_digest
-from data_pipelines.stage import Record, Stage, Task, in_blocks, input_digest
+from data_pipelines.core.histories import side_by_side
+from data_pipelines.core.stage import Record, Stage, Task, in_blocks, input_digest
+from data_pipelines.labelling import by_teacher
+from data_pipelines.labelling.by_head import Head, head_digest
+from data_pipelines.labelling.labels import AGAIN, FEEDBACK, LABELS, Judgement, Turn, repeats, turns_after_replies
+from data_pipelines.teacher.endpoint import spending
+from data_pipelines.teacher.generation import model_identity
+from data_pipelines.teacher.prompts import prompt_digest
 from rlhi_jax.config import is_endpoint, require, teacher_path
 
 BLOCK = 2048  # turns that are judged together
@@ -30,10 +31,10 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     own = dict(conversations=input_digest(config, 'conversations'), settings=config.follow_ups.to_dict())
     if config.follow_ups.labeller == 'head':
         require(config, 'follow_ups.head')
-        return own | dict(head=head_labels.head_digest(Path(config.follow_ups.head)))
+        return own | dict(head=head_digest(Path(config.follow_ups.head)))
     teacher = model_identity(config, teacher_path(config))
     if is_endpoint(config.teacher.path):
-        told = dict(prompt=prompt_digest('label_follow_up'), labels=LABELS, schema=teacher_labels.ANSWER)
+        told = dict(prompt=prompt_digest('label_follow_up'), labels=LABELS, schema=by_teacher.ANSWER)
         return own | dict(told, teacher=teacher)
     return own | dict(teacher=teacher, prompt=prompt_digest('follow_up'), row_tokens=config.teacher.row_tokens)
 
@@ -43,10 +44,10 @@ def _judge(task: Task, turns: list[Turn]) -> dict[str, Judgement | None]:
     judged = {turn.id: Judgement(AGAIN, 1.0, turn.text) for turn in turns if repeats(turn)}
     asked, follow_ups = [turn for turn in turns if turn.id not in judged], task.config.follow_ups
     if follow_ups.labeller == 'head':
-        return judged | task.keep('head', lambda: head_labels.Head.load(Path(follow_ups.head))).judge(asked)
+        return judged | task.keep('head', lambda: Head.load(Path(follow_ups.head))).judge(asked)
     if is_endpoint(task.config.teacher.path):
-        return judged | teacher_labels.by_answer(task, asked)
-    return judged | teacher_labels.by_likelihood(task, asked)
+        return judged | by_teacher.by_answer(task, asked)
+    return judged | by_teacher.by_likelihood(task, asked)
 
 
 def _records(task: Task, counts: Counter) -> Iterator[Record]:

@@ -31,16 +31,15 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.forgotten import Forgotten, clean_log, note, noted, records_of
-from data_pipelines.journal import work_folder
-from data_pipelines.personas import read_corrections
-from data_pipelines.traces import Traces, find, manifest_of, named
-from data_pipelines.users import opt_out_with, write_opt_out
-from rlhi_jax import errors
-from rlhi_jax.config import define_config_flag, load_config
+from data_pipelines.core.journal import work_folder
+from data_pipelines.persona.corrections import read_corrections
+from data_pipelines.privacy.forgotten import Forgotten, clean_log, note, noted, records_of
+from data_pipelines.privacy.traces import Traces, find, manifest_of, named
+from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
+from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run
 from rlhi_jax.data.shards import Shards, write_shards
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import (
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import (
     HeldFolder,
     digest,
     file_digest,
@@ -267,7 +266,7 @@ def in_words(report: Report, listed: str) -> list[str]:
 
 
 def main() -> None:
-    errors.require_flags('user')
+    require_flags('user')
     config = load_config(flags.FLAGS.config)
     report = forget(config, frozenset(flags.FLAGS.user), flags.FLAGS.workdir)
     print('\n'.join(in_words(report, config.ingest.opt_out)))
@@ -277,4 +276,4 @@ if __name__ == '__main__':
     define_config_flag()
     flags.DEFINE_multi_string('user', None, 'Id of a user to forget; give it once for each.')
     flags.DEFINE_string('workdir', None, "A loop's folder, or one with several loops, to forget them in all of it.")
-    errors.run(main)
+    run(main)

@@ -2,21 +2,21 @@
 
     python -m data_pipelines.ingest --config=configs/NAME.py
 
-Reads `config.data.raw`: files, folders or data sets of the Hugging Face hub (hf://OWNER/NAME, see `rlhi_jax/hub.py`),
+Reads `config.data.raw`: files, folders or data sets of the Hugging Face hub (hf://OWNER/NAME, `rlhi_jax/io/hub.py`),
 joined by commas; JSON lines (.jsonl, .jsonl.gz) or parquet, whose fields `config.ingest.fields` finds. The manifest
 names the commit that was read. A later one is other input, so name it, hf://OWNER/NAME@COMMIT, for runs to come.
 
 Records that cannot be used are skipped and counted by reason; so are those said before, those that go on in another
 record, as each call of a serving log repeats what was said before it, and different ones under one id but the longest
-(see `data_pipelines/choice.py`). A split holds whole users and whole clusters of near-duplicate openings: no user and
-no request lies on both sides. Files named train, gate and test (at least two of them; `test-00000-of-00002.parquet`
+(`data_pipelines/raw/selection.py`). A split holds whole users and whole clusters of near-duplicate openings: no user
+and no request lies on both sides. Files named train, gate and test (at least two of them; `test-00000-of-00002.parquet`
 too) are the splits; else clusters are drawn for them. In a folder that has a file so named the others are not read, but
 counted; files that are given one by one are named so all, or none. Of openings that are nearly the same, as of a
 template that thousands paste, `config.ingest.max_nearly_same` are kept.
 
 Made for millions of conversations on one machine: `scan` reads chunks of files side by side and keeps what is done;
 what needs all conversations at once is left to DuckDB, which works on disk. With `config.beam` chunks are read by
-a Beam pipeline, on many machines if it says so (see `data_pipelines/beam.py`): the same records, byte for byte.
+a Beam pipeline, on many machines if it says so (see `data_pipelines/raw/beam.py`): the same records, byte for byte.
 """
 
 import contextlib
@@ -42,18 +42,18 @@ import pyarrow.compute
 import pyarrow.parquet
 from ml_collections import ConfigDict
 
-from data_pipelines.choice import FILE_SPLITS, choose
-from data_pipelines.filters import Filters
-from data_pipelines.journal import work_folder
-from data_pipelines.near_duplicates import banding
-from data_pipelines.scan import BATCH, SCHEMA, TEXT, Rules, chunks, part_counts, part_path, work
-from data_pipelines.stage import Record, Stage, Task
-from data_pipelines.users import make_salt, read_opt_out, read_salt
+from data_pipelines.core.journal import work_folder
+from data_pipelines.core.stage import Record, Stage, Task
+from data_pipelines.privacy.user_keys import make_salt, read_opt_out, read_salt
+from data_pipelines.raw.filters import Filters
+from data_pipelines.raw.near_duplicates import banding
+from data_pipelines.raw.scan import BATCH, SCHEMA, TEXT, Rules, chunks, part_counts, part_path, work
+from data_pipelines.raw.selection import FILE_SPLITS, choose
 from rlhi_jax.config import require
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, write_json
-from rlhi_jax.hub import Snapshot, on_hub, snapshot
-from rlhi_jax.progress import Progress
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest, write_json
+from rlhi_jax.io.hub import Snapshot, on_hub, snapshot
+from rlhi_jax.io.progress import Progress
 
 READ = ('*.jsonl', '*.jsonl.gz', '*.parquet')
 MEMORY = '256MB'  # of DuckDB: its buffers fill that much of some 300,000 conversations; the rest is on disk
@@ -165,11 +165,11 @@ def _scan(task: Task) -> list[Path]:
     write_json(own / 'job.json', job | dict(workers=workers, beam=config.beam))
     parts = [part_path(own, number) for number in range(len(found))]
     if config.beam:
-        _work_side_by_side([['data_pipelines.beam', f'--job={own / "job.json"}']], parts)
+        _work_side_by_side([['data_pipelines.raw.beam', f'--job={own / "job.json"}']], parts)
     elif len(parts) == 1:
         work(own / 'job.json', 0)
     else:
-        scan = ['data_pipelines.scan', f'--job={own / "job.json"}']
+        scan = ['data_pipelines.raw.scan', f'--job={own / "job.json"}']
         _work_side_by_side([[*scan, f'--worker={worker}'] for worker in range(workers)], parts)
     for chunk, part in zip(found, parts, strict=True):
         if part_counts(part)['files_broken_off']:

@@ -10,25 +10,31 @@ instead of users' wishes.
 """
 
 import contextlib
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.artefacts import reply_only_auc
-from data_pipelines.ids import BEST_WORST, REWRITE, conversation_of, pair_id
-from data_pipelines.openings import is_refusal
-from data_pipelines.rewrites import SPLITS
-from data_pipelines.stage import Record, Stage, Task, as_line, input_digest, input_folder, read_records, stream_records
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, new_file, read_json
+from data_pipelines.core.records import SPLITS
+from data_pipelines.core.stage import (
+    Record,
+    Stage,
+    Task,
+    as_line,
+    input_digest,
+    input_folder,
+    read_records,
+)
+from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair_id
+from data_pipelines.preferences.artefacts import reply_only_auc
+from data_pipelines.preferences.reading import some_of
+from data_pipelines.text.openings import is_refusal
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, new_file, read_json
 
 SOURCES = ('rewrites', 'candidates')
-PAIRS_TO_READ = 5
 PROBED = 20000  # training pairs that the classifier of replies alone learns from and is tested on
 
 
@@ -119,25 +125,6 @@ def mine(config: ConfigDict, counts: Counter) -> Iterator[Record]:
                 counts[f'kept_{source}_{record["split"]}'] += 1
                 counts['with_persona'] += bool(record['persona'])
                 yield record
-
-
-def some_of(path: Path, most: int) -> list[Record]:
-    """At most so many of a file's pairs: the first by hash of their id."""
-    return heapq.nsmallest(most, stream_records(path), key=lambda record: digest(record['id']))
-
-
-def pairs_to_read(path: Path) -> list[dict[str, str]]:
-    """A few pairs of a file, for people to judge."""
-    return [
-        dict(
-            id=record['id'],
-            persona=record['persona'],
-            request=record['prompt'][-1]['content'],
-            chosen=record['chosen'][-1]['content'],
-            rejected=record['rejected'][-1]['content'],
-        )
-        for record in some_of(path, PAIRS_TO_READ)
-    ]
 
 
 def _sources(config: ConfigDict) -> list[str]:

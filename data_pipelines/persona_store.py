@@ -26,26 +26,16 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.claim_audit import fault
-from data_pipelines.claims import FIELDS, Claim, State, contradicts, oldest_first, persona, states, versions
-from data_pipelines.histories import Author, authors
-from data_pipelines.personas import (
-    CLAIMS,
-    COUNTED,
-    STAGE,
-    USERS,
-    Corrections,
-    corrected,
-    corrections_path,
-    read_corrections,
-    token_counter,
-    write_store,
-)
-from data_pipelines.stage import RECORDS, Record, Task, as_line, exhaust, input_folder, stream_records
-from rlhi_jax import errors
-from rlhi_jax.config import define_config_flag, load_config, workdir_path
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import locked, new_file, read_json
+from data_pipelines.core.histories import Author, authors
+from data_pipelines.core.stage import RECORDS, Record, Task, as_line, exhaust, input_folder, stream_records
+from data_pipelines.persona.audit import fault
+from data_pipelines.persona.claims import FIELDS, Claim, State, contradicts, oldest_first, persona, states, versions
+from data_pipelines.persona.corrections import Corrections, corrected, corrections_path, read_corrections
+from data_pipelines.persona.store import CLAIMS, COUNTED, USERS, token_counter, write_store
+from data_pipelines.personas import STAGE
+from rlhi_jax.cli.program import define_config_flag, load_config, run, workdir_path
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import locked, new_file, read_json
 
 COMMANDS = ('show', 'edit', 'delete', 'audit')
 MAX_SHOWN = 20  # broken rules that are printed
@@ -297,4 +287,4 @@ if __name__ == '__main__':
     flags.DEFINE_string('user', '', 'show, delete: whose.')
     flags.DEFINE_string('claim', '', 'show, edit, delete: a claim by its id.')
     flags.DEFINE_string('text', '', 'edit: what it is to say.')
-    errors.run(main, commands=COMMANDS)
+    run(main, commands=COMMANDS)

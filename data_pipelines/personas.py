@@ -3,12 +3,12 @@
     python -m data_pipelines.personas --config=configs/NAME.py
 
 The teacher says in one sentence what each remark shows that its author likes; with `config.personas.writer='quotes'`
-the remark stands for itself. What breaks a rule of `data_pipelines/claim_audit.py` is counted and never written.
+the remark stands for itself. What breaks a rule of `data_pipelines/persona/audit.py` is counted and never written.
 `config.personas.scope` says which turns a persona may know: those of the same user's 'earlier_conversations', which
 had ended when this one began, or the 'first_k_turns' of the same conversation, where users have no ids (pairs are then
 mined from later turns only). Writes
 
-    claims.jsonl    every claim, with the turn that it comes from (`data_pipelines/claims.py`)
+    claims.jsonl    every claim, with the turn that it comes from (`data_pipelines/persona/claims.py`)
     users.jsonl     of every user with an id: the persona of their whole history, and how it came about
     records.jsonl   the persona of every user turn that may be mined
 
@@ -16,114 +16,42 @@ all in the order of the conversations, which is that of users: one user's histor
 and mend them, with `python -m data_pipelines.persona_store`.
 """
 
-import functools
-import json
-from bisect import bisect_left
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.claim_audit import fault, remark_fault
-from data_pipelines.claims import Claim, State, contradicts, oldest_first, persona, quote_of, replaces, states, versions
-from data_pipelines.endpoint import spending
-from data_pipelines.generation import generate, model_identity
-from data_pipelines.histories import Author, authors
-from data_pipelines.lexicons import lexicons_digest
-from data_pipelines.prompts import prompt_digest, render_turns
-from data_pipelines.stage import (
+from data_pipelines.core.histories import Author, authors
+from data_pipelines.core.stage import (
     RECORDS,
     Record,
     Stage,
     Task,
-    as_line,
     exhaust,
     in_blocks,
     input_digest,
     input_folder,
     read_records,
-    stream_records,
 )
-from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import is_endpoint, require, teacher_path
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, new_file
-from rlhi_jax.generate import Prompt
-from rlhi_jax.tokenizers import load_tokenizer
+from data_pipelines.persona.audit import fault, remark_fault
+from data_pipelines.persona.claims import (
+    Claim,
+)
+from data_pipelines.persona.corrections import Corrections, corrected, corrections_path, read_corrections
+from data_pipelines.persona.scopes import remarks
+from data_pipelines.persona.store import COUNTED, _tokenizer_digest, write_store
+from data_pipelines.teacher.endpoint import spending
+from data_pipelines.teacher.generation import generate, model_identity
+from data_pipelines.teacher.prompts import prompt_digest, render_turns
+from data_pipelines.text.lexicons import lexicons_digest
+from rlhi_jax.config import is_endpoint, teacher_path
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.sampling.generator import Prompt
 
-USERS, CLAIMS = 'users.jsonl', 'claims.jsonl'
 BLOCK = 1024  # remarks that the teacher is asked about together
-COUNTED = ('remarks', 'remarks_without_answer', 'claims', 'edited', 'users', 'users_with_persona')
-
-
-class Corrections(NamedTuple):
-    """What people have had deleted or put otherwise: users, claims by id, and claims' texts by id."""
-
-    users: frozenset[str] = frozenset()
-    claims: frozenset[str] = frozenset()
-    texts: dict[str, str] = {}
-
-    def deletes(self, claim: Claim) -> bool:
-        return claim['user_id'] in self.users or claim['id'] in self.claims
-
-
-def corrections_path(config: ConfigDict) -> Path:
-    """The file of corrections: outside the folder, so that the stage applies them again whenever it runs."""
-    require(config, 'data.personas')
-    folder = Path(config.data.personas)
-    return Path(config.personas.corrections or folder.with_name(f'{folder.name}.corrections.jsonl'))
-
-
-def read_corrections(path: Path) -> Corrections:
-    """Read JSON lines {"delete_user": ID}, {"delete_claim": ID} or {"edit_claim": ID, "text": TEXT}.
-
-    What is deleted stays so; of edits of one claim the last holds.
-
-    Raises:
-      UserError: a line is none of these.
-    """
-    users, claims, texts = set(), set(), {}
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
-        try:
-            match json.loads(line):
-                case {'delete_user': str(user), **rest} if user and not rest:
-                    users.add(user)
-                case {'delete_claim': str(name), **rest} if not rest:
-                    claims.add(name)
-                case {'edit_claim': str(name), 'text': str(text), **rest} if not rest:
-                    texts[name] = text
-                case _:
-                    raise ValueError
-        except ValueError:
-            raise UserError(
-                f'{path}, line {number} is no correction: write {{"delete_user": ID}}, {{"delete_claim": ID}} or '
-                '{"edit_claim": ID, "text": TEXT}, or remove it'
-            ) from None
-    return Corrections(frozenset(users), frozenset(claims), texts)
-
-
-def of_users(config: ConfigDict) -> dict[str, str]:
-    """The persona of each user's whole history, by user id, from the finished stage."""
-    return {user['user_id']: user['persona'] for user in stream_records(input_folder(config, 'personas') / USERS)}
-
-
-def of_users_digest(config: ConfigDict) -> str:
-    """Identifies what `of_users` reads."""
-    return file_digest(input_folder(config, 'personas') / USERS)
-
-
-def token_counter(config: ConfigDict) -> Callable[[str], int]:
-    """How many tokens a text has for the policy, which reads personas."""
-    require(config, 'model.path')
-    tokenizer = load_tokenizer(open_model(config.model.path).tokenizer_path)
-    return functools.lru_cache(2**12)(lambda text: len(tokenizer.encode(text)))
-
-
-@functools.cache
-def _tokenizer_digest(folder: Path) -> str:
-    return load_tokenizer(folder).digest
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
@@ -139,18 +67,6 @@ def identity(config: ConfigDict) -> dict[str, Any]:
         sampler=config.sampler.to_dict(),
         seed=config.seed,
     )
-
-
-def remarks(author: Author, turns: Sequence[Record], *, scope: str, first_k: int) -> list[Record]:
-    """An author's feedback turns that some persona may know, as claims that have no text yet."""
-    found = []
-    for turn in turns:
-        known = scope == 'first_k_turns' and turn['place'] // 2 < first_k
-        if turn['mined'] and (turn['user_id'] or known):
-            where = {key: turn[key] for key in ('id', 'user_id', 'conversation', 'place')}
-            said_at = author.talks[turn['conversation']]['ended']
-            found.append(where | dict(said_at=said_at, quote=quote_of(turn['follow_up']), edited=False))
-    return found
 
 
 def usable_remarks(
@@ -207,91 +123,6 @@ def write_claims(author: Author, found: Sequence[Record], said: dict[str, list[s
         else:
             counts[f'dropped_{next(iter(faults.values()))}'] += 1
     return kept
-
-
-def corrected(author: Author, claims: Sequence[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
-    """An author's claims less those deleted, which are counted, and with what was put otherwise.
-
-    Raises:
-      UserError: a text breaks a rule.
-    """
-    kept = []
-    for claim in claims:
-        if corrections.deletes(claim):
-            counts['deleted'] += 1
-            continue
-        if (text := corrections.texts.get(claim['id'])) is not None:
-            claim = claim | dict(text=text, edited=True)
-            if reason := fault(text, claim['quote'], author.before(claim)):
-                raise UserError(
-                    f'the correction of {claim["id"]} to {text!r} cannot be stored ({reason}): put it otherwise, or '
-                    'delete the claim'
-                )
-        kept.append(claim)
-    return kept
-
-
-def states_at_turns(
-    talks: Iterable[Record], claims: Sequence[Claim], *, scope: str, first_k: int, max_claims: int
-) -> Iterator[tuple[str, State]]:
-    """What holds of an author at each of their turns (`CONVERSATION/PLACE`) that may be mined: what was said before it.
-
-    Args:
-      claims: the author's, oldest first.
-    """
-    if scope == 'first_k_turns':
-        said = defaultdict(list)
-        for claim in claims:
-            if claim['place'] // 2 < first_k:
-                said[claim['conversation']].append(claim)
-        for talk in talks:
-            known = states(said[talk['id']], max_claims=max_claims)[-1]
-            yield from ((f'{talk["id"]}/{place}', known) for place in range(2 * first_k, len(talk['messages']), 2))
-        return
-    timed = [claim for claim in claims if claim['user_id'] and claim['said_at']]
-    after, times = states(timed, max_claims=max_claims), [claim['said_at'] for claim in timed]
-    for talk in talks:
-        known = after[bisect_left(times, talk['began'])]
-        yield from ((f'{talk["id"]}/{place}', known) for place in range(0, len(talk['messages']), 2))
-
-
-def write_store(task: Task, everybody: Iterable[tuple[Author, list[Claim]]], counts: Counter) -> dict[str, int]:
-    """Write the stage's files from everybody's claims."""
-    p, count = task.config.personas, token_counter(task.config)
-
-    @functools.lru_cache(2**12)
-    def said(texts: tuple[str, ...]) -> str:
-        return persona([dict(text=text) for text in texts], max_tokens=p.max_tokens, count=count)
-
-    def persona_of(state: State) -> str:
-        return said(tuple(claim['text'] for claim in state))
-
-    def user(author: Author, claims: Sequence[Claim]) -> Record:
-        history = states(claims, max_claims=p.max_claims)
-        for before, claim in zip(history, claims, strict=False):
-            for old in before:
-                kind = 'contradicted' if contradicts(claim['text'], old['text']) else 'repeated'
-                counts[kind] += replaces(claim['text'], old['text'])
-        return dict(user_id=author.user_id, persona=persona_of(history[-1]), versions=versions(history))
-
-    def records(claims_file: BinaryIO, users_file: BinaryIO) -> Iterator[Record]:
-        for author, claims in everybody:
-            claims_file.writelines(map(as_line, claims))
-            counts.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
-            claims = oldest_first(claims)
-            if author.user_id:
-                users_file.write(as_line(found := user(author, claims)))
-                counts.update(users=1, users_with_persona=bool(found['persona']))
-            at_turns = states_at_turns(
-                author.talks.values(), claims, scope=p.scope, first_k=p.first_k, max_claims=p.max_claims
-            )
-            for name, state in at_turns:
-                text = persona_of(state)
-                counts.update(turns=1, turns_with_persona=bool(text))
-                yield dict(id=name, persona=text)
-
-    with new_file(task.folder / CLAIMS) as claims_file, new_file(task.folder / USERS) as users_file:
-        return task.write(records(claims_file, users_file), counts)
 
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.stage import Stage, Task
-from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import capacities, require
+from data_pipelines.core.stage import Stage, Task
+from rlhi_jax.config import require
 from rlhi_jax.data.plan import make_plan, plan_identity, save_plan
+from rlhi_jax.data.rows import capacities
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.progress import Progress
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 

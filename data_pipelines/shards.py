@@ -21,14 +21,14 @@ from typing import Any, BinaryIO
 
 from ml_collections import ConfigDict
 
-from data_pipelines.journal import work_folder
-from data_pipelines.stage import Stage, Task
+from data_pipelines.core.journal import work_folder
+from data_pipelines.core.stage import Stage, Task
 from rlhi_jax.config import require
 from rlhi_jax.data.grow import grow_trees, root
 from rlhi_jax.data.shards import write_shards
 from rlhi_jax.data.tree import BadRecord, Interaction, Preference, parse_preference
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest
 
 
 def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:

@@ -28,24 +28,28 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax import errors
-from rlhi_jax.checkpoints import abstract_with_shardings, open_model
-from rlhi_jax.collectives import collective_bytes
-from rlhi_jax.config import base_config, capacities, define_config_flag, require, sampling
-from rlhi_jax.config_checks import check_config
+from rlhi_jax.cli.program import define_config_flag, require_flags, run
+from rlhi_jax.config import base_config, require
+from rlhi_jax.config.checks import check_config
 from rlhi_jax.conversion.hf import spec_from_hf
-from rlhi_jax.errors import UserError, one_line
-from rlhi_jax.files import read_json
-from rlhi_jax.flops import Work, forward_flops, shared_prefix, train_flops
+from rlhi_jax.cost.collectives import collective_bytes
+from rlhi_jax.cost.flops import Work, forward_flops, shared_prefix, train_flops
+from rlhi_jax.data.rows import capacities
+from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.files import read_json
+from rlhi_jax.io.progress import Progress
 from rlhi_jax.models import attention_tpu
+from rlhi_jax.models.checkpoints import abstract_with_shardings, open_model
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
+from rlhi_jax.models.parameters import abstract_params, check_fit
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.progress import Progress
-from rlhi_jax.run import abstract_params, abstract_rows, jit_score, on_mesh
-from rlhi_jax.sampler import STEPS, empty_slots, jit_decode, slots_layout
-from rlhi_jax.sharding import check_fit, make_mesh
-from rlhi_jax.train_step import abstract_state, jit_train_step, make_optimizer
+from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.sampling.sampler import STEPS, empty_slots, jit_decode, slots_layout
+from rlhi_jax.sampling.settings import sampling
+from rlhi_jax.scoring.rows import jit_score
+from rlhi_jax.training.rows import abstract_rows
+from rlhi_jax.training.step import abstract_state, jit_train_step, make_optimizer
 
 GIB = 2**30
 _TOO_LARGE = re.compile(r'Used [\d.]+\S? of [\d.]+\S? hbm|memory required .*? exceeds available HBM \([^)]*\)')
@@ -214,7 +218,7 @@ def best(reports: Iterable[Report]) -> Report | None:
 def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
     config = check_config(flags.FLAGS.config, base_config())
-    errors.require_flags('topology')
+    require_flags('topology')
     programs = flags.FLAGS.programs.split(',')
     if unknown := set(programs) - PROGRAMS.keys():
         raise UserError(f'--programs names {min(unknown)!r}: choose from {", ".join(PROGRAMS)}')
@@ -249,4 +253,4 @@ if __name__ == '__main__':
     flags.DEFINE_string('model', None, 'Hugging Face config.json of the model; without it, config.model.path.')
     flags.DEFINE_string('programs', 'train,score,sample', 'Which programs to compile.')
     flags.DEFINE_bool('sweep', False, 'Compile the train step for every mesh and remat policy.')
-    errors.run(main)
+    run(main)

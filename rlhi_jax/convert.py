@@ -16,15 +16,15 @@ import jax
 from absl import flags
 from jax.sharding import SingleDeviceSharding
 
-from rlhi_jax import errors
-from rlhi_jax.checkpoints import describe_model, open_model, params_digest, restore_params, save_params
+from rlhi_jax.cli.program import require_flags, run
 from rlhi_jax.conversion import gguf, hf
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import new_folder, read_json, write_bytes, write_json
-from rlhi_jax.hub import on_hub, snapshot
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import new_folder, read_json, write_bytes, write_json
+from rlhi_jax.io.hub import on_hub, snapshot
+from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, restore_params, save_params
 from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import init_params
 from rlhi_jax.models.spec import ModelSpec
-from rlhi_jax.run import init_params
 from rlhi_jax.tokenizers import load_tokenizer
 from rlhi_jax.tokenizers.template import ChatTemplate, extend, layouts, special_tokens
 
@@ -140,7 +140,7 @@ def _define_flags() -> None:
 
 
 def main(command: str) -> None:
-    errors.require_flags('source' if command == 'import' else 'checkpoint', 'to')
+    require_flags('source' if command == 'import' else 'checkpoint', 'to')
     to = Path(flags.FLAGS.to).absolute()
     if command == 'import':
         import_model(
@@ -163,4 +163,4 @@ def main(command: str) -> None:
 
 if __name__ == '__main__':
     _define_flags()
-    errors.run(main, commands=('import', 'export'))
+    run(main, commands=('import', 'export'))

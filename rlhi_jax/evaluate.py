@@ -7,8 +7,6 @@ three: a model that ignores it scores the same. Intervals are 95 %, from a boots
 """
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +15,32 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
-from rlhi_jax import distributed, errors
-from rlhi_jax.checkpoints import ModelFolder, open_model
-from rlhi_jax.config import capacities, define_flags, load_config, require, workdir_path
-from rlhi_jax.data.loader import RowReader, in_order, without_persona
+from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
+from rlhi_jax.config import require
+from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
-from rlhi_jax.data.shards import Shards, View
-from rlhi_jax.data.tree import Interaction
-from rlhi_jax.errors import NothingToEvaluate
-from rlhi_jax.files import digest, write_json
+from rlhi_jax.data.rows import capacities
+from rlhi_jax.data.shards import Shards
+from rlhi_jax.evaluation.conditions import CONDITIONS, user_of, views
+from rlhi_jax.evaluation.statistics import interval
+from rlhi_jax.evaluation.tables import print_table
+from rlhi_jax.io.errors import NothingToEvaluate
+from rlhi_jax.io.files import write_json
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.models.checkpoints import ModelFolder, open_model
 from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import check_fit, load_params
 from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.progress import Progress
-from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh, sees_persona
-from rlhi_jax.scoring import ReplyScores, pair_scores
-from rlhi_jax.sharding import check_fit, make_mesh
+from rlhi_jax.parallel import processes
+from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.scoring.pairs import ReplyScores, pair_scores
+from rlhi_jax.scoring.rows import RowScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
-from rlhi_jax.workdir import refuse_another_run, run_identity
-
-CONDITIONS = ('true', 'empty', 'shuffled')
-RESAMPLES = 2000
+from rlhi_jax.training.model import make_decoder, sees_persona
+from rlhi_jax.training.workdir import refuse_another_run, run_identity
 
 Values = dict[str, dict[str, float]]  # pair id -> metric -> value
-
-
-def user_of(tree: Interaction) -> str:
-    """Who is asking; a tree without a user id is a user of its own."""
-    return tree.user_id or f'tree {tree.id}'
-
-
-def strangers(trees: Shards | View, seed: int) -> dict[str, str]:
-    """For each user with a persona, that of another user: a shuffle without fixed points, by seed."""
-    personas: dict[str, str] = {}
-    for index in range(len(trees)):
-        tree = trees[index]
-        if tree.persona:
-            personas.setdefault(user_of(tree), tree.persona)
-    users = sorted(personas)
-    np.random.default_rng(seed).shuffle(users)
-    swapped = dict(zip(users, [personas[user] for user in users[1:] + users[:1]], strict=True))
-    return {user: persona for user, persona in swapped.items() if persona != personas[user]}
-
-
-def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
-    """The held-out trees under each condition; only trees that have a persona, and whose users have a stranger.
-
-    Raises:
-      NothingToEvaluate: fewer than two users have different personas.
-    """
-    swapped = strangers(trees, seed)
-    chosen = [
-        i
-        for i, tree in enumerate(map(trees.__getitem__, range(len(trees))))
-        if tree.persona and tree.persona != swapped.get(user_of(tree), tree.persona)
-    ]
-    if not chosen:
-        raise NothingToEvaluate(
-            f'config.eval.shards: {trees.folder} has no two users with different personas, so what a persona is worth '
-            'cannot be measured: name other held-out pairs'
-        )
-    if max_trees:
-        chosen = sorted(sorted(chosen, key=lambda i: digest(trees[i].id))[:max_trees])
-
-    def stranger(tree: Interaction) -> Interaction:
-        return dataclasses.replace(tree, persona=swapped[user_of(tree)])
-
-    edits: dict[str, Callable] = dict(true=lambda tree: tree, empty=without_persona, shuffled=stranger)
-    return {name: View(trees, chosen, edits[name], digest(trees.digest, chosen, name, seed)) for name in CONDITIONS}
 
 
 def pair_values(
@@ -111,28 +65,6 @@ def pair_values(
                 name = reader.plan.pair_names[pair]
                 values[name] = {metric: float(column[place]) for metric, column in columns.items()}
     return values
-
-
-def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
-    """Mean over pairs with a 95 % percentile interval, resampling users (all pairs of a user stay together)."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-    for pair, value in values.items():
-        total = sums[users[pair]]
-        total[0], total[1] = total[0] + value, total[1] + 1
-    table = np.array([sums[user] for user in sorted(sums)])
-    picks = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
-    resampled = table[picks].sum(axis=1)
-    low, high = np.percentile(resampled[:, 0] / resampled[:, 1], [2.5, 97.5])
-    return dict(mean=float(table[:, 0].sum() / table[:, 1].sum()), low=float(low), high=float(high))
-
-
-def shown(value: dict[str, float]) -> str:
-    """What `interval` found, as text.
-
-    >>> shown(dict(mean=0.5, low=0.25, high=0.75))
-    '0.500 [0.250, 0.750]'
-    """
-    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'
 
 
 def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
@@ -198,7 +130,7 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     )
     result['counts'] = {name: plans[name].counts for name in CONDITIONS}
     result |= dict(max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed, model=model.weights)
-    if distributed.is_main():
+    if processes.is_main():
         (workdir / 'evaluation').mkdir(exist_ok=True)
         write_json(workdir / 'evaluation' / evaluation_name(result['step'], shards.digest), result)
     return result
@@ -217,7 +149,7 @@ def _score(
     scorer = RowScorer(config, decoder, mesh)
     batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}
     total, done, scores = sum(len(order) for order in batches.values()), 0, {}
-    with Progress(label, total, unit='batches', enabled=distributed.is_main()) as progress:
+    with Progress(label, total, unit='batches', enabled=processes.is_main()) as progress:
         for name, reader in readers.items():
             parts = []
             for part in scorer(params, reader, batches[name]):
@@ -229,24 +161,13 @@ def _score(
     return scores
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """The result as a table: accuracy and margin by persona, with intervals."""
-    title = f'{result["objective"]}, step {result["step"]}: {result["pairs"]} held-out pairs of {result["users"]} users'
-    table = Table('persona', 'accuracy', 'margin', 'loss', title=title)
-    for name, metrics in result['conditions'].items():
-        table.add_row(name, *(shown(metrics[metric]) for metric in ('accuracy', 'margin', 'loss')))
-    for name, difference in result['accuracy_difference'].items():
-        table.add_row(name, shown(difference), '', '')
-    Console(width=110).print(table)
-
-
 def main() -> None:
     config = load_config(flags.FLAGS.config)
     require(config, 'model.path', 'eval.shards')
     workdir = workdir_path(flags.FLAGS.workdir)
-    distributed.start()
+    processes.start()
     result = evaluate(config, workdir, flags.FLAGS.step)
-    if distributed.is_main():
+    if processes.is_main():
         print_table(result)
 
 
@@ -255,4 +176,4 @@ if __name__ == '__main__':
     flags.DEFINE_integer(
         'step', None, 'Step of the workdir to evaluate, 0 for before training; the latest if not given.'
     )
-    errors.run(main)
+    run(main)

@@ -27,23 +27,38 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
-from data_pipelines import candidates, card, follow_ups, ingest, pairs, personas, rewrites, rows, satisfaction, shards
-from data_pipelines.generation import model_identity
+from data_pipelines import (
+    candidates,
+    card,
+    follow_ups,
+    ingest,
+    oracle_scores,
+    pairs,
+    personas,
+    rewrites,
+    rows,
+    satisfaction,
+    shards,
+)
+from data_pipelines.core.stage import load_records
+from data_pipelines.preferences.reading import pairs_to_read
+from data_pipelines.simulator.summary import summarise
+from data_pipelines.simulator.users import held_out_pairs
 from data_pipelines.sources import simulated
-from data_pipelines.stage import load_records
-from rlhi_jax import errors, generate
-from rlhi_jax.checkpoints import saved_steps
-from rlhi_jax.config import base_config, define_flags, is_endpoint, load_config, require, workdir_path
+from data_pipelines.teacher.generation import model_identity
+from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
+from rlhi_jax.config import base_config, is_endpoint, require
 from rlhi_jax.convert import export_model
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.errors import NothingToEvaluate, UserError
-from rlhi_jax.evaluate import evaluate, evaluation_name, shown
-from rlhi_jax.files import read_json, write_json
+from rlhi_jax.evaluate import evaluate, evaluation_name
+from rlhi_jax.evaluation.tables import print_report
+from rlhi_jax.io.errors import NothingToEvaluate, UserError
+from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.models.checkpoints import saved_steps
+from rlhi_jax.sampling.generator import release
 from rlhi_jax.train import STOPPED, train
-from rlhi_jax.workdir import refuse_difference
+from rlhi_jax.training.workdir import refuse_difference
 
 TIMES = 'times.jsonl'
 METHODS = {  # where pairs come from, and whether a reward model is trained
@@ -151,7 +166,7 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if 'candidates' in METHODS[config.loop.method][0]:
         stage(candidates.STAGE, config)
     if config.loop.method == 'oracle':
-        stage(satisfaction.ORACLE, config)
+        stage(oracle_scores.STAGE, config)
     policy = training_config(config, workdir, 'dpo')
     report['dpo'] = _train_and_evaluate(policy, workdir, stage)
     if config.loop.simulated:
@@ -164,7 +179,7 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             with _timed(workdir, f'{objective}: export'):
                 _export(workdir / objective / 'run', workdir / objective / 'huggingface')
     stage(card.STAGE, config)
-    report['pairs_to_read'] = pairs.pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
+    report['pairs_to_read'] = pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
     report['notes'] = notes(config, workdir, report['funnel']) + not_evaluated
     write_json(workdir / 'report.json', report, private=True)
     return report
@@ -248,7 +263,7 @@ def _satisfaction(config: ConfigDict, workdir: Path, stage: Callable) -> dict[st
         own.data.satisfaction, own.satisfaction.model = str(folders[name]), model
         stage(satisfaction.STAGE, own, f'satisfaction {name}')
         _release()
-    return satisfaction.summarise(folders, simulated.held_out_pairs(config))
+    return summarise(folders, held_out_pairs(config))
 
 
 def _export(run: Path, to: Path) -> None:
@@ -259,7 +274,7 @@ def _export(run: Path, to: Path) -> None:
 
 def _release() -> None:
     """Give back the memory of the sampler that stages share."""
-    generate.release()
+    release()
     gc.collect()
 
 
@@ -283,48 +298,6 @@ def notes(config: ConfigDict, workdir: Path, funnel: dict[str, dict[str, int]]) 
     return said
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """The report as tables: the funnel, accuracy on held-out pairs, satisfaction; 95 % intervals over users."""
-    console = Console(width=118)
-    funnel = Table('stage', 'counts', title='Kept and dropped')
-    for name, counts in report['funnel'].items():
-        funnel.add_row(name, ', '.join(f'{key} {value}' for key, value in counts.items()))
-    console.print(funnel)
-    accuracy = Table('held-out pairs', 'own persona', 'no persona', "a stranger's", 'artefact AUC', title='Accuracy')
-    for objective in ('reward', 'dpo'):
-        if objective in report:
-            found = report[objective]
-            auc = found['probe']['artefact_auc']
-            probed = 'too few pairs' if auc is None else f'{auc:.2f}'
-            for when, evaluation in (('before', found.get('before')), ('after', found['evaluation'])):
-                if isinstance(evaluation, dict):
-                    cells = [shown(evaluation['conditions'][c]['accuracy']) for c in ('true', 'empty', 'shuffled')]
-                    accuracy.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, probed)
-                elif when == 'after':
-                    accuracy.add_row(objective, evaluation or 'none held out', '', '', probed)
-    console.print(accuracy)
-    if 'satisfaction' in report:
-        found = report['satisfaction']
-        title = f'Satisfaction of {found["users"]} held-out users on {found["prompts"]} requests'
-        table = Table('policy', 'own persona', 'opposing', 'none', 'gap own − opposing', title=title)
-        for model, row in found['models'].items():
-            names = ('own', 'opposing', 'empty', 'gap')
-            table.add_row(model, *(shown(row[name]) if name in row else '' for name in names))
-        table.add_row('change of the gap', '', '', '', shown(found['gap_change']))
-        console.print(table)
-        table = Table('taste', 'prompts', *found['models'], 'change', title='The gap by pair of tastes')
-        for pair, row in found['by_pair'].items():
-            cells = [shown(model['gap']) for model in row['models'].values()]
-            name = f'{pair} (held out)' if row['held_out'] else pair
-            table.add_row(name, str(row['prompts']), *cells, shown(row['gap_change']))
-        console.print(table)
-    for pair in report['pairs_to_read']:
-        lines = (f'[{name}] {text[:400]}' for name, text in pair.items())
-        console.print('\n'.join(lines), '', markup=False, sep='\n')
-    for note in report['notes']:
-        console.print(note)
-
-
 def main() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     config = load_config(flags.FLAGS.config)
@@ -341,4 +314,4 @@ def main() -> None:
 
 if __name__ == '__main__':
     define_flags()
-    errors.run(main)
+    run(main)

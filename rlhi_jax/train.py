@@ -17,20 +17,23 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax import distributed, errors
-from rlhi_jax.checkpoints import ModelFolder, RunCheckpoints, open_model
-from rlhi_jax.config import define_flags, load_config, require, workdir_path
+from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
+from rlhi_jax.config import require
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
-from rlhi_jax.errors import UserError
-from rlhi_jax.metrics import RunLog
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import check_fit, load_params
 from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.progress import Progress
-from rlhi_jax.reference import ReferenceCache, fill_reference, reference_identity, with_reference
-from rlhi_jax.run import abstract_rows, load_params, make_decoder, on_mesh, open_rows, sees_persona
-from rlhi_jax.sharding import batch_sharding, check_fit, local_rows, make_mesh, replicated, to_global
-from rlhi_jax.train_step import TrainState, abstract_state, jit_train_step, make_optimizer
-from rlhi_jax.workdir import claim_workdir, refuse_another_run, run_identity
+from rlhi_jax.parallel import processes
+from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, replicated, to_global
+from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
+from rlhi_jax.training.metrics import RunLog
+from rlhi_jax.training.model import make_decoder, sees_persona
+from rlhi_jax.training.rows import abstract_rows, open_rows
+from rlhi_jax.training.step import TrainState, abstract_state, jit_train_step, make_optimizer
+from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
 
 STOPPED = 75  # exit status of a run that was asked to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
 
@@ -77,8 +80,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         stream = batches(
             read, order, first_step=first_step, num_steps=num_steps, local_rows=places, threads=config.data.threads
         )
-        log = RunLog(workdir, next_step=first_step) if distributed.is_main() else None
-        stop = distributed.Preemption()
+        log = RunLog(workdir, next_step=first_step) if processes.is_main() else None
+        stop = processes.Preemption()
         pending = _Pending(config, log, num_steps, first_step)
         if first_step < num_steps:
             # Compiled once: what is compiled refuses other shapes and layouts, so no later step can compile again.
@@ -168,11 +171,11 @@ def main() -> None:
     workdir = workdir_path(flags.FLAGS.workdir)
     # Loading NumPy files and tokenizers must not fork threads into a fight for the cores that XLA uses.
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-    distributed.start()
+    processes.start()
     if not train(config, workdir):
         sys.exit(STOPPED)
 
 
 if __name__ == '__main__':
     define_flags()
-    errors.run(main)
+    run(main)

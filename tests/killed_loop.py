@@ -11,11 +11,13 @@ import os
 import signal
 import sys
 
-from data_pipelines import journal, stage
-from data_pipelines.sources import simulated
-from rlhi_jax import errors, loop
-from rlhi_jax.checkpoints import RunCheckpoints
-from rlhi_jax.config import define_flags
+from data_pipelines import satisfaction
+from data_pipelines.core import journal, stage
+from data_pipelines.simulator import users
+from rlhi_jax import loop
+from rlhi_jax.cli import program
+from rlhi_jax.cli.program import define_flags
+from rlhi_jax.models.checkpoints import RunCheckpoints
 
 STAGE_RUN, TRAIN, EXPORT, SAVE = stage.Stage.run, loop.train, loop.export_model, RunCheckpoints.save
 
@@ -66,7 +68,7 @@ def arm(doomed: str) -> None:
 
 
 if __name__ == '__main__':
-    simulated.valid = lambda *_: True
+    users.valid = satisfaction.valid = lambda *_: True
     arm(sys.argv.pop(1))
     define_flags()
-    errors.run(loop.main)
+    program.run(loop.main)

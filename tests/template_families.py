@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from rlhi_jax.files import write_json
+from rlhi_jax.io.files import write_json
 from rlhi_jax.tokenizers.template import layouts
 
 SMOLLM2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system

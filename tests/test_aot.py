@@ -13,7 +13,7 @@ import pytest
 from rlhi_jax.aot import best, model_spec, sweep, topology_devices
 from rlhi_jax.config import base_config
 from rlhi_jax.models import attention_tpu
-from rlhi_jax.sharding import make_mesh
+from rlhi_jax.parallel.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip('libtpu')

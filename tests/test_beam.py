@@ -16,8 +16,8 @@ from benchmarks.dump import record
 from talks import config, output, records, talk, write_lines
 
 from data_pipelines import ingest
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import read_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import read_json
 
 SIDE_BY_SIDE = '--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=2'
 with_beam = pytest.mark.skipif(not find_spec('apache_beam'), reason='apache-beam is not installed')

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from data_pipelines import card, card_text
-from data_pipelines.card_text import escaped, fenced
-from data_pipelines.stage import write_records
+from data_pipelines import card
+from data_pipelines.core.stage import write_records
+from data_pipelines.reports import card_text
+from data_pipelines.reports.card_text import escaped, fenced
 from rlhi_jax.config import base_config
 from rlhi_jax.data.encode import Piece
 from rlhi_jax.data.plan import RowPlan, save_plan
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.data.shards import write_shards
 from rlhi_jax.data.tree import Interaction, Message, Pair
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest, write_json
 
 HOSTILE = (
     '```\n# No heading\n<script>alert(1)</script>',

@@ -7,11 +7,11 @@ from collections import defaultdict
 import pytest
 import tiny
 
-from data_pipelines.claim_audit import fault, remark_fault, supported, unsafe
-from data_pipelines.claims import contradicts, quote_of, replaces
-from data_pipelines.lexicons import lexicon, terms
-from data_pipelines.sources.wordings import COMPLAINTS, PERSONAS
-from data_pipelines.styles import styles
+from data_pipelines.persona.audit import fault, remark_fault, supported, unsafe
+from data_pipelines.persona.claims import contradicts, quote_of, replaces
+from data_pipelines.simulator.wordings import COMPLAINTS, PERSONAS
+from data_pipelines.text.lexicons import lexicon, terms
+from data_pipelines.text.styles import styles
 
 
 def wordings(lists: dict) -> list[tuple[str, str, str, str]]:

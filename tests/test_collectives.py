@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhi_jax.collectives import collective_bytes
+from rlhi_jax.cost.collectives import collective_bytes
 
 
 def entry(*lines: str) -> str:

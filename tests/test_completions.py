@@ -11,15 +11,16 @@ import pytest
 import tiny
 from served import Proxy
 
-from data_pipelines import completions, personas
-from data_pipelines.endpoint import Question, answers, spending
-from data_pipelines.generation import generate, scores
-from data_pipelines.prompts import delimited, render
-from data_pipelines.stage import Task
+from data_pipelines import personas
+from data_pipelines.core.stage import Task
+from data_pipelines.teacher import completions
+from data_pipelines.teacher.endpoint import Question, answers, spending
+from data_pipelines.teacher.generation import generate, scores
+from data_pipelines.teacher.prompts import delimited, render
 from rlhi_jax.config import base_config
-from rlhi_jax.errors import UserError
-from rlhi_jax.generate import Prompt
-from rlhi_jax.rewards import Candidates
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.sampling.generator import Prompt
+from rlhi_jax.scoring.candidates import Candidates
 
 SCHEMA = dict(type='object', required=['good'])
 PROMPTS = [Prompt(text, (('user', text),)) for text in ('FORBIDDEN', 'one', 'two')]
@@ -234,9 +235,10 @@ def test_replies_and_scores_are_never_taken_for_each_other(proxy, tmp_path):
 INTERRUPTED = """
 import pathlib, signal, sys
 import test_completions
-from rlhi_jax import errors
+from rlhi_jax.cli import program
+from rlhi_jax.io import errors
 signal.signal(signal.SIGINT, signal.default_int_handler)
-errors.run(lambda: test_completions.ask(pathlib.Path({folder!r}), {url!r}, concurrency=3, timeout=60.0))
+program.run(lambda: test_completions.ask(pathlib.Path({folder!r}), {url!r}, concurrency=3, timeout=60.0))
 """
 
 

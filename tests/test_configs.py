@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhi_jax.config import base_config
-from rlhi_jax.config_checks import check_config
+from rlhi_jax.config.checks import check_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
 VARIANTS = {

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from template_families import FAMILIES, PUBLISHED
 
-from data_pipelines import acceptance
-from data_pipelines.claim_audit import unsafe
-from data_pipelines.control_tokens import defused, spelled_in
-from rlhi_jax.generate import Reply
+from data_pipelines.persona.audit import unsafe
+from data_pipelines.preferences import acceptance
+from data_pipelines.text.control_tokens import defused, spelled_in
+from rlhi_jax.sampling.generator import Reply
 
 REPLY = 'Bees dance to tell where flowers are'
 ORDINARY = [

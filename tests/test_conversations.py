@@ -8,7 +8,7 @@ import pytest
 from talks import SAID, SHARED_DATA, config, nothing_is_lost, records, talk, write_lines
 
 from data_pipelines import ingest
-from data_pipelines.sources.conversations import conversation
+from data_pipelines.raw.formats import conversation
 from rlhi_jax.config import base_config
 from rlhi_jax.data.tree import BadRecord
 

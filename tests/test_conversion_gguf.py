@@ -14,7 +14,7 @@ from conversion_models import assert_same, our_output, random_params, tiny_spec,
 from rlhi_jax.conversion.gguf import read_gguf, write_tokenizer  # noqa: E402
 from rlhi_jax.conversion.hf import read_params  # noqa: E402
 from rlhi_jax.conversion.layout import LEAVES, flattened  # noqa: E402
-from rlhi_jax.errors import UserError  # noqa: E402
+from rlhi_jax.io.errors import UserError  # noqa: E402
 from rlhi_jax.models.spec import RopeScaling  # noqa: E402
 
 SHARED_DATA = Path(__file__).parents[2] / 'shared/data'

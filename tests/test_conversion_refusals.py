@@ -9,7 +9,7 @@ from conversion_models import LLAMA3_SCALING, TOKENS, random_params, tiny_spec, 
 
 from rlhi_jax.conversion.hf import hf_config, read_params, spec_from_hf, write_params
 from rlhi_jax.conversion.safetensors_file import read_header
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.spec import RopeScaling
 
 

@@ -7,9 +7,10 @@ import tensorflow_datasets as tfds
 import tiny
 from talks import config, records, talk, write_lines
 
-from data_pipelines import datasets, ingest, shards, tfds_builders
+from data_pipelines import datasets, ingest, shards
+from data_pipelines.tfds import builders as tfds_builders
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 WORDS = ('bees', 'Käse', '水', '🐝\u200d🔥', 'a\u0000b')
 

@@ -14,13 +14,13 @@ import pytest
 import tiny
 from template_families import PUBLISHED
 
-from data_pipelines.endpoint import Question, answers, spending
-from data_pipelines.generation import generate, model_identity
-from data_pipelines.stage import Task
+from data_pipelines.core.stage import Task
+from data_pipelines.teacher.endpoint import Question, answers, spending
+from data_pipelines.teacher.generation import generate, model_identity
 from rlhi_jax.config import base_config, likelihood_path
-from rlhi_jax.config_checks import check_config
-from rlhi_jax.errors import UserError
-from rlhi_jax.generate import Prompt
+from rlhi_jax.config.checks import check_config
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.sampling.generator import Prompt
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 pytest.importorskip('torch')
@@ -276,7 +276,7 @@ def test_replies(model, proxy, tmp_path, capsys, monkeypatch):
     proxy.reset()
     again = task(tmp_path / 'work', c)
     capsys.readouterr()
-    monkeypatch.setattr('data_pipelines.completions.Endpoint', None)
+    monkeypatch.setattr('data_pipelines.teacher.completions.Endpoint', None)
     assert generate(again, proxy.url, wanted) == found and generate(again, proxy.url, []) == {}
     assert not proxy.asked and capsys.readouterr().err == ''
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import new_folder, settle, write_bytes
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import new_folder, settle, write_bytes
 
 
 def test_two_runs_do_not_write_one_folder(tmp_path):

@@ -5,8 +5,9 @@ from collections import Counter
 
 from talks import config, nothing_is_lost, records, talk, write_lines
 
-from data_pipelines import filters, ingest
-from data_pipelines.filters import scrub
+from data_pipelines import ingest
+from data_pipelines.raw import filters
+from data_pipelines.raw.filters import scrub
 
 
 def test_people_s_details_are_taken_out_and_other_numbers_are_not():

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhi_jax.cost.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack
-from rlhi_jax.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
 from rlhi_jax.models import attention_xla
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder, unroll
+from rlhi_jax.models.parameters import init_params
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.models.tree_blocks import BLOCK
-from rlhi_jax.run import init_params
-from rlhi_jax.scoring import score_replies
+from rlhi_jax.scoring.pairs import score_replies
 
 # Wide, so that what the closed form leaves out is little; one block of attention, whose loop XLA counts once.
 SPEC = ModelSpec('llama', 1024, 512, 1024, 2, 8, 4, 64, 512)

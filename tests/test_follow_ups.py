@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from talks import WILDCHAT, config, records, talk, write_lines
 
-from data_pipelines import follow_ups, head_labels, ingest, teacher_labels
-from data_pipelines.labels import FEEDBACK, LABELS, MAX_CHARACTERS, Turn, opening, repeats, sentences
-from data_pipelines.prompts import render_turns
-from data_pipelines.stage import load_records
+from data_pipelines import follow_ups, head_labels, ingest
+from data_pipelines.core.stage import load_records
+from data_pipelines.labelling import by_teacher as teacher_labels
+from data_pipelines.labelling.labels import FEEDBACK, LABELS, MAX_CHARACTERS, Turn, opening, repeats, sentences
+from data_pipelines.teacher.prompts import render_turns
 from rlhi_jax.data.rows import Capacities
-from rlhi_jax.errors import UserError
-from rlhi_jax.rewards import Candidates, CandidateScorer
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 
 FEEDBACKS = ['Shorter, please.', 'This is wrong.', 'Too long! Make it shorter.', 'Wrong, do it in French.']
 REQUESTS = ['Who wrote Hamlet?', 'Tell me about Rome.', 'How big is Norway?', 'What is a quark?']

@@ -10,14 +10,14 @@ import tiny
 from talks import config, talk, write_lines
 
 from data_pipelines import card, follow_ups, forget, ingest, pairs, persona_store, personas, rewrites, rows, shards
-from data_pipelines.head_labels import Head
-from data_pipelines.journal import Journal, work_folder
-from data_pipelines.labels import FEEDBACK, Turn
+from data_pipelines.core.journal import Journal, work_folder
+from data_pipelines.core.stage import load_records, write_records
+from data_pipelines.labelling.by_head import Head
+from data_pipelines.labelling.labels import FEEDBACK, Turn
+from data_pipelines.simulator.users import hashed
 from data_pipelines.sources import simulated
-from data_pipelines.sources.simulated import hashed
-from data_pipelines.stage import load_records, write_records
-from rlhi_jax.files import HeldFolder, write_json
-from rlhi_jax.generate import Reply
+from rlhi_jax.io.files import HeldFolder, write_json
+from rlhi_jax.sampling.generator import Reply
 from rlhi_jax.train import train
 
 USERS = 12

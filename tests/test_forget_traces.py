@@ -9,11 +9,11 @@ import tiny
 from talks import config
 
 from data_pipelines import forget, shards
-from data_pipelines.journal import Journal, work_folder
-from data_pipelines.stage import as_line, load_records, write_records
-from rlhi_jax.checkpoints import weights_at
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import file_digest, locked, write_json
+from data_pipelines.core.journal import Journal, work_folder
+from data_pipelines.core.stage import as_line, load_records, write_records
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import file_digest, locked, write_json
+from rlhi_jax.models.checkpoints import weights_at
 
 CORRECTIONS = b'{"delete_user":  "u"}\n{"delete_claim": "c/2"}\n{"delete_user":  "v"}'  # no newline at its end
 

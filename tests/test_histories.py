@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from talks import config
 
-from data_pipelines import stage
-from data_pipelines.histories import authors, side_by_side
-from data_pipelines.journal import Journal, work_folder
-from data_pipelines.stage import in_blocks, in_passes, write_records
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import new_folder
+from data_pipelines.core import stage
+from data_pipelines.core.histories import authors, side_by_side
+from data_pipelines.core.journal import Journal, work_folder
+from data_pipelines.core.stage import in_blocks, in_passes, write_records
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import new_folder
 
 # Conversations in ingest's order, and which turns of them two files have records of.
 HISTORIES = st.lists(
@@ -118,7 +118,7 @@ def test_a_task_keeps_one_thing(tmp_path):
 
 KILLED = """
 import os, sys, pathlib
-from data_pipelines.journal import Journal
+from data_pipelines.core.journal import Journal
 journal = Journal(pathlib.Path(sys.argv[1]), 'work')
 for number in range(10 ** 6):
     journal.add(f'key {number}', dict(tokens=number, text='ä\\ud800' * 50))

@@ -19,7 +19,7 @@ from talks import config, output, records, talk, write_lines
 
 from data_pipelines import ingest
 from rlhi_jax.convert import export_model
-from rlhi_jax.files import read_json
+from rlhi_jax.io.files import read_json
 
 OLD, NEW = 'a' * 40, 'b' * 40
 WILD = '/datasets/own/wild'
@@ -195,7 +195,7 @@ REFUSED = {
 ASK_ALL = """
 import sys
 from data_pipelines.ingest import from_hub
-from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.io.errors import UserError, one_line
 for name in sys.argv[1:]:
     try:
         print('found', from_hub(name))

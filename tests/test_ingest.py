@@ -16,9 +16,10 @@ import tiny
 from benchmarks.mutations import mutated
 from talks import SAID, config, nothing_is_lost, output, records, talk, write_lines
 
-from data_pipelines import ingest, scan
-from data_pipelines.users import read_opt_out, read_salt
-from rlhi_jax.errors import UserError
+from data_pipelines import ingest
+from data_pipelines.privacy.user_keys import read_opt_out, read_salt
+from data_pipelines.raw import scan
+from rlhi_jax.io.errors import UserError
 
 
 @pytest.mark.parametrize('kind', ['jsonl', 'jsonl.gz', 'parquet'])

@@ -10,13 +10,14 @@ import pyarrow
 import pytest
 from talks import WILDCHAT, config, nothing_is_lost, output, records, talk, write_lines
 
-from data_pipelines import ingest, near_duplicates
-from data_pipelines.choice import components
-from data_pipelines.near_duplicates import banding, bands
+from data_pipelines import ingest
+from data_pipelines.privacy.user_keys import read_salt, user_key
+from data_pipelines.raw import near_duplicates
+from data_pipelines.raw.near_duplicates import banding, bands
+from data_pipelines.raw.selection import components
 from data_pipelines.sources.simulated import wildchat_record
-from data_pipelines.users import read_salt, user_key
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from rlhi_jax.data.plan import load_plan, make_plan, save_plan
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.data.tree import parse_preference
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 

@@ -11,7 +11,7 @@ import tiny
 
 from rlhi_jax import loop
 from rlhi_jax.config import base_config
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 STAGES = (
     *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards', 'rows', 'train reward'),

@@ -10,20 +10,21 @@ import pytest
 import tiny
 import tiny_config
 
-from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import capacities
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
-from rlhi_jax.data.rows import Capacities
+from rlhi_jax.data.rows import Capacities, capacities
 from rlhi_jax.data.shards import Shards, View
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.parameters import check_fit, load_params
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.run import RowScorer, load_params, make_decoder, on_mesh
-from rlhi_jax.sharding import batch_sharding, check_fit, make_mesh, to_global
+from rlhi_jax.parallel.sharding import batch_sharding, make_mesh, on_mesh, to_global
+from rlhi_jax.scoring.rows import RowScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
-from rlhi_jax.train_step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
+from rlhi_jax.training.model import make_decoder
+from rlhi_jax.training.step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
 
 MESHES = {
     'data': dict(data=8, fsdp=1, tensor=1, context=1),

@@ -11,13 +11,13 @@ import tiny
 from talks import config, records, talk
 
 from data_pipelines import candidates, ingest, pairs, personas
-from data_pipelines.artefacts import reply_only_auc
-from data_pipelines.prompts import render_turns
-from data_pipelines.stage import input_digest, write_records
+from data_pipelines.core.stage import input_digest, write_records
+from data_pipelines.preferences.artefacts import reply_only_auc
+from data_pipelines.teacher.prompts import render_turns
 from rlhi_jax import generate
 from rlhi_jax.config import base_config
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import write_json
 from rlhi_jax.tokenizers.template import Context
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.objectives import OBJECTIVES, PairScores
-from rlhi_jax.objectives.logprobs import token_logprobs
+from rlhi_jax.scoring.logprobs import token_logprobs
 
 POLICY = np.array([[-10.0, -12.0], [-7.0, -5.0]], np.float32)
 REFERENCE = np.array([[-11.0, -11.0], [-7.5, -6.0]], np.float32)

@@ -10,10 +10,10 @@ from talks import config, records, talk, write_lines
 from test_claim_audit import PRIVATE, STYLE
 
 from data_pipelines import ingest, persona_store, personas
-from data_pipelines.stage import load_records, write_records
-from data_pipelines.styles import styles
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import write_json
+from data_pipelines.core.stage import load_records, write_records
+from data_pipelines.text.styles import styles
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import write_json
 
 
 def conversation(name: str, user: str, began: str, ended: str, remarks: list[str]) -> dict:

@@ -12,14 +12,17 @@ import tiny
 import tiny_config
 import tokenizers
 
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import Interaction, Message, Pair
-from rlhi_jax.errors import UserError
-from rlhi_jax.evaluate import evaluate, interval, strangers, views
-from rlhi_jax.run import load_params, make_decoder
-from rlhi_jax.sharding import make_mesh
+from rlhi_jax.evaluate import evaluate
+from rlhi_jax.evaluation.conditions import strangers, views
+from rlhi_jax.evaluation.statistics import interval
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.parameters import load_params
+from rlhi_jax.parallel.sharding import make_mesh
 from rlhi_jax.train import train
+from rlhi_jax.training.model import make_decoder
 
 
 @pytest.fixture(scope='module')

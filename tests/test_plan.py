@@ -16,7 +16,7 @@ from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities, size
 from rlhi_jax.data.tree import parse_preference
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 

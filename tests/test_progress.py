@@ -9,7 +9,7 @@ import sys
 import tiny
 
 NESTED = """
-from rlhi_jax.progress import Progress
+from rlhi_jax.io.progress import Progress
 with Progress('outer', 3, unit='blocks') as outer:
     for block in range(3):
         with Progress('inner', 2, unit='items') as inner:
@@ -58,6 +58,6 @@ def test_elsewhere_only_the_outer_one_says_that_it_is_done():
 
 
 def test_what_was_done_before_leaves_nothing_to_wait_for():
-    program = "from rlhi_jax.progress import Progress\nwith Progress('x', 3, unit='items', done=3) as p: p.update(3)"
+    program = "from rlhi_jax.io.progress import Progress\nwith Progress('x', 3, unit='items', done=3) as p: p.update(3)"
     done = subprocess.run([sys.executable, '-c', program], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == 'x: 3/3 items, 0/s, ETA 00:00:00\n'

@@ -5,8 +5,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import prompts
-from rlhi_jax.files import digest
+from data_pipelines.teacher import prompts
+from rlhi_jax.io.files import digest
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4), st.data())

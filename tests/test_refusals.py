@@ -15,12 +15,14 @@ import tiny
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from rlhi_jax import errors, train
-from rlhi_jax.checkpoints import RunCheckpoints, saved_steps
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import read_json, write_json
-from rlhi_jax.reference import ReferenceCache
-from rlhi_jax.sharding import check_fit
+from rlhi_jax import train
+from rlhi_jax.cli import program
+from rlhi_jax.io import errors
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.models.checkpoints import RunCheckpoints, saved_steps
+from rlhi_jax.models.parameters import check_fit
+from rlhi_jax.scoring.reference import ReferenceCache
 
 CONFIG_HEAD = f'import sys\nsys.path.insert(0, {str(tiny.ROOT / "tests")!r})\nimport tiny_config\n'
 
@@ -74,7 +76,7 @@ def refusal(made, tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(errors.app, 'run', lambda main, flags_parser: main(flags_parser(sys.argv)))
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            errors.run(train.main)
+            program.run(train.main)
         message = one_refusal(ended.value.code, *capfd.readouterr())
         written = sorted(path.name for path in workdir.iterdir()) if workdir and workdir.exists() else []
         assert written == sorted(left), 'something was written'
@@ -179,9 +181,9 @@ def test_flags_that_are_not_given(monkeypatch):
     absl_flags.DEFINE_string('to', None, 'Folder to write.', flag_values=own)
     own.mark_as_parsed()
     monkeypatch.setattr(errors, 'flags', SimpleNamespace(FLAGS=own))
-    errors.require_flags('prompts')
+    program.require_flags('prompts')
     with pytest.raises(UserError, match=r'^--to is missing: pass --to=\.\.\. \(Folder to write\)$'):
-        errors.require_flags('prompts', 'to')
+        program.require_flags('prompts', 'to')
 
 
 def test_workdirs(made, tmp_path, refusal):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhi_jax.checkpoints import describe_model, open_model, params_digest, save_params
 from rlhi_jax.config import base_config
 from rlhi_jax.data.rows import Capacities
+from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, save_params
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.rewards import Candidates, CandidateScorer
-from rlhi_jax.run import init_params
+from rlhi_jax.models.parameters import init_params
+from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 ITEMS = [

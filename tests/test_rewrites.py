@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from talks import WILDCHAT, config
 
-from data_pipelines import languages, pairs, rewrites
-from data_pipelines.acceptance import best, reason_to_drop, resemblance
-from data_pipelines.prompts import render
-from data_pipelines.stage import Task, load_records, write_records
+from data_pipelines import pairs, rewrites
+from data_pipelines.core.stage import Task, load_records, write_records
+from data_pipelines.preferences.acceptance import best, reason_to_drop, resemblance
+from data_pipelines.teacher.prompts import render
+from data_pipelines.text import languages
 from rlhi_jax.config import base_config
-from rlhi_jax.config_checks import check_config
+from rlhi_jax.config.checks import check_config
 from rlhi_jax.data.rows import Capacities
-from rlhi_jax.errors import UserError
-from rlhi_jax.generate import Reply
-from rlhi_jax.rewards import Candidates, CandidateScorer
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.sampling.generator import Reply
+from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 
 ENGLISH, GERMAN = 'Why do bees dance in front of their hive?', 'Warum tanzen die Bienen vor ihrem Stock?'
 SAID = dict(

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import tiny
 
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.config import base_config
-from rlhi_jax.errors import UserError
-from rlhi_jax.generate import Generator, Prompt
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.decoder import Decoder, output_matrix
-from rlhi_jax.run import load_params, on_mesh
-from rlhi_jax.sampler import Request, Sampler, draw, keep_top_p, next_tokens
-from rlhi_jax.sampling import Sampling
-from rlhi_jax.sharding import make_mesh
+from rlhi_jax.models.parameters import load_params
+from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.sampling.generator import Generator, Prompt
+from rlhi_jax.sampling.sampler import Request, Sampler, draw, keep_top_p, next_tokens
+from rlhi_jax.sampling.settings import Sampling
 
 ONE = dict(data=1, fsdp=1, tensor=1, context=1)
 

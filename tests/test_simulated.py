@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import tiny
 
-from data_pipelines.prompts import _FOLDER
-from data_pipelines.satisfaction import conditions, oracle_score, summarise
+from data_pipelines.core.stage import write_records
+from data_pipelines.oracle_scores import oracle_score
+from data_pipelines.simulator.conditions import conditions
+from data_pipelines.simulator.requests import PHRASINGS, SPLITS, TOPICS, requests
+from data_pipelines.simulator.summary import summarise
+from data_pipelines.simulator.tastes import TASTES, opposite, satisfaction, valid, words
 from data_pipelines.sources import simulated
-from data_pipelines.sources.requests import PHRASINGS, SPLITS, TOPICS, requests
-from data_pipelines.sources.tastes import TASTES, opposite, satisfaction, valid, words
-from data_pipelines.stage import write_records
+from data_pipelines.teacher.prompts import _FOLDER
 from rlhi_jax.config import base_config
-from rlhi_jax.errors import NothingToEvaluate, UserError
+from rlhi_jax.io.errors import NothingToEvaluate, UserError
 
 PAIRS = list(TASTES)
 SIDES = [(pair, side) for pair in TASTES for side in TASTES[pair]]

@@ -19,17 +19,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from conversion_models import assert_same, read_folder  # noqa: E402
 
-from rlhi_jax.checkpoints import describe_model, open_model, save_params  # noqa: E402
 from rlhi_jax.convert import export_model, import_model, params_digest  # noqa: E402
 from rlhi_jax.data.encode import Piece, TreeEncoder  # noqa: E402
 from rlhi_jax.data.rows import Capacities, lay_out, pack  # noqa: E402
 from rlhi_jax.data.tree import ROLES, Interaction, Message, Pair  # noqa: E402
+from rlhi_jax.models.checkpoints import describe_model, open_model, save_params  # noqa: E402
 from rlhi_jax.models.decoder import Decoder, output_matrix  # noqa: E402
 from rlhi_jax.models.spec import ModelSpec  # noqa: E402
-from rlhi_jax.sampler import Request, Sampler  # noqa: E402
-from rlhi_jax.sampling import Sampling  # noqa: E402
-from rlhi_jax.scoring import score_replies  # noqa: E402
-from rlhi_jax.sharding import make_mesh  # noqa: E402
+from rlhi_jax.parallel.sharding import make_mesh  # noqa: E402
+from rlhi_jax.sampling.sampler import Request, Sampler  # noqa: E402
+from rlhi_jax.sampling.settings import Sampling  # noqa: E402
+from rlhi_jax.scoring.pairs import score_replies  # noqa: E402
 from rlhi_jax.tokenizers.template import ChatTemplate, Context  # noqa: E402
 
 pytestmark = pytest.mark.real_model

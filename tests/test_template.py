@@ -23,7 +23,7 @@ from template_families import (  # noqa: E402
 
 from rlhi_jax.data.encode import Piece, TreeEncoder  # noqa: E402
 from rlhi_jax.data.tree import ROLES, Interaction, Message, Pair  # noqa: E402
-from rlhi_jax.errors import UserError  # noqa: E402
+from rlhi_jax.io.errors import UserError  # noqa: E402
 from rlhi_jax.tokenizers import load_tokenizer  # noqa: E402
 from rlhi_jax.tokenizers.template import LAYOUTS, ChatTemplate, Context, extend, layouts, special_tokens  # noqa: E402
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.tokenizers import load_tokenizer
 from rlhi_jax.tokenizers.bpe import BpeTokenizer
 from rlhi_jax.tokenizers.spm import SentencePieceTokenizer

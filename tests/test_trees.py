@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, size
 from rlhi_jax.models.decoder import Decoder, output_matrix
 from rlhi_jax.models.spec import ModelSpec
-from rlhi_jax.scoring import score_replies
+from rlhi_jax.scoring.pairs import score_replies
 
 VOCAB = 61
 SPEC = ModelSpec('qwen3', VOCAB, 32, 48, 2, 4, 2, 8, 512, qk_norm=True, qkv_bias=True)

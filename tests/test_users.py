@@ -9,9 +9,9 @@ import tiny
 from talks import config, output, records, talk, write_lines
 
 from data_pipelines import ingest
-from data_pipelines.stage import Task
-from data_pipelines.users import make_salt, read_salt
-from rlhi_jax.errors import UserError
+from data_pipelines.core.stage import Task
+from data_pipelines.privacy.user_keys import make_salt, read_salt
+from rlhi_jax.io.errors import UserError
 
 
 def test_users_are_keys_that_only_the_salt_explains(tmp_path):

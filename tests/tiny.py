@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import tokenizers
 
-from data_pipelines.journal import work_folder
-from rlhi_jax.checkpoints import describe_model, params_digest, save_params
-from rlhi_jax.files import write_json
+from data_pipelines.core.journal import work_folder
+from rlhi_jax.io.files import write_json
+from rlhi_jax.models.checkpoints import describe_model, params_digest, save_params
 from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import init_params
 from rlhi_jax.models.spec import ModelSpec
-from rlhi_jax.run import init_params
 from rlhi_jax.tokenizers import load_tokenizer
 from rlhi_jax.tokenizers.template import extend, layouts, special_tokens
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.ids import conversation_of
-from data_pipelines.stage import RECORDS, Record, input_folder, stream_records
-from rlhi_jax.errors import UserError
-from rlhi_jax.progress import Progress
+from data_pipelines.core.stage import RECORDS, Record, input_folder, stream_records
+from data_pipelines.core.turns import conversation_of
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.progress import Progress
 
 
 def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Record, list[list[Record]]]]:

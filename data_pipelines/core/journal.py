@@ -5,8 +5,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
 
 
 def output_name(folder: Path) -> str:

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.journal import Journal, journal_name, output_name, work_folder
-from rlhi_jax.config import define_config_flag, load_config, require
-from rlhi_jax.errors import UserError, run
-from rlhi_jax.files import HeldFolder, file_digest, new_file, new_folder, read_json, settle_if_free, write_json
+from data_pipelines.core.journal import Journal, journal_name, output_name, work_folder
+from rlhi_jax.cli.program import define_config_flag, load_config, run
+from rlhi_jax.config import require
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import HeldFolder, file_digest, new_file, new_folder, read_json, settle_if_free, write_json
 
 RECORDS = 'records.jsonl'
 STAGES = dict(conversations='ingest', scores='oracle_scores')  # by config.data.KEY, where they are not called KEY

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 from scipy.special import softmax
 
-from data_pipelines.endpoint import Question, answers
-from data_pipelines.generation import likelihoods
-from data_pipelines.labels import LABELS, Judgement, Turn, judge, opening, pieces, sentences
-from data_pipelines.prompts import render, render_turns
-from data_pipelines.stage import Task, in_blocks
-from rlhi_jax.files import digest
-from rlhi_jax.rewards import Candidates
+from data_pipelines.core.stage import Task, in_blocks
+from data_pipelines.labelling.labels import LABELS, Judgement, Turn, judge, opening, pieces, sentences
+from data_pipelines.teacher.endpoint import Question, answers
+from data_pipelines.teacher.generation import likelihoods
+from data_pipelines.teacher.prompts import render, render_turns
+from rlhi_jax.io.files import digest
+from rlhi_jax.scoring.candidates import Candidates
 
 TURNS = 32  # of one tree
 _UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'  # Thai to Khmer, kana, Chinese

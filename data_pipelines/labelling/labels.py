@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipelines.stage import Record
+from data_pipelines.core.stage import Record
 
 FEEDBACK, AGAIN = 'reattempt_with_feedback', 'reattempt_without_feedback'
 LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours

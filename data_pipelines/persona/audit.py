@@ -9,10 +9,10 @@ Italian, Portuguese, Russian, Chinese, Japanese and Arabic. Names that nothing a
 import re
 from collections import Counter
 
-from data_pipelines import control_tokens
-from data_pipelines.filters import scrub
-from data_pipelines.lexicons import lexicon, pattern, plain, terms
-from data_pipelines.styles import polar_stems, stems, styles
+from data_pipelines.raw.filters import scrub
+from data_pipelines.text import control_tokens
+from data_pipelines.text.lexicons import lexicon, pattern, plain, terms
+from data_pipelines.text.styles import polar_stems, stems, styles
 
 MAX_CHARACTERS = 200  # of a claim, and of what is quoted of a remark
 

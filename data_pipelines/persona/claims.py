@@ -17,9 +17,9 @@ on nothing else.
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
-from data_pipelines.claim_audit import MAX_CHARACTERS
-from data_pipelines.stage import Record
-from data_pipelines.styles import stems, styles
+from data_pipelines.core.stage import Record
+from data_pipelines.persona.audit import MAX_CHARACTERS
+from data_pipelines.text.styles import stems, styles
 
 FIELDS = frozenset(('id', 'user_id', 'conversation', 'place', 'said_at', 'quote', 'text', 'edited'))
 SAME = 0.5  # stems in common (Jaccard) of two claims that say the same, where neither speaks of a matter of style

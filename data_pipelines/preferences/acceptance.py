@@ -19,9 +19,10 @@ from collections.abc import Sequence, Set
 
 from rapidfuzz import fuzz
 
-from data_pipelines import languages, openings, replies
-from rlhi_jax.files import digest
-from rlhi_jax.generate import Reply
+from data_pipelines.text import degenerate as replies
+from data_pipelines.text import languages, openings
+from rlhi_jax.io.files import digest
+from rlhi_jax.sampling.generator import Reply
 
 
 def resemblance(one: str, other: str) -> float:

@@ -10,7 +10,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from data_pipelines.near_duplicates import words
+from data_pipelines.raw.near_duplicates import words
 
 MIN_PAIRS = 20  # fewer say nothing
 FOLDS = 5

@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_pipelines.ids import conversation_of, turn_of
-from data_pipelines.stage import Record, as_line, stream_records
-from rlhi_jax.checkpoints import weights_at
+from data_pipelines.core.stage import Record, as_line, stream_records
+from data_pipelines.core.turns import conversation_of, turn_of
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.files import complete_lines, read_json, write_bytes, write_json
+from rlhi_jax.io.files import complete_lines, read_json, write_bytes, write_json
+from rlhi_jax.models.checkpoints import weights_at
 
 LOG, NOTE = 'examples.jsonl', 'trained_on_forgotten.json'  # in a run's folder
 _USER = ('user_id', 'hashed_ip')  # where records, and raw ones, name who speaks

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import read_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import read_json
 
 _WORK = re.compile(r'\.(.+)\.(?:tmp|old|journal)', re.DOTALL)  # beside a folder or file that is being written
 

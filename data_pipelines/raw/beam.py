@@ -1,6 +1,6 @@
 """The scan of ingest as a Beam pipeline: chunks of raw files → the same parts, whatever the workers.
 
-    python -m data_pipelines.beam --job=FILE --parent=PID  # by the stage `ingest`, where config.beam gives options
+    python -m data_pipelines.raw.beam --job=FILE --parent=PID  # by the stage `ingest`, where config.beam gives options
 
 `config.beam` holds Beam's own options, as one would give them to any pipeline:
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import apache_beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_pipelines.scan import Chunk, Rules, part_path, read_job, run_worker, write_part
+from data_pipelines.raw.scan import Chunk, Rules, part_path, read_job, run_worker, write_part
 
 
 def write_numbered(numbered: tuple[int, Chunk], rules: Rules, folder: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import phonenumbers
 from stdnum import iban, luhn
 
-from data_pipelines.openings import is_refusal
+from data_pipelines.text.openings import is_refusal
 
 _LOOKED_AT = 4000  # characters of a turn, where patterns are looked for
 _JAILBREAK = re.compile(

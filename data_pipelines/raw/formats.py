@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from data_pipelines.users import user_key
+from data_pipelines.privacy.user_keys import user_key
 from rlhi_jax.data.tree import BadRecord
-from rlhi_jax.files import digest
+from rlhi_jax.io.files import digest
 
 ROLES = ('user', 'assistant', 'system')
 _OF_TURN = ('role', 'content', 'said_at')  # fields of a message, the others are of the record

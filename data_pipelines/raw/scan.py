@@ -1,6 +1,6 @@
 """The first pass of ingest: raw files, a chunk at a time → parts, tables of what each usable record says.
 
-    python -m data_pipelines.scan --job=FILE --worker=0 --parent=PID  # by the stage `ingest`, one process a worker
+    python -m data_pipelines.raw.scan --job=FILE --worker=0 --parent=PID  # by the stage `ingest`, one process a worker
 
 A chunk is a range of a file, so that many processes read at once and a killed run goes on after the last whole part.
 A part's bytes depend on its chunk and the rules alone. Of users who have opted out it holds hashes, numbers and times,
@@ -26,13 +26,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from data_pipelines.filters import Filters, scrub
-from data_pipelines.near_duplicates import bands
-from data_pipelines.sources.conversations import conversation, paths_read
-from data_pipelines.users import read_opt_out, read_salt
+from data_pipelines.privacy.user_keys import read_opt_out, read_salt
+from data_pipelines.raw.filters import Filters, scrub
+from data_pipelines.raw.formats import conversation, paths_read
+from data_pipelines.raw.near_duplicates import bands
+from rlhi_jax.cli.program import refuse
 from rlhi_jax.data.tree import BadRecord
-from rlhi_jax.errors import UserError, one_line, refuse
-from rlhi_jax.files import digest
+from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.files import digest
 
 CHUNK = 32 * 2**20  # bytes of JSON lines
 BATCH, TEXT = 500, 16 * 2**20  # records in memory at once, and bytes of their text

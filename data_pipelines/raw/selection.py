@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
 
 # By the beginnings of files' names, from the least held out to the most.
 FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'validation': 'heldout', 'test': 'test'}

@@ -7,9 +7,9 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from data_pipelines.replies import is_repetitive, words
-from data_pipelines.sources.requests import Request
-from data_pipelines.sources.wordings import COMPLAINTS, PERSONAS
+from data_pipelines.simulator.requests import Request
+from data_pipelines.simulator.wordings import COMPLAINTS, PERSONAS
+from data_pipelines.text.degenerate import is_repetitive, words
 
 MIN_WORDS = 15
 MIN_OWN_WORDS = 8  # different ones that the request does not hold

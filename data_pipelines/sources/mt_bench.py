@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
-from rlhi_jax.errors import require_flags, run
+from rlhi_jax.cli.program import require_flags, run
 
 MIN_VOTES = 5  # a persona from fewer votes says nothing
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from absl import flags
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, new_folder, write_bytes, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest, new_folder, write_bytes, write_json
 
 
 def define_flags(*files: str) -> None:

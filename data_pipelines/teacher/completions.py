@@ -1,6 +1,6 @@
 """One request to an OpenAI-compatible endpoint → its completion, through restarts, rate limits and garbage.
 
-Needs the extra `endpoint`; `data_pipelines.endpoint` is what stages use.
+Needs the extra `endpoint`; `data_pipelines.teacher.endpoint` is what stages use.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import jsonschema
 import openai
 from ml_collections import ConfigDict
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 PATIENCE = 5  # timeouts: some servers send blanks for as long as a request waits
 # How servers word it: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, xAI.

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.control_tokens import defused
-from data_pipelines.journal import Journal
-from data_pipelines.stage import Task
+from data_pipelines.core.journal import Journal
+from data_pipelines.core.stage import Task
+from data_pipelines.text.control_tokens import defused
 from rlhi_jax.config import is_endpoint
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest
-from rlhi_jax.generate import Prompt, Turns
-from rlhi_jax.progress import Progress
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.sampling.generator import Prompt, Turns
 
 if TYPE_CHECKING:
-    from data_pipelines.completions import Completion
+    from data_pipelines.teacher.completions import Completion
 
 Messages = list[dict[str, str]]
 Key = tuple[str, str, int]  # kind, id, number
@@ -93,7 +93,7 @@ def answers(
     config = task.config
 
     async def settle(teacher: '_Teacher', question: Question) -> None:
-        from data_pipelines.completions import parse_json
+        from data_pipelines.teacher.completions import parse_json
 
         found[question.id] = None
         temperature = config.teacher.temperature
@@ -139,7 +139,7 @@ def _settle_all(
         return
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
         raise UserError("config.teacher.path is an endpoint: install what it needs, `pip install -e '.[endpoint]'`")
-    from data_pipelines.completions import Endpoint
+    from data_pipelines.teacher.completions import Endpoint
 
     pending = deque(items)
 
@@ -181,7 +181,7 @@ class _Teacher:
         Raises:
           UserError: the endpoint refuses the request or stays away, or the budget is spent.
         """
-        from data_pipelines.completions import Completion, TooLong
+        from data_pipelines.teacher.completions import Completion, TooLong
 
         if key in self._journal:
             return Completion(**self._journal[key])

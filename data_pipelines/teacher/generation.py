@@ -1,7 +1,7 @@
 """What stages ask of a model: replies to prompts, and scores of replies; journaled as they come.
 
-Replies may come from an OpenAI-compatible endpoint instead of a model folder (`data_pipelines.endpoint`); scores and
-likelihoods need a local model.
+Replies may come from an OpenAI-compatible endpoint instead of a model folder
+(`data_pipelines.teacher.endpoint`); scores and likelihoods need a local model.
 """
 
 import functools
@@ -11,14 +11,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import endpoint
-from data_pipelines.stage import Task, in_blocks
-from rlhi_jax.checkpoints import open_model
+from data_pipelines.core.stage import Task, in_blocks
+from data_pipelines.teacher import endpoint
 from rlhi_jax.config import is_endpoint, likelihood_path
 from rlhi_jax.data.rows import Capacities
-from rlhi_jax.generate import Generator, Prompt, Reply, release
-from rlhi_jax.progress import Progress
-from rlhi_jax.rewards import Candidates, CandidateScorer
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.sampling.generator import Generator, Prompt, Reply, release
+from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 BLOCK = 16  # prompts that are scored between two entries in the journal

@@ -6,7 +6,7 @@ Nothing here knows what users like, so that the simulator and the stages that mi
 import re
 import zlib
 
-from data_pipelines import control_tokens
+from data_pipelines.text import control_tokens
 
 MIN_DISTINCT_TRIGRAMS = 0.7  # of a reply's three words in a row
 MIN_COMPRESSED = 0.15  # of its bytes: in scripts without spaces a loop may be one word

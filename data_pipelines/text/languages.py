@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from babel import Locale, UnknownLocaleError
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from data_pipelines.openings import plain
+from data_pipelines.text.openings import plain
 
 MIN_CONFIDENCE = 0.8  # below it a text counts as undecided
 _LOOKED_AT = 1000  # characters

@@ -1,7 +1,7 @@
 """What a remark or a claim says about the style of answers: which matter, and which side of it.
 
 Two claims that take different sides cannot both hold, and a claim that takes a side which its remark does not take has
-no support. Made for short sentences, in English above all; `data_pipelines/lexicons/styles.toml` has the words.
+no support. Made for short sentences, in English above all; `data_pipelines/text/lexicons/styles.toml` has the words.
 
 >>> styles('This is too long. As a list, please!')
 {'length': 'short', 'layout': 'list'}
@@ -16,7 +16,7 @@ import re
 
 import snowballstemmer
 
-from data_pipelines.lexicons import lexicon, pattern, plain, terms
+from data_pipelines.text.lexicons import lexicon, pattern, plain, terms
 
 _WORDS = lexicon('styles')
 _NEGATION, _UNSPACED, _NONE = (

@@ -27,10 +27,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipelines.stage import Record
+from data_pipelines.core.stage import Record
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import Interaction, Message, Pair
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 PER_SHARD = 5000  # conversations
 _TEXTS = ('began', 'cluster', 'ended', 'id', 'language', 'system', 'user_id')

@@ -7,11 +7,12 @@ from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
-from rlhi_jax.data.rows import Capacities
-from rlhi_jax.errors import UserError
-from rlhi_jax.models.decoder import REMAT_POLICIES
-from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.objectives.dpo import VARIANTS
+from rlhi_jax.io.errors import UserError
+
+# Named here and not imported, so that a config is read without JAX; a test holds them to the code.
+OBJECTIVES = ('dpo', 'reward', 'sft')
+REMAT_POLICIES = ('save_all', 'save_dots', 'save_attention', 'save_nothing')
+VARIANTS = ('sigmoid', 'hinge', 'ipo')
 
 
 def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
@@ -48,7 +49,16 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
         )
     at_least = {
         2: ('personas.first_k',),  # what a user says of a reply comes in their second turn at the earliest
-        1: ('train.epochs', 'train.batch_rows', 'train.accumulate', 'model.logprob_chunk', 'checkpoint.every_steps')
+        1: (
+            'rows.tokens',
+            'rows.scored',
+            'rows.pairs',
+            'train.epochs',
+            'train.batch_rows',
+            'train.accumulate',
+            'model.logprob_chunk',
+            'checkpoint.every_steps',
+        )
         + ('checkpoint.keep', 'log.every_steps', 'data.threads', 'data.trees_per_shard', 'eval.batch_rows')
         + ('candidates.samples', 'teacher.row_tokens', 'teacher.attempts', 'teacher.concurrency', 'teacher.timeout')
         + ('personas.samples', 'personas.max_claims', 'personas.max_tokens', 'ingest.workers')
@@ -122,7 +132,7 @@ def check_config(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
             f'config.train.accumulate ({config.train.accumulate}) must divide config.train.batch_rows '
             f'({config.train.batch_rows})'
         )
-    scored = Capacities(**config.rows.to_dict()).scored
+    scored = config.rows.scored
     if scored % min(config.model.logprob_chunk, scored):
         raise UserError(
             f'config.model.logprob_chunk ({config.model.logprob_chunk}) must divide config.rows.scored ({scored})'

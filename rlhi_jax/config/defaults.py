@@ -4,18 +4,7 @@ Values marked "sibling default" follow the same team's published DPO runs on Wil
 not published. The others are ours.
 """
 
-from operator import attrgetter
-from pathlib import Path
-from typing import Any
-
-import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from rlhi_jax.config_checks import check_config
-from rlhi_jax.data.rows import Capacities
-from rlhi_jax.errors import UserError
-from rlhi_jax.sampling import Sampling
+from ml_collections import ConfigDict
 
 
 def base_config() -> ConfigDict:
@@ -221,87 +210,3 @@ def base_config() -> ConfigDict:
     c.eval.max_trees = 0  # evaluate this many trees, the first by hash of their id; 0: all
     c.eval.shuffle_seed = 0  # which stranger's persona stands in for one's own
     return c.lock()
-
-
-def define_config_flag() -> None:
-    """--config with its overrides, which every configured program has."""
-    config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.')
-
-
-def define_flags() -> None:
-    """The flags of programs that work on a run: --config with overrides, and --workdir."""
-    define_config_flag()
-    flags.DEFINE_string('workdir', None, 'Folder of this run.')
-
-
-def workdir_path(workdir: str | None) -> Path:
-    """The run's folder as an absolute path.
-
-    Raises:
-      UserError: it is missing, or is a URL: metrics are appended to, which object stores cannot do.
-    """
-    if not workdir:
-        raise UserError('--workdir is missing: name a folder for this run')
-    if '://' in workdir:
-        raise UserError(f'--workdir={workdir} is a URL: name a folder that all hosts share, such as a mounted bucket')
-    return Path(workdir).absolute()
-
-
-def load_config(config: ConfigDict) -> ConfigDict:
-    """A program's --config, checked; from here on what is compiled is kept in its cache.
-
-    Raises:
-      UserError: naming the key and what it may be.
-    """
-    check_config(config, base_config())
-    folder = config.compilation_cache
-    if folder and not jax.config.jax_compilation_cache_dir:  # JAX's own variable goes first
-        jax.config.update('jax_compilation_cache_dir', folder if '://' in folder else str(Path(folder).absolute()))
-    return config
-
-
-def capacities(config: ConfigDict) -> Capacities:
-    return Capacities(**config.rows.to_dict())
-
-
-def teacher_path(config: ConfigDict) -> str:
-    require(config, 'model.path')
-    return config.teacher.path or config.model.path
-
-
-def is_endpoint(path: str) -> bool:
-    """Whether a model is the base URL of an OpenAI-compatible endpoint, not a folder."""
-    return path.startswith(('http://', 'https://'))
-
-
-def likelihood_path(config: ConfigDict) -> str:
-    """The model whose likelihoods stages read: the teacher, or the policy where the teacher is an endpoint.
-
-    Endpoints do not say how likely a given text is.
-    """
-    path = teacher_path(config)
-    return config.model.path if is_endpoint(path) else path
-
-
-def sampling(config: ConfigDict) -> Sampling:
-    return Sampling(**config.sampler.to_dict(), seed=config.seed)
-
-
-def require(config: ConfigDict, *names: str) -> None:
-    """Raise UserError for a path that the program needs and the config leaves empty."""
-    for name in names:
-        if not attrgetter(name)(config):
-            raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')
-
-
-def training_settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings that decide the trained parameters: a resumed run must agree on all of them.
-
-    Left out: what may change between restarts (mesh, paths, logging, checkpoint times, evaluation), and what made the
-    data, for which the row plan's digest stands.
-    """
-    every = config.to_dict()
-    sections = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer', 'dpo', 'reward')
-    kept = {name: every[name] for name in (*sections, 'policy_sees_persona', 'ref_sees_persona', 'rm_sees_persona')}
-    del kept['model']['path']
-    return kept

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rlhi_jax.conversion.layout import Leaf, assemble
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import write_bytes, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import write_bytes, write_json
 from rlhi_jax.models.rope import inverse_frequencies
 from rlhi_jax.models.spec import ModelSpec, RopeScaling
 

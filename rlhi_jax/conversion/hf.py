@@ -12,8 +12,8 @@ import numpy as np
 
 from rlhi_jax.conversion.layout import Leaf, assemble, flattened, placements
 from rlhi_jax.conversion.safetensors_file import DTYPES, StoredTensor, read_header, write_tensors
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import read_json, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.spec import FAMILIES, ModelSpec, RopeScaling
 
 INDEX = 'model.safetensors.index.json'

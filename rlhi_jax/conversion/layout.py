@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.spec import ModelSpec
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from rlhi_jax.data.tree import Interaction, Message, Pair, Preference
-from rlhi_jax.files import digest
+from rlhi_jax.io.files import digest
 
 
 class _Trie:

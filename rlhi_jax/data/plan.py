@@ -14,8 +14,8 @@ import numpy as np
 from rlhi_jax.data.encode import Piece, TreeEncoder, cut
 from rlhi_jax.data.rows import Capacities, Size
 from rlhi_jax.data.shards import Shards, View
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, read_json, write_bytes, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest, read_json, write_bytes, write_json
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 _REMEDY = 'make the row plan again with `python -m data_pipelines.rows`'

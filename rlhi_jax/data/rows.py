@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 Row = dict[str, np.ndarray]
 
@@ -38,6 +39,11 @@ class Capacities:
     @property
     def replies(self) -> int:
         return 2 * self.pairs
+
+
+def capacities(config: ConfigDict) -> Capacities:
+    """The capacities that `config.rows` asks for."""
+    return Capacities(**config.rows.to_dict())
 
 
 class TokenNode(NamedTuple):

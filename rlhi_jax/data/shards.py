@@ -10,8 +10,8 @@ import grain
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from rlhi_jax.data.tree import Interaction
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, read_json, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest, read_json, write_json
 
 MANIFEST = 'manifest.json'
 _REMEDY = 'make the shards again with `python -m data_pipelines.shards`'

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 
 def digest(*parts: Any) -> str:

@@ -17,7 +17,7 @@ from httpx2 import HTTPError
 from huggingface_hub import parse_hf_uri, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfUriError, RepositoryNotFoundError, RevisionNotFoundError
 
-from rlhi_jax.errors import UserError, one_line
+from rlhi_jax.io.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)

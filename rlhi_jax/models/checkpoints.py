@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlhi_jax.errors import UserError, one_line
-from rlhi_jax.files import digest, read_json, write_json
+from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.spec import ModelSpec
 
 _REMEDY = 'name a folder made by `python -m rlhi_jax.convert import` or a training workdir'

@@ -3,7 +3,7 @@
 Dimension key: B rows, T tokens, D width, F mlp width, N query heads, K key-value heads, H head width, V vocabulary.
 
 Parameters are float32 master weights, cast to the compute dtype where they are used. Each one is described once, with
-its logical axes (`rlhi_jax/sharding.py` maps those to the mesh):
+its logical axes (`rlhi_jax/parallel/sharding.py` maps those to the mesh):
 
     embed [V, D]                      layers/{attention_norm, mlp_norm} [L, D]
     layers/{q [L, D, N, H], k, v [L, D, K, H], o [L, N, H, D]}     (+ q_bias, k_bias, v_bias; q_norm, k_norm [L, H])
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.attention import cached_attention, tree_attention
 from rlhi_jax.models.rope import rotate, rotation
 from rlhi_jax.models.spec import ModelSpec

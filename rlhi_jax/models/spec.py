@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
 

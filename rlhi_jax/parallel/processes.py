@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 COORDINATOR, PROCESS_ID, NUM_PROCESSES = 'RLHI_COORDINATOR', 'RLHI_PROCESS_ID', 'RLHI_NUM_PROCESSES'
 

@@ -1,6 +1,7 @@
 """The mesh, and the one table that lays logical axes of parameters and activations on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.io.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor', 'context')
 
@@ -57,33 +57,6 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:
-    """Refuse a mesh that does not divide the model or the batch, whose size `source` set.
-
-    Raises:
-      UserError: naming the dimension and the mesh axis.
-    """
-    needs = [
-        ('tensor', 'num_heads', spec.num_heads),
-        ('tensor', 'num_kv_heads', spec.num_kv_heads),
-        ('tensor', 'mlp_width', spec.mlp_width),
-        ('tensor', 'vocab_size', spec.vocab_size),
-        ('fsdp', 'width', spec.width),
-    ]
-    for axis, name, value in needs:
-        if value % mesh.shape[axis]:
-            raise UserError(
-                f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the model's {name} of {value}: "
-                f'choose a divisor of {value}'
-            )
-    shards = mesh.shape['data'] * mesh.shape['fsdp']
-    if batch_rows % shards:
-        raise UserError(
-            f'{source} is {batch_rows}, which config.mesh.data * config.mesh.fsdp = {shards} does not '
-            'divide: choose a multiple of it'
-        )
-
-
 def shardings_of(abstract: Any, mesh: Mesh) -> Any:
     """NamedShardings of a boxed abstract tree (from `jax.eval_shape` of Flax's init), unboxed like the values."""
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, RULES)
@@ -115,3 +88,10 @@ def to_global(rows: dict[str, np.ndarray], places: list[int], sharding: NamedSha
         return jax.make_array_from_callback((batch_rows, *values.shape[1:]), sharding, part)
 
     return {name: one(values) for name, values in rows.items()}
+
+
+@contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Trace and run with logical axes laid on this mesh."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield

@@ -18,15 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhi_jax.checkpoints import ModelFolder
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
 from rlhi_jax.models.attention import KVCache
+from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder, output_matrix, unroll
-from rlhi_jax.run import load_params, on_mesh
-from rlhi_jax.sampling import Sampling
-from rlhi_jax.scoring import Params
-from rlhi_jax.sharding import check_fit
+from rlhi_jax.models.parameters import Params, check_fit, load_params
+from rlhi_jax.parallel.sharding import on_mesh
+from rlhi_jax.sampling.settings import Sampling
 
 STEPS = 8  # tokens decoded between two looks at the slots
 GROUP = 128  # tokens of the vocabulary that are summed first when one is drawn

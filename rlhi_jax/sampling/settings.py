@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from rlhi_jax.errors import UserError
+from ml_collections import ConfigDict
+
+from rlhi_jax.io.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,3 +26,8 @@ class Sampling:
             raise UserError(f'config.sampler.temperature is {self.temperature}: it must be at least 0 (0: greedy)')
         if not 0 < self.top_p <= 1:
             raise UserError(f'config.sampler.top_p is {self.top_p}: it must be in (0, 1]')
+
+
+def sampling(config: ConfigDict) -> Sampling:
+    """The settings that `config.sampler` and `config.seed` ask for."""
+    return Sampling(**config.sampler.to_dict(), seed=config.seed)

@@ -6,18 +6,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.data.encode import TreeEncoder, start_piece
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.data.shards import View
 from rlhi_jax.data.tree import Interaction, Message, Pair
-from rlhi_jax.files import digest
+from rlhi_jax.io.files import digest
+from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.reference import row_keys
-from rlhi_jax.run import RowScorer, load_params, on_mesh
-from rlhi_jax.sharding import check_fit, make_mesh
+from rlhi_jax.models.parameters import check_fit, load_params
+from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.scoring.reference import row_keys
+from rlhi_jax.scoring.rows import RowScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 
 
 def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:

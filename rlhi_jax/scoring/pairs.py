@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.parameters import Params
 from rlhi_jax.objectives import Objective, PairScores
-from rlhi_jax.objectives.logprobs import reply_logprobs, reply_rewards
+from rlhi_jax.scoring.logprobs import reply_logprobs, reply_rewards
 
 Batch = dict[str, jax.Array]
-Params = dict[str, Any]
 
 
 class ReplyScores(NamedTuple):

@@ -13,17 +13,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax import distributed
-from rlhi_jax.checkpoints import ModelFolder
 from rlhi_jax.data.encode import reply_keys
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import RowPlan
 from rlhi_jax.data.rows import Row
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, read_json, write_bytes, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, read_json, write_bytes, write_json
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.progress import Progress
-from rlhi_jax.run import RowScorer, load_params
+from rlhi_jax.models.parameters import load_params
+from rlhi_jax.parallel import processes
+from rlhi_jax.scoring.rows import RowScorer
 
 Key = tuple[int, int, int, int]  # tree index, first message of the piece, last prompt message, last reply message
 
@@ -117,17 +118,17 @@ def fill_reference(
     """
     missing = missing_rows(cache, reader, rows)
     where = 'the reference cache (config.data.reference; if that is empty, in --workdir)'
-    distributed.check_agreement(digest(missing), where)
+    processes.check_agreement(digest(missing), where)
     if not missing:
         return
     params = load_params(decoder, model, mesh, seed=config.seed)
     order = in_order(missing, config.train.batch_rows // config.train.accumulate)
-    with Progress('reference', len(order), unit='batches', enabled=distributed.is_main()) as progress:
+    with Progress('reference', len(order), unit='batches', enabled=processes.is_main()) as progress:
         scored = RowScorer(config, decoder, mesh)(params, reader, order)
         for done, (batch, logp) in enumerate(zip(order, scored, strict=True), start=1):
-            cache.add_rows(reader, batch, logp, write=distributed.is_main())
+            cache.add_rows(reader, batch, logp, write=processes.is_main())
             progress.update(done)
-    distributed.barrier('reference')
+    processes.barrier('reference')
 
 
 def with_reference(reader: RowReader, cache: ReferenceCache) -> Callable[[int], Row]:

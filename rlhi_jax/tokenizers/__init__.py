@@ -10,7 +10,7 @@ Worked example, with SmolLM2's tokenizer:
 from pathlib import Path
 from typing import Protocol
 
-from rlhi_jax.errors import UserError
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.tokenizers.bpe import BpeTokenizer
 from rlhi_jax.tokenizers.spm import SentencePieceTokenizer
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import tokenizers
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import file_digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import file_digest
 
 
 class BpeTokenizer:

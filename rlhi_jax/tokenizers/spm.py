@@ -5,8 +5,8 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import file_digest
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import file_digest
 
 _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 

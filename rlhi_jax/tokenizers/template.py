@@ -17,8 +17,8 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rlhi_jax.errors import UserError, one_line
-from rlhi_jax.files import digest, read_json
+from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.files import digest, read_json
 from rlhi_jax.tokenizers import Tokenizer, load_tokenizer
 
 LAYOUTS = Path(__file__).parent / 'layouts'

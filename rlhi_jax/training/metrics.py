@@ -6,7 +6,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from rlhi_jax.files import complete_lines, write_bytes
+from rlhi_jax.io.files import complete_lines, write_bytes
 
 
 class StepLog:

@@ -13,12 +13,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax.checkpoints import abstract_with_shardings
+from rlhi_jax.models.checkpoints import abstract_with_shardings
 from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import Params, abstract_params
 from rlhi_jax.objectives import OBJECTIVES, Objective
-from rlhi_jax.run import abstract_params
-from rlhi_jax.scoring import Batch, Params, pair_losses
-from rlhi_jax.sharding import replicated
+from rlhi_jax.parallel.sharding import replicated
+from rlhi_jax.scoring.pairs import Batch, pair_losses
 
 
 class TrainState(flax.struct.PyTreeNode):

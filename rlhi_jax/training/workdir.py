@@ -5,12 +5,24 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhi_jax import distributed
-from rlhi_jax.checkpoints import ModelFolder, describe_model
-from rlhi_jax.config import training_settings
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, read_json, write_json
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, read_json, write_json
+from rlhi_jax.models.checkpoints import ModelFolder, describe_model
 from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.parallel import processes
+
+
+def training_settings(config: ConfigDict) -> dict[str, Any]:
+    """The settings that decide the trained parameters: a resumed run must agree on all of them.
+
+    Left out: what may change between restarts (mesh, paths, logging, checkpoint times, evaluation), and what made the
+    data, for which the row plan's digest stands.
+    """
+    every = config.to_dict()
+    sections = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer', 'dpo', 'reward')
+    kept = {name: every[name] for name in (*sections, 'policy_sees_persona', 'ref_sees_persona', 'rm_sees_persona')}
+    del kept['model']['path']
+    return kept
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
@@ -52,14 +64,14 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any])
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
     """Make the workdir this run's, and a model folder; one process writes, all wait."""
     path = workdir / 'run.json'
-    distributed.barrier('workdir')
-    if distributed.is_main() and not path.exists():
+    processes.barrier('workdir')
+    if processes.is_main() and not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
         source = f'{run["config"]["objective"]} on {model.path.name}'
         described = dict(weights=digest(run), tokens=model.tokens, source=source, tokenizer=model.tokenizer_path)
         describe_model(workdir, spec, **described)
         write_json(path, run)
-    distributed.barrier('described')
+    processes.barrier('described')
 
 
 def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:

@@ -12,8 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from data_pipelines.satisfaction import REQUESTS
-from data_pipelines.sources.tastes import satisfaction, valid
-from rlhi_jax.files import write_json
+from data_pipelines.simulator.tastes import satisfaction, valid
+from rlhi_jax.io.files import write_json
 
 RESULTS = Path(__file__).parent / 'results' / 'admission.json'
 LOW, HIGH = 0.15, 0.70

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhi_jax.files import write_json
+from rlhi_jax.io.files import write_json
 from rlhi_jax.models.attention import tree_attention
 
 HEADS, KV_HEADS, WIDTH = 9, 3, 64

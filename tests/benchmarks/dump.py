@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-from rlhi_jax.files import digest
+from rlhi_jax.io.files import digest
 
 LANGUAGES = ('English', 'English', 'Chinese', 'Russian', 'French')
 

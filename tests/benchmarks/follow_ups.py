@@ -23,9 +23,10 @@ from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 
-from data_pipelines.head_labels import FOLDS, STRENGTH, held_out_probabilities
-from data_pipelines.labels import FEEDBACK, Turn
-from rlhi_jax.files import write_json
+from data_pipelines.head_labels import FOLDS, STRENGTH
+from data_pipelines.labelling.by_head import held_out_probabilities
+from data_pipelines.labelling.labels import FEEDBACK, Turn
+from rlhi_jax.io.files import write_json
 
 SEEDS, DRAWS = range(3), 2000
 LABELS = Path(__file__).parents[1] / 'labels'

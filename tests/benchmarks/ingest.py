@@ -26,9 +26,9 @@ from dump import record
 from mutations import mutated
 from watched import measured, program
 
-from data_pipelines.journal import work_folder
+from data_pipelines.core.journal import work_folder
 from data_pipelines.sources.simulated import wildchat_record
-from rlhi_jax.files import file_digest, read_json, write_json
+from rlhi_jax.io.files import file_digest, read_json, write_json
 
 RESULTS = Path(__file__).parent / 'results' / 'ingest.json'
 RUNS = Path('runs/ingest')

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.files import write_json
+from rlhi_jax.io.files import write_json
+from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 SECONDS = 20

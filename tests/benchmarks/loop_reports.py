@@ -6,7 +6,7 @@ python tests/benchmarks/loop_reports.py NAME RUN [RUN…]    writes tests/benchm
 import sys
 from pathlib import Path
 
-from rlhi_jax.files import read_json, write_json
+from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.loop import time_spent
 
 RESULTS = Path(__file__).parent / 'results'

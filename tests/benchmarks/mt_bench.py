@@ -9,8 +9,8 @@ from pathlib import Path
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.evaluate import views
-from rlhi_jax.files import read_json, write_json
+from rlhi_jax.evaluation.conditions import views
+from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 RUNS = Path('runs/mt_bench')

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rlhi_jax.files import write_json
+from rlhi_jax.io.files import write_json
 
 RESULTS = Path(__file__).parent / 'results' / 'parity.json'
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ from absl import app
 
 from rlhi_jax.aot import compile_report, model_spec, topology_devices
 from rlhi_jax.config import base_config
-from rlhi_jax.files import read_json, write_json
+from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.decoder import REMAT_POLICIES
-from rlhi_jax.sharding import make_mesh
+from rlhi_jax.parallel.sharding import make_mesh
 
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results' / 'pods.json'

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from absl import app, flags
 
+from data_pipelines.core.stage import read_records, stream_records
+from data_pipelines.persona.store import CLAIMS, USERS
 from data_pipelines.persona_store import audit
-from data_pipelines.personas import CLAIMS, USERS
-from data_pipelines.stage import read_records, stream_records
-from rlhi_jax.config import define_config_flag, load_config
-from rlhi_jax.files import read_json, write_json
+from rlhi_jax.cli.program import define_config_flag, load_config
+from rlhi_jax.io.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / 'results' / 'realhumaneval.json'
 ENOUGH = 5  # requests of a user

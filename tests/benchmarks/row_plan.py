@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from peers.next_reply import pairs_by_conversation
 
-from rlhi_jax.checkpoints import open_model
 from rlhi_jax.data.encode import TreeEncoder
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.data.tree import BadRecord, Interaction, parse_preference
-from rlhi_jax.files import digest, write_json
+from rlhi_jax.io.files import digest, write_json
+from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.tree_blocks import BLOCK, live_blocks
 from rlhi_jax.tokenizers.template import ChatTemplate
 

@@ -17,10 +17,10 @@ from absl import app, flags
 from ingest import RUNS, counts_of, raw_files, start_ingest
 from watched import measured, program
 
-from data_pipelines.head_labels import Head
-from data_pipelines.labels import LABELS, turns_after_replies
-from data_pipelines.stage import stream_records
-from rlhi_jax.files import write_json
+from data_pipelines.core.stage import stream_records
+from data_pipelines.labelling.by_head import Head
+from data_pipelines.labelling.labels import LABELS, turns_after_replies
+from rlhi_jax.io.files import write_json
 
 sys.path.append(str(Path(__file__).parents[1]))
 import tiny  # noqa: E402

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from rlhi_jax.files import write_json
+from rlhi_jax.io.files import write_json
 
 RUN = Path('runs/start')
 COMMON = ('--config=configs/mt_bench.py:dpo', '--config.rows.scored=768')

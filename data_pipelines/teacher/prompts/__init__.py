@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 import jinja2.meta
 
-from rlhi_jax.files import digest, file_digest
+from rlhi_jax.io.files import digest, file_digest
 
 _FOLDER = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlhi_jax.files import digest, file_digest
+from rlhi_jax.io.files import digest, file_digest
 
 _FOLDER = Path(__file__).parent
 _UNSPACED = re.compile('[\u0590-\u08ff\u3000-\u9fff\uac00-\ud7af\u1100-\u11ff]')  # also where articles stick to words

@@ -24,18 +24,19 @@ import numpy as np
 from next_reply import pairs_by_conversation
 
 from data_pipelines.sources.mt_bench import preferences, read_votes
-from rlhi_jax.checkpoints import describe_model, open_model, params_digest, save_params
 from rlhi_jax.config import base_config
 from rlhi_jax.convert import export_model
 from rlhi_jax.data.encode import Piece, TreeEncoder
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.shards import write_shards
 from rlhi_jax.data.tree import BadRecord, Interaction, parse_preference
-from rlhi_jax.errors import UserError
-from rlhi_jax.files import digest, file_digest, new_folder, read_json, write_json
-from rlhi_jax.run import load_params, make_decoder
-from rlhi_jax.sharding import make_mesh
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest, file_digest, new_folder, read_json, write_json
+from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, save_params
+from rlhi_jax.models.parameters import load_params
+from rlhi_jax.parallel.sharding import make_mesh
 from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.training.model import make_decoder
 
 HERE, RUNS, ENVIRONMENT = Path(__file__).parent, Path('runs/peers'), Path('.cache/peers/trl')
 RESULTS = HERE.parent / 'results'

@@ -12,21 +12,24 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlhi_jax.checkpoints import open_model
-from rlhi_jax.config import base_config, capacities
-from rlhi_jax.config_checks import check_config
+from rlhi_jax.config import base_config
+from rlhi_jax.config.checks import check_config
 from rlhi_jax.conversion.layout import flattened, placements
+from rlhi_jax.cost.flops import Work, train_flops
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.rows import capacities
 from rlhi_jax.data.shards import Shards, View
-from rlhi_jax.flops import Work, train_flops
 from rlhi_jax.models import attention_xla
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.parameters import load_params
 from rlhi_jax.objectives import OBJECTIVES
-from rlhi_jax.run import jit_score, load_params, make_decoder, on_mesh
-from rlhi_jax.scoring import score_replies
-from rlhi_jax.sharding import batch_sharding, make_mesh, to_global
+from rlhi_jax.parallel.sharding import batch_sharding, make_mesh, on_mesh, to_global
+from rlhi_jax.scoring.pairs import score_replies
+from rlhi_jax.scoring.rows import jit_score
 from rlhi_jax.tokenizers.template import ChatTemplate
-from rlhi_jax.train_step import TrainState, jit_train_step, make_gradient, make_optimizer
+from rlhi_jax.training.model import make_decoder
+from rlhi_jax.training.step import TrainState, jit_train_step, make_gradient, make_optimizer
 
 
 def settings(args) -> object:

@@ -1,0 +1,3 @@
+"""Records that cross files: one typed definition each."""
+
+SPLITS = ('train', 'heldout')  # the test split is for evaluation alone

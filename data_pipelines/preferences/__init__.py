@@ -1,0 +1,1 @@
+"""Which rewrites and pairs of replies may be learned from."""

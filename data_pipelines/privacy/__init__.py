@@ -1,0 +1,1 @@
+"""User keys, opt-outs, and finding and removing every trace of a user."""

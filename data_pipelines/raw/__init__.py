@@ -1,0 +1,1 @@
+"""Raw files → conversation records: formats, parallel scan, filters, near-duplicates, selection."""

@@ -1,0 +1,1 @@
+"""The data card: statistics of what stages wrote, and their text."""

@@ -1,0 +1,1 @@
+"""What a text is: its language, its style, its opening, whether it degenerates or spells control tokens."""

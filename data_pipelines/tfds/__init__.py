@@ -1,0 +1,1 @@
+"""Conversations and interactions as TensorFlow Datasets builders."""

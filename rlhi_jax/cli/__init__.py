@@ -1,0 +1,1 @@
+"""The command line of every program: flags → checked config → main → exit status."""

@@ -1,0 +1,1 @@
+"""What a program costs: FLOPs in closed form, and bytes sent between chips."""

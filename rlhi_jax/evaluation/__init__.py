@@ -1,0 +1,1 @@
+"""Evaluation: persona conditions, confidence intervals, and tables of results."""

@@ -1,0 +1,29 @@
+"""Means with confidence intervals."""
+
+from collections import defaultdict
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
+    """Mean over pairs with a 95 % percentile interval, resampling users (all pairs of a user stay together)."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for pair, value in values.items():
+        total = sums[users[pair]]
+        total[0], total[1] = total[0] + value, total[1] + 1
+    table = np.array([sums[user] for user in sorted(sums)])
+    picks = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
+    resampled = table[picks].sum(axis=1)
+    low, high = np.percentile(resampled[:, 0] / resampled[:, 1], [2.5, 97.5])
+    return dict(mean=float(table[:, 0].sum() / table[:, 1].sum()), low=float(low), high=float(high))
+
+
+def shown(value: dict[str, float]) -> str:
+    """What `interval` found, as text.
+
+    >>> shown(dict(mean=0.5, low=0.25, high=0.75))
+    '0.500 [0.250, 0.750]'
+    """
+    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'

@@ -1,0 +1,69 @@
+"""Parameters of a decoder: fresh, abstract, or loaded on a mesh."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.checkpoints import ModelFolder, abstract_with_shardings, restore_params
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.parallel.sharding import shardings_of
+
+Params = dict[str, Any]
+
+
+def init_params(decoder: Decoder, key: jax.Array) -> Any:
+    """Fresh parameters, boxed with their logical axes."""
+    row = jnp.zeros((1, 1), jnp.int32)
+    return decoder.init(key, row, row, row + 1)['params']
+
+
+def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
+    """Shapes, dtypes and shardings of a decoder's parameters."""
+    boxed = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+    # Not `nn.unbox`, which would constrain these shapes as if they were arrays.
+    shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return abstract_with_shardings(shapes, shardings_of(boxed, mesh))
+
+
+def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
+    """A model's parameters on the mesh, float32; a reward head that the model lacks is drawn from the seed."""
+    stored = Decoder(model.spec)
+    params = restore_params(model, abstract_params(stored, mesh))
+    if decoder.spec.head == model.spec.head:
+        return params
+    params.pop('unembed', None)
+    sharding = abstract_params(decoder, mesh)['score'].sharding
+    fresh = jax.jit(lambda key: nn.unbox(init_params(decoder, key))['score'], out_shardings=sharding)
+    return params | {'score': fresh(jax.random.key(seed))}
+
+
+def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:
+    """Refuse a mesh that does not divide the model or the batch, whose size `source` set.
+
+    Raises:
+      UserError: naming the dimension and the mesh axis.
+    """
+    needs = [
+        ('tensor', 'num_heads', spec.num_heads),
+        ('tensor', 'num_kv_heads', spec.num_kv_heads),
+        ('tensor', 'mlp_width', spec.mlp_width),
+        ('tensor', 'vocab_size', spec.vocab_size),
+        ('fsdp', 'width', spec.width),
+    ]
+    for axis, name, value in needs:
+        if value % mesh.shape[axis]:
+            raise UserError(
+                f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide the model's {name} of {value}: "
+                f'choose a divisor of {value}'
+            )
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    if batch_rows % shards:
+        raise UserError(
+            f'{source} is {batch_rows}, which config.mesh.data * config.mesh.fsdp = {shards} does not '
+            'divide: choose a multiple of it'
+        )

@@ -1,0 +1,1 @@
+"""Sampling: its settings, the slot-based sampler, and replies to conversations as text."""

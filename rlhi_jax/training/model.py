@@ -1,0 +1,35 @@
+"""The decoder that an objective trains, and whether it reads the persona."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.checkpoints import ModelFolder
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.objectives import OBJECTIVES
+
+
+def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
+    """The decoder that the objective trains: the model's own, or with a new reward head on it.
+
+    Raises:
+      UserError: the model's head is not the objective's and `config.model.new_head` does not ask for a new one.
+    """
+    head = OBJECTIVES[config.objective].head
+    if head != model.spec.head and not (head == 'reward' and config.model.new_head):
+        raise UserError(
+            f'config.objective {config.objective!r} needs a model with a {head!r} head, but {model.path} has a '
+            f'{model.spec.head!r} head: name another config.model.path'
+            + (', or set config.model.new_head=True' if head == 'reward' else '')
+        )
+    if head == model.spec.head and config.model.new_head:
+        raise UserError(f'config.model.new_head is set, but {model.path} has a {head!r} head already: unset it')
+    spec = dataclasses.replace(model.spec, head=head)
+    return Decoder(spec, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+
+
+def sees_persona(config: ConfigDict) -> bool:
+    """Whether the model in training reads the persona: the reward model's switch or the policy's."""
+    return config.rm_sees_persona if OBJECTIVES[config.objective].head == 'reward' else config.policy_sees_persona
