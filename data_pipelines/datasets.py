@@ -1,10 +1,10 @@
-"""A run's conversations and interactions → TFDS data sets, for whoever trains on them elsewhere.
+"""Conversations and interactions → TFDS data sets, for training with other programs.
 
     python -m data_pipelines.datasets --config=configs/NAME.py
 
-Reads what is named of `config.data.conversations`, `config.data.shards` (split `train` of the interactions) and
-`config.eval.shards` (split `heldout`); writes `config.data.datasets`, the data_dir of `tfds.data_source` (see
-`data_pipelines/tfds/builders.py`). With `config.beam` shards are written by a Beam pipeline, in the same bytes.
+Reads those of `config.data.conversations`, `config.data.shards` (split `train` of the interactions) and
+`config.eval.shards` (split `validation`) that are set. Writes `config.data.datasets`, the `data_dir` of
+`tfds.data_source` (`data_pipelines/tfds/builders.py`). With `config.beam` a Beam pipeline writes the same bytes.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import RECORDS, Stage, Task, input_digest, input_folder
+from data_pipelines.core.inputs import input_digest, input_folder
+from data_pipelines.core.record_files import RECORDS
+from data_pipelines.core.stage import Stage, Task
 from data_pipelines.tfds.builders import Conversations, Interactions, Shard, conversation_shards, interaction_shards
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError
@@ -28,17 +30,20 @@ from rlhi_jax.io.progress import Progress
 
 
 def _interactions(config: ConfigDict) -> dict[str, Path]:
-    named = dict(train=config.data.shards, heldout=config.eval.shards)
-    return {split: Path(folder) for split, folder in named.items() if folder}
+    """The folder of shards of each split."""
+    folders = dict(train=config.data.shards, validation=config.eval.shards)
+    return {split: Path(folder) for split, folder in folders.items() if folder}
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    found = {f'interactions_{split}': Shards(folder).digest for split, folder in _interactions(config).items()}
+    inputs = {f'interactions_{split}': Shards(folder).digest for split, folder in _interactions(config).items()}
     if config.data.conversations:
-        found['conversations'] = input_digest(config, 'conversations')
-    if not found:
-        raise UserError('config.data.conversations, config.data.shards and config.eval.shards are empty: name one')
-    return dict(inputs=found, versions=[str(each.VERSION) for each in (Conversations, Interactions)])
+        inputs['conversations'] = input_digest(config, 'conversations')
+    if not inputs:
+        raise UserError(
+            'config.data.conversations, config.data.shards and config.eval.shards are empty: set at least one'
+        )
+    return dict(inputs=inputs, versions=[str(each.VERSION) for each in (Conversations, Interactions)])
 
 
 def _work(task: Task) -> dict[str, int]:
@@ -46,8 +51,8 @@ def _work(task: Task) -> dict[str, int]:
     sets: dict[type, dict[str, list[Shard]]] = {}
     if config.data.conversations:
         sets[Conversations] = conversation_shards(input_folder(config, 'conversations') / RECORDS)
-    if trees := _interactions(config):
-        sets[Interactions] = {split: interaction_shards(path) for split, path in trees.items()}
+    if folders := _interactions(config):
+        sets[Interactions] = {split: interaction_shards(folder) for split, folder in folders.items()}
     counts: Counter = Counter()
     for builder, shards in sets.items():
         built = _build(builder, shards, task.folder, config.beam)
@@ -63,26 +68,28 @@ def _build(builder: type, shards: dict[str, list[Shard]], folder: Path, beam: st
         else:
             shards = _watched(shards, progress)
         built = builder(data_dir=folder, shards=shards)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS names the folder, which will have another name
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the folder's temporary name
             built.download_and_prepare(download_config=options)
-    shutil.rmtree(folder / 'downloads')  # of TFDS, and empty
-    for left in folder.rglob('*.shard_infos.json'):  # by TFDS, of its Beam pipelines
+    shutil.rmtree(folder / 'downloads')  # TFDS leaves it empty
+    for left in folder.rglob('*.shard_infos.json'):  # left by TFDS's Beam pipelines
         left.unlink()
     return built
 
 
 def _beam_options(beam: str) -> tfds.download.DownloadConfig:
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # an extra
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # an optional extra
     except ImportError:
         raise UserError('config.beam: apache-beam is not installed: pip install -e .[beam]') from None
     options = PipelineOptions(shlex.split(beam))
-    runner = options.view_as(StandardOptions).runner or 'DirectRunner'  # without a name, TFDS does without Beam
+    runner = (
+        options.view_as(StandardOptions).runner or 'DirectRunner'
+    )  # without a runner's name TFDS would not use Beam
     return tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
 
 
 def _watched(shards: Mapping[str, Sequence[Shard]], progress: Progress) -> dict[str, list[Shard]]:
-    """The same shards; progress is made as they are read."""
+    """The same shards; reading one to its end updates the progress."""
     done = itertools.count(1)
 
     def watched(shard: Shard) -> Shard:
@@ -92,10 +99,10 @@ def _watched(shards: Mapping[str, Sequence[Shard]], progress: Progress) -> dict[
 
         return read
 
-    return {split: list(map(watched, found)) for split, found in shards.items()}
+    return {split: list(map(watched, each)) for split, each in shards.items()}
 
 
-STAGE = Stage('datasets', 1, _work, 'data.datasets', _identity)
+STAGE = Stage('datasets', 1, _work, 'data.datasets', _identity, forgetting='removed')
 
 if __name__ == '__main__':
     STAGE.main()

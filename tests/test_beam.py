@@ -1,4 +1,4 @@
-"""The Beam path of ingest against the plain one: the same bytes, killed or not, and the same failures."""
+"""Ingest with Beam against ingest without: the same bytes, killed or not, and the same failures."""
 
 import os
 import re
@@ -81,18 +81,18 @@ def test_a_killed_pipeline_goes_on_after_the_parts_that_are_there(tmp_path, plai
     done = parts()
     assert 3 <= len(done) < 10 and not (tmp_path / 'killed').exists()
     process = subprocess.Popen(program, cwd=tiny.ROOT, env=os.environ)
-    found = done
-    while process.poll() is None and len(found) < 10:
+    now = done
+    while process.poll() is None and len(now) < 10:
         time.sleep(0.01)
-        found = parts() or found
-    assert done.items() <= found.items() and len(found) > len(done)
+        now = parts() or now
+    assert done.items() <= now.items() and len(now) > len(done)
     assert process.wait() == 0 and not work.exists()
     assert output(c) == output(plain) and manifest(c) == manifest(plain)
 
 
 @pytest.mark.parametrize('beam', ['', pytest.param('--runner=DirectRunner', marks=with_beam)], ids=['plain', 'beam'])
 def test_a_worker_s_failure_ends_the_run(tmp_path, raw, capfd, beam):
-    """A page of a file is damaged, which only the worker that decodes it can notice."""
+    """A damaged page is noticed only by the worker that decodes it."""
     folder = tmp_path / 'raw'
     folder.mkdir()
     data = bytearray((raw / '0.parquet').read_bytes())
@@ -103,7 +103,7 @@ def test_a_worker_s_failure_ends_the_run(tmp_path, raw, capfd, beam):
     (folder / '0.parquet').write_bytes(data)
     c = config(tmp_path, raw=str(folder))
     c.beam = beam
-    with pytest.raises(UserError, match='a worker failed .*: see what it wrote above'):
+    with pytest.raises(UserError, match='a worker failed .*: see its message above'):
         ingest.STAGE.run(c)
     assert re.search(r'0\.parquet cannot be read .*: fetch it again', capfd.readouterr().err)
     assert not tiny.Path(c.data.conversations).exists()

@@ -1,4 +1,4 @@
-"""Records as published → conversations: who said what, when it began and ended, and calls of a log that are one."""
+"""Published records → conversations: their messages and times, and calls of a serving log that become one."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ import pytest
 from talks import SAID, SHARED_DATA, config, nothing_is_lost, records, talk, write_lines
 
 from data_pipelines import ingest
-from data_pipelines.raw.formats import conversation
+from data_pipelines.raw.formats import parse_conversation
 from rlhi_jax.config import base_config
 from rlhi_jax.data.tree import BadRecord
 
@@ -19,11 +19,11 @@ def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_st
     one = talk('a', 'How do bees fly?', 'With wings.', timestamp='2024-05-01T12:00:00+00:00')
     one['conversation'][0]['timestamp'] = None
     one['conversation'][1]['timestamp'] = '2024-05-01 10:00:00+02:00'
-    found = conversation(one, config(tmp_path).ingest.fields)
-    assert found['began'] == '2024-05-01T08:00:00+00:00' and found['ended'] == '2024-05-01T12:00:00+00:00'
+    parsed = parse_conversation(one, config(tmp_path).ingest.fields)
+    assert parsed['began'] == '2024-05-01T08:00:00+00:00' and parsed['ended'] == '2024-05-01T12:00:00+00:00'
     bare = [dict(role=turn['role'], content=turn['content']) for turn in one['conversation']]
-    found = conversation(dict(messages=bare, timestamp='2024-05-01'), config(tmp_path).ingest.fields)
-    assert found['began'] == '' and found['ended'] == '2024-05-01T00:00:00+00:00'
+    parsed = parse_conversation(dict(messages=bare, timestamp='2024-05-01'), config(tmp_path).ingest.fields)
+    assert parsed['began'] == '' and parsed['ended'] == '2024-05-01T00:00:00+00:00'
 
 
 @pytest.mark.parametrize('at', itertools.product(('', '2024-05-01T12:00:00+00:00'), repeat=3))
@@ -32,8 +32,8 @@ def test_stamps_of_other_turns_do_not_say_when_it_began_and_ended(tmp_path, at):
     del one['timestamp']
     for turn, stamp in zip(one['conversation'], ('', at[0], at[1], '', at[2]), strict=True):
         turn['timestamp'] = stamp
-    found = conversation(one, config(tmp_path).ingest.fields)
-    assert (found['began'], found['ended']) == (at[0], at[2])
+    parsed = parse_conversation(one, config(tmp_path).ingest.fields)
+    assert (parsed['began'], parsed['ended']) == (at[0], at[2])
 
 
 MESSAGES = [dict(role=role, content=text) for role, text in SAID]
@@ -60,21 +60,21 @@ PUBLISHED = {
 
 @pytest.mark.parametrize('layout', PUBLISHED)
 def test_every_published_layout_is_the_same_conversation(layout):
-    found = conversation(json.loads(json.dumps(PUBLISHED[layout])), base_config().ingest.fields)
-    assert [(message['role'], message['content']) for message in found['messages']] == SAID
-    assert found['system'] == ('Be kind.' if layout == 'serving log' else '')
-    assert found['ended'] == {
+    parsed = parse_conversation(json.loads(json.dumps(PUBLISHED[layout])), base_config().ingest.fields)
+    assert [(message['role'], message['content']) for message in parsed['messages']] == SAID
+    assert parsed['system'] == ('Be kind.' if layout == 'serving log' else '')
+    assert parsed['ended'] == {
         'wildchat': '2026-01-01T00:00:00+00:00',
         'realhumaneval': '1970-01-01T00:00:12.500000+00:00',
         'serving log': '2024-05-01T08:00:00+00:00',
     }.get(layout, '')
-    assert bool(found['user_id']) == (layout in ('wildchat', 'realhumaneval', 'serving log'))
-    assert (found['id'] == 'c1') == (layout != 'realhumaneval')
+    assert bool(parsed['user_id']) == (layout in ('wildchat', 'realhumaneval', 'serving log'))
+    assert (parsed['id'] == 'c1') == (layout != 'realhumaneval')
 
 
 def read(**fields):
-    """The conversation of a record that says nothing but what these fields say."""
-    return conversation(fields, base_config().ingest.fields)
+    """The conversation of a record with these fields only."""
+    return parse_conversation(fields, base_config().ingest.fields)
 
 
 def test_the_reply_of_a_logged_completion_is_read_where_it_stands():
@@ -100,8 +100,8 @@ PARTS = [dict(type='text', text='One'), dict(type='text', text='Two')]
 def test_a_message_may_come_in_parts(path):
     fields = base_config().ingest.fields
     fields.content = path
-    found = conversation(dict(messages=[dict(role='user', content=PARTS), *MESSAGES[1:]]), fields)
-    assert [message['content'] for message in found['messages']] == ['One\nTwo', 'A drink.', 'Shorter!', 'Drink.']
+    parsed = parse_conversation(dict(messages=[dict(role='user', content=PARTS), *MESSAGES[1:]]), fields)
+    assert [message['content'] for message in parsed['messages']] == ['One\nTwo', 'A drink.', 'Shorter!', 'Drink.']
 
 
 def test_what_is_no_text_has_a_reason_of_its_own():
@@ -114,21 +114,21 @@ def test_what_is_no_text_has_a_reason_of_its_own():
         ([dict(messages=MESSAGES)], 'array_of_records'),
     ):
         with pytest.raises(BadRecord) as bad:
-            conversation(record, base_config().ingest.fields)
+            parse_conversation(record, base_config().ingest.fields)
         assert bad.value.reason == reason
 
 
 def test_system_messages_at_the_beginning_are_one():
-    told = [dict(role='system', content='Be kind.'), dict(role='developer', content='Be brief.')]
+    system = [dict(role='system', content='Be kind.'), dict(role='developer', content='Be brief.')]
     question, reply, *others = MESSAGES
-    found = read(messages=[*told, question, reply | dict(timestamp=1714550400), *others])
-    assert found['system'] == 'Be kind.\n\nBe brief.' and found['messages'] == MESSAGES
-    assert found['began'] == '2024-05-01T08:00:00+00:00'
+    parsed = read(messages=[*system, question, reply | dict(timestamp=1714550400), *others])
+    assert parsed['system'] == 'Be kind.\n\nBe brief.' and parsed['messages'] == MESSAGES
+    assert parsed['began'] == '2024-05-01T08:00:00+00:00'
 
 
 def test_nothing_hides_what_holds_something():
-    found = read(conversation=[], messages=MESSAGES, hashed_ip='', user_id=7.0, timestamp='', created=1714550400)
-    assert (found['messages'], found['user_id'], found['ended']) == (MESSAGES, '7', '2024-05-01T08:00:00+00:00')
+    parsed = read(conversation=[], messages=MESSAGES, hashed_ip='', user_id=7.0, timestamp='', created=1714550400)
+    assert (parsed['messages'], parsed['user_id'], parsed['ended']) == (MESSAGES, '7', '2024-05-01T08:00:00+00:00')
     assert read(messages=MESSAGES, user_id=0)['user_id'] == '0'
     assert [read(messages=MESSAGES, user_id=name)['user_id'] for name in (7.5, float('nan'), True)] == [''] * 3
 
@@ -138,7 +138,7 @@ def test_nothing_hides_what_holds_something():
     [
         ('2024-05-01 08:00:00 UTC', '2024-05-01T08:00:00+00:00'),
         *[(1714550400 * 1000**n, '2024-05-01T08:00:00+00:00') for n in range(4)],
-        *[(str(1712010512 * 1000**n), '2024-04-01T22:28:32+00:00') for n in range(4)],  # which also begin as dates do
+        *[(str(1712010512 * 1000**n), '2024-04-01T22:28:32+00:00') for n in range(4)],  # which also begin like dates
         ('1714550400.5', '2024-05-01T08:00:00.500000+00:00'),
         ('20240501', '2024-05-01T00:00:00+00:00'),
         *[(stamp, '') for stamp in (True, float('nan'), float('inf'), 1e300, 10**400, '2024', '20240501080000')],
@@ -150,14 +150,14 @@ def test_time_stamps(stamp, expected):
 
 def test_other_layouts_need_other_paths_only(tmp_path):
     c = config(tmp_path)
-    c.ingest.fields.messages, c.ingest.fields.content, c.ingest.fields.role = 'log.items', 'said.text', 'who'
+    c.ingest.fields.messages, c.ingest.fields.content, c.ingest.fields.role = 'log.items', 'body.text', 'who'
     c.ingest.fields.user_role, c.ingest.fields.user = 'client', 'log.client.id'
-    items = [dict(who={'user': 'client'}.get(role, role), said=dict(text=text)) for role, text in SAID]
+    items = [dict(who={'user': 'client'}.get(role, role), body=dict(text=text)) for role, text in SAID]
     write_lines(tmp_path / 'raw.jsonl', [dict(log=dict(items=items, client=dict(id='u7')))])
     assert nothing_is_lost(ingest.STAGE.run(c))
-    (found,) = records(c)
-    assert [(message['role'], message['content']) for message in found['messages']] == SAID
-    assert found['user_id'] == 'u7'
+    (record,) = records(c)
+    assert [(message['role'], message['content']) for message in record['messages']] == SAID
+    assert record['user_id'] == 'u7'
 
 
 @pytest.mark.parametrize('ids', ['123', '113'])
@@ -180,7 +180,7 @@ def test_calls_of_a_serving_log_become_one_conversation(tmp_path, ids):
 
 
 def test_of_one_id_the_longest_is_kept(tmp_path):
-    """As in a log whose system message holds the date, or whose calls end in what was asked."""
+    """As in a log whose system message contains the date, or whose calls end with the request."""
     texts = [*SAID, ('user', 'In French!')]
     for number, lengths in enumerate([(2, 4), (4, 2), (1 + 2, 5)]):
         calls = [
@@ -209,6 +209,7 @@ def test_programmers_have_a_history(tmp_path):
     c = config(tmp_path, raw=str(HUMAN_EVAL))
     counts = ingest.STAGE.run(c)
     assert counts['records_read'] == 823 and nothing_is_lost(counts) and counts['dropped_goes_on_in_another'] > 100
-    found = records(c)
-    assert [(r['user_id'], r['ended']) for r in found] == sorted((r['user_id'], r['ended']) for r in found)
-    assert np.mean([record['began'] != '' for record in found]) > 0.9
+    conversations = records(c)
+    order = [(record['user_id'], record['ended']) for record in conversations]
+    assert order == sorted(order)
+    assert np.mean([record['began'] != '' for record in conversations]) > 0.9

@@ -1,4 +1,4 @@
-"""Conversations and interactions as TFDS data sets: what is read back is what was written, from the same bytes."""
+"""TFDS data sets of conversations and interactions: examples read back equal the originals, and bytes do not vary."""
 
 from importlib.util import find_spec
 
@@ -17,11 +17,11 @@ WORDS = ('bees', 'Käse', '水', '🐝\u200d🔥', 'a\u0000b')
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A run's conversations in three splits and its interactions in two, several shards each."""
+    """Conversations in three splits and interactions in two, with several shards each."""
     folder = tmp_path_factory.mktemp('run')
     (folder / 'raw').mkdir()
-    for split in ('train', 'gate', 'test'):
-        talks = [
+    for split in ('train', 'validation', 'test'):
+        conversations = [
             talk(
                 f'{split}{n}',
                 f'{split} {n}: what of {word}?',
@@ -31,18 +31,19 @@ def run(tmp_path_factory):
             )
             for n, word in enumerate(WORDS)
         ]
-        talks[0] |= dict(hashed_ip=None, language='')
-        write_lines(folder / 'raw' / f'{split}.jsonl', talks)
+        conversations[0] |= dict(hashed_ip=None, language='')
+        write_lines(folder / 'raw' / f'{split}.jsonl', conversations)
     c = config(folder, raw=str(folder / 'raw'))
     c.ingest.similarity = 0.9
     ingest.STAGE.run(c)
     c.data.trees_per_shard = 3
     preferences = [dict(prompt='Tee oder 水?', chosen='水', rejected='Tee', weight=0.1), *tiny.preferences(20)]
-    for split, found in (('train', preferences), ('heldout', tiny.preferences(3, seed=1))):
-        write_lines(folder / f'{split}.jsonl', found)
+    for split, records_of_split in (('train', preferences), ('validation', tiny.preferences(3, seed=1))):
+        write_lines(folder / f'{split}.jsonl', records_of_split)
         c.data.pairs, c.data.shards = str(folder / f'{split}.jsonl'), str(folder / split)
         shards.STAGE.run(c)
-    c.data.shards, c.eval.shards, c.data.datasets = str(folder / 'train'), str(folder / 'heldout'), str(folder / 'sets')
+    c.data.shards, c.eval.shards = str(folder / 'train'), str(folder / 'validation')
+    c.data.datasets = str(folder / 'sets')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfds_builders, 'PER_SHARD', 2)
         datasets.STAGE.run(c)
@@ -56,16 +57,16 @@ def files(folder: str) -> dict[str, bytes]:
 
 def test_conversations_come_back(run):
     written = records(run)
-    assert {record['split'] for record in written} == {'train', 'heldout', 'test'}
+    assert {record['split'] for record in written} == {'train', 'validation', 'test'}
     assert any(not record['user_id'] for record in written)
-    for split in ('train', 'heldout', 'test'):
+    for split in ('train', 'validation', 'test'):
         read = tfds.data_source('conversations', data_dir=run.data.datasets, split=split)
         expected = [record for record in written if record['split'] == split]
-        assert [tfds_builders.record(example, split) for example in read] == expected and len(expected) > 2
+        assert [tfds_builders.conversation(example, split) for example in read] == expected and len(expected) > 2
 
 
 def test_interactions_come_back(run):
-    for split, folder in dict(train=run.data.shards, heldout=run.eval.shards).items():
+    for split, folder in dict(train=run.data.shards, validation=run.eval.shards).items():
         read = tfds.data_source('interactions', data_dir=run.data.datasets, split=split)
         written = Shards(tiny.Path(folder))
         assert list(map(tfds_builders.interaction, read)) == [written[i] for i in range(len(written))]
@@ -81,8 +82,8 @@ def test_a_program_without_this_package_reads_them(run, tmp_path):
         'print(read[0]["messages"]["content"][0].decode(), {"data_pipelines", "tensorflow"} & set(sys.modules))'
     )
     command = [tiny.sys.executable, '-c', code, run.data.datasets]
-    said = tiny.subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert said.split('\n')[0] == 'Tee oder 水? set()'
+    printed = tiny.subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed.split('\n')[0] == 'Tee oder 水? set()'
 
 
 @pytest.mark.parametrize('beam', ['', '--runner=DirectRunner'], ids=['plain', 'beam'])
@@ -106,7 +107,7 @@ def test_the_program_and_what_it_refuses(run, tmp_path):
     assert refused.returncode == 2 and 'config.data.conversations' in refused.stderr
     tiny.run_program('data_pipelines.datasets', *flags, f'--config.eval.shards={run.eval.shards}')
     made, whole = files(str(tmp_path / 'sets' / 'interactions')), files(run.data.datasets + '/interactions')
-    heldout = {name for name in whole if 'heldout' in name}
-    assert heldout and {name: made[name] for name in heldout} == {name: whole[name] for name in heldout}
-    with pytest.raises(UserError, match='holds no data set: build it with'):
+    validation = {name for name in whole if 'validation' in name}
+    assert validation and {name: made[name] for name in validation} == {name: whole[name] for name in validation}
+    with pytest.raises(UserError, match='does not contain the data set: build it with'):
         tfds.data_source('conversations', data_dir=tmp_path / 'sets', split='train')

@@ -1,4 +1,4 @@
-"""What is not kept of conversations: whole ones by reason, and people's details."""
+"""Filters of conversations by reason, and the scrubbing of personal details."""
 
 import random
 from collections import Counter
@@ -11,8 +11,8 @@ from data_pipelines.raw.filters import scrub
 
 
 def test_people_s_details_are_taken_out_and_other_numbers_are_not():
-    found: Counter = Counter()
-    told = {
+    counts: Counter = Counter()
+    scrubbed = {
         'Write to ann.b+c@mail.example.org.': 'Write to [email].',
         '我的邮箱是ann@example.com请联系我': '我的邮箱是[email]请联系我',
         'メールはann.b@example.co.jpです。': 'メールは[email]です。',
@@ -38,25 +38,25 @@ def test_people_s_details_are_taken_out_and_other_numbers_are_not():
         'Call (415) 555-2671, +1 (415) 555-2671': 'Call [phone], [phone]',
         'It is 1 + 2 = 3, and 555-1234 is made up, as is (123) 456-7890; f(415) 555-2671': None,
     }
-    for text, clean in told.items():
-        assert scrub(text, found) == (clean or text)
+    for text, clean in scrubbed.items():
+        assert scrub(text, counts) == (clean or text)
     kinds = dict(email=5, card=4, account=3, ip=8, phone=4)
-    assert found == {f'scrubbed_{kind}': count for kind, count in kinds.items()}
+    assert counts == {f'scrubbed_{kind}': count for kind, count in kinds.items()}
 
 
 def test_what_numbers_need_to_hold_hides_none():
-    rng, found = random.Random(0), Counter()
-    told = ('4111 1111 1111 1111', 'DE89370400440532013000', 'es91 2100 0418 4502 0005 1332', '(415) 555-2671')
-    told += ('8.8.8.8', '2001:4860:4860:0:0:0:0:8888', '2001:4860::8888', ' ', 'A', '-1')
+    rng, matches = random.Random(0), Counter()
+    pieces = ('4111 1111 1111 1111', 'DE89370400440532013000', 'es91 2100 0418 4502 0005 1332', '(415) 555-2671')
+    pieces += ('8.8.8.8', '2001:4860:4860:0:0:0:0:8888', '2001:4860::8888', ' ', 'A', '-1')
     for _ in range(20_000):
-        text = ''.join(rng.choices(told, k=rng.randint(1, 3)))
+        text = ''.join(rng.choices(pieces, k=rng.randint(1, 3)))
         at = rng.randrange(len(text))
         text = text[:at] + rng.choice(('', *'0aA:.- ')) + text[at + rng.randrange(2) :]
         for kind, needed, pattern, _ in filters._NUMBERS:
             if pattern.search(text):
-                found[kind] += 1
+                matches[kind] += 1
                 assert needed.search(text)
-    assert min(found[kind] for kind, *_ in filters._NUMBERS) > 300
+    assert min(matches[kind] for kind, *_ in filters._NUMBERS) > 300
 
 
 def test_system_messages_are_scrubbed_and_counted_in_the_length(tmp_path):

@@ -1,4 +1,4 @@
-"""Whoever is forgotten is in no file, and what is left is what would be had without them."""
+"""Forgotten users are in no file, and the rest is what the stages would make without them."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from talks import config, talk, write_lines
 
 from data_pipelines import card, follow_ups, forget, ingest, pairs, persona_store, personas, rewrites, rows, shards
 from data_pipelines.core.journal import Journal, work_folder
-from data_pipelines.core.stage import load_records, write_records
+from data_pipelines.core.record_files import load_records, write_records
 from data_pipelines.labelling.by_head import Head
-from data_pipelines.labelling.labels import FEEDBACK, Turn
+from data_pipelines.labelling.labels import FEEDBACK, UserTurn
 from data_pipelines.simulator.users import hashed
 from data_pipelines.sources import simulated
 from rlhi_jax.io.files import HeldFolder, write_json
@@ -35,20 +35,21 @@ MADE = ('conversations', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards'
 
 @pytest.fixture(scope='module')
 def raw(tmp_path_factory):
-    """Two conversations of each user, whose every text names them."""
-    folder, talks = tmp_path_factory.mktemp('raw'), []
+    """Two conversations of each user; every text names the user."""
+    folder, conversations = tmp_path_factory.mktemp('raw'), []
     for user in range(USERS):
         for number in range(2):
-            own = f'zebra{user:02}'
-            said = (f'Tell {own} of thing {number} {user * user}?', f'Well, {own}.', REMARKS[user % 6], f'So, {own}.')
+            mark = f'zebra{user:02}'
+            texts = [f'Tell {mark} of thing {number} {user * user}?', f'Well, {mark}.', REMARKS[user % 6]]
+            texts += [f'So, {mark}.', 'And now?', 'Then this.']
             day = f'2026-01-{10 * number + 1 + user % 5:02}T00:00:00+00:00'
-            found = talk(f'{own}-{number}', *said, 'And now?', 'Then this.', user=f'name-{own}')
-            talks.append(found | dict(timestamp=day))
-            for turn in talks[-1]['conversation']:
+            conversation = talk(f'{mark}-{number}', *texts, user=f'name-{mark}')
+            conversations.append(conversation | dict(timestamp=day))
+            for turn in conversations[-1]['conversation']:
                 turn['timestamp'] = day
-    write_lines(folder / 'raw.jsonl', talks)
+    write_lines(folder / 'raw.jsonl', conversations)
     (folder / 'head').mkdir()
-    turns = [Turn(f'c{n}/2', 'Why?', 'So.', text) for n, text in enumerate(REMARKS + OTHERS)]
+    turns = [UserTurn(f'c{n}/2', 'Why?', 'So.', text) for n, text in enumerate(REMARKS + OTHERS)]
     Head.fit(turns, [FEEDBACK] * len(REMARKS) + ['other'] * len(OTHERS)).save(folder / 'head')
     tiny.write_model(folder / 'model')
     return folder
@@ -72,7 +73,7 @@ def settings(raw, folder, opted_out=()):
 
 
 def run_stages(c, corrected=()):
-    """All stages for real, but for the sampling of rewrites, which are written down here."""
+    """Run all stages except the sampling of rewrites, which are written here."""
     for stage in (ingest, follow_ups, personas):
         stage.STAGE.run(c)
     for name in corrected:
@@ -80,15 +81,15 @@ def run_stages(c, corrected=()):
         claim = next(each for each in store if each['user_id'] == name)
         persona_store.correct(c, dict(edit_claim=claim['id'], text='I like short answers.'))
     known = {record['id']: record['persona'] for record in load_records(tiny.Path(c.data.personas) / 'records.jsonl')}
-    talks = {record['id']: record for record in load_records(tiny.Path(c.data.conversations) / 'records.jsonl')}
+    conversations = {record['id']: record for record in load_records(tiny.Path(c.data.conversations) / 'records.jsonl')}
     folder, made = tiny.Path(c.data.rewrites), []
     folder.mkdir(exist_ok=True)
     for turn in load_records(tiny.Path(c.data.follow_ups) / 'records.jsonl'):
-        if turn['mined'] and turn['place'] == 2:
-            said = talks[turn['conversation']]['messages'][:1]
-            own = {name: turn[name] for name in ('id', 'split', 'user_id')} | dict(messages=said, gain=1.0)
-            own |= dict(persona=known[f'{turn["conversation"]}/0'], feedback=turn['follow_up'])
-            made.append(own | dict(original=turn['reply'], rewrite=f'Short {turn["reply"]}'))
+        if turn['mined'] and turn['turn_index'] == 2:
+            messages = conversations[turn['conversation']]['messages'][:1]
+            rewrite = {name: turn[name] for name in ('id', 'split', 'user_id')} | dict(messages=messages, gain=1.0)
+            rewrite |= dict(persona=known[f'{turn["conversation"]}/0'], feedback=turn['follow_up'])
+            made.append(rewrite | dict(original=turn['reply'], rewrite=f'Short {turn["reply"]}'))
     write_records(folder / 'records.jsonl', made)
     counts = {'rewrites_drawn': len(made), 'follow_ups_read': len(made), 'kept_train': len(made)}
     write_json(folder / 'manifest.json', dict(stage='rewrites', made_from=rewrites.STAGE.identity(c), counts=counts))
@@ -112,7 +113,7 @@ def finished(raw, tmp_path_factory):
 
 
 def interrupt(monkeypatch, where):
-    """Let the process be killed there: nothing is cleaned up."""
+    """Simulate that the process is killed there: nothing is cleaned up."""
 
     def killed(*given):
         raise KeyboardInterrupt
@@ -130,17 +131,17 @@ def interrupt(monkeypatch, where):
         return killed()
 
     monkeypatch.setattr(HeldFolder, '__exit__', lambda held, *exception: os.close(held._lock))
-    places = dict(between=(forget, '_write_rest', write), replacing=(Path, 'replace', replace))
-    monkeypatch.setattr(*(places | dict(removing=(forget, 'remove', remove)))[where])
+    patches = dict(between=(forget, '_write_rest', write), replacing=(Path, 'replace', replace))
+    monkeypatch.setattr(*(patches | dict(removing=(forget, 'remove', remove)))[where])
 
 
 @pytest.mark.parametrize('interrupted', ['', 'between', 'replacing', 'removing'])
 def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, finished, tmp_path, monkeypatch, interrupted):
     gone = [user('zebra02'), user('zebra08')]
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    c = settings(raw, tmp_path, gone[1:])  # one is on the list, and has not been forgotten yet
+    c = settings(raw, tmp_path, gone[1:])  # one is on the list already, but was not forgotten yet
     held = {name: len(load_records(tmp_path / name / 'records.jsonl')) for name in MADE[:4]}
-    Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('zebra02', 'said')
+    Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('zebra02', 'text')
     write_json(tmp_path / 'report.json', dict(of='zebra08'))
     write_json(tmp_path / 'loop.json', {})
     if interrupted:
@@ -157,13 +158,13 @@ def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, finished, tmp_pa
     assert report.runs == [tmp_path / 'run'] and not report.unknown and not list(tmp_path.glob('.*'))
     assert (tmp_path / 'kept-out.txt').read_text().split() == sorted(gone)
     card.STAGE.run(c)
-    told = json.loads((tmp_path / 'card' / 'card.json').read_text())['funnel']
-    assert all(step['adds_up'] in (True, None) for name in MADE for step in told[name]['steps'])
+    funnel = json.loads((tmp_path / 'card' / 'card.json').read_text())['funnel']
+    assert all(step['adds_up'] in (True, None) for name in MADE for step in funnel[name]['steps'])
     for name in MADE[:4]:
         removed = held[name] - len(load_records(tmp_path / name / 'records.jsonl'))
-        assert removed and told[name]['others']['forgotten since, of records.jsonl'] == removed
+        assert removed and funnel[name]['others']['forgotten since, of records.jsonl'] == removed
         assert interrupted or report.removed[tmp_path / name]['records.jsonl'] == removed
-    # Finished stages are up to date, for the list is theirs too.
+    # Finished stages are up to date, because their manifests include the list.
     before = bytes_of(tmp_path, *MADE)
     for stage in (ingest, follow_ups, personas, pairs, shards, rows):
         stage.STAGE.run(c)
@@ -194,32 +195,32 @@ def test_one_after_another_though_the_first_was_interrupted(raw, finished, tmp_p
 def test_of_whom_nothing_is_found_nothing_is_removed(raw, finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     c = settings(raw, tmp_path)
-    Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('key', 'said')
+    Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('key', 'text')
     before = bytes_of(tmp_path, '.')
     flags = [f'--config={tiny.CONFIG}', f'--config.ingest.opt_out={c.ingest.opt_out}', f'--workdir={tmp_path}']
     done = tiny.run_program('data_pipelines.forget', *flags, '--user=mistyped,name', '--user=b')
-    assert 'nothing is removed' in done.stdout and done.stdout.count('nothing of theirs is found') == 2
+    assert 'nothing was removed' in done.stdout and done.stdout.count('no records found') == 2
     after = bytes_of(tmp_path, '.')
     assert after.pop('kept-out.txt') == b'b\nmistyped,name\n' and before.pop('kept-out.txt') == b''
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert changed == {'card/card.json', 'card/card.md'}  # which name digests of manifests
+    assert changed == {'card/card.json', 'card/card.md'}  # they contain digests of manifests
     for stage in (ingest, follow_ups, personas, pairs, shards, rows, card):
         stage.STAGE.run(c)
     card.STAGE.run(c, overwrite=True)
     assert bytes_of(tmp_path, 'card').items() <= after.items()
     again = tiny.run_program('data_pipelines.forget', *flags, f'--user={user("zebra02")}')
     assert f'{tmp_path / "conversations"}: {{"records.jsonl": 2}} removed' in again.stdout
-    assert f'{tmp_path / "card"}: removed, for its stage' in again.stdout
-    assert f'{tmp_path / "run"}: was trained on somebody forgotten' in again.stdout
+    assert f'{tmp_path / "card"}: removed, run its stage' in again.stdout
+    assert f'{tmp_path / "run"}: was trained on a forgotten user' in again.stdout
     later = tiny.run_program('data_pipelines.forget', *flags, '--user=nobody')
-    assert f'{tmp_path / "run"}: was trained on somebody forgotten' in later.stdout
+    assert f'{tmp_path / "run"}: was trained on a forgotten user' in later.stdout
 
 
 @pytest.mark.parametrize('named', [dict(raw='raw'), dict(raw='', prompts='raw/prompts.jsonl')])
 def test_simulated_users_are_forgotten_with_their_tastes(raw, tmp_path, monkeypatch, named):
     c = settings(raw, tmp_path)
     c.data.raw, c.data.satisfaction = str(tmp_path / 'raw'), str(tmp_path / 'satisfaction')
-    c.simulated.users, c.simulated.conversations, c.simulated.prompts = dict(train=2, gate=1, test=1), 1, 1
+    c.simulated.users, c.simulated.conversations, c.simulated.prompts = dict(train=2, validation=1, test=1), 1, 1
     monkeypatch.setattr(
         simulated, 'generate', lambda task, path, prompts: {p.id: [Reply(p.id, 0, 'Yes.', True)] for p in prompts}
     )

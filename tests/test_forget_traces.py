@@ -1,4 +1,4 @@
-"""Whatever stages, runs and loops have left of whoever is forgotten is found, and nothing else is touched."""
+"""`forget` finds every trace that stages, runs and loops left of a user, and touches nothing else."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from talks import config
 
 from data_pipelines import forget, shards
 from data_pipelines.core.journal import Journal, work_folder
-from data_pipelines.core.stage import as_line, load_records, write_records
+from data_pipelines.core.record_files import as_line, load_records, write_records
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import file_digest, locked, write_json
 from rlhi_jax.models.checkpoints import weights_at
@@ -26,7 +26,7 @@ def write_stage(folder, stage, *records, name='records.jsonl', **made_from):
 
 def conversations(folder, *names):
     """Conversations with their users, as ingest writes them."""
-    write_stage(folder, 'ingest', *(dict(id=name, user_id=user, said=f'by {user}') for name, user in names))
+    write_stage(folder, 'ingest', *(dict(id=name, user_id=user, text=f'by {user}') for name, user in names))
 
 
 def settings(folder, **data):
@@ -50,7 +50,7 @@ def ids(folder):
 @pytest.mark.parametrize('name', ['conversations', 'of [a] *'])
 @pytest.mark.parametrize('new', [False, True])
 def test_work_beside_a_folder_that_the_config_names(tmp_path, name, new):
-    """Killed as a folder was replaced, before the new one was there and after, or as a stage was at work."""
+    """A run was killed while it replaced a folder (before and after the new one was there) or while it worked."""
     conversations(tmp_path / f'.{name}.old', ('c', 'u'), ('d', 'v'))
     if new:
         conversations(tmp_path / name, ('c', 'u'), ('d', 'v'))
@@ -84,16 +84,16 @@ def test_who_is_at_work_is_left_alone(tmp_path, at_work):
 
 def test_links_are_followed(tmp_path):
     run, disk = tmp_path / 'run', tmp_path / 'disk'
-    conversations(disk / 'talks', ('c', 'u'), ('d', 'v'))
+    conversations(disk / 'data', ('c', 'u'), ('d', 'v'))
     write_stage(disk / 'card', 'card')
     run.mkdir()
-    for link, target in (('conversations', disk / 'talks'), ('card', disk / 'card'), ('loop', run)):
+    for link, target in (('conversations', disk / 'data'), ('card', disk / 'card'), ('loop', run)):
         (run / link).symlink_to(target)
     Journal(work_folder(run / 'conversations') / 'journal.sqlite', 'work').add('c', 'by u')
     for user in 'uw':
         forget.forget(settings(tmp_path), frozenset(user), str(run))
     assert users(run / 'conversations') == ['v'] and (run / 'conversations').is_symlink()
-    assert [path.name for path in disk.iterdir()] == ['talks'] and not list(tmp_path.rglob('.*'))
+    assert [path.name for path in disk.iterdir()] == ['data'] and not list(tmp_path.rglob('.*'))
 
 
 def test_names_with_slashes_are_of_one_user(tmp_path):
@@ -139,22 +139,22 @@ def test_runs_keep_a_note_and_so_do_those_that_began_with_them(tmp_path):
 
 
 def test_runs_on_shards_of_preferences_that_no_stage_wrote(tmp_path):
-    """And shards that hold nobody else's are removed."""
+    """Shards that contain nobody else are removed."""
     tiny.write_preferences(tmp_path / 'mine.jsonl', 24)
-    own = [record for record in tiny.preferences(24) if record['user_id'] == 'user1']
-    write_records(tmp_path / 'own.jsonl', own)
+    theirs = [record for record in tiny.preferences(24) if record['user_id'] == 'user1']
+    write_records(tmp_path / 'theirs.jsonl', theirs)
     c = settings(tmp_path, conversations='')
-    for name in ('mine', 'own'):
+    for name in ('mine', 'theirs'):
         c.data.pairs, c.data.shards = str(tmp_path / f'{name}.jsonl'), str(tmp_path / f'shards of {name}')
         shards.STAGE.run(c)
     write_run(tmp_path / 'run', 'base', dict(step=0, pairs=[record['id'] for record in tiny.preferences(24)]))
     report = forget.forget(c, frozenset(['user1']), str(tmp_path))
     assert report.runs == [tmp_path / 'run']
     trees = report.removed[tmp_path / 'shards of mine']['trees']
-    assert report.removed == {tmp_path / 'shards of mine': dict(trees=trees), tmp_path / 'shards of own': {}}
+    assert report.removed == {tmp_path / 'shards of mine': dict(trees=trees), tmp_path / 'shards of theirs': {}}
     (step,) = load_records(tmp_path / 'run' / 'examples.jsonl')
-    assert not {record['id'] for record in own} & set(step['pairs']) and step['forgotten'] == len(own)
-    assert not (tmp_path / 'shards of own').exists()
+    assert not {record['id'] for record in theirs} & set(step['pairs']) and step['forgotten'] == len(theirs)
+    assert not (tmp_path / 'shards of theirs').exists()
 
 
 def test_each_loop_below_a_folder(tmp_path):
@@ -187,7 +187,7 @@ def test_corrections_are_read_as_their_stage_reads_them(tmp_path, where):
     c = settings(tmp_path, personas=str(tmp_path / 'personas'))
     c.personas.corrections = str(path) if where == 'named' else ''
     before = files(tmp_path)
-    with pytest.raises(UserError, match='line 4 is no correction'):
+    with pytest.raises(UserError, match='line 4 is not a correction'):
         forget.forget(c, frozenset('u'), None)
     assert files(tmp_path) == before
     path.write_bytes(CORRECTIONS)
@@ -217,12 +217,12 @@ def test_the_teachers_cache_goes_too(tmp_path):
 
 def test_what_cannot_be_done_is_refused(tmp_path):
     c = settings(tmp_path)
-    with pytest.raises(UserError, match='config.data names no folder'):
+    with pytest.raises(UserError, match='config.data does not name a folder'):
         forget.forget(c, frozenset('u'), None)
-    with pytest.raises(UserError, match='--workdir=.*none is no folder'):
+    with pytest.raises(UserError, match='--workdir=.*none is not a folder'):
         forget.forget(c, frozenset('u'), str(tmp_path / 'none'))
     for name in ('', ' u', 'u\n', 'u\rv', '\ufeffu', os.fsdecode(b'\xff')):
-        with pytest.raises(UserError, match='--user=.* cannot hold such an id'):
+        with pytest.raises(UserError, match='--user=.* cannot hold this one'):
             forget.forget(c, frozenset([name]), str(tmp_path))
     c.ingest.opt_out = ''
     with pytest.raises(UserError, match='config.ingest.opt_out'):

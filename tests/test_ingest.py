@@ -58,19 +58,19 @@ def test_ingest_refuses_what_is_not_there(tmp_path):
 def test_chunks_and_workers_change_no_byte(tmp_path, monkeypatch):
     raw = [talk(f'c{n}', f'What is {"äß水"[n % 3] * n}?', 'So.', user=f'u{n % 5}') for n in range(60)]
     write_lines(tmp_path / 'raw.jsonl', raw)
-    found = set()
+    outputs = set()
     for size, workers in ((10**9, 1), (400, 1), (3001, 2), (3001, 3)):
         monkeypatch.setattr(scan, 'CHUNK', size)
         monkeypatch.setattr(ingest, 'TEXT', size)
         c = config(tmp_path, conversations=str(tmp_path / f'{size} {workers}'))
         c.ingest.workers = workers
         assert nothing_is_lost(ingest.STAGE.run(c))
-        found.add(output(c))
-    assert len(found) == 1 and len(records(c)) == 60
+        outputs.add(output(c))
+    assert len(outputs) == 1 and len(records(c)) == 60
 
 
 def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
-    """Each run is killed as soon as one more part is done; what was done is not done again."""
+    """Each run is killed as soon as one more part is finished; finished parts are not written again."""
     folder = tmp_path / 'raw'
     folder.mkdir()
     for part in range(8):
@@ -109,7 +109,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
 def test_workers_end_with_the_stage(tmp_path, name):
     folder = tmp_path / 'raw'
     folder.mkdir()
-    for part in range(2):  # work for half a minute
+    for part in range(2):  # half a minute of work
         lines = (json.dumps(talk(f'{part}', 'How do bees fly?', 'With wings.')) + '\n').encode() * 200_000
         (folder / f'{part}.jsonl.gz').write_bytes(gzip.compress(lines, 1))
     paths = [f'--config.data.raw={folder}', f'--config.data.conversations={tmp_path / "out"}']
@@ -118,7 +118,7 @@ def test_workers_end_with_the_stage(tmp_path, name):
     while process.poll() is None and len(list(tmp_path.glob('.out.journal/*/.*.tmp'))) < 2:
         time.sleep(0.01)
     process.send_signal(signal.Signals[name])
-    process.communicate(timeout=10)  # until the workers, too, have closed what they write errors to
+    process.communicate(timeout=10)  # waits until the workers, too, have closed stderr
     assert process.returncode < 0 and not list(tmp_path.glob('.out.journal/*/[0-9]*.parquet'))
 
 
@@ -151,19 +151,19 @@ def test_mutated_records_are_counted_and_crash_nothing(tmp_path):
 
 def test_a_broken_file_says_which_and_a_broken_off_one_is_counted(tmp_path, capfd):
     (tmp_path / 'x.parquet').write_bytes(b'nothing')
-    with pytest.raises(UserError, match=r'x\.parquet is no parquet file'):
+    with pytest.raises(UserError, match=r'x\.parquet is not a parquet file'):
         ingest.STAGE.run(config(tmp_path, raw=str(tmp_path / 'x.parquet')))
     whole = gzip.compress('\n'.join(json.dumps(talk(f'c{n}', f'Thing {n}?', 'So.')) for n in range(500)).encode())
     (tmp_path / 'x.jsonl.gz').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'y.jsonl.gz').write_bytes(b'{}')
     counts = ingest.STAGE.run(config(tmp_path, raw=f'{tmp_path}/x.jsonl.gz,{tmp_path}/y.jsonl.gz'))
     assert counts['files_broken_off'] == 2 and nothing_is_lost(counts) and 0 < counts['kept_train'] < 500
-    told = capfd.readouterr().err
-    assert [told.count(f'{name}.jsonl.gz breaks off, or is no gzip: fetch it again') for name in 'xy'] == [1, 1]
+    errors = capfd.readouterr().err
+    assert [errors.count(f'{name}.jsonl.gz is truncated or not gzip: fetch it again') for name in 'xy'] == [1, 1]
 
 
 def test_of_parquet_odd_values_are_read_or_counted(tmp_path):
-    """Times in ns, a text that is no UTF-8, and a year that Python has not."""
+    """Times in ns, text that is not UTF-8, and a year that Python does not support."""
     names = pyarrow.array([b'a', b'b', b'\xff', b'd']).view(pyarrow.string())
     turns = [[dict(role=role, content=f'{text} {n}', timestamp=10**18 + n) for role, text in SAID] for n in range(4)]
     turn = dict(role=pyarrow.string(), content=pyarrow.string(), timestamp=pyarrow.timestamp('ns'))
@@ -206,7 +206,7 @@ def test_how_many_are_in_memory_hangs_on_how_long_they_are(tmp_path, monkeypatch
     assert max(at_once) <= 4 and max(rows) <= 4 and max(files) <= 4
 
 
-@pytest.mark.parametrize('name', ['user_id=evil', 'split=heldout', 'fold[1]*?', "it's"])
+@pytest.mark.parametrize('name', ['user_id=evil', 'split=validation', 'fold[1]*?', "it's"])
 def test_the_name_of_a_folder_means_nothing(tmp_path, name):
     write_lines(tmp_path / 'raw.jsonl', [talk(f'c{n}', f'What is thing {n * 7919}?', 'So.') for n in range(5)])
     c, other = config(tmp_path), config(tmp_path, conversations=str(tmp_path / name / 'out'))
@@ -220,7 +220,7 @@ def test_what_lies_in_the_folder_of_work_is_in_nobody_s_way(tmp_path):
     assert ingest.STAGE.run(config(tmp_path))['kept_train'] == 1
 
 
-@pytest.mark.parametrize(('text', 'remedy'), [('', 'fetch it again'), ('{"a": 1}', 'see config.ingest.fields')])
+@pytest.mark.parametrize(('text', 'remedy'), [('', 'fetch it again'), ('{"a": 1}', 'check the paths in')])
 def test_what_holds_nothing_to_use_is_refused_with_a_remedy(tmp_path, text, remedy):
     (tmp_path / 'raw.jsonl').write_text(text)
     with pytest.raises(UserError, match=f'config.data.raw: .*: {remedy}'):

@@ -1,4 +1,4 @@
-"""Which conversations are kept, and in which split: against brute force, capped, and with users who opt out."""
+"""Which conversations are kept, and in which split: against brute force, with caps, and with users who opt out."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from rlhi_jax.io.files import digest
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    """Three words in a row; of text that has few spaces, as Chinese and Japanese, five letters in a row."""
+    """Three words in a row; in Chinese and Japanese, which have no spaces, five characters in a row."""
     words, length = re.findall(r'\w+', text.lower()), near_duplicates.SHINGLE
     if sum('\u3040' < letter < '\ua000' for letter in text[: near_duplicates.OPENING]) > len(text[:60]) / 2:
         words, length = [letter for word in words for letter in word], 5
@@ -31,22 +31,22 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 @pytest.mark.skipif(not WILDCHAT.exists(), reason='no ../shared/data/wildchat')
 def test_no_near_duplicate_opening_crosses_the_split(tmp_path):
-    """All 852 real conversations, every two of them compared in full."""
+    """Compares every two of all 852 real conversations in full."""
     c = config(tmp_path, raw=str(WILDCHAT))
     c.ingest.heldout = 0.3
     counts = ingest.STAGE.run(c)
     assert counts['records_read'] == 852
-    found = records(c)
-    sets = [shingles(record['messages'][0]['content']) for record in found]
+    conversations = records(c)
+    sets = [shingles(record['messages'][0]['content']) for record in conversations]
     alike = across = 0
     for i in range(len(sets)):
         for j in range(i):
             jaccard = len(sets[i] & sets[j]) / len(sets[i] | sets[j])
-            if jaccard >= 0.7:  # MinHash finds those at the threshold of 0.5 about as often as not
+            if jaccard >= 0.7:  # at the threshold of 0.5, MinHash finds about half of them
                 alike += 1
-                across += found[i]['split'] != found[j]['split']
+                across += conversations[i]['split'] != conversations[j]['split']
     assert alike > 20 and across == 0
-    assert 0.2 < np.mean([record['split'] == 'heldout' for record in found]) < 0.4
+    assert 0.2 < np.mean([record['split'] == 'validation' for record in conversations]) < 0.4
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_highest_similarity_that_a_config_may_have_is_the_highest_with_bands
         banding(0.97)
 
 
-@pytest.mark.parametrize('seed', (3, 4))  # 4 would hold it out
+@pytest.mark.parametrize('seed', (3, 4))  # seed 4 draws the cluster for the validation split
 def test_a_cluster_of_most_conversations_is_not_held_out(tmp_path, seed):
     raw = [talk(f'like{n}', 'How do I bake a loaf of bread?', f'So, {n}.', user=f'u{n}') for n in range(60)]
     raw += [talk(f'other{n}', f'What is thing {n} of {n * 77} at {n * 7919}?', 'So.', user=f'v{n}') for n in range(60)]
@@ -81,16 +81,16 @@ def test_a_cluster_of_most_conversations_is_not_held_out(tmp_path, seed):
     c.seed, c.ingest.heldout = seed, 0.4
     counts = ingest.STAGE.run(c)
     assert {record['split'] for record in records(c) if record['id'].startswith('like')} == {'train'}
-    assert 10 < counts['kept_heldout'] < 40
+    assert 10 < counts['kept_validation'] < 40
 
 
 def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
     folder = tmp_path / 'raw'
     folder.mkdir()
-    told = dict(train=['a', 'b', 'c'], gate=['d'], test=['e'])
+    names_by_split = dict(train=['a', 'b', 'c'], validation=['d'], test=['e'])
     users = dict(a='u', b='v', c='w', d='v', e='x')
     same = 'How do I bake a loaf of rye bread at home?'
-    for split, names in told.items():
+    for split, names in names_by_split.items():
         texts = {name: same if name in 'ce' else f'What is thing {name * 9} good for, {name * 5}?' for name in names}
         lines = '\n'.join(json.dumps(talk(name, text, 'So.', user=users[name])) for name, text in texts.items())
         (folder / f'{split}.jsonl.gz').write_bytes(gzip.compress(lines.encode()))
@@ -99,35 +99,36 @@ def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
     counts = ingest.STAGE.run(c)
     assert counts['files_passed_over'] == 1
     # b's user was held out, and c's opening is in the test split.
-    assert {record['id']: record['split'] for record in records(c)} == dict(a='train', d='heldout', e='test')
+    assert {record['id']: record['split'] for record in records(c)} == dict(a='train', d='validation', e='test')
     assert counts['dropped_like_one_held_out'] == 2
 
 
 def test_files_named_by_split_stand_beside_no_others(tmp_path):
-    """One by one they could be meant either way, and what is held out would be trained on."""
+    """Listed one by one, the others could be meant for any split, and held-out text could end up in training."""
     for name in ('train-00000-of-00002.jsonl', 'test-00000-of-00001.jsonl', 'validation.jsonl', 'serving.jsonl'):
         write_lines(tmp_path / name, [talk(name[:2], f'What is {name} good for?', 'So.', user=name)])
     c = config(tmp_path, raw=f'{tmp_path},{tmp_path / "serving.jsonl"}')
-    with pytest.raises(UserError, match=r'test\S+ is named as a split is, and \S+serving.jsonl is not: name all'):
+    with pytest.raises(UserError, match=r'test\S+ is named after a split, but \S+serving.jsonl is not: name all'):
         ingest.STAGE.run(c)
     c.data.raw = str(tmp_path)
     assert ingest.STAGE.run(c)['files_passed_over'] == 1
-    assert {record['id']: record['split'] for record in records(c)} == dict(tr='train', te='test', va='heldout')
+    assert {record['id']: record['split'] for record in records(c)} == dict(tr='train', te='test', va='validation')
 
 
 def chosen_by_brute_force(raw: list[dict]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
-    """What is kept by id, user, system message and texts; and how many are dropped, by reason."""
+    """User, system message and texts of the kept conversations by id, and the counts of the others by reason."""
     once, longest, kept = {}, {}, {}
     for record in raw:
         turns = record['conversation']
         system = [''] if turns[0]['role'] == 'user' else []
         once.setdefault((record['hashed_ip'], *system, *[turn['content'] for turn in turns]), record)
-    for said, record in once.items():
-        goes_on = any(len(said) < len(other) and other[: len(said)] == said and len(said) % 2 == 0 for other in once)
-        if not goes_on:
-            longest[said] = record['conversation_hash']
-    for said, name in longest.items():
-        kept[name] = max(kept.get(name, ()), said, key=len)  # of equals the first
+    for content, record in once.items():
+        size = len(content)
+        continued = any(size < len(other) and other[:size] == content and size % 2 == 0 for other in once)
+        if not continued:
+            longest[content] = record['conversation_hash']
+    for content, name in longest.items():
+        kept[name] = max(kept.get(name, ()), content, key=len)  # the first of equally long ones
     dropped = dict(seen_before=len(raw) - len(once), goes_on_in_another=len(once) - len(longest))
     return kept, dropped | dict(id_seen_before=len(longest) - len(kept))
 
@@ -147,13 +148,13 @@ def test_what_is_kept_is_what_brute_force_keeps(tmp_path, seed):
     c.ingest.similarity = 0.9
     counts = ingest.STAGE.run(c)
     kept, dropped = chosen_by_brute_force(raw)
-    found = {record['id']: record for record in records(c)}
-    texts = {name: [message['content'] for message in record['messages']] for name, record in found.items()}
-    assert kept == {name: (record['user_id'], record['system'], *texts[name]) for name, record in found.items()}
+    by_id = {record['id']: record for record in records(c)}
+    texts = {name: [message['content'] for message in record['messages']] for name, record in by_id.items()}
+    assert kept == {name: (record['user_id'], record['system'], *texts[name]) for name, record in by_id.items()}
     assert {reason: counts[f'dropped_{reason}'] for reason in dropped} == dropped and nothing_is_lost(counts)
-    assert counts['user_turns'] == sum((len(said) + 1) // 2 for said in texts.values())
+    assert counts['user_turns'] == sum((len(turns) + 1) // 2 for turns in texts.values())
     splits: dict[str, set[str]] = {}
-    for record in found.values():
+    for record in by_id.values():
         splits.setdefault(record['user_id'], set()).add(record['split'])
     assert all(len(of_user) == 1 for of_user in splits.values())
 
@@ -163,12 +164,12 @@ def test_components_of_edges_that_come_in_batches_are_those_of_all(edges):
     rng, count = np.random.default_rng(edges), 100
     ends = rng.integers(count, size=(2, edges))
     batches = [pyarrow.record_batch(list(ends[:, at : at + 7]), ['number', 'first']) for at in range(0, edges, 7)]
-    found = components(count, batches).to_pydict()
+    columns = components(count, batches).to_pydict()
     component = {node: {node} for node in range(count)}
     for one, other in ends.T.tolist():
         whole = component[one] | component[other]
         component |= dict.fromkeys(whole, whole)
-    label = dict(zip(found['number'], found['component'], strict=True))
+    label = dict(zip(columns['number'], columns['component'], strict=True))
     assert all({node for node in label if label[node] == label[one]} == component[one] for one in range(count))
 
 
@@ -192,7 +193,7 @@ def test_of_openings_that_are_nearly_the_same_so_many_are_kept(tmp_path, seed, m
     counts = ingest.STAGE.run(c)
     assert 'dropped_nearly_the_same' not in counts
     alike: dict[int, list[str]] = {}
-    assert min(counts['kept_train'], counts['kept_heldout']) > 30
+    assert min(counts['kept_train'], counts['kept_validation']) > 30
     every = {record['id']: record for record in records(c)}
     for name, record in every.items():
         for band in bands(record['messages'][0]['content'], *banding(c.ingest.similarity)):
@@ -232,7 +233,7 @@ def test_of_a_user_the_newest_are_kept(tmp_path):
 
 @pytest.mark.parametrize(('seed', 'most', 'salted'), [(0, 0, False), (1, 40, False), (2, 0, True), (3, 25, True)])
 def test_who_opts_out_changes_nothing_for_the_others(tmp_path, seed, most, salted):
-    """Ids, openings and what was said are shared between users, so much hangs on those who opt out."""
+    """Users share ids, openings and texts, so those who opt out could affect many others."""
     rng = random.Random(seed)
     topics = [f'Tell me all about the {word} of old' for word in ('bees', 'teas', 'seas', 'keys', 'fees', 'peas')]
 

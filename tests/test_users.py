@@ -1,4 +1,4 @@
-"""Who speaks: keys of users, and those of whom nothing is kept."""
+"""User keys, their salt, and the opt-out list."""
 
 import json
 from pathlib import Path
@@ -41,12 +41,12 @@ def test_users_are_keys_that_only_the_salt_explains(tmp_path):
             ingest.STAGE.run(c, overwrite=True)
     for other in ('raw.jsonl', 'salts'):
         c.ingest.salt = str(tmp_path / other)
-        with pytest.raises(UserError, match='holds no salt'):
+        with pytest.raises(UserError, match='does not contain 32 bytes in hex'):
             ingest.STAGE.run(c, overwrite=True)
 
 
 def test_runs_that_begin_together_have_one_salt(tmp_path, monkeypatch):
-    """Each finds no salt, and begins to write one; whatever any of them reads is whole."""
+    """Each run finds no salt and starts to write one; all of them read the same whole salt."""
     path = tmp_path / 'salts' / 'salt'
     monkeypatch.setattr(Path, 'exists', lambda self: False)
     make_salt(str(path), outside=tmp_path / 'runs')
@@ -65,10 +65,10 @@ def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
     c = config(tmp_path)
     c.ingest.opt_out = str(tmp_path / 'opt_out.txt')
     (part,) = ingest._scan(Task(c, tmp_path / 'work', 'made of', 'ingest'))
-    found = pyarrow.parquet.read_table(part).to_pylist()
-    assert [row['opted_out'] for row in found] == [False] * 3 + [True] * 3
-    told = str(found[3:]) + (part.parent / 'job.json').read_text()
-    assert 'theirs' not in told and 'Their' not in told and 'their-ip' not in told
+    rows = pyarrow.parquet.read_table(part).to_pylist()
+    assert [row['opted_out'] for row in rows] == [False] * 3 + [True] * 3
+    written = str(rows[3:]) + (part.parent / 'job.json').read_text()
+    assert 'theirs' not in written and 'Their' not in written and 'their-ip' not in written
     counts = ingest.STAGE.run(c)
     assert counts['dropped_opted_out'] == 3 and b'heir' not in output(c)
     c.ingest.opt_out = ''

@@ -1,4 +1,4 @@
-"""Where stages, runs and loops leave what users said, and what is under way."""
+"""Where stages, runs and loops leave users' texts, unfinished work included."""
 
 import itertools
 import re
@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
 
-_WORK = re.compile(r'\.(.+)\.(?:tmp|old|journal)', re.DOTALL)  # beside a folder or file that is being written
+_WORK = re.compile(r'\.(.+)\.(?:tmp|old|journal)', re.DOTALL)  # written beside the folder or file of that name
 
 
 class Traces(NamedTuple):
-    """Paths, none of which leads through a link.
+    """Paths with users' texts, links resolved.
 
     Attributes:
-      outputs: folders that stages have written, or may be writing.
-      temporary: files that are half-written.
-      corrections: of persona stores.
-      reports: of loops; they show pairs.
-      runs: folders of training.
+      outputs: stages' folders, finished or being written.
+      temporary: half-written files.
+      corrections: corrections files of persona stores.
+      reports: loops' reports, which show pairs.
+      runs: folders of training runs.
     """
 
     outputs: set[Path]
@@ -32,62 +32,69 @@ class Traces(NamedTuple):
     runs: set[Path]
 
 
-def find(config: ConfigDict, workdir: str | None) -> Traces:
-    """All that is at or below what the config or --workdir names, with links followed, and what is of it beside it.
+def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
+    """Search the paths that the config and --workdir name, all folders below them, and unfinished work beside them.
 
     Raises:
-      UserError: the config names no folder of a stage, or --workdir is none.
+      UserError: the config names no folder of a stage, or --workdir is not a folder.
     """
     if workdir and not Path(workdir).is_dir():
-        raise UserError(f'--workdir={workdir} is no folder: name that of a loop')
-    found, roots = Traces(set(), set(), set(), set(), set()), named(config)
+        raise UserError(f'--workdir={workdir} is not a folder: name the folder of a loop')
+    traces, roots = Traces(set(), set(), set(), set(), set()), named_paths(config)
     if config.personas.corrections and Path(config.personas.corrections).exists():
-        found.corrections.add(Path(config.personas.corrections).resolve())
+        traces.corrections.add(Path(config.personas.corrections).resolve())
     for path in itertools.chain(_beside(roots), _below([*roots, *([Path(workdir)] if workdir else [])])):
-        work = _WORK.fullmatch(path.name)
-        if work and path.is_dir():
-            found.outputs.add(path.with_name(work[1]).resolve())
-        elif work and path.suffix == '.tmp':
-            found.temporary.add(path)
-        elif path.name == 'manifest.json' and manifest_of(path.parent):
-            found.outputs.add(path.parent)
-        elif path.name == 'run.json':
-            found.runs.add(path.parent)
-        elif path.name == 'report.json' and path.with_name('loop.json').exists():
-            found.reports.add(path)
-        elif path.name.endswith('.corrections.jsonl'):
-            found.corrections.add(path.resolve())
-    if not workdir and not found.outputs:
-        raise UserError('config.data names no folder of a stage: name what stages wrote, or a loop by --workdir')
-    return found
+        _add(path, traces)
+    if not workdir and not traces.outputs:
+        raise UserError(
+            'config.data does not name a folder that a stage wrote: name one, or pass the folder of a loop as --workdir'
+        )
+    return traces
 
 
-def named(config: ConfigDict) -> list[Path]:
-    """What the config names, whether it is there or not; for a file that a stage wrote, its folder.
+def _add(path: Path, traces: Traces) -> None:
+    """Add a path to the traces, if it is one."""
+    work = _WORK.fullmatch(path.name)
+    if work and path.is_dir():
+        traces.outputs.add(path.with_name(work[1]).resolve())
+    elif work and path.suffix == '.tmp':
+        traces.temporary.add(path)
+    elif path.name == 'manifest.json' and manifest_of(path.parent):
+        traces.outputs.add(path.parent)
+    elif path.name == 'run.json':
+        traces.runs.add(path.parent)
+    elif path.name == 'report.json' and path.with_name('loop.json').exists():
+        traces.reports.add(path)
+    elif path.name.endswith('.corrections.jsonl'):
+        traces.corrections.add(path.resolve())
 
-    Raw data only where a stage wrote it.
+
+def named_paths(config: ConfigDict) -> list[Path]:
+    """The paths that the config names, existing or not; for a file in a stage's folder, that folder.
+
+    Raw data count only if a stage wrote them.
     """
-    told = {key: value.split(',') for key, value in config.data.items() if isinstance(value, str) and key != 'split'}
-    told |= {'': [config.eval.shards, config.personas.corrections]}
-    found = []
-    for key, name in ((key, name) for key, names in told.items() for name in names if name):
+    names = {key: value.split(',') for key, value in config.data.items() if isinstance(value, str) and key != 'split'}
+    names |= {'': [config.eval.shards, config.personas.corrections]}
+    paths = []
+    for key, name in ((key, name) for key, each in names.items() for name in each if name):
         path = Path(name)
         if path.is_file() and manifest_of(path.parent):
             path = path.parent
         if key != 'raw' or manifest_of(path):
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a stage's finished folder; None for any other."""
+    """The manifest of a stage's finished folder; None for any other folder."""
     path = folder / 'manifest.json'
-    found = read_json(path, 'remove the folder and run its stage again') if path.exists() else None
-    return found if isinstance(found, dict) and 'stage' in found else None
+    manifest = read_json(path, 'remove the folder and run its stage again') if path.exists() else None
+    return manifest if isinstance(manifest, dict) and 'stage' in manifest else None
 
 
 def _below(roots: Iterable[Path]) -> Iterator[Path]:
-    """Files and folders below those roots that are folders; not what is in folders that are being written."""
+    """Files and folders below the roots, links followed; the content of unfinished folders is left out."""
     left, seen = [root.resolve() for root in roots if root.is_dir()], set()
     while left:
         folder = left.pop()
@@ -100,7 +107,7 @@ def _below(roots: Iterable[Path]) -> Iterator[Path]:
 
 
 def _beside(roots: Iterable[Path]) -> Iterator[Path]:
-    """Work on the roots, corrections and runs that lie beside the roots, or beside what they link to."""
+    """Unfinished work on the roots, and corrections and runs in the same folders, links followed."""
     for each in {each for root in roots for each in (root.absolute(), root.resolve()) if each.parent.is_dir()}:
         for path in each.parent.resolve().iterdir():
             if path.name.startswith(f'.{each.name}.') or path.name.endswith('.corrections.jsonl'):

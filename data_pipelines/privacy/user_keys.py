@@ -1,8 +1,8 @@
-"""Keys of users, and the list of those who have opted out.
+"""User keys, their salt, and the opt-out list.
 
-The key is of an address (WildChat's `hashed_ip`) and of the browser's header. It has limits that no key of a log is
-without: people behind one address with the same browser are one user, and somebody whose address or browser changes
-becomes another. So a persona may hold what others said, and a history may be cut.
+A key is a salted hash of an address (WildChat's `hashed_ip`) and the browser's header. Like every key made from logs it
+has limits: people who share an address and a browser become one user, and a person whose address or browser changes
+becomes two. So a persona may contain other people's preferences, and a history may be cut.
 """
 
 import contextlib
@@ -23,31 +23,31 @@ SALT_BYTES = 32
 
 
 def make_salt(path: str, *, outside: Path) -> None:
-    """Write a random salt to a file, unless it is there already.
+    """Write a random salt to a file, unless the file exists.
 
-    Whoever has the salt and an address can find its user, so it is not kept with what users said.
+    Whoever has the salt and an address can find that user's texts, so the two are kept apart.
 
     Raises:
-      UserError: the file is inside a folder that it must be outside of.
+      UserError: the file is in the folder `outside`.
     """
     file = Path(path).expanduser().resolve()
     if file.is_relative_to(outside.resolve()):
-        raise UserError(f'config.ingest.salt: {file} lies with the data of {outside}: keep it elsewhere')
+        raise UserError(f'config.ingest.salt: {file} is in {outside}, the folder of the data: keep it elsewhere')
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = file.with_name(f'.{file.name}.{uuid.uuid4().hex}.tmp')
         with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as new:
             new.write(secrets.token_hex(SALT_BYTES).encode())
-        with contextlib.suppress(FileExistsError):  # the salt of another run that began at the same time
+        with contextlib.suppress(FileExistsError):  # another run has just written its salt
             os.link(whole, file)
         whole.unlink()
 
 
 def read_salt(path: str) -> bytes:
-    """The salt of a file; b'' for no path.
+    """The salt in a file; b'' for no path.
 
     Raises:
-      UserError: the file holds something else.
+      UserError: the file contains something else.
     """
     if not path:
         return b''
@@ -57,15 +57,15 @@ def read_salt(path: str) -> bytes:
     except (OSError, ValueError):
         salt = b''
     if len(salt) != SALT_BYTES:
-        raise UserError(f'config.ingest.salt: {file} holds no salt of {SALT_BYTES} bytes in hex: name a new file')
+        raise UserError(f'config.ingest.salt: {file} does not contain {SALT_BYTES} bytes in hex: name a new file')
     return salt
 
 
 def read_opt_out(path: str) -> frozenset[str]:
-    """The ids of users whose conversations are not to be kept, one a line of a text file; none for no path.
+    """The ids of users who have opted out, from a text file with one id per line; empty for no path.
 
     Raises:
-      UserError: there is no such file, or it is no text.
+      UserError: the file does not exist or is not text.
     """
     if not path:
         return frozenset()
@@ -73,7 +73,7 @@ def read_opt_out(path: str) -> frozenset[str]:
         return _ids(Path(path).expanduser().read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f'config.ingest.opt_out: {path} cannot be read ({error}): name a text file of user ids, one a line'
+            f'config.ingest.opt_out: {path} cannot be read ({error}): name a text file with one user id per line'
         ) from None
 
 
@@ -83,22 +83,22 @@ def _ids(lines: bytes) -> frozenset[str]:
 
 
 def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
-    """Those on the list that `read_opt_out` reads, if it has been begun, and these users.
+    """These users and those on the opt-out list, which need not exist yet.
 
     Raises:
-      UserError: the list cannot be read, or could not hold one of the users.
+      UserError: the list cannot be read, or one of the ids cannot stand on a line of its own.
     """
     for user in users:
         if _ids(_as_list([user])) != {user}:
             raise UserError(
-                f'--user={user!r}: config.ingest.opt_out, a list of ids one a line, cannot hold such an id: give it as '
-                'records do, without blanks around it'
+                f'--user={user!r}: config.ingest.opt_out has one id per line and cannot hold this one: give the id as '
+                'in the records, without blanks around it'
             )
     return frozenset(users) | (read_opt_out(path) if Path(path).expanduser().exists() else frozenset())
 
 
 def write_opt_out(path: str, users: Iterable[str]) -> None:
-    """Write the list that `read_opt_out` reads, for its owner's eyes."""
+    """Write the opt-out list; only its owner can read it."""
     file = Path(path).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, _as_list(users))
@@ -110,13 +110,18 @@ def _as_list(users: Iterable[str]) -> bytes:
 
 
 def user_key(name: str, header: Any, salt: bytes) -> str:
-    """The key of a user by name (an id or address) and header; the name itself without a salt, '' without a name.
+    """The key of a user; the name itself without a salt, '' without a name.
+
+    Args:
+      name: an id or an address.
+      header: the browser's header, as a raw record has it; None if there is none.
 
     >>> user_key('u7', None, b''), len(user_key('u7', dict(agent='x'), b'salt'))
     ('u7', 32)
     """
     if not name or not salt:
         return name
-    said = {key: value for key, value in header.items() if value is not None} if isinstance(header, dict) else header
-    told = json.dumps([name, said], sort_keys=True, default=str)
-    return blake2b(told.encode('utf-8', 'replace'), key=salt, digest_size=16).hexdigest()
+    if isinstance(header, dict):
+        header = {key: value for key, value in header.items() if value is not None}
+    identity = json.dumps([name, header], sort_keys=True, default=str)
+    return blake2b(identity.encode('utf-8', 'replace'), key=salt, digest_size=16).hexdigest()

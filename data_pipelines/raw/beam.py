@@ -1,18 +1,23 @@
 """The scan of ingest as a Beam pipeline: chunks of raw files → the same parts, whatever the workers.
 
-    python -m data_pipelines.raw.beam --job=FILE --parent=PID  # by the stage `ingest`, where config.beam gives options
+    python -m data_pipelines.raw.beam --job=FILE --parent=PID  # started by `ingest` if config.beam is set
 
-`config.beam` holds Beam's own options, as one would give them to any pipeline:
+`config.beam` holds Beam's own options, as for any pipeline:
 
     --runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8
     --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/temp --sdk_container_image=IMAGE
 
-Each chunk becomes a part by `scan.write_part`, which the plain path calls too; what needs all conversations at once is
-then done by the stage itself, on one machine. Workers on other machines need this package, and under the paths that
-they have here the raw files, the salt and the hidden work folder beside `config.data.conversations`, which parts are
-written to: a file system that all of them mount, for paths in a bucket are not read. A runner may try a chunk again:
-its part is written in the same bytes, under another temporary name, and renamed into place. Parts that are there are
-kept: a killed run goes on after them, with Beam or without. Its job in a cloud goes on too: cancel it there.
+`scan.write_part` writes each chunk's part, as without Beam; the stage itself then does the rest, which needs all
+conversations at once, on one machine. Workers on other machines need:
+
+- this package;
+- the raw files, the salt and the opt-out list under the same paths as here;
+- the hidden work folder beside `config.data.conversations`, which the parts are written to.
+
+All these paths must be on a file system that every worker mounts, because paths in a bucket are not read. If a runner
+tries a chunk again, the part gets the same bytes under another temporary name and is renamed into place. Finished
+parts are kept: a killed run resumes after them, with Beam or without. A job in a cloud outlives a killed run: cancel
+it there.
 
 Tested with the direct runner, in one process and in several. Never run on Dataflow.
 """
@@ -23,19 +28,20 @@ from pathlib import Path
 import apache_beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_pipelines.raw.scan import Chunk, Rules, part_path, read_job, run_worker, write_part
+from data_pipelines.raw.child import run_worker
+from data_pipelines.raw.scan import Chunk, Rules, part_path, read_job, write_part
 
 
 def write_numbered(numbered: tuple[int, Chunk], rules: Rules, folder: str) -> None:
-    """Write the part of one chunk below a folder."""
+    """Write the part of one chunk into a folder."""
     number, chunk = numbered
     write_part(chunk, number, rules, part_path(Path(folder), number))
 
 
 def write_missing(job: Path) -> None:
-    """Run the pipeline that writes all parts of a job that are not there yet."""
-    rules, missing, told = read_job(job)
-    with apache_beam.Pipeline(options=PipelineOptions(shlex.split(told['beam']))) as pipeline:
+    """Run the pipeline that writes all missing parts of a job."""
+    rules, missing, settings = read_job(job)
+    with apache_beam.Pipeline(options=PipelineOptions(shlex.split(settings['beam']))) as pipeline:
         chunks = pipeline | 'Chunks' >> apache_beam.Create(missing) | apache_beam.Reshuffle()
         _ = chunks | 'Scan' >> apache_beam.Map(write_numbered, rules=rules, folder=str(job.parent))
 

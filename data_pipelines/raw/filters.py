@@ -1,21 +1,21 @@
-"""What is not kept: conversations that are flagged, too long, jailbreaks or refusals; of the others, people's details.
+"""Filters of single conversations (flags, length, jailbreaks, refusals) and the scrubbing of personal details.
 
-All of it looks at one conversation, and costs little: a million must not take hours.
+Everything here looks at one conversation and is cheap: a million of them must not take hours.
 """
 
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
-from typing import Any
 
 import phonenumbers
 from stdnum import iban, luhn
 
+from data_pipelines.raw.formats import RawConversation
 from data_pipelines.text.openings import is_refusal
 
-_LOOKED_AT = 4000  # characters of a turn, where patterns are looked for
+_SEARCHED = 4000  # characters at the beginning of a turn in which patterns are searched
 _JAILBREAK = re.compile(
     r'\bdo anything now\b'
     r'|\bjail ?broken\b'
@@ -27,18 +27,19 @@ _JAILBREAK = re.compile(
     r'|\b(?:unfiltered|uncensored|amoral)\b[^.\n]{0,40}\b(?:ai|chat ?bot|assistant|model)\b',
     re.IGNORECASE,
 )
-# Text without spaces touches what it tells: bounds are of ASCII, and e-mail addresses have letters of Latin, Greek and
-# Cyrillic only. 64: RFC 5321; unbounded, long words take hours.
+# Word bounds are ASCII, because scripts without spaces write their characters right beside an address or a number; so
+# e-mail addresses are limited to Latin, Greek and Cyrillic letters. RFC 5321 allows 64 characters before the @; without
+# that limit, long words would take hours.
 _EMAIL = re.compile(r'[\w.+À-ӿ-]{1,64}@(?:[\wÀ-ӿ-]+\.)+[A-Za-z]{2,}\b', re.ASCII)
 _CARD = re.compile(r'(?<![\w./-])(?:3[47]|4\d|5[1-5]|2[2-7]|6[05])(?:[ -]?\d){11,17}(?!\w|\.\w)', re.ASCII)
 _IBAN = re.compile(r'\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b', re.ASCII | re.IGNORECASE)
-_PHONE = re.compile(r'(?<!\w)\(\d{3}\) ?\d{3}-\d{4}(?![\w-])', re.ASCII)  # of North America, which no code looks like
-_IPV4 = re.compile(  # of the same form as a version: one that is called so is found with its name, and is no address
+_PHONE = re.compile(r'(?<!\w)\(\d{3}\) ?\d{3}-\d{4}(?![\w-])', re.ASCII)  # North American: code does not look like this
+_IPV4 = re.compile(  # versions look the same: one called a version matches with that word, and so is not an address
     r'(?:(?:versi|верси|版|バージョン|버전)\S{0,4}\W{0,4})?'
     r'(?<![\w.])(?<![=<>~!]=)(?<![a-z]/)\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\w|-[a-z])',
     re.ASCII | re.IGNORECASE,
 )
-_IPV6 = re.compile(  # 2000::/3, as all that are given out; others look like code
+_IPV6 = re.compile(  # 2000::/3, the only range that is assigned; other addresses look like code
     r'(?<![\w.:])[23][\da-f]{3}(?::[\da-f]{0,4}){2,7}(?!\w|[.:]\w)', re.ASCII | re.IGNORECASE
 )
 _WORD = re.compile(r'\w+')
@@ -60,8 +61,8 @@ def _is_telephone(number: str) -> bool:
     return phonenumbers.is_valid_number(phonenumbers.parse(number, 'US'))
 
 
-# What is replaced, what every such number holds (and most text does not: looked for first, in a third of the time), the
-# number, and which are valid.
+# Kind, a pattern that every such number contains (few texts do, so searching it first takes a third of the time), the
+# number's pattern, and the check that a number is valid.
 _NUMBERS = (
     ('account', re.compile(r'\d\d(?<=[A-Za-z]{2}\d\d) ?[\dA-Za-z]'), _IBAN, iban.is_valid),
     ('card', re.compile(r'\d(?:[ -]?\d){12}'), _CARD, _is_card),
@@ -73,9 +74,9 @@ _NUMBERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """Which conversations are kept, and whether people's details are taken out of them: keys of `config.ingest`."""
+    """Which conversations are kept, and whether personal details are scrubbed: keys of `config.ingest`."""
 
-    languages: Sequence[str]  # of all if empty
+    languages: Sequence[str]  # empty: all
     keep_toxic: bool
     keep_redacted: bool
     keep_jailbreaks: bool
@@ -83,51 +84,51 @@ class Filters:
     max_characters: int  # 0: any
     scrub: bool
 
-    def reason_to_drop(self, talk: dict[str, Any]) -> str:
-        """Why a conversation is dropped, as a short name to count it by; '' if it is kept."""
-        said = [message['content'] for message in talk['messages']]
-        if talk['toxic'] and not self.keep_toxic:
+    def reason_to_drop(self, conversation: RawConversation) -> str:
+        """The first reason that holds against a conversation, as a name to count it by; '' if it is kept."""
+        texts = [message['content'] for message in conversation['messages']]
+        if conversation['toxic'] and not self.keep_toxic:
             return 'toxic'
-        if talk['redacted'] and not self.keep_redacted:
+        if conversation['redacted'] and not self.keep_redacted:
             return 'redacted'
-        if self.languages and talk['language'] and talk['language'] not in self.languages:
+        if self.languages and conversation['language'] and conversation['language'] not in self.languages:
             return 'another_language'
-        if self.max_characters and sum(map(len, (talk['system'], *said))) > self.max_characters:
+        if self.max_characters and sum(map(len, (conversation['system'], *texts))) > self.max_characters:
             return 'too_long'
-        if not self.keep_jailbreaks and any(_JAILBREAK.search(text[:_LOOKED_AT]) for text in said[::2]):
+        if not self.keep_jailbreaks and any(_JAILBREAK.search(text[:_SEARCHED]) for text in texts[::2]):
             return 'jailbreak'
-        if not self.keep_refusals and all(map(is_refusal, said[1::2])):
+        if not self.keep_refusals and all(map(is_refusal, texts[1::2])):
             return 'refused_throughout'
         return ''
 
 
 def scrub(text: str, counts: Counter) -> str:
-    """Text with e-mail and network addresses, telephone, card and account numbers replaced by what they are, counted.
+    """Replace e-mail and IP addresses, telephone, card and account numbers by their kind in brackets, and count them.
 
-    Numbers must be valid, by their check digits or, of telephones, by the plan of the country that they name, or of
-    North America for those that look like (415) 555-2671.
+    Only valid numbers are replaced. Cards and accounts need correct check digits. Telephone numbers must fit the plan
+    of the country that their code names, or North America's if they are written as (415) 555-2671.
 
     >>> scrub('Mail ann@example.org or call +44 20 7946 0018, not 1234.', Counter())
     'Mail [email] or call [phone], not 1234.'
     """
 
-    def replace(kind: str, valid):
-        def one(found: re.Match) -> str:
-            for word in reversed(list(_WORD.finditer(found[0]))):  # what follows a number may look like more of it
-                if valid(found[0][: word.end()]):
+    def replacer(kind: str, valid: Callable[[str], bool]) -> Callable[[re.Match], str]:
+        def replaced(match: re.Match) -> str:
+            for word in reversed(list(_WORD.finditer(match[0]))):  # the text after a number may look like more of it
+                if valid(match[0][: word.end()]):
                     counts[f'scrubbed_{kind}'] += 1
-                    return f'[{kind}]{found[0][word.end() :]}'
-            return found[0]
+                    return f'[{kind}]{match[0][word.end() :]}'
+            return match[0]
 
-        return one
+        return replaced
 
     if '@' in text:
-        text = _EMAIL.sub(replace('email', lambda _: True), text)
+        text = _EMAIL.sub(replacer('email', lambda _: True), text)
     if '+' in text:
         for match in reversed(list(phonenumbers.PhoneNumberMatcher(text, None))):
             counts['scrubbed_phone'] += 1
             text = f'{text[: match.start]}[phone]{text[match.end :]}'
     for kind, needed, pattern, valid in _NUMBERS:
         if needed.search(text):
-            text = pattern.sub(replace(kind, valid), text)
+            text = pattern.sub(replacer(kind, valid), text)
     return text

@@ -1,6 +1,6 @@
-"""Which conversations open nearly alike: MinHash with locality-sensitive hashing, a few numbers a conversation.
+"""Near-duplicate openings: MinHash with locality-sensitive hashing, a few numbers per conversation.
 
-Two openings that share a band are about as similar as the threshold, or more; that much needs no index in memory.
+Two openings that share a band are about as similar as the threshold, or more. Comparing bands needs no index in memory.
 """
 
 import re
@@ -11,7 +11,7 @@ from itertools import islice
 from datasketch import MinHash, MinHashLSH
 
 PERMUTATIONS = 64
-SHINGLE, OF_CHARACTERS = 3, 5  # words; each character of kana and Han, which have no spaces, is one
+SHINGLE, CHARACTER_SHINGLE = 3, 5  # words; each character of kana and Han, which have no spaces, is one word
 OPENING = 60  # words of the first message that count as its opening
 _BLANK = MinHash(PERMUTATIONS, seed=0)
 _UNSPACED = '\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff'
@@ -19,36 +19,42 @@ _CHARACTER, _WORD = re.compile(f'[{_UNSPACED}]'), re.compile(rf'[^\W{_UNSPACED}]
 
 
 def banding(similarity: float) -> tuple[int, int]:
-    """How many bands, of how many of a sketch's numbers each, find openings of such a Jaccard similarity best."""
+    """The number of bands, and the numbers of a sketch in each, that best find openings of this Jaccard similarity."""
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
 
 
 def words(text: str) -> Iterator[str]:
-    """The words of a text, in lower case; each character of Chinese and Japanese is one."""
-    return (found[0] for found in _WORD.finditer(text.lower()))
+    """The words of a text in lower case; each character of Chinese and Japanese is a word."""
+    return (match[0] for match in _WORD.finditer(text.lower()))
 
 
 def shingles(opening: str) -> set[str]:
-    """Every three words in a row; of Chinese and Japanese, which have no spaces, every five characters.
+    """Every three words in a row; in Chinese and Japanese, which have no spaces, every five characters.
 
     >>> sorted(shingles('Say "hello" in 日本語 now'))
     ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']
     """
-    said = list(islice(words(opening), OPENING))
-    firsts = said[: max(1, len(said) - SHINGLE + 1)] or ['']
+    tokens = list(islice(words(opening), OPENING))
+    firsts = tokens[: max(1, len(tokens) - SHINGLE + 1)] or ['']
     return {
-        ' '.join(said[at : at + (SHINGLE if first.isascii() or not _CHARACTER.match(first) else OF_CHARACTERS)])
-        for at, first in enumerate(firsts)
+        ' '.join(tokens[i : i + (SHINGLE if first.isascii() or not _CHARACTER.match(first) else CHARACTER_SHINGLE)])
+        for i, first in enumerate(firsts)
     }
 
 
 def bands(opening: str, count: int, width: int) -> list[int]:
-    """The bands of an opening, each one number of 64 bits that also says which band it is."""
+    """The bands of an opening: 64-bit numbers that also depend on the band's index.
+
+    Args:
+      opening: text of the first message.
+      count: number of bands.
+      width: numbers of the sketch in each band.
+    """
     sketch = _BLANK.copy()
     sketch.update_batch([shingle.encode() for shingle in shingles(opening)])
     numbers = sketch.hashvalues.astype('<u4')
     return [
-        int.from_bytes(blake2b(bytes([at]) + numbers[at * width : (at + 1) * width].tobytes(), digest_size=8).digest())
-        for at in range(count)
+        int.from_bytes(blake2b(bytes([i]) + numbers[i * width : (i + 1) * width].tobytes(), digest_size=8).digest())
+        for i in range(count)
     ]

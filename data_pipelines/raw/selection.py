@@ -1,14 +1,16 @@
-"""Which conversations are kept, in which split: steps in DuckDB over the hashes, numbers and times in parts of a scan.
+"""Which conversations are kept, and in which split: DuckDB queries over the hashes, numbers and times in parts.
 
-Of what one user and the model said under one system message the first record is kept. What goes on in another record
-is left out, so that of a conversation's calls the longest remains. Of what is left under one id, too, the longest is
-kept (the system message of a log may change from call to call), of equals the first: WildChat's conversation_hash is of
-the content alone, so that what two users said word for word has one.
+- Exact duplicates (same user, system message and texts) keep the first record.
+- A record that is a prefix of another is dropped, so only the longest call of a conversation stays.
+- Among the remaining records with one id the longest is kept, and the first of equally long ones. (The system message
+  of a log may change from call to call.)
+
+WildChat's conversation_hash covers the texts alone, so two users with the same words share an id.
 """
 
 import glob
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -18,141 +20,155 @@ from ml_collections import ConfigDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from data_pipelines.core.records import SPLITS
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 
-# By the beginnings of files' names, from the least held out to the most.
-FILE_SPLITS = {'train': 'train', 'gate': 'heldout', 'validation': 'heldout', 'test': 'test'}
 _EDGES = 2**18  # in memory at once
 
-# What is kept: of what was said the first record, of what goes on the longest, and of each id the longest that is left.
-# When a conversation began an earlier record says, if it is of the first exchange alone.
+# Removes duplicates, prefixes and shared ids. A conversation without a time of its own begins when its first exchange
+# ended, if that exchange was logged as a record of its own.
 _KEPT = """
 CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet', hive_partitioning = false);
-CREATE TABLE once AS SELECT min(place) AS place FROM parts GROUP BY said;
-CREATE TABLE going_on AS
-  SELECT short.place, short.ended, short.turns, long.place AS in_place
-  FROM (SELECT place, said, ended, turns FROM parts SEMI JOIN once USING (place)) AS short
-  JOIN (SELECT place, unnest(earlier) AS said FROM parts SEMI JOIN once USING (place)) AS long USING (said);
-CREATE TABLE began AS
-  SELECT in_place AS place, min(ended) AS began FROM going_on WHERE ended <> '' AND turns = 2 GROUP BY in_place;
-CREATE TABLE named AS
-  SELECT arg_min(place, (-turns, place)) AS place
-  FROM parts SEMI JOIN once USING (place) ANTI JOIN going_on USING (place) GROUP BY named;
+CREATE TABLE distinct_records AS SELECT min(position) AS position FROM parts GROUP BY content_hash;
+CREATE TABLE prefixes AS
+  SELECT short.position, short.ended, short.turns, long.position AS continued_at
+  FROM (SELECT position, content_hash, ended, turns FROM parts SEMI JOIN distinct_records USING (position)) AS short
+  JOIN (SELECT position, unnest(prefix_hashes) AS content_hash
+    FROM parts SEMI JOIN distinct_records USING (position)) AS long USING (content_hash);
+CREATE TABLE first_exchanges AS
+  SELECT continued_at AS position, min(ended) AS began
+  FROM prefixes WHERE ended <> '' AND turns = 2 GROUP BY continued_at;
+CREATE TABLE longest AS
+  SELECT arg_min(position, (-turns, position)) AS position
+  FROM parts SEMI JOIN distinct_records USING (position) ANTI JOIN prefixes USING (position) GROUP BY id_hash;
 CREATE TABLE kept AS
-  SELECT row_number() OVER (ORDER BY place) - 1 AS number, place, named, person, opted_out, ended, turns,
+  SELECT row_number() OVER (ORDER BY position) - 1 AS number, position, id_hash, user_hash, opted_out, ended, turns,
     CASE WHEN parts.began <> '' THEN parts.began
-      WHEN began.began IS NOT NULL THEN began.began
+      WHEN first_exchanges.began IS NOT NULL THEN first_exchanges.began
       WHEN turns = 2 THEN ended ELSE '' END AS began,
-    with_system, list_position({splits}, split) AS rank
-  FROM parts SEMI JOIN named USING (place) LEFT JOIN began USING (place);
+    has_system, list_position({splits}, split) AS split_rank
+  FROM parts SEMI JOIN longest USING (position) LEFT JOIN first_exchanges USING (position);
 """
 
-# Who is alike: all that share a band with the first that has it, all of a user with the user's first.
-_ALIKE = """
-CREATE TABLE banded AS SELECT number, rank, unnest(bands) AS band FROM parts JOIN kept USING (place);
-CREATE TABLE shared AS
-  SELECT band, min(number) AS first, max(rank) AS rank, count(*) AS size FROM banded GROUP BY band HAVING size > 1;
+# Links that must not cross splits: from each conversation of a band to the band's first, and from each of a user to the
+# user's first. A conversation leaks if one with the same band or user is in a later split, in the order of SPLITS.
+_LINKS = """
+CREATE TABLE banded AS SELECT number, split_rank, unnest(bands) AS band FROM parts JOIN kept USING (position);
+CREATE TABLE shared_bands AS
+  SELECT band, min(number) AS first, max(split_rank) AS split_rank, count(*) AS size
+  FROM banded GROUP BY band HAVING size > 1;
 CREATE TABLE users AS
-  SELECT person, min(number) AS first, max(rank) AS rank FROM kept WHERE person <> 0 GROUP BY person;
-CREATE TABLE alike AS SELECT DISTINCT * FROM (
-  SELECT number, banded.rank < shared.rank AS leaks, first FROM banded JOIN shared USING (band)
-  UNION ALL SELECT number, kept.rank < users.rank, first FROM kept JOIN users USING (person));
+  SELECT user_hash, min(number) AS first, max(split_rank) AS split_rank
+  FROM kept WHERE user_hash <> 0 GROUP BY user_hash;
+CREATE TABLE links AS SELECT DISTINCT * FROM (
+  SELECT number, banded.split_rank < shared_bands.split_rank AS leaks, first FROM banded JOIN shared_bands USING (band)
+  UNION ALL SELECT number, kept.split_rank < users.split_rank, first FROM kept JOIN users USING (user_hash));
 """
 
-# A cluster is named by a digest: the id that it is of may be of a user who has opted out. One that is larger than all
-# that is to be held out, as common openings make it of many users, is trained on.
+# A cluster's name is a digest, because the id of its first conversation may belong to a user who has opted out. Common
+# openings can join many users in a cluster larger than all that is to be held out: it goes to the training split.
 _SPLIT = """
 CREATE TABLE clusters AS
   SELECT component, cluster, size,
-    CASE WHEN share(cluster) < {heldout} AND size <= {most} THEN 'heldout' ELSE 'train' END AS drawn
-  FROM (SELECT component, printf('%016x', min(named)) AS cluster, count(*) AS size
+    CASE WHEN share(cluster) < {share} AND size <= {most} THEN 'validation' ELSE 'train' END AS drawn
+  FROM (SELECT component, printf('%016x', min(id_hash)) AS cluster, count(*) AS size
     FROM kept JOIN components USING (number) GROUP BY component);
 CREATE TABLE chosen AS
-  SELECT kept.*, cluster, CASE WHEN rank > 1 THEN list_extract({splits}, rank) ELSE drawn END AS split
+  SELECT kept.*, cluster, CASE WHEN split_rank > 1 THEN list_extract({splits}, split_rank) ELSE drawn END AS split
   FROM kept JOIN components USING (number) JOIN clusters USING (component)
-  WHERE number NOT IN (SELECT number FROM alike WHERE leaks);
+  WHERE number NOT IN (SELECT number FROM links WHERE leaks);
 """
 
-# Which are too many. Those that share a band open nearly the same, whoever they are of, and lie in one split by now.
-# Kept are the first by hash, not those of the file; what shares no band with so many others is never too much.
+# Conversations beyond the first {most} of a band, in the order of their ids' hashes, so that the choice does not depend
+# on the order of records. Whoever wrote them, they open nearly the same, and by now they are in one split.
 _CROWDED = """
 CREATE TABLE crowded AS
-  SELECT DISTINCT number FROM banded JOIN shared USING (band) JOIN chosen USING (number) WHERE size > {most}
-  QUALIFY row_number() OVER (PARTITION BY band ORDER BY chosen.named) > {most};
+  SELECT DISTINCT number FROM banded JOIN shared_bands USING (band) JOIN chosen USING (number) WHERE size > {most}
+  QUALIFY row_number() OVER (PARTITION BY band ORDER BY chosen.id_hash) > {most};
 """
 
-_DONE = """
-DROP TABLE once; DROP TABLE going_on; DROP TABLE began; DROP TABLE named; DROP TABLE kept; DROP TABLE banded;
-DROP TABLE shared; DROP TABLE users; DROP TABLE alike; DROP TABLE clusters; DROP TABLE IF EXISTS crowded;
+_DROP_TABLES = """
+DROP TABLE distinct_records; DROP TABLE prefixes; DROP TABLE first_exchanges; DROP TABLE longest; DROP TABLE kept;
+DROP TABLE banded; DROP TABLE shared_bands; DROP TABLE users; DROP TABLE links; DROP TABLE clusters;
+DROP TABLE IF EXISTS crowded;
 """
 
 
 def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
-    """Make the table `chosen`, conversations that are kept with their split and cluster; count what is not.
+    """Make the table `chosen`: the kept conversations with their split and cluster. Count the others by reason.
 
-    Also makes the view `parts` of all records in a folder of parts, by place as `chosen` is.
+    Also makes the view `parts` of all records of a scan; `position` is the key of both.
 
     Raises:
-      UserError: none can be used.
+      UserError: no conversation can be used.
     """
 
-    def number(query: str) -> int:
-        return int(base.execute(query).fetchall()[0][0] or 0)
+    def drop(reason: str, size: int) -> None:
+        if size:
+            counts[f'dropped_{reason}'] = size
 
-    def drop(reason: str, how_many: int) -> None:
-        if how_many:
-            counts[f'dropped_{reason}'] = how_many
-
-    def cut(reason: str, rest: str) -> None:
-        drop(reason, number(f'DELETE FROM chosen WHERE number IN ({rest})'))
-
-    splits, share = ['', *FILE_SPLITS.values()], config.ingest.heldout  # in SQL too, a list of text
-    base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
+    splits = ['', *SPLITS]  # Python's text of this list is SQL for it, too
     base.execute(_KEPT.format(parts=glob.escape(str(parts)).replace("'", "''"), splits=splits))
-    kept, once = number('SELECT count(*) FROM kept'), number('SELECT count(*) FROM once')
+    kept, distinct = _number(base, 'SELECT count(*) FROM kept'), _number(base, 'SELECT count(*) FROM distinct_records')
     if not kept:
         raise UserError(
-            f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)}): see '
-            'config.ingest.fields for where a record holds what'
+            f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)}): check the paths '
+            'in config.ingest.fields'
         )
-    longest = once - number('SELECT count(DISTINCT place) FROM going_on')
-    drop('seen_before', number('SELECT count(*) FROM parts') - once)
-    drop('goes_on_in_another', once - longest)
+    longest = distinct - _number(base, 'SELECT count(DISTINCT position) FROM prefixes')
+    drop('seen_before', _number(base, 'SELECT count(*) FROM parts') - distinct)
+    drop('goes_on_in_another', distinct - longest)
     drop('id_seen_before', longest - kept)
-    base.execute(_ALIKE)
-    edges = base.sql('SELECT number, first FROM alike WHERE number <> first').to_arrow_reader(_EDGES)
+
+    base.execute(_LINKS)
+    edges = base.sql('SELECT number, first FROM links WHERE number <> first').to_arrow_reader(_EDGES)
     base.register('components', components(kept, edges))
-    base.execute(_SPLIT.format(heldout=share, most=max(share * kept, 1), splits=splits))
-    counts['clusters'] = number('SELECT count(*) FROM clusters')
-    counts['in_clusters_of_several'] = number('SELECT sum(size) FROM clusters WHERE size > 1')
-    drop('like_one_held_out', kept - number('SELECT count(*) FROM chosen'))
-    if most := config.ingest.max_nearly_same:
-        base.execute(_CROWDED.format(most=most))
-        cut('nearly_the_same', 'FROM crowded')
-    if most := config.ingest.max_per_user:
-        newest = 'row_number() OVER (PARTITION BY person ORDER BY ended DESC, number DESC)'
-        cut('over_max_per_user', f'SELECT number FROM chosen WHERE person <> 0 QUALIFY {newest} > {most}')
-    if most := config.ingest.max_conversations:
-        cut('over_max_conversations', f'SELECT number FROM chosen ORDER BY named, number OFFSET {most}')
-    cut('opted_out', 'SELECT number FROM chosen WHERE opted_out')  # last: nobody else's fate hangs on it
+    share = config.ingest.heldout
+    base.create_function('share', lambda name: int(digest(config.seed, name)[:8], 16) / 16**8, ['VARCHAR'], 'DOUBLE')
+    base.execute(_SPLIT.format(share=share, most=max(share * kept, 1), splits=splits))
+    counts['clusters'] = _number(base, 'SELECT count(*) FROM clusters')
+    counts['in_clusters_of_several'] = _number(base, 'SELECT sum(size) FROM clusters WHERE size > 1')
+    drop('like_one_held_out', kept - _number(base, 'SELECT count(*) FROM chosen'))
+
+    for reason, query in _cuts(base, config):
+        drop(reason, _number(base, f'DELETE FROM chosen WHERE number IN ({query})'))
     for split, size in base.execute('SELECT split, count(*) FROM chosen GROUP BY split').fetchall():
         counts[f'kept_{split}'] = size
-    counts['without_time'] = number("SELECT count(*) FROM chosen WHERE began = ''")
-    counts['with_system_message'] = number('SELECT count(*) FROM chosen WHERE with_system')
-    counts['users'] = number('SELECT count(DISTINCT person) FROM chosen WHERE person <> 0')
-    counts['user_turns'] = number('SELECT sum((turns + 1) // 2) FROM chosen')
-    base.execute(_DONE)
+    counts['without_time'] = _number(base, "SELECT count(*) FROM chosen WHERE began = ''")
+    counts['with_system_message'] = _number(base, 'SELECT count(*) FROM chosen WHERE has_system')
+    counts['users'] = _number(base, 'SELECT count(DISTINCT user_hash) FROM chosen WHERE user_hash <> 0')
+    counts['user_turns'] = _number(base, 'SELECT sum((turns + 1) // 2) FROM chosen')
+    base.execute(_DROP_TABLES)
+
+
+def _number(base: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The one number that a query gives, or that a deletion deletes."""
+    return int(base.execute(query).fetchall()[0][0] or 0)
+
+
+def _cuts(base: duckdb.DuckDBPyConnection, config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """What the caps and the opt-out list remove from `chosen`, in order: the reason, and a query for the numbers."""
+    if most := config.ingest.max_nearly_same:
+        base.execute(_CROWDED.format(most=most))
+        yield 'nearly_the_same', 'FROM crowded'
+    if most := config.ingest.max_per_user:
+        age = 'row_number() OVER (PARTITION BY user_hash ORDER BY ended DESC, number DESC)'
+        yield 'over_max_per_user', f'SELECT number FROM chosen WHERE user_hash <> 0 QUALIFY {age} > {most}'
+    if most := config.ingest.max_conversations:
+        yield 'over_max_conversations', f'SELECT number FROM chosen ORDER BY id_hash, number OFFSET {most}'
+    yield 'opted_out', 'SELECT number FROM chosen WHERE opted_out'  # last, so that it changes nothing for other users
 
 
 def components(count: int, edges: Iterable[pa.RecordBatch]) -> pa.Table:
-    """The component of each of `count` conversations: those that are alike, directly or through others.
+    """The connected component of each of `count` conversations, as columns `number` and `component`.
 
-    Of the edges only a batch is in memory at once: it joins components that those before have left.
+    Args:
+      edges: batches of pairs of numbers. One batch is in memory at a time; each joins the components of those before.
     """
     component = np.arange(count, dtype=np.int32)
     for batch in edges:
-        ends = np.stack([component[batch[place].to_numpy()] for place in range(2)])
+        ends = np.stack([component[batch[column].to_numpy()] for column in range(2)])
         nodes, (left, right) = np.unique(ends, return_inverse=True)
         graph = coo_array((np.ones(len(left), np.int8), (left, right)), (len(nodes), len(nodes)))
         joined = connected_components(graph, directed=False)[1]

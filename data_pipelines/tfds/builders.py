@@ -1,16 +1,16 @@
-"""TFDS builders: conversations and interactions as ArrayRecord files that `tfds.data_source` reads without TensorFlow.
+"""TFDS builders of conversations and interactions: ArrayRecord files that `tfds.data_source` reads without TensorFlow.
 
-The stage `datasets` builds them; to read them takes no more than
+The stage `datasets` builds them. To read them, no code of this project is needed:
 
     trees = tfds.data_source('interactions', data_dir=DIR, split='train')
-    tree = tfds_builders.interaction(trees[0])
 
-An example is as TFDS gives it: text as UTF-8 bytes, a list of messages as a dict of lists. `record` and `interaction`
-give back what was written.
+TFDS gives text as UTF-8 bytes and a list of messages as a dict of lists. `conversation` and `interaction` turn
+such an example back into what was written.
 
-They are built shard by shard. TFDS's GeneratorBasedBuilder sorts a whole split in memory, and beyond 1 GB on disk with
-TensorFlow's files (tensorflow_datasets/core/shuffle.py); the ShardBasedBuilder streams, keeps the order, and with Beam
-writes the same bytes. With Beam it writes what it has written again for every later split, so the smallest come first.
+The builders derive from ShardBasedBuilder. It streams, keeps the order of examples, and writes the same bytes with
+Beam. GeneratorBasedBuilder would sort a whole split in memory, and above 1 GB on disk with TensorFlow's files
+(tensorflow_datasets/core/shuffle.py). With Beam, TFDS writes earlier splits again for each later one, so the smallest
+split comes first.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipelines.core.stage import Record
+from data_pipelines.core.records import Conversation
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import Interaction, Message, Pair
 from rlhi_jax.io.errors import UserError
@@ -36,42 +36,42 @@ PER_SHARD = 5000  # conversations
 _TEXTS = ('began', 'cluster', 'ended', 'id', 'language', 'system', 'user_id')
 
 Example = dict[str, Any]
-Shard = Callable[[], Iterator[tuple[str, Example]]]  # what a shard is to hold, by id
+Shard = Callable[[], Iterator[tuple[str, Example]]]  # gives a shard's examples with their ids
 
 
 def conversation_shards(path: Path) -> dict[str, list[Shard]]:
-    """The shards of each split of a file of conversations, in its order, to build from."""
-    places: dict[str, list[int]] = defaultdict(list)
+    """The shards of each split of a file of conversations, in the file's order."""
+    offsets_by_split: dict[str, list[int]] = defaultdict(list)
     with open(path, 'rb') as file:
-        at = 0
+        offset = 0
         for line in file:
-            places[json.loads(line)['split']].append(at)
-            at += len(line)
+            offsets_by_split[json.loads(line)['split']].append(offset)
+            offset += len(line)
     return {
         split: [
-            functools.partial(_conversations, str(path.absolute()), found[first : first + PER_SHARD])
-            for first in range(0, len(found), PER_SHARD)
+            functools.partial(_conversations, str(path.absolute()), offsets[first : first + PER_SHARD])
+            for first in range(0, len(offsets), PER_SHARD)
         ]
-        for split, found in places.items()
+        for split, offsets in offsets_by_split.items()
     }
 
 
-def _conversations(path: str, places: Sequence[int]) -> Iterator[tuple[str, Example]]:
+def _conversations(path: str, offsets: Sequence[int]) -> Iterator[tuple[str, Example]]:
     with open(path, 'rb') as file:
-        for place in places:
-            file.seek(place)
-            found = json.loads(file.readline())
-            yield found['id'], {name: found[name] for name in (*_TEXTS, 'messages')}
+        for offset in offsets:
+            file.seek(offset)
+            record = json.loads(file.readline())
+            yield record['id'], {name: record[name] for name in (*_TEXTS, 'messages')}
 
 
-def record(example: Example, split: str) -> Record:
+def conversation(example: Example, split: str) -> Conversation:
     """The conversation that an example of a split was made from."""
     texts = {name: _plain(example[name]) for name in _TEXTS}
-    return texts | dict(split=split, messages=_rows(example['messages']))
+    return Conversation(split=split, messages=_rows(example['messages']), **texts)
 
 
 def interaction_shards(folder: Path) -> list[Shard]:
-    """The shards of a folder of interactions, one for one, to build from.
+    """One shard for each shard in a folder of interactions.
 
     Raises:
       UserError: as `Shards` does.
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 
 class _InOrder(ExampleWriter):
-    """Writes an example's features sorted by name: TFDS leaves their order to chance."""
+    """Writes an example's features sorted by name; TFDS's own writer does not fix their order."""
 
     def write(self, path, examples):
         def sorted_examples():
@@ -117,7 +117,7 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """A data set of ArrayRecord files.
 
     Attributes:
-      shards: of each split its shards; needed to build, not to read.
+      shards: the shards of each split; needed to build, not to read.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -128,7 +128,9 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Shard]]:
         if not self.shards:
-            raise UserError(f'{self.data_dir} holds no data set: build it with `python -m data_pipelines.datasets`')
+            raise UserError(
+                f'{self.data_dir} does not contain the data set: build it with `python -m data_pipelines.datasets`'
+            )
         return dict(sorted(self.shards.items(), key=lambda split: (len(split[1]), split[0])))
 
     def _example_writer(self) -> ExampleWriter:
@@ -144,7 +146,7 @@ def _text(*names: str) -> dict[str, Any]:
 
 
 class Conversations(_Builder):
-    """Conversations as ingest keeps them."""
+    """Conversations as ingest writes them."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = _text(*_TEXTS) | dict(messages=tfds.features.Sequence(_text('role', 'content')))
@@ -152,7 +154,7 @@ class Conversations(_Builder):
 
 
 class Interactions(_Builder):
-    """Interaction trees: a persona, the messages of a conversation with its branches, and pairs of replies."""
+    """Interaction trees: a persona, a conversation's messages with their branches, and pairs of replies."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         weight = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # plain floats would be float32

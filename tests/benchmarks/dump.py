@@ -1,7 +1,7 @@
-"""A made-up dump in the WildChat-1M schema: its columns, nesting and, roughly, lengths; by number, so any part of it.
+"""A made-up dump with WildChat-1M's columns and nesting, and roughly its lengths.
 
-A tenth of the openings are variations of a few, one conversation in a hundred occurs twice, and a few users hold many
-conversations.
+Each record is a function of its number, so any part of the dump can be made alone. A tenth of the openings are
+variations of a few, one conversation in a hundred occurs twice, and a few users have many conversations.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ LANGUAGES = ('English', 'English', 'Chinese', 'Russian', 'French')
 
 @cache
 def pool() -> str:
-    """20 million characters of made-up words, of which texts are pieces."""
+    """20 million characters of made-up words; texts are cut from it."""
     rng = np.random.default_rng(0)
     letters = np.array(list('etaoinshrdlucmfwypvbgk'))
     words = np.array([''.join(rng.choice(letters, size)) for size in rng.integers(2, 10, 20_000)])
@@ -33,10 +33,10 @@ def record(number: int) -> dict:
         return text[start : start + size].strip()
 
     turns = min(int(rng.geometric(0.4)), 15)
-    said = [piece(120 if place % 2 == 0 else 900) for place in range(2 * turns)]
+    texts = [piece(120 if index % 2 == 0 else 900) for index in range(2 * turns)]
     if rng.random() < 0.1:
         start = int(rng.integers(500)) * 1000
-        said[0] = text[start : start + 400] + ' ' + piece(20)
+        texts[0] = text[start : start + 400] + ' ' + piece(20)
     language, toxic = LANGUAGES[int(rng.integers(len(LANGUAGES)))], bool(rng.random() < 0.1)
     when = pa.scalar(1_680_000_000 + number * 20, pa.timestamp('s')).as_py()
     person = digest(int(users * rng.random() ** 2))
@@ -49,13 +49,13 @@ def record(number: int) -> dict:
         model='gpt-4',
         timestamp=when,
         conversation=[
-            dict(common, role=('user', 'assistant')[place % 2], content=content, turn_identifier=place, timestamp=when)
-            for place, content in enumerate(said)
+            dict(common, role=('user', 'assistant')[index % 2], content=content, turn_identifier=index, timestamp=when)
+            for index, content in enumerate(texts)
         ],
         turn=turns,
         language=language,
-        openai_moderation=[dict(flagged=toxic, categories=dict(hate=False)) for _ in said],
-        detoxify_moderation=[dict(toxicity=0.1) for _ in said],
+        openai_moderation=[dict(flagged=toxic, categories=dict(hate=False)) for _ in texts],
+        detoxify_moderation=[dict(toxicity=0.1) for _ in texts],
         toxic=toxic,
         redacted=False,
         state='Y',

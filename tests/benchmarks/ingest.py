@@ -1,12 +1,12 @@
-"""Ingest of a generated dump in the WildChat-1M schema: conversations a second, and memory, at two sizes.
+"""Ingest of a generated dump in WildChat-1M's schema: conversations per second, and memory, at two sizes.
 
 python tests/benchmarks/ingest.py             # speed and memory at two sizes
-python tests/benchmarks/ingest.py --kill      # the largest, killed at five places: the same bytes as undisturbed?
-python tests/benchmarks/ingest.py --mutated   # 100,000 records with something wrong: is each counted?
-python tests/benchmarks/ingest.py --beam      # 20,000 through a Beam pipeline: the same bytes as without?
+python tests/benchmarks/ingest.py --kill      # the larger, killed at five moments: same bytes as without kills?
+python tests/benchmarks/ingest.py --mutated   # 100,000 faulty records: is each counted?
+python tests/benchmarks/ingest.py --beam      # 20,000 through a Beam pipeline: same bytes as without?
 
-The dump (`dump.py`) comes in files of WildChat's size. Measures the stage as a user runs it, from its start to its last
-byte; memory is that of all its processes, shared pages counted once. Writes its part of `results/ingest.json`.
+`dump.py` writes the dump, in files of WildChat's size. The stage is measured as users run it, from start to exit;
+memory is that of all its processes, with shared pages counted once. Writes a part of `results/ingest.json`.
 """
 
 import json
@@ -73,7 +73,7 @@ def measure(count: int) -> dict:
 
 
 def killed(count: int) -> dict:
-    """Kills a run, all its processes at once, at five places; compares what it ends in with a run left alone."""
+    """Kill a run with all its processes at five moments; compare its final output with that of an undisturbed run."""
     files, whole, to = raw_files(count), RUNS / f'of_{count}', RUNS / 'killed'
     if not (whole / 'manifest.json').exists():
         measure(count)
@@ -84,14 +84,14 @@ def killed(count: int) -> dict:
     def scanned(share: float) -> bool:
         return sum(1 for _ in work.glob('*/[0-9]*.parquet')) >= share * parts
 
-    places = {
+    moments = {
         'a third is scanned': lambda: scanned(1 / 3),
         'two thirds are scanned': lambda: scanned(2 / 3),
         'conversations are compared': lambda: scanned(1),
         'they are grouped': lambda: any(work.glob('*/grouped/*.arrow')),
         'records are written': lambda: any(temporary.glob('.records.jsonl.*')),
     }
-    for name, reached in places.items():
+    for name, reached in moments.items():
         process = start_ingest(files, to)
         while not reached():
             if process.poll() is not None:
@@ -105,14 +105,14 @@ def killed(count: int) -> dict:
         raise RuntimeError('ingest failed after it was killed')
     made_from = [read_json(folder / 'manifest.json', '')['made_from'] for folder in (whole, to)]
     if made_from[0] != made_from[1]:
-        raise RuntimeError(f'{whole} is of other settings: remove it, and run again')
+        raise RuntimeError(f'{whole} was made with other settings: remove it and run again')
     ended_in = [{path.name: file_digest(path) for path in folder.iterdir()} for folder in (whole, to)]
     left = [path.name for path in RUNS.iterdir() if path.name.startswith('.')]
-    return dict(count=count, killed_when=list(places), same_bytes=ended_in[0] == ended_in[1], left_behind=left)
+    return dict(count=count, killed_when=list(moments), same_bytes=ended_in[0] == ended_in[1], left_behind=left)
 
 
 def beam(count: int) -> dict:
-    """Reads one dump without Beam and with it: do they end in the same bytes?"""
+    """Ingest one dump without Beam and with it, and compare the bytes."""
     raw, ended_in = RUNS / f'{count}.parquet', []
     write_file(raw, 0, count)
     for to, runner in ((RUNS / 'plain', ''), (RUNS / 'beam', '--runner=DirectRunner')):
@@ -127,35 +127,35 @@ def mutate(count: int) -> dict:
     raw.parent.mkdir(parents=True, exist_ok=True)
     with open(raw, 'wb') as file:
         for n in range(count):
-            said = [('user', f'What is {n * 7919} of {n}?'), ('assistant', 'So.')] * 2
-            file.write(mutated(wildchat_record(dict(id=f'u{n % 5000}'), said, n % 999, 'model'), rng) + b'\n')
+            turns = [('user', f'What is {n * 7919} of {n}?'), ('assistant', 'So.')] * 2
+            file.write(mutated(wildchat_record(dict(id=f'u{n % 5000}'), turns, n % 999, 'model'), rng) + b'\n')
     salt = Path('.cache/ingest_salt')
     if start_ingest(str(raw), to, f'--config.ingest.salt={salt}', '--config.ingest.max_characters=0').wait():
         raise RuntimeError('ingest of mutated records failed')
     counts = counts_of(to)
-    told = sum(n for name, n in counts.items() if name.startswith(('kept_', 'dropped_')))
-    adds_up = count == counts['records_read'] == told
+    sorted_out = sum(n for name, n in counts.items() if name.startswith(('kept_', 'dropped_')))
+    adds_up = count == counts['records_read'] == sorted_out
     return dict(adds_up=adds_up, gib=raw.stat().st_size / 2**30, counts=counts)
 
 
 def main(_):
     sizes = [int(size) for size in flags.FLAGS.sizes.split(',')]
     if flags.FLAGS.kill:
-        found = dict(killed=killed(sizes[-1]))
+        results = dict(killed=killed(sizes[-1]))
     elif flags.FLAGS.mutated:
-        found = dict(mutated=mutate(MUTATED))
+        results = dict(mutated=mutate(MUTATED))
     elif flags.FLAGS.beam:
-        found = dict(beam=beam(BEAM))
+        results = dict(beam=beam(BEAM))
     else:
-        found = {str(size): measure(size) for size in sizes}
-        found['growth'] = found[str(sizes[-1])]['peak_gib'] / found[str(sizes[0])]['peak_gib'] - 1
-    write_json(RESULTS, (read_json(RESULTS, '') if RESULTS.exists() else {}) | found)
-    print(json.dumps(found, indent=1))
+        results = {str(size): measure(size) for size in sizes}
+        results['growth'] = results[str(sizes[-1])]['peak_gib'] / results[str(sizes[0])]['peak_gib'] - 1
+    write_json(RESULTS, (read_json(RESULTS, '') if RESULTS.exists() else {}) | results)
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':
     flags.DEFINE_string('sizes', '100000,1000000', 'Conversations, smallest first.')
-    flags.DEFINE_bool('kill', False, 'Kill the largest at five places instead.')
+    flags.DEFINE_bool('kill', False, 'Kill the largest at five moments instead.')
     flags.DEFINE_bool('mutated', False, 'Read mutated records instead.')
     flags.DEFINE_bool('beam', False, 'Compare with a Beam pipeline instead.')
     app.run(main)

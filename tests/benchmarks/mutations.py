@@ -1,10 +1,10 @@
-"""Conversations with something wrong, as JSON lines: in bytes, types, texts, roles or fields."""
+"""JSON lines of conversations with faults in bytes, types, texts, roles or fields."""
 
 import copy
 import json
 from random import Random
 
-LARGE = 10 * 2**20  # characters of a turn, once in so many records:
+LARGE = 10 * 2**20  # characters of one turn, in one of ONCE_IN records
 ONCE_IN = 5_000
 ODD = (
     *(None, True, -1, 1e308, 10**30, float('nan'), float('inf'), '', ' ', [], {}, [[]]),
@@ -14,19 +14,19 @@ ODD = (
 
 
 def mutated(record: dict, rng: Random) -> bytes:
-    """A line of one to three changes to a conversation in WildChat's schema; every fifth is broken as bytes, too."""
+    """A line with one to three faults in a conversation of WildChat's schema; every fifth has broken bytes, too."""
     record = copy.deepcopy(record)
     for _ in range(rng.randint(1, 3)):
         turns = [turn for turn in record['conversation'] if isinstance(turn, dict)]
-        place = rng.choice([record, *turns])
-        key = rng.choice([*place, 'messages', 'user', 'created'])
+        target = rng.choice([record, *turns])
+        key = rng.choice([*target, 'messages', 'user', 'created'])
         match rng.randrange(5):
             case 0:
-                place.pop(key, None)
+                target.pop(key, None)
             case 1:
-                place[key] = rng.choice(ODD)
+                target[key] = rng.choice(ODD)
             case 2:
-                place[key], place[rng.choice(list(place))] = rng.choice(ODD), place.get(key)
+                target[key], target[rng.choice(list(target))] = rng.choice(ODD), target.get(key)
             case 3 if turns:
                 rng.choice(turns)['role'] = rng.choice(('user', 'assistant', 'system', 'tool', ''))
             case _ if turns:
@@ -41,7 +41,7 @@ def mutated(record: dict, rng: Random) -> bytes:
 
 def _broken(line: bytes, rng: Random) -> bytes:
     at = rng.randrange(len(line))
-    deep = b'[' * rng.choice((rng.randrange(900, 1000), 100_000))  # about as deep as Python can read, too
+    deep = b'[' * rng.choice((rng.randrange(900, 1000), 100_000))  # including about as deep as Python can read
     match rng.randrange(8):
         case 0:
             return line[:at]

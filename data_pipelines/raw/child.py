@@ -1,0 +1,32 @@
+"""Child processes of a stage: they end soon after it, even if it is killed."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from rlhi_jax.cli.program import refuse
+from rlhi_jax.io.errors import UserError, one_line
+
+_WATCH_SECONDS = 0.5
+
+
+def run_worker(write: Callable[..., None]) -> None:
+    """Run a program that the stage has started; it ends soon after the stage, even if the stage is killed.
+
+    Its flags are --parent, the id of the stage's process, and the arguments of `write`, as text.
+    """
+    arguments = dict(argument.removeprefix('--').split('=', 1) for argument in sys.argv[1:])
+    parent = int(arguments.pop('parent'))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        write(**arguments)
+    except UserError as error:
+        refuse(one_line(error))

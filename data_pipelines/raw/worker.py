@@ -1,0 +1,17 @@
+"""One worker of the scan; `ingest` starts several.
+
+python -m data_pipelines.raw.worker --job=FILE --worker=0 --parent=PID
+"""
+
+from pathlib import Path
+
+from data_pipelines.raw.child import run_worker
+from data_pipelines.raw.scan import work
+
+
+def main() -> None:
+    run_worker(lambda job, worker: work(Path(job), int(worker)))
+
+
+if __name__ == '__main__':
+    main()
