@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The README's demo: simulated users → conversations → reward model and policy → evaluation → Hugging Face folders.
-# What is finished is kept, so an interrupted demo goes on where it stopped. `make demo` sets up all that it needs.
+# Finished steps are kept, so the same command resumes an interrupted demo. `make demo` first installs what it needs.
 #   GGUF=FILE bash launch/demo.sh [FLAG...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The README's feasibility results: can SmolLM2-135M learn to use a persona? Three arms, an hour and a quarter in all on
-# two cores. What the last two have in common (conversations, labels, personas, the base model's replies) is made once.
+# The README's feasibility results: can SmolLM2-135M learn to use a persona? Three arms; together they take an hour and
+# a quarter on two cores. The last two arms share conversations, labels, personas and the base model's replies.
 #   GGUF=FILE bash launch/feasibility.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -2,8 +2,8 @@
 
     python launch/local.py --processes=2 -- python -m rlhi_jax.train --config=… --workdir=…
 
-Each process gets its own devices (`XLA_FLAGS=--xla_force_host_platform_device_count=N` gives each N fake CPU devices).
-The first to fail ends the others; SIGTERM and Ctrl-C are passed on, so that a run can save.
+Each process has its own devices (`XLA_FLAGS=--xla_force_host_platform_device_count=N` gives each N fake CPU devices).
+If one process fails, the others are killed. SIGTERM and Ctrl-C are passed on to all, so that a run can save.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-STOPPED = 75  # a run that saved because it was told to stop; its companions are about to end likewise
+STOPPED = 75  # the status of a run that saved because it was asked to stop; the other processes will end likewise
 
 
 def free_port() -> int:
@@ -53,12 +53,12 @@ def launch(command: list[str], processes: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--processes', type=int, default=2)
-    parser.add_argument('command', nargs=argparse.REMAINDER, help='-- and the command to run')
+    parser.add_argument('--processes', type=int, default=2, help='how many processes to start')
+    parser.add_argument('command', nargs=argparse.REMAINDER, help='the command to run, after --')
     arguments = parser.parse_args()
     command = [word for i, word in enumerate(arguments.command) if not (i == 0 and word == '--')]
     if not command or arguments.processes < 1:
-        parser.error('name at least one process and, after --, a command')
+        parser.error('--processes must be at least 1, and a command must follow --')
     sys.exit(launch(command, arguments.processes))
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The RealHumanEval results: personas of programmers, and what an audit finds in them, minutes on two cores.
-#   GGUF=FILE RAW=chat.jsonl bash launch/realhumaneval.sh [FLAG...]      after launch/wildchat.sh, which trains the head
+# The RealHumanEval results: personas of programmers, and an audit of these personas; minutes on two cores.
+# Run launch/wildchat.sh first: it trains the head that labels follow-ups.
+#   GGUF=FILE RAW=chat.jsonl bash launch/realhumaneval.sh [FLAG...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/steps.sh

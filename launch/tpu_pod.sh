@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Run a program on every worker of a TPU pod: create the pod if need be, copy this checkout, install, run; and begin
-# again after a preemption, until the program ends by itself. Runs resume from their last checkpoint, so the workdir
-# must outlive the pod: a folder that all workers mount (Filestore, or a bucket through gcsfuse).
+# Run a program on every worker of a TPU pod. The script creates the pod if there is none, copies this checkout, installs
+# it and starts the program; after a preemption it does all this again, until the program ends by itself. Runs resume
+# from their last checkpoint, so the workdir must outlive the pod: use a folder that all workers mount (Filestore, or a
+# bucket through gcsfuse).
 #
 #   TPU=my-pod ZONE=us-east5-a TYPE=v5p-32 VERSION=v2-alpha-tpuv5 SPOT=1 \
 #     bash launch/tpu_pod.sh python -m rlhi_jax.train --config=configs/X.py --workdir=/mnt/shared/run
@@ -19,11 +20,12 @@ create() {
 }
 
 set_up() {
-  # What is committed, and nothing else, is what runs. TPU images bring an older Python, so uv brings one.
+  # Workers run the last commit, without uncommitted changes. TPU images have a Python that is too old, so uv downloads
+  # 3.12, without which pip could only install JAX 0.10: later versions need it.
   git archive --format=tar.gz -o /tmp/rlhi_jax.tar.gz HEAD &&
     tpu scp /tmp/rlhi_jax.tar.gz "$TPU:~/rlhi_jax.tar.gz" --worker=all &&
     workers 'mkdir -p ~/rlhi_jax && tar xzf ~/rlhi_jax.tar.gz -C ~/rlhi_jax && cd ~/rlhi_jax &&
-      python3 -m pip install -q --user uv && python3 -m uv venv -q --allow-existing --python 3.11 .venv &&
+      python3 -m pip install -q --user uv && python3 -m uv venv -q --allow-existing --python 3.12 .venv &&
       python3 -m uv pip install -q --python .venv/bin/python -e ".[tpu]"'
 }
 
@@ -46,8 +48,8 @@ while true; do
   failures=0
   workers "cd ~/rlhi_jax && . .venv/bin/activate && RLHI_COORDINATOR=auto $command" && exit 0
   status=$?
-  sleep 60 # the state of a pod just preempted lags behind
-  # 75: the run saved because the pod was going away. Any other failure on a healthy pod would come again.
+  sleep 60 # after a preemption, the state is out of date for a while
+  # 75: the run saved because the pod was about to be preempted. Any other failure on a healthy pod would recur.
   [ "$(state)" = READY ] && [ "$status" -ne 75 ] && exit "$status"
   echo "the run ended with status $status on a pod that is $(state): starting again" >&2
 done

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The WildChat results: raw conversations through the whole loop with SmolLM2-135M, an hour and a half on two cores.
+# The WildChat results: the whole loop on raw conversations with SmolLM2-135M, an hour and a half on two cores.
 #   GGUF=FILE RAW=conversations.jsonl bash launch/wildchat.sh [FLAG...]
-# Flags go to every program: --config.teacher.path=http://HOST/v1 --config.teacher.model=NAME asks a teacher elsewhere.
+# Flags go to every program; for a teacher behind an endpoint, pass
+#   --config.teacher.path=http://HOST/v1 --config.teacher.model=NAME
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/steps.sh
@@ -9,9 +10,9 @@ cd "$(dirname "$0")/.."
 
 import_smollm2
 flags=(--config=configs/wildchat.py "--config.data.raw=$RAW" "$@")
-talks=--config.data.conversations=runs/wildchat/conversations
-python -m data_pipelines.ingest "${flags[@]}" "$talks"
-[ -d runs/wildchat_head ] || python -m data_pipelines.head_labels "${flags[@]}" "$talks" \
+conversations=--config.data.conversations=runs/wildchat/conversations
+python -m data_pipelines.ingest "${flags[@]}" "$conversations"
+[ -d runs/wildchat_head ] || python -m data_pipelines.head_labels "${flags[@]}" "$conversations" \
   --labels=tests/labels/follow_ups_train.jsonl --to=runs/wildchat_head
 python -m rlhi_jax.loop "${flags[@]}" --workdir=runs/wildchat
 python tests/benchmarks/loop_reports.py wildchat runs/wildchat

@@ -1,10 +1,11 @@
-"""Hugging Face folders and GGUF files ⇄ our model folders, policies and reward models alike.
+"""Converts Hugging Face folders and GGUF files to our model folders, and our model folders to Hugging Face folders.
 
     python -m rlhi_jax.convert import --source=hf:DIR|hf://OWNER/NAME[@REVISION]|gguf:FILE --to=DIR [--template=NAME]
         [--persona_in=user|system]
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
 
-The exported chat template takes `persona` and renders exactly what training saw.
+Both commands take policies and reward models. The exported chat template accepts `persona` and renders exactly the text
+that training used.
 """
 
 import shutil
@@ -34,23 +35,30 @@ _HUB_FILES = ('config.json', hf.INDEX, 'model*.safetensors', 'chat_template.jinj
 
 
 def import_model(source: str, to: Path, *, template: str | None, persona_in: str, overwrite: bool = False) -> None:
-    """Read a Hugging Face folder, here or on the hub, or a GGUF file and write a model folder with float32 parameters.
+    """Write a model folder, with float32 parameters, from a Hugging Face folder (local or on the hub) or a GGUF file.
+
+    Args:
+      source: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.
+      to: the folder to write.
+      template: the name of one of our chat layouts, to use instead of the source's template; None keeps that.
+      persona_in: where the template places the persona, 'user' or 'system'.
+      overwrite: whether to replace a model folder at `to`.
 
     Raises:
-      UserError: the source is missing, damaged or of a kind that is not supported; or its chat template is missing or
-        does not keep prefixes stable, and `template` names no layout of ours.
+      UserError: the source is missing, damaged or not supported; or `template` is None and the source's chat template
+        is missing or does not keep prefixes stable.
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
-        raise UserError(f'--source={source} is neither hf:DIR, hf://OWNER/NAME nor gguf:FILE: say which')
-    path, told = Path(name), f'{kind}:{Path(name).name}'
+        raise UserError(f'--source={source} is not of the form hf:DIR, hf://OWNER/NAME or gguf:FILE: use one of these')
+    path, origin = Path(name), f'{kind}:{Path(name).name}'
     if on_hub(source):
-        found = snapshot(source, 'model', _HUB_FILES, '--source')
-        path, told = found.folder, found.name
+        downloaded = snapshot(source, 'model', _HUB_FILES, '--source')
+        path, origin = downloaded.folder, downloaded.name
     if not path.exists():
-        raise UserError(f'--source={source}: {path} does not exist')
+        raise UserError(f'--source={source}: {path} does not exist: name an existing folder or file')
     if template is not None and template not in layouts():
-        raise UserError(f'--template={template} is no layout of ours: choose one of {", ".join(layouts())}')
+        raise UserError(f'--template={template} is not one of our layouts: choose one of {", ".join(layouts())}')
     with new_folder(to, overwrite=overwrite) as folder:
         (folder / 'tokenizer').mkdir()
         if kind == 'gguf':
@@ -58,21 +66,29 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
             _finish_tokenizer(folder / 'tokenizer', template, persona_in)
             spec, params, tokens = gguf.read_gguf(path)
         else:
-            config = read_json(path / 'config.json', 'name a Hugging Face model folder')
+            config = read_json(path / 'config.json', 'name a Hugging Face model folder with --source', fields=())
             spec, tokens = hf.spec_from_hf(config), _token_ids(path, config)
+            load_tokenizer(path)  # before the copy, so that errors name the source
             _copy_tokenizer(path, folder / 'tokenizer')
             _finish_tokenizer(folder / 'tokenizer', template, persona_in)
             params = hf.read_params(path, spec)
-        described = dict(weights=params_digest(params), tokens=tokens, source=told)
+        weights = params_digest(params)
         save_params(folder / 'params', params)
-        describe_model(folder, spec, **described)
+        describe_model(folder, spec, weights=weights, tokens=tokens, source=origin)
 
 
 def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, overwrite: bool = False) -> None:
-    """Write a model folder's or a run's parameters as a Hugging Face folder.
+    """Write the parameters of a model folder or a run as a Hugging Face folder.
+
+    Args:
+      checkpoint: the model folder or the run's workdir.
+      to: the folder to write.
+      step: a step of the run; None takes the latest.
+      dtype: the type of the written weights, 'float32' or 'bfloat16'.
+      overwrite: whether to replace an earlier export at `to`.
 
     Raises:
-      UserError: the checkpoint is missing or damaged.
+      UserError: the checkpoint is missing or damaged, or no Hugging Face class computes the model.
     """
     model = open_model(checkpoint, step)
     params = restore_params(model, _host_params(model.spec))
@@ -96,6 +112,7 @@ def _host_params(spec: ModelSpec) -> Any:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
+    read_json(source / 'tokenizer_config.json', 'name a --source that includes its tokenizer', fields=())
     for name in (*_TOKENIZER_FILES, 'chat_template.jinja'):
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
@@ -103,27 +120,27 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> None:
     """Leave one chat template in the folder, extended for personas and checked."""
-    config = read_json(folder / 'tokenizer_config.json', 'name a source that holds its tokenizer')
-    own = config.pop('chat_template', None)
-    if isinstance(own, list):  # several named templates
-        own = next((each['template'] for each in own if each['name'] == 'default'), None)
+    config = read_json(folder / 'tokenizer_config.json', 'import the model again', fields=())
+    jinja = config.pop('chat_template', None)
+    if isinstance(jinja, list):  # several named templates
+        jinja = next((each['template'] for each in jinja if each['name'] == 'default'), None)
     path = folder / 'chat_template.jinja'
     if path.exists():
-        own = path.read_text(encoding='utf-8')
+        jinja = path.read_text(encoding='utf-8')
     if template is not None:
-        own = layouts()[template].read_text(encoding='utf-8')
-    if own is None:
-        raise UserError(f'the source has no chat template: pass --template=NAME, one of {", ".join(layouts())}')
+        jinja = layouts()[template].read_text(encoding='utf-8')
+    if jinja is None:
+        raise UserError(f'--source has no chat template: pass --template=NAME, one of {", ".join(layouts())}')
     write_json(folder / 'tokenizer_config.json', config)
-    extended = extend(own, load_tokenizer(folder), special_tokens(folder), placement=persona_in)
+    extended = extend(jinja, load_tokenizer(folder), special_tokens(folder), placement=persona_in)
     write_bytes(path, extended.encode())
     ChatTemplate.load(folder)
 
 
 def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """bos, eos and pad ids: generation_config.json knows best which tokens end a turn, then config.json."""
+    """The ids of bos, eos and pad; generation_config.json goes before config.json, as it lists all ends of a turn."""
     path = folder / 'generation_config.json'
-    generation = read_json(path, 'mend it') if path.exists() else {}
+    generation = read_json(path, 'fix this file or remove it from --source', fields=()) if path.exists() else {}
     names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
     return {name: generation.get(name, config.get(name)) for name in names}
 
@@ -131,12 +148,12 @@ def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _define_flags() -> None:
     flags.DEFINE_string('source', None, 'import: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.')
     flags.DEFINE_string('to', None, 'Folder to write.')
-    flags.DEFINE_string('template', None, "import: one of our own chat layouts, instead of the model's.")
-    flags.DEFINE_string('persona_in', 'user', 'import: where the persona stands, user or system.')
-    flags.DEFINE_string('checkpoint', None, 'export: a model folder or a workdir.')
-    flags.DEFINE_integer('step', None, 'export: a step of the workdir; the latest if not given.')
-    flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the weights.')
-    flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
+    flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
+    flags.DEFINE_string('persona_in', 'user', 'import: where the template places the persona, user or system.')
+    flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
+    flags.DEFINE_integer('step', None, 'export: a step of the run; by default the latest.')
+    flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the written weights.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the folder that --to names if it exists.')
 
 
 def main(command: str) -> None:

@@ -1,10 +1,10 @@
-"""Replies to conversations: text in, text out, around the sampler.
+"""Samples replies to the conversations in a file.
 
     python -m rlhi_jax.generate --config=configs/NAME.py --prompts=FILE.jsonl --to=REPLIES.jsonl
 
-Each line of the prompts is `{"messages": [{"role", "content"}…], "id", "persona", "system", "samples"}`, all but the
-first optional; each line written is `{"id", "sample", "text", "finished"}`, in the order of the prompts. The model
-is `config.model.path`; how it samples is `config.sampler`.
+Each line of the prompts is `{"messages": [{"role", "content"}…], "id", "persona", "system", "samples"}`, where only
+`messages` is required. Each line written is `{"id", "sample", "text", "finished"}`, in the order of the prompts.
+`config.model.path` names the model, and `config.sampler` says how to sample.
 """
 
 import json
@@ -22,10 +22,10 @@ from rlhi_jax.tokenizers.template import Context
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a JSON lines file.
+    """The prompts of a JSON lines file.
 
     Raises:
-      UserError: naming the line that is no prompt, or whose id occurred before.
+      UserError: the file does not exist, or a line is not a prompt or repeats an id.
     """
     if not path.is_file():
         raise UserError(f'--prompts={path} does not exist: name a file of JSON lines')
@@ -38,11 +38,11 @@ def read_prompts(path: Path) -> list[Prompt]:
             turns = prompt_turns(record, ('id', 'system', 'persona'))
             name, samples = record['id'], record['samples']
             if type(samples) is not int or samples < 1:
-                raise ValueError('its samples are no whole number from 1')
+                raise ValueError('its samples must be an integer of at least 1')
             if name in prompts:
-                raise ValueError('its id is that of another')
+                raise ValueError('an earlier prompt has the same id')
         except (ValueError, RecursionError) as error:
-            raise UserError(f'{path}:{number} is no prompt ({one_line(error)}): mend the line') from None
+            raise UserError(f'--prompts={path}, line {number} is not a prompt ({one_line(error)}): fix it') from None
         prompts[name] = Prompt(name, turns, Context(record['system'], record['persona']), samples)
     return list(prompts.values())
 
@@ -58,7 +58,7 @@ def main() -> None:
         for reply in generator.replies(prompts):
             replies.append(reply)
             progress.update(len(replies))
-    order = {prompt.id: place for place, prompt in enumerate(prompts)}
+    order = {prompt.id: position for position, prompt in enumerate(prompts)}
     replies.sort(key=lambda reply: (order[reply.id], reply.sample))
     lines = (json.dumps(reply._asdict(), ensure_ascii=False) + '\n' for reply in replies)
     to = Path(flags.FLAGS.to)
@@ -69,6 +69,6 @@ def main() -> None:
 
 if __name__ == '__main__':
     define_config_flag()
-    flags.DEFINE_string('prompts', None, 'Prompts as JSON lines.')
-    flags.DEFINE_string('to', None, 'File of replies to write.')
+    flags.DEFINE_string('prompts', None, 'Prompts to reply to, as JSON lines.')
+    flags.DEFINE_string('to', None, 'File to write the replies to, as JSON lines.')
     run(main)

@@ -1,4 +1,4 @@
-"""What the conversion tests share: tiny models of random parameters, and our decoder on plain causal rows."""
+"""Shared by the conversion tests: tiny models with random parameters, and our decoder on plain causal rows."""
 
 import json
 
@@ -18,13 +18,13 @@ LLAMA3_SCALING = dict(
     factor=8.0,
     low_freq_factor=1.0,
     high_freq_factor=4.0,
-    original_max_position_embeddings=16,  # so short that the scaling changes the logits of 24 tokens
+    original_max_position_embeddings=16,  # short enough for the scaling to change the logits of 24 tokens
 )
 TEXT_IDS = np.random.default_rng(0).integers(4, 96, (2, 24))
 
 
 def our_output(params, spec, token_ids=TEXT_IDS):
-    """Logits [B, T, V] of plain causal rows, or each row's score at its last token [B, 1]."""
+    """Logits [B, T, V] of plain causal rows, or the score of each row at its last token [B, 1]."""
     batch, length = token_ids.shape
     position_BT = jnp.tile(jnp.arange(length), (batch, 1))
     hidden_BTD = Decoder(spec).apply({'params': params}, jnp.asarray(token_ids), position_BT, length - position_BT)

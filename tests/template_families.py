@@ -1,4 +1,4 @@
-"""Chat templates of the real families, as short equivalents, and small tokenizers of the kinds that go with them."""
+"""Short equivalents of the real families' chat templates, and small tokenizers of the same kinds."""
 
 import json
 from pathlib import Path
@@ -104,7 +104,7 @@ NO_SYSTEM = """{% if messages[0]['role'] == 'system' %}{{ raise_exception('Syste
 
 
 class Family(NamedTuple):
-    """A template, the tokenizer that goes with it, and the token that ends a turn."""
+    """A template, the kind and control tokens of its tokenizer, and the token that ends a turn."""
 
     template: str
     kind: str
@@ -124,7 +124,7 @@ FAMILIES = {
     'llama3_layout': Family(layouts()['llama3'].read_text(), 'llama3', '<|begin_of_text|>', '<|eot_id|>', HEADERS),
     'inst': Family(layouts()['inst'].read_text(), 'prepend', '<s>', '</s>', ('<unk>', '<s>', '</s>')),
 }
-# What models in use spell in turns, thought and calls of tools, by their published templates and tokenizers.
+# Markup of turns, thoughts and tool calls in published templates and tokenizers of models in use.
 PUBLISHED = {
     'ChatML, Qwen, SmolLM': [*CHATML, '<think>', '</think>', '<tool_call>', '</tool_call>', '<tool_response>'],
     'Llama 2': ['<s>', '</s>', '<unk>', '[INST]', '[/INST]', '<<SYS>>', '<</SYS>>'],
@@ -172,7 +172,7 @@ CL100K = (
 
 
 def write_family(folder: Path, family: Family) -> None:
-    """A small BPE of the family's kind, with every byte; merges across words and newlines wherever it allows them."""
+    """A small BPE of the family's kind, with every byte, and with merges across words and newlines where allowed."""
     prepend = family.kind == 'prepend'
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token='<unk>' if prepend else None, byte_fallback=prepend))
     specials, alphabet = list(family.controls), pre_tokenizers.ByteLevel.alphabet()
@@ -193,11 +193,11 @@ def write_family(folder: Path, family: Family) -> None:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=900, special_tokens=specials, initial_alphabet=list(alphabet), show_progress=False
     )
-    # Like Llama's, the merges never cross from one word to the next.
+    # Like Llama's, merges never cross word boundaries.
     tokenizer.train_from_iterator(WORDS * 5 if prepend else [' '.join(WORDS) + '\n\n', *WORDS] * 5, trainer)
     description = json.loads(tokenizer.to_str())
     added = description['added_tokens']
-    description['added_tokens'] = [token for token in added if token['content'] in family.controls]  # but no bytes
+    description['added_tokens'] = [token for token in added if token['content'] in family.controls]  # without the bytes
     write_json(folder / 'tokenizer.json', description)
     named = {'bos_token': family.bos, 'eos_token': family.end, 'pad_token': family.controls[0]}
     write_json(folder / 'tokenizer_config.json', {name: text for name, text in named.items() if text})

@@ -19,7 +19,7 @@ TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 
 
 def mask_of(extent_BT):
-    """The rule, token by token."""
+    """The mask of the rule, computed token by token."""
     distance = np.arange(extent_BT.shape[1])[:, None] - np.arange(extent_BT.shape[1])
     return (distance >= 0) & (distance < extent_BT[:, None, :])
 
@@ -34,20 +34,20 @@ def dense(q, k, v, extent):
 
 
 def random_extents(rng, tokens, rows) -> np.ndarray:
-    """Rows of random forests, padding at their ends."""
-    room = Capacities(tokens, 4 * tokens, tokens)
-    found = []
+    """Rows of random forests with padding at the end."""
+    capacities = Capacities(tokens, 4 * tokens, tokens)
+    extents = []
     for _ in range(rows):
         parts = []
         while True:
-            more = [lay_out(tree) for tree in forest_that_fits(rng, room)]
-            if sum(len(part['tokens']) for part in parts + more) > tokens:
+            more = [lay_out(tree) for tree in forest_that_fits(rng, capacities)]
+            if sum(len(part.tokens_T) for part in parts + more) > tokens:
                 break
             parts += more
             if rng.random() < 0.1:
                 break
-        found.append(pack(parts, room)['extent'])
-    return np.stack(found)
+        extents.append(pack(parts, capacities).extent_T)
+    return np.stack(extents)
 
 
 def inputs_of(rng, extent, heads, kv_heads, dtype):
@@ -68,14 +68,14 @@ def dense_gradients(q, k, v, extent, d_out):
     return (expected, *pull(d_out.astype(jnp.float32)))
 
 
-def own_gradients(name, q, k, v, extent, d_out):
-    backend, how = BACKENDS[name]
-    out, lse = backend.forward(q, k, v, extent, **how)
+def our_gradients(name, q, k, v, extent, d_out):
+    backend, options = BACKENDS[name]
+    out, lse = backend.forward(q, k, v, extent, **options)
     delta = jnp.einsum('BTNH,BTNH->BNT', out, d_out, preferred_element_type=jnp.float32)
-    return (out, *backend.backward(q, k, v, extent, lse, delta, d_out, **how))
+    return (out, *backend.backward(q, k, v, extent, lse, delta, d_out, **options))
 
 
-DENSE, OWN = jax.jit(dense_gradients), jax.jit(own_gradients, static_argnums=0)
+DENSE, OURS = jax.jit(dense_gradients), jax.jit(our_gradients, static_argnums=0)
 
 
 @pytest.mark.parametrize('heads', [(2, 2), (6, 2)], ids=['plain', 'grouped'])
@@ -86,8 +86,8 @@ DENSE, OWN = jax.jit(dense_gradients), jax.jit(own_gradients, static_argnums=0)
 def test_values_and_gradients_of_random_forests_are_the_dense_ones(name, dtype, heads, seed):
     rng = np.random.default_rng(seed)
     inputs = inputs_of(rng, random_extents(rng, 3 * BLOCK, 2), *heads, dtype)
-    for found, wanted in zip(OWN(name, *inputs), DENSE(*inputs), strict=True):
-        assert found.dtype == dtype and relative(found, wanted) <= TOLERANCE[dtype]
+    for actual, expected in zip(OURS(name, *inputs), DENSE(*inputs), strict=True):
+        assert actual.dtype == dtype and relative(actual, expected) <= TOLERANCE[dtype]
 
 
 def test_the_interface_pads_and_differentiates():
@@ -95,12 +95,12 @@ def test_the_interface_pads_and_differentiates():
     q, k, v, extent, d_out = inputs_of(rng, random_extents(rng, 3 * BLOCK, 2)[:, : BLOCK + 72], 4, 2, jnp.float32)
 
     @jax.jit
-    def own(q, k, v, extent, d_out):
+    def ours(q, k, v, extent, d_out):
         out, pull = jax.vjp(lambda q, k, v: tree_attention(q, k, v, extent), q, k, v)
         return (out, *pull(d_out))
 
-    for found, wanted in zip(own(q, k, v, extent, d_out), DENSE(q, k, v, extent, d_out), strict=True):
-        assert relative(found, wanted) <= 1e-5
+    for actual, expected in zip(ours(q, k, v, extent, d_out), DENSE(q, k, v, extent, d_out), strict=True):
+        assert relative(actual, expected) <= 1e-5
 
 
 @settings(max_examples=50, deadline=None)
@@ -113,9 +113,9 @@ def test_a_block_is_live_iff_something_attends_in_it(seed, block):
 
 
 def test_dead_blocks_are_not_read():
-    """What a dead block holds cannot matter, not even if it is no number."""
+    """The content of a dead block has no effect, even if it is NaN."""
     extent = np.concatenate([np.arange(BLOCK, 0, -1), np.arange(2 * BLOCK, 0, -1)])[None]
-    for backend, how in BACKENDS.values():
+    for backend, options in BACKENDS.values():
         q, k, v, extent, _ = inputs_of(np.random.default_rng(1), extent, 2, 1, jnp.float32)
-        out, _ = backend.forward(q, k.at[:, :BLOCK].set(jnp.nan), v.at[:, :BLOCK].set(jnp.nan), extent, **how)
+        out, _ = backend.forward(q, k.at[:, :BLOCK].set(jnp.nan), v.at[:, :BLOCK].set(jnp.nan), extent, **options)
         assert jnp.isfinite(out[:, BLOCK:]).all()

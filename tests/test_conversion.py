@@ -26,7 +26,7 @@ from conversion_models import (  # noqa: E402
 
 from rlhi_jax.conversion.safetensors_file import read_header, write_tensors  # noqa: E402
 
-# Tiny models of each family, as transformers' own config classes take them.
+# Tiny models of each family, as arguments of transformers' config classes.
 SMALL = dict(vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_layers=2, pad_token_id=0)
 HEADS = dict(num_attention_heads=4, num_key_value_heads=2)
 MODELS = {
@@ -48,7 +48,7 @@ def transformers():
 
 
 def reference_model(transformers, name, head='CausalLM'):
-    """A model by transformers whose every parameter is random, norms and biases included."""
+    """A model by transformers with random parameters, including norms and biases."""
     import torch
 
     family, fields = MODELS[name]
@@ -71,7 +71,7 @@ def reference_output(model):
 
 
 def load_reference(transformers, folder, head='CausalLM', **options):
-    """A folder of ours as transformers loads it; a tensor missing, unexpected or misshapen is a failure."""
+    """One of our folders as transformers loads it; fails on a missing, unexpected or misshapen tensor."""
     load = getattr(transformers, f'AutoModelFor{head}').from_pretrained
     model, loading = load(folder, output_loading_info=True, **options)
     assert not any(loading.values()), loading

@@ -1,4 +1,4 @@
-"""Configs of Hugging Face folders, and everything about a folder that is refused by name."""
+"""Configs of Hugging Face folders; every fault of a folder is refused by name."""
 
 import dataclasses
 import json
@@ -116,7 +116,7 @@ def test_weights_refused_by_name(tmp_path):
             read_params(tmp_path, as_spec)
 
     refused({name: array for name, array in good.items() if name != q}, f'no tensor {q}')
-    refused({**good, 'model.layers.2.mlp.up_proj.weight': good[q]}, 'model.layers.2.mlp.up_proj.weight belongs to no')
+    refused({**good, 'model.layers.2.mlp.up_proj.weight': good[q]}, 'model.layers.2.mlp.up_proj.weight is not part of')
     refused({**good, q: good[q][:-1]}, rf'{q} has shape \[63, 64\]')
     refused(good, 'q_proj.bias', dataclasses.replace(spec, family='qwen2', qkv_bias=True))
     refused(good, 'no tensor score.weight or v_head.weight', dataclasses.replace(spec, head='reward'))
@@ -124,11 +124,11 @@ def test_weights_refused_by_name(tmp_path):
     two_rows = np.zeros((2, 64), np.float32)
     refused({**good, 'score.weight': two_rows}, r'score.weight has shape \[2, 64\]', reward)
     both = {'score.weight': two_rows[:1], 'v_head.weight': two_rows[:1]}
-    refused({**good, **both}, 'v_head.weight belongs to no', reward)
+    refused({**good, **both}, 'v_head.weight is not part of', reward)
     tied = dataclasses.replace(spec, tied_embeddings=True)
-    refused(good, 'lm_head.weight is not the embedding', tied)
+    refused(good, 'lm_head.weight differs from the embedding', tied)
 
-    # What may be left unread: rotation speeds, the copy of a tied embedding, a reward model's next-token head.
+    # Tensors that may stay unread: rotation speeds, the copy of a tied embedding, a reward model's next-token head.
     extra = {'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(8)}
     write_arrays(file, {**good, **extra, 'lm_head.weight': good['model.embed_tokens.weight']})
     assert 'unembed' not in read_params(tmp_path, tied)
@@ -162,7 +162,7 @@ def test_shards_refused_by_name(tmp_path):
     contents = json.loads(index.read_text())
     name, file = next(iter(contents['weight_map'].items()))
     index.write_text(json.dumps({'weight_map': {**contents['weight_map'], 'extra.weight': file}}))
-    with pytest.raises(UserError, match=f'{file} does not hold tensor extra.weight'):
+    with pytest.raises(UserError, match=f'{file} does not contain tensor extra.weight'):
         read_params(tmp_path, spec)
     index.write_text(json.dumps(contents))
     original = files[1].read_bytes()
@@ -185,10 +185,10 @@ def test_parameters_that_do_not_fit_the_spec_are_not_written(tmp_path):
     params = random_params(spec)
     with pytest.raises(UserError, match='parameter layers/k_bias is missing'):
         write_params(tmp_path, params, dataclasses.replace(spec, qkv_bias=True))
-    with pytest.raises(UserError, match='parameter unembed has no place'):
+    with pytest.raises(UserError, match='parameter unembed is not part of'):
         write_params(tmp_path, params, dataclasses.replace(spec, tied_embeddings=True))
     with pytest.raises(UserError, match=r'parameter final_norm has shape \[3\]'):
         write_params(tmp_path, {**params, 'final_norm': np.ones(3)}, spec)
-    with pytest.raises(UserError, match="export dtype is 'int8'"):
+    with pytest.raises(UserError, match="--dtype is 'int8'"):
         write_params(tmp_path, params, spec, dtype='int8')
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Folders appear whole, where they are wanted, and are of one process at a time."""
+"""Folders appear whole and in place, and only one process at a time writes one."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import new_folder, settle, write_bytes
 
 
-def test_two_runs_do_not_write_one_folder(tmp_path):
+def test_two_runs_cannot_write_one_folder(tmp_path):
     with new_folder(tmp_path / 'out') as ours:
         (ours / 'manifest.json').write_text('ours')
         with pytest.raises(UserError, match='being written by another run'), new_folder(tmp_path / 'out'):
@@ -19,8 +19,8 @@ def test_two_runs_do_not_write_one_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
-@pytest.mark.parametrize('meanwhile', ['removed', 'of another run'])
-def test_a_folder_that_was_taken_away_does_not_come_back(tmp_path, meanwhile):
+@pytest.mark.parametrize('meanwhile', ['removed', 'replaced by another run'])
+def test_removed_folder_is_not_recreated(tmp_path, meanwhile):
     with pytest.raises(UserError, match=r'\.out\.tmp was removed'), new_folder(tmp_path / 'out') as temporary:
         write_bytes(temporary / 'early', b'early')
         shutil.rmtree(temporary)
@@ -33,14 +33,14 @@ def test_a_folder_that_was_taken_away_does_not_come_back(tmp_path, meanwhile):
     assert left == ([] if meanwhile == 'removed' else ['.out.tmp', 'theirs'])
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+def test_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / 'disk').mkdir()
     (tmp_path / 'out').symlink_to(tmp_path / 'disk' / 'real')
     for number in range(2):
         with new_folder(tmp_path / 'out', overwrite=True) as temporary:
             (temporary / 'manifest.json').write_text(str(number))
     assert (tmp_path / 'disk' / 'real' / 'manifest.json').read_text() == '1' and (tmp_path / 'out').is_symlink()
-    (tmp_path / 'disk' / 'real').rename(tmp_path / 'disk' / '.real.old')  # killed here as it was replaced
+    (tmp_path / 'disk' / 'real').rename(tmp_path / 'disk' / '.real.old')  # as if killed during the replacement
     settle(tmp_path / 'out')
     assert (tmp_path / 'out' / 'manifest.json').read_text() == '1'
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['disk', 'manifest.json', 'out', 'real']

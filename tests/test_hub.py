@@ -1,4 +1,4 @@
-"""Repositories of the hub: huggingface_hub against a server here that answers as the hub does."""
+"""Repositories of the hub: huggingface_hub against a local server that answers like the hub."""
 
 import http.server
 import json
@@ -29,10 +29,10 @@ class Hub:
     """The routes of the hub that a download needs.
 
     Attributes:
-      repos: files by place, by commit, by repository; of commits the last is the branch main.
-      gated: repositories whose files nobody may read.
-      held: places of files of which half is sent, and then nothing.
-      sent: places of files, each time that one was sent in whole.
+      repos: repository → commit → path → file; the last commit is the branch main.
+      gated: repositories that nobody may read.
+      held: paths of files that are sent only by half, while they are in this set.
+      sent: the path of a file, each time that it was sent completely.
     """
 
     def __init__(self):
@@ -63,7 +63,7 @@ class Hub:
         repo = next((name for name in self.repos if path.startswith(name + '/')), None)
         if repo is None:
             return self._send(handler, 401, headers={'X-Error-Code': 'RepoNotFound'})
-        verb, revision, place = [*path.removeprefix(repo + '/').split('/', 2), ''][:3]
+        verb, revision, file = [*path.removeprefix(repo + '/').split('/', 2), ''][:3]
         commits = self.repos[repo]
         commit = list(commits)[-1] if revision == 'main' else revision
         if commit not in commits:
@@ -76,10 +76,10 @@ class Hub:
             return self._send(handler, 200, json.dumps(tree).encode())
         if repo in self.gated:
             return self._send(handler, 401, headers={'X-Error-Code': 'GatedRepo'})
-        headers = {'ETag': f'"{sha1(files[place]).hexdigest()}"', 'X-Repo-Commit': commit}
-        return self._send(handler, 200, files[place], headers, held=place in self.held, place=place)
+        headers = {'ETag': f'"{sha1(files[file]).hexdigest()}"', 'X-Repo-Commit': commit}
+        return self._send(handler, 200, files[file], headers, held=file in self.held, file=file)
 
-    def _send(self, handler, status, body=b'', headers=None, *, held=False, place='') -> None:
+    def _send(self, handler, status, body=b'', headers=None, *, held=False, file='') -> None:
         handler.send_response(status)
         for name, value in {**(headers or {}), 'Content-Length': str(len(body))}.items():
             handler.send_header(name, value)
@@ -87,10 +87,10 @@ class Hub:
         if handler.command == 'HEAD':
             return
         handler.wfile.write(body[: len(body) // 2] if held else body)
-        while held and place in self.held:
+        while held and file in self.held:
             time.sleep(0.01)
-        if place and not held:
-            self.sent.append(place)
+        if file and not held:
+            self.sent.append(file)
 
 
 @pytest.fixture
@@ -101,20 +101,20 @@ def hub():
     hub.close()
 
 
-def parquet(folder: Path, talks: list[dict]) -> bytes:
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(talks), folder / 'x.parquet')
+def parquet(folder: Path, conversations: list[dict]) -> bytes:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(conversations), folder / 'x.parquet')
     return (folder / 'x.parquet').read_bytes()
 
 
 @pytest.fixture
 def wild(hub, tmp_path):
-    """A data set laid out as WildChat-1M is, and what its files hold."""
-    told = [
+    """A data set with the layout of WildChat-1M; returns the ids of its conversations."""
+    parts = [
         [talk(f'{part}.{n}', f'What is thing {part * 77} of {n * 7919}?', 'So.') for n in range(5)] for part in 'ab'
     ]
-    files = {f'data/train-0000{at}-of-00002.parquet': parquet(tmp_path, talks) for at, talks in enumerate(told)}
+    files = {f'data/train-0000{at}-of-00002.parquet': parquet(tmp_path, part) for at, part in enumerate(parts)}
     hub.repos[WILD] = {OLD: {'README.md': b'Wild.', 'extra/notes.jsonl': b'no json\n', **files}}
-    return [record['conversation_hash'] for talks in told for record in talks]
+    return [record['conversation_hash'] for part in parts for record in part]
 
 
 def environment(hub, tmp_path, **more) -> dict[str, str]:
@@ -141,16 +141,16 @@ def refusal(process: subprocess.Popen) -> str:
     return error.splitlines()[-1]
 
 
-def test_a_data_set_is_read_at_one_commit_which_the_manifest_names(hub, wild, tmp_path):
+def test_data_set_is_read_at_one_commit_that_the_manifest_names(hub, wild, tmp_path):
     assert start_ingest(hub, tmp_path, 'hf://own/wild/data', 'first').wait() == 0
     first = config(tmp_path, conversations=str(tmp_path / 'first'))
     assert sorted(record['id'] for record in records(first)) == sorted(wild)
-    assert sorted(hub.sent) == sorted(place for place in hub.repos[WILD][OLD] if place.startswith('data/'))
+    assert sorted(hub.sent) == sorted(file for file in hub.repos[WILD][OLD] if file.startswith('data/'))
     made_from = read_json(tmp_path / 'first' / 'manifest.json', '')['made_from']
     assert made_from['settings']['hub'] == [f'hf://own/wild@{OLD}']
-    for place in hub.sent:  # the same as the folder that the repository is
-        (tmp_path / 'local' / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / 'local' / place).write_bytes(hub.repos[WILD][OLD][place])
+    for file in hub.sent:  # a local copy of the repository gives the same records
+        (tmp_path / 'local' / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'local' / file).write_bytes(hub.repos[WILD][OLD][file])
     (tmp_path / 'local' / '.git').mkdir()
     write_lines(tmp_path / 'local' / '.git' / 'x.jsonl', [talk('hidden', 'What?', 'So.')])
     local = config(tmp_path, raw=str(tmp_path / 'local'), conversations=str(tmp_path / 'of local'))
@@ -162,13 +162,13 @@ def test_a_data_set_is_read_at_one_commit_which_the_manifest_names(hub, wild, tm
     assert 'made from other input' in refusal(start_ingest(hub, tmp_path, 'hf://own/wild/data', 'first'))
     pinned = f'hf://datasets/own/wild@{OLD}/data/*.parquet'
     assert start_ingest(hub, tmp_path, pinned, 'first').wait() == 0
-    assert len(hub.sent) == 3, 'what is there was fetched again'
+    assert len(hub.sent) == 3, 'cached files were downloaded again'
     hub.close()
     assert start_ingest(hub, tmp_path, pinned, 'first', HF_HUB_OFFLINE='1').wait() == 0
 
 
-def test_a_download_that_is_killed_goes_on_and_half_of_it_is_not_taken_for_all(hub, wild, tmp_path):
-    first, last = (place for place in hub.repos[WILD][OLD] if place.startswith('data/'))
+def test_killed_download_resumes_and_is_not_mistaken_for_a_whole_one(hub, wild, tmp_path):
+    first, last = (file for file in hub.repos[WILD][OLD] if file.startswith('data/'))
     hub.held.add(last)
     process = start_ingest(hub, tmp_path, 'hf://own/wild/data', 'out')
     while process.poll() is None and not list((tmp_path / 'cache').glob(f'**/snapshots/{OLD}/{first}')):
@@ -186,31 +186,31 @@ def test_a_download_that_is_killed_goes_on_and_half_of_it_is_not_taken_for_all(h
 
 
 REFUSED = {
-    'hf://own': ('not hf://OWNER/NAME[@REVISION][/PATH]',),
-    'hf://own/none': ('no dataset own/none', 'mend its name', 'HF_TOKEN'),
+    'hf://own': ('not of the form hf://OWNER/NAME[@REVISION][/PATH]',),
+    'hf://own/none': ('no public dataset own/none', 'correct its name', 'HF_TOKEN'),
     'hf://own/shut': ('hf://own/shut is gated', 'ask for access', 'HF_TOKEN'),
     'hf://own/wild@v9': ('no revision v9', 'a branch, a tag or a commit'),
-    'hf://own/wild/none': ('holds no file none/*.jsonl',),
+    'hf://own/wild/none': ('has no file that matches none/*.jsonl',),
 }
-ASK_ALL = """
+PRINT_REFUSALS = """
 import sys
 from data_pipelines.ingest import from_hub
 from rlhi_jax.io.errors import UserError, one_line
 for name in sys.argv[1:]:
     try:
-        print('found', from_hub(name))
+        print('no refusal of', from_hub(name))
     except UserError as error:
         print(one_line(error))
 """
 
 
-def test_what_cannot_be_read_is_refused_by_name(hub, wild, tmp_path):
+def test_unreadable_repositories_are_refused_by_name(hub, wild, tmp_path):
     hub.repos['/datasets/own/shut'] = hub.repos[WILD]
     hub.gated.add('/datasets/own/shut')
 
     def ask(*names: str) -> list[str]:
         env = environment(hub, tmp_path)
-        command = [sys.executable, '-c', ASK_ALL, *names]
+        command = [sys.executable, '-c', PRINT_REFUSALS, *names]
         return subprocess.run(
             command, cwd=tiny.ROOT, env=env, check=True, capture_output=True, text=True
         ).stdout.splitlines()
@@ -219,10 +219,10 @@ def test_what_cannot_be_read_is_refused_by_name(hub, wild, tmp_path):
         assert line.startswith('config.data.raw: ') and all(word in line for word in expected), (name, line)
     hub.close()
     (line,) = ask('hf://own/wild')
-    assert 'hf://own/wild cannot be fetched' in line and 'run again' in line and 'local folder' in line
+    assert 'hf://own/wild cannot be downloaded' in line and 'run again' in line and 'local folder' in line
 
 
-def test_a_model_is_imported_from_the_hub_without_what_could_run(hub, tmp_path):
+def test_model_is_imported_from_the_hub_without_executable_files(hub, tmp_path):
     export_model(tiny.write_model(tmp_path / 'made'), tmp_path / 'exported', step=None, dtype='float32')
     files = {path.name: path.read_bytes() for path in (tmp_path / 'exported').iterdir()}
     hub.repos['/own/model'] = {

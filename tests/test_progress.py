@@ -1,4 +1,4 @@
-"""Progress as it looks on a terminal, by what is written to one; and in lines elsewhere."""
+"""Progress as a terminal shows it, and as lines elsewhere."""
 
 import os
 import pty
@@ -20,7 +20,7 @@ with Progress('outer', 3, unit='blocks') as outer:
 
 
 def on_a_terminal(program: str) -> list[str]:
-    """The lines that are left on a terminal when a program has ended."""
+    """The lines that remain on a terminal after a program has ended."""
     ours, theirs = pty.openpty()
     env = dict(os.environ, TERM='xterm', COLUMNS='100', LINES='40')
     child = subprocess.Popen([sys.executable, '-c', program], stderr=theirs, cwd=tiny.ROOT, env=env)
@@ -28,10 +28,10 @@ def on_a_terminal(program: str) -> list[str]:
     written = b''
     while True:
         try:
-            written += (got := os.read(ours, 65536))
-        except OSError:  # how Linux says that the other end is closed
+            written += (data := os.read(ours, 65536))
+        except OSError:  # Linux reports the closed other end as an error
             break
-        if not got:
+        if not data:
             break
     assert child.wait() == 0
     lines, row = [''], 0
@@ -47,17 +47,17 @@ def on_a_terminal(program: str) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def test_a_bar_within_a_bar_leaves_one_line():
+def test_nested_bar_leaves_one_line():
     (line,) = on_a_terminal(NESTED)
     assert line.startswith('outer') and '3/3' in line and 'inner' not in line
 
 
-def test_elsewhere_only_the_outer_one_says_that_it_is_done():
+def test_only_the_outer_one_prints_a_last_line_elsewhere():
     done = subprocess.run([sys.executable, '-c', NESTED], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     assert [line.split(',')[0] for line in done.stderr.splitlines()] == ['outer: 3/3 blocks']
 
 
-def test_what_was_done_before_leaves_nothing_to_wait_for():
+def test_finished_work_has_nothing_to_wait_for():
     program = "from rlhi_jax.io.progress import Progress\nwith Progress('x', 3, unit='items', done=3) as p: p.update(3)"
     done = subprocess.run([sys.executable, '-c', program], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == 'x: 3/3 items, 0/s, ETA 00:00:00\n'

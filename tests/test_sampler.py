@@ -18,7 +18,7 @@ from rlhi_jax.sampling.generator import Generator, Prompt
 from rlhi_jax.sampling.sampler import Request, Sampler, draw, keep_top_p, next_tokens
 from rlhi_jax.sampling.settings import Sampling
 
-ONE = dict(data=1, fsdp=1, tensor=1, context=1)
+ONE = dict(data=1, fsdp=1, tensor=1)
 
 
 @pytest.fixture(scope='module')
@@ -31,9 +31,9 @@ def mesh(**sizes):
     return make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
 
 
-@functools.cache  # what is compiled is shared
-def _sampler(path: str, how: Sampling, sizes: tuple) -> Sampler:
-    return Sampler(open_model(path), how, mesh(**dict(sizes)))
+@functools.cache  # tests share the compiled steps
+def _sampler(path: str, settings: Sampling, sizes: tuple) -> Sampler:
+    return Sampler(open_model(path), settings, mesh(**dict(sizes)))
 
 
 def sampler(model, *, sizes=None, **settings) -> Sampler:
@@ -47,7 +47,7 @@ def prompts(count: int, *, longest: int = 60) -> list[tuple[int, ...]]:
 
 
 def by_full_forward(model, prompt: tuple[int, ...], count: int) -> list[int]:
-    """Greedy continuation, every token from a forward pass over all tokens before it."""
+    """Greedy continuation; every token comes from a forward pass over all tokens before it."""
     decoder = Decoder(model.spec)
     with on_mesh(mesh()):
         params = load_params(decoder, model, mesh(), seed=0)
@@ -67,10 +67,10 @@ def by_full_forward(model, prompt: tuple[int, ...], count: int) -> list[int]:
 
 def test_greedy_is_the_argmax_of_a_full_forward_pass(model):
     asked = prompts(4)
-    found = {s.request: s for s in sampler(model, temperature=0, slots=3).sample([Request(p) for p in asked])}
+    samples = {s.request: s for s in sampler(model, temperature=0, slots=3).sample([Request(p) for p in asked])}
     for number, prompt in enumerate(asked):
-        assert list(found[number].tokens) == by_full_forward(model, prompt, 40)
-        assert found[number].finished == (len(found[number].tokens) < 40)
+        assert list(samples[number].tokens) == by_full_forward(model, prompt, 40)
+        assert samples[number].finished == (len(samples[number].tokens) < 40)
 
 
 def test_samples_do_not_depend_on_slots_order_or_neighbours(model):
@@ -100,8 +100,8 @@ def test_other_seeds_names_and_samples_draw_otherwise(model):
 def test_every_mesh_draws_the_same(model, sizes):
     asked = [Request(prompt, 2) for prompt in prompts(5)]
     expected = {(s.request, s.sample): s.tokens for s in sampler(model).sample(asked)}
-    found = {(s.request, s.sample): s.tokens for s in sampler(model, sizes=sizes).sample(asked)}
-    assert found == expected
+    drawn = {(s.request, s.sample): s.tokens for s in sampler(model, sizes=sizes).sample(asked)}
+    assert drawn == expected
 
 
 def test_frequencies_are_the_softmax():
@@ -109,10 +109,10 @@ def test_frequencies_are_the_softmax():
     count = 20_000
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), count))
     for temperature in (1.0, 0.5):
-        how = Sampling(1, 1, 1, temperature)
-        drawn = next_tokens(jnp.tile(logits, (count, 1)), keys, jnp.zeros(count, jnp.int32), how)
-        found = np.bincount(np.asarray(drawn), minlength=5) / count
-        np.testing.assert_allclose(found, jax.nn.softmax(logits / temperature), atol=0.015)
+        settings = Sampling(1, 1, 1, temperature)
+        drawn = next_tokens(jnp.tile(logits, (count, 1)), keys, jnp.zeros(count, jnp.int32), settings)
+        frequencies = np.bincount(np.asarray(drawn), minlength=5) / count
+        np.testing.assert_allclose(frequencies, jax.nn.softmax(logits / temperature), atol=0.015)
 
 
 @pytest.mark.parametrize('vocabulary', [5, 128, 300])
@@ -138,14 +138,14 @@ def test_top_p_keeps_what_sorting_keeps():
             order = np.argsort(-probability)
             nucleus = order[: int(np.searchsorted(np.cumsum(probability[order]), top_p)) + 1]
             assert set(np.flatnonzero(mask)) >= set(nucleus)
-            # Bisection may let in what is a thousandth part less likely than the nucleus' last token, no more.
+            # Bisection may also keep tokens that are up to a thousandth less likely than the last of the nucleus.
             assert probability[mask].min() >= probability[nucleus].min() * 0.999
 
 
 def test_prompts_that_do_not_fit_are_refused_by_name(model):
     with pytest.raises(UserError, match='config.sampler.prompt_tokens'):
         list(sampler(model, prompt_tokens=10).sample([Request(tuple(range(3, 20)))]))
-    with pytest.raises(UserError, match='no more than 512 tokens'):
+    with pytest.raises(UserError, match='at most 512 tokens'):
         sampler(model, prompt_tokens=500)
     with pytest.raises(UserError, match='temperature'):
         Sampling(1, 1, 1, temperature=-1.0)
@@ -164,4 +164,4 @@ def test_long_conversations_lose_their_oldest_exchanges(model):
     assert generator.fit(Prompt('b', (('user', 'x' * 500),))) is None
     kept = len(fitted.turns)
     assert generator.fit(Prompt('a', turns, keep=kept)).turns == fitted.turns
-    assert generator.fit(Prompt('a', turns, keep=kept + 2)) is None  # what the reply is to must not be left out
+    assert generator.fit(Prompt('a', turns, keep=kept + 2)) is None  # the turns to reply to must not be left out

@@ -21,7 +21,7 @@ from conversion_models import assert_same, read_folder  # noqa: E402
 
 from rlhi_jax.convert import export_model, import_model, params_digest  # noqa: E402
 from rlhi_jax.data.encode import Piece, TreeEncoder  # noqa: E402
-from rlhi_jax.data.rows import Capacities, lay_out, pack  # noqa: E402
+from rlhi_jax.data.rows import Capacities, lay_out, pack, stack  # noqa: E402
 from rlhi_jax.data.tree import ROLES, Interaction, Message, Pair  # noqa: E402
 from rlhi_jax.models.checkpoints import describe_model, open_model, save_params  # noqa: E402
 from rlhi_jax.models.decoder import Decoder, output_matrix  # noqa: E402
@@ -39,7 +39,7 @@ PERSONA = 'Likes tea, short answers and the number 42; says “naïve” — oft
 
 
 class Folders(NamedTuple):
-    """The GGUF file, our model folder of it, its export, and what the export holds."""
+    """The GGUF file, the model folder made from it, its export, and the spec and parameters of the export."""
 
     gguf: Path
     ours: Path
@@ -58,7 +58,7 @@ def folders(tmp_path_factory):
     import_model(f'gguf:{gguf}', root / 'ours', template=None, persona_in='user')
     export_model(root / 'ours', root / 'exported', step=None, dtype='float32')
     spec, params = read_folder(root / 'exported')
-    assert params_digest(params) == open_model(root / 'ours').weights  # so these are the imported ones
+    assert params_digest(params) == open_model(root / 'ours').weights  # so these are the imported parameters
     return Folders(gguf, root / 'ours', root / 'exported', spec, params)
 
 
@@ -89,7 +89,7 @@ def prompts() -> list[str]:
 
 
 def greedy(model, tokenizer, texts: list[str]) -> list[tuple[int, list[int]]]:
-    """transformers' own greedy tokens: for each text the prompt's length, and the ids of prompt and reply."""
+    """The greedy tokens of transformers: for each text the prompt's length, and the ids of prompt and reply."""
     import torch
 
     chats = [[{'role': 'user', 'content': text}] for text in texts]
@@ -99,14 +99,14 @@ def greedy(model, tokenizer, texts: list[str]) -> list[tuple[int, list[int]]]:
     with torch.no_grad():
         rows = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS).tolist()
     width, eos = inputs['input_ids'].shape[1], model.config.eos_token_id
-    found = []
+    rows_of_ids = []
     for row, mask in zip(rows, inputs['attention_mask'], strict=True):
         reply = row[width:]
         reply = reply[: reply.index(eos) + 1] if eos in reply else reply
         start = int(mask.sum())
-        found.append((start, row[width - start : width] + reply))
-    assert max(start for start, _ in found) <= 200
-    return found
+        rows_of_ids.append((start, row[width - start : width] + reply))
+    assert max(start for start, _ in rows_of_ids) <= 200
+    return rows_of_ids
 
 
 @pytest.fixture(scope='module')
@@ -116,19 +116,19 @@ def greedy_rows(folders, theirs):
 
 def test_sampler_decodes_as_transformers_does(folders, greedy_rows):
     """Greedy, 20 prompts of different lengths in 6 slots."""
-    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
-    how = Sampling(slots=6, prompt_tokens=200, new_tokens=NEW_TOKENS, temperature=0)
-    sampler = Sampler(open_model(folders.ours), how, mesh)
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    settings = Sampling(slots=6, prompt_tokens=200, new_tokens=NEW_TOKENS, temperature=0)
+    sampler = Sampler(open_model(folders.ours), settings, mesh)
     requests = [Request(tuple(ids[:start])) for start, ids in greedy_rows]
-    found = {sample.request: sample for sample in sampler.sample(requests)}
+    samples = {sample.request: sample for sample in sampler.sample(requests)}
     for number, (start, ids) in enumerate(greedy_rows):
         ended = len(ids) - start < NEW_TOKENS or ids[-1] == 2
-        assert list(found[number].tokens) == ids[start : len(ids) - ended]
-        assert found[number].finished == ended
+        assert list(samples[number].tokens) == ids[start : len(ids) - ended]
+        assert samples[number].finished == ended
 
 
 def test_logits_and_greedy_tokens(folders, greedy_rows, record_property):
-    """Both what transformers makes of our export and of the GGUF file, without us."""
+    """Against transformers on our export, and on the GGUF file that it reads itself."""
     import torch
 
     from_export = causal_lm(folders.exported)
@@ -148,11 +148,11 @@ def test_logits_and_greedy_tokens(folders, greedy_rows, record_property):
 
     longest = max(len(ids) for _, ids in rows)
     worst, undecided, checked = 0.0, 0, 0
-    for at in range(0, len(rows), 5):  # padding stands at the end, where no real token sees it
+    for at in range(0, len(rows), 5):  # padding is at the end, where no real token sees it
         batch = rows[at : at + 5]
         tokens_BT = np.array([ids + [2] * (longest - len(ids)) for _, ids in batch])
         ours_BTV = np.asarray(logits_of(params, tokens_BT))
-        for model in [from_export, from_gguf] if at == 0 else [from_export]:  # of equal weights; a batch shows the rest
+        for model in [from_export, from_gguf] if at == 0 else [from_export]:  # equal weights: one batch is enough
             with torch.no_grad():
                 expected_BTV = model(torch.tensor(tokens_BT)).logits.numpy()
             for b, (_, ids) in enumerate(batch):
@@ -178,13 +178,13 @@ def test_export_and_import_again(folders, tmp_path):
     again, first = open_model(tmp_path / 'again'), open_model(folders.ours)
     assert (again.weights, again.spec, again.tokens) == (first.weights, first.spec, first.tokens)
     for path in first.tokenizer_path.iterdir():
-        if path.name == 'generation_config.json':  # an export asks for the sampling that training saw
+        if path.name == 'generation_config.json':  # an export states the sampling of training
             continue
         assert (again.tokenizer_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def two_replies(request: str, *, persona: str) -> Interaction:
-    """A rejected reply that the conversation went on from, one chosen beside it and one after it."""
+    """A conversation that continues after a rejected reply; one chosen reply beside that one, another pair after it."""
     messages = (
         Message(-1, 'user', request),
         Message(0, 'assistant', 'That is a long story, and it starts in 1789.'),
@@ -197,7 +197,7 @@ def two_replies(request: str, *, persona: str) -> Interaction:
 
 
 def test_reward_model(folders, theirs, tmp_path, record_property):
-    """Scores of replies in shared rows are those of whole conversations in transformers, alone and padded."""
+    """Scores of replies in shared rows equal those of whole conversations in transformers, alone and padded."""
     import torch
     import transformers
 
@@ -216,9 +216,10 @@ def test_reward_model(folders, theirs, tmp_path, record_property):
     template = ChatTemplate.load(tokenizer)
     capacities = Capacities(tokens=768, scored=256, pairs=4)
     parts = [lay_out(TreeEncoder(tree, template).encode(Piece(0, (0, 1)))) for tree in trees]
-    rows = [pack(parts[:2], capacities), pack(parts[2:], capacities)]
-    rows = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
-    rewards = jax.jit(lambda params, rows: score_replies(Decoder(spec), params, rows, chunk=64).reward_BR)(params, rows)
+    batch = stack([pack(parts[:2], capacities), pack(parts[2:], capacities)])
+    rewards = jax.jit(lambda params, batch: score_replies(Decoder(spec), params, batch, chunk=64).reward_BR)(
+        params, batch
+    )
     ours = np.asarray(rewards).ravel()
 
     model_class = transformers.AutoModelForSequenceClassification
@@ -251,18 +252,18 @@ def test_reward_model(folders, theirs, tmp_path, record_property):
 
 
 def lines(name: str) -> list[str]:
-    return (SHARED_DATA / name).read_text(encoding='utf-8').strip().split('\n')  # texts hold other line separators
+    return (SHARED_DATA / name).read_text(encoding='utf-8').strip().split('\n')  # texts contain other line separators
 
 
 def wildchat():
-    """Conversations of as many languages as there are, in turns."""
+    """Conversations, one from each language in turn."""
     by_language = {}
     for line in lines('wildchat/conversations.jsonl'):
         record = json.loads(line)
         language = by_language.setdefault(record['metadata'].get('language'), [])
         language.append([message['content'] for message in record['messages']])
         if any('<|' in text or '<filename>' in text for text in language[-1]):
-            language.insert(0, language.pop())  # what spells control tokens first
+            language.insert(0, language.pop())  # those that spell control tokens come first
     return [chat for chats in itertools.zip_longest(*by_language.values()) for chat in chats if chat]
 
 
@@ -311,7 +312,7 @@ def test_token_ids_of_real_text(folders, theirs, record_property):
                 if not spelled:
                     assert ours == whole, contents
                     continue
-                # Only what the user spelled differs: text here, a control token there.
+                # Only the tokens that the user spelled differ: text in ours, a control token in theirs.
                 assert theirs.decode(ours) == theirs.decode(whole)
                 count = [sum(i in controls.values() for i in ids) for ids in (ours, whole)]
                 assert count == [2 * len(contents) + 2, 2 * len(contents) + 2 + len(spelled)]

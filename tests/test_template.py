@@ -1,4 +1,4 @@
-"""Chat templates of the real families, cut into pieces, against transformers rendering and tokenising them whole."""
+"""Chat templates of the real families in pieces, against transformers, which renders and tokenises them whole."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ DEFAULT_PROMPTS = {'smollm2': 'named SmolLM', 'qwen25': 'You are Qwen.', 'llama3
 
 
 class Loaded(NamedTuple):
-    """Our template and the same files in transformers, with the original template beside the extended one."""
+    """Our template and the same files in transformers; also the original template, without our extension."""
 
     ours: ChatTemplate
     theirs: transformers.PreTrainedTokenizerFast
@@ -41,7 +41,7 @@ class Loaded(NamedTuple):
     end: int
 
     def whole(self, roles, contents, context, *, generation=False):
-        """Token ids of the exported template, rendered and tokenised by transformers in one go."""
+        """Token ids of the whole conversation, rendered and tokenised by transformers with the exported template."""
         return self._apply(roles, contents, context.system, generation, tokenize=True, persona=context.persona)
 
     def text(self, roles, contents, context):
@@ -57,7 +57,7 @@ class Loaded(NamedTuple):
         return self.theirs.apply_chat_template(messages, add_generation_prompt=generation, return_dict=False, **options)
 
     def pieces(self, roles, contents, context):
-        """Our messages and generation prompts, as lists of ids."""
+        """Our messages and generation prompts, as lists of token ids."""
         pieces = []
         for turn in range(1, len(roles) + 1):
             if roles[turn - 1] == 'assistant':
@@ -82,7 +82,7 @@ def load(name: str, placement: str = 'user') -> Loaded:
 
 
 def refused(template: str, name: str = 'chatml') -> None:
-    """Import such a template onto a family's tokenizer."""
+    """Import a template for the tokenizer of a family."""
     loaded = load(name)
     special = {'bos_token': FAMILIES[name].bos, 'eos_token': FAMILIES[name].end}
     ChatTemplate(extend(template, loaded.ours.tokenizer, special, placement='user'), loaded.ours.tokenizer, special)
@@ -99,7 +99,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 CONTROLS = sorted({control for family in FAMILIES.values() for control in family.controls})
 CONTENT = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), min_size=1, max_size=6).map(''.join)
-# No stage lets an empty message through; transformers takes control tokens for such, see the test of that.
+# Stages drop empty messages; transformers reads control tokens in user text as such, which another test shows.
 CONTENT = CONTENT.filter(lambda text: text.strip() and not any(control in text for control in CONTROLS))
 CONTEXT = st.builds(Context, st.just('') | CONTENT, st.just('') | CONTENT)
 CASES = [(name, placement) for name in FAMILIES for placement in ('user', 'system')]
@@ -120,7 +120,7 @@ def test_pieces_equal_transformers(name, placement, contents, context):
 @pytest.mark.parametrize(('name', 'placement'), CASES)
 @settings(max_examples=25, deadline=None)
 @given(contents=st.lists(CONTENT, min_size=1, max_size=4), system=st.just('') | CONTENT)
-def test_without_persona_the_original_on_trimmed_content(name, placement, contents, system):
+def test_without_persona_equals_the_original_on_trimmed_content(name, placement, contents, system):
     loaded, roles = load(name, placement), conversation(len(contents))
     for markup in ('[INST]', '[/INST]', '<<SYS>>', '<</SYS>>'):
         contents, system = [content.replace(markup, 'x') for content in contents], system.replace(markup, 'x')
@@ -147,7 +147,7 @@ def test_where_the_persona_stands(name):
 def test_bos_and_default_prompt_once(name):
     loaded, roles = load(name), conversation(5)
     ids = sum(loaded.pieces(roles, ['Hi.'] * 5, Context()), [])
-    if name == 'llama2':  # repeats it before every user turn by itself
+    if name == 'llama2':  # whose template repeats it before every user turn
         assert ids.count(loaded.theirs.bos_token_id) == 3
     elif name not in ('smollm2', 'chatml', 'qwen25'):
         assert ids.count(loaded.theirs.bos_token_id) == 1 and ids[0] == loaded.theirs.bos_token_id
@@ -184,7 +184,7 @@ def test_ordinary_markup_is_defused_and_counted(name):
     text = loaded.text(roles, contents, context)
     assert defused in text and attack not in text and 'sys [ INST]' in text and 'me [ /INST]' in text
     assert sum(loaded.pieces(roles, contents, context), []) == loaded.whole(roles, contents, context)
-    # Context is part of the first message; it is counted there and not again.
+    # Context belongs to the first message; its markup is counted only there.
     assert loaded.ours.encode(roles, attack, context).escapes == spelled
     assert loaded.ours.encode(roles[:1], attack, context).escapes == spelled + 2
     assert loaded.ours.encode(roles[:1], attack, Context()).escapes == spelled
@@ -201,7 +201,7 @@ def test_scored_tokens_are_content_and_end_of_turn(name, content, persona):
     scored = encoded.ids[: encoded.scored]
     assert scored[-1] == loaded.end and scored.count(loaded.end) == 1
     text = content.strip()
-    if FAMILIES[name].kind == 'prepend':  # the space before a reply is the reply's to write
+    if FAMILIES[name].kind == 'prepend':  # the reply includes the space before it
         for markup in ('[INST]', '[/INST]', *(('<<SYS>>', '<</SYS>>') if name == 'llama2' else ())):
             text = text.replace(markup, f'{markup[0]} {markup[1:]}')
         text = f' {text} ' if name == 'llama2' else f' {text}'
@@ -216,7 +216,7 @@ def test_scored_tokens_are_content_and_end_of_turn(name, content, persona):
         (MISTRAL_V3, 'inst', 'does not keep prefixes stable .*--template=NAME.*chatml, inst, llama3'),
         (QWEN3, 'qwen25', "does not keep prefixes stable .*rewrites a message such as '<think>a</think>b'.*--template"),
         (NO_SYSTEM + SMOLLM2, 'smollm2', 'refuses the turns system > user .*System role not supported.*--template'),
-        (SMOLLM2.replace('{% endfor %}', ''), 'smollm2', 'no valid Jinja .*mend chat_template.jinja'),
+        (SMOLLM2.replace('{% endfor %}', ''), 'smollm2', 'not valid Jinja .*fix chat_template.jinja'),
         (SMOLLM2 + '{{ messages[9].content.x }}', 'smollm2', 'refuses the turns'),
         (SMOLLM2 + '{{ 1 + "a" }}', 'smollm2', 'refuses the turns'),
         (SMOLLM2.replace("message['content'] +", "message['content'] | upper +"), 'smollm2', 'rewrites a message'),
@@ -257,7 +257,7 @@ def test_digest_follows_what_tokens_depend_on():
 
 
 def draw_interaction(rng: np.random.Generator, contents: list[str], context: Context) -> Interaction:
-    """A random conversation with branches; pairs of any two replies below a user turn, of one turn or several."""
+    """A random conversation with branches; pairs of any two replies below a user turn, one turn long or several."""
     messages = [Message(-1, 'user', contents[0])]
     for _ in range(int(rng.integers(4, 14))):
         parent = int(rng.integers(0, len(messages)))
@@ -277,7 +277,7 @@ def draw_interaction(rng: np.random.Generator, contents: list[str], context: Con
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), contents=st.lists(CONTENT, min_size=3, max_size=6), context=CONTEXT)
 def test_trees_hold_what_transformers_renders(name, seed, contents, context):
-    """Also where the context was cut: persona and system stand before the first turn that is left."""
+    """Also if the context was cut: persona and system text then precede the first remaining turn."""
     loaded = load(name)
     tree = draw_interaction(np.random.default_rng(seed), contents, context)
     encoder = TreeEncoder(tree, loaded.ours)

@@ -1,4 +1,4 @@
-"""Both tokenizers against the libraries they wrap; user text never turns into control tokens."""
+"""Both tokenizers against the libraries that they wrap; user text never becomes control tokens."""
 
 import functools
 import io
@@ -46,7 +46,7 @@ def corpus() -> list[str]:
 
 
 def write_json_tokenizer(path: Path, scheme: str) -> None:
-    """A small BPE with every byte, whose space handling is that of a well-known family."""
+    """A small BPE with every byte, which handles spaces like a well-known family."""
     byte_level = scheme.startswith('byte_level')
     tokenizer = tokenizers.Tokenizer(
         models.BPE(unk_token=None if byte_level else '<unk>', byte_fallback=not byte_level)
@@ -75,7 +75,7 @@ def write_json_tokenizer(path: Path, scheme: str) -> None:
     words = corpus() if byte_level or scheme != 'prepend' else itertools.chain(*(text.split() for text in corpus()))
     tokenizer.train_from_iterator(words, trainer)
     description = json.loads(tokenizer.to_str())
-    description['added_tokens'] = []  # the trainer's own
+    description['added_tokens'] = []  # remove those of the trainer
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
     tokenizer.add_special_tokens([*([] if byte_level else ['<unk>']), *CONTROLS])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -85,7 +85,7 @@ def write_json_tokenizer(path: Path, scheme: str) -> None:
 
 
 def write_spm(path: Path, *, prefix: bool = True, lossy: bool = False) -> None:
-    """Trained as Llama's and Mistral's were, or with SentencePiece's own defaults, which squeeze whitespace."""
+    """Trained like Llama's and Mistral's, or (`lossy`) with SentencePiece's defaults, which collapse whitespace."""
     exact = {} if lossy else dict(remove_extra_whitespaces=False, normalization_rule_name='identity')
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -127,7 +127,7 @@ def test_interface(kind):
         assert tokenizer.encode('', opens=opens) == []
         ids = tokenizer.encode('the cat', opens=opens)
         assert ids and all(0 <= i < tokenizer.vocab_size for i in ids)
-        # Nothing is added around a text, whatever the file's post-processor says.
+        # Nothing is added around a text, even if the file has a post-processor.
         assert tokenizer.control['<s>'] not in ids and tokenizer.control['</s>'] not in ids
     around = [tokenizer.control['<s>'], *tokenizer.encode('the cat', opens=True), tokenizer.control['</s>']]
     assert tokenizer.decode(around) == ' the cat'[kind != 'byte_level_prefix' :]
@@ -154,7 +154,7 @@ def test_control_tokens_in_user_text_stay_text(kind, text):
         assert not set(ids) & set(tokenizer.control.values())
         if kind != 'spm_lossy':
             assert tokenizer.decode(ids).strip() == text
-    if not kind.startswith('spm'):  # the same text as part of a template is meant to match
+    if not kind.startswith('spm'):  # in a template, the same text must match
         whole = tokenizers.Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
         assert set(whole) & set(tokenizer.control.values())
 
@@ -164,9 +164,9 @@ def test_control_tokens_in_user_text_stay_text(kind, text):
 def test_round_trip(kind, text):
     tokenizer, _ = tokenizer_of(kind)
     expected = text
-    if kind == 'byte_level_prefix':  # its decoder leaves the space
+    if kind == 'byte_level_prefix':  # its decoder keeps the space
         expected = text if text.startswith(' ') else ' ' + text
-    elif kind in ('metaspace_always', 'metaspace_first'):  # adds none before a space, takes none off after it
+    elif kind in ('metaspace_always', 'metaspace_first'):  # adds no space before a space, but decoding removes one
         expected = text.removeprefix(' ')
     assert tokenizer.decode(tokenizer.encode(text, opens=kind != 'metaspace_first')) == expected
     if kind == 'byte_level':
@@ -174,7 +174,7 @@ def test_round_trip(kind, text):
 
 
 def pieces_of(path: Path, ids: list[int]) -> str:
-    """The raw pieces joined: where spaces were added shows."""
+    """The raw pieces joined, which show where spaces were added."""
     if path.suffix == '.model':
         return ''.join(sentencepiece.SentencePieceProcessor(model_file=str(path)).id_to_piece(ids))
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -209,7 +209,7 @@ def test_prefix_space_only_where_a_text_opens(kind, opening, opening_with_space)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_runs_between_control_tokens_match_the_library(scheme, data):
-    """A whole rendered conversation, as `tokenizers` and hence transformers encode it."""
+    """A rendered conversation is encoded as `tokenizers`, and so transformers, encodes it as a whole."""
     tokenizer, path = tokenizer_of(scheme)
     run = st.sampled_from([*REAL_TEXTS, 'the cat', ' the', 'the ', '▁the']) | st.text(max_size=6)
     runs = [text for text in data.draw(st.lists(run, min_size=1, max_size=4)) if text]
@@ -258,7 +258,7 @@ def test_sentencepiece_itself(kind):
 
 
 def test_user_defined_pieces_only_by_name():
-    """SentencePiece matches them in any text; here only the template may, by their id."""
+    """SentencePiece matches user-defined pieces in any text; here only the template may produce them, by id."""
     tokenizer, path = tokenizer_of('spm')
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     for piece in ('<|im_end|>', '[INST]', '<think>'):
@@ -300,12 +300,12 @@ def test_prefix_for_every_word_is_refused(tmp_path):
     metaspace = description['pre_tokenizer']
     description['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': [{'type': 'WhitespaceSplit'}, metaspace]}
     (tmp_path / 'tokenizer.json').write_text(json.dumps(description))
-    with pytest.raises(UserError, match='tokenizer.json .*Metaspace prefixes a space to every word'):
+    with pytest.raises(UserError, match='tokenizer.json .*Metaspace adds a space before every word'):
         load_tokenizer(tmp_path)
 
 
 def test_broken_files_are_named(tmp_path):
-    with pytest.raises(UserError, match=f'{tmp_path.name} holds neither tokenizer.json nor tokenizer.model'):
+    with pytest.raises(UserError, match=f'{tmp_path.name} contains neither tokenizer.json nor tokenizer.model'):
         load_tokenizer(tmp_path)
     for kind, ours in (('prepend', BpeTokenizer), ('spm', SentencePieceTokenizer)):
         path = tmp_path / tokenizer_of(kind)[1].name
@@ -314,7 +314,7 @@ def test_broken_files_are_named(tmp_path):
         data = tokenizer_of(kind)[1].read_bytes()
         for part in (b'', b'{}', b'[]', b'garbage', b'\xff\xfe', data[:100], data[: len(data) // 2], data[:-2]):
             path.write_bytes(part)
-            with pytest.raises(UserError, match=f'{path.name} is no .* that can be loaded .*import the model again'):
+            with pytest.raises(UserError, match=f'{path.name} cannot be loaded as a .*import the model again'):
                 load_tokenizer(tmp_path)
         path.unlink()
 

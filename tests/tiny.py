@@ -1,4 +1,4 @@
-"""A tiny model with a byte-level tokenizer, and preferences to train it on: small, but every part is the real one."""
+"""A tiny model with a byte-level tokenizer, and preferences to train it on; made and read by the real code."""
 
 import contextlib
 import dataclasses
@@ -49,7 +49,7 @@ WORDS = [
 
 
 def write_tokenizer(folder: Path, *, persona_in: str = 'user') -> None:
-    """One token a byte, and ChatML's control tokens."""
+    """One token per byte, and ChatML's control tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     specials = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -77,7 +77,7 @@ def write_model(folder: Path, *, seed: int = 0, spec: ModelSpec = SPEC) -> Path:
 
 
 def preferences(count: int, *, seed: int = 0) -> list[dict]:
-    """Random preferences of a few users: one or two turns of context, some replies shared between pairs."""
+    """Random preferences of a few users, with one or two turns of context; some pairs share replies."""
     rng = np.random.default_rng(seed)
 
     def text(longest: int) -> str:
@@ -90,7 +90,7 @@ def preferences(count: int, *, seed: int = 0) -> list[dict]:
         user = f'user{rng.integers(4)}'
         common = dict(user_id=user, persona=f'{user} likes {WORDS[len(user) + int(user[-1])]}.')
         records.append(dict(common, id=f'p{i}', prompt=prompt, chosen=_reply(chosen), rejected=_reply(rejected)))
-        if rng.random() < 0.4:  # the conversation went on after the rejected reply
+        if rng.random() < 0.4:  # the conversation continues after the rejected reply
             prompt = [*prompt, *_reply(rejected), {'role': 'user', 'content': text(4)}]
             records.append(
                 dict(common, id=f'p{i}b', prompt=prompt, chosen=_reply(text(5)), rejected=_reply(text(5) + '?'))
@@ -99,7 +99,7 @@ def preferences(count: int, *, seed: int = 0) -> list[dict]:
 
 
 def branching_preferences(rng: np.random.Generator) -> list[dict]:
-    """Random preferences of which half go on from an earlier one's rejected reply, so that contexts grow long."""
+    """Random preferences; most continue after the rejected reply of an earlier one, so that contexts grow long."""
 
     def text(role: str, mark: str = '') -> dict:
         return {'role': role, 'content': ' '.join(rng.choice(WORDS, rng.integers(1, 6))) + mark}
@@ -128,7 +128,7 @@ def write_preferences(path: Path, count: int, *, seed: int = 0) -> Path:
 
 
 def run_program(module: str, *flags: str, env: dict[str, str] | None = None, check: bool = True, **options):
-    """Run one of the project's programs with the tiny config, as a user would."""
+    """Run one of the project's programs in a process, as a user would."""
     command = [sys.executable, '-m', module, *flags]
     return subprocess.run(
         command, cwd=ROOT, env=env, check=check, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options
@@ -152,7 +152,7 @@ def prepare(folder: Path, *, pairs: int = 24, seed: int = 0) -> list[str]:
 
 
 def journaled(folder: Path) -> list:
-    """The keys of what a stage that writes a folder has noted so far."""
+    """The keys in the journal of the stage that writes a folder."""
     path = next(work_folder(folder).glob('*.sqlite'), None)
     if path is None:
         return []

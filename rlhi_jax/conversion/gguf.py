@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's format) to our parameters, and their tokenizer to what a Hugging Face folder holds."""
+"""GGUF files (llama.cpp's format): their weights as our parameters, their tokenizer as Hugging Face files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-# How text is split before merging, by `tokenizer.ggml.pre`: None is GPT-2's own pattern, else a pattern by itself.
+# How text is split before merging, by `tokenizer.ggml.pre`; None means GPT-2's, which ByteLevel has built in.
 _SPLITS = {
     'gpt-2': None,
     'default': None,
@@ -35,25 +35,24 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """A language model from a GGUF file, dequantised one tensor at a time.
 
     Returns:
-      The model, our parameters (float32 numpy arrays, layers stacked on axis 0), and its tokens: `bos_token_id`,
-      `eos_token_id` (a list where the file names an end of turn beside the end of text) and `pad_token_id`, each
-      possibly None.
+      The spec, our parameters (float32 numpy arrays, layers stacked on axis 0), and the tokens: `bos_token_id`,
+      `eos_token_id` (a list if the file names both an end of turn and an end of text) and `pad_token_id`, each possibly
+      None.
 
     Raises:
-      UserError: the file is missing or damaged, or asks for what we do not compute: an architecture, a rotary scaling,
-        a tensor or a tensor type that is not supported.
+      UserError: the file is missing or damaged; or its architecture, rotary scaling, tensors or tensor types are not
+        supported.
     """
     path, reader = Path(path), _open(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for name, tensor in tensors.items():
         if tensor.tensor_type.name not in TENSOR_TYPES:
-            known = ', '.join(TENSOR_TYPES)
-            raise UserError(f'{path}: tensor {name} is of type {tensor.tensor_type.name}; supported are {known}')
+            raise _unsupported(path, f'tensor {name} is of type {tensor.tensor_type.name}', ', '.join(TENSOR_TYPES))
     spec = _spec(path, _fields(reader), tensors)
 
     def read(name: str, leaf: Leaf) -> np.ndarray:
         tensor = _dequantised(tensors[name])
-        # For this architecture llama.cpp stores rotary pairs side by side; we keep them half a head apart, as trained.
+        # For this architecture llama.cpp stores rotary pairs side by side; we store them half a head apart, as trained.
         if spec.family == 'llama' and leaf.path in ('layers/q', 'layers/k'):
             pairs = tensor.reshape(-1, spec.head_dim // 2, 2, tensor.shape[-1])
             tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
@@ -74,19 +73,23 @@ def _open(path: Path):
     try:
         import gguf
     except ImportError:
-        raise UserError('reading GGUF files needs the gguf package: pip install gguf') from None
+        raise UserError(f'{path} cannot be read without the gguf package: pip install gguf') from None
     if not path.exists():
         raise UserError(f'{path} does not exist: name a .gguf file')
     try:
         return gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError, OverflowError) as error:
-        raise UserError(f'{path} is damaged, cut short or no GGUF file ({error}): download it again') from None
+        raise UserError(f'{path} is damaged, cut short or not a GGUF file ({error}): download it again') from None
 
 
 def _fields(reader) -> dict[str, Any]:
-    """The metadata, except for long lists, which are read where they are needed."""
+    """The metadata without its long lists, which are read only where they are needed."""
     long = ('tokenizer.ggml.tokens', 'tokenizer.ggml.merges', 'tokenizer.ggml.scores', 'tokenizer.ggml.token_type')
     return {name: field.contents() for name, field in reader.fields.items() if name not in long}
+
+
+def _unsupported(path: Path, fault: str, supported: str) -> UserError:
+    return UserError(f'{path}: {fault}, but we support only {supported}: choose another file')
 
 
 def _shape(tensor) -> tuple[int, ...]:
@@ -100,18 +103,18 @@ def _dequantised(tensor) -> np.ndarray:
 
 
 def _short(value: float) -> float:
-    """The shortest decimal that rounds to the same float32: what the model's author wrote."""
+    """The shortest decimal that rounds to the same float32, which is the number that the model's author wrote."""
     return float(str(np.float32(value)))
 
 
 def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelSpec:
     family = fields.get('general.architecture')
     if family not in ARCHITECTURES:
-        raise UserError(f'{path}: general.architecture is {family!r}; supported are {", ".join(ARCHITECTURES)}')
+        raise _unsupported(path, f'field general.architecture is {family!r}', ', '.join(ARCHITECTURES))
 
     def need(name: str):
         if f'{family}.{name}' not in fields:
-            raise UserError(f'{path} has no field {family}.{name}: it is incomplete')
+            raise UserError(f'{path} has no field {family}.{name}: download it again, it is incomplete')
         return fields[f'{family}.{name}']
 
     width, num_heads = need('embedding_length'), need('attention.head_count')
@@ -125,11 +128,11 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
         'attention.sliding_window': 0,
     }
     for name, value in fixed.items():
-        found = fields.get(f'{family}.{name}', value)
-        if found != value:
-            raise UserError(f'{path}: field {family}.{name} is {found!r}; only {value!r} is supported')
+        stated = fields.get(f'{family}.{name}', value)
+        if stated != value:
+            raise _unsupported(path, f'field {family}.{name} is {stated!r}', repr(value))
     if 'token_embd.weight' not in tensors:
-        raise UserError(f'{path} has no tensor token_embd.weight: it is incomplete, or one part of a split file')
+        raise UserError(f'{path} has no tensor token_embd.weight: download it again, or join the parts of a split file')
     spec = ModelSpec(
         family=family,
         vocab_size=_shape(tensors['token_embd.weight'])[0],
@@ -152,10 +155,10 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
 
 
 def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> RopeScaling:
-    """The scaling behind `rope_freqs.weight`, which holds only its outcome: a divisor for each rotation speed.
+    """The scaling that produced `rope_freqs.weight`, which contains only a divisor for each rotation speed.
 
-    Many parameter sets give the same divisors. The one shared by Llama 3.1, 3.2 and 3.3, up to its factor, is tried and
-    must reproduce the tensor; anything else is refused.
+    Many sets of parameters give the same divisors. We try the set that Llama 3.1, 3.2 and 3.3 share up to its factor,
+    and refuse the file unless it reproduces the tensor.
     """
     divisors = _dequantised(tensors['rope_freqs.weight'])
     factor = _short(divisors.max())
@@ -163,7 +166,7 @@ def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> Ro
     scaled = dataclasses.replace(spec, rope_scaling=scaling)
     expected = inverse_frequencies(spec) / inverse_frequencies(scaled)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
-        raise UserError(f"{path}: tensor rope_freqs.weight is not Llama 3's rotary scaling, the only one supported")
+        raise _unsupported(path, 'tensor rope_freqs.weight is of another rotary scaling', "Llama 3's")
     return scaling
 
 
@@ -176,16 +179,16 @@ def _tokens(fields: Mapping[str, Any]) -> dict[str, Any]:
 def write_tokenizer(path: Path, folder: Path) -> None:
     """Write the tokenizer of a GGUF file as the files of a Hugging Face folder.
 
-    Byte-level BPE becomes `tokenizer.json`, SentencePiece `tokenizer.model`; beside them `tokenizer_config.json`,
-    `generation_config.json` and, where the file has one, `chat_template.jinja`. The tokenizer never adds a
-    beginning-of-text token by itself: the chat template writes it.
+    Byte-level BPE becomes `tokenizer.json`, and SentencePiece `tokenizer.model`. The other files are
+    `tokenizer_config.json`, `generation_config.json` and, if the GGUF file has a template, `chat_template.jinja`. The
+    tokenizer never adds a beginning-of-text token: the chat template writes it.
 
     Args:
       path: the GGUF file.
-      folder: where to write; existing files of these names are replaced.
+      folder: an existing folder; files of these names in it are replaced.
 
     Raises:
-      UserError: the file is damaged, or its tokenizer is of a kind that is not supported.
+      UserError: the file is damaged, or its kind of tokenizer is not supported.
     """
     path, folder = Path(path), Path(folder)
     reader = _open(path)
@@ -194,25 +197,27 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     def need(name: str) -> list:
         field = reader.fields.get(f'tokenizer.ggml.{name}')
         if field is None:
-            raise UserError(f'{path} has no field tokenizer.ggml.{name}: it holds no complete tokenizer')
+            raise UserError(f'{path} has no field tokenizer.ggml.{name}: choose a file with a complete tokenizer')
         return field.contents()
 
     kind, pieces, types = fields.get('tokenizer.ggml.model'), need('tokens'), need('token_type')
     if len(set(pieces)) != len(pieces) or len(types) != len(pieces):
-        raise UserError(f'{path}: tokenizer.ggml.tokens are not distinct, or do not match tokenizer.ggml.token_type')
+        raise UserError(
+            f'{path}: tokenizer.ggml.tokens are not distinct, or do not match tokenizer.ggml.token_type: choose '
+            'another file'
+        )
     if kind == 'gpt2':
         split = fields.get('tokenizer.ggml.pre')
         if split not in _SPLITS:
-            known = ', '.join(_SPLITS)
-            raise UserError(f'{path}: field tokenizer.ggml.pre is {split!r}; supported are {known}')
+            raise _unsupported(path, f'field tokenizer.ggml.pre is {split!r}', ', '.join(_SPLITS))
         text = _byte_level(pieces, types, need('merges'), split)
         write_bytes(folder / 'tokenizer.json', text.encode())
     elif kind == 'llama':
         if types.count(UNKNOWN) != 1:
-            raise UserError(f'{path}: tokenizer.ggml.token_type marks {types.count(UNKNOWN)} unknown tokens, not one')
+            raise _unsupported(path, f'tokenizer.ggml.token_type marks {types.count(UNKNOWN)} unknown tokens', 'one')
         write_bytes(folder / 'tokenizer.model', _sentencepiece(pieces, types, need('scores'), fields))
     else:
-        raise UserError(f"{path}: field tokenizer.ggml.model is {kind!r}; supported are 'gpt2' and 'llama'")
+        raise _unsupported(path, f'field tokenizer.ggml.model is {kind!r}', "'gpt2' and 'llama'")
     write_json(folder / 'tokenizer_config.json', _tokenizer_config(kind, pieces, types, fields))
     generation = {name: value for name, value in _tokens(fields).items() if value is not None}
     write_json(folder / 'generation_config.json', generation)
@@ -224,7 +229,7 @@ def _byte_level(pieces: list[str], types: list[int], merges: list[str], split: s
     """The tokenizer.json of a byte-level BPE tokenizer."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    # Converters name the ids that a vocabulary skips [PAD...] and mark them unused: they stay ids without a token.
+    # Converters name the ids that a vocabulary skips [PAD...] and mark them as unused: here such ids have no token.
     vocab = {piece: i for i, piece in enumerate(pieces) if types[i] != UNUSED}
     pairs = [tuple(merge.split(' ', 1)) for merge in merges]
     tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=split == 'llama-bpe'))
@@ -244,7 +249,7 @@ def _byte_level(pieces: list[str], types: list[int], merges: list[str], split: s
 
 
 def _sentencepiece(pieces: list[str], types: list[int], scores: list[float], fields: Mapping[str, Any]) -> bytes:
-    """A tokenizer.model with the settings that Llama's and Mistral's were trained with."""
+    """A tokenizer.model with the settings of Llama's and Mistral's."""
     from sentencepiece import sentencepiece_model_pb2 as proto
 
     model = proto.ModelProto()
@@ -284,7 +289,7 @@ def _tokenizer_config(kind: str, pieces: list[str], types: list[int], fields: Ma
         if token is not None:
             config[f'{name}_token'] = pieces[token]
     if kind == 'llama':
-        # SentencePiece never finds control tokens in text; Hugging Face tokenizers do, once they are told of them.
+        # SentencePiece never matches control tokens in text; Hugging Face tokenizers match the ones listed here.
         flags = {'lstrip': False, 'rstrip': False, 'normalized': False, 'single_word': False}
         special = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
         config['added_tokens_decoder'] = {

@@ -1,7 +1,8 @@
-"""Hugging Face model folders to our parameters and back: config.json and safetensors weights.
+"""Hugging Face model folders as our parameters, and back: config.json and safetensors weights.
 
-Configs are read in the older spelling (`rope_theta`, `rope_scaling`) and in transformers 5's (`rope_parameters`), and
-written in the older one, which transformers 4 and 5 and vLLM all read. What we do not compute is refused by its field.
+We read configs in the older spelling (`rope_theta`, `rope_scaling`) and in that of transformers 5 (`rope_parameters`),
+and write the older one, which transformers 4 and 5 and vLLM all read. We refuse a config that asks for anything we do
+not compute, and name the field.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 _CLASSES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}
 _HEADS = {'lm': 'ForCausalLM', 'reward': 'ForSequenceClassification'}
 
-# Switches of Hugging Face configs with the only value that we compute, which is also what leaving them out means.
+# Switches of Hugging Face configs with the only value that we support, which is also the value of a missing field.
 _FIXED = {
     'hidden_act': 'silu',
     'attention_bias': False,
@@ -39,30 +40,29 @@ _FIXED = {
 def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     """The model that a config.json describes.
 
-    A reward model is known by `...ForSequenceClassification` in `architectures`. Its number of labels must be one where
-    the config tells it (`num_labels`, or the length of `id2label`). Where the config tells neither, classes of their
-    own with a one-row head are meant as often as Hugging Face's default of two labels: the shape of the head decides,
-    in `read_params`.
+    `...ForSequenceClassification` in `architectures` means a reward model. If the config states the number of labels
+    (`num_labels`, or the length of `id2label`), it must be one. If it does not, the model may have Hugging Face's
+    default of two labels or a custom class with a head of one row: `read_params` decides by the shape of the head.
 
     Raises:
-      UserError: a field is missing, or asks for what we do not compute.
+      UserError: a field is missing, or its value is not supported.
     """
     family = config.get('model_type')
     if family not in FAMILIES:
-        raise UserError(f'config.json: model_type is {family!r}; supported are {", ".join(FAMILIES)}')
+        raise _unsupported(f'model_type is {family!r}', ', '.join(FAMILIES))
     head = _head(config)
     for field, value in _FIXED.items():
         if config.get(field, value) not in (value, None):
-            raise UserError(f'config.json: {field} is {config[field]!r}; only {value!r} is supported')
+            raise _unsupported(f'{field} is {config[field]!r}', repr(value))
     # Hugging Face reads a Mistral config without the field as a window of 4,096.
     if family == 'mistral' and config.get('sliding_window', 4096) is not None:
         window = config.get('sliding_window', 'missing, which means 4096')
-        raise UserError(f'config.json: sliding_window is {window}; only null is supported (Mistral v0.3 and later)')
+        raise _unsupported(f'sliding_window is {window}', 'null (Mistral v0.3 and later)')
     for kind in config.get('layer_types') or ():
         if kind != 'full_attention':
-            raise UserError(f"config.json: layer_types names {kind!r}; only 'full_attention' is supported")
+            raise _unsupported(f'layer_types names {kind!r}', "'full_attention'")
     width, num_heads = _count(config, 'hidden_size'), _count(config, 'num_attention_heads')
-    # Defaults below are those under which published configs leave fields out; other fields must be there.
+    # Published configs leave out only the fields that have a default here; all others are required.
     no_kv_heads = family == 'llama' and config.get('num_key_value_heads') is None
     no_head_dim = family != 'qwen3' and config.get('head_dim') is None
     theta, scaling = _rope(config)
@@ -86,17 +86,22 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     )
 
 
+def _unsupported(fault: str, supported: str) -> UserError:
+    return UserError(f'config.json: {fault}, but we support only {supported}: choose another model')
+
+
 def _head(config: Mapping[str, Any]) -> str:
+    """'lm' or 'reward', by the class that the config names."""
     named = config.get('architectures') or []
     heads = [head for head, suffix in _HEADS.items() if len(named) == 1 and named[0].endswith(suffix)]
     if not heads:
-        raise UserError(f'config.json: architectures is {named}; one ...{" or ...".join(_HEADS.values())} is supported')
+        raise _unsupported(f'architectures is {named}', f'one ...{" or ...".join(_HEADS.values())}')
     if heads == ['reward']:
         labels = config.get('num_labels')
         if labels is None and config.get('id2label') is not None:
             labels = len(config['id2label'])
         if labels not in (None, 1):
-            raise UserError(f'config.json: num_labels (or the length of id2label) is {labels}; a reward model has 1')
+            raise _unsupported(f'num_labels (or the length of id2label) is {labels}', '1, as a reward model has')
     return heads[0]
 
 
@@ -106,14 +111,14 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     rope = config.get(name) or {}
     theta = float(rope.get('rope_theta') or config.get('rope_theta') or 10_000.0)
     if any(isinstance(value, Mapping) for value in rope.values()):
-        raise UserError(f'config.json: {name} differs between kinds of layers; only one rotation for all is supported')
-    if rope.get('partial_rotary_factor', 1.0) != 1.0:
-        raise UserError(f'config.json: {name}.partial_rotary_factor is not 1, the only supported value')
+        raise _unsupported(f'{name} differs between kinds of layers', 'one rotation for all layers')
+    if (share := rope.get('partial_rotary_factor', 1.0)) != 1.0:
+        raise _unsupported(f'{name}.partial_rotary_factor is {share!r}', '1.0')
     kind = rope.get('rope_type') or rope.get('type') or 'default'
     if kind == 'default':
         return theta, None
     if kind != 'llama3':
-        raise UserError(f"config.json: {name}.rope_type is {kind!r}; supported are 'default' and 'llama3'")
+        raise _unsupported(f'{name}.rope_type is {kind!r}', "'default' and 'llama3'")
     scaling = RopeScaling(
         factor=_number(rope, 'factor', name),
         low_freq_factor=_number(rope, 'low_freq_factor', name),
@@ -126,14 +131,14 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 def _number(fields: Mapping[str, Any], name: str, inside: str = '') -> float:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}; a number above 0 is needed')
+        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}: set it to a number above 0')
     return float(value)
 
 
 def _count(fields: Mapping[str, Any], name: str, inside: str = '') -> int:
     value = _number(fields, name, inside)
     if value != int(value):
-        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}; a whole number is needed')
+        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}: set it to a whole number')
     return int(value)
 
 
@@ -143,21 +148,14 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
     Args:
       spec: the model.
       tokens: `bos_token_id`, `eos_token_id` (one id or a list of them) and `pad_token_id`, each possibly None.
-      dtype: of the exported weights, 'float32' or 'bfloat16'.
+      dtype: the type of the exported weights, 'float32' or 'bfloat16'.
 
     Raises:
-      UserError: no stock Hugging Face class computes this model, a token lies outside the vocabulary, or a reward
-        model has no pad token (by which Hugging Face finds the end of each reply of a batch).
+      UserError: no stock Hugging Face class computes this model, a token is outside the vocabulary, or a reward model
+        has no pad token (by which Hugging Face finds the end of each reply in a batch).
     """
-    if (spec.qkv_bias, spec.qk_norm) != (spec.family == 'qwen2', spec.family == 'qwen3'):
-        raise UserError(f'a {spec.family} model with qkv_bias={spec.qkv_bias} and qk_norm={spec.qk_norm} has no class')
-    if dtype not in EXPORT_DTYPES:
-        raise UserError(f'export dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')
     ids = {name: tokens.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
-    for name, value in ids.items():
-        for token in value if isinstance(value, list | tuple) else [value]:
-            if token is not None and not 0 <= token < spec.vocab_size:
-                raise UserError(f'{name} is {token}, outside the vocabulary of {spec.vocab_size}')
+    _check_export(spec, ids, dtype)
     config = {
         'architectures': [_CLASSES[spec.family] + _HEADS[spec.head]],
         'model_type': spec.family,
@@ -189,11 +187,31 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
     if spec.family == 'qwen3':
         config.update(attention_bias=False)
     if spec.head == 'reward':
-        if ids['pad_token_id'] is None:
-            raise UserError('pad_token_id is not set: a reward model needs one, best one that ends no reply')
-        # One label; 'regression' because servers otherwise squash a single label through a sigmoid.
+        # 'regression', because servers otherwise apply a sigmoid to a single label.
         config.update(num_labels=1, id2label={'0': 'LABEL_0'}, label2id={'LABEL_0': 0}, problem_type='regression')
     return config
+
+
+def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
+    if (spec.qkv_bias, spec.qk_norm) != (spec.family == 'qwen2', spec.family == 'qwen3'):
+        raise UserError(
+            f'no Hugging Face class computes a {spec.family} model with qkv_bias={spec.qkv_bias} and '
+            f'qk_norm={spec.qk_norm}: export another --checkpoint'
+        )
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f'--dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')
+    for name, value in ids.items():
+        for token in value if isinstance(value, list | tuple) else [value]:
+            if token is not None and not 0 <= token < spec.vocab_size:
+                raise UserError(
+                    f'{name} is {token}, outside the vocabulary of {spec.vocab_size}: correct it under "tokens" in the '
+                    'model.json of --checkpoint'
+                )
+    if spec.head == 'reward' and ids['pad_token_id'] is None:
+        raise UserError(
+            'pad_token_id is not set, but a reward model needs one: set it under "tokens" in the model.json of '
+            '--checkpoint, if possible to a token that ends no reply'
+        )
 
 
 def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -212,18 +230,18 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     """The weights of a Hugging Face folder as our parameter tree, float32 numpy arrays (layers stacked on axis 0).
 
     Args:
-      folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards, in float32, float16 or
+      folder: contains `model.safetensors`, or `model.safetensors.index.json` and its shards, in float32, float16 or
         bfloat16.
-      spec: what the folder's config.json says, see `spec_from_hf`.
+      spec: the model that the folder's config.json describes, see `spec_from_hf`.
 
     Raises:
-      UserError: a file is missing or damaged; or a tensor is missing, left over, or of the wrong shape or type.
+      UserError: a file is missing or damaged; or a tensor is missing, unknown, or of the wrong shape or type.
     """
     folder = Path(folder)
     tensors = _stored_tensors(folder)
 
     def ignorable(name: str) -> bool:
-        # Rotation speeds follow from the config; a reward model has no next-token head; a tied one is checked below.
+        # Rotation speeds follow from the config; a reward model needs no next-token head; a tied one is checked below.
         return name.endswith('rotary_emb.inv_freq') or (name == 'lm_head.weight' and not spec.has_unembed)
 
     params = assemble(
@@ -236,12 +254,15 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     )
     copied = spec.head == 'lm' and spec.tied_embeddings and 'lm_head.weight' in tensors
     if copied and not np.array_equal(tensors['lm_head.weight'].read(), params['embed']):
-        raise UserError(f'{folder}: tensor lm_head.weight is not the embedding, yet tie_word_embeddings is true')
+        raise UserError(
+            f'{folder}: tensor lm_head.weight differs from the embedding, but tie_word_embeddings is true: set it to '
+            'false in config.json'
+        )
     return params
 
 
 def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder's weight files."""
+    """The tensors in all weight files of a folder, by name."""
     if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return read_header(folder / SINGLE)
     index = read_json(folder / INDEX, 'download the model again')
@@ -252,11 +273,13 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     for file in sorted(set(weight_map.values())):
         for name, tensor in read_header(folder / file).items():
             if name in tensors:
-                raise UserError(f'{folder}: tensor {name} is in both {tensors[name].file.name} and {file}')
+                raise UserError(
+                    f'{folder}: tensor {name} is in both {tensors[name].file.name} and {file}: download the model again'
+                )
             tensors[name] = tensor
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise UserError(f'{folder / file} does not hold tensor {name}, though {INDEX} says so: download it again')
+            raise UserError(f'{folder / file} does not contain tensor {name}, but {INDEX} says so: download it again')
     return tensors
 
 
@@ -270,21 +293,21 @@ def write_params(
 ) -> None:
     """Write our parameters as the safetensors files of a Hugging Face folder.
 
-    One file named `model.safetensors` where it fits, else shards and `model.safetensors.index.json`. Tensors are
+    Writes `model.safetensors` if one file can hold them, else shards and `model.safetensors.index.json`. Tensors are
     sliced, cast and written one by one.
 
     Args:
       folder: an existing folder without weights.
       params: our parameter tree, of numpy or jax arrays.
       spec: the model.
-      dtype: of the written weights, 'float32' or 'bfloat16'.
-      max_shard_bytes: how large a file may grow; a tensor above it has a file of its own.
+      dtype: the type of the written weights, 'float32' or 'bfloat16'.
+      max_shard_bytes: the largest size of a file; a larger tensor has a file to itself.
 
     Raises:
       UserError: parameters and spec disagree, or the dtype is unknown.
     """
     if dtype not in EXPORT_DTYPES:
-        raise UserError(f'export dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')
+        raise UserError(f'--dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')
     flat, stored = flattened(params, spec), EXPORT_DTYPES[dtype]
 
     def array(leaf: Leaf, layer: int | None) -> Callable[[], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The one table that ties our parameter tree to the tensors of published files, in both directions.
+"""The table that maps our parameter tree to the tensors of published files, and back.
 
 Dimension key: V vocabulary, D width, F mlp width, N query heads, K key-value heads, H head width, L layers, S scores.
 """
@@ -13,13 +13,20 @@ import numpy as np
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.spec import ModelSpec
 
+_REMEDY = 'download it again, or check that its configuration describes this model'
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One parameter of ours and the tensors that hold it elsewhere, one a layer where the name has `{}`.
+    """One of our parameters and the tensors that hold it in files.
 
-    `axes` are our axes (without the stacked layers); `stored` are the file's, a space between its dimensions: 'NH D'
-    is a matrix [N * H, D]. The first name of `hf` is written, every one is read.
+    Attributes:
+      path: the parameter's path in our tree.
+      axes: our axes, without that of the stacked layers.
+      stored: the file's axes, with a space between dimensions: 'NH D' is a matrix [N * H, D].
+      hf: names in Hugging Face files, with `{}` for the layer; we write the first and read any.
+      gguf: names in GGUF files, likewise.
+      when: whether a model has this parameter.
     """
 
     path: str
@@ -102,7 +109,7 @@ def _sizes(spec: ModelSpec) -> dict[str, int]:
 
 
 def placements(spec: ModelSpec) -> Iterator[tuple[Leaf, int | None]]:
-    """Every tensor of a model as (leaf, layer or None), in the order of computation."""
+    """Every tensor of a model as (leaf, layer), in the order of computation; `layer` is None outside the layers."""
     leaves = [leaf for leaf in LEAVES if leaf.when(spec)]
     stacked = [leaf for leaf in leaves if leaf.stacked]
     first = leaves.index(stacked[0])
@@ -125,28 +132,29 @@ def assemble(
     Args:
       spec: the model.
       naming: which names to look for, 'hf' or 'gguf'.
-      shapes: every tensor that the source holds, with its shape.
+      shapes: the shape of every tensor in the source, by name.
       read: returns the tensor of a name, in its stored shape and any float type.
-      ignorable: tells which tensors may be left unread.
-      source: how to name the source in errors.
+      ignorable: says whether the tensor of a name may stay unread.
+      source: the source's name, for errors.
 
     Raises:
-      UserError: a tensor is missing, left over or of the wrong shape. Nothing has been read then.
+      UserError: a tensor is missing, unknown or of the wrong shape; no tensor has been read yet.
     """
     plan, taken = [], set()
     for leaf, layer in placements(spec):
         names = [name.format(layer) for name in getattr(leaf, naming)]
         name = next((name for name in names if name in shapes), None)
         if name is None:
-            raise UserError(f'{source} has no tensor {" or ".join(names)}: is it complete, and of the model described?')
+            raise UserError(f'{source} has no tensor {" or ".join(names)}: {_REMEDY}')
         if tuple(shapes[name]) != leaf.stored_shape(spec):
-            found, expected = list(shapes[name]), list(leaf.stored_shape(spec))
-            raise UserError(f'{source}: tensor {name} has shape {found}, but the model description asks for {expected}')
+            shape, expected = list(shapes[name]), list(leaf.stored_shape(spec))
+            raise UserError(f'{source}: tensor {name} has shape {shape}, but its model has {expected}: {_REMEDY}')
         plan.append((leaf, layer, name))
         taken.add(name)
     for name in shapes:
         if name not in taken and not ignorable(name):
-            raise UserError(f'{source}: tensor {name} belongs to no parameter of a {spec.family} {spec.head} model')
+            kind = f'{spec.family} {spec.head} model'
+            raise UserError(f'{source}: tensor {name} is not part of a {kind}: {_REMEDY}')
     params = {}
     for leaf, layer, name in plan:
         if leaf.path not in params:
@@ -166,11 +174,14 @@ def flattened(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     flat.update({f'layers/{name}': value for name, value in params.get('layers', {}).items()})
     expected = {leaf.path: leaf.shape(spec) for leaf in LEAVES if leaf.when(spec)}
     for path in sorted(expected.keys() ^ flat.keys()):
-        fault = 'is missing from' if path in expected else 'has no place in'
-        raise UserError(f'parameter {path} {fault} a {spec.family} {spec.head} model: do parameters and spec agree?')
+        fault = 'is missing from' if path in expected else 'is not part of'
+        raise UserError(f'parameter {path} {fault} a {spec.family} {spec.head} model: import or train the model again')
     for path, shape in expected.items():
         if tuple(flat[path].shape) != shape:
-            raise UserError(f'parameter {path} has shape {list(flat[path].shape)}, but the spec asks for {list(shape)}')
+            raise UserError(
+                f'parameter {path} has shape {list(flat[path].shape)}, but the model has {list(shape)}: import or '
+                'train the model again'
+            )
     return flat
 
 

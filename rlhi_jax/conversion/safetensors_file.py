@@ -1,8 +1,7 @@
-"""Safetensors files, one tensor at a time: reading and writing never hold more than the tensor at hand.
+"""Safetensors files, one tensor at a time: reading and writing keep only the current tensor in memory.
 
 The format is eight bytes with the length of a JSON header, the header (dtype, shape and byte range of each tensor by
-name), then the tensors' bytes. The safetensors library maps whole
-files, and to write one it wants all of its tensors in memory at once.
+name), then the tensors' bytes. The safetensors library maps whole files, and needs all tensors in memory to write one.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dt
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `start` in bytes from the beginning of the file."""
+    """The location of a tensor; it begins `start` bytes from the beginning of the file."""
 
     file: Path
     name: str
@@ -34,10 +33,10 @@ class StoredTensor:
         """The tensor in its own dtype.
 
         Raises:
-          UserError: the tensor is not of a float type that we read.
+          UserError: the tensor's type is not one of `DTYPES`.
         """
         if self.dtype not in DTYPES:
-            raise UserError(f'{self.file}: tensor {self.name} is {self.dtype}; only {", ".join(DTYPES)} can be read')
+            raise UserError(f'{self.file}: tensor {self.name} is {self.dtype}: convert it to {", ".join(DTYPES)}')
         with open(self.file, 'rb') as f:
             f.seek(self.start)
             return np.fromfile(f, DTYPES[self.dtype], math.prod(self.shape)).reshape(self.shape)
@@ -55,7 +54,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             size = os.fstat(f.fileno()).st_size
             length = int.from_bytes(f.read(8), 'little')
             if not 2 <= length <= size - 8:
-                raise ValueError(f'a header of {length} bytes in a file of {size}')
+                raise ValueError(f'it states a header of {length} bytes in a file of {size}')
             header = json.loads(f.read(length))
         header.pop('__metadata__', None)
         tensors, end = {}, 0
@@ -67,9 +66,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + start)
             end = max(end, stop)
         if 8 + length + end != size:
-            raise ValueError(f'its header describes {8 + length + end} bytes, it has {size}')
+            raise ValueError(f'its header describes {8 + length + end} bytes, but it has {size}')
     except FileNotFoundError:
-        raise UserError(f'{path} does not exist: the model folder is incomplete, download it again') from None
+        raise UserError(f'{path} does not exist: download the model folder again, it is incomplete') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is damaged or cut short ({error}): download it again') from None
     return tensors
@@ -81,20 +80,20 @@ def write_tensors(
     dtype: str,
     metadata: dict[str, str],
 ) -> None:
-    """Write a safetensors file, asking for each tensor only when its turn comes.
+    """Write a safetensors file, making each array only when it is written.
 
     Args:
       path: the file to write.
-      tensors: (name, shape, function that returns the array) of each tensor.
+      tensors: for each tensor its name, its shape and a function that returns the array.
       dtype: one of `DTYPES`; arrays are cast to it, rounding to the nearest value.
-      metadata: text for the header.
+      metadata: texts for the header, by name.
     """
     header, end = {'__metadata__': metadata}, 0
     for name, shape, _ in tensors:
         start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
         header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [start, end]}
     data = json.dumps(header, separators=(',', ':')).encode()
-    data += b' ' * (-len(data) % 8)  # the tensors start at a multiple of eight bytes, so that they can be mapped
+    data += b' ' * (-len(data) % 8)  # tensors start at a multiple of eight bytes, so that they can be memory-mapped
     with open(path, 'wb') as f:
         f.write(len(data).to_bytes(8, 'little') + data)
         for _, _, array in tensors:

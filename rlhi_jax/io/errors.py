@@ -1,19 +1,22 @@
-"""Failures that a user can mend, and the one way in which programs report them."""
+"""Failures that the user can fix; programs print their message as one line and exit with status 2."""
 
 
 class UserError(Exception):
-    """Something the user can mend.
+    """A failure that the user can fix.
 
-    The message is one sentence that names the file, field or flag at fault and what to do about it.
+    The message is one sentence that names the file, field or flag at fault, then a colon and what to do about it.
     """
 
 
 class NothingToEvaluate(UserError):
-    """What is held out cannot answer the question; what was trained is none the worse for it."""
+    """The held-out set cannot support this evaluation; the trained model is unaffected.
+
+    The message goes into reports that people pass on, so it names settings and no paths.
+    """
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error folded onto one line.
+    """The message of an error on one line.
 
     >>> one_line(KeyError('a\\n b'))
     'a b'

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and digests of what they hold."""
+"""Files and folders that are never half-written, and digests of their content."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,7 @@ from rlhi_jax.io.errors import UserError
 
 
 def digest(*parts: Any) -> str:
-    """The sha256 of bytes, or of anything JSON can write, as 64 hex digits; parts are length-delimited."""
+    """The sha256 of bytes or JSON values, as 64 hex digits; each part is preceded by its length."""
     sha = hashlib.sha256()
     for part in parts:
         data = (
@@ -35,12 +35,13 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """Yield a file under a temporary name; when the block ends without an error it is synced and renamed to `path`.
+    """Yield a file under a temporary name; when the block ends without an error, sync it and rename it to `path`.
 
-    Its folder is not made: that of a stage at work may have been taken away, which must not pass unnoticed.
+    The folder must exist: if someone removed the folder of a running stage, the stage must fail, not recreate it.
 
     Args:
-      private: its owner alone can read it.
+      path: the file to write.
+      private: whether only the owner may read it.
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -57,26 +58,26 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file, or nothing."""
+    """Write a whole file or nothing."""
     with new_file(path) as file:
         file.write(data)
 
 
 def complete_lines(path: Path) -> list[bytes]:
-    """Lines of a file that end in a newline: a killed run may leave half a line at the end."""
+    """The lines that end in a newline: a killed run may leave half a line at the end of the file."""
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    """Write a whole JSON file, or nothing; with `private`, one that its owner alone can read."""
+    """Write a whole JSON file or nothing; with `private`, only the owner may read it."""
     with new_file(path, private=private) as file:
         file.write((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
 
 
 def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -> Any:
-    """Read a JSON file; with `fields`, an object that has at least these.
+    """The value in a JSON file; with `fields`, an object that has at least these fields.
 
     Raises:
       UserError: the file is missing, is not JSON or lacks a field; the message ends in `remedy`.
@@ -90,7 +91,7 @@ def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not valid JSON ({error}): {remedy}') from None
     if fields is not None and not isinstance(value, dict):
-        raise UserError(f'{path} holds no JSON object: {remedy}')
+        raise UserError(f'{path} does not contain a JSON object: {remedy}')
     for field in fields or ():
         if field not in value:
             raise UserError(f'{path} has no field {field!r}: {remedy}')
@@ -98,14 +99,14 @@ def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -
 
 
 class HeldFolder:
-    """A temporary folder beside `path`: empty, and of no other process, until the block ends and it is removed.
+    """A temporary folder beside `path`, empty at first and locked by this process; removed when the block ends.
 
     Attributes:
-      path: where the folder is to lie, or what a link there leads to.
-      folder: the temporary one.
+      path: where the finished folder will be; if it is a link, the target of the link.
+      folder: the temporary folder.
 
     Raises:
-      UserError: another process is writing it.
+      UserError: another process is writing the folder.
     """
 
     def __init__(self, path: Path):
@@ -115,8 +116,8 @@ class HeldFolder:
     def __enter__(self) -> 'HeldFolder':
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = locked(self.folder)
-        for left in self.folder.iterdir():  # by a process that was killed
-            remove(left)
+        for leftover in self.folder.iterdir():  # from a killed process
+            remove(leftover)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -125,13 +126,13 @@ class HeldFolder:
         os.close(self._lock)
 
     def put_in_place(self) -> None:
-        """Let it become `path`, instead of what is there.
+        """Move the temporary folder to `path`, replacing any folder there.
 
         Raises:
-          UserError: it is no longer the folder that this process has written.
+          UserError: the temporary folder is no longer the one that this process has written.
         """
         if not _leads_to(self.folder, self._lock):
-            raise UserError(f'{self.folder} was removed or replaced as it was being written: run again')
+            raise UserError(f'{self.folder} was removed or replaced while this run was writing it: run again')
         if self.path.exists():
             self.path.replace(_replaced(self.path))
         self.folder.replace(self.path)
@@ -143,22 +144,22 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an error.
 
     Raises:
-      UserError: `path` exists already and `overwrite` is false, it is no folder that such a block has written, or
-        another process is writing it.
+      UserError: `path` exists and `overwrite` is false, or this program did not create it, or another process is
+        writing it.
     """
     with HeldFolder(path) as held:
         settle(held.path)
         if held.path.exists() and not overwrite:
-            raise UserError(f'{path} exists already: name another folder, remove it, or pass --overwrite')
+            raise UserError(f'{path} already exists: name another folder, remove it, or pass --overwrite')
         ours = any((held.path / name).exists() for name in ('manifest.json', 'model.json', 'config.json'))
         if held.path.exists() and (not ours or (held.path / 'checkpoints').exists()):
-            raise UserError(f'{path} is not replaced, for it was not written by this program: name another folder')
+            raise UserError(f'refusing to overwrite {path}: this program did not create it; name another folder')
         yield held.folder
         held.put_in_place()
 
 
 def settle(path: Path) -> None:
-    """End what a process that was killed as it replaced a folder has begun: there is the new folder, or the old one."""
+    """Finish replacing a folder where a process was killed in the middle: keep the new folder, or else the old one."""
     path = path.resolve()
     if (old := _replaced(path)).exists():
         if path.exists():
@@ -168,7 +169,7 @@ def settle(path: Path) -> None:
 
 
 def settle_if_free(path: Path) -> None:
-    """As `settle`, unless another process is writing the folder."""
+    """Like `settle`, unless another process is writing the folder."""
     if _replaced(Path(path).resolve()).exists():
         with suppress(UserError), HeldFolder(path) as held:
             settle(held.path)
@@ -179,7 +180,7 @@ def _replaced(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it."""
+    """Remove a file, a link, or a folder with everything in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -187,7 +188,11 @@ def remove(path: Path) -> None:
 
 
 def locked(folder: Path) -> int:
-    """A descriptor of a folder, which no other process gets until it is closed or this process has ended."""
+    """An open descriptor of a folder, which holds its lock until it is closed or this process ends.
+
+    Raises:
+      UserError: another process holds the lock.
+    """
     opened = os.open(folder, os.O_RDONLY)
     free = True
     try:
@@ -196,12 +201,12 @@ def locked(folder: Path) -> int:
         free = False
     except OSError:
         pass  # some network file systems have no locks
-    if not free or not _leads_to(folder, opened):  # whoever had it may just have put it in place
+    if not free or not _leads_to(folder, opened):  # the process that held it may just have moved it to its place
         os.close(opened)
-        raise UserError(f'{folder} is being written by another run: let it end, or stop it, then run again')
+        raise UserError(f'{folder} is being written by another run: wait for it or stop it, then run again')
     return opened
 
 
 def _leads_to(path: Path, opened: int) -> bool:
-    """Whether a path leads to the folder that a descriptor is of."""
+    """Whether a path leads to the folder that a descriptor has open."""
     return path.exists() and os.path.samestat(path.stat(), os.fstat(opened))

@@ -13,14 +13,14 @@ _LINE_SECONDS = 10.0
 
 @functools.cache
 def _console() -> Console:
-    """The one that bars share, which shows bars within bars below each other."""
+    """The one console that all bars share, so that nested bars are shown below each other."""
     return Console(stderr=True)
 
 
 class Progress:
-    """Counts towards a total; use as a context manager. `enabled=False` prints nothing.
+    """Shows a count towards a total; use as a context manager. `enabled=False` prints nothing.
 
-    One within another leaves nothing on a terminal when it ends, and says elsewhere no more than every few seconds.
+    When a nested one ends, it disappears from a terminal; elsewhere it prints no last line.
     """
 
     _open = 0
@@ -55,7 +55,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, note: str = '') -> None:
-        """Say how far the work is, with a short note such as the loss."""
+        """Show that `done` of the total is done, with a short note such as the loss."""
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
             return

@@ -9,20 +9,20 @@ N = K G query heads, H head width.
 
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rlhi_jax.models import attention_tpu, attention_xla
 from rlhi_jax.models.tree_blocks import BLOCK
+from rlhi_jax.parallel.sharding import resolve
 
 
 def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> jax.Array:
     """Grouped-query attention by the tree rule, [B, T, N, H]; logits and softmax in float32.
 
-    On a TPU by Pallas kernels, elsewhere by blockwise XLA; both skip blocks in which nothing attends, and compute
-    logits again for the gradient. On a mesh, rows and heads stay on their devices.
+    Pallas kernels on a TPU, blockwise XLA elsewhere; both skip blocks in which nothing attends and recompute logits for
+    the gradient. On a mesh, rows and heads stay on their devices.
     """
     length = q_BTNH.shape[1]
     padding = -length % BLOCK
@@ -35,11 +35,11 @@ def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, exte
 
 
 def _on_devices(batch: int):
-    """The function that attends, each device of the mesh in context on its own rows and heads."""
+    """The attention function, by which each device of the mesh in context computes its own rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _attend
-    rows, heads = nn.logical_to_mesh_axes(('batch', 'heads'))
+    rows, heads = resolve(('batch', 'heads'), 'attention')
     if batch == 1:  # a sampler reads one prompt at a time, on all devices
         rows = None
     per_head, per_row = jax.P(rows, None, heads, None), jax.P(rows, None)
@@ -75,7 +75,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 class KVCache(NamedTuple):
-    """Keys and values of C earlier tokens of B sequences; keys lie with their tokens last, as the logits read them."""
+    """Keys and values of C earlier tokens of B sequences; tokens are the last axis of keys, as the logits read them."""
 
     k_BKHC: jax.Array
     v_BKCH: jax.Array
@@ -84,25 +84,25 @@ class KVCache(NamedTuple):
 def cached_attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, filled_B: jax.Array
 ) -> tuple[jax.Array, KVCache]:
-    """Attention of one new token a sequence (T = 1) to the first `filled_B` tokens of its cache and to itself.
+    """Attention of one new token per sequence (T = 1) to the first `filled_B` tokens of its cache and to itself.
 
-    The new token is written to the cache first, at its last place where it is full: only what reads the result of that
-    write lets XLA do it in place.
+    The new token is written to the cache first (to the last position of a full cache), and attention reads the result:
+    only then does XLA write in place.
 
     Returns:
-      Context, [B, 1, N, H]; logits and softmax in float32, as in `tree_attention`. And the cache with the token.
+      The context [B, 1, N, H], with logits and softmax in float32 as in `tree_attention`, and the cache with the token.
     """
     batch, _, heads, width = q_BTNH.shape
     kv_heads, capacity = cache.v_BKCH.shape[1:3]
-    every, place_B = jnp.arange(batch), jnp.minimum(filled_B, capacity - 1)
+    every, index_B = jnp.arange(batch), jnp.minimum(filled_B, capacity - 1)
     cache = KVCache(
-        cache.k_BKHC.at[every, :, :, place_B].set(k_BTKH[:, 0]),
-        cache.v_BKCH.at[every, :, place_B].set(v_BTKH[:, 0]),
+        cache.k_BKHC.at[every, :, :, index_B].set(k_BTKH[:, 0]),
+        cache.v_BKCH.at[every, :, index_B].set(v_BTKH[:, 0]),
     )
     q_BKGH = q_BTNH.reshape(batch, kv_heads, -1, width)
     logits_BKGC = jnp.einsum('BKGH,BKHC->BKGC', q_BKGH, cache.k_BKHC, preferred_element_type=jnp.float32)
-    there_BC = jnp.arange(capacity) <= place_B[:, None]
-    logits_BKGC = jnp.where(there_BC[:, None, None], logits_BKGC * width**-0.5, jnp.finfo(jnp.float32).min)
+    filled_BC = jnp.arange(capacity) <= index_B[:, None]
+    logits_BKGC = jnp.where(filled_BC[:, None, None], logits_BKGC * width**-0.5, jnp.finfo(jnp.float32).min)
     weights_BKGC = jax.nn.softmax(logits_BKGC, axis=-1).astype(v_BTKH.dtype)
     out_BKGH = jnp.einsum('BKGC,BKCH->BKGH', weights_BKGC, cache.v_BKCH)
     return out_BKGH.reshape(batch, 1, heads, width), cache

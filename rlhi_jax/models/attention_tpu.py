@@ -1,8 +1,8 @@
 """Tree attention as Pallas kernels for TPUs: live blocks only, forward and backward.
 
-Which blocks are live is read from scalar memory before a step fetches them, and a grid has as many steps as the fullest
-row of blocks, so a dead block costs neither arithmetic nor bandwidth. JAX's splash attention has its mask compiled into
-the program, or reads a dense one; here it follows from one number per key.
+A kernel reads the indices of live blocks from scalar memory before it fetches them, and the grid has as many steps as
+the fullest row of blocks, so a dead block costs neither arithmetic nor bandwidth. JAX's splash attention compiles its
+mask into the program or reads a dense one; here the mask follows from one number per key.
 
 Dimension key: B rows, T tokens (a multiple of 128), N query heads, K key-value heads, H head width; Q queries and S
 keys of one block.
@@ -17,9 +17,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rlhi_jax.models.tree_blocks import NOTHING, ends, listed, live_blocks
 
-PRODUCTS = 7  # matrix products of the gradient: logits and d_weights are computed for queries and for keys
+PRODUCTS = 7  # matrix products of the gradient: logits and d_weights are computed once for queries, once for keys
 LANES = 128
-BLOCKS = (512, 256, 128)  # tokens of a block, the largest that divides the row
+BLOCKS = (512, 256, 128)  # tokens per block: the largest of these that divides the row
 _NT = (((1,), (1,)), ((), ()))  # contract the last dimensions of both
 
 
@@ -221,8 +221,12 @@ def _d_key(
 
 
 def _over_queries(q: jax.Array, k: jax.Array, extent_BT: jax.Array) -> tuple:
-    """Of a grid (rows, heads, blocks of queries, live blocks of keys): the live blocks and their counts, the number of
-    blocks, and where a step finds its queries, one number for each of them, its keys, and the ends of those."""
+    """What the grid (rows, heads, blocks of queries, live blocks of keys) needs.
+
+    Returns:
+      The live blocks, their counts, the number of blocks in a row, and the block specs of queries, of one number per
+      query, of keys, and of the keys' ends.
+    """
     length, width, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
     block = _block(length)
     live, counts = _listed(extent_BT, block)
@@ -257,7 +261,7 @@ def _block(length: int) -> int:
 
 
 def _listed(extent_BT: jax.Array, block: int, *, by_key: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Live blocks of keys for each block of queries, or the other way; flat, as scalar memory pads last dimensions."""
+    """Live blocks of keys for each block of queries, or the reverse; flat, as scalar memory pads the last dimension."""
     live_BIJ = live_blocks(extent_BT, block)
     indices, counts = listed(live_BIJ.swapaxes(1, 2) if by_key else live_BIJ)
     return indices.ravel(), counts.ravel()

@@ -1,12 +1,13 @@
-"""Tree attention in plain XLA: a block of queries and a block of keys at a time, live blocks only; on any backend.
+"""Tree attention in plain XLA, for any backend: one block of queries and one live block of keys at a time.
 
-Memory is linear in the length of a row: logits exist for one block, under a running softmax (arXiv 2205.14135), and are
-computed again for the gradient.
+Memory is linear in the length of a row: logits exist for one block at a time, under a running softmax
+(arXiv 2205.14135), and are recomputed for the gradient.
 
-Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-value heads, H head width. Of one block: X
-queries, of all heads that share a key-value head; S keys. Blocks of all rows lie in one line, row after row.
+Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-value heads, H head width. In one block: X
+queries, of all heads that share a key-value head; S keys. The blocks of all rows are on one axis, row after row.
 
-Queries lie last: a CPU reduces over keys in whole vectors, and every product has the order that XLA multiplies fastest.
+Queries are the last axis: a CPU then reduces over keys in whole vectors, and every product is in the order that XLA
+multiplies fastest.
 """
 
 from typing import NamedTuple
@@ -22,9 +23,9 @@ PRODUCTS = 5  # matrix products of the gradient
 class _Queries(NamedTuple):
     """What one block of queries attends to."""
 
-    first: jax.Array  # its first token's index in the row
-    row: jax.Array  # number of the row's first block
-    live_J: jax.Array  # the row's blocks of keys that it sees, `count` of them
+    first: jax.Array  # index of its first token in the row
+    row: jax.Array  # index of the row's first block
+    live_J: jax.Array  # the blocks of keys in the row that it sees; only the first `count` are valid
     count: jax.Array
 
 
@@ -113,8 +114,8 @@ def _queries(extent_BT: jax.Array) -> _Queries:
     batch, count, _ = live_BIJ.shape
     indices, counts = listed(live_BIJ)
     number = jnp.arange(batch * count)
-    place = number % count
-    return _Queries(place * BLOCK, number - place, indices.reshape(-1, count), counts.reshape(-1))
+    block = number % count
+    return _Queries(block * BLOCK, number - block, indices.reshape(-1, count), counts.reshape(-1))
 
 
 def _of_queries(x_BTNH: jax.Array, kv_heads: int) -> jax.Array:

@@ -1,11 +1,11 @@
 """Model folders and the checkpoints of runs, through Orbax.
 
-A model folder is what `convert import` writes, and every run's workdir is one too:
+`convert import` writes model folders, and every run's workdir is one too:
 
-    model.json        {"spec", "weights": what identifies the parameters, "tokens": bos, eos and pad ids, "source"}
-    tokenizer/        the tokenizer's own files, chat_template.jinja, generation_config.json
-    params/           an imported model's parameters, or
-    checkpoints/N/    a run's: params, optimizer, progress (step, seed, digests)
+    model.json        {"spec", "weights": a digest of the parameters, "tokens": bos, eos and pad ids, "source"}
+    tokenizer/        the tokenizer's files, chat_template.jinja, generation_config.json
+    params/           the parameters of an imported model, or
+    checkpoints/N/    of a run: params, optimizer, progress (step, seed, digests)
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class ModelFolder:
     """A model on disk.
 
     Attributes:
-      weights: identifies the parameters: a digest of their bytes, or of the run and step that made them.
+      weights: identifies the parameters: a digest of their bytes, or of the run and step that produced them.
       tokens: `bos_token_id`, `eos_token_id`, `pad_token_id`.
     """
 
@@ -45,36 +45,35 @@ class ModelFolder:
 
 
 def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
-    """Find a model's parts without reading its parameters; a run's latest step unless one is given.
+    """The model in a folder, without reading its parameters; for a run, at `step` or else the latest checkpoint.
 
     Raises:
-      UserError: the folder is no model folder, or has no such step.
+      UserError: the folder is not a model folder, or has no such checkpoint.
     """
     folder = Path(folder).absolute()
-    described = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens'))
-    params, weights = folder / 'params', described['weights']
+    description = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens'))
+    params, weights = folder / 'params', description['weights']
     if not params.exists():
         steps = saved_steps(folder)
-        if not steps or (step is not None and step not in steps):
-            wanted = 'any step' if step is None else f'step {step}'
-            raise UserError(
-                f'{folder} has no checkpoint of {wanted} (it has: {steps}): train further or name another step'
-            )
+        if not steps:
+            raise UserError(f'{folder} has no checkpoint: train further, or name another folder')
+        if step not in (None, *steps):
+            raise UserError(f'{folder} has no checkpoint of step {step} (it has {steps}): name one of these steps')
         step = steps[-1] if step is None else step
         params = folder / 'checkpoints' / str(step) / 'params'
         weights = weights_at(weights, step)
-    return ModelFolder(folder, params, ModelSpec.from_json(described['spec']), weights, described['tokens'])
+    return ModelFolder(folder, params, ModelSpec.from_json(description['spec']), weights, description['tokens'])
 
 
 def weights_at(run: str, step: int) -> str:
-    """What identifies a run's parameters after so many steps, by the `weights` of the run's model.json."""
+    """The digest that identifies a run's parameters at one step; `run` is the `weights` of the run's model.json."""
     return digest(run, step)
 
 
 def saved_steps(workdir: Path) -> list[int]:
     """Steps of a run's complete checkpoints, in order."""
     folder = Path(workdir) / 'checkpoints'
-    # Orbax takes the metadata away first when it deletes a checkpoint.
+    # Orbax removes the metadata first when it deletes a checkpoint.
     complete = [path.parent.name for path in folder.glob('*/_CHECKPOINT_METADATA')]
     return sorted(int(name) for name in complete if name.isdigit())
 
@@ -82,7 +81,7 @@ def saved_steps(workdir: Path) -> list[int]:
 def describe_model(
     folder: Path, spec: ModelSpec, *, weights: str, tokens: dict[str, Any], source: str, tokenizer: Path | None = None
 ) -> None:
-    """Write model.json, and the tokenizer's files unless they are there."""
+    """Write model.json, and copy the tokenizer's files unless the folder has them."""
     if tokenizer is not None and not (folder / 'tokenizer').exists():
         temporary = folder / '.tokenizer.tmp'
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +107,7 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
     """Read parameters into the shapes, dtypes and shardings of `abstract`.
 
     Raises:
-      UserError: the checkpoint is damaged, or its parameters are not those of the model's description.
+      UserError: the checkpoint is damaged, or its parameters do not match the model's description.
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -121,7 +120,7 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
 
 
 class RunCheckpoints:
-    """Asynchronous checkpoints of a run; complete ones only, the newest few kept."""
+    """Writes a run's checkpoints asynchronously and keeps the newest `keep`; reads only complete ones."""
 
     def __init__(self, workdir: Path, *, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
@@ -132,7 +131,7 @@ class RunCheckpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Begin to write a checkpoint; it counts once all of it is on disk."""
+        """Start writing a checkpoint; it exists for readers once all of it is on disk."""
         items = dict(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
@@ -141,7 +140,7 @@ class RunCheckpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Read a checkpoint into abstract trees' shardings: parameters, optimizer state and progress.
+        """Read parameters, optimizer state and progress; the abstract trees give shapes, dtypes and shardings.
 
         Raises:
           UserError: the checkpoint is damaged.
@@ -156,13 +155,13 @@ class RunCheckpoints:
         except Exception as error:  # a damaged file raises a bare Exception, from TensorStore
             path = self._manager.directory / str(step)
             raise UserError(
-                f'the checkpoint {path} cannot be read ({one_line(error)[:300]}): remove that folder to go on from the '
-                'checkpoint before it'
+                f'the checkpoint {path} cannot be read ({one_line(error)[:300]}): remove that folder to resume from '
+                'the previous checkpoint'
             ) from None
         return restored['params'], restored['optimizer'], restored['progress']
 
     def close(self) -> None:
-        """Wait until every checkpoint begun is complete."""
+        """Wait until every started checkpoint is complete."""
         self._manager.wait_until_finished()
         self._manager.close()
 

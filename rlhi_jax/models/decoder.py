@@ -23,9 +23,10 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.attention import cached_attention, tree_attention
 from rlhi_jax.models.rope import rotate, rotation
 from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
-# What a layer keeps for its gradient, most first; all else is computed again.
+# What a layer saves for its gradient, from most to least; the rest is recomputed.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -43,13 +44,13 @@ def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm (arXiv 1910.07467) over the last axis, in float32, back to the input's dtype.
 
     With n = x / rms(x), the gradient of x is (g - n mean(g n)) / rms(x), where g = dy scale, and that of the scale is
-    the sum of dy n: products, which a CPU does ten times as fast as the sums that JAX derives.
+    the sum of dy n. Written as products, which a CPU computes ten times as fast as the sums that JAX derives.
     """
     return scale.astype(x.dtype) * _normed(x, eps)[0].astype(x.dtype)
 
 
 def _normed(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    """x over its root mean square, and one over that; float32."""
+    """x divided by its root mean square, and the inverse of that root mean square; float32."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return x32 * inverse, inverse
@@ -68,9 +69,10 @@ _rms_norm.defvjp(lambda x, scale, eps: (_rms_norm(x, scale, eps), (x, scale)), _
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`jnp.einsum(dims, x, kernel)`, whose kernel gradient is a product in the kernel's own order.
+    """`jnp.einsum(dims, x, kernel)`, with the kernel's gradient computed in the kernel's own order of axes.
 
-    JAX would write its transpose, for which a CPU computes the cotangent of an activation once more, column by column.
+    JAX would compute the transpose of that gradient, which makes a CPU compute the cotangent of an activation again,
+    column by column.
     """
     return jnp.einsum(dims, x, kernel)
 
@@ -82,7 +84,7 @@ def _linear_backward(dims: str, inputs: tuple[jax.Array, jax.Array], dy: jax.Arr
     return jnp.einsum(f'{of_y},{of_kernel}->{of_x}', dy, kernel), jnp.einsum(f'{of_x},{of_y}->{of_kernel}', x, dy)
 
 
-# Not by calling itself: what a remat policy saves must stand here as a product.
+# The forward rule repeats the einsum instead of calling `_linear`: a remat policy must see the product to save it.
 _linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)), _linear_backward)
 
 
@@ -133,14 +135,14 @@ class Block(nn.Module):
         up_BTF = _linear('BTD,DF->BTF', h_BTD, self.weight('up', (width, mlp), ('embed', 'mlp')))
         down_FD = self.weight('down', (mlp, width), ('mlp', 'embed'))
         x_BTD = x_BTD + jnp.einsum('BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, down_FD)
-        return nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation')), None
+        return constrain(x_BTD, ('batch', 'length', 'activation')), None
 
 
 class Decoder(nn.Module):
-    """Maps rows to final hidden states; heads are applied by the caller, only where a score is read.
+    """Maps rows to final hidden states; the caller applies the head, only where it reads a score.
 
-    Training scans over layers, whose parameters lie in one stack. A sampler, which reads every parameter for a few
-    tokens only, takes them `unrolled` (see `unroll`): a scan copies each layer out of the stack before it uses it.
+    Training scans over the layers, with all their parameters in one stack. A sampler reads every parameter for only a
+    few tokens, so it takes the layers `unrolled` (see `unroll`): a scan would copy each one out of the stack first.
     """
 
     spec: ModelSpec
@@ -155,7 +157,7 @@ class Decoder(nn.Module):
         Args:
           tokens_BT: token ids.
           position_BT: depth of each token along its own path.
-          extent_BT: tokens from each one to the end of its node's subtree, itself included.
+          extent_BT: number of tokens from each one to the end of its node's subtree, itself included.
         """
         s = self.spec
 
@@ -168,11 +170,12 @@ class Decoder(nn.Module):
         if s.head == 'reward':
             table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
 
-        # Each device looks its part of the width up for all that share the parameters: the table and its gradient stay.
-        tokens_BT = nn.with_logical_constraint(tokens_BT, ('shared_rows', 'length'))
+        # Each device looks up its part of the width for every row of the devices that share the parameters, so neither
+        # the table nor its gradient is moved.
+        tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
-        x_BTD = nn.with_logical_constraint(x_BTD, ('shared_rows', 'length', 'embed'))
-        x_BTD = nn.with_logical_constraint(x_BTD, ('batch', 'length', 'activation'))
+        x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))
+        x_BTD = constrain(x_BTD, ('batch', 'length', 'activation'))
         block, inputs = _with_remat(self.remat, self.unrolled), (rotation(position_BT, s), position_BT, extent_BT)
         if self.unrolled:
             for layer in range(s.num_layers):
@@ -195,12 +198,12 @@ def _with_remat(name: str, unrolled: bool) -> type[Block]:
     if name not in REMAT_POLICIES:
         raise UserError(f'config.model.remat is {name!r}: choose one of {", ".join(REMAT_POLICIES)}')
     policy = REMAT_POLICIES[name]
-    # In a scan nothing can be merged with what is computed again; unrolled, XLA would undo it.
+    # Unrolled, XLA would merge the recomputation with the first computation and undo it; in a scan it cannot.
     return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=unrolled)
 
 
 def unroll(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of the `unrolled` decoder: instead of the stack `layers`, `layers_0`, `layers_1` and so on."""
+    """Parameters of the `unrolled` decoder: `layers_0`, `layers_1` and so on instead of the stack `layers`."""
     stack = params['layers']
     count = len(stack['attention_norm'])
     layers = {f'layers_{layer}': jax.tree.map(lambda x, layer=layer: x[layer], stack) for layer in range(count)}

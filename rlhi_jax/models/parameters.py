@@ -17,7 +17,7 @@ Params = dict[str, Any]
 
 
 def init_params(decoder: Decoder, key: jax.Array) -> Any:
-    """Fresh parameters, boxed with their logical axes."""
+    """Freshly drawn parameters, boxed with their logical axes."""
     row = jnp.zeros((1, 1), jnp.int32)
     return decoder.init(key, row, row, row + 1)['params']
 
@@ -31,7 +31,7 @@ def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
 
 
 def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
-    """A model's parameters on the mesh, float32; a reward head that the model lacks is drawn from the seed."""
+    """A model's parameters on the mesh, float32; a reward head is drawn from the seed if the model has none."""
     stored = Decoder(model.spec)
     params = restore_params(model, abstract_params(stored, mesh))
     if decoder.spec.head == model.spec.head:
@@ -43,7 +43,13 @@ def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) 
 
 
 def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:
-    """Refuse a mesh that does not divide the model or the batch, whose size `source` set.
+    """Refuse a mesh that does not divide the model or the batch.
+
+    Args:
+      mesh: the mesh.
+      spec: the model.
+      batch_rows: rows of a batch.
+      source: the config key that sets `batch_rows`.
 
     Raises:
       UserError: naming the dimension and the mesh axis.

@@ -34,7 +34,7 @@ def rotation(position_BT: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Ar
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate each head's halves by its position's angles; computed in float32, returned in the input's dtype."""
+    """Rotate each head's halves by the angles of their position; computed in float32, returned in the input's dtype."""
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""What sets one decoder of the Llama family apart from another, as plain numbers and switches."""
+"""The settings that distinguish one decoder of the Llama family from another, as plain numbers and switches."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A decoder of the Llama family, by configuration alone.
+    """The architecture of one decoder of the Llama family.
 
     `head` is 'lm' (next-token logits) or 'reward' (one Bradley-Terry score per position).
     """
@@ -44,15 +44,17 @@ class ModelSpec:
 
     def __post_init__(self):
         if self.family not in FAMILIES:
-            raise UserError(f'model family {self.family!r} is not one of {", ".join(FAMILIES)}')
+            raise UserError(f'model family {self.family!r} is not supported: use a model of {", ".join(FAMILIES)}')
         if self.head not in ('lm', 'reward'):
-            raise UserError(f"model head {self.head!r} is neither 'lm' nor 'reward'")
+            raise UserError(f"model head {self.head!r} is neither 'lm' nor 'reward': import the model again")
         if self.num_heads % self.num_kv_heads:
-            raise UserError(f'num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}')
+            raise UserError(
+                f'num_heads is {self.num_heads}, not a multiple of num_kv_heads {self.num_kv_heads}: fix the model'
+            )
 
     @property
     def has_unembed(self) -> bool:
-        """Whether the model has an output matrix of its own beside the embedding."""
+        """Whether the model has an output matrix besides the embedding."""
         return self.head == 'lm' and not self.tied_embeddings
 
     def to_json(self) -> dict[str, Any]:

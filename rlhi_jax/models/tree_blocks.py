@@ -6,20 +6,20 @@ Dimension key: B rows, T tokens, I blocks of queries, J blocks of keys.
 import jax
 import jax.numpy as jnp
 
-NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # a logit of no weight, finite: differences of it are numbers
-BLOCK = 128  # tokens; rows are padded to a multiple. On a CPU the logits of two blocks stay in its cache
+NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # the logit of a masked key; finite, so that differences are too
+BLOCK = 128  # tokens; rows are padded to a multiple. The logits of two blocks fit a CPU's cache
 
 
 def ends(extent_BT: jax.Array) -> jax.Array:
-    """The index after the last token of each token's subtree, [B, T]: token j is attended to from j up to there."""
+    """The index after the last token of each token's subtree, [B, T]: tokens from j up to there attend to token j."""
     return jnp.arange(extent_BT.shape[1], dtype=jnp.int32) + extent_BT
 
 
 def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
-    """Whether any query of block i attends to any key of block j, [B, I, J] bool; `block` tokens make a block.
+    """Whether any query of block i attends to any key of block j, [B, I, J] bool; a block is `block` tokens.
 
-    Exact, by one number a block: in a block of keys that begins no later than the queries end, the key whose subtree
-    reaches furthest is seen by a query iff it reaches past the first one.
+    One number per block of keys decides this exactly: for i >= j, some query sees some key iff the key whose subtree
+    reaches furthest reaches past the first query.
 
     >>> live_blocks(jnp.array([[4, 1, 2, 1, 1, 1]]), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
@@ -31,9 +31,9 @@ def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
 
 
 def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The live blocks of each row of blocks: their indices in order [B, I, J], and how many there are [B, I]; int32.
+    """The live blocks in each row of blocks: their indices in order [B, I, J], and their count [B, I]; int32.
 
-    Past the live ones an index repeats the last, so that what is fetched ahead is what is there already.
+    After the live ones, the last index is repeated, so that a kernel which fetches ahead finds the block in memory.
 
     >>> indices, counts = listed(jnp.array([[[True, False, True]]]))
     >>> indices.tolist(), counts.tolist()

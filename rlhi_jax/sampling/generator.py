@@ -1,15 +1,16 @@
-"""Replies to conversations: text in, text out, around the sampler."""
+"""Replies to conversations: text in, text out; the sampler does the work."""
 
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.parallel.sharding import make_mesh
 from rlhi_jax.sampling.sampler import Request, Sampler
-from rlhi_jax.sampling.settings import Sampling, sampling
+from rlhi_jax.sampling.settings import sampling
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
@@ -18,8 +19,8 @@ Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
 class Prompt(NamedTuple):
     """A conversation that ends in a user turn, to be replied to `samples` times.
 
-    What is drawn depends on `id`, the text, the sample's number and `config.seed`. The last `keep` turns are what the
-    reply is to; older ones may be left out where they do not fit.
+    For one model and its settings, a reply depends on `id`, the text and the sample's number alone. The last `keep`
+    turns always stay; older ones are left out where they do not fit.
     """
 
     id: str
@@ -39,20 +40,22 @@ class Reply(NamedTuple):
 
 
 class Generator:
-    """Replies from one model.
+    """Draws replies from one model; generators of the same model and settings share its sampler (see `RESIDENT`).
 
     Raises:
-      UserError: the model is missing or no language model, or the mesh does not divide it or the slots.
+      UserError: the model is missing or is not a language model, or the mesh does not divide it or the slots.
     """
 
     def __init__(self, config: ConfigDict, model_path: str):
         model = open_model(model_path)
         self._template = ChatTemplate.load(model.tokenizer_path)
-        axes = tuple(config.mesh.to_dict().items())
-        self._sampler = _sampler(str(model.path), model.weights, sampling(config), axes, config.model.dtype)
+        settings, axes, dtype = sampling(config), tuple(config.mesh.to_dict().items()), config.model.dtype
+        # With the weights in the key: a folder may hold another model than a moment ago.
+        key = str(model.path), model.weights, settings, axes, dtype
+        self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, make_mesh(dict(axes)), dtype=dtype))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """A prompt as the model sees it, up to where its reply begins."""
+        """The token ids that the model reads, up to where its reply begins."""
         roles = tuple(role for role, _ in prompt.turns)
         pieces: list[int] = []
         for end, (role, content) in enumerate(prompt.turns, start=1):
@@ -62,7 +65,7 @@ class Generator:
         return (*pieces, *self._template.generation_prompt(roles, prompt.context))
 
     def fit(self, prompt: Prompt) -> Prompt | None:
-        """The prompt with as many turns as fit, oldest exchanges left out; None if not even the last `keep` fit."""
+        """The prompt without the oldest exchanges that do not fit; None if not even the last `keep` turns fit."""
         for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
             shorter = prompt._replace(turns=prompt.turns[start:])
             if len(self.tokens(shorter)) <= self._sampler.sampling.prompt_tokens:
@@ -70,7 +73,7 @@ class Generator:
         return None
 
     def replies(self, prompts: Sequence[Prompt]) -> Iterator[Reply]:
-        """Yield every reply once, in the order in which they end.
+        """Yield every reply once, in the order in which they finish.
 
         Raises:
           UserError: a prompt does not fit `config.sampler.prompt_tokens`.
@@ -81,44 +84,32 @@ class Generator:
             yield Reply(prompts[done.request].id, done.sample, text, done.finished)
 
 
-_shared: dict[Hashable, Sampler] = {}  # one: stages of one process share the model and what is compiled
-
-
-def _sampler(path: str, weights: str, how: Sampling, axes: tuple[tuple[str, int], ...], dtype: str) -> Sampler:
-    key = path, weights, how, axes, dtype  # a folder may hold another model than a moment ago
-    if key not in _shared:
-        release()
-        _shared[key] = Sampler(open_model(path), how, make_mesh(dict(axes)), dtype=dtype)
-    return _shared[key]
-
-
-def release() -> None:
-    """Forget the model that generators share, and give its memory back."""
-    _shared.clear()
-
-
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
-    """The turns of a prompt as a JSON lines file holds it, with fields of `texts` beside its messages.
+    """The turns of a prompt, from its record in a JSON lines file.
+
+    Args:
+      record: has `messages` of `role` and `content`, which alternate from user to user.
+      texts: names of other fields that must be there and hold text.
 
     Raises:
-      ValueError: saying what is wrong with it.
+      ValueError: the record is not such a prompt; the message says why.
     """
     if not isinstance(record, dict):
-        raise ValueError('it is no object')
+        raise ValueError('it is not a JSON object')
     for name in texts:
         if not _is_text(record.get(name)):
-            raise ValueError(f'its {name} is no text')
-    said = record.get('messages')
-    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
-        raise ValueError('its messages are no list of objects')
-    roles = [('user', 'assistant')[place % 2] for place in range(len(said) | 1)]  # an odd number
-    if [turn.get('role') for turn in said] != roles:
-        raise ValueError('the roles of its messages are not user and assistant in turn, from user to user')
-    if not all(_is_text(turn.get('content')) and turn['content'].strip() for turn in said):
-        raise ValueError('the content of a message is no text, or blank')
-    return tuple((turn['role'], turn['content']) for turn in said)
+            raise ValueError(f'its {name} is not text')
+    messages = record.get('messages')
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError('its messages are not a list of objects')
+    roles = [('user', 'assistant')[turn_index % 2] for turn_index in range(len(messages) | 1)]  # an odd number
+    if [message.get('role') for message in messages] != roles:
+        raise ValueError('the roles of its messages do not alternate between user and assistant, from user to user')
+    if not all(_is_text(message.get('content')) and message['content'].strip() for message in messages):
+        raise ValueError('the content of a message is blank or is not text')
+    return tuple((message['role'], message['content']) for message in messages)
 
 
 def _is_text(value: Any) -> bool:
-    """JSON can spell lone surrogates, which are no text that a file can hold."""
+    """Whether a file can hold the value as text: JSON can spell lone surrogates, which UTF-8 cannot encode."""
     return isinstance(value, str) and not re.search('[\ud800-\udfff]', value)

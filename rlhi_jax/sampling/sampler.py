@@ -1,11 +1,11 @@
-"""Sampling with a KV cache: each prompt is read once, branched into its samples, decoded in a fixed number of slots.
+"""Sampling with a KV cache: each prompt is read once, then decoded once per sample, in a fixed number of slots.
 
-A slot holds one sequence under way; when it ends, the next sample takes its place, so the compiled step never changes
-shape. What is drawn depends on the prompt and its name, the sample's number and the seed alone: not on the slot, on
-what the other slots hold, or on the order of requests.
+A slot holds one unfinished sequence; when it ends, the next sample takes its slot, so the compiled step never changes
+shape. A sample depends only on the prompt and its name, the sample's number and the seed: not on its slot, on the other
+slots or on the order of requests.
 
-Dimension key: S slots, C tokens that a slot's cache holds, N tokens decoded between two looks at the slots, P tokens of
-a prompt (padded), K key-value heads, H head width, V vocabulary.
+Dimension key: S slots, C tokens that a slot's cache holds, N tokens decoded before the host looks at the slots again,
+P tokens of a prompt (padded), K key-value heads, H head width, V vocabulary.
 """
 
 import functools
@@ -27,13 +27,13 @@ from rlhi_jax.models.parameters import Params, check_fit, load_params
 from rlhi_jax.parallel.sharding import on_mesh
 from rlhi_jax.sampling.settings import Sampling
 
-STEPS = 8  # tokens decoded between two looks at the slots
-GROUP = 128  # tokens of the vocabulary that are summed first when one is drawn
-BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are compiled
+STEPS = 8  # tokens decoded before the host looks at the slots again
+GROUP = 128  # tokens of the vocabulary whose probabilities are summed first when one is drawn
+BUCKET = 32  # prompts are padded to a multiple of this, so that only a few lengths are compiled
 
 
 class Request(NamedTuple):
-    """A prompt in tokens, to be continued `samples` times; prompts alike but for `name` are continued differently."""
+    """A prompt in tokens, to be continued `samples` times; equal prompts with different names get different samples."""
 
     prompt: tuple[int, ...]
     samples: int = 1
@@ -50,19 +50,19 @@ class Sample(NamedTuple):
 
 
 class Slots(flax.struct.PyTreeNode):
-    """All slots on the device: the token to be read next, its position, and a random key each; and the cache."""
+    """All slots on the device: for each, the token to read next, its position and a random key; and the cache."""
 
     token_S: jax.Array
     position_S: jax.Array
     key_S2: jax.Array
-    cache: dict[str, dict[str, KVCache]]  # the unrolled decoder's, by layer: [S, K, H, C] and [S, K, C, H]
+    cache: dict[str, dict[str, KVCache]]  # of the unrolled decoder, by layer: [S, K, H, C] and [S, K, C, H]
 
 
 def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
-    """Logits with all but the nucleus at -inf: the fewest most likely tokens whose probability reaches `top_p`.
+    """Logits with everything outside the nucleus at -inf.
 
-    Nucleus sampling (arXiv 1904.09751) without a sort: the lowest probability to keep is found by bisection, to a
-    thousandth part of it.
+    The nucleus is the smallest set of most likely tokens whose total probability reaches `top_p` (arXiv 1904.09751).
+    Instead of a sort, bisection finds the lowest probability to keep, with a relative error of a thousandth.
     """
     probability_SV = jax.nn.softmax(logits_SV, axis=-1)
 
@@ -78,10 +78,10 @@ def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
 
 
 def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
-    """The token at which the cumulative probability of each slot passes its uniform number in [0, 1), [S] int32.
+    """The token at which each slot's cumulative probability passes its uniform number in [0, 1), [S] int32.
 
-    One number a token, where the Gumbel trick draws one for all of the vocabulary. Probabilities are summed in groups
-    first: the sum over groups says which group, the sum within it which token.
+    This needs one random number per token drawn; the Gumbel trick needs one for every entry of the vocabulary.
+    Probabilities are summed in groups first: the sum over groups gives the group, the sum within it the token.
     """
     slots, vocabulary = logits_SV.shape
     weight_SV = jnp.exp(logits_SV - logits_SV.max(-1, keepdims=True))
@@ -94,8 +94,8 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
     left_S -= jnp.where(group_S > 0, sum_SG[every, group_S - 1], 0)
     passed_SX = (jnp.cumsum(weight_SX, axis=-1) > left_S[:, None]) & (weight_SX > 0)
     # Rounding may leave no token past the number; the likeliest of the group is then as good as the last.
-    place_S = jnp.where(passed_SX.any(-1), jnp.argmax(passed_SX, axis=-1), jnp.argmax(weight_SX, axis=-1))
-    return (group_S * GROUP + place_S).astype(jnp.int32)
+    index_S = jnp.where(passed_SX.any(-1), jnp.argmax(passed_SX, axis=-1), jnp.argmax(weight_SX, axis=-1))
+    return (group_S * GROUP + index_S).astype(jnp.int32)
 
 
 def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling) -> jax.Array:
@@ -116,7 +116,7 @@ def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -
     """Read `STEPS` tokens in every slot; also returns the tokens drawn, [S, N]."""
 
     def step(slots: Slots, _):
-        # Slots that nobody waits for run on: they write over their own last place.
+        # Free slots are decoded too, as the shape is fixed; a full cache then overwrites its own last token.
         inputs = (slots.token_S[:, None], slots.position_S[:, None], jnp.ones_like(slots.token_S)[:, None])
         variables = {'params': params, 'cache': slots.cache}
         hidden_S1D, new = decoder.apply(variables, *inputs, mutable=['cache'])
@@ -150,7 +150,7 @@ def branch(
     position: jax.Array,
     key_2: jax.Array,
 ) -> Slots:
-    """Put a prompt's keys and values in a slot, whose next token to read is the prompt's last."""
+    """Write a prompt's keys and values to a slot; the next token that the slot reads is the prompt's last."""
 
     def put(cache: jax.Array, prefix: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(cache, prefix, (slot, *jnp.zeros((3,), slot.dtype)))
@@ -164,7 +164,7 @@ def branch(
 
 
 def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
-    """Slots that hold nothing; a cache is a whole number of buckets, as padded prompts are written into it."""
+    """Empty slots, with room in each cache for a padded prompt and for a prompt with its reply."""
     spec, count = decoder.spec, sampling.slots
     prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
     capacity = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
@@ -181,7 +181,7 @@ def slots_layout(mesh: Mesh) -> Slots:
 
 
 def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Params, Slots], tuple[Slots, jax.Array]]:
-    """The jitted `decode`; the slots' memory is reused."""
+    """The jitted `decode`, which reuses the memory of its slots."""
     layout = slots_layout(mesh)
     return jax.jit(
         functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, layout.token_S)
@@ -192,7 +192,8 @@ class Sampler:
     """Samples continuations of prompts from one model, on one process's devices.
 
     Raises:
-      UserError: the model is no language model or reads fewer tokens, or the mesh does not divide it or the slots.
+      UserError: the model is not a language model or reads fewer tokens than the settings ask for, or the mesh does not
+        divide the model or the slots.
     """
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
@@ -200,8 +201,8 @@ class Sampler:
             raise UserError(f'{model.path} is a reward model and cannot generate: name a language model')
         if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
             raise UserError(
-                f'config.sampler.prompt_tokens + new_tokens is {tokens}, but {model.path} reads no more than '
-                f'{model.spec.max_positions} tokens: lower them'
+                f'config.sampler.prompt_tokens + new_tokens is {tokens}, but {model.path} reads at most '
+                f'{model.spec.max_positions} tokens: lower one of them'
             )
         if jax.process_count() > 1:
             raise UserError('sampling runs in one process: start it without RLHI_COORDINATOR')
@@ -218,12 +219,12 @@ class Sampler:
             self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
 
     def key(self, request: Request, sample: int) -> np.ndarray:
-        """The random key of one sample, [2] uint32: a hash of seed, prompt, its name and the sample's number."""
+        """The random key of one sample, [2] uint32: a hash of seed, prompt, name and the sample's number."""
         words = digest(self.sampling.seed, request.prompt, request.name, sample)
         return np.array([int(words[:8], 16), int(words[8:16], 16)], np.uint32)
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        """Yield every sample of every request once, in the order in which they end.
+        """Yield every sample of every request once, in the order in which they finish.
 
         Raises:
           UserError: a prompt is empty or longer than `config.sampler.prompt_tokens`.
@@ -253,7 +254,7 @@ class Sampler:
                     yield Sample(*running.pop(slot), tuple(drawn.pop(slot)), ended)
 
     def _extend(self, drawn: list[int], tokens: list[int]) -> bool | None:
-        """Add new tokens up to the end of the turn; whether it was reached, or None if the sequence goes on."""
+        """Add tokens to `drawn`; True if the turn ended, False if it was cut off, None if the sequence continues."""
         for token in tokens:
             if token in self._end:
                 return True
@@ -263,13 +264,13 @@ class Sampler:
         return None
 
     def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], Any, Request]]:
-        """Samples in order, each with its prompt's keys and values, which are computed once."""
+        """Samples in order, each with its prompt's keys and values, computed once per prompt."""
         for number, request in enumerate(requests):
             length = len(request.prompt)
             if not 0 < length <= self.sampling.prompt_tokens:
                 raise UserError(
-                    f'a prompt of {length} tokens does not fit: raise config.sampler.prompt_tokens '
-                    f'({self.sampling.prompt_tokens}) or shorten it'
+                    f'a prompt of {length} tokens does not fit: shorten it, or raise config.sampler.prompt_tokens '
+                    f'({self.sampling.prompt_tokens})'
                 )
             padded = np.zeros(-(-length // BUCKET) * BUCKET, np.int32)
             padded[:length] = request.prompt

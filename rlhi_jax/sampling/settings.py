@@ -1,4 +1,4 @@
-"""How to sample, as plain numbers."""
+"""The settings of sampling, as plain numbers."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from rlhi_jax.io.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to sample: `config.sampler` as plain numbers."""
+    """`config.sampler` and `config.seed` as plain numbers."""
 
     slots: int
     prompt_tokens: int

@@ -3,7 +3,7 @@
 Worked example, with SmolLM2's tokenizer:
 
     tokenizer = load_tokenizer(folder)
-    tokenizer.control['<|im_end|>']        -> 2          what a chat template may spell
+    tokenizer.control['<|im_end|>']        -> 2          only a chat template may produce this id
     tokenizer.encode('Hi <|im_end|>')      -> [26843, 2067, 108, 306, 79, 486, 108, 46]   user text stays text
 """
 
@@ -16,12 +16,12 @@ from rlhi_jax.tokenizers.spm import SentencePieceTokenizer
 
 
 class Tokenizer(Protocol):
-    """What the rest of the library asks of a tokenizer.
+    """The interface that the rest of the library uses.
 
     Attributes:
-      vocab_size: number of ids, control tokens included.
-      control: id of every control token by its text.
-      digest: sha256 of the tokenizer's own file.
+      vocab_size: number of ids, including control tokens.
+      control: the id of every control token by its text.
+      digest: sha256 of the tokenizer's file.
     """
 
     vocab_size: int
@@ -29,23 +29,24 @@ class Tokenizer(Protocol):
     digest: str
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
-        """Ids of ordinary text; never a control token's, whatever the text spells.
+        """Ids of ordinary text, never of control tokens, even if the text spells one.
 
-        `opens` says that the text follows a control token or nothing (SentencePiece and its kin prefix a space there).
+        `opens` means that the text follows a control token or nothing: there, SentencePiece and similar tokenizers add
+        a space before it.
         """
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, control tokens left out."""
+        """The text of ids, without control tokens."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load `tokenizer.json` or, where there is none, `tokenizer.model`.
+    """Load `tokenizer.json`, or `tokenizer.model` if there is no such file.
 
     Raises:
-      UserError: the folder holds neither, or the file cannot be read.
+      UserError: the folder contains neither, or the file cannot be read.
     """
     folder = Path(folder)
     for name, kind in (('tokenizer.json', BpeTokenizer), ('tokenizer.model', SentencePieceTokenizer)):
         if (folder / name).exists():
             return kind(folder / name)
-    raise UserError(f'{folder} holds neither tokenizer.json nor tokenizer.model: import the model again')
+    raise UserError(f'{folder} contains neither tokenizer.json nor tokenizer.model: download or import the model again')

@@ -26,16 +26,16 @@ class SentencePieceTokenizer:
             self._prefixes = model.normalizer_spec.add_dummy_prefix
             if self._prefixes and model.trainer_spec.treat_whitespace_as_suffix:
                 raise UserError('it adds a space after a text, not before it')
-            for piece in model.pieces:  # text must not match them
+            for piece in model.pieces:  # SentencePiece matches user-defined pieces in text, but not control tokens
                 if piece.type == _PIECE.USER_DEFINED:
                     piece.type = _PIECE.CONTROL
             self._opening = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-            # A boundary inside a text must not gain a space.
+            # Text that continues a run must not get a space.
             model.normalizer_spec.add_dummy_prefix = False
             self._inside = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and sentencepiece raise unrelated types
             raise UserError(
-                f'{path} is no SentencePiece model that can be loaded ({error}): import the model again'
+                f'{path} cannot be loaded as a SentencePiece model ({error}): download or import the model again'
             ) from None
         self.vocab_size = self._inside.vocab_size()
         self.digest = file_digest(path)

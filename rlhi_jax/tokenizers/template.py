@@ -1,14 +1,15 @@
 """Chat templates: rendered in a sandbox, cut at message boundaries, each piece tokenised once.
 
-A template is rendered with placeholders for the contents, so what a message adds is known without looking into user
-text. For SmolLM2, the last of the roles (user, assistant, user) adds `<|im_start|>user\\n` + content + `<|im_end|>\\n`,
-and a reply to it is prompted by `<|im_start|>assistant\\n`.
+We render a template with placeholders for the contents, so the text that a message adds does not depend on user text.
+For SmolLM2, the last of the roles (user, assistant, user) adds `<|im_start|>user\\n` + content + `<|im_end|>\\n`, and
+the prompt for a reply to it is `<|im_start|>assistant\\n`.
 
-Sharing a prefix between replies is sound only if rendering more turns never changes what came before; that is checked
-when the template is loaded, on text and on tokens.
+Replies can share a prefix only if rendering more turns never changes earlier text. We check this, on text and on
+tokens, when we load a template.
 """
 
 import functools
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -35,14 +36,20 @@ _PROBE_ROLES = ('user', 'assistant', 'user', 'assistant', 'user', 'assistant')
 
 
 class Context(NamedTuple):
-    """What stands before the first message of a conversation; either may be empty."""
+    """The text before the first message of a conversation; either may be empty."""
 
     system: str = ''
     persona: str = ''
 
 
 class Encoded(NamedTuple):
-    """Tokens of one message; `scored` counts the leading ones up to and including the token that ends the turn."""
+    """Tokens of one message.
+
+    Attributes:
+      ids: its token ids.
+      scored: number of tokens up to and including the one that ends the turn.
+      escapes: number of markup strings in the text that were defused, such as `[INST]`.
+    """
 
     ids: tuple[int, ...]
     scored: int
@@ -51,24 +58,25 @@ class Encoded(NamedTuple):
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that tokenizer_config.json names, such as `{'bos_token': '<s>', 'eos_token': '</s>'}`."""
-    config = read_json(Path(folder) / 'tokenizer_config.json', 'import the model again')
+    config = read_json(Path(folder) / 'tokenizer_config.json', 'import the model again', fields=())
     named = {key: config.get(key) for key in ('bos_token', 'eos_token', 'pad_token', 'unk_token')}
     return {key: value['content'] if isinstance(value, dict) else value for key, value in named.items() if value}
 
 
 def layouts() -> dict[str, Path]:
-    """Our own documented layouts by name, for models whose template is missing or changes earlier text."""
+    """The files of our chat layouts by name, for models whose template is missing or changes earlier text."""
     return {path.stem: path for path in sorted(LAYOUTS.glob('*.jinja')) if not path.stem.startswith('persona_in_')}
 
 
 def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, placement: str) -> str:
-    """A model's own template, extended to accept `persona` and to defuse its own markup where user text spells it.
+    """The template of a model, extended to accept `persona` and to defuse the template's markup in user text.
 
-    The persona opens the first user turn ('user') or closes the system message ('system'). Contents are trimmed, since
-    outer whitespace would merge with the template's. A template that was extended before is returned as it is.
+    The persona opens the first user turn (placement 'user') or closes the system message ('system'). Contents are
+    trimmed, since outer whitespace would merge with the template's. An extended template is returned unchanged.
 
     Raises:
-      UserError: unknown placement, or the template cannot be rendered.
+      UserError: the placement is unknown or differs from that of an extended template, or the template cannot be
+        rendered.
     """
     if placement not in PLACEMENTS:
         raise UserError(f'--persona_in is {placement!r}: choose one of {", ".join(PLACEMENTS)}')
@@ -76,7 +84,7 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     if template.startswith(_PROLOGUE_MARK):
         if not template.startswith(prologue.split('\n', 1)[0]):
             raise UserError(
-                f'--persona_in={placement}: the source already places personas elsewhere; pass its own placement'
+                f'--persona_in={placement}: the source was exported with another placement of personas: pass that one'
             )
         return template
     escapes = ''.join(
@@ -84,7 +92,7 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
         for markup in _ordinary_markup(_Renderer(template, special), tokenizer)
     )
     prologue = prologue.replace(' | defuse', escapes)
-    if 'date_string' in template:  # Llama 3.x would otherwise print the day of rendering
+    if 'date_string' in template:  # Llama 3.x would otherwise insert today's date
         prologue += "{%- set date_string = '26 Jul 2024' -%}\n"
     return prologue + template
 
@@ -93,7 +101,7 @@ class ChatTemplate:
     """A chat template bound to its tokenizer.
 
     Raises:
-      UserError: the template is faulty, or what it renders for a prefix changes as turns are added.
+      UserError: the template is faulty, or later turns change the text that it renders for earlier ones.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, special: dict[str, str]):
@@ -109,16 +117,18 @@ class ChatTemplate:
         """Load chat_template.jinja, the tokenizer and its special tokens from a tokenizer folder."""
         path = Path(folder) / 'chat_template.jinja'
         if not path.exists():
-            raise UserError(f'{path} does not exist: import the model again, with --template=NAME if it has none')
+            raise UserError(
+                f'{path} does not exist: import the model again, with --template=NAME if its source has no template'
+            )
         return cls(path.read_text(encoding='utf-8'), load_tokenizer(folder), special_tokens(folder))
 
     def encode(self, roles: Roles, content: str, context: Context) -> Encoded:
-        """Tokens that the last message of a path adds; the first one brings the context with it.
+        """The tokens that the last message of a path adds; a first message includes the context.
 
         Args:
-          roles: roles on the path, oldest first; the last is the message's own.
-          content: the message's text; it is trimmed.
-          context: system text and persona, the same along the path.
+          roles: the roles on the path, oldest first; the last one is the message's.
+          content: the message's text, which is trimmed here.
+          context: system text and persona, the same for the whole path.
 
         Raises:
           UserError: the template refuses this sequence of roles.
@@ -129,11 +139,11 @@ class ChatTemplate:
         return Encoded(*self._join(parts, opens, context, content), escapes)
 
     def added(self, roles: Roles, context: Context) -> tuple[tuple[Part, ...], bool]:
-        """What the last message of a path adds around its text; where that is equal, so are the message's tokens."""
+        """What the last message of a path adds around its text: equal results mean equal tokens for equal texts."""
         return self._parts(roles, bool(context.system), bool(context.persona), False)
 
     def generation_prompt(self, roles: Roles, context: Context) -> tuple[int, ...]:
-        """Tokens between the last message of a path and a reply to it; may be none."""
+        """The tokens between the last message of a path and a reply to it, if any."""
         parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
         return self._join(parts, opens, context, '')[0]
 
@@ -159,7 +169,7 @@ class ChatTemplate:
         return tuple(ids), scored
 
     def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
-        """What a path's last message (or the prompt for a reply to it) adds, and whether a control token precedes."""
+        """What the last message of a path (or the prompt for a reply to it) adds, and whether that opens a run."""
         skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)
         if generation:
             before, whole = skeleton(roles), skeleton(roles, generation=True)
@@ -167,32 +177,34 @@ class ChatTemplate:
             before = skeleton(roles[:-1], generation=roles[-1] == 'assistant') if len(roles) > 1 else ''
             whole = skeleton(roles)
         if not whole.startswith(before):
-            raise UserError(self._unstable(f'text before the last of {" > ".join(roles)} changes when it is added'))
+            raise UserError(self._unstable(f'the last turn of {" > ".join(roles)} changes the text before it'))
         earlier = _split(before, self.tokenizer)
         return tuple(_split(whole[len(before) :], self.tokenizer)), not earlier or earlier[-1][0] == 'control'
 
     def _check(self) -> None:
-        """Refuse a template under which a shared prefix would differ from the same prefix rendered alone."""
-        for system in (False, True):
-            for persona in (False, True):
-                skeleton = self._renderer.skeleton(_PROBE_ROLES, system=system, persona=persona)
-                for content in _PROBE_CONTENTS:
-                    context = Context('Be kind.' if system else '', 'Likes tea.' if persona else '')
-                    real = self._renderer.render(_messages(_PROBE_ROLES, content, context.system), context.persona)
-                    filled = skeleton
-                    for name, text in (*context._asdict().items(), ('content', content)):
-                        filled = filled.replace(_SLOTS[name], self._defuse(text))
-                    if real != filled:
-                        raise UserError(self._unstable(f'it rewrites a message such as {content!r}'))
-                    pieces = []
-                    for turn in range(1, len(_PROBE_ROLES) + 1):
-                        roles = _PROBE_ROLES[:turn]
-                        if roles[-1] == 'assistant':
-                            pieces += self.generation_prompt(roles[:-1], context)
-                        pieces += self.encode(roles, content, context).ids
-                    joint, _ = self._join(tuple(_split(skeleton, self.tokenizer)), True, context, content)
-                    if list(joint) != pieces:
-                        raise UserError(self._unstable(f'tokens merge across message boundaries around {content!r}'))
+        """Refuse a template whose shared prefix would differ from the same prefix rendered alone."""
+        for system, persona in itertools.product((False, True), repeat=2):
+            context = Context('Be kind.' if system else '', 'Likes tea.' if persona else '')
+            skeleton = self._renderer.skeleton(_PROBE_ROLES, system=system, persona=persona)
+            for content in _PROBE_CONTENTS:
+                self._check_content(skeleton, context, content)
+
+    def _check_content(self, skeleton: str, context: Context, content: str) -> None:
+        rendered = self._renderer.render(_messages(_PROBE_ROLES, content, context.system), context.persona)
+        filled = skeleton
+        for name, text in (*context._asdict().items(), ('content', content)):
+            filled = filled.replace(_SLOTS[name], self._defuse(text))
+        if rendered != filled:
+            raise UserError(self._unstable(f'it rewrites a message such as {content!r}'))
+        pieces = []
+        for turn in range(1, len(_PROBE_ROLES) + 1):
+            roles = _PROBE_ROLES[:turn]
+            if roles[-1] == 'assistant':
+                pieces += self.generation_prompt(roles[:-1], context)
+            pieces += self.encode(roles, content, context).ids
+        joint, _ = self._join(tuple(_split(skeleton, self.tokenizer)), True, context, content)
+        if list(joint) != pieces:
+            raise UserError(self._unstable(f'tokens merge across message boundaries around {content!r}'))
 
     def _defuse(self, text: str) -> str:
         for markup in self._markup:
@@ -204,12 +216,12 @@ class ChatTemplate:
         names = ', '.join(layouts())
         return (
             f'this chat template does not keep prefixes stable ({why}), so replies cannot share one: import the model '
-            f'again with --template=NAME, one of our own layouts ({names})'
+            f'again with --template=NAME, one of our layouts ({names})'
         )
 
 
 class _Renderer:
-    """A compiled template with its special tokens, in Jinja's sandbox, set up as transformers does."""
+    """A compiled template with its special tokens, in Jinja's sandbox with the settings of transformers."""
 
     def __init__(self, source: str, special: dict[str, str]):
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
@@ -219,7 +231,7 @@ class _Renderer:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise UserError(
-                f'the chat template is no valid Jinja ({one_line(error)}): mend chat_template.jinja'
+                f'the chat template is not valid Jinja ({one_line(error)}): fix chat_template.jinja'
             ) from None
 
     def render(self, messages: list[dict[str, str]], persona: str = '', generation: bool = False) -> str:
@@ -227,16 +239,16 @@ class _Renderer:
             return self._template.render(
                 messages=messages, persona=persona, add_generation_prompt=generation, **self._special
             )
-        except Exception as error:  # its expressions can raise anything
+        except Exception as error:  # a template's expressions can raise anything
             roles = ' > '.join(message['role'] for message in messages)
             raise UserError(
                 f'the chat template refuses the turns {roles} ({one_line(error)}): import the model again with '
-                f'--template=NAME, one of our own layouts ({", ".join(layouts())})'
+                f'--template=NAME, one of our layouts ({", ".join(layouts())})'
             ) from None
 
     @functools.cache  # noqa: B019 - lives as long as its template
     def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
-        """The rendering of such a conversation with placeholders for all user text."""
+        """A conversation of these roles, rendered with placeholders for all user text."""
         messages = _messages(roles, _SLOTS['content'], _SLOTS['system'] if system else '')
         return self.render(messages, _SLOTS['persona'] if persona else '', generation)
 
@@ -251,7 +263,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
-    """Cut a skeleton into ordinary text, control tokens and slots for user text."""
+    """A skeleton cut into ordinary text, control tokens and slots for user text."""
     controls = sorted(tokenizer.control, key=len, reverse=True)
     slots = {slot: name for name, slot in _SLOTS.items()}
     pattern = '|'.join(re.escape(string) for string in (*slots, *controls))
@@ -265,16 +277,16 @@ def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
 
 
 def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Bracketed markup that the template spells in ordinary text, such as `[INST]` where it is no control token."""
-    found: set[str] = set()
-    for system in (False, True):  # some of it, such as `<<SYS>>`, stands only around a system text
+    """Bracketed markup that the template writes as ordinary text, such as `[INST]` where it is not a control token."""
+    markup: set[str] = set()
+    for system in (False, True):  # some markup, such as `<<SYS>>`, appears only around a system text
         skeleton = renderer.skeleton(_PROBE_ROLES[:2], system=system, persona=False)
         for kind, string in _split(skeleton, tokenizer):
             if kind == 'text':
-                found.update(_MARKUP.findall(string))
-    return tuple(sorted(found))
+                markup.update(_MARKUP.findall(string))
+    return tuple(sorted(markup))
 
 
 def _defused(markup: str) -> str:
-    """Markup that no longer reads as such: `[INST]` becomes `[ INST]`."""
+    """Markup that no longer acts as markup: `[INST]` becomes `[ INST]`."""
     return f'{markup[0]} {markup[1:]}'
