@@ -2,24 +2,23 @@
 
     python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR
 
-Runs the stages of `data_pipelines` and the programs beside it in order, each into a folder of its own in the workdir.
-What is finished is kept and what was interrupted goes on where it stopped, so the same command resumes at any point. It
-ends in WORKDIR/report.json, which `print_report` shows. `config.loop.method` says where preference pairs come from:
+Runs the stages of `data_pipelines` and the programs beside this one in order, each into its own folder of the workdir.
+Finished work is kept and interrupted work resumes, so the same command continues from any point. The loop ends in
+WORKDIR/report.json, which it also prints. `config.loop.method` says where the preference pairs come from:
 
     rewrites   replies rewritten under users' feedback
-    rewards    best and worst of N sampled replies by a reward model that was trained on the rewrites
+    rewards    best and worst of N sampled replies, scored by a reward model trained on the rewrites
     both       the two together
-    oracle     best and worst of N by the checkers of simulated users: an upper bound, no reward model
+    oracle     best and worst of N by the checkers of simulated users: an upper bound, without a reward model
 """
 
 import functools
-import gc
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
@@ -41,261 +40,238 @@ from data_pipelines import (
     satisfaction,
     shards,
 )
-from data_pipelines.core.stage import load_records
+from data_pipelines.core.record_files import load_records
+from data_pipelines.core.stage import Stage
 from data_pipelines.preferences.reading import pairs_to_read
 from data_pipelines.simulator.summary import summarise
-from data_pipelines.simulator.users import held_out_pairs
+from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
 from rlhi_jax.config import base_config, is_endpoint, require
+from rlhi_jax.config.loop_paths import METHODS, training_config, with_paths
 from rlhi_jax.convert import export_model
-from rlhi_jax.data.shards import Shards
-from rlhi_jax.evaluate import evaluate, evaluation_name
+from rlhi_jax.evaluate import evaluate, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
 from rlhi_jax.io.errors import NothingToEvaluate, UserError
 from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.checkpoints import saved_steps
-from rlhi_jax.sampling.generator import release
 from rlhi_jax.train import STOPPED, train
 from rlhi_jax.training.workdir import refuse_difference
 
 TIMES = 'times.jsonl'
-METHODS = {  # where pairs come from, and whether a reward model is trained
-    'rewrites': ('rewrites', False),
-    'rewards': ('candidates', True),
-    'both': ('rewrites,candidates', True),
-    'oracle': ('candidates', False),
-}
-UNCLAIMED = (  # settings that may change when a loop goes on
+CHANGEABLE = (  # settings that may change when a loop resumes
     *('mesh', 'log', 'compilation_cache', 'beam'),
-    # How an endpoint is asked, not what. (Where it is may change too; the path of a folder may not.)
+    # How an endpoint is asked, not what. (Its address may change too; the path of a model folder may not.)
     *('teacher.key_variable', 'teacher.concurrency', 'teacher.timeout', 'teacher.retries'),
     *('teacher.budget', 'teacher.price_in', 'teacher.price_out', 'teacher.cache'),
-    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # what to do when these stop the run
-    'ingest.opt_out',  # what is on it, its stage knows
+    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # the answer to a run that these stopped
+    'ingest.opt_out',  # the ingest stage compares the list itself
 )
-
-
-OVERRULED = {  # settings of single programs, and what the loop goes by instead
+IGNORED = {  # settings of single programs, and the setting or folder that the loop uses instead
     'objective': 'config.loop.method',
     'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
     'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
     'pairs.sources': 'config.loop.method',
-    'eval.shards': 'pairs that it holds out itself',
+    'eval.shards': 'the pairs that it holds out itself',
     **{f'data.{name}': 'folders in its workdir' for name in ('conversations', 'follow_ups', 'personas', 'rewrites')},
 }
 
 
 class Stopped(Exception):
-    """Training was asked to stop and has saved."""
+    """Training was asked to stop, and has saved."""
 
 
-def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config with every stage's folder in the workdir, but for the raw data if it is given."""
-    config = config.copy_and_resolve_references()
-    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
-        config.data[name] = str(workdir / name)
-    for name in ('pairs', 'shards', 'rows'):  # each training has its own
-        config.data[name] = ','.join(str(workdir / objective / name) for objective in ('reward', 'dpo'))
-    if config.loop.simulated:
-        config.data.raw = str(workdir / 'raw')
-    if config.loop.method == 'oracle':
-        config.data.scores = str(workdir / 'scores')
-        config.data.prompts = str(workdir / 'raw' / 'prompts.jsonl')
-    if config.loop.oracle_personas:
-        config.data.personas = ''
-    return config
+class Round:
+    """One round in a workdir.
 
+    Attributes:
+      config: the loop's config, with every stage's folder.
+      workdir: the round's folder.
+      report: results so far, as report.json will hold them.
+    """
 
-def training_config(config: ConfigDict, workdir: Path, objective: str) -> ConfigDict:
-    """The config of the reward model's or the policy's run, with data of its own."""
-    config = config.copy_and_resolve_references()
-    config.objective = objective
-    config.model.new_head = objective == 'reward'
-    own = config.loop[objective]
-    config.train.epochs, config.optimizer.learning_rate = own.epochs, own.learning_rate
-    config.pairs.sources = 'rewrites' if objective == 'reward' else METHODS[config.loop.method][0]
-    for name in ('pairs', 'shards', 'rows'):
-        config.data[name] = str(workdir / objective / name)
-    config.eval.shards = str(workdir / objective / 'heldout')
-    return config
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.config, self.workdir = with_paths(config, workdir), workdir
+        self.report: dict[str, Any] = dict(method=config.loop.method, funnel={})
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Append the seconds that a part takes to times.jsonl; a part that is killed leaves no line."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            with open(self.workdir / TIMES, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(dict(part=part, seconds=round(time.monotonic() - start, 1))) + '\n')
+
+    def make(self, stage: Stage, config: ConfigDict, name: str = '') -> None:
+        """Run a stage, unless its folder is up to date, and report its counts under its name or the given one."""
+        name = name or stage.name
+        with self.timed(name):
+            self.report['funnel'][name] = stage.run(config)
+
+    def mine(self) -> None:
+        """Conversations → labelled follow-ups → personas → rewrites."""
+        if self.config.loop.simulated:
+            self.make(simulated.STAGE, self.config)
+        if not self.config.loop.oracle_personas:
+            for module in (ingest, follow_ups, personas):
+                self.make(module.STAGE, self.config)
+        if self.config.loop.method != 'oracle':
+            self.make(rewrites.STAGE, self.config)
+
+    def sample_candidates(self) -> None:
+        """Requests → sampled replies, scored by the reward model or by the oracle."""
+        self.make(candidates.STAGE, self.config)
+        if self.config.loop.method == 'oracle':
+            self.make(oracle_scores.STAGE, self.config)
+
+    def train(self, objective: str) -> None:
+        """Pairs → shards → rows → training → accuracy on held-out pairs."""
+        config, folder = training_config(self.config, self.workdir, objective), self.workdir / objective / 'run'
+        self.make(pairs.STAGE, config, f'{objective}: pairs')
+        self.make(shards.STAGE, config, f'{objective}: shards')
+        validation = config.copy_and_resolve_references()
+        validation.data.split, validation.data.shards = 'validation', config.eval.shards
+        has_validation = (Path(config.data.pairs) / 'validation.jsonl').stat().st_size > 0
+        if has_validation:
+            self.make(shards.STAGE, validation, f'{objective}: validation')
+        self.make(rows.STAGE, config, f'{objective}: rows')
+        with self.timed(f'{objective}: training'):
+            if not train(config, folder):
+                raise Stopped
+        probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run again')['probe']
+        section = self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
+        if has_validation:
+            with self.timed(f'{objective}: evaluation'):
+                # A policy's implicit reward is 0 everywhere before training; a reward model's is not.
+                steps = dict(evaluation=saved_steps(folder)[-1]) | (dict(before=0) if objective == 'reward' else {})
+                section |= _evaluations(config, folder, steps)
+
+    def judge_satisfaction(self) -> None:
+        """Satisfaction of simulated users with the policy before and after training."""
+        policy = self.workdir / METHODS[self.config.loop.method].trains[-1] / 'run'
+        folders = {name: self.workdir / 'satisfaction' / name for name in ('before', 'after')}
+        try:
+            for name, model in (('before', ''), ('after', str(policy))):
+                config = self.config.copy_and_resolve_references()
+                config.data.satisfaction, config.satisfaction.model = str(folders[name]), model
+                self.make(satisfaction.STAGE, config, f'satisfaction {name}')
+            self.report['satisfaction'] = summarise(folders, held_out_tastes(self.config))
+        except NothingToEvaluate as error:
+            self.report['satisfaction_not_evaluated'] = str(error)
+
+    def export(self, objective: str) -> None:
+        """Write the trained model as a Hugging Face folder, unless it is there."""
+        folder = self.workdir / objective / 'huggingface'
+        with self.timed(f'{objective}: export'):
+            if not folder.exists():
+                export_model(self.workdir / objective / 'run', folder, step=None, dtype='float32')
+                print(f'wrote {folder}', flush=True)
 
 
 def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Run the loop, or what is left of it; returns the report.
+    """Run the loop, or the part of it that is left; returns the report.
 
     Raises:
-      UserError: the config asks for what cannot be done, or a stage cannot go on.
-      Stopped: training was asked to stop; the same command goes on from there.
+      UserError: the config is contradictory, or a stage cannot continue.
+      Stopped: training was asked to stop; the same command resumes.
     """
+    _check(config)
+    _claim(config, workdir)
+    this_round, method = Round(config, workdir), METHODS[config.loop.method]
+    this_round.mine()
+    for objective in method.trains:
+        if objective == method.trains[-1] and 'candidates' in method.sources:
+            this_round.sample_candidates()
+        this_round.train(objective)
+        if objective == 'reward':
+            this_round.config.candidates.reward_model = str(workdir / 'reward' / 'run')
+    if config.loop.simulated:
+        this_round.judge_satisfaction()
+    for objective in method.trains:
+        this_round.export(objective)
+    this_round.make(card.STAGE, this_round.config)
+    report = this_round.report
+    report['pairs_to_read'] = pairs_to_read(workdir / method.trains[-1] / 'pairs' / 'train.jsonl')
+    report['notes'] = notes(this_round.config, workdir, report)
+    write_json(workdir / 'report.json', report, private=True)
+    return report
+
+
+def _check(config: ConfigDict) -> None:
+    """Refuse a config whose settings contradict each other, and name the settings that the loop ignores."""
     require(config, 'model.path')
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
     if config.loop.oracle_personas and config.loop.method != 'oracle':
         raise UserError(
-            f'config.loop.oracle_personas does without conversations, but config.loop.method={config.loop.method!r} '
-            "needs them: unset one, or set the method to 'oracle'"
+            f'config.loop.oracle_personas leaves out conversations, which config.loop.method={config.loop.method!r} '
+            "needs: unset it, or set the method to 'oracle'"
         )
     if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
-        raise UserError('config.simulated.users: train and test must have users, to learn from and to evaluate on')
+        raise UserError('config.simulated.users: train and test need users, to learn from and to evaluate on')
     default = base_config()
-    for name, instead in OVERRULED.items():
+    for name, instead in IGNORED.items():
         if attrgetter(name)(config) != attrgetter(name)(default):
-            print(f'config.{name} is not read: the loop goes by {instead}', file=sys.stderr, flush=True)
-    given, config = config, with_paths(config, workdir)
-    _claim(given, workdir)
-    report: dict[str, Any] = dict(method=config.loop.method, funnel={})
-    not_evaluated: list[str] = []
-
-    def stage(stage, config: ConfigDict, name: str = '') -> None:
-        with _timed(workdir, name or stage.name):
-            report['funnel'][name or stage.name] = stage.run(config)
-
-    if config.loop.simulated:
-        stage(simulated.STAGE, config)
-    if not config.loop.oracle_personas:
-        for each in (ingest, follow_ups, personas):
-            stage(each.STAGE, config)
-    if config.loop.method != 'oracle':
-        stage(rewrites.STAGE, config)
-    if METHODS[config.loop.method][1]:
-        reward = training_config(config, workdir, 'reward')
-        report['reward'] = _train_and_evaluate(reward, workdir, stage)
-        config.candidates.reward_model = str(workdir / 'reward' / 'run')
-    if 'candidates' in METHODS[config.loop.method][0]:
-        stage(candidates.STAGE, config)
-    if config.loop.method == 'oracle':
-        stage(oracle_scores.STAGE, config)
-    policy = training_config(config, workdir, 'dpo')
-    report['dpo'] = _train_and_evaluate(policy, workdir, stage)
-    if config.loop.simulated:
-        try:
-            report['satisfaction'] = _satisfaction(config, workdir, stage)
-        except NothingToEvaluate as error:
-            not_evaluated = [f'Satisfaction was not evaluated: {error}'.replace(f'{workdir}/', '')]
-    for objective in ('reward', 'dpo'):
-        if objective in report:
-            with _timed(workdir, f'{objective}: export'):
-                _export(workdir / objective / 'run', workdir / objective / 'huggingface')
-    stage(card.STAGE, config)
-    report['pairs_to_read'] = pairs_to_read(workdir / 'dpo' / 'pairs' / 'train.jsonl')
-    report['notes'] = notes(config, workdir, report['funnel']) + not_evaluated
-    write_json(workdir / 'report.json', report, private=True)
-    return report
+            print(f'config.{name} is ignored here; the loop uses {instead}', file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _timed(workdir: Path, part: str) -> Iterator[None]:
-    """Note how long a part of the loop took; one that is killed leaves no note."""
-    start = time.monotonic()
+def _claim(config: ConfigDict, workdir: Path) -> None:
+    """Refuse a workdir of another config: its stages would contradict each other halfway."""
+    settings = config.to_dict()
+    for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
+        *sections, key = name.split('.')
+        del functools.reduce(dict.__getitem__, sections, settings)[key]
+    claimed = dict(config=settings, model=model_identity(config, config.model.path))
+    path = workdir / 'loop.json'
+    if path.exists():
+        stored = read_json(path, f'remove {workdir} or name another --workdir', fields=('config', 'model'))
+        refuse_difference(f'--workdir={workdir} holds a loop', stored, claimed)
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, claimed)
+
+
+def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dict[str, Any]:
+    """The evaluation of each step under its name; `not_evaluated` says why if the held-out pairs cannot support any."""
     try:
-        yield
-    finally:
-        with open(workdir / TIMES, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(dict(part=part, seconds=round(time.monotonic() - start, 1))) + '\n')
+        evaluations = {
+            name: stored_evaluation(config, folder, step) or evaluate(config, folder, step)
+            for name, step in steps.items()
+        }
+    except NothingToEvaluate as error:  # the trained model is unaffected
+        return dict(not_evaluated=str(error))
+    return evaluations | dict(not_evaluated='')
+
+
+def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str]:
+    """Caveats for the report's reader, and where the results are."""
+    lines = []
+    if config.loop.smoke:
+        lines.append('Smoke, not evidence: few users, few steps.')
+    if counts := report['funnel'].get('personas'):
+        share = counts['turns_with_persona'] / max(counts['turns'], 1)
+        lines.append(f'{share:.0%} of the turns that may be mined have a persona; the other users are not known yet.')
+    if not config.teacher.path and config.loop.method != 'oracle':
+        lines.append(
+            f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '
+            'run proves the plumbing only. Name a stronger one with config.teacher.path.'
+        )
+    lines.append(f'Data card: {workdir}/card/card.md')
+    lines.append(f'Models: {workdir}/{{reward,dpo}}/huggingface')
+    if reason := report.get('satisfaction_not_evaluated'):
+        lines.append(f'Satisfaction was not evaluated: {reason}')
+    return lines
 
 
 def time_spent(workdir: Path) -> dict[str, float]:
     """Seconds by part of the loop, over all restarts."""
-    spent: Counter = Counter()
+    seconds: Counter = Counter()
     for record in load_records(workdir / TIMES):
-        spent[record['part']] += record['seconds']
-    return dict(spent)
-
-
-def _claim(config: ConfigDict, workdir: Path) -> None:
-    """Refuse a workdir of another config: its stages would contradict each other half-way."""
-    settings = config.to_dict()
-    for name in UNCLAIMED + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
-        *sections, key = name.split('.')
-        del functools.reduce(dict.__getitem__, sections, settings)[key]
-    own = dict(config=settings, model=model_identity(config, config.model.path))
-    path = workdir / 'loop.json'
-    if path.exists():
-        stored = read_json(path, f'remove {workdir} or name another --workdir', fields=('config', 'model'))
-        refuse_difference(f'--workdir={workdir} holds a loop', stored, own)
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, own)
-
-
-def _train_and_evaluate(config: ConfigDict, workdir: Path, stage: Callable) -> dict[str, Any]:
-    """Pairs → shards → rows → training → held-out accuracy; returns the artefact probe and the evaluation."""
-    objective, run = config.objective, workdir / config.objective / 'run'
-    stage(pairs.STAGE, config, f'{objective}: pairs')
-    stage(shards.STAGE, config, f'{objective}: shards')
-    heldout = config.copy_and_resolve_references()
-    heldout.data.split, heldout.data.shards = 'heldout', config.eval.shards
-    has_heldout = bool((Path(config.data.pairs) / 'heldout.jsonl').stat().st_size)
-    if has_heldout:
-        stage(shards.STAGE, heldout, f'{objective}: heldout')
-    stage(rows.STAGE, config, f'{objective}: rows')
-    _release()
-    with _timed(workdir, f'{objective}: training'):
-        if not train(config, run):
-            raise Stopped
-    found = dict(probe=read_json(Path(config.data.pairs) / 'manifest.json', 'run again')['probe'], evaluation=None)
-    if has_heldout:
-        with _timed(workdir, f'{objective}: evaluation'):
-            found['evaluation'] = _evaluated(config, run, saved_steps(run)[-1])
-            if objective == 'reward':  # a policy's implicit reward is 0 everywhere before training
-                found['before'] = _evaluated(config, run, 0)
-    gc.collect()
-    return found
-
-
-def _evaluated(config: ConfigDict, run: Path, step: int) -> dict[str, Any] | str:
-    done = run / 'evaluation' / evaluation_name(step, shards := Shards(Path(config.eval.shards)).digest)
-    asked = dict(data=shards, max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed)
-    if done.exists() and asked.items() <= (found := read_json(done, f'remove {done}', fields=())).items():
-        return found
-    try:
-        return evaluate(config, run, step)
-    except NothingToEvaluate as error:  # no reason to lose the run
-        return f'not evaluated: {error}'.replace(f'{run.parent.parent}/', '')  # a report may be passed on
-
-
-def _satisfaction(config: ConfigDict, workdir: Path, stage: Callable) -> dict[str, Any]:
-    folders = {name: workdir / 'satisfaction' / name for name in ('before', 'after')}
-    for name, model in (('before', ''), ('after', str(workdir / 'dpo' / 'run'))):
-        own = config.copy_and_resolve_references()
-        own.data.satisfaction, own.satisfaction.model = str(folders[name]), model
-        stage(satisfaction.STAGE, own, f'satisfaction {name}')
-        _release()
-    return summarise(folders, held_out_pairs(config))
-
-
-def _export(run: Path, to: Path) -> None:
-    if not to.exists():
-        export_model(run, to, step=None, dtype='float32')
-        print(f'wrote {to}', flush=True)
-
-
-def _release() -> None:
-    """Give back the memory of the sampler that stages share."""
-    release()
-    gc.collect()
-
-
-def notes(config: ConfigDict, workdir: Path, funnel: dict[str, dict[str, int]]) -> list[str]:
-    """What a reader of the report must know."""
-    said = []
-    if config.loop.smoke:
-        said.append('Smoke, not evidence: few users, few steps.')
-    if found := funnel.get('personas'):
-        share = found['turns_with_persona'] / max(found['turns'], 1)
-        said.append(
-            f'{share:.0%} of the turns that may be mined have a persona; the others are of users not known yet.'
-        )
-    if not config.teacher.path and config.loop.method != 'oracle':
-        said.append(
-            f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '
-            'run proves the plumbing only. Name a stronger one with config.teacher.path.'
-        )
-    said.append(f'Data card: {workdir}/card/card.md')
-    said.append(f'Models: {workdir}/{{reward,dpo}}/huggingface')
-    return said
+        seconds[record['part']] += record['seconds']
+    return dict(seconds)
 
 
 def main() -> None:
@@ -307,9 +283,10 @@ def main() -> None:
     except Stopped:
         sys.exit(STOPPED)
     print_report(report)
-    spent = time_spent(workdir)
-    longest = ', '.join(f'{part} {spent[part] / 60:.1f}' for part in sorted(spent, key=spent.get, reverse=True)[:4])
-    print(f'Minutes, over all restarts: {sum(spent.values()) / 60:.1f}, of which {longest}')
+    seconds = time_spent(workdir)
+    longest = sorted(seconds, key=seconds.get, reverse=True)[:4]
+    parts = ', '.join(f'{part} {seconds[part] / 60:.1f}' for part in longest)
+    print(f'Minutes, over all restarts: {sum(seconds.values()) / 60:.1f}, of which {parts}')
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'model.logprob_chunk': 64,
         'loop.simulated': True,
         'simulated.users.train': 6,
-        'simulated.users.gate': 2,
+        'simulated.users.validation': 2,
         'simulated.users.test': 4,
         'simulated.conversations': 2,
         'simulated.prompts': 1,
@@ -38,7 +38,7 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'personas.writer': 'quotes',  # what a random model says follows from nothing
         'follow_ups.min_confidence': 0.0,
         'rewrites.regenerate': True,
-        'rewrites.margin': 20.0,
+        'rewrites.max_feedback_drop': 20.0,
         'rewrites.min_gain': -5.0,  # of a random model's rewrites
         'candidates.samples': 3,
         'candidates.max_prompts': 8,
@@ -71,17 +71,17 @@ def finished(model, tmp_path_factory):
 
 
 def contents(workdir: Path) -> dict[str, bytes | str]:
-    """Every file of a loop's folder but those that hold times."""
-    found: dict[str, bytes | str] = {}
+    """Every file of a loop's folder, except those that contain times."""
+    files: dict[str, bytes | str] = {}
     for path in sorted(workdir.rglob('*')):
         name = str(path.relative_to(workdir))
         if path.is_file() and not any(part in VARYING for part in path.parts):
-            found[name] = path.read_bytes().replace(str(workdir).encode(), b'WORKDIR')
-    return found
+            files[name] = path.read_bytes().replace(str(workdir).encode(), b'WORKDIR')
+    return files
 
 
 def test_the_loop_ends_in_models_and_a_report(finished):
-    workdir, said = finished
+    workdir, output = finished
     report = json.loads((workdir / 'report.json').read_text())
     personas = {json.loads(line)['persona'] for line in (workdir / 'personas' / 'records.jsonl').open()} - {''}
     assert personas
@@ -95,9 +95,11 @@ def test_the_loop_ends_in_models_and_a_report(finished):
     assert {'before', 'after'} == set(report['satisfaction']['models'])
     assert report['funnel']['rewrites']['feedback_turns'] > 0
     shown = report['funnel']['personas']
-    assert f'{shown["turns_with_persona"] / shown["turns"]:.0%} of the turns' in said
-    assert set(report['reward']) == {'probe', 'evaluation', 'before'} or report['reward']['evaluation'] is None
-    assert 'plumbing only' in said and len(report['pairs_to_read']) == 5
+    assert f'{shown["turns_with_persona"] / shown["turns"]:.0%} of the turns' in output
+    section = report['reward']
+    assert bool(section['not_evaluated']) == (section['evaluation'] is None)
+    assert str(workdir) not in section['not_evaluated'] and ('before' in section) == (section['evaluation'] is not None)
+    assert 'plumbing only' in output and len(report['pairs_to_read']) == 5
     assert report['funnel']['card']['folders'] == 11 and report['funnel']['card']['not_adding_up'] == 0
     assert json.loads((workdir / 'card' / 'card.json').read_text())['examples']['dpo/pairs'] == report['pairs_to_read']
 

@@ -1,21 +1,104 @@
-"""Who may import whom."""
+"""The layout of the packages: programs at the top, rooms below, and who may import whom."""
 
 import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
 
-LIBRARY = sorted(path.relative_to(tiny.ROOT) for path in tiny.ROOT.glob('rlhi_jax/**/*.py'))
+PACKAGES = ('rlhi_jax', 'data_pipelines')
+FILES = sorted(path.relative_to(tiny.ROOT) for package in PACKAGES for path in tiny.ROOT.glob(f'{package}/**/*.py'))
+PROGRAMS = [path for path in FILES if len(path.parts) == 2 and path.name != '__init__.py']
+# Programs in rooms: what `python -m` starts there.
+PROGRAMS_IN_ROOMS = [path for path in FILES if len(path.parts) > 2 and "__name__ == '__main__'" in path.read_text()]
+CONDUCTOR = Path('rlhi_jax/loop.py')
 
 
-@pytest.mark.parametrize('path', LIBRARY, ids=str)
-def test_the_library_stands_alone(path):
-    """It imports itself only; `loop`, the conductor, also runs the stages."""
-    rooms = {'data_pipelines', 'configs', 'tests', 'launch'} - ({'data_pipelines'} if path.name == 'loop.py' else set())
-    imported = set()
+def module(path: Path) -> str:
+    return '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules of this project that a file imports, inside functions too."""
+    names = set()
     for node in ast.walk(ast.parse((tiny.ROOT / path).read_text())):
         if isinstance(node, ast.Import):
-            imported |= {alias.name.split('.')[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or '').split('.')[0])
-    assert not imported & rooms
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+    known = set(map(module, FILES))
+    return {name for name in names if name in known}
+
+
+def room(path_or_module: Path | str) -> str:
+    """The folder of a module: `rlhi_jax.io`; a program is a room of its own."""
+    name = path_or_module if isinstance(path_or_module, str) else module(path_or_module)
+    return '.'.join(name.split('.')[:2])
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=str)
+def test_a_file_at_the_top_is_a_program(path):
+    tree = ast.parse((tiny.ROOT / path).read_text())
+    entry = [node for node in tree.body if isinstance(node, ast.If) and '__main__' in ast.unparse(node.test)]
+    assert len(entry) == 1, f'{path} cannot be run: move what programs share into a folder'
+    defines_main = any(isinstance(node, ast.FunctionDef) and node.name == 'main' for node in tree.body)
+    assert defines_main or 'STAGE.main()' in ast.unparse(entry[0])
+    assert f'python -m {module(path)}' in ast.get_docstring(tree), 'its docstring shows the command'
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if path.name == '__init__.py'], ids=str)
+def test_a_folder_says_its_one_job_in_a_line(path):
+    docstring = ast.get_docstring(ast.parse((tiny.ROOT / path).read_text()))
+    assert docstring and len(docstring.splitlines()[0]) <= 117
+
+
+def test_nothing_imports_a_program():
+    programs = {module(path) for path in (*PROGRAMS, *PROGRAMS_IN_ROOMS)}
+    guilty = {str(path): found for path in FILES if path != CONDUCTOR and (found := imports(path) & programs)}
+    assert not guilty, 'only the conductor, rlhi_jax/loop.py, runs programs'
+
+
+def test_rooms_import_each_other_in_no_circle():
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        rooms = {room(name) for name in imports(path)} - {room(path), *PACKAGES}
+        graph.setdefault(room(path), set()).update(rooms)
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if path.parts[0] == 'rlhi_jax'], ids=str)
+def test_the_library_stands_alone(path):
+    """It imports itself only; the conductor also runs the stages."""
+    foreign = {'configs', 'tests', 'launch'} | (set() if path == CONDUCTOR else {'data_pipelines'})
+    tree = ast.walk(ast.parse((tiny.ROOT / path).read_text()))
+    names = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
+    tree = ast.walk(ast.parse((tiny.ROOT / path).read_text()))
+    names |= {node.module or '' for node in tree if isinstance(node, ast.ImportFrom)}
+    assert not {name.split('.')[0] for name in names} & foreign
+
+
+def test_objectives_know_no_model():
+    rooms = {room(name) for path in FILES if path.parts[1] == 'objectives' for name in imports(path)}
+    assert rooms <= {'rlhi_jax.objectives'}
+
+
+def test_config_knows_no_jax():
+    code = "import sys, rlhi_jax.config as c; c.base_config(); assert 'jax' not in sys.modules, 'jax was imported'"
+    subprocess.run([sys.executable, '-c', code], cwd=tiny.ROOT, check=True)
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+def test_nothing_outgrows_the_head(path):
+    """At most 400 lines a file and 60 a function; tables of data may be longer."""
+    lines, tree = (tiny.ROOT / path).read_text().splitlines(), ast.parse((tiny.ROOT / path).read_text())
+    tables = sum(
+        node.end_lineno - node.lineno
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.end_lineno - node.lineno > 20
+    )
+    assert len(lines) - tables <= 400
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert not {node.name: length for node in functions if (length := node.end_lineno - node.lineno + 1) > 60}

@@ -1,4 +1,4 @@
-"""Results of long work by key, noted as they come: what a killed run has done is not done again."""
+"""Journals: results of long work by key, on disk as soon as they exist, so that a killed run repeats nothing."""
 
 import json
 import sqlite3
@@ -10,44 +10,44 @@ from rlhi_jax.io.files import digest
 
 
 def output_name(folder: Path) -> str:
-    """The name of an output folder, of itself or of its temporary twin."""
+    """The name of an output folder, given the folder or its temporary twin."""
     return folder.name.removeprefix('.').removesuffix('.tmp')
 
 
 def work_folder(folder: Path) -> Path:
-    """Where a stage that writes `folder` (or its temporary twin) keeps files of work that is not done."""
+    """The folder for unfinished work of a stage that writes `folder` (or its temporary twin)."""
     folder = folder.resolve()
     return folder.with_name(f'.{output_name(folder)}.journal')
 
 
-def journal_name(identity: Any) -> str:
-    """The name of a journal, so that work with one setting changed does not do away with what was done before."""
-    return f'{digest(identity)[:16]}.sqlite'
+def journal_name(made_from: Any) -> str:
+    """The file name of a journal: work with other settings has another journal, and neither discards the other."""
+    return f'{digest(made_from)[:16]}.sqlite'
 
 
 class Journal:
-    """An SQLite file in a stage's folder of work: an entry is on disk once added, and in memory only when asked for.
+    """An SQLite file of results. An entry is on disk once it is added, and in memory only while it is read.
 
-    Keys are anything JSON can write, such as ('reply', 'c1/2', 0): none is read for another. What is there of other
-    work, or no journal at all, is discarded.
+    Keys are anything that JSON can write, such as ('reply', 'c1/2', 0). A file that is not a journal, or belongs to
+    other work, is discarded.
 
     Raises:
-      UserError: the file cannot be opened now, though it may be good.
+      UserError: the file cannot be opened now, though it may be intact.
     """
 
-    def __init__(self, path: Path, identity: Any):
+    def __init__(self, path: Path, made_from: Any):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        of, files = digest(identity), (path, path.with_name(f'{path.name}-journal'))
+        work, files = digest(made_from), (path, path.with_name(f'{path.name}-journal'))
         new = not any(file.exists() for file in files)
-        self._file, known = _open(path)
-        if known != [(of,)]:
+        self._file, stored = _open(path)
+        if stored != [(work,)]:
             if not new:
                 self.close()
                 for file in files:
                     file.unlink(missing_ok=True)
                 self._file, _ = _open(path)
-            self._file.execute('INSERT INTO work VALUES (?)', (of,))
+            self._file.execute('INSERT INTO work VALUES (?)', (work,))
 
     def __contains__(self, key: Any) -> bool:
         return self._file.execute('SELECT 1 FROM results WHERE key = ?', (json.dumps(key),)).fetchone() is not None
@@ -59,12 +59,12 @@ class Journal:
         return json.loads(row[0])
 
     def add(self, key: Any, value: Any) -> None:
-        """Note one result; it is on disk when this returns."""
+        """Add one result; it is on disk when this returns."""
         self._file.execute('INSERT INTO results VALUES (?, ?)', (json.dumps(key), json.dumps(value)))
 
     def total(self, field: str) -> int:
-        """The sum of a field of all results that are objects."""
-        objects = "CASE WHEN json_valid(value) THEN json_type(value) END = 'object'"  # NaN is no JSON to SQLite
+        """The sum of a field over all results that are JSON objects."""
+        objects = "CASE WHEN json_valid(value) THEN json_type(value) END = 'object'"  # SQLite rejects NaN as JSON
         return int(
             self._file.execute(f'SELECT total(value ->> ?) FROM results WHERE {objects}', (field,)).fetchone()[0]
         )
@@ -74,12 +74,12 @@ class Journal:
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
-    """A file, and the digests of the work that it is of: one, or none if it is new or no journal."""
+    """An SQLite file and the digests of the work it belongs to: one, or none if it is new or not a journal."""
     try:
         file = sqlite3.connect(path, isolation_level=None)
         try:
-            file.execute('PRAGMA journal_mode = TRUNCATE')  # unlike WAL, good for shared file systems
-            file.execute('PRAGMA synchronous = FULL')  # each entry is synced
+            file.execute('PRAGMA journal_mode = TRUNCATE')  # unlike WAL, it works on shared file systems
+            file.execute('PRAGMA synchronous = FULL')  # every entry is synced to disk
             file.execute('CREATE TABLE IF NOT EXISTS work (identity TEXT)')
             file.execute('CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)')
             return file, file.execute('SELECT identity FROM work').fetchall()
@@ -90,6 +90,6 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
             return file, []
     except sqlite3.OperationalError as error:
         raise UserError(
-            f'{path} cannot be opened ({error}): see that nothing else has it open and that its disk is well, then run '
-            'again'
+            f'{path} cannot be opened ({error}): check that no other process has it open and that the disk is sound, '
+            'then run again'
         ) from None

@@ -1,13 +1,25 @@
-"""Ids of records: a turn is CONVERSATION/PLACE, a pair is TURN and, after a blank, how it came about.
+"""Turn ids, and the way between messages and turns.
 
-Ids of conversations are the data's own and may hold anything, slashes too: the others are read from their ends.
+A turn's id is CONVERSATION/TURN_INDEX, where the index counts messages from 0: user turns are even, replies odd. A
+pair's id is TURN and, after a blank, its kind. Conversation ids come from the data and may contain anything, even
+slashes, so the other ids are read from their ends.
 """
 
-REWRITE, BEST_WORST = 'rewrite', 'best/worst'  # how pairs come about
+from collections.abc import Iterable, Mapping, Sequence
+
+from data_pipelines.core.records import Message
+
+REWRITE, BEST_WORST = 'rewrite', 'best/worst'  # kinds of pairs
+
+Turn = tuple[str, str]  # (role, content)
+
+
+def turn_id(conversation: str, turn_index: int) -> str:
+    return f'{conversation}/{turn_index}'
 
 
 def conversation_of(turn: str) -> str:
-    """The conversation that a turn is of.
+    """The id of a turn's conversation.
 
     >>> conversation_of('c/2/4')
     'c/2'
@@ -15,15 +27,69 @@ def conversation_of(turn: str) -> str:
     return turn.rsplit('/', 1)[0]
 
 
+def index_of(turn: str) -> int:
+    """The index of a turn in its conversation.
+
+    >>> index_of('c/2/4')
+    4
+    """
+    return int(turn.rsplit('/', 1)[1])
+
+
 def pair_id(turn: str, kind: str) -> str:
     return f'{turn} {kind}'
 
 
-def turn_of(name: str) -> str:
-    """The turn that a pair is of; any other name as it is.
+def turn_of(pair: str) -> str:
+    """The id of a pair's turn; any other id as it is.
 
     >>> turn_of('c/2 best/worst'), turn_of('c/2')
     ('c/2', 'c/2')
     """
-    turn, _, kind = name.rpartition(' ')
-    return turn if kind in (REWRITE, BEST_WORST) else name
+    turn, _, kind = pair.rpartition(' ')
+    return turn if kind in (REWRITE, BEST_WORST) else pair
+
+
+def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:
+    """Indices of the user turns of a conversation, from an even index on.
+
+    >>> list(user_turn_indices([{}] * 5)), list(user_turn_indices([{}] * 5, first=2))
+    ([0, 2, 4], [2, 4])
+    """
+    return range(first, len(messages), 2)
+
+
+def request_index(feedback_index: int) -> int:
+    """The index of the request whose reply a feedback turn is about.
+
+    >>> request_index(4)
+    2
+    """
+    return feedback_index - 2
+
+
+def exchange_number(turn_index: int) -> int:
+    """How many exchanges (a user turn and its reply) come before a turn.
+
+    >>> exchange_number(0), exchange_number(4)
+    (0, 2)
+    """
+    return turn_index // 2
+
+
+def to_turns(messages: Iterable[Mapping[str, str]]) -> tuple[Turn, ...]:
+    """(role, content) of each message.
+
+    >>> to_turns([dict(role='user', content='Why?')])
+    (('user', 'Why?'),)
+    """
+    return tuple((message['role'], message['content']) for message in messages)
+
+
+def to_messages(turns: Iterable[Turn]) -> list[Message]:
+    """Turns as records hold them.
+
+    >>> to_messages([('user', 'Why?')])
+    [{'role': 'user', 'content': 'Why?'}]
+    """
+    return [Message(role=role, content=content) for role, content in turns]

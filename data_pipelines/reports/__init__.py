@@ -1,1 +1,1 @@
-"""The data card: statistics of what stages wrote, and their text."""
+"""The data card: statistics of the folders of stages, and their text."""

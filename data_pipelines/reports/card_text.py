@@ -1,18 +1,19 @@
-"""A data card as JSON holds it → Markdown to read, which no text of a user can break out of."""
+"""A data card as JSON → Markdown that no text of a user can break out of."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-MAX_CHARACTERS = 2000  # of a text among the examples
-MAX_LANGUAGES = 20
-SPLITS = ('train', 'heldout', 'test')
-PERCENTILES = {'0': 'least', '10': '10 %', '25': '25 %', '50': 'median', '75': '75 %', '90': '90 %', '99': '99 %'}
-PERCENTILES |= {'100': 'most'}
+from data_pipelines.core.records import SPLITS
+
+MAX_CHARACTERS = 2000  # of each text in an example
+MAX_LANGUAGES = 20  # rows of the table; the rest share one row
+PERCENTILES = {'0': 'min', '10': '10 %', '25': '25 %', '50': 'median', '75': '75 %', '90': '90 %', '99': '99 %'}
+PERCENTILES |= {'100': 'max'}
 
 
 def escaped(text: str) -> str:
-    r"""Foreign text as plain words of one line: nothing in it is Markdown or HTML.
+    r"""Foreign text as plain words on one line: nothing in it is read as Markdown or HTML.
 
     >>> print(escaped('<b>|`*\n# x'))
     \<b\>\|\`\* \# x
@@ -22,7 +23,7 @@ def escaped(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Foreign text as a block of code, whatever it holds: the fence is longer than any run of backticks in it."""
+    """Foreign text as a block of code; the fence is longer than any run of backticks in the text."""
     shown = '\n'.join(text[:MAX_CHARACTERS].splitlines())
     shown = ''.join(
         letter if letter in '\n\t' or ord(letter) >= 160 or letter.isprintable() else '�' for letter in shown
@@ -51,44 +52,51 @@ def _percent(share: float | None) -> str:
 
 
 def _words(key: str) -> str:
-    """A key as words: `dropped_no_feedback` is `dropped no feedback`."""
+    """A key as words, escaped.
+
+    >>> print(_words('no_feedback'))
+    no feedback
+    """
     return escaped(key.replace('_', ' '))
 
 
-def _splits(found: Mapping[str, Any]) -> list[str]:
-    """Splits in their order, those of other names last."""
-    return sorted(found, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+def _splits(by_split: Mapping[str, Any]) -> list[str]:
+    """Names of splits in their usual order, then any other names."""
+    return sorted(by_split, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
-def _by_size(counts: Mapping[str, Any], key=lambda value: value) -> list[tuple[str, Any]]:
-    return sorted(counts.items(), key=lambda entry: (-key(entry[1]), entry[0]))
+def _by_size(counts: Mapping[str, Any], size: Callable[[Any], float] = lambda value: value) -> list[tuple[str, Any]]:
+    return sorted(counts.items(), key=lambda entry: (-size(entry[1]), entry[0]))
 
 
-def _distributions(rows: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """A table of summaries, each with its mean and percentiles."""
+def _distributions(summaries: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """A table of distributions, each with its mean and percentiles; empty ones are left out."""
     head = ['', 'number', 'mean', *PERCENTILES.values()]
-    shown = {name: summary for name, summary in rows.items() if summary}
-    return table(
-        head, ([name, s['number'], s['mean'], *map(s['percentiles'].get, PERCENTILES)] for name, s in shown.items())
+    rows = [
+        [name, summary['number'], summary['mean'], *map(summary['percentiles'].get, PERCENTILES)]
+        for name, summary in summaries.items()
+        if summary
+    ]
+    return table(head, rows)
+
+
+def _activity(users: Mapping[str, Any], items: str) -> str:
+    share = users['share_of_the_most_active']
+    if share is None:
+        return f'All {items} are from unknown users.'
+    return (
+        f'The most active 1 % of known users (at least one user) account for {_percent(share)} of the {items} of known '
+        f'users; {users["without_user"]:,} {items} are from unknown users.'
     )
 
 
-def _activity(users: Mapping[str, Any], what: str) -> str:
-    if users['share_of_the_most_active'] is None:
-        return f'No user is known of any of the {what}.'
-    share = _percent(users['share_of_the_most_active'])
-    said = f'The most active 1 % of known users (at least one) have {share} of their {what}'
-    return f'{said}; {users["without_user"]:,} {what} are of no known user.'
-
-
 def _funnel(card: Mapping[str, Any]) -> list[str]:
-    blocks = ['## What was kept and dropped']
-    for name, stage in card['funnel'].items():
+    blocks = ['## Kept and dropped']
+    for name, folder in card['funnel'].items():
         blocks.append(f'### {_words(name)}')
-        made_of = ', '.join(map(_words, card['made_of'][name]))
-        if made_of:
-            blocks.append(f'Made of: {made_of}.')
-        for step in stage['steps']:
+        if made_of := ', '.join(map(_words, card['made_of'][name])):
+            blocks.append(f'Made from: {made_of}.')
+        for step in folder['steps']:
             rows: list[Sequence[Any]] = [] if step['read'] is None else [('read', step['read'])]
             rows += [(_words(key), number) for key, number in step['kept'].items()]
             rows += [(f'dropped: {_words(key)}', number) for key, number in _by_size(step['dropped'])]
@@ -96,91 +104,111 @@ def _funnel(card: Mapping[str, Any]) -> list[str]:
                 continue
             blocks.append(table([step['unit'], 'number'], rows))
             if step['adds_up'] is not None:
-                blocks.append('Adds up.' if step['adds_up'] else '**Does not add up**: make this folder again.')
-        if stage['others']:
-            told = (f'{_words(key)} {_cell(number)}' for key, number in stage['others'].items())
-            blocks.append(f'Also counted: {", ".join(told)}.')
+                blocks.append('Adds up.' if step['adds_up'] else '**Does not add up**: remake this folder.')
+        if folder['others']:
+            others = (f'{_words(key)} {_cell(number)}' for key, number in folder['others'].items())
+            blocks.append(f'Other counts: {", ".join(others)}.')
     return blocks
 
 
-def _conversations(found: Mapping[str, Any]) -> list[str]:
+def _conversations(section: Mapping[str, Any]) -> list[str]:
     columns = ('conversations', 'users', 'user_turns')
     splits = table(
         ['split', 'conversations', 'users', 'user turns'],
         (
-            [_words(split), *(found['splits'][split][column] for column in columns)]
-            for split in _splits(found['splits'])
+            [_words(split), *(section['splits'][split][column] for column in columns)]
+            for split in _splits(section['splits'])
         ),
     )
     distributions = {
-        'user turns of a conversation': found['turns_per_conversation'],
-        'conversations of a user': found['users']['per_user'],
+        'user turns per conversation': section['turns_per_conversation'],
+        'conversations per user': section['users']['per_user'],
     }
-    languages = _by_size(found['languages'])
-    rows = [[escaped(name) or 'not said', n, _percent(n / found['records'])] for name, n in languages[:MAX_LANGUAGES]]
+    return [
+        splits,
+        _distributions(distributions),
+        _activity(section['users'], 'conversations'),
+        _languages(section['languages'], section['records']),
+    ]
+
+
+def _languages(counts: Mapping[str, int], total: int) -> str:
+    languages = _by_size(counts)
+    rows = [
+        [escaped(name) or 'not stated', number, _percent(number / total)] for name, number in languages[:MAX_LANGUAGES]
+    ]
     if rest := languages[MAX_LANGUAGES:]:
-        number = sum(n for _, n in rest)
-        rows.append([f'{len(rest)} others', number, _percent(number / found['records'])])
-    activity = _activity(found['users'], 'conversations')
-    return [splits, _distributions(distributions), activity, table(['language', 'conversations', 'share'], rows)]
+        number = sum(number for _, number in rest)
+        rows.append([f'{len(rest)} others', number, _percent(number / total)])
+    return table(['language', 'conversations', 'share'], rows)
 
 
-def _follow_ups(found: Mapping[str, Any]) -> list[str]:
-    labels = _by_size(found['labels'], lambda own: own['turns'])
-    rows = [[_words(name), own['turns'], _percent(own['share']), own['mean_confidence']] for name, own in labels]
-    mined = ', '.join(f'{found["mined"][split]:,} in {_words(split)}' for split in _splits(found['mined']))
-    threshold = found['min_confidence']
-    at = '' if threshold is None else f', at a confidence of at least {threshold:g}'
+def _follow_ups(section: Mapping[str, Any]) -> list[str]:
+    labels = _by_size(section['labels'], lambda label: label['turns'])
+    rows = [
+        [_words(name), label['turns'], _percent(label['share']), label['mean_confidence']] for name, label in labels
+    ]
+    mined = ', '.join(f'{section["mined"][split]:,} in {_words(split)}' for split in _splits(section['mined']))
+    threshold = section['min_confidence']
+    condition = '' if threshold is None else f' (confidence {threshold:g} or more)'
     return [
         table(['label', 'turns', 'share', 'mean confidence'], rows),
-        f'Feedback that is mined for rewrites and personas{at}: {mined or "none"}.',
+        f'Feedback turns for rewrites and personas{condition}: {mined or "none"}.',
     ]
 
 
-def _personas(found: Mapping[str, Any]) -> list[str]:
-    share = _percent(found['turns_with_persona'] / found['turns'] if found['turns'] else None)
-    said = f'{found["turns_with_persona"]:,} of {found["turns"]:,} turns that may be mined ({share}) have a persona.'
-    return [said, *([_distributions({'words of a persona': found['words']})] if found['words'] else [])]
+def _personas(section: Mapping[str, Any]) -> list[str]:
+    share = _percent(section['turns_with_persona'] / section['turns'] if section['turns'] else None)
+    turns = f'{section["turns_with_persona"]:,} of {section["turns"]:,} turns that may be mined ({share})'
+    words = [_distributions({'words per persona': section['words']})] if section['words'] else []
+    return [f'{turns} have a persona.', *words]
 
 
-def _rewrites(found: Mapping[str, Any]) -> list[str]:
-    rows = ([_words(split), found['splits'][split]] for split in _splits(found['splits']))
-    gain = {'nats by which the feedback makes the rewrite likelier than mere dislike does': found['gain']}
-    return [table(['split', 'rewrites'], rows), *([_distributions(gain)] if found['gain'] else [])]
+def _rewrites(section: Mapping[str, Any]) -> list[str]:
+    rows = ([_words(split), section['splits'][split]] for split in _splits(section['splits']))
+    gains = {'log-probability gain of a rewrite from the feedback, over mere dislike, in nats': section['gain']}
+    return [table(['split', 'rewrites'], rows), *([_distributions(gains)] if section['gain'] else [])]
 
 
-def _candidates(found: Mapping[str, Any]) -> list[str]:
-    finished = _percent(found['share_of_replies_finished'])
-    said = f'{found["records"]:,} prompts, {found["with_persona"]:,} with a persona; {finished} of replies finished.'
-    return [said, _distributions({'replies to a prompt': found['replies_per_prompt']})]
+def _candidates(section: Mapping[str, Any]) -> list[str]:
+    finished = _percent(section['share_of_replies_finished'])
+    prompts = f'{section["records"]:,} prompts, {section["with_persona"]:,} of them with a persona'
+    return [
+        f'{prompts}; {finished} of the replies ended by themselves.',
+        _distributions({'replies per prompt': section['replies_per_prompt']}),
+    ]
 
 
-def _pairs(found: Mapping[str, Any]) -> list[str]:
-    splits = _splits(found['splits'])
-    rows = [[f'from {escaped(name)}', *(own.get(split, 0) for split in splits)] for name, own in _by_source(found)]
-    for column, said in (('pairs', 'pairs'), ('users', 'known users'), ('with_persona', 'pairs with a persona')):
-        rows.append([said, *(found['splits'][split][column] for split in splits)])
-    longer = found['share_of_chosen_longer']
+def _pairs(section: Mapping[str, Any]) -> list[str]:
+    splits = _splits(section['splits'])
+    by_source = _by_size(section['sources'], lambda by_split: sum(by_split.values()))
+    rows = [[f'from {escaped(name)}', *(by_split.get(split, 0) for split in splits)] for name, by_split in by_source]
+    for column, title in (('pairs', 'pairs'), ('users', 'known users'), ('with_persona', 'pairs with a persona')):
+        rows.append([title, *(section['splits'][split][column] for split in splits)])
     blocks = [
         table(['', *map(_words, splits)], rows),
-        _distributions({'pairs of a user': found['users']['per_user']} | found['lengths']),
-        _activity(found['users'], 'pairs'),
+        _distributions({'pairs per user': section['users']['per_user']} | section['lengths']),
+        _activity(section['users'], 'pairs'),
     ]
-    if longer:
+    if longer := section['share_of_chosen_longer']:
         blocks.append(
-            f'Chosen is longer than rejected in {_percent(longer["characters"])} of the pairs by characters, in '
-            f'{_percent(longer["words"])} by words.'
+            f'The chosen reply is longer than the rejected one in {_percent(longer["characters"])} of the pairs by '
+            f'characters and in {_percent(longer["words"])} by words.'
         )
-    if probe := found['probe']:
-        auc = probe['artefact_auc']
-        told = 'too few pairs to tell' if auc is None else f'an AUC of {auc:.3f}, where 0.5 is chance'
-        accepted = '; above the limit, and accepted' if probe['accepted'] else ''
-        blocks.append(f'A classifier that sees the replies alone tells chosen from rejected: {told}{accepted}.')
+    if probe := section['probe']:
+        blocks.append(_probe(probe))
     return blocks
 
 
-def _by_source(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return _by_size(found['sources'], lambda own: sum(own.values()))
+def _probe(probe: Mapping[str, Any]) -> str:
+    auc = probe['artefact_auc']
+    if auc is None:
+        return 'There are too few pairs to test whether the replies alone tell chosen from rejected.'
+    accepted = '; this is above the limit and was accepted' if probe['accepted'] else ''
+    return (
+        'A classifier that sees only the replies tells chosen from rejected with an AUC of '
+        f'{auc:.3f} (0.5 is chance){accepted}.'
+    )
 
 
 SECTIONS = dict(
@@ -193,24 +221,24 @@ SECTIONS = dict(
 )
 
 
-def _teacher(found: Mapping[str, Any]) -> list[str]:
-    per_pair = found['per_pair'] or {}
+def _teacher(costs: Mapping[str, Any]) -> list[str]:
+    per_pair = costs['per_pair'] or {}
     rows = [
-        ['tokens of prompts', found['tokens_in'], per_pair.get('tokens_in')],
-        ['tokens of answers', found['tokens_out'], per_pair.get('tokens_out')],
+        ['tokens in prompts', costs['tokens_in'], per_pair.get('tokens_in')],
+        ['tokens in answers', costs['tokens_out'], per_pair.get('tokens_out')],
         [
-            'cost, in the currency of its prices',
-            found['cost_millionths'] / 1e6,
+            'cost, in the currency of `config.teacher.price_in`',
+            costs['cost_millionths'] / 1e6,
             per_pair.get('cost_millionths', 0) / 1e6,
         ],
     ]
-    return ['## The teacher', table(['', 'in all', f'for each of {found["pairs"]:,} accepted pairs'], rows)]
+    return ['## The teacher', table(['', 'total', f'per pair ({costs["pairs"]:,} accepted pairs)'], rows)]
 
 
 def _examples(card: Mapping[str, Any]) -> list[str]:
     blocks = [
         '## Examples',
-        "The first training pairs by hash of their id. These are users' own texts: not to be passed on.",
+        "The first training pairs by a hash of their id. They contain users' own texts: do not share them.",
     ]
     for name, pairs in card['examples'].items():
         for pair in pairs:
@@ -223,29 +251,29 @@ def _examples(card: Mapping[str, Any]) -> list[str]:
 def _inputs(card: Mapping[str, Any]) -> list[str]:
     rows = [
         [f'raw data: {escaped(name)}', f'`{escaped(digest)}`']
-        for own in card['sections'].values()
-        for name, digest in own.get('raw', [])
+        for section in card['sections'].values()
+        for name, digest in section.get('raw', [])
     ]
     rows += [
         [f'{_words(stage)}: {file}', f'`{digest}`']
         for stage, files in card['inputs'].items()
         for file, digest in files.items()
     ]
-    return ['## What this is a card of', table(['file', 'sha256'], rows)]
+    return ['## Files that this card describes', table(['file', 'sha256'], rows)]
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    """The card as Markdown: what `data_pipelines.card.describe` found, in the order of stages."""
+    """The card as Markdown, given the result of `data_pipelines.card.describe`; sections in the order of stages."""
     blocks = [
         '# Data card',
-        'Conversations of users with a language model, and preferences mined from them. The data inherit the terms of '
-        'the raw data. They are what people wrote: keep them where only their keeper can read them.',
+        'Conversations between users and a language model, and preferences mined from them. The terms of the raw data '
+        'apply to these data too. They contain what people wrote: keep them where only their owner can read them.',
     ]
     if card['left_out']:
-        blocks.append(f'Left out, for it was not run or is not named: {", ".join(map(_words, card["left_out"]))}.')
+        blocks.append(f'Not run or not named: {", ".join(map(_words, card["left_out"]))}.')
     blocks += _inputs(card) + _funnel(card)
-    for name, found in card['sections'].items():
-        blocks += [f'## What is in {_words(name)}', *SECTIONS[found['kind']](found)]
+    for name, section in card['sections'].items():
+        blocks += [f'## Contents of {_words(name)}', *SECTIONS[section['kind']](section)]
     if card['teacher']:
         blocks += _teacher(card['teacher'])
     if card['examples']:

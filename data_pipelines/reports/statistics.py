@@ -1,33 +1,39 @@
-"""Statistics of what stages wrote, counted from their records."""
+"""Statistics of the records of stages, for the data card."""
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines.core.stage import Record
+from data_pipelines.core.records import Candidate, Conversation, FollowUp, PreferenceRecord, Rewrite, TurnPersona
+
+Manifest = dict[str, Any]  # manifest.json of the stage whose records these are
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
 
 
 def summary(values: Counter) -> dict[str, Any] | None:
-    """How values, with how often each occurs, are distributed; None of no values.
+    """Number, mean and percentiles of values, given how often each occurs; None if there are none.
 
-    A percentile is the smallest value that at least so many in a hundred do not exceed.
+    The percentile p is the smallest value that at least p % of the values do not exceed.
     """
     if not values:
         return None
-    number, below, percentiles, wanted = values.total(), 0, {}, list(PERCENTILES)
+    number, up_to_value, percentiles, wanted = values.total(), 0, {}, list(PERCENTILES)
     for value in sorted(values):
-        below += values[value]
-        while wanted and 100 * below >= wanted[0] * number:
+        up_to_value += values[value]
+        while wanted and 100 * up_to_value >= wanted[0] * number:
             percentiles[str(wanted.pop(0))] = value
-    mean = math.fsum(value * often for value, often in values.items()) / number
+    mean = math.fsum(value * occurrences for value, occurrences in values.items()) / number
     return dict(number=number, mean=mean, percentiles=percentiles)
 
 
 def by_user(counts: Counter) -> dict[str, Any]:
-    """How much is of each user, and of the most active 1 % of users, of at least one; '' is no user."""
+    """Distribution of items over known users, the share of the most active 1 % (at least one user), and items without.
+
+    Args:
+      counts: number of items by user id; '' stands for unknown users.
+    """
     known = Counter({user: number for user, number in counts.items() if user})
     most = known.most_common(math.ceil(len(known) / 100))
     share = sum(number for _, number in most) / known.total() if known else None
@@ -38,19 +44,20 @@ def by_user(counts: Counter) -> dict[str, Any]:
     )
 
 
-def of_conversations(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+def of_conversations(records: Iterable[Conversation], manifest: Manifest) -> dict[str, Any]:
+    """Conversations, users and user turns by split, languages, and turns per conversation."""
     splits: dict[str, Counter] = defaultdict(Counter)
     users: dict[str, Counter] = defaultdict(Counter)
     turns: Counter = Counter()
     languages: Counter = Counter()
-    for talk in records:
-        asked = sum(message['role'] == 'user' for message in talk['messages'])
-        splits[talk['split']].update(conversations=1, user_turns=asked)
-        users[talk['split']][talk['user_id']] += 1
-        languages[talk['language']] += 1
-        turns[asked] += 1
-    for split, own in users.items():
-        splits[split]['users'] = sum(map(bool, own))
+    for conversation in records:
+        user_turns = sum(message['role'] == 'user' for message in conversation['messages'])
+        splits[conversation['split']].update(conversations=1, user_turns=user_turns)
+        users[conversation['split']][conversation['user_id']] += 1
+        languages[conversation['language']] += 1
+        turns[user_turns] += 1
+    for split, by_id in users.items():
+        splits[split]['users'] = sum(map(bool, by_id))
     return dict(
         records=turns.total(),
         raw=manifest['made_from'].get('inputs', []),
@@ -61,7 +68,8 @@ def of_conversations(records: Iterable[Record], manifest: dict[str, Any]) -> dic
     )
 
 
-def of_follow_ups(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+def of_follow_ups(records: Iterable[FollowUp], manifest: Manifest) -> dict[str, Any]:
+    """Turns, share and mean confidence by label, and turns that are mined by split."""
     turns: Counter = Counter()
     confidence: Counter = Counter()
     mined: Counter = Counter()
@@ -78,13 +86,15 @@ def of_follow_ups(records: Iterable[Record], manifest: dict[str, Any]) -> dict[s
     return dict(records=total, labels=labels, mined=mined, min_confidence=settings.get('min_confidence'))
 
 
-def of_personas(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+def of_personas(records: Iterable[TurnPersona], manifest: Manifest) -> dict[str, Any]:
+    """Turns with and without a persona, and the lengths of personas in words."""
     words = Counter(len(record['persona'].split()) for record in records)
     turns, empty = words.total(), words.pop(0, 0)
     return dict(turns=turns, turns_with_persona=turns - empty, words=summary(words))
 
 
-def of_rewrites(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+def of_rewrites(records: Iterable[Rewrite], manifest: Manifest) -> dict[str, Any]:
+    """Rewrites by split, and their gains in nats."""
     splits: Counter = Counter()
     gains: Counter = Counter()
     for record in records:
@@ -94,14 +104,15 @@ def of_rewrites(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str
     return dict(records=splits.total(), splits=splits, gain=summary(gains))
 
 
-def of_candidates(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str, Any]:
+    """Prompts with and without a persona, replies per prompt, and the share of replies that ended by themselves."""
     replies: Counter = Counter()
     with_persona = finished = 0
     for record in records:
         replies[len(record['replies'])] += 1
         with_persona += bool(record['persona'])
         finished += sum(reply['finished'] for reply in record['replies'])
-    sampled = sum(number * often for number, often in replies.items())
+    sampled = sum(number * prompts for number, prompts in replies.items())
     return dict(
         records=replies.total(),
         with_persona=with_persona,
@@ -110,7 +121,8 @@ def of_candidates(records: Iterable[Record], manifest: dict[str, Any]) -> dict[s
     )
 
 
-def of_pairs(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, Any]:
+def of_pairs(records: Iterable[PreferenceRecord], manifest: Manifest) -> dict[str, Any]:
+    """Pairs by split, source and user, the lengths of both sides, and the result of the probe for artefacts."""
     splits: dict[str, Counter] = defaultdict(Counter)
     sources: dict[str, Counter] = defaultdict(Counter)
     users: dict[str, Counter] = defaultdict(Counter)
@@ -126,8 +138,8 @@ def of_pairs(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, A
             for side, size in sizes.items():
                 lengths[f'{side}, {unit}'][size] += 1
             longer[unit] += sizes['chosen'] > sizes['rejected']
-    for split, own in users.items():
-        splits[split]['users'] = sum(map(bool, own))
+    for split, by_id in users.items():
+        splits[split]['users'] = sum(map(bool, by_id))
     number = sum(counts['pairs'] for counts in splits.values())
     return dict(
         records=number,
@@ -135,6 +147,6 @@ def of_pairs(records: Iterable[Record], manifest: dict[str, Any]) -> dict[str, A
         sources=sources,
         users=by_user(sum(users.values(), Counter())),
         lengths={name: summary(sizes) for name, sizes in lengths.items()},
-        share_of_chosen_longer={unit: often / number for unit, often in longer.items()},
+        share_of_chosen_longer={unit: pairs / number for unit, pairs in longer.items()},
         probe=manifest.get('probe'),
     )

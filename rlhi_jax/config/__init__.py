@@ -1,7 +1,17 @@
-"""Every configuration key with its meaning, default and bounds; checks of a config; and the paths that it names."""
+"""The configuration: its schema, its checks and the paths it names. `python -m rlhi_jax.config` prints every key."""
 
 from rlhi_jax.config.checks import check_config
-from rlhi_jax.config.defaults import base_config
 from rlhi_jax.config.paths import is_endpoint, likelihood_path, require, teacher_path
+from rlhi_jax.config.schema import base_config, reference
+from rlhi_jax.config.variants import parse_variant
 
-__all__ = ['base_config', 'check_config', 'is_endpoint', 'likelihood_path', 'require', 'teacher_path']
+__all__ = [
+    'base_config',
+    'check_config',
+    'is_endpoint',
+    'likelihood_path',
+    'parse_variant',
+    'reference',
+    'require',
+    'teacher_path',
+]

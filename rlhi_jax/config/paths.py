@@ -8,6 +8,11 @@ from rlhi_jax.io.errors import UserError
 
 
 def teacher_path(config: ConfigDict) -> str:
+    """The teacher's model folder or endpoint: `teacher.path`, or the policy's folder where it is empty.
+
+    Raises:
+      UserError: `model.path` is empty.
+    """
     require(config, 'model.path')
     return config.teacher.path or config.model.path
 
@@ -18,16 +23,16 @@ def is_endpoint(path: str) -> bool:
 
 
 def likelihood_path(config: ConfigDict) -> str:
-    """The model whose likelihoods stages read: the teacher, or the policy where the teacher is an endpoint.
+    """The model folder that log-probabilities come from: the teacher, or the policy where the teacher is an endpoint.
 
-    Endpoints do not say how likely a given text is.
+    Endpoints do not expose log-probabilities of given text.
     """
     path = teacher_path(config)
     return config.model.path if is_endpoint(path) else path
 
 
 def require(config: ConfigDict, *names: str) -> None:
-    """Raise UserError for a path that the program needs and the config leaves empty."""
+    """Raise UserError for the first of these paths that the config leaves empty."""
     for name in names:
         if not attrgetter(name)(config):
             raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')

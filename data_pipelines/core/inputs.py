@@ -1,0 +1,53 @@
+"""Finished folders of earlier stages, as the config names them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_pipelines.core.record_files import RECORDS, stream_records
+from data_pipelines.core.records import Record
+from rlhi_jax.config import require
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import file_digest, read_json
+
+_STAGES = dict(conversations='ingest', scores='oracle_scores', raw='sources.simulated')  # others have their key's name
+
+
+def stage_of(key: str) -> str:
+    """The name of the stage that writes the folder `config.data.KEY`.
+
+    >>> stage_of('conversations'), stage_of('rewrites')
+    ('ingest', 'rewrites')
+    """
+    return _STAGES.get(key, key)
+
+
+def input_folder(config: ConfigDict, key: str) -> Path:
+    """The finished folder of an earlier stage that `config.data.KEY` names.
+
+    Raises:
+      UserError: the key is empty, or the folder is not finished or belongs to another stage.
+    """
+    require(config, f'data.{key}')
+    folder, stage = Path(config.data[key]), stage_of(key)
+    if not (folder / 'manifest.json').exists():
+        raise UserError(
+            f'config.data.{key}: {folder} is not a finished folder of the stage {stage!r}: run that stage first'
+        )
+    made_by = read_json(folder / 'manifest.json', f'run the stage {stage!r} again', fields=()).get('stage', stage)
+    if made_by != stage:
+        raise UserError(
+            f'config.data.{key}: {folder} was made by the stage {made_by!r}, not by {stage!r}: name another folder'
+        )
+    return folder
+
+
+def read_records(config: ConfigDict, key: str) -> Iterator[Record]:
+    """The records of the finished folder `config.data.KEY`."""
+    return stream_records(input_folder(config, key) / RECORDS)
+
+
+def input_digest(config: ConfigDict, key: str) -> str:
+    """The sha256 of the records of the finished folder `config.data.KEY`."""
+    return file_digest(input_folder(config, key) / RECORDS)

@@ -1,0 +1,44 @@
+"""Files of records: JSON lines, written whole or not at all and read one record at a time."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_pipelines.core.records import Record
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import new_file
+
+RECORDS = 'records.jsonl'
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write a whole file of records, or nothing."""
+    with new_file(path) as file:
+        file.writelines(map(as_line, records))
+
+
+def as_line(record: Record) -> bytes:
+    """A record as one line of a file."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b'\n'
+
+
+def stream_records(path: Path) -> Iterator[Record]:
+    """The records of a file, one at a time.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise UserError(
+                    f'{path}, line {number} is damaged: remove {path.parent} and run its stage again'
+                ) from None
+            yield record
+
+
+def load_records(path: Path) -> list[Record]:
+    """All records of a file that fits in memory."""
+    return list(stream_records(path))

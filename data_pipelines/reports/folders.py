@@ -1,0 +1,174 @@
+"""Finished folders of stages, and whether they contain what their stages counted."""
+
+import graphlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from data_pipelines.core.inputs import stage_of
+from data_pipelines.core.record_files import RECORDS, stream_records
+from data_pipelines.core.records import Record
+from data_pipelines.core.registry import stage_named
+from data_pipelines.core.stage import KEPT, Stage
+from rlhi_jax.config import base_config
+from rlhi_jax.io.files import file_digest, read_json
+
+
+class Folder(NamedTuple):
+    """A stage's finished folder.
+
+    Attributes:
+      kind: the key of `config.data` that names it.
+      name: the kind, or a relative path if the key names several folders.
+      path: where it lies.
+      stage: the stage that made it.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    stage: Stage
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / 'manifest.json', 'run its stage again', fields=('counts', 'made_from'))
+
+    @property
+    def forgotten(self) -> dict[str, int]:
+        """Numbers of records, by file, or of trees that `forget` removed after the stage had counted them."""
+        return self.manifest.get('forgotten', {})
+
+    @property
+    def records(self) -> Iterator[Record]:
+        """The main records: those of records.jsonl, or of all files if the stage writes none of that name."""
+        names = (RECORDS,) if RECORDS in self.stage.files else tuple(self.stage.files)
+        return (record for name in names for record in stream_records(self.path / name))
+
+
+def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
+    """The finished folders that the config names, and the names of missing ones.
+
+    Several folders under one key are named by their paths below the folder that contains them all.
+    """
+    stages = {kind: stage_named(stage_of(kind)) for kind in base_config().data}
+    paths = {kind: config.data[kind].split(',') for kind, stage in stages.items() if stage and stage.steps}
+    shared = [os.path.abspath(path) for several in paths.values() if len(several) > 1 for path in several]
+    above = os.path.commonpath(shared) if shared else ''
+    finished, missing = [], []
+    for kind, several in paths.items():
+        for path in several:
+            name = os.path.relpath(path, above) if len(several) > 1 else kind
+            if path and (Path(path) / 'manifest.json').exists():
+                finished.append(Folder(kind, name, Path(path), stages[kind]))
+            else:
+                missing.append(name)
+    return finished, missing
+
+
+def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+    """The folders that each folder was made from, by name: those with a digest that its manifest states.
+
+    Args:
+      inputs: `digests` of each folder by its name.
+    """
+    made_from = {folder.name: json.dumps(folder.manifest['made_from']) for folder in finished}
+    return {
+        name: [
+            other for other, files in inputs.items() if other != name and any(each in text for each in files.values())
+        ]
+        for name, text in made_from.items()
+    }
+
+
+def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> list[Folder]:
+    """The folders in the order of the pipeline: each after those that it was made from, otherwise by name."""
+    sorter = graphlib.TopologicalSorter(made_of)
+    sorter.prepare()
+    names: list[str] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        names += ready
+        sorter.done(*ready)
+    return sorted(finished, key=lambda folder: names.index(folder.name))
+
+
+def digests(folder: Folder) -> dict[str, str]:
+    """The sha256 of a folder's record files and manifest, and the digests by which later stages know its content."""
+    files = {name: file_digest(folder.path / name) for name in (*folder.stage.files, 'manifest.json')}
+    return files | folder.stage.digests(folder.path)
+
+
+def counted_on_disk(folder: Folder) -> Counter:
+    """How much the folder contains, by the name of the count it must equal; forgotten records are added back."""
+    counts, forgotten = Counter(), folder.forgotten
+    for name, count in folder.stage.files.items():
+        with open(folder.path / name, 'rb') as file:
+            counts[count] += sum(1 for _ in file) + forgotten.get(name, 0)
+    for count, number in folder.stage.contents(folder.path).items():
+        counts[count] += number + forgotten.get(count, 0)
+    return counts
+
+
+def funnel(folder: Folder) -> list[dict[str, Any]]:
+    """For each step of the stage: items read, kept, and dropped by reason, and whether that adds up.
+
+    It adds up if read = kept + dropped and the folder contains what was counted. `read` and `adds_up` are None for a
+    step whose items read were not counted.
+    """
+    counts = folder.manifest['counts']
+    steps = [step for step in folder.stage.steps if not step.read or any(name in counts for name in step.read)]
+    step_of = {prefix: step for step in steps for prefix in step.dropped}
+    dropped: dict[str, dict[str, int]] = {step.unit: {} for step in steps}
+    for name in counts:
+        if prefixes := [prefix for prefix in step_of if name.startswith(prefix)]:
+            dropped[step_of[max(prefixes, key=len)].unit][name.removeprefix('dropped_')] = counts[name]
+    kept = {name: number for name, number in counts.items() if _is_kept(name)}
+    stated = counts | {KEPT: sum(kept.values())}
+    on_disk = all(stated.get(name, 0) == number for name, number in counted_on_disk(folder).items())
+    entries = []
+    for step in steps:
+        read = sum(counts.get(name, 0) for name in step.read) if step.read else None
+        adds_up = None if read is None else on_disk and read == stated[KEPT] + sum(dropped[step.unit].values())
+        kept_of_step = {} if read is None else kept
+        entries.append(dict(unit=step.unit, read=read, kept=kept_of_step, dropped=dropped[step.unit], adds_up=adds_up))
+    return entries
+
+
+def other_counts(folder: Folder) -> dict[str, int]:
+    """Counts beside those of items read, kept and dropped, and how much was forgotten since."""
+    read = {name for step in folder.stage.steps for name in step.read}
+    prefixes = ('teacher_', *(prefix for step in folder.stage.steps for prefix in step.dropped))
+    counts = folder.manifest['counts'].items()
+    forgotten = {f'forgotten since, of {name}': number for name, number in folder.forgotten.items()}
+    return forgotten | {
+        name: number
+        for name, number in counts
+        if name not in read and not name.startswith(prefixes) and not _is_kept(name)
+    }
+
+
+def teacher_costs(finished: list[Folder]) -> dict[str, Any] | None:
+    """Tokens and money that a teacher behind an endpoint cost in all stages, in total and per pair; None without one.
+
+    Money is in the currency of `config.teacher.price_in`; a pair that occurs in several folders counts once.
+    """
+    counts = [folder.manifest['counts'] for folder in finished]
+    if not any('teacher_tokens_in' in stage_counts for stage_counts in counts):
+        return None
+    totals = {
+        name: sum(stage_counts.get(f'teacher_{name}', 0) for stage_counts in counts)
+        for name in ('tokens_in', 'tokens_out', 'cost_millionths')
+    }
+    pairs = len({pair['id'] for folder in finished if folder.kind == 'pairs' for pair in folder.records})
+    per_pair = {name: total / pairs for name, total in totals.items()} if pairs else None
+    return totals | dict(pairs=pairs, per_pair=per_pair)
+
+
+def _is_kept(count: str) -> bool:
+    """Whether a count is of kept items, in the unit of the items read."""
+    return count.startswith('kept_') or count.endswith('_kept') or count == 'claims'

@@ -1,0 +1,104 @@
+"""A configuration key: its default, its meaning and what its value may be. A section: a group of keys."""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+Value = bool | int | float | str
+_NUMBER_BOUNDS = {
+    'at_least': lambda value, bound: value >= bound,
+    'above': lambda value, bound: value > bound,
+    'at_most': lambda value, bound: value <= bound,
+    'below': lambda value, bound: value < bound,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of the configuration. Its type is that of its default; numbers are finite.
+
+    Attributes:
+      default: the value in `base_config()`.
+      meaning: what the key sets, with its unit, for a reader who has not seen the code.
+      choices: the values allowed, for text.
+      registry: 'MODULE:NAME' of a dictionary whose keys are the values allowed. It is imported only to check another
+        value than the default, so that an addition to the registry needs no edit here.
+      at_least: the lowest value allowed, for a number; `above`, `at_most` and `below` bound it likewise.
+    """
+
+    default: Value
+    meaning: str
+    choices: tuple[str, ...] = ()
+    registry: str = ''
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    @property
+    def bound(self) -> str:
+        """What a value of the right type may be, in words that follow "it must be"; '' if it may be anything.
+
+        >>> Key(0.5, 'Similarity.', above=0, at_most=0.96).bound
+        'above 0 and at most 0.96'
+        """
+        if self.registry:
+            return f'a name in {self.registry.replace(":", ".")}'
+        if self.choices:
+            return f'one of {", ".join(self.choices)}'
+        bounds = [f'{name.replace("_", " ")} {getattr(self, name)}' for name in self._bounds()]
+        return ' and '.join(bounds) or ('finite' if isinstance(self.default, float) else '')
+
+    def allows(self, value: Value) -> bool:
+        """Whether a value of the right type is within the bounds.
+
+        >>> [Key(1.0, 'Rate.', at_least=0).allows(value) for value in (0.0, -0.1, float('inf'), float('nan'))]
+        [True, False, False, False]
+        """
+        if self.registry:
+            return value == self.default or value in self.registered()
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return all(_NUMBER_BOUNDS[name](value, getattr(self, name)) for name in self._bounds())
+
+    def registered(self) -> tuple[str, ...]:
+        """The names in the registry."""
+        module, name = self.registry.split(':')
+        return tuple(getattr(importlib.import_module(module), name))
+
+    def _bounds(self) -> list[str]:
+        return [name for name in _NUMBER_BOUNDS if getattr(self, name) is not None]
+
+
+class Section:
+    """A group of keys: what they are about, and its keys and sections by name."""
+
+    def __init__(self, meaning: str, /, **parts: 'Key | Section'):
+        self.meaning, self.parts = meaning, parts
+
+    def to_config(self) -> ConfigDict:
+        """The section as a ConfigDict of defaults, not locked."""
+        return ConfigDict(
+            {n: part.to_config() if isinstance(part, Section) else part.default for n, part in self.parts.items()}
+        )
+
+
+class Entry(NamedTuple):
+    """A key or a section with its full name, such as `train.epochs`."""
+
+    name: str
+    part: Key | Section
+
+
+def entries(section: Section, prefix: str = '') -> Iterator[Entry]:
+    """Every key and section inside a section: its keys first, then each of its sections with what that contains."""
+    for name, part in sorted(section.parts.items(), key=lambda item: isinstance(item[1], Section)):
+        yield Entry(prefix + name, part)
+        if isinstance(part, Section):
+            yield from entries(part, f'{prefix}{name}.')

@@ -1,0 +1,64 @@
+"""The folders of a loop: which one each stage and each training run of a workdir has."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class Method(NamedTuple):
+    """A value of `config.loop.method`.
+
+    Attributes:
+      trains: the objectives to train, in order; the last one trains the policy.
+      sources: where the policy's pairs come from, as `config.pairs.sources` names it.
+    """
+
+    trains: tuple[str, ...]
+    sources: str
+
+
+METHODS = {
+    'rewrites': Method(('dpo',), 'rewrites'),
+    'rewards': Method(('reward', 'dpo'), 'candidates'),
+    'both': Method(('reward', 'dpo'), 'rewrites,candidates'),
+    'oracle': Method(('dpo',), 'candidates'),
+}
+REWARD_SOURCES = 'rewrites'  # the reward model scores candidates, so it cannot learn from them
+_TRAINED = ('reward', 'dpo')  # every objective that some method trains
+
+
+def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with every stage's folder in the workdir; raw data keep their place unless they are simulated."""
+    config = config.copy_and_resolve_references()
+    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
+        config.data[name] = str(workdir / name)
+    for name in ('pairs', 'shards', 'rows'):  # each training run has its own
+        config.data[name] = ','.join(str(workdir / objective / name) for objective in _TRAINED)
+    if config.loop.simulated:
+        config.data.raw = str(workdir / 'raw')
+    if config.loop.method == 'oracle':
+        config.data.scores = str(workdir / 'scores')
+        config.data.prompts = str(workdir / 'raw' / 'prompts.jsonl')
+    if config.loop.oracle_personas:
+        config.data.personas = ''
+    return config
+
+
+def training_config(config: ConfigDict, workdir: Path, objective: str) -> ConfigDict:
+    """The config of one training run, with data of its own in WORKDIR/OBJECTIVE.
+
+    Args:
+      config: the loop's, `with_paths`.
+    """
+    config, method = config.copy_and_resolve_references(), METHODS[config.loop.method]
+    is_policy = objective == method.trains[-1]
+    config.objective = objective
+    config.model.new_head = objective == 'reward'
+    settings = config.loop[objective]
+    config.train.epochs, config.optimizer.learning_rate = settings.epochs, settings.learning_rate
+    config.pairs.sources = method.sources if is_policy else REWARD_SOURCES
+    for name in ('pairs', 'shards', 'rows'):
+        config.data[name] = str(workdir / objective / name)
+    config.eval.shards = str(workdir / objective / 'validation')
+    return config

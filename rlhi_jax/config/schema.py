@@ -1,0 +1,92 @@
+"""The schema: every configuration key there is, with its meaning, default and bound.
+
+    python -m rlhi_jax.config [NAME...]   # print it, or the sections and keys named
+
+Experiments in `configs/` start from `base_config()` and change a few keys.
+"""
+
+import re
+
+from ml_collections import ConfigDict
+
+from rlhi_jax.config import stage_keys, training_keys
+from rlhi_jax.config.keys import Entry, Key, Section, entries
+
+SCHEMA = Section(
+    'The whole configuration.',
+    objective=Key(
+        'dpo',
+        'What `python -m rlhi_jax.train` trains: a policy by dpo, a reward model by reward, or a policy on the chosen '
+        'replies alone by sft.',
+        registry='rlhi_jax.objectives:OBJECTIVES',
+    ),
+    seed=Key(0, 'Seed of everything random: order of rows, sampling, splits, new heads.'),
+    compilation_cache=Key(
+        '.cache/compiled',
+        'Folder or bucket that keeps compiled programs; on a pod, one that all hosts share. Empty: none.',
+    ),
+    beam=Key(
+        '',
+        "Options of Apache Beam, such as '--runner=DataflowRunner', for the stages ingest and datasets. Empty: both "
+        'run on this machine without Beam.',
+    ),
+    model=training_keys.MODEL,
+    data=stage_keys.DATA,
+    simulated=stage_keys.SIMULATED,
+    teacher=stage_keys.TEACHER,
+    ingest=stage_keys.INGEST,
+    follow_ups=stage_keys.FOLLOW_UPS,
+    personas=stage_keys.PERSONAS,
+    rewrites=stage_keys.REWRITES,
+    candidates=stage_keys.CANDIDATES,
+    pairs=stage_keys.PAIRS,
+    satisfaction=stage_keys.SATISFACTION,
+    rows=training_keys.ROWS,
+    sampler=training_keys.SAMPLER,
+    mesh=training_keys.MESH,
+    train=training_keys.TRAIN,
+    optimizer=training_keys.OPTIMIZER,
+    dpo=training_keys.DPO,
+    reward=training_keys.REWARD,
+    loop=training_keys.LOOP,
+    policy_sees_persona=Key(True, 'Whether the policy reads the persona in training and evaluation.'),
+    sampler_sees_persona=Key(True, 'Whether the policy reads the persona when candidates are sampled.'),
+    ref_sees_persona=Key(True, 'Whether the reference of DPO reads the persona.'),
+    rm_sees_persona=Key(True, 'Whether the reward model reads the persona.'),
+    checkpoint=training_keys.CHECKPOINT,
+    log=training_keys.LOG,
+    eval=training_keys.EVAL,
+)
+
+# Keys of earlier versions, and the key that replaces each; '' where nothing does.
+RENAMED = {
+    'pairs.margin': 'pairs.min_score_gap',
+    'rewrites.margin': 'rewrites.max_feedback_drop',
+    'simulated.pairs': 'simulated.tastes',
+    'simulated.users.gate': 'simulated.users.validation',
+    'mesh.context': '',
+}
+
+
+def base_config() -> ConfigDict:
+    """The default configuration, locked: it refuses unknown keys and values of another type."""
+    return SCHEMA.to_config().lock()
+
+
+def reference() -> list[Entry]:
+    """Every key and section with its full name; the keys of a section come before the sections in it."""
+    return list(entries(SCHEMA))
+
+
+def renamed(text: str) -> str:
+    """What became of an earlier key that a text names, in full or by its last part; '' if it names none.
+
+    >>> renamed('c.pairs.margin = 0.1')
+    'config.pairs.margin is now config.pairs.min_score_gap'
+    """
+    old = [name for name in RENAMED if re.search(rf'\b{re.escape(name)}\b', text)]
+    old = old or [name for name in RENAMED if name.split('.')[-1] == text]
+    return '; '.join(
+        f'config.{name} is now config.{RENAMED[name]}' if RENAMED[name] else f'config.{name} was removed'
+        for name in old
+    )
