@@ -1,14 +1,15 @@
-"""Compile the real programs for a TPU topology on a machine without one, and say what they would take of each chip.
+"""Compile the real programs for a TPU topology on a machine without one, and report what they need of each chip.
 
     python -m rlhi_jax.aot --config=configs/NAME.py --topology=v5p:2x2x4 [--model=CONFIG.json]
 
-Prints one JSON object a program of `--programs` (train, score, sample): HBM of a chip, FLOPs in closed form, bytes,
-what goes between chips, compile seconds. Exits with status 1 where one does not fit. `--sweep` compiles the train step
-for every mesh and remat policy instead, and names the best that fits: fewest FLOPs, then fewest bytes between chips.
-`--model` is a Hugging Face config.json, to plan for a model that is not here. Needs libtpu (`pip install -e '.[aot]'`).
+Prints one JSON object for each program in `--programs` (train, score, sample): HBM per chip, FLOPs in closed form,
+bytes that one chip sends to others, compile seconds. Exits with status 1 if a program does not fit. `--sweep` compiles
+the train step for every mesh and remat policy instead, and names the best that fits: fewest FLOPs, then fewest bytes
+sent. `--model` is a Hugging Face config.json, to plan for a model that is not on this machine. Needs libtpu
+(`pip install -e '.[aot]'`).
 
-FLOPs are of full rows that hold `config.rows.pairs` trees of one prefix and two replies of `config.rows.scored` in all;
-bytes between chips are those that one chip sends.
+FLOPs are those of full rows: `config.rows.pairs` trees of one prefix and two replies, with `config.rows.scored` reply
+tokens in all.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax.cli.program import define_config_flag, require_flags, run
-from rlhi_jax.config import base_config, require
+from rlhi_jax.config import require
 from rlhi_jax.config.checks import check_config
 from rlhi_jax.conversion.hf import spec_from_hf
 from rlhi_jax.cost.collectives import collective_bytes
@@ -48,7 +49,7 @@ from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.sampling.sampler import STEPS, empty_slots, jit_decode, slots_layout
 from rlhi_jax.sampling.settings import sampling
 from rlhi_jax.scoring.rows import jit_score
-from rlhi_jax.training.rows import abstract_rows
+from rlhi_jax.training.rows import abstract_batch
 from rlhi_jax.training.step import abstract_state, jit_train_step, make_optimizer
 
 GIB = 2**30
@@ -60,10 +61,10 @@ def topology_devices(name: str) -> list[jax.Device]:
     """The devices of a TPU topology such as v5p:2x2x4, to compile for.
 
     Raises:
-      UserError: libtpu is missing or knows no such topology.
+      UserError: libtpu is missing or does not know the topology.
     """
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # libtpu would ask the cloud which TPU this machine has
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it compiles only, so others may do so too
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # else libtpu asks the cloud which TPU this machine has
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it only compiles, so other processes may do so too
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
     except Exception as error:  # libtpu raises unrelated types
@@ -84,7 +85,7 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
 
 
 def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
-    """The decoder of train and score, and the rows that it takes at once, which the mesh must divide."""
+    """The decoder of train and score, and the number of rows that it takes at once, which the mesh must divide."""
     rows = config.train.batch_rows // config.train.accumulate
     check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
     return Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat), rows
@@ -94,12 +95,12 @@ def _train(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowere
     decoder, _ = _row_decoder(config, spec, mesh)
     state = abstract_state(decoder, make_optimizer(config.optimizer, 1000), mesh)
     step = jit_train_step(config, decoder, state, mesh, 1000)
-    return step.lower(state, abstract_rows(config, mesh, config.train.batch_rows))
+    return step.lower(state, abstract_batch(config, mesh, config.train.batch_rows))
 
 
 def _score(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
     decoder, rows = _row_decoder(config, spec, mesh)
-    return jit_score(config, decoder, mesh).lower(abstract_params(decoder, mesh), abstract_rows(config, mesh, rows))
+    return jit_score(config, decoder, mesh).lower(abstract_params(decoder, mesh), abstract_batch(config, mesh, rows))
 
 
 def _sample(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
@@ -122,23 +123,23 @@ def row_work(config: ConfigDict) -> Work:
     """A full row: `config.rows.pairs` trees of one prefix and two replies, every scored slot used.
 
     Raises:
-      UserError: the replies would leave no room for a prefix.
+      UserError: the replies leave no tokens for a prefix.
     """
-    room = capacities(config)
-    reply = room.scored // room.replies
-    prefix = room.tokens // room.pairs - 2 * reply
+    limits = capacities(config)
+    reply = limits.scored // limits.replies
+    prefix = limits.tokens // limits.pairs - 2 * reply
     if prefix < 1:
         raise UserError(
-            f'config.rows.scored is {room.scored} of config.rows.tokens {room.tokens}: plan with as many scored tokens '
-            f'as replies have, so that a row has room for prefixes, such as --config.rows.scored={room.tokens // 2}'
+            f'config.rows.scored is {limits.scored} of config.rows.tokens {limits.tokens}, which leaves no tokens for '
+            f'prefixes: plan with fewer scored tokens, such as --config.rows.scored={limits.tokens // 2}'
         )
     tree = shared_prefix(prefix, reply, reply)
-    return Work(*(room.pairs * n for n in dataclasses.astuple(tree)))
+    return Work(*(limits.pairs * n for n in dataclasses.astuple(tree)))
 
 
 def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
-    """TFLOPs of one run of a program on all chips, by part; of train also a pair's, with the reference's pass once."""
-    if program == 'sample':  # one look at the slots: their caches are read whole
+    """TFLOPs of one run of a program on all chips, by part; for train also per pair, with one pass of the reference."""
+    if program == 'sample':  # one decode call: it reads the slots' caches whole
         how = sampling(config)
         tokens = how.slots * STEPS
         work = Work(tokens, tokens, tokens * (how.prompt_tokens + how.new_tokens))
@@ -156,7 +157,7 @@ def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
 
 
 def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> Report:
-    """Compile one program and measure it; where it does not fit, `fits` is False and `why` the compiler's sentence."""
+    """Compile one program and measure it; if it does not fit, `fits` is False and `why` quotes the compiler."""
     start = time.monotonic()
     report: Report = dict(program=program, mesh=dict(mesh.shape), remat=config.model.remat, chips=mesh.size)
     report |= dict(tflops=flops(program, config, spec))
@@ -171,7 +172,7 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
     memory = compiled.memory_analysis()
     parts = dict(
         arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,  # what is not written over an argument
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,  # without those written over arguments
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
     )
@@ -185,11 +186,11 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
 
 
 def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Iterator[Report]:
-    """Reports of the train step on every mesh that divides model and batch, under every remat policy."""
+    """Yield a report of the train step for every mesh that divides model and batch and every remat policy."""
     tries = []
     for tensor in (n for n in range(1, spec.num_kv_heads + 1) if len(devices) % n == 0):
         for fsdp in (n for n in range(1, len(devices) // tensor + 1) if len(devices) // tensor % n == 0):
-            sizes = dict(data=len(devices) // tensor // fsdp, fsdp=fsdp, tensor=tensor, context=1)
+            sizes = dict(data=len(devices) // tensor // fsdp, fsdp=fsdp, tensor=tensor)
             mesh = make_mesh(sizes, devices)
             try:
                 check_fit(mesh, spec, config.train.batch_rows // config.train.accumulate)
@@ -203,21 +204,21 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
         )
     with Progress('sweep', len(tries), unit='compiles') as progress:
         for done, (mesh, remat) in enumerate(tries, start=1):
-            own = config.copy_and_resolve_references()
-            own.model.remat = remat
-            yield compile_report('train', own, spec, mesh)
+            changed = config.copy_and_resolve_references()
+            changed.model.remat = remat
+            yield compile_report('train', changed, spec, mesh)
             progress.update(done)
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """Of those that fit, the one of fewest FLOPs, then of fewest bytes between chips."""
+    """The report with the fewest FLOPs per pair among those that fit, then with the fewest bytes between chips."""
     fitting = [report for report in reports if report['fits']]
     return min(fitting, key=lambda r: (r['tflops']['a_pair'], sum(r['collective_gib'].values())), default=None)
 
 
 def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
-    config = check_config(flags.FLAGS.config, base_config())
+    config = check_config(flags.FLAGS.config)
     require_flags('topology')
     programs = flags.FLAGS.programs.split(',')
     if unknown := set(programs) - PROGRAMS.keys():
@@ -232,8 +233,8 @@ def main() -> None:
             reports.append(report)
         if (chosen := best(reports)) is None:
             sys.exit(f'error: nothing fits {flags.FLAGS.topology}: use more chips, or raise config.train.accumulate')
-        found = f'{chosen["mesh"]}, {chosen["remat"]}, {chosen["hbm_gib"]["total"]:.1f} GiB'
-        print(f'best that fits: {found}', file=sys.stderr)
+        summary = f'{chosen["mesh"]}, {chosen["remat"]}, {chosen["hbm_gib"]["total"]:.1f} GiB'
+        print(f'best that fits: {summary}', file=sys.stderr)
         return
     mesh = make_mesh(config.mesh.to_dict(), devices)
     fits = True

@@ -1,14 +1,15 @@
-"""Evaluate a trained model on held-out pairs, with the user's own persona, none, and a stranger's.
+"""Evaluate a trained model on held-out pairs with the user's own persona, another user's, and none.
 
     python -m rlhi_jax.evaluate --config=configs/NAME.py[:variant] --workdir=DIR [--step=N]
 
-Takes the training run's config and workdir and `config.eval`. What the persona is worth is the difference between the
-three: a model that ignores it scores the same. Intervals are 95 %, from a bootstrap over users.
+Takes the training run's config and workdir, and `config.eval`. A model that ignores the persona scores the same under
+all three conditions, so their difference measures what the persona contributes. Intervals are 95 %, from a bootstrap
+over users.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,17 +21,18 @@ from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
 from rlhi_jax.config import require
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
-from rlhi_jax.data.rows import capacities
+from rlhi_jax.data.rows import capacities, stack
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.evaluation.conditions import CONDITIONS, user_of, views
 from rlhi_jax.evaluation.statistics import interval
 from rlhi_jax.evaluation.tables import print_table
 from rlhi_jax.io.errors import NothingToEvaluate
-from rlhi_jax.io.files import write_json
+from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, open_model
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import check_fit, load_params
+from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
@@ -46,24 +48,32 @@ Values = dict[str, dict[str, float]]  # pair id -> metric -> value
 def pair_values(
     config: ConfigDict, decoder: Decoder, reader: RowReader, scores: np.ndarray, reference: np.ndarray | None
 ) -> Values:
-    """Loss and metrics of every pair of a plan from its replies' scores, [rows, R]; by pair id."""
+    """Loss and metrics of every pair of a plan, by pair id.
+
+    Args:
+      config: names the objective and its settings.
+      decoder: its head says what the scores are.
+      reader: reads the rows of the plan.
+      scores: scores of the rows' replies, [rows, R].
+      reference: log-probabilities of the same replies under the reference, or None.
+    """
     values: Values = {}
-    for row, row_scores in enumerate(scores):
-        arrays = {name: array[None] for name, array in reader[row].items()}
-        if reference is not None:
-            arrays['reference_logp'] = reference[row][None]
-        replies = np.asarray(row_scores)[None]
+    for number, scores_R in enumerate(scores):
+        reference_R = None if reference is None else reference[number]
+        batch = stack([reader[number]._replace(reference_logp_R=reference_R)])
+        scores_BR = np.asarray(scores_R)[None]
         if decoder.spec.head == 'reward':
-            scored = ReplyScores(reward_BR=replies)
+            replies = ReplyScores(reward_BR=scores_BR)
         else:
-            lengths = np.bincount(arrays['slot_reply'][0], minlength=replies.shape[1] + 1)[: replies.shape[1]]
-            scored = ReplyScores(logp_BR=replies, length_BR=lengths[None].astype(np.float32))
-        loss, metrics = OBJECTIVES[config.objective].loss(pair_scores(scored, arrays), config.get(config.objective))
+            count = scores_BR.shape[1]
+            lengths_R = np.bincount(batch.slot_reply_BS[0], minlength=count + 1)[:count]
+            replies = ReplyScores(logp_BR=scores_BR, length_BR=lengths_R[None].astype(np.float32))
+        loss, metrics = OBJECTIVES[config.objective].loss(pair_scores(replies, batch), config.get(config.objective))
         columns = {name: np.asarray(column)[0] for name, column in {'loss': loss, **metrics}.items()}
-        for place, pair in enumerate(arrays['pair_id'][0]):
+        for slot, pair in enumerate(batch.pair_id_BP[0]):
             if pair >= 0:
                 name = reader.plan.pair_names[pair]
-                values[name] = {metric: float(column[place]) for metric, column in columns.items()}
+                values[name] = {metric: float(column[slot]) for metric, column in columns.items()}
     return values
 
 
@@ -76,68 +86,108 @@ def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[st
         result['conditions'][name] = {
             metric: interval({pair: values[pair][metric] for pair in shared}, users) for metric in sorted(metrics)
         }
-    true = by_condition['true']
+    own = by_condition['own']
     result['accuracy_difference'] = {
-        f'true - {name}': interval({p: true[p]['accuracy'] - by_condition[name][p]['accuracy'] for p in shared}, users)
+        f'own - {name}': interval({p: own[p]['accuracy'] - by_condition[name][p]['accuracy'] for p in shared}, users)
         for name in CONDITIONS[1:]
     }
     return result
 
 
+class HeldOut(NamedTuple):
+    """The held-out pairs of an evaluation.
+
+    Attributes:
+      shards: the shards that hold them.
+      readers: rows of each persona condition, as the evaluated model reads them.
+      users: the user of each pair, by pair id.
+    """
+
+    shards: Shards
+    readers: dict[str, RowReader]
+    users: dict[str, str]
+
+
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
     """Score the held-out pairs under each condition; returns what it writes to WORKDIR/evaluation/step-N-data-D.json.
 
-    Step 0 is the model that training starts from, a new reward head as it was drawn; None is the latest step.
+    Step 0 is the model that training starts from, with a new reward head as training would draw it; None is the latest
+    step.
 
     Raises:
       UserError: the workdir or the held-out shards are missing, damaged or empty, or the run had other settings.
     """
-    objective = OBJECTIVES[config.objective]
-    start = open_model(config.model.path)
-    model = start if step == 0 else open_model(workdir, step)
-    refuse_another_run(workdir, run_identity(config, start))
+    initial = open_model(config.model.path)
+    model = initial if step == 0 else open_model(workdir, step)
+    refuse_another_run(workdir, run_identity(config, initial))
     mesh = make_mesh(config.mesh.to_dict())
     config = config.copy_and_resolve_references()
     config.model.new_head &= step == 0  # a later step has its head
     decoder = make_decoder(config, model)
     check_fit(mesh, decoder.spec, config.eval.batch_rows, 'config.eval.batch_rows')
-    shards = Shards(Path(config.eval.shards))
-    template = ChatTemplate.load(model.tokenizer_path)
-    conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
-    room = capacities(config)
-    plans = {name: make_plan(view, template, room, may_be_empty=True) for name, view in conditions.items()}
-    if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
-        raise NothingToEvaluate(
-            f'config.eval.shards: no pair of {shards.folder} fits a row of {room.tokens} tokens, {room.scored} of them '
-            'scored: raise config.rows.tokens and config.rows.scored'
-        )
-    readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
+    held_out = open_held_out(config, model)
+    readers = held_out.readers
+    RESIDENT.release()  # a stage of this process may have left its model
     with on_mesh(mesh):
         scores = _score(config, decoder, model, readers, mesh, 'evaluate')
         references: dict[str, np.ndarray | None] = dict.fromkeys(CONDITIONS)
-        if objective.uses_reference:
+        if OBJECTIVES[config.objective].uses_reference:
             ref_readers = {n: dataclasses.replace(r, sees_persona=config.ref_sees_persona) for n, r in readers.items()}
-            references = _score(config, decoder, start, ref_readers, mesh, 'reference')
+            references = _score(config, decoder, initial, ref_readers, mesh, 'reference')
     by_condition = {
         name: pair_values(config, decoder, readers[name], scores[name], references[name]) for name in CONDITIONS
     }
-    users = {
-        pair.id: user_of(tree) for tree in map(shards.__getitem__, conditions['true'].indices) for pair in tree.pairs
-    }
-    result = summarise(by_condition, users)
-    result |= dict(
-        objective=config.objective, step=0 if step == 0 else int(model.params_path.parent.name), data=shards.digest
+    result = summarise(by_condition, held_out.users) | dict(
+        objective=config.objective,
+        step=0 if step == 0 else int(model.params_path.parent.name),
+        data=held_out.shards.digest,
+        counts={name: readers[name].plan.counts for name in CONDITIONS},
+        max_trees=config.eval.max_trees,
+        shuffle_seed=config.eval.shuffle_seed,
+        model=model.weights,
     )
-    result['counts'] = {name: plans[name].counts for name in CONDITIONS}
-    result |= dict(max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed, model=model.weights)
     if processes.is_main():
         (workdir / 'evaluation').mkdir(exist_ok=True)
-        write_json(workdir / 'evaluation' / evaluation_name(result['step'], shards.digest), result)
+        write_json(workdir / 'evaluation' / evaluation_name(result['step'], held_out.shards.digest), result)
     return result
 
 
+def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
+    """Plan the rows of the held-out pairs under each persona condition.
+
+    Raises:
+      UserError: the shards are missing, damaged or empty.
+      NothingToEvaluate: no pair fits a row, or no two users have different personas.
+    """
+    shards = Shards(Path(config.eval.shards))
+    template = ChatTemplate.load(model.tokenizer_path)
+    conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
+    limits = capacities(config)
+    plans = {name: make_plan(view, template, limits, may_be_empty=True) for name, view in conditions.items()}
+    if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
+        raise NothingToEvaluate(
+            f'config.eval.shards: none of its pairs fits a row of {limits.tokens} tokens with {limits.scored} of them '
+            'scored: raise config.rows.tokens and config.rows.scored'
+        )
+    readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
+    trees = map(shards.__getitem__, conditions['own'].indices)
+    return HeldOut(shards, readers, {pair.id: user_of(tree) for tree in trees for pair in tree.pairs})
+
+
+def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
+    """The result that `evaluate` wrote for a step with these held-out shards and settings; None if it did not."""
+    shards = Shards(Path(config.eval.shards)).digest
+    path = workdir / 'evaluation' / evaluation_name(step, shards)
+    if not path.exists():
+        return None
+    result = read_json(path, f'remove {path}', fields=())
+    asked = dict(data=shards, max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed)
+    same = asked.items() <= result.items() and result['conditions'].keys() == set(CONDITIONS)
+    return result if same else None
+
+
 def evaluation_name(step: int, shards: str) -> str:
-    """The file in WORKDIR/evaluation of a step, on the held-out shards of a digest."""
+    """Name of the file in WORKDIR/evaluation for a step and the digest of the held-out shards."""
     return f'step-{step}-data-{shards[:8]}.json'
 
 
@@ -148,7 +198,7 @@ def _score(
     params = load_params(decoder, model, mesh, seed=config.seed)
     scorer = RowScorer(config, decoder, mesh)
     batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}
-    total, done, scores = sum(len(order) for order in batches.values()), 0, {}
+    total, done, scores = sum(map(len, batches.values())), 0, {}
     with Progress(label, total, unit='batches', enabled=processes.is_main()) as progress:
         for name, reader in readers.items():
             parts = []
@@ -157,7 +207,7 @@ def _score(
                 done += 1
                 progress.update(done)
             scores[name] = np.concatenate(parts)[: len(reader)]
-    jax.tree.map(lambda x: x.delete(), params)  # the next model needs the room
+    jax.tree.map(lambda x: x.delete(), params)  # the next model needs the memory
     return scores
 
 

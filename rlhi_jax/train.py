@@ -2,14 +2,16 @@
 
     python -m rlhi_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.a.b=value]
 
-A run resumes by itself from its newest checkpoint; the workdir is a model folder that `convert export`, `evaluate` and
-further runs take.
+A run resumes by itself from its newest checkpoint. Its workdir is a model folder, for `convert export`, `evaluate` and
+further runs. `--config.log.profile_steps=N` writes a profile of N steps to WORKDIR/profile.
 """
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,22 +22,48 @@ from ml_collections import ConfigDict
 from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
 from rlhi_jax.config import require
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
+from rlhi_jax.data.rows import Row
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import check_fit, load_params
+from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, replicated, to_global
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
 from rlhi_jax.training.metrics import RunLog
 from rlhi_jax.training.model import make_decoder, sees_persona
-from rlhi_jax.training.rows import abstract_rows, open_rows
+from rlhi_jax.training.profile import StepProfiler
+from rlhi_jax.training.rows import abstract_batch, open_rows
 from rlhi_jax.training.step import TrainState, abstract_state, jit_train_step, make_optimizer
 from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
 
-STOPPED = 75  # exit status of a run that was asked to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
+STOPPED = 75  # exit status after a request to stop, once the run is saved: start it again (EX_TEMPFAIL of sysexits.h)
+
+
+class Run(NamedTuple):
+    """A run that was checked and owns its workdir.
+
+    Attributes:
+      rows: row numbers of each step's batch.
+      reader: rows as the model in training reads them.
+      reference_reader: rows as the reference reads them.
+      reference: cached log-probabilities; None where the objective uses no reference.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    model: ModelFolder
+    decoder: Decoder
+    mesh: Mesh
+    rows: RowOrder
+    num_steps: int
+    reader: RowReader
+    reference_reader: RowReader
+    reference: ReferenceCache | None
+    checkpoints: RunCheckpoints
 
 
 def train(config: ConfigDict, workdir: Path) -> bool:
@@ -45,75 +73,125 @@ def train(config: ConfigDict, workdir: Path) -> bool:
       Whether the run is complete.
 
     Raises:
-      UserError: anything the user can mend, before any long work; in its midst only a loss that is no number.
+      UserError: any user error, before long work starts; during training, only a non-finite loss or gradient.
     """
-    objective = OBJECTIVES[config.objective]
+    run = set_up(config, workdir)
+    RESIDENT.release()  # a stage of this process may have left its model
+    with on_mesh(run.mesh):
+        read = read_with_reference(run)
+        state = first_state(run)
+        reached = int(loop(run, read, state).step)
+    if processes.is_main():
+        rest = 'the same command resumes from there' if reached < run.num_steps else 'the run is complete'
+        print(f'{workdir}: saved at step {reached} of {run.num_steps}; {rest}')
+    return reached == run.num_steps
+
+
+def set_up(config: ConfigDict, workdir: Path) -> Run:
+    """Open everything that a run needs, check that it fits together, and claim the workdir."""
     model = open_model(config.model.path)
     plan, shards, template = open_rows(config, model)
     mesh = make_mesh(config.mesh.to_dict())
     decoder = make_decoder(config, model)
-    parts = 'config.train.batch_rows / config.train.accumulate'
-    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, parts)
-    order = RowOrder(len(plan.rows), config.train.batch_rows, config.train.epochs, config.seed)
-    num_steps = min(order.num_steps, config.train.max_steps or order.num_steps)
-    reader = RowReader(plan, shards, template, sees_persona(config))
-    run = run_identity(config, model) | {'rows': plan.digest}
-    refuse_another_run(workdir, run)
-    cache = None
-    if objective.uses_reference:
+    source = 'config.train.batch_rows / config.train.accumulate'
+    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
+    rows = RowOrder(len(plan.rows), config.train.batch_rows, config.train.epochs, config.seed)
+    identity = run_identity(config, model) | {'rows': plan.digest}
+    refuse_another_run(workdir, identity)
+    reference = None
+    if OBJECTIVES[config.objective].uses_reference:
         folder = Path(config.data.reference) if config.data.reference else workdir / 'reference'
-        cache = ReferenceCache(folder, reference_identity(config, model, plan))
-    claim_workdir(workdir, run, model, decoder.spec)
+        reference = ReferenceCache(folder, reference_identity(config, model, plan))
+    claim_workdir(workdir, identity, model, decoder.spec)
+    return Run(
+        config=config,
+        workdir=workdir,
+        model=model,
+        decoder=decoder,
+        mesh=mesh,
+        rows=rows,
+        num_steps=min(rows.num_steps, config.train.max_steps or rows.num_steps),
+        reader=RowReader(plan, shards, template, sees_persona(config)),
+        reference_reader=RowReader(plan, shards, template, config.ref_sees_persona),
+        reference=reference,
+        checkpoints=RunCheckpoints(workdir, keep=config.checkpoint.keep),
+    )
 
-    checkpoints = RunCheckpoints(workdir, keep=config.checkpoint.keep)
-    with on_mesh(mesh):
-        read = reader.__getitem__
-        if cache is not None:
-            ref_reader = RowReader(plan, shards, template, config.ref_sees_persona)
-            wanted = (row for step in range(num_steps) for row in order[step])
-            fill_reference(config, cache, ref_reader, wanted, decoder, model, mesh)
-            read = with_reference(reader, cache)
-        state = _first_state(config, decoder, model, mesh, checkpoints, num_steps)
-        first_step = int(state.step)
-        sharding = batch_sharding(mesh)
-        places = local_rows(sharding, config.train.batch_rows)
-        stream = batches(
-            read, order, first_step=first_step, num_steps=num_steps, local_rows=places, threads=config.data.threads
-        )
-        log = RunLog(workdir, next_step=first_step) if processes.is_main() else None
-        stop = processes.Preemption()
-        pending = _Pending(config, log, num_steps, first_step)
-        if first_step < num_steps:
-            # Compiled once: what is compiled refuses other shapes and layouts, so no later step can compile again.
-            shapes = state, abstract_rows(config, mesh, config.train.batch_rows)
-            step_fn = jit_train_step(config, decoder, state, mesh, num_steps).lower(*shapes).compile()
-        with pending.progress:
-            for step in range(first_step, num_steps):
-                batch = to_global(next(stream), places, sharding, config.train.batch_rows)
-                if log:
-                    rows = [row for row in order[step] if row >= 0]
-                    log.examples(step, [plan.pair_names[i] for row in rows for i in plan.pair_ids(row)])
-                state, metrics = step_fn(state, batch)
-                pending.push(step, metrics)
-                stopping = stop.reached(step)
-                done = step + 1
-                if done == num_steps or stopping or done % config.checkpoint.every_steps == 0:
-                    pending.flush()
-                    checkpoints.save(done, state.params, state.opt_state, {'step': done, 'seed': config.seed})
-                if stopping:
-                    break
-        checkpoints.close()
-        stop.release()
+
+def read_with_reference(run: Run) -> Callable[[int], Row]:
+    """The function that reads a row by its number; the reference is computed first, where the objective uses one."""
+    if run.reference is None:
+        return run.reader.__getitem__
+    needed = (row for step in range(run.num_steps) for row in run.rows[step])
+    fill_reference(run.config, run.reference, run.reference_reader, needed, run.decoder, run.model, run.mesh)
+    return with_reference(run.reader, run.reference)
+
+
+def first_state(run: Run) -> TrainState:
+    """The state of the newest checkpoint, or that of step 0."""
+    optimizer = make_optimizer(run.config.optimizer, run.num_steps)
+    abstract = abstract_state(run.decoder, optimizer, run.mesh)
+    step = run.checkpoints.latest_step
+    if step is None:
+        params = load_params(run.decoder, run.model, run.mesh, seed=run.config.seed)
+        layout = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
+        return TrainState(_scalar(0, run.mesh), params, jax.jit(optimizer.init, out_shardings=layout)(params))
+    params, opt_state, progress = run.checkpoints.restore(step, abstract.params, abstract.opt_state)
+    return TrainState(_scalar(progress['step'], run.mesh), params, opt_state)
+
+
+def _scalar(value: int, mesh: Mesh) -> jax.Array:
+    return jax.device_put(np.int32(value), replicated(mesh))
+
+
+def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
+    """Take the steps that are left, log them and save checkpoints; returns the state of the last one."""
+    config, first_step = run.config, int(state.step)
+    sharding = batch_sharding(run.mesh)
+    local = local_rows(sharding, config.train.batch_rows)
+    stream = batches(
+        read, run.rows, first_step=first_step, num_steps=run.num_steps, local_rows=local, threads=config.data.threads
+    )
+    log = RunLog(run.workdir, next_step=first_step) if processes.is_main() else None
+    stop = processes.Preemption()
+    pending = _Pending(config, log, run.num_steps, first_step)
+    step_fn = _compiled_step(run, state) if first_step < run.num_steps else None
+    with pending.progress, StepProfiler(run.workdir / 'profile', config.log.profile_steps) as profiler:
+        for step in range(first_step, run.num_steps):
+            batch = to_global(next(stream), local, sharding, config.train.batch_rows)
+            if log:
+                log.examples(step, _pair_names(run, step))
+            state, metrics = step_fn(state, batch)
+            profiler.after_step(metrics)
+            pending.push(step, metrics)
+            stopping = stop.reached(step)
+            done = step + 1
+            if done == run.num_steps or stopping or done % config.checkpoint.every_steps == 0:
+                pending.flush()
+                run.checkpoints.save(done, state.params, state.opt_state, {'step': done, 'seed': config.seed})
+            if stopping:
+                break
+    run.checkpoints.close()
+    stop.release()
     if log:
         log.close()
-        reached = int(state.step)
-        rest = 'the same command goes on from there' if reached < num_steps else 'the run is complete'
-        print(f'{workdir}: saved at step {reached} of {num_steps}; {rest}')
-    return int(state.step) == num_steps
+    return state
+
+
+def _compiled_step(run: Run, state: TrainState) -> Callable:
+    """The train step, compiled once: it refuses other shapes and layouts, so no later step can compile again."""
+    shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
+    return jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes).compile()
+
+
+def _pair_names(run: Run, step: int) -> list[str]:
+    """The ids of the pairs that a step trains on."""
+    plan = run.reader.plan
+    return [plan.pair_names[i] for row in run.rows[step] if row >= 0 for i in plan.pair_ids(row)]
 
 
 class _Pending:
-    """Metrics of the step in flight: read only once the next one is dispatched, so the device never waits for us."""
+    """Metrics of the step in flight, read once the next step is dispatched, so that the device never waits."""
 
     def __init__(self, config: ConfigDict, log: RunLog | None, num_steps: int, first_step: int):
         self._every, self._log, self._last = config.log.every_steps, log, num_steps - 1
@@ -130,7 +208,7 @@ class _Pending:
             return
         step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
         self._metrics = None
-        # Every process reads the same numbers, so all of them stop, before a checkpoint could hold the damage.
+        # Every process reads the same numbers, so all of them stop, and before a checkpoint is saved.
         if not np.isfinite(values['loss'] + values['gradient_norm']):
             raise UserError(
                 f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '
@@ -146,30 +224,11 @@ class _Pending:
         self.progress.update(step + 1, note)
 
 
-def _first_state(
-    config: ConfigDict, decoder: Decoder, model: ModelFolder, mesh: Mesh, checkpoints: RunCheckpoints, num_steps: int
-) -> TrainState:
-    """The newest checkpoint's state, or that of step 0."""
-    optimizer = make_optimizer(config.optimizer, num_steps)
-    abstract = abstract_state(decoder, optimizer, mesh)
-    step = checkpoints.latest_step
-    if step is None:
-        params = load_params(decoder, model, mesh, seed=config.seed)
-        layout = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
-        return TrainState(_scalar(0, mesh), params, jax.jit(optimizer.init, out_shardings=layout)(params))
-    params, opt_state, progress = checkpoints.restore(step, abstract.params, abstract.opt_state)
-    return TrainState(_scalar(progress['step'], mesh), params, opt_state)
-
-
-def _scalar(value: int, mesh: Mesh) -> jax.Array:
-    return jax.device_put(np.int32(value), replicated(mesh))
-
-
 def main() -> None:
     config = load_config(flags.FLAGS.config)
     require(config, 'model.path', 'data.shards', 'data.rows')
     workdir = workdir_path(flags.FLAGS.workdir)
-    # Loading NumPy files and tokenizers must not fork threads into a fight for the cores that XLA uses.
+    # Threads of a tokenizer would compete with XLA for the cores.
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     processes.start()
     if not train(config, workdir):

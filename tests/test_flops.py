@@ -4,12 +4,11 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlhi_jax.cost.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
-from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack
+from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, stack
 from rlhi_jax.models import attention_xla
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder, unroll
 from rlhi_jax.models.parameters import init_params
@@ -17,15 +16,15 @@ from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.models.tree_blocks import BLOCK
 from rlhi_jax.scoring.pairs import score_replies
 
-# Wide, so that what the closed form leaves out is little; one block of attention, whose loop XLA counts once.
+# Wide, so that the closed form leaves out little; one block of attention, since XLA counts a loop once.
 SPEC = ModelSpec('llama', 1024, 512, 1024, 2, 8, 4, 64, 512)
-ROOM = Capacities(BLOCK, BLOCK, 1)
+CAPACITIES = Capacities(BLOCK, BLOCK, 1)
 
 
-def row():
+def batch():
     tree = TokenTree([TokenNode(-1, (1,) * 64), TokenNode(0, (2,) * 32, 32), TokenNode(0, (3,) * 32, 32)], [[1], [2]],
                      [(0, 1, 1.0, 0)])  # fmt: skip
-    return {name: jnp.asarray(column)[None] for name, column in pack([lay_out(tree)], ROOM).items()}
+    return stack([pack([lay_out(tree)], CAPACITIES)])
 
 
 def counted(remat: str, *, gradient: bool) -> tuple[float, float]:
@@ -33,15 +32,15 @@ def counted(remat: str, *, gradient: bool) -> tuple[float, float]:
     decoder = Decoder(SPEC, remat=remat, unrolled=True)
     params = unroll(nn.unbox(init_params(Decoder(SPEC), jax.random.key(0))))
 
-    def total(params, rows):
-        return score_replies(decoder, params, rows, chunk=ROOM.scored).logp_BR.sum()
+    def total(params, batch):
+        return score_replies(decoder, params, batch, chunk=CAPACITIES.scored).logp_BR.sum()
 
-    lowered = jax.jit(jax.value_and_grad(total) if gradient else total).lower(params, row())
+    lowered = jax.jit(jax.value_and_grad(total) if gradient else total).lower(params, batch())
     return lowered.cost_analysis()['flops'], lowered.compile().cost_analysis()['flops']
 
 
 # What XLA computes of this row: every scored slot, and the whole block of attention.
-WORK = Work(BLOCK, ROOM.scored, BLOCK * BLOCK)
+WORK = Work(BLOCK, CAPACITIES.scored, BLOCK * BLOCK)
 
 
 def test_a_pass_is_what_xla_counts():
@@ -66,7 +65,7 @@ def test_policies_are_the_decoders():
 
 
 def test_allowed_attention_is_the_sum_of_extents():
-    extent = np.asarray(row()['extent'])[0]
+    extent = np.asarray(batch().extent_BT)[0]
     distance = np.arange(BLOCK)[:, None] - np.arange(BLOCK)
     allowed = int(((distance >= 0) & (distance < extent)).sum())
     assert allowed == extent.sum() == shared_prefix(64, 32, 32).attended

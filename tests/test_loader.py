@@ -1,7 +1,8 @@
-"""Rows to batches: nothing is skipped or seen twice, whatever the number of processes, and errors are errors."""
+"""Rows to batches: no row is skipped or repeated, whatever the number of processes, and errors reach the caller."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.data.plan import load_plan, make_plan, save_plan
-from rlhi_jax.data.rows import Capacities
+from rlhi_jax.data.rows import Capacities, empty_row, stack
 from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.data.tree import parse_preference
 from rlhi_jax.io.errors import UserError
@@ -28,7 +29,7 @@ def template(tmp_path_factory) -> ChatTemplate:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 1000))
 def test_row_order(rows, batch_rows, epochs, seed):
-    """Every epoch is a permutation of all rows; padding stands at the very end only."""
+    """Every epoch is a permutation of all rows; only the last batch has padding."""
     order = RowOrder(rows, batch_rows, epochs, seed)
     seen = [row for step in range(order.num_steps) for row in order[step]]
     assert seen[rows * epochs :] == [-1] * (-rows * epochs % batch_rows)
@@ -47,7 +48,7 @@ def test_row_order_is_shuffled_anew():
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_processes_read_the_same_rows(processes, template, tmp_path):
-    """Whatever the number of processes, and from wherever they go on, together they read the same batches."""
+    """Whatever the number of processes, and whatever step they resume from, together they read the same batches."""
     trees = grow_trees(parse_preference(json.dumps(r), '') for r in tiny.preferences(30))
     write_shards(trees, tmp_path, trees_per_shard=7, manifest={})
     shards = Shards(tmp_path)
@@ -59,14 +60,14 @@ def test_processes_read_the_same_rows(processes, template, tmp_path):
     reader, order = RowReader(plan, shards, template), RowOrder(len(plan.rows), 4, 2, seed=3)
     assert -1 in order[order.num_steps - 1]
     for first_step in (0, 2):
-        places = np.arange(4).reshape(processes, -1).tolist()
+        by_process = np.arange(4).reshape(processes, -1).tolist()
         options = dict(first_step=first_step, num_steps=order.num_steps, threads=3)
-        streams = [list(batches(reader.__getitem__, order, local_rows=own, **options)) for own in places]
+        streams = [list(batches(reader.__getitem__, order, local_rows=local, **options)) for local in by_process]
         for step, parts in enumerate(zip(*streams, strict=True), start=first_step):
-            for place, row in enumerate(order[step]):
-                part, expected = parts[place * processes // 4], reader[row]
-                at = place % (4 // processes)
-                assert all(np.array_equal(part[name][at], expected[name]) for name in expected)
+            for index, number in enumerate(order[step]):
+                part, expected = parts[index * processes // 4], stack([reader[number]])
+                row = jax.tree.map(lambda x, i=index % (4 // processes): x[i : i + 1], part)
+                jax.tree.map(np.testing.assert_array_equal, row, expected)
         assert {len(stream) for stream in streams} == {order.num_steps - first_step}
 
 
@@ -75,11 +76,11 @@ def test_an_error_in_a_row_is_not_the_end_of_the_data(error):
     def fail_at_5(row: int):
         if row == 5:
             raise error('row 5 is broken')
-        return {'row': np.array([row])}
+        return empty_row(Capacities(4, 2, 1))._replace(tokens_T=np.array([row]))
 
     stream = batches(fail_at_5, [[i] for i in range(9)], first_step=0, num_steps=9, local_rows=[0])
     for row in range(5):
-        assert next(stream)['row'].item() == row
-    # StopIteration would pass for the end of the data; it comes as another error.
+        assert next(stream).tokens_BT.item() == row
+    # Grain would take StopIteration for the end of the data, so it arrives as another error.
     with pytest.raises(RuntimeError if error is StopIteration else error):
         next(stream)

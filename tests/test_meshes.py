@@ -1,4 +1,4 @@
-"""The same numbers on every mesh, however many pairs a row holds and however a step is split."""
+"""The same numbers on every mesh, for any number of pairs in a row and any number of accumulation steps."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ import tiny_config
 
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
-from rlhi_jax.data.rows import Capacities, capacities
+from rlhi_jax.data.rows import Capacities, capacities, stack
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
@@ -27,11 +27,11 @@ from rlhi_jax.training.model import make_decoder
 from rlhi_jax.training.step import TrainState, learning_rate, make_gradient, make_optimizer, make_train_step
 
 MESHES = {
-    'data': dict(data=8, fsdp=1, tensor=1, context=1),
-    'fsdp': dict(data=1, fsdp=8, tensor=1, context=1),
-    'mixed': dict(data=2, fsdp=2, tensor=2, context=1),
+    'data': dict(data=8, fsdp=1, tensor=1),
+    'fsdp': dict(data=1, fsdp=8, tensor=1),
+    'mixed': dict(data=2, fsdp=2, tensor=2),
 }
-ONE = dict(data=1, fsdp=1, tensor=1, context=1)
+ONE = dict(data=1, fsdp=1, tensor=1)
 ROWS, ACCUMULATE = 32, 4
 TOKENS, SCORED = 200, 128
 
@@ -60,8 +60,8 @@ def reader_of(folder, config, *, one_pair_a_row=False) -> RowReader:
 
     shards = Shards(folder / 'shards')
     view = View(shards, range(len(shards)), weigh, 'weighed')
-    room = Capacities(TOKENS, SCORED, 1) if one_pair_a_row else capacities(config)
-    return RowReader(make_plan(view, template, room), view, template)
+    limits = Capacities(TOKENS, SCORED, 1) if one_pair_a_row else capacities(config)
+    return RowReader(make_plan(view, template, limits), view, template)
 
 
 class Setting:
@@ -77,15 +77,14 @@ class Setting:
         rows = max(ROWS, len(reader.plan.rows))
         self.accumulate = ACCUMULATE if rows == ROWS else 1
         (order,) = in_order(range(len(reader.plan.rows)), rows)
-        arrays = [reader[row] for row in order]
-        batch = {name: np.stack([row[name] for row in arrays]) for name in arrays[0]}
+        batch = stack([reader[row] for row in order])
         if not weighed:
-            batch['pair_weight'] = np.ones_like(batch['pair_weight'])
+            batch = batch._replace(pair_weight_BP=np.ones_like(batch.pair_weight_BP))
         with on_mesh(self.mesh):
             self.params = load_params(self.decoder, self.model, self.mesh, seed=0)
             if objective == 'dpo':
                 ((scores),) = RowScorer(self.config, self.decoder, self.mesh)(self.params, reader, [order])
-                batch['reference_logp'] = scores
+                batch = batch._replace(reference_logp_BR=scores)
             sharding = batch_sharding(self.mesh)
             self.batch = to_global(batch, list(range(rows)), sharding, rows)
             hyper = self.config[objective]
@@ -131,7 +130,7 @@ def relative_l2(a, b) -> dict[str, float]:
 
 
 def moved(params):
-    """Away from the initial point, where all log-ratios are 0 and the loss's curvature plays no part."""
+    """Parameters away from the initial ones, where all log-ratios are 0 and the loss's curvature plays no part."""
     return jax.tree.map(lambda x: x * 1.05, params)
 
 
@@ -162,7 +161,7 @@ def test_at_step_0_the_loss_is_log_2(folder, name):
 def test_unequal_pair_counts_give_the_unpacked_gradient(folder):
     packed = Setting(folder, MESHES['data'])
     unpacked = Setting(folder, ONE, one_pair_a_row=True)
-    counts = (np.asarray(packed.batch['pair_id']) >= 0).sum(-1)
+    counts = (np.asarray(packed.batch.pair_id_BP) >= 0).sum(-1)
     assert packed.accumulate == 4 and len(set(counts.tolist())) > 2
     grads, metrics = packed.gradients(moved(packed.params))
     expected, expected_metrics = unpacked.gradients(moved(unpacked.params))
@@ -185,9 +184,9 @@ SMOLLM2 = ModelSpec('llama', 49152, 576, 1536, 30, 9, 3, 64, 8192, tied_embeddin
 @pytest.mark.parametrize(
     ('sizes', 'rows', 'named'),
     [
-        (dict(data=1, fsdp=1, tensor=8, context=1), 8, 'config.mesh.tensor is 8.*num_heads of 9'),
-        (dict(data=1, fsdp=5, tensor=1, context=1), 5, 'config.mesh.fsdp is 5.*width of 576'),
-        (dict(data=8, fsdp=1, tensor=1, context=1), 12, 'config.train.batch_rows'),
+        (dict(data=1, fsdp=1, tensor=8), 8, 'config.mesh.tensor is 8.*num_heads of 9'),
+        (dict(data=1, fsdp=5, tensor=1), 5, 'config.mesh.fsdp is 5.*width of 576'),
+        (dict(data=8, fsdp=1, tensor=1), 12, 'config.train.batch_rows'),
     ],
 )
 def test_a_mesh_that_does_not_divide_is_refused_by_name(sizes, rows, named):
@@ -199,10 +198,9 @@ def test_a_mesh_that_does_not_divide_is_refused_by_name(sizes, rows, named):
 @pytest.mark.parametrize(
     ('sizes', 'named'),
     [
-        (dict(data=3, fsdp=1, tensor=1, context=1), '8 devices'),
-        (dict(data=-1, fsdp=-1, tensor=1, context=1), 'at most one may be -1'),
-        (dict(data=0, fsdp=1, tensor=1, context=1), 'at least 1'),
-        (dict(data=4, fsdp=1, tensor=1, context=2), 'context is reserved'),
+        (dict(data=3, fsdp=1, tensor=1), '8 devices'),
+        (dict(data=-1, fsdp=-1, tensor=1), 'at most one may be -1'),
+        (dict(data=0, fsdp=1, tensor=1), 'at least 1'),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, named):

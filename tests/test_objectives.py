@@ -28,8 +28,8 @@ def log_sigmoid(x: float) -> float:
 
 def test_dpo_is_its_equation():
     loss, metrics = OBJECTIVES['dpo'].loss(SCORES, hyper())
-    margins = [(1.0 - -1.0), (0.5 - 1.0)]  # differences of log-ratios, by hand
-    np.testing.assert_allclose(loss, [-log_sigmoid(0.5 * m) for m in margins], rtol=1e-6)
+    gaps = [(1.0 - -1.0), (0.5 - 1.0)]  # of log-ratios, by hand
+    np.testing.assert_allclose(loss, [-log_sigmoid(0.5 * gap) for gap in gaps], rtol=1e-6)
     np.testing.assert_allclose(metrics['margin'], [1.0, -0.25], rtol=1e-6)
     np.testing.assert_allclose(metrics['reward_chosen'], [0.5, 0.25], rtol=1e-6)
     np.testing.assert_allclose(metrics['reward_rejected'], [-0.5, 0.5], rtol=1e-6)
@@ -50,8 +50,8 @@ def test_hinge():
 
 def test_ipo_averages_over_tokens():
     loss, _ = OBJECTIVES['dpo'].loss(SCORES, hyper(variant='ipo'))
-    margins = [1.0 / 4 - -1.0 / 2, 0.5 / 5 - 1.0 / 10]
-    np.testing.assert_allclose(loss, [(m - 1.0) ** 2 for m in margins], rtol=1e-6)
+    gaps = [1.0 / 4 - -1.0 / 2, 0.5 / 5 - 1.0 / 10]
+    np.testing.assert_allclose(loss, [(gap - 1.0) ** 2 for gap in gaps], rtol=1e-6)
     longer = SCORES._replace(
         logp_P2=SCORES.logp_P2 * 3, reference_logp_P2=SCORES.reference_logp_P2 * 3, length_P2=LENGTHS * 3
     )

@@ -1,4 +1,4 @@
-"""Trees to rows: every pair is in one row or dropped, with as much context as there is room for."""
+"""Trees to rows: every pair is in one row or dropped, with as much context as fits."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 class Trees(list):
-    """Interactions in memory, with what a plan asks of shards."""
+    """Interactions in memory, with the digest that a plan needs."""
 
     digest = 'in memory'
 
@@ -34,13 +34,13 @@ def template(tmp_path_factory) -> ChatTemplate:
 
 
 def turns_before(row, tokenizer, last: int) -> list[tuple[str, str]]:
-    """Roles and texts on the path to a row's token, read off its arrays: what the model sees of a reply."""
+    """Roles and texts on the path to a token of a row, read off its arrays: what the model sees of a reply."""
     path = [last]
-    while row['back'][path[-1]]:
-        path.append(path[-1] - row['back'][path[-1]])
+    while row.back_T[path[-1]]:
+        path.append(path[-1] - row.back_T[path[-1]])
     names = {id_: name for name, id_ in tokenizer.control.items()}
-    text = ''.join(names.get(i) or tokenizer.decode([i]) for i in row['tokens'][path[::-1]].tolist())
-    assert [row['position'][i] for i in path] == list(range(len(path)))[::-1]
+    text = ''.join(names.get(i) or tokenizer.decode([i]) for i in row.tokens_T[path[::-1]].tolist())
+    assert [row.position_T[i] for i in path] == list(range(len(path)))[::-1]
     assert re.sub(r'<\|im_start\|>\w+\n[^<]*<\|im_end\|>\n?', '', text) == '', text
     return re.findall(r'<\|im_start\|>(\w+)\n([^<]*)<\|im_end\|>', text)
 
@@ -69,14 +69,14 @@ def test_every_pair_is_in_one_row_or_dropped(template, seed, tokens, scored, pai
     reader = RowReader(plan, trees, template)
     for number in range(len(plan.rows)):
         row = reader[number]  # raises if the pieces do not fit
-        there = row['pair_id'] >= 0
-        assert row['pair_id'][there].tolist() == plan.pair_ids(number)
+        is_pair = row.pair_id_P >= 0
+        assert row.pair_id_P[is_pair].tolist() == plan.pair_ids(number)
         for pair, chosen, rejected in zip(
-            *(row[f'pair_{name}'][there] for name in ('id', 'chosen', 'rejected')), strict=True
+            *(column[is_pair] for column in (row.pair_id_P, row.pair_chosen_P, row.pair_rejected_P)), strict=True
         ):
             record, starts = by_id[plan.pair_names[pair]], set()
             for side, reply in (('chosen', chosen), ('rejected', rejected)):
-                seen = turns_before(row, template.tokenizer, row['reply_last'][reply])
+                seen = turns_before(row, template.tokenizer, row.reply_last_R[reply])
                 whole = [(turn['role'], turn['content']) for turn in (*record['prompt'], *record[side])]
                 whole = whole[-len(seen) :]
                 persona, first = seen[0][1].split('\n\n')[0], whole[0]
@@ -85,33 +85,33 @@ def test_every_pair_is_in_one_row_or_dropped(template, seed, tokens, scored, pai
                 assert seen[1:] == whole[1:] and len(seen) > len(record[side]), 'the latest user turn is lost'
                 starts.add(len(seen) - len(record[side]))
                 words = [turn['content'] for turn in record[side] if turn['role'] == 'assistant']
-                assert (row['slot_reply'] == reply).sum() == sum(map(len, words)) + len(words), 'a byte and an end each'
+                assert (row.slot_reply_S == reply).sum() == sum(map(len, words)) + len(words), 'a byte and an end each'
             assert len(starts) == 1
             shortened += starts.pop() < len(record['prompt'])
     assert plan.counts['pairs_with_shortened_context'] == shortened
 
 
 def test_context_is_shortened_as_little_as_need_be(template):
-    """With ever less room the oldest exchanges go first; the last user turn goes never, the pair is dropped instead."""
+    """In shorter rows the oldest exchanges are left out first; a pair without its last user turn is dropped instead."""
     turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i}'} for i in range(7)]
     record = json.dumps(dict(prompt=turns, chosen='yes', rejected='no', persona='Likes tea.'))
     trees = Trees(grow_trees([parse_preference(record, 'a')]))
     encoder = TreeEncoder(trees[0], template)
     for start in (0, 2, 4, 6):
         need = size(encoder.encode(Piece(start, (0,)))).tokens
-        for room, expected in ((need, start), (need - 1, start + 2)):
+        for limit, expected in ((need, start), (need - 1, start + 2)):
             if expected > 6:
                 with pytest.raises(UserError, match="'longer_than_a_row': 1"):
-                    make_plan(trees, template, Capacities(room, 64, 1))
+                    make_plan(trees, template, Capacities(limit, 64, 1))
                 continue
-            plan = make_plan(trees, template, Capacities(room, 64, 1))
+            plan = make_plan(trees, template, Capacities(limit, 64, 1))
             assert plan.rows == [[(0, Piece(expected, (0,)), 0)]]
             assert plan.counts['pairs_with_shortened_context'] == (expected > 0)
 
 
 @pytest.mark.parametrize('exchanges', [5, 6, 8])
 def test_pairs_of_a_long_conversation_share_a_context(template, exchanges):
-    """Each keeps at least half of the exchanges that it has room for alone, and all of them if they fit."""
+    """Each keeps at least half of the exchanges that would fit if it were alone, and all of them if they fit."""
     turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i:02}'} for i in range(24)]
     records = [
         json.dumps(dict(id=str(at), prompt=turns[: at + 1], chosen='Better.', rejected=[turns[at + 1]]))
@@ -119,21 +119,21 @@ def test_pairs_of_a_long_conversation_share_a_context(template, exchanges):
     ]
     trees = Trees(grow_trees([parse_preference(record, '') for record in records]))
     encoder = TreeEncoder(trees[0], template)
-    room = size(encoder.encode(Piece(0, (exchanges - 1,)))).tokens
-    plan = make_plan(trees, template, Capacities(room, 1024, 16))
+    limit = size(encoder.encode(Piece(0, (exchanges - 1,)))).tokens
+    plan = make_plan(trees, template, Capacities(limit, 1024, 16))
     pieces = [piece for row in plan.rows for _, piece, _ in row]
     assert 2 * len(pieces) <= len(records), 'later pairs share their context as well'
     for piece in pieces:
         for pair in piece.pairs:
             prompt = encoder.tree.path(encoder.tree.pairs[pair].prompt)
-            starts = [turn for turn in prompt[::2] if size(encoder.encode(Piece(turn, (pair,)))).tokens <= room]
+            starts = [turn for turn in prompt[::2] if size(encoder.encode(Piece(turn, (pair,)))).tokens <= limit]
             kept = prompt[::2][prompt[::2].index(piece.start) :]
             assert 2 * len(kept) >= len(starts)
             assert piece.start == 0 or starts[0] != 0
 
 
 def test_what_is_shared_is_stored_once(template):
-    """A rejected reply that the conversation went on from lies on the trunk of the later pair."""
+    """If the conversation continued after a rejected reply, it is on the trunk of the later pair."""
     user, other = dict(role='user', content='Hi'), dict(role='assistant', content='Go away')
     both = dict(chosen='Hello', rejected=[other], persona='Likes tea.')
     first = both | dict(id='a', prompt=[user])

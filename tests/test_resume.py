@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or moved to more processes ends where an undisturbed one does."""
+"""A run that is killed, stopped or moved to more processes ends with the same result as an undisturbed one."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def flags(folder) -> list[str]:
 
 @pytest.fixture(scope='module')
 def undisturbed(folder, flags) -> Path:
-    """The run that every other must equal. It fills the compilation cache, so what it executes is freshly compiled."""
+    """The run that all others must equal. It fills the compilation cache, so its own programs are freshly compiled."""
     return finish(folder, flags, 'undisturbed', EVERY_STEP)
 
 
@@ -97,7 +97,7 @@ def start(folder: Path, flags: list[str], workdir: Path, *more: str, processes: 
 
 
 def finish(folder: Path, flags: list[str], name: str, *more: str, processes: int = 1) -> Path:
-    """Run to the end, from wherever the workdir stands."""
+    """Run to the end, from the step that the workdir has reached."""
     process = start(folder, flags, folder / name, *more, processes=processes)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err[-3000:]
@@ -119,11 +119,8 @@ def lines(path: Path) -> list[str]:
 
 
 def snapshot(workdir: Path) -> Snapshot:
-    """What the checkpoints folder holds; names may vanish while they are listed."""
-    found = {}
-    for name in names_in(workdir / 'checkpoints'):
-        found[name] = names_in(workdir / 'checkpoints' / name)
-    return found
+    """The contents of the checkpoints folder; names may vanish while they are listed."""
+    return {name: names_in(workdir / 'checkpoints' / name) for name in names_in(workdir / 'checkpoints')}
 
 
 def names_in(folder: Path) -> list[str]:
@@ -146,11 +143,11 @@ def newest(workdir: Path) -> int:
 
 
 def read_params(folder: Path) -> dict:
-    """Parameters of a model folder or of a run's last checkpoint, as the bytes on disk have them."""
+    """Parameters of a model folder or of a run's last checkpoint, as they are on disk."""
     path = (
         folder / 'params' if (folder / 'params').exists() else folder / 'checkpoints' / str(newest(folder)) / 'params'
     )
-    abstract = abstract_params(Decoder(tiny.SPEC), make_mesh(dict(data=1, fsdp=-1, tensor=1, context=1)))
+    abstract = abstract_params(Decoder(tiny.SPEC), make_mesh(dict(data=1, fsdp=-1, tensor=1)))
     with ocp.StandardCheckpointer() as checkpointer:
         return jax.device_get(checkpointer.restore(path, abstract))
 
@@ -228,7 +225,7 @@ def test_two_processes(folder, flags, stopped, short):
 
 
 def test_two_processes_stop_together(folder, flags, short):
-    """SIGTERM to the launcher: both processes save the same step; one process goes on from it."""
+    """SIGTERM to the launcher: both processes save the same step; one process resumes from it."""
     workdir = folder / 'two stopped'
     mesh = ['--config.mesh.data=-1', '--config.mesh.fsdp=1']
     # A checkpoint a step makes steps long enough for the signal to come between them, on a busy machine too.
@@ -257,7 +254,7 @@ def test_another_setting_is_refused(folder, flags, undisturbed, flag, key):
 
 
 def test_half_a_line_is_cut_off_by_a_finished_run(folder, flags, undisturbed):
-    """Running a finished run again mends its logs and changes nothing else."""
+    """Running a finished run again repairs its logs and changes nothing else."""
     shutil.copytree(undisturbed, folder / 'again')
     for name in ('metrics.jsonl', 'examples.jsonl'):
         with open(folder / 'again' / name, 'a', encoding='utf-8') as file:
@@ -280,7 +277,7 @@ def test_steps_that_come_again_are_cut_off(tmp_path):
 
 
 def test_a_run_is_another_with_other_weights(folder, undisturbed):
-    """A trained model is told from the one it began as, so that a reference cache of one never serves the other."""
+    """A trained model is distinguished from its initial one, so a reference cache of one never serves the other."""
     run = read_json(undisturbed / 'run.json', '')
     assert set(run) == {'config', 'rows', 'model'} and 'mesh' not in run['config'], 'the mesh may change on resume'
     assert (

@@ -1,4 +1,4 @@
-"""Scores of candidates against one plain forward pass a reply."""
+"""Scores of candidates against one plain forward pass per reply."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def model(request, tmp_path_factory):
 
 
 def sequence(template: ChatTemplate, item: Candidates, reply: str, persona: str) -> tuple[list[int], range]:
-    """The whole conversation as one sequence, and the places of its reply's scored tokens."""
+    """The whole conversation as one sequence, and the indices of its reply's scored tokens."""
     context, roles, ids = Context('', persona), (), []
     for turn in [*item.messages, dict(role='assistant', content=reply)]:
         if turn['role'] == 'assistant':
@@ -71,18 +71,18 @@ def test_scores_are_those_of_plain_sequences(model, sees_persona):
     c = base_config()
     c.model.dtype, c.model.logprob_chunk = 'float32', 64
     scorer = CandidateScorer(c, str(folder.path), Capacities(512, 256, 4), sees_persona=sees_persona)
-    found = scorer(ITEMS)
+    scores = scorer(ITEMS)
     template = ChatTemplate.load(folder.tokenizer_path)
-    assert found['d'] == [None, None]
+    assert scores['d'] == [None, None]
     for item in ITEMS[:3]:
         persona = item.persona if sees_persona else ''
         expected = [plain_score(folder.spec, params, template, item, reply, persona) for reply in item.replies]
-        np.testing.assert_allclose(found[item.id], expected, rtol=2e-5, atol=2e-5)
-    assert found['a'][0] == pytest.approx(found['a'][2], abs=1e-5) and found['a'][0] != found['a'][1]
+        np.testing.assert_allclose(scores[item.id], expected, rtol=2e-5, atol=2e-5)
+    assert scores['a'][0] == pytest.approx(scores['a'][2], abs=1e-5) and scores['a'][0] != scores['a'][1]
 
 
-def test_a_long_sibling_takes_context_from_all_and_scores_from_none(model):
-    """Candidates that are compared are scored after the same turns, and one that fits no row is no other's loss."""
+def test_a_long_sibling_shortens_the_context_of_all(model):
+    """Candidates of a prompt are scored after the same turns; one that does not fit a row leaves the others alone."""
     folder, params = model
     c = base_config()
     c.model.dtype, c.model.logprob_chunk = 'float32', 64
@@ -93,8 +93,8 @@ def test_a_long_sibling_takes_context_from_all_and_scores_from_none(model):
     longest = len(sequence(template, shorter, replies[1], 'Likes tea.')[0])
     assert len(sequence(template, whole, replies[0], 'Likes tea.')[0]) < longest + 16
     scorer = CandidateScorer(c, str(folder.path), Capacities(longest + 16, 256, 4), sees_persona=True)
-    found = scorer([whole])['e']
+    scores = scorer([whole])['e']
     expected = [plain_score(folder.spec, params, template, shorter, text, 'Likes tea.') for text in replies]
-    assert found[2] is None
-    for place in (0, 1, 3):
-        assert found[place] == pytest.approx(expected[place], rel=2e-5, abs=2e-5)
+    assert scores[2] is None
+    for number in (0, 1, 3):
+        assert scores[number] == pytest.approx(expected[number], rel=2e-5, abs=2e-5)

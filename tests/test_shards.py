@@ -1,4 +1,4 @@
-"""Preference JSONL to shards: everything is counted, nothing is lost, and reruns change no byte."""
+"""Preference JSONL to shards: every line is counted, no pair is lost, and reruns change no byte."""
 
 import dataclasses
 import gzip
@@ -60,7 +60,7 @@ DROPPED = {
     'id_not_text': [GOOD | {'id': ['a']}, GOOD | {'id': True}, GOOD | {'id': 1.5}],
     'persona_not_text': [GOOD | {'persona': 3}, GOOD | {'persona': {'likes': 'tea'}}],
     'user_id_not_text': [GOOD | {'user_id': {}}],
-    'id_seen_before': [],  # has a test of its own
+    'id_seen_before': [],  # tested separately
 }
 
 
@@ -91,7 +91,7 @@ def test_every_reason_is_tested():
 
 
 def test_ids_seen_before(tmp_path):
-    """The first preference of an id is kept; lines without ids are told apart even in files of one name."""
+    """The first preference of an id is kept; lines without ids get distinct ones, even in files of one name."""
     kept, counts = read(
         tmp_path, [GOOD | {'id': 'a', 'weight': 2}, GOOD | {'id': 'a'}, GOOD | {'id': 7, 'weight': None}]
     )
@@ -137,7 +137,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_reruns(tmp_path):
-    """A rerun keeps what is there, other input needs --overwrite, and the same input gives the same bytes anywhere."""
+    """A rerun keeps its output, other input needs --overwrite, and the same input gives the same bytes anywhere."""
     first, second = tmp_path / 'a', tmp_path / 'b'
     for folder in (first, second):
         folder.mkdir()

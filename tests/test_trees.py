@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, size
+from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, size, stack
 from rlhi_jax.models.decoder import Decoder, output_matrix
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.scoring.pairs import score_replies
@@ -21,7 +21,7 @@ LONGEST = 8 * 9  # tokens on a path of `draw_tree`
 
 
 def draw_tree(rng: np.random.Generator, *, most_nodes: int = 8, longest: int = 9) -> TokenTree:
-    """A random tree in depth-first order, whose scored replies are random paths' stretches."""
+    """A random tree in depth-first order; its replies are parts of random paths."""
     nodes: list[TokenNode] = []
 
     def grow(parent: int, budget: int) -> int:
@@ -93,19 +93,15 @@ def relative_l2(a, b) -> float:
 
 
 def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[TokenTree]:
-    trees, room = [], np.array(dataclasses.astuple(capacities))
+    trees, left = [], np.array(dataclasses.astuple(capacities))
     for _ in range(int(rng.integers(1, 6))):
         tree = draw_tree(rng)
-        if (np.array(size(tree)) <= room).all():
+        if (np.array(size(tree)) <= left).all():
             trees.append(tree)
-            room = room - np.array(size(tree))
+            left = left - np.array(size(tree))
     return trees or [
         TokenTree([TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)], [[1], [2]], [(0, 1, 1.0, 0)])
     ]
-
-
-def as_batch(rows) -> dict[str, jax.Array]:
-    return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 @jax.jit
@@ -131,10 +127,10 @@ def plain_gradient(params, tokens, scored, weights):
 def test_random_forests_match_plain_sequences(seed):
     rng = np.random.default_rng(seed)
     forest = forest_that_fits(rng, CAPACITIES)
-    batch = as_batch([pack([lay_out(tree) for tree in forest], CAPACITIES)])
+    batch = stack([pack([lay_out(tree) for tree in forest], CAPACITIES)])
     replies = [(tree, reply) for tree in forest for reply in tree.replies]
     weights = np.zeros(CAPACITIES.replies, np.float32)
-    # All of one sign: of replies whose gradients cancel, only rounding would be left to compare.
+    # All of one sign: where the gradients of replies cancel, only rounding would be left to compare.
     weights[: len(replies)] = rng.uniform(0.5, 1.5, size=len(replies))
     plain = [plain_rows(tree, reply) for tree, reply in replies]
     plain += [(np.zeros(LONGEST, np.int32), np.zeros(LONGEST, np.float32))] * (CAPACITIES.replies - len(plain))

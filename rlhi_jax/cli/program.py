@@ -2,13 +2,15 @@
 
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rlhi_jax.config import base_config, check_config
+from rlhi_jax.config import check_config
+from rlhi_jax.config.schema import renamed
 from rlhi_jax.io.errors import UserError, one_line
 
 
@@ -19,7 +21,7 @@ def refuse(message: str) -> None:
 
 
 def require_flags(*names: str) -> None:
-    """Raise UserError for a flag that the program needs and that is not given, with what its help text asks for."""
+    """Raise UserError for the first of these flags that is not given; the message quotes the flag's help text."""
     for name in names:
         flag = flags.FLAGS[name]
         if not flag.value:
@@ -27,30 +29,51 @@ def require_flags(*names: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    logging.set_verbosity(logging.WARNING)  # libraries' own progress; --verbosity=0 brings it back
+    logging.set_verbosity(logging.WARNING)  # hide the progress of libraries; --verbosity=0 shows it
     try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # config files run while flags are parsed, and may fail in any way
-        refuse(f'{_flag_fault(error)} (see --config and its --config.* overrides; rlhi_jax/config.py lists every key)')
+        left = flags.FLAGS(argv)
+        if 'config' in flags.FLAGS:
+            getattr(flags.FLAGS.config, 'lock', None)  # ml_collections reports a missing file on first access
+        return left
+    except Exception as error:  # a config file is run while flags are parsed and may raise anything
+        refuse(f'{_flag_fault(error, argv)} (`python -m rlhi_jax.config` lists the keys; --config.KEY=VALUE sets one)')
 
 
-def _flag_fault(error: Exception) -> str:
+def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
     """What is wrong with a flag or a config file, without the tracebacks and listings that ml_collections adds."""
-    known = isinstance(error, flags.Error | UserError | AttributeError | KeyError | OSError)
-    where, text = '', one_line(error)
+    text = one_line(error)
+    where, line = _failing_line(error)
+    if part := re.match(r"""["']+(\w+)["']+""", text):  # an override of a key that does not exist
+        line = next((flag for flag in argv if re.match(rf'--config\.([\w.]+\.)?{part[1]}\b', flag)), '--config')
+        text = f'{line}: Key "{part[1]}" does not exist.{text[part.end() :]}'
     if 'Traceback (most recent call last)' in str(error):
-        frames = re.findall(r'File "([^"]+)", line (\d+), in get_config', str(error))
-        where = ', line '.join(frames[-1]) + ': ' if frames else ''
         text = str(error).strip().splitlines()[-1]
-    elif not known:
+    elif not isinstance(error, flags.Error | UserError | AttributeError | KeyError | OSError):
         text = f'{type(error).__name__}: {text}'
-    return where + re.sub(r' Other fields present: "\{.*\}"', '', text)
+    text = re.sub(r' Other fields present: "\{.*\}"', '', text)
+    unknown = re.search(r'Key "(\w+)" does not exist', text)
+    news = renamed(line) or renamed(unknown[1]) if unknown else ''
+    return where + text + (f' ({news})' if news else '')
+
+
+def _failing_line(error: Exception) -> tuple[str, str]:
+    """Where `get_config` of a config file failed, as 'FILE, line N: ', and the text of that line; else two ''."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == 'get_config']
+    if frames and Path(frames[-1].filename).is_file():
+        return f'{frames[-1].filename}, line {frames[-1].lineno}: ', frames[-1].line or ''
+    # ml_collections turns some errors into one whose message holds the traceback.
+    texts = re.findall(r'File "([^"]+)", line (\d+), in get_config\n\s*(.*)', str(error))
+    return (f'{texts[-1][0]}, line {texts[-1][1]}: ', texts[-1][2]) if texts else ('', '')
 
 
 def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
-    """Run a program: parse flags, call `main()`, and turn a UserError into one line and exit status 2, Ctrl-C into 130.
+    """Run a program: parse flags and call `main()`.
 
-    With `commands`, the first argument must be one of them and is passed to `main`.
+    A UserError becomes one line and exit status 2; Ctrl-C becomes exit status 130.
+
+    Args:
+      main: the program.
+      commands: if given, the first argument must be one of them; `main` is called with it.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -65,19 +88,19 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
         except UserError as error:
             refuse(one_line(error))
         except KeyboardInterrupt:
-            print('stopped: what is done is kept, and the same command goes on from there', file=sys.stderr, flush=True)
+            print('stopped: finished work is kept, the same command resumes', file=sys.stderr, flush=True)
             sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def define_config_flag() -> None:
-    """--config with its overrides, which every configured program has."""
-    config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :variant.')
+    """Define --config and its overrides, which every configured program has."""
+    config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :VARIANT.')
 
 
 def define_flags() -> None:
-    """The flags of programs that work on a run: --config with overrides, and --workdir."""
+    """Define the flags of programs that work on a run: --config with its overrides, and --workdir."""
     define_config_flag()
     flags.DEFINE_string('workdir', None, 'Folder of this run.')
 
@@ -86,7 +109,7 @@ def workdir_path(workdir: str | None) -> Path:
     """The run's folder as an absolute path.
 
     Raises:
-      UserError: it is missing, or is a URL: metrics are appended to, which object stores cannot do.
+      UserError: it is missing, or it is a URL: a run appends to its metrics, which object stores cannot do.
     """
     if not workdir:
         raise UserError('--workdir is missing: name a folder for this run')
@@ -96,15 +119,15 @@ def workdir_path(workdir: str | None) -> Path:
 
 
 def load_config(config: ConfigDict) -> ConfigDict:
-    """A program's --config, checked; from here on what is compiled is kept in its cache.
+    """Check a program's --config and keep programs that JAX compiles from now on in `config.compilation_cache`.
 
     Raises:
       UserError: naming the key and what it may be.
     """
-    check_config(config, base_config())
+    check_config(config)
     folder = config.compilation_cache
-    import jax  # programs that only read a config start without it
+    import jax  # programs that only print an error start without it
 
-    if folder and not jax.config.jax_compilation_cache_dir:  # JAX's own variable goes first
+    if folder and not jax.config.jax_compilation_cache_dir:  # JAX's own environment variable takes precedence
         jax.config.update('jax_compilation_cache_dir', folder if '://' in folder else str(Path(folder).absolute()))
     return config

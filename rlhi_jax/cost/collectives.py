@@ -1,8 +1,8 @@
-"""What each chip of a compiled program sends to others, read from its HLO text.
+"""Bytes that each chip of a compiled program sends to others, read from its HLO text.
 
-A loop's body stands in the text once; what it sends counts as often as the loop turns. Collectives are taken to go
-round a ring of their N chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N, reduce-scatter
-R (N - 1), all-reduce 2 R (N - 1) / N, collective-permute R.
+A loop's body is in the text once and counts once per iteration. Collectives are assumed to run in a ring of their N
+chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N, reduce-scatter R (N - 1), all-reduce
+2 R (N - 1) / N, collective-permute R.
 """
 
 import functools
@@ -43,7 +43,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
     {'all-gather': 72.0}
 
     Raises:
-      ValueError: the text names a loop, a type or a group of chips in a way that is not understood.
+      ValueError: the text has a loop, a type or a group of chips of an unknown form.
     """
     computations: dict[str, list[str]] = {}
     entry = name = ''
@@ -76,19 +76,19 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often what a line calls is run: a loop as it says or as the one bound of its condition tells, else once."""
+    """How often a line runs what it calls: a loop by its trip count or the only bound in its condition, others once."""
     if (loop := _WHILE.search(line)) is None:
         return 1
     if known := _TRIPS.search(line):
         return int(known[1])
     bounds = _CONSTANT.findall('\n'.join(computations.get(loop[1], ())))
     if len(bounds) != 1:
-        raise ValueError(f'a loop with collectives does not say how often it turns: {line.strip()[:200]}')
+        raise ValueError(f'a loop with collectives has no known trip count: {line.strip()[:200]}')
     return int(bounds[0])
 
 
 def _chips(line: str) -> int:
-    """How many chips take part in a collective: {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}."""
+    """Number of chips in a collective: {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}."""
     if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
         return listed[1].count(',') + 1
     if tiled := re.search(r'replica_groups=\[(\d+),(\d+)\]<=', line):
@@ -96,15 +96,15 @@ def _chips(line: str) -> int:
     if named := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
-    raise ValueError(f'the chips of a collective are not understood: {line.strip()[:200]}')
+    raise ValueError(f'the chips of a collective are in an unknown form: {line.strip()[:200]}')
 
 
 def _result_bytes(shapes: str, started: str) -> int:
-    """Bytes of a result; of an asynchronous start of this kind that names operands first, those of the second half."""
+    """Bytes of a result; an asynchronous start of a collective lists its operands first, which do not count."""
     sizes = []
     for dtype, dims in _SHAPE.findall(shapes):
         if dtype not in _BYTES:
-            raise ValueError(f'the type {dtype} of a collective is not known')
+            raise ValueError(f'unknown type {dtype} of a collective')
         sizes.append(_BYTES[dtype] * math.prod(int(dim) for dim in dims.split(',') if dim))
     if started == 'collective-permute':  # (operand, result, and two counters on TPUs)
         return sizes[1]

@@ -1,7 +1,7 @@
 """Floating-point operations in closed form: body × tokens + head × scored tokens + allowed attention.
 
-A multiplication and an addition are two operations. Norms, rotations, activations and softmax are left out, as is
-customary: they are about a hundredth. A row's allowed attention is the sum of its extents: token j is attended to by
+A multiplication and an addition are two operations. Norms, rotations, activations and softmax, about 1 % of the total,
+are left out, as is customary. A row's allowed attention is the sum of its extents: token j is attended to by
 `extent[j]` tokens.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 
 from rlhi_jax.models.spec import ModelSpec
 
-# Of a layer's matrix products, those that each remat policy of the decoder computes again for the gradient.
+# The matrix products of a layer that each remat policy of the decoder computes again for the gradient.
 REPEATED = {
     'save_all': (),
     'save_dots': (),
@@ -20,12 +20,12 @@ REPEATED = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a model is run on.
+    """The tokens that a model runs on.
 
     Attributes:
-      tokens: tokens computed.
-      scored: tokens whose log-probability is read; reward models have a head next to nothing.
-      attended: (query, key) pairs of the mask.
+      tokens: number of tokens computed.
+      scored: number of tokens whose log-probability is read; a reward head costs next to nothing.
+      attended: number of (query, key) pairs that the mask allows.
     """
 
     tokens: int
@@ -33,8 +33,8 @@ class Work:
     attended: int
 
     def __add__(self, other: 'Work') -> 'Work':
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Work(*(a + b for a, b in zip(mine, theirs, strict=True)))
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Work(*(a + b for a, b in pairs))
 
 
 def causal(length: int, scored: int) -> Work:
@@ -57,14 +57,14 @@ def shared_prefix(prefix: int, *replies: int) -> Work:
 
 
 def _products(spec: ModelSpec) -> dict[str, int]:
-    """Parameters of each of a layer's matrix products."""
+    """Number of parameters in each matrix product of a layer."""
     heads, kv_heads = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     mlp = dict.fromkeys(('gate', 'up', 'down'), spec.mlp_width * spec.width)
     return {'q': heads * spec.width, 'o': heads * spec.width, **dict.fromkeys('kv', kv_heads * spec.width), **mlp}
 
 
 def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
-    """Of one pass without a gradient, by part."""
+    """FLOPs of one forward pass, by part."""
     logits = 2 * work.scored * spec.vocab_size * spec.width
     return {
         'body': 2 * work.tokens * spec.num_layers * sum(_products(spec).values()),
@@ -74,16 +74,18 @@ def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
 
 
 def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: int) -> dict[str, int]:
-    """Of one pass and its gradient, by part: three times the pass, and under `repeated` what is computed again.
+    """FLOPs of one pass and its gradient, by part: three times the pass, and `repeated`, which is computed again.
 
-    That is, in the body what `remat` says; of the head its logits; of attention what its gradient computes beyond four
-    products, and all of the pass where `save_nothing` drops it.
+    Repeated are
+      in the body, the products that `remat` does not save;
+      in the head, the logits;
+      in attention, the products of its gradient beyond four, and with `save_nothing` the whole pass.
 
     Args:
       spec: the model.
-      work: what it is run on.
+      work: the tokens it runs on.
       remat: the decoder's policy.
-      attention_products: matrix products of attention's gradient, where a pass has two (`PRODUCTS` of the backends).
+      attention_products: matrix products in attention's gradient; a pass has two (`PRODUCTS` of the backends).
     """
     forward = forward_flops(spec, work)
     products = _products(spec)

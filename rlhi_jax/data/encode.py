@@ -10,7 +10,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 
 class Piece(NamedTuple):
-    """Part of a tree that fits one row: some of its pairs, and the turn that their context starts at."""
+    """Part of a tree that fits one row: some of its pairs, by index, and the turn at which their context starts."""
 
     start: int
     pairs: tuple[int, ...]
@@ -20,13 +20,13 @@ class TreeEncoder:
     """Turns pieces of one interaction into token trees, tokenising each message once.
 
     Attributes:
-      escapes: number of times that user text spelled the template's own markup.
+      escapes: how often user text spelled the template's markup and was escaped.
     """
 
     def __init__(self, tree: Interaction, template: ChatTemplate):
         self.tree, self._template = tree, template
         self._context = Context(tree.system, tree.persona)
-        # Pieces of one tree start at different turns, and hold the same messages.
+        # Pieces of one tree start at different turns but share messages.
         self._encoded: dict[tuple[int, Hashable], TokenNode] = {}
         self._more: dict[int, int] = {}
         self.escapes = 0
@@ -70,15 +70,15 @@ class TreeEncoder:
         return TokenTree(nodes, scored, table)
 
     def size(self, piece: Piece) -> Size:
-        """What a piece takes of a row, with or without its persona, whichever is more.
+        """How much of a row a piece uses, with or without its persona, whichever is more.
 
         A template's default system text can make the rendering without a persona the longer one.
         """
-        own = size(self.encode(piece))
-        return own._replace(tokens=own.tokens + self._more_without_persona(piece.start))
+        with_persona = size(self.encode(piece))
+        return with_persona._replace(tokens=with_persona.tokens + self._more_without_persona(piece.start))
 
     def _more_without_persona(self, start: int) -> int:
-        """How many tokens more the turn that opens a piece takes without a persona, if any."""
+        """Number of tokens by which the first turn of a piece is longer without a persona; 0 if it is not."""
         if start not in self._more:
             root = self.tree.messages[start]
             lengths = [
@@ -98,7 +98,7 @@ class TreeEncoder:
 
 
 def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
-    """What identifies each reply of a piece within its tree, in the order of its reply table: (start, prompt, last)."""
+    """The key of each reply of a piece within its tree, (start, prompt, last), in the order of its reply table."""
     keys = dict.fromkeys(
         (piece.start, pair.prompt, last)
         for pair in (tree.pairs[i] for i in piece.pairs)
@@ -108,40 +108,42 @@ def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
 
 
 def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Iterator[Piece]:
-    """Cut a tree into pieces that fit a row; what cannot fit is counted in `dropped` by reason.
+    """Cut a tree into pieces that fit a row; pairs that do not fit are counted in `dropped` by reason.
 
-    Pairs are taken in order and stay together while they fit. A pair whose conversation is too long loses its oldest
-    turns, whole exchanges at a time; the latest user turn, the persona and the replies always survive, or the pair is
-    dropped. Such pairs share a later start where each keeps at least half of the exchanges that it has room for alone:
-    the context is computed once for all of them. Others keep their whole conversation.
+    - Pairs are taken in order and stay together while they fit.
+    - A pair whose conversation is too long loses its oldest turns, whole exchanges at a time. The latest user turn, the
+      persona and the replies always survive, or the pair is dropped.
+    - Shortened pairs share a later start, so that their context is computed once, if each keeps at least half of the
+      exchanges that would fit if it were alone.
+    - Other pairs keep their whole conversation.
     """
     piece: Piece | None = None
-    starts: list[int] = []  # that every pair of the piece may have
+    starts: list[int] = []  # those that every pair of the piece allows
     for i in range(len(encoder.tree.pairs)):
         alone = start_piece(encoder, i, capacities)
         if alone is None:
             dropped['longer_than_a_row'] += 1
             continue
-        own = _starts(encoder.tree, alone)
+        allowed = _starts(encoder.tree, alone)
         if piece is not None:
-            shared = [start for start in starts if start in own]
+            shared = [start for start in starts if start in allowed]
             longer = _widest(encoder, (*piece.pairs, i), shared, capacities)
             if longer is not None:
                 piece, starts = longer, shared
                 continue
             yield piece
-        piece, starts = alone, own
+        piece, starts = alone, allowed
     if piece is not None:
         yield piece
 
 
 def start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piece | None:
-    """The pair with as much of its context as fits, or None if not even its latest user turn does."""
+    """The pair with as much of its context as fits; None if not even its latest user turn fits."""
     return _widest(encoder, (pair,), _user_turns(encoder.tree, pair), capacities)
 
 
 def _starts(tree: Interaction, alone: Piece) -> list[int]:
-    """Turns that a pair's context may start at: the first one of a whole conversation, or one of the older half."""
+    """Turns at which a pair's context may start: the first of a whole conversation, or those of the older half."""
     (pair,) = alone.pairs
     turns = [turn for turn in _user_turns(tree, pair) if turn >= alone.start]
     return turns[: 1 + len(turns) // 2] if tree.messages[alone.start].parent >= 0 else turns[:1]
@@ -153,6 +155,6 @@ def _user_turns(tree: Interaction, pair: int) -> list[int]:
 
 
 def _widest(encoder: TreeEncoder, pairs: tuple[int, ...], starts: list[int], capacities: Capacities) -> Piece | None:
-    """The pairs after the earliest of these starts, oldest first, with which they fit."""
+    """The piece with the earliest of these starts, oldest first, that fits."""
     pieces = (Piece(start, pairs) for start in starts)
     return next((piece for piece in pieces if encoder.size(piece).fits(capacities)), None)

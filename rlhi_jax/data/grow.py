@@ -1,4 +1,4 @@
-"""Preferences grown into interaction trees: whatever opening they share becomes one trunk."""
+"""Builds interaction trees from preferences: their shared openings become one trunk."""
 
 from collections.abc import Iterable
 
@@ -22,15 +22,15 @@ class _Trie:
 
 
 def root(preference: Preference) -> tuple[str, str, str, str]:
-    """What all preferences of a tree share: user, persona, system text and first message."""
+    """The key that all preferences of a tree share: user, persona, system text and first message."""
     return preference.user_id, preference.persona, preference.system, preference.prompt[0][1]
 
 
 def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
     """Join preferences of one `root` into a tree each, in order of first appearance.
 
-    A message that two preferences share (same text after the same history) becomes one node; so a rejected reply that
-    the conversation went on from lies on the trunk of later pairs.
+    A message that two preferences share (same text after the same history) becomes one node. So if the conversation
+    continued after a rejected reply, that reply is on the trunk of later pairs.
     """
     tries: dict[tuple[str, ...], _Trie] = {}
     pairs: dict[tuple[str, ...], list[Pair]] = {}

@@ -1,4 +1,4 @@
-"""From a row plan to batches of rows, through Grain; the whole state is the number of the next step."""
+"""From a row plan to batches of rows, through Grain; the loader's whole state is the number of the next step."""
 
 import dataclasses
 import math
@@ -9,19 +9,20 @@ import numpy as np
 
 from rlhi_jax.data.encode import TreeEncoder
 from rlhi_jax.data.plan import RowPlan
-from rlhi_jax.data.rows import Row, empty_row, lay_out, pack
+from rlhi_jax.data.rows import Batch, Row, empty_row, lay_out, pack, stack
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.data.tree import Interaction
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 def without_persona(tree: Interaction) -> Interaction:
+    """The same tree with an empty persona."""
     return dataclasses.replace(tree, persona='')
 
 
 @dataclasses.dataclass(frozen=True)
 class RowReader:
-    """Builds the rows of a plan; `sees_persona=False` renders the same pieces with the persona left out."""
+    """Builds the rows of a plan; with `sees_persona=False`, of the same pieces without their personas."""
 
     plan: RowPlan
     trees: Shards | View
@@ -32,7 +33,7 @@ class RowReader:
         return len(self.plan.rows)
 
     def __getitem__(self, row: int) -> Row:
-        """The row's arrays (see `rlhi_jax.data.rows`); row -1 is padding only."""
+        """The row of a number; row -1 is padding only."""
         if row < 0:
             return empty_row(self.plan.capacities)
         parts = []
@@ -44,7 +45,7 @@ class RowReader:
 
 
 class RowOrder:
-    """The order in which rows are seen: a new shuffle each epoch, the last batch filled up with padding rows."""
+    """The order of rows in training: shuffled anew each epoch; padding rows fill up the last batch."""
 
     def __init__(self, num_rows: int, batch_rows: int, epochs: int, seed: int):
         self._rows = grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat(epochs)
@@ -53,12 +54,12 @@ class RowOrder:
 
     def __getitem__(self, step: int) -> list[int]:
         """Row numbers of one step's batch, -1 for padding."""
-        wanted = range(step * self._batch, (step + 1) * self._batch)
-        return [int(self._rows[i]) if i < len(self._rows) else -1 for i in wanted]
+        indices = range(step * self._batch, (step + 1) * self._batch)
+        return [int(self._rows[i]) if i < len(self._rows) else -1 for i in indices]
 
 
 def in_order(rows: Sequence[int], batch_rows: int) -> list[list[int]]:
-    """Rows in the given order, in batches that padding rows (-1) fill up."""
+    """Split rows into batches, in the given order; padding rows (-1) fill up the last one."""
     filled = [*rows, *[-1] * (-len(rows) % batch_rows)]
     return [filled[start : start + batch_rows] for start in range(0, len(filled), batch_rows)]
 
@@ -71,28 +72,28 @@ def batches(
     num_steps: int,
     local_rows: Sequence[int],
     threads: int = 2,
-) -> Iterator[Row]:
-    """Stacked rows of this process, step by step, prefetched.
+) -> Iterator[Batch]:
+    """Yield this process's rows of each step's batch, read ahead.
+
+    An exception in `read` always reaches the caller: it is never taken for the end of the data.
 
     Args:
-      read: the arrays of a row by its number.
+      read: the row of a number.
       order: row numbers of each step's global batch.
-      first_step: where to go on; a resumed run passes its step.
-      num_steps: where to stop.
-      local_rows: which of a batch's rows this process needs, by place in the batch.
-      threads: rows are read ahead by this many threads.
-
-    Any exception in `read` reaches the caller: it never passes for the end of the data.
+      first_step: the step to start at; a resumed run passes the step that it resumes from.
+      num_steps: the step to stop before.
+      local_rows: indices into a global batch of the rows that this process needs.
+      threads: number of threads that read ahead.
     """
-    places = np.asarray(local_rows)
+    indices = np.asarray(local_rows)
 
-    def load(step: int) -> Row:
+    def load(step: int) -> Batch:
         numbers = order[step]
         try:
-            rows = [read(numbers[place]) for place in places]
-        except StopIteration as error:  # it would pass for the end of the data
+            rows = [read(numbers[index]) for index in indices]
+        except StopIteration as error:  # Grain would take it for the end of the data
             raise RuntimeError(f'reading a row of step {step} raised StopIteration') from error
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return stack(rows)
 
     steps = grain.MapDataset.range(first_step, max(first_step, num_steps)).map(load)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -1,4 +1,4 @@
-"""The row plan: which pieces of which trees share a row. Made once, so that a loader's state is one integer."""
+"""The row plan: which pieces of which trees share a row. It is made once, so a loader's state is one integer."""
 
 import bisect
 import dataclasses
@@ -27,9 +27,10 @@ class RowPlan:
 
     Attributes:
       rows: for each row, its pieces as (tree index, piece, id of the piece's first pair).
-      pair_names: the id of every pair that was kept, as users know it; a pair's number is its index here.
-      identity: digests of data, template (with tokenizer) and the capacities that the plan was made for.
-      counts: kept and dropped, by reason.
+      pair_names: the id of every pair that was kept; a pair's number is its index here.
+      capacities: of the rows that the plan was made for.
+      identity: digests of the data and of the template with its tokenizer, and the capacities.
+      counts: pairs kept, and dropped by reason.
     """
 
     rows: list[list[tuple[int, Piece, int]]]
@@ -48,6 +49,7 @@ class RowPlan:
 
 
 def plan_identity(trees: Shards | View, template: ChatTemplate, capacities: Capacities) -> dict[str, Any]:
+    """Everything that a row plan depends on."""
     return dict(data=trees.digest, template=template.digest, capacities=dataclasses.asdict(capacities))
 
 
@@ -96,23 +98,25 @@ def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
     """Best-fit decreasing by tokens, under all three capacities; indices of `sizes` in each bin, bins in fill order."""
     bins: list[list[int]] = []
     left: list[list[int]] = []  # per bin: tokens, scored, pairs
-    by_room: list[tuple[int, int]] = []  # (tokens left, bin) of bins that can take more, sorted
+    by_tokens_left: list[tuple[int, int]] = []  # (tokens left, bin) of bins that can take more, sorted
     least = [min(column) for column in zip(*sizes, strict=True)]
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
         need = sizes[i]
-        at = bisect.bisect_left(by_room, (need.tokens, -1))
-        while at < len(by_room) and any(n > room for n, room in zip(need, left[by_room[at][1]], strict=True)):
+        at = bisect.bisect_left(by_tokens_left, (need.tokens, -1))
+        while at < len(by_tokens_left) and any(
+            n > rest for n, rest in zip(need, left[by_tokens_left[at][1]], strict=True)
+        ):
             at += 1
-        if at < len(by_room):
-            _, chosen = by_room.pop(at)
+        if at < len(by_tokens_left):
+            _, chosen = by_tokens_left.pop(at)
         else:
             chosen = len(bins)
             bins.append([])
             left.append([capacities.tokens, capacities.scored, capacities.pairs])
         bins[chosen].append(i)
-        left[chosen] = [room - n for room, n in zip(left[chosen], need, strict=True)]
-        if all(room >= n for room, n in zip(left[chosen], least, strict=True)):
-            bisect.insort(by_room, (left[chosen][0], chosen))
+        left[chosen] = [rest - n for rest, n in zip(left[chosen], need, strict=True)]
+        if all(rest >= n for rest, n in zip(left[chosen], least, strict=True)):
+            bisect.insort(by_tokens_left, (left[chosen][0], chosen))
     return bins
 
 
@@ -152,8 +156,8 @@ def load_plan(folder: Path) -> tuple[RowPlan, dict[str, Any]]:
     pair_ends = np.cumsum(arrays['piece_pairs'])
     pairs = np.split(arrays['pairs'], pair_ends[:-1])
     flat = [
-        (int(tree), Piece(int(start), tuple(own.tolist())), int(first))
-        for tree, start, own, first in zip(arrays['tree'], arrays['start'], pairs, arrays['first'], strict=True)
+        (int(tree), Piece(int(start), tuple(indices.tolist())), int(first))
+        for tree, start, indices, first in zip(arrays['tree'], arrays['start'], pairs, arrays['first'], strict=True)
     ]
     row_ends = np.cumsum(arrays['row_pieces']).tolist()
     rows = [flat[start:end] for start, end in zip([0, *row_ends], row_ends, strict=False)]

@@ -1,26 +1,82 @@
 """The row contract: token trees written depth-first into rows of fixed capacities.
 
-Dimension key of a row: T tokens, S scored slots, R replies (2 P), P pairs.
+Dimension key: B rows of a batch, T tokens, S scored slots, R replies (2 P), P pairs.
 
-    tokens, position, extent, back [T]   see `lay_out`
-    slot_token, slot_reply [S]           each scored token of each reply: its index in the row, and its reply
-    reply_last [R]                       index in the row of the reply's last token (where a reward is read)
-    pair_chosen, pair_rejected [P]       replies; pair_weight [P]; pair_id [P], -1 where there is no pair
-
-Token i attends to token j iff `0 <= i - j < extent[j]`; the hidden state at `i - back[i]` predicts token i. All three
-are relative, so trees concatenate into a row as they are. Padding is tokens of extent 1 and slots of reply R.
+Token i attends to token j iff `0 <= i - j < extent[j]`; the hidden state at `i - back[i]` predicts token i. Position,
+extent and back are relative, so trees concatenate into a row as they are. Padding is tokens of extent 1 and slots of
+reply R.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from rlhi_jax.io.errors import UserError
 
-Row = dict[str, np.ndarray]
+if TYPE_CHECKING:
+    import jax  # the loader runs without it
+
+    Array = np.ndarray | jax.Array
+
+
+class Row(NamedTuple):
+    """One row, or one tree before it is packed; int32 where nothing else is said.
+
+    Attributes:
+      tokens_T: token ids.
+      position_T: tokens before this one on its own path, which is its RoPE position.
+      extent_T: tokens from this one to the end of its node's subtree, itself included; 1 for padding.
+      back_T: distance in tokens to its predecessor on its path: 1 inside a node, more for the first token of a branch,
+        and 0 for the first token of a root, which is never scored.
+      slot_token_S: one slot per scored token of each reply: the token's index in the row.
+      slot_reply_S: the reply that the slot belongs to; R for padding.
+      reply_last_R: index in the row of the reply's last token, where its reward is read.
+      pair_chosen_P: the pair's chosen reply.
+      pair_rejected_P: the pair's rejected reply.
+      pair_id_P: number of the pair in the row plan; -1 where there is no pair.
+      pair_weight_P: factor on the pair's loss, float32.
+      reference_logp_R: log-probability of each reply under the reference policy, nats, float32; None where the
+        objective uses no reference.
+    """
+
+    tokens_T: np.ndarray
+    position_T: np.ndarray
+    extent_T: np.ndarray
+    back_T: np.ndarray
+    slot_token_S: np.ndarray
+    slot_reply_S: np.ndarray
+    reply_last_R: np.ndarray
+    pair_chosen_P: np.ndarray
+    pair_rejected_P: np.ndarray
+    pair_id_P: np.ndarray
+    pair_weight_P: np.ndarray
+    reference_logp_R: np.ndarray | None = None
+
+
+class Batch(NamedTuple):
+    """Rows along a leading axis: the fields of `Row`, in NumPy as the loader stacks them, then in JAX on the mesh."""
+
+    tokens_BT: 'Array'
+    position_BT: 'Array'
+    extent_BT: 'Array'
+    back_BT: 'Array'
+    slot_token_BS: 'Array'
+    slot_reply_BS: 'Array'
+    reply_last_BR: 'Array'
+    pair_chosen_BP: 'Array'
+    pair_rejected_BP: 'Array'
+    pair_id_BP: 'Array'
+    pair_weight_BP: 'Array'
+    reference_logp_BR: 'Array | None' = None
+
+
+def stack(rows: Sequence[Row]) -> Batch:
+    """Stack rows of the same capacities, all with reference log-probabilities or all without."""
+    columns = zip(*rows, strict=True)
+    return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +103,7 @@ def capacities(config: ConfigDict) -> Capacities:
 
 
 class TokenNode(NamedTuple):
-    """A stretch of tokens on every path through it; `scored` of its leading ones count where it belongs to a reply."""
+    """A run of tokens that every path through it shares; in a reply, the first `scored` of them are scored."""
 
     parent: int
     ids: tuple[int, ...]
@@ -57,8 +113,10 @@ class TokenNode(NamedTuple):
 class TokenTree(NamedTuple):
     """A tree in tokens, ready to lay out.
 
-    `nodes` are in depth-first order, none empty. `replies` lists the scored nodes of each reply, first to last; `pairs`
-    are (chosen reply, rejected reply, weight, pair id).
+    Attributes:
+      nodes: in depth-first order, none empty.
+      replies: the scored nodes of each reply, first to last.
+      pairs: (chosen reply, rejected reply, weight, pair id).
     """
 
     nodes: Sequence[TokenNode]
@@ -67,7 +125,7 @@ class TokenTree(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What a tree takes of a row's capacities."""
+    """How much of a row's capacities a tree uses."""
 
     tokens: int
     scored: int
@@ -89,9 +147,9 @@ def lay_out(tree: TokenTree) -> Row:
 
     >>> row = lay_out(TokenTree([TokenNode(-1, (1, 2)), TokenNode(0, (3,), 1), TokenNode(0, (4, 5), 2)],
     ...                         [[1], [2]], [(1, 0, 1.0, 7)]))
-    >>> [row[name].tolist() for name in ('tokens', 'position', 'extent', 'back')]
+    >>> [column.tolist() for column in (row.tokens_T, row.position_T, row.extent_T, row.back_T)]
     [[1, 2, 3, 4, 5], [0, 1, 2, 2, 3], [5, 4, 1, 2, 1], [0, 1, 1, 2, 1]]
-    >>> row['slot_token'].tolist(), row['slot_reply'].tolist(), row['reply_last'].tolist()
+    >>> row.slot_token_S.tolist(), row.slot_reply_S.tolist(), row.reply_last_R.tolist()
     ([2, 3, 4], [0, 1, 1], [2, 4])
     """
     lengths = np.array([len(node.ids) for node in tree.nodes])
@@ -119,55 +177,72 @@ def lay_out(tree: TokenTree) -> Row:
     ]
     chosen, rejected, weight, pair_id = zip(*tree.pairs, strict=True)
     columns = dict(
-        tokens=np.concatenate([node.ids for node in tree.nodes]),
-        position=np.concatenate(position),
-        extent=np.concatenate(extent),
-        back=np.concatenate(back),
-        slot_token=[token for token, _ in slots],
-        slot_reply=[reply for _, reply in slots],
-        reply_last=[starts[nodes[-1]] + lengths[nodes[-1]] - 1 for nodes in tree.replies],
-        pair_chosen=chosen,
-        pair_rejected=rejected,
-        pair_id=pair_id,
+        tokens_T=np.concatenate([node.ids for node in tree.nodes]),
+        position_T=np.concatenate(position),
+        extent_T=np.concatenate(extent),
+        back_T=np.concatenate(back),
+        slot_token_S=[token for token, _ in slots],
+        slot_reply_S=[reply for _, reply in slots],
+        reply_last_R=[starts[nodes[-1]] + lengths[nodes[-1]] - 1 for nodes in tree.replies],
+        pair_chosen_P=chosen,
+        pair_rejected_P=rejected,
+        pair_id_P=pair_id,
     )
-    row = {name: np.asarray(column, np.int32) for name, column in columns.items()}
-    return row | {'pair_weight': np.asarray(weight, np.float32)}
+    integers = {name: np.asarray(column, np.int32) for name, column in columns.items()}
+    return Row(**integers, pair_weight_P=np.asarray(weight, np.float32))
 
 
 def empty_row(capacities: Capacities) -> Row:
     """A row of padding only."""
-    sizes = _sizes(capacities)
-    padding = {'extent': 1, 'slot_reply': capacities.replies, 'pair_id': -1}
-    row = {name: np.full(count, padding.get(name, 0), np.int32) for name, count in sizes.items()}
-    return row | {'pair_weight': np.zeros(capacities.pairs, np.float32)}
+
+    def full(count: int, value: int = 0) -> np.ndarray:
+        return np.full(count, value, np.int32)
+
+    return Row(
+        tokens_T=full(capacities.tokens),
+        position_T=full(capacities.tokens),
+        extent_T=full(capacities.tokens, 1),
+        back_T=full(capacities.tokens),
+        slot_token_S=full(capacities.scored),
+        slot_reply_S=full(capacities.scored, capacities.replies),
+        reply_last_R=full(capacities.replies),
+        pair_chosen_P=full(capacities.pairs),
+        pair_rejected_P=full(capacities.pairs),
+        pair_id_P=full(capacities.pairs, -1),
+        pair_weight_P=np.zeros(capacities.pairs, np.float32),
+    )
 
 
 def pack(parts: Sequence[Row], capacities: Capacities) -> Row:
     """Concatenate laid-out trees and pad to the row's capacities.
 
     Raises:
-      ValueError: they do not fit.
+      ValueError: the trees do not fit.
     """
-    row = empty_row(capacities)
-    token, reply = 0, 0
-    filled = dict.fromkeys(row, 0)
-    offsets = dict(
-        slot_token='token', reply_last='token', slot_reply='reply', pair_chosen='reply', pair_rejected='reply'
-    )
+    moved: list[Row] = []
+    token = reply = 0
     for part in parts:
-        for name, column in part.items():
-            start, end = filled[name], filled[name] + len(column)
-            if end > len(row[name]):
-                raise ValueError(f'{name}: {end} do not fit into {len(row[name])}')
-            row[name][start:end] = column + {'token': token, 'reply': reply}.get(offsets.get(name), 0)
-            filled[name] = end
-        token += len(part['tokens'])
-        reply += len(part['reply_last'])
-    return row
+        moved.append(_moved(part, token, reply))
+        token += len(part.tokens_T)
+        reply += len(part.reply_last_R)
+    columns = {}
+    for name, padding in empty_row(capacities)._asdict().items():
+        if padding is None:
+            continue
+        values = [getattr(part, name) for part in moved]
+        used = sum(map(len, values))
+        if used > len(padding):
+            raise ValueError(f'{name}: {used} values do not fit into {len(padding)}')
+        columns[name] = np.concatenate([*values, padding[used:]])
+    return Row(**columns)
 
 
-def _sizes(capacities: Capacities) -> dict[str, int]:
-    tokens = dict.fromkeys(('tokens', 'position', 'extent', 'back'), capacities.tokens)
-    slots = dict.fromkeys(('slot_token', 'slot_reply'), capacities.scored)
-    pairs = dict.fromkeys(('pair_chosen', 'pair_rejected', 'pair_id', 'pair_weight'), capacities.pairs)
-    return {**tokens, **slots, 'reply_last': capacities.replies, **pairs}
+def _moved(part: Row, token: int, reply: int) -> Row:
+    """A tree whose indices count from the start of a row that holds `token` tokens and `reply` replies before it."""
+    return part._replace(
+        slot_token_S=part.slot_token_S + token,
+        slot_reply_S=part.slot_reply_S + reply,
+        reply_last_R=part.reply_last_R + token,
+        pair_chosen_P=part.pair_chosen_P + reply,
+        pair_rejected_P=part.pair_rejected_P + reply,
+    )

@@ -1,4 +1,4 @@
-"""Interaction shards: ArrayRecord files of trees, as text, with a manifest that vouches for every byte."""
+"""Interaction shards: ArrayRecord files of trees, as text, with a manifest that holds each file's digest."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ def write_shards(trees: Iterable[Interaction], folder: Path, *, trees_per_shard:
         if (first := next(trees, None)) is None:
             break
         path, count = folder / f'interactions-{number:05d}.array_record', 0
-        writer = ArrayRecordWriter(str(path), 'group_size:1')  # one record a group: cheap random access
+        writer = ArrayRecordWriter(str(path), 'group_size:1')  # one record per group: cheap random access
         for tree in itertools.chain([first], itertools.islice(trees, trees_per_shard - 1)):
             writer.write(tree.to_bytes())
             count += 1
@@ -37,8 +37,8 @@ class Shards:
     """Random access to the trees of a shards folder.
 
     Attributes:
-      digest: identifies the data, whatever folder it lies in.
-      manifest: what the stage that wrote the shards noted.
+      digest: identifies the data, wherever its folder is.
+      manifest: as the stage that made the shards wrote it.
 
     Raises:
       UserError: the folder or its manifest is missing, the data set is empty, or a shard's bytes are not those that the
@@ -52,7 +52,7 @@ class Shards:
         for entry in entries:
             self._verify(entry)
         if not sum(entry['trees'] for entry in entries):
-            raise UserError(f'{self.folder} holds no interactions: see the counts in its {MANIFEST}, then {_REMEDY}')
+            raise UserError(f'{self.folder} contains no interactions: see the counts in its {MANIFEST}, then {_REMEDY}')
         self.digest = digest([entry['sha256'] for entry in entries])
         self._source = grain.sources.ArrayRecordDataSource([str(self.folder / entry['file']) for entry in entries])
 
@@ -72,7 +72,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Some trees of a shards folder, with text replaced as they are read, such as another persona's."""
+    """Some trees of a shards folder, each edited as it is read: with another persona, for example."""
 
     trees: Shards
     indices: Sequence[int]

@@ -1,7 +1,7 @@
-"""The interaction tree, as text: who asks, what was said, and which replies are preferred over which.
+"""The interaction tree, as text: the user and persona, the messages, and which replies are preferred over which.
 
 Messages form a tree by their parents (a parent stands before its children). Several replies to one message are
-siblings; a reply that the user was unhappy with usually lies on the trunk, since the conversation went on after it:
+siblings. A reply that the user was unhappy with is usually on the trunk, since the conversation continued after it:
 
     persona 'Likes brief answers.'
     0 user       What is RLHI?
@@ -21,7 +21,7 @@ MAX_WEIGHT = 1e30  # of one pair; sums over a batch stay finite in float32
 
 
 class BadRecord(Exception):
-    """A record that cannot be used; `reason` is a short name to count it by."""
+    """A record that cannot be used; `reason` is the name under which it is counted."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -54,7 +54,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Interaction:
-    """A persona, a conversation with its branches, and the preferences found in it."""
+    """A persona, a conversation with its branches, and the preferences between its replies."""
 
     id: str
     messages: tuple[Message, ...]
@@ -77,6 +77,7 @@ class Interaction:
         return [node for node in below if self.messages[node].role == 'assistant']
 
     def to_bytes(self) -> bytes:
+        """The tree as JSON in UTF-8; equal trees give equal bytes."""
         record = dataclasses.asdict(self)
         record['messages'] = [[m.parent, m.role, m.content] for m in self.messages]
         record['pairs'] = [[p.id, p.prompt, p.chosen, p.rejected, p.weight] for p in self.pairs]
@@ -84,6 +85,7 @@ class Interaction:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> 'Interaction':
+        """The tree that `to_bytes` wrote."""
         record = json.loads(data)
         record['messages'] = tuple(Message(*fields) for fields in record['messages'])
         record['pairs'] = tuple(Pair(*fields) for fields in record['pairs'])
@@ -92,7 +94,7 @@ class Interaction:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """One line of preference JSONL, checked: two continuations of one prompt."""
+    """A checked line of preference JSONL: two continuations of one prompt."""
 
     id: str
     prompt: tuple[tuple[str, str], ...]  # (role, content)
@@ -112,7 +114,7 @@ def parse_preference(line: bytes | str, default_id: str) -> Preference:
     Optional: `persona`, `user_id`, `weight` (default 1), `id`.
 
     Raises:
-      BadRecord: with the reason to count it by.
+      BadRecord: the line is not a preference; its reason is counted.
     """
     try:
         record = json.loads(line)

@@ -11,16 +11,19 @@ from rlhi_jax.data.tree import Interaction
 from rlhi_jax.io.errors import NothingToEvaluate
 from rlhi_jax.io.files import digest
 
-CONDITIONS = ('true', 'empty', 'shuffled')
+CONDITIONS = ('own', 'other', 'empty')  # the user's own persona, another user's, or none
 
 
 def user_of(tree: Interaction) -> str:
-    """Who is asking; a tree without a user id is a user of its own."""
+    """The user who asks; each tree without a user id counts as a user."""
     return tree.user_id or f'tree {tree.id}'
 
 
-def strangers(trees: Shards | View, seed: int) -> dict[str, str]:
-    """For each user with a persona, that of another user: a shuffle without fixed points, by seed."""
+def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
+    """A mapping from each user with a persona to another user's persona, shuffled by `seed`.
+
+    Users whose own persona it would be are left out.
+    """
     personas: dict[str, str] = {}
     for index in range(len(trees)):
         tree = trees[index]
@@ -28,32 +31,32 @@ def strangers(trees: Shards | View, seed: int) -> dict[str, str]:
             personas.setdefault(user_of(tree), tree.persona)
     users = sorted(personas)
     np.random.default_rng(seed).shuffle(users)
-    swapped = dict(zip(users, [personas[user] for user in users[1:] + users[:1]], strict=True))
-    return {user: persona for user, persona in swapped.items() if persona != personas[user]}
+    others = dict(zip(users, [personas[user] for user in users[1:] + users[:1]], strict=True))
+    return {user: persona for user, persona in others.items() if persona != personas[user]}
 
 
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
-    """The held-out trees under each condition; only trees that have a persona, and whose users have a stranger.
+    """The held-out trees under each condition; only trees with a persona and another user's to compare it with.
 
     Raises:
       NothingToEvaluate: fewer than two users have different personas.
     """
-    swapped = strangers(trees, seed)
+    others = other_personas(trees, seed)
     chosen = [
         i
         for i, tree in enumerate(map(trees.__getitem__, range(len(trees))))
-        if tree.persona and tree.persona != swapped.get(user_of(tree), tree.persona)
+        if tree.persona and tree.persona != others.get(user_of(tree), tree.persona)
     ]
     if not chosen:
         raise NothingToEvaluate(
-            f'config.eval.shards: {trees.folder} has no two users with different personas, so what a persona is worth '
-            'cannot be measured: name other held-out pairs'
+            'config.eval.shards: no two users in it have different personas, so the effect of a persona cannot be '
+            'measured: name other held-out pairs'
         )
     if max_trees:
         chosen = sorted(sorted(chosen, key=lambda i: digest(trees[i].id))[:max_trees])
 
-    def stranger(tree: Interaction) -> Interaction:
-        return dataclasses.replace(tree, persona=swapped[user_of(tree)])
+    def with_other(tree: Interaction) -> Interaction:
+        return dataclasses.replace(tree, persona=others[user_of(tree)])
 
-    edits: dict[str, Callable] = dict(true=lambda tree: tree, empty=without_persona, shuffled=stranger)
+    edits: dict[str, Callable] = dict(own=lambda tree: tree, other=with_other, empty=without_persona)
     return {name: View(trees, chosen, edits[name], digest(trees.digest, chosen, name, seed)) for name in CONDITIONS}

@@ -8,7 +8,12 @@ RESAMPLES = 2000
 
 
 def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
-    """Mean over pairs with a 95 % percentile interval, resampling users (all pairs of a user stay together)."""
+    """The mean over pairs with a 95 % percentile interval, from a bootstrap over users (a user's pairs stay together).
+
+    Args:
+      values: value of each pair, by pair id.
+      users: user of each pair, by pair id.
+    """
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for pair, value in values.items():
         total = sums[users[pair]]
@@ -21,7 +26,7 @@ def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float
 
 
 def shown(value: dict[str, float]) -> str:
-    """What `interval` found, as text.
+    """The result of `interval` as text.
 
     >>> shown(dict(mean=0.5, low=0.25, high=0.75))
     '0.500 [0.250, 0.750]'

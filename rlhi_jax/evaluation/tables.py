@@ -1,48 +1,29 @@
-"""Results as tables on a terminal."""
+"""Prints results as tables on a terminal."""
 
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from rlhi_jax.evaluation.conditions import CONDITIONS
 from rlhi_jax.evaluation.statistics import shown
+from rlhi_jax.objectives import OBJECTIVES
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The report as tables: the funnel, accuracy on held-out pairs, satisfaction; 95 % intervals over users."""
+    """Print the loop's report: kept and dropped records, accuracy on held-out pairs, satisfaction.
+
+    Intervals are 95 %, over users.
+    """
     console = Console(width=118)
     funnel = Table('stage', 'counts', title='Kept and dropped')
     for name, counts in report['funnel'].items():
         funnel.add_row(name, ', '.join(f'{key} {value}' for key, value in counts.items()))
     console.print(funnel)
-    accuracy = Table('held-out pairs', 'own persona', 'no persona', "a stranger's", 'artefact AUC', title='Accuracy')
-    for objective in ('reward', 'dpo'):
-        if objective in report:
-            found = report[objective]
-            auc = found['probe']['artefact_auc']
-            probed = 'too few pairs' if auc is None else f'{auc:.2f}'
-            for when, evaluation in (('before', found.get('before')), ('after', found['evaluation'])):
-                if isinstance(evaluation, dict):
-                    cells = [shown(evaluation['conditions'][c]['accuracy']) for c in ('true', 'empty', 'shuffled')]
-                    accuracy.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, probed)
-                elif when == 'after':
-                    accuracy.add_row(objective, evaluation or 'none held out', '', '', probed)
-    console.print(accuracy)
+    console.print(_accuracy_table(report))
     if 'satisfaction' in report:
-        found = report['satisfaction']
-        title = f'Satisfaction of {found["users"]} held-out users on {found["prompts"]} requests'
-        table = Table('policy', 'own persona', 'opposing', 'none', 'gap own − opposing', title=title)
-        for model, row in found['models'].items():
-            names = ('own', 'opposing', 'empty', 'gap')
-            table.add_row(model, *(shown(row[name]) if name in row else '' for name in names))
-        table.add_row('change of the gap', '', '', '', shown(found['gap_change']))
-        console.print(table)
-        table = Table('taste', 'prompts', *found['models'], 'change', title='The gap by pair of tastes')
-        for pair, row in found['by_pair'].items():
-            cells = [shown(model['gap']) for model in row['models'].values()]
-            name = f'{pair} (held out)' if row['held_out'] else pair
-            table.add_row(name, str(row['prompts']), *cells, shown(row['gap_change']))
-        console.print(table)
+        for table in _satisfaction_tables(report['satisfaction']):
+            console.print(table)
     for pair in report['pairs_to_read']:
         lines = (f'[{name}] {text[:400]}' for name, text in pair.items())
         console.print('\n'.join(lines), '', markup=False, sep='\n')
@@ -50,8 +31,39 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(note)
 
 
+def _accuracy_table(report: dict[str, Any]) -> Table:
+    """Accuracy on held-out pairs by persona condition, before and after training, for each objective."""
+    table = Table('held-out pairs', *CONDITIONS, 'artefact AUC', title='Accuracy by persona condition')
+    for objective in (name for name in report if name in OBJECTIVES):
+        section = report[objective]
+        auc = section['probe']['artefact_auc']
+        probed = 'too few pairs' if auc is None else f'{auc:.2f}'
+        for when, evaluation in (('before', section.get('before')), ('after', section['evaluation'])):
+            if evaluation:
+                cells = [shown(evaluation['conditions'][name]['accuracy']) for name in CONDITIONS]
+                table.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, probed)
+            elif when == 'after':
+                table.add_row(objective, f'not evaluated: {section["not_evaluated"]}', '', '', probed)
+    return table
+
+
+def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
+    """Satisfaction of simulated users by persona condition, and the gap by taste."""
+    title = f'Satisfaction of {summary["users"]} held-out users on {summary["prompts"]} requests'
+    table = Table('policy', *CONDITIONS, 'gap own − other', title=title)
+    for model, row in summary['models'].items():
+        table.add_row(model, *(shown(row[name]) if name in row else '' for name in (*CONDITIONS, 'gap')))
+    table.add_row('change of the gap', '', '', '', shown(summary['gap_change']))
+    by_taste = Table('taste', 'prompts', *summary['models'], 'change', title='The gap by taste')
+    for taste, row in summary['by_taste'].items():
+        cells = [shown(model['gap']) for model in row['models'].values()]
+        name = f'{taste} (held out)' if row['held_out'] else taste
+        by_taste.add_row(name, str(row['prompts']), *cells, shown(row['gap_change']))
+    return table, by_taste
+
+
 def print_table(result: dict[str, Any]) -> None:
-    """The result as a table: accuracy and margin by persona, with intervals."""
+    """Print an evaluation: accuracy, margin and loss by persona condition, with intervals."""
     title = f'{result["objective"]}, step {result["step"]}: {result["pairs"]} held-out pairs of {result["users"]} users'
     table = Table('persona', 'accuracy', 'margin', 'loss', title=title)
     for name, metrics in result['conditions'].items():

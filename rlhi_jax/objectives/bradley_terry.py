@@ -1,4 +1,4 @@
-"""The Bradley-Terry reward objective, persona-conditioned by what the reward model reads."""
+"""The Bradley-Terry reward objective; rewards are conditioned on the persona where the reward model reads it."""
 
 import jax
 import jax.numpy as jnp

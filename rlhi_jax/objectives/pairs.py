@@ -1,4 +1,4 @@
-"""What an objective sees of a pair: numbers for the chosen and the rejected reply, on an axis of their own.
+"""The input of an objective: scores of each pair's chosen and rejected reply, along an axis of length 2.
 
 Dimension key: P pairs (any leading shape), 2 chosen and rejected, in this order.
 """
@@ -12,12 +12,12 @@ Metrics = dict[str, jax.Array]
 
 
 class PairScores(NamedTuple):
-    """Scores of the replies of pairs; a field that the objective does not ask for is None.
+    """Scores of the replies of pairs; a score that was not computed is None.
 
     Attributes:
-      logp_P2: summed log-probability under the policy, nats.
+      logp_P2: log-probability under the policy, summed over the scored tokens, nats.
       reference_logp_P2: the same under the reference.
-      length_P2: scored tokens.
+      length_P2: number of scored tokens.
       reward_P2: output of the reward head.
     """
 
@@ -28,12 +28,12 @@ class PairScores(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A loss on pairs.
+    """A loss over pairs.
 
     Attributes:
       loss: maps scores and hyperparameters to a loss per pair [P] and metrics per pair [P].
-      head: the head it needs, 'lm' or 'reward'.
-      uses_reference: whether reference log-probabilities must be there.
+      head: the decoder's head that gives the scores, 'lm' or 'reward'.
+      uses_reference: whether the loss reads reference log-probabilities.
     """
 
     loss: Callable[[PairScores, Any], tuple[jax.Array, Metrics]]

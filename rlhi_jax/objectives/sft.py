@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on chosen replies: the control that preferences are measured against."""
+"""Supervised fine-tuning on chosen replies: the control for preference training."""
 
 import jax
 import jax.numpy as jnp

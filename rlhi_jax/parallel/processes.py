@@ -1,4 +1,4 @@
-"""Starting up as one process of several, and stopping together when one is told to."""
+"""Starts this process as one of several, and stops all of them together when one is asked to stop."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ COORDINATOR, PROCESS_ID, NUM_PROCESSES = 'RLHI_COORDINATOR', 'RLHI_PROCESS_ID', 
 
 
 def start() -> None:
-    """Join the other processes if the launcher says that there are any (see `launch/`).
+    """Join the other processes, if the launcher started any (see `launch/`).
 
     `RLHI_COORDINATOR` is `auto` on TPU pods, which know their own topology; otherwise `host:port`, beside
     `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES`.
@@ -36,27 +36,29 @@ def start() -> None:
 
 
 def is_main() -> bool:
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
+    """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def check_agreement(value: str, what: str) -> None:
-    """Refuse to go on where processes see different things: they would wait for each other forever.
+    """Refuse to continue if processes see different files: they would wait for each other forever.
 
     Args:
-      value: hex digits of a digest of what this process sees.
-      what: what it is, for the message.
+      value: hex digits of a digest of the files that this process sees.
+      what: names the files in the error.
 
     Raises:
-      UserError: another process sees something else.
+      UserError: the processes have different values.
     """
     if jax.process_count() > 1:
-        own = np.frombuffer(bytes.fromhex(value)[:4], np.int32)
-        if len(set(multihost_utils.process_allgather(own).ravel().tolist())) > 1:
+        start = np.frombuffer(bytes.fromhex(value)[:4], np.int32)
+        if len(set(multihost_utils.process_allgather(start).ravel().tolist())) > 1:
             raise UserError(f'the processes do not agree on {what}: name a folder that all hosts mount')
 
 
@@ -67,11 +69,11 @@ class Preemption:
         self._asked = False
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         signal.signal(signal.SIGINT, self._ask)
-        if jax.process_count() == 1:  # otherwise JAX's own handler tells every process
+        if jax.process_count() == 1:  # otherwise JAX's handler tells every process
             signal.signal(signal.SIGTERM, self._ask)
 
     def release(self) -> None:
-        """Hand the signals back to whoever had them before."""
+        """Restore the signal handlers that were there before."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -81,7 +83,7 @@ class Preemption:
         signal.signal(number, signal.SIG_DFL)  # a second one stops at once
 
     def reached(self, step: int) -> bool:
-        """True in every process at the same step, once any of them was asked."""
+        """True in every process at the same step, once any of them was asked to stop."""
         if jax.process_count() == 1:
             return self._asked
         if self._asked:  # Ctrl-C in one process: pass it on as the signal that JAX relays

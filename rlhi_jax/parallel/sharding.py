@@ -1,4 +1,9 @@
-"""The mesh, and the one table that lays logical axes of parameters and activations on it."""
+"""The mesh, and the one table that maps logical axes of parameters and activations to it.
+
+Parameters and activations name their axes (`embed`, `heads`, …); `RULES` says which mesh axes split each of them. An
+axis without a rule raises, and so does a mesh axis that would split two axes of one array: nothing is replicated
+silently.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,34 +15,35 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlhi_jax.data.rows import Batch
 from rlhi_jax.io.errors import UserError
 
-AXES = ('data', 'fsdp', 'tensor', 'context')
+AXES = ('data', 'fsdp', 'tensor')
 
-# `context` is reserved for splitting long rows; it must be 1 for now.
-RULES = (
-    ('batch', ('data', 'fsdp')),
-    ('shared_rows', 'data'),  # the rows of all devices that share one copy of the parameters
-    ('length', None),
-    ('activation', None),
-    ('embed', 'fsdp'),
-    ('norm', None),
-    ('vocab', 'tensor'),
-    ('split_vocab', ('tensor', 'fsdp')),  # where the vocabulary is computed with, not stored
-    ('heads', 'tensor'),
-    ('kv_heads', 'tensor'),
-    ('mlp', 'tensor'),
-    ('head_dim', None),
-    ('score', None),
-    ('layers', None),
-)
+# Logical axis: the mesh axes that split it, or none.
+RULES: dict[str, tuple[str, ...]] = {
+    'batch': ('data', 'fsdp'),  # rows
+    'shared_rows': ('data',),  # rows of all devices that share one copy of the parameters
+    'length': (),
+    'activation': (),  # the width of a hidden state
+    'embed': ('fsdp',),  # the width, in parameters
+    'norm': (),
+    'vocab': ('tensor',),  # the vocabulary, in parameters
+    'split_vocab': ('tensor', 'fsdp'),  # the vocabulary, where logits are computed
+    'heads': ('tensor',),
+    'kv_heads': ('tensor',),
+    'mlp': ('tensor',),
+    'head_dim': (),
+    'score': (),
+    'layers': (),
+}
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices (or those given); one axis may be -1 and takes what is left.
+    """A mesh over all devices, or those given; one axis may be -1 and takes the devices that are left.
 
     Raises:
-      UserError: the axes' product is not the number of devices, or `context` is not 1.
+      UserError: the axes' product is not the number of devices.
     """
     sizes = {axis: sizes[axis] for axis in AXES}
     devices = jax.devices() if devices is None else list(devices)
@@ -50,48 +56,108 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
         sizes[free[0]] = count // fixed
     if int(np.prod(list(sizes.values()))) != count:
         raise UserError(f'config.mesh is {sizes}, but there are {count} devices: make the product of its axes {count}')
-    if sizes['context'] != 1:
-        raise UserError('config.mesh.context is reserved: set it to 1')
-    # A pod's axes may be split: heads over two of the four chips of a row, for one.
+    # A mesh axis may take part of a pod's physical axis: heads over two of a row's four chips, for example.
     grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
+    """Look up the mesh axes of an array's logical axes; None is an axis that is not split.
+
+    >>> tuple(resolve(('vocab', 'embed', None), 'the parameter embed'))
+    ('tensor', 'fsdp', None)
+
+    Args:
+      axes: logical axes, one per dimension.
+      array: names the array in errors.
+
+    Raises:
+      ValueError: an axis has no rule, or one mesh axis would split two axes of the array.
+    """
+    split_by: dict[str, str] = {}
+    entries: list[str | tuple[str, ...] | None] = []
+    for axis in axes:
+        if axis is not None and axis not in RULES:
+            raise ValueError(
+                f'{array} has the logical axis {axis!r}, which RULES in {__name__} does not list: use one of '
+                f'{", ".join(RULES)}, or add a rule'
+            )
+        mesh_axes = () if axis is None else RULES[axis]
+        for mesh_axis in mesh_axes:
+            if mesh_axis in split_by:
+                raise ValueError(
+                    f'{array}: the rule {axis!r}: {mesh_axes} would split it by the mesh axis {mesh_axis!r}, which '
+                    f'already splits its axis {split_by[mesh_axis]!r}: use other axes, or change RULES in {__name__}'
+                )
+            split_by[mesh_axis] = axis
+        entries.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
+    return PartitionSpec(*entries)
+
+
 def shardings_of(abstract: Any, mesh: Mesh) -> Any:
-    """NamedShardings of a boxed abstract tree (from `jax.eval_shape` of Flax's init), unboxed like the values."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, RULES)
+    """NamedShardings of a boxed abstract tree (from `jax.eval_shape` of Flax's init), unboxed like the values.
+
+    Raises:
+      ValueError: a parameter has no logical axes, or `resolve` refuses them.
+    """
+
+    def one(path: tuple, box: Any) -> NamedSharding:
+        parameter = f'the parameter {jax.tree_util.keystr(path, simple=True, separator="/")}'
+        if not _is_box(box) or len(box.names) != box.value.ndim:
+            raise ValueError(f'{parameter} does not name each of its axes: create it with nn.with_logical_partitioning')
+        return NamedSharding(mesh, resolve(box.names, parameter))
+
+    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=_is_box)
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.LogicallyPartitioned)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Lay an activation out by its logical axes on the mesh in context; without a mesh, return it as it is.
+
+    Raises:
+      ValueError: `axes` are not one per dimension, or `resolve` refuses them.
+    """
+    activation = f'an activation of shape {x.shape} and axes {tuple(axes)}'
+    if len(axes) != x.ndim:
+        raise ValueError(f'{activation}: name one axis per dimension')
+    layout = resolve(axes, activation)
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, layout)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp."""
+    """Rows split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def local_rows(sharding: NamedSharding, batch_rows: int) -> list[int]:
-    """Places in a global batch of rows that this process's devices hold, in increasing order."""
+    """Indices into a global batch of the rows that this process's devices hold, in increasing order."""
     slices = sharding.addressable_devices_indices_map((batch_rows,)).values()
-    return sorted({row for (own,) in slices for row in range(*own.indices(batch_rows))})
+    return sorted({row for (rows,) in slices for row in range(*rows.indices(batch_rows))})
 
 
-def to_global(rows: dict[str, np.ndarray], places: list[int], sharding: NamedSharding, batch_rows: int) -> Any:
-    """Global arrays [batch_rows, ...] from this process's rows, which stand at `places` of the batch."""
-    index = {place: i for i, place in enumerate(places)}
+def to_global(batch: Batch, local: Sequence[int], sharding: NamedSharding, batch_rows: int) -> Batch:
+    """Global arrays [batch_rows, ...] from this process's rows, whose indices in the global batch are `local`."""
+    position = {row: i for i, row in enumerate(local)}
 
     def one(values: np.ndarray) -> jax.Array:
         def part(slices):
-            return values[[index[row] for row in range(*slices[0].indices(batch_rows))]]
+            return values[[position[row] for row in range(*slices[0].indices(batch_rows))]]
 
         return jax.make_array_from_callback((batch_rows, *values.shape[1:]), sharding, part)
 
-    return {name: one(values) for name, values in rows.items()}
+    return jax.tree.map(one, batch)
 
 
 @contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Trace and run with logical axes laid on this mesh."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    """Trace and run on this mesh: `constrain` and attention read it from the context."""
+    with jax.set_mesh(mesh):
         yield

@@ -1,4 +1,4 @@
-"""Scores of candidate replies, through the same rows, template and forward pass as training: one tree a prompt."""
+"""Scores of candidate replies through the rows, template and forward pass of training: one tree per prompt."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 class Candidates(NamedTuple):
-    """A prompt (messages of `role` and `content`) with its candidate replies."""
+    """A prompt, as messages of `role` and `content`, with its candidate replies."""
 
     id: str
     messages: Sequence[dict[str, str]]
@@ -32,20 +32,20 @@ class Candidates(NamedTuple):
 
 
 def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
-    """The prompt from one turn on as a trunk, its replies as leaves.
+    """The prompt from a turn index on, as the trunk, with its replies as leaves.
 
-    Each reply is a pair with itself: whether it fits a row, and with how much context, is no matter of its siblings.
+    Each reply is a pair with itself, so whether it fits a row, and with how much context, does not depend on siblings.
     """
     turns = candidates.messages[start:]
-    trunk = [Message(place - 1, turn['role'], turn['content']) for place, turn in enumerate(turns)]
+    trunk = [Message(turn_index - 1, turn['role'], turn['content']) for turn_index, turn in enumerate(turns)]
     leaves = [Message(len(trunk) - 1, 'assistant', reply) for reply in candidates.replies]
-    places = range(len(trunk), len(trunk) + len(leaves))
-    pairs = [Pair(f'{candidates.id}/{place}', len(trunk) - 1, place, place) for place in places]
+    nodes = range(len(trunk), len(trunk) + len(leaves))
+    pairs = [Pair(f'{candidates.id}/{node}', len(trunk) - 1, node, node) for node in nodes]
     return Interaction(candidates.id, (*trunk, *leaves), tuple(pairs), persona=candidates.persona)
 
 
 class CandidateScorer:
-    """Scores candidates by one model: rewards, or log-probabilities in nats, by the model's head.
+    """Scores candidates with one model: rewards or log-probabilities (nats), as the model's head gives.
 
     Raises:
       UserError: the model is missing, or the mesh does not divide it or `config.eval.batch_rows`.
@@ -63,9 +63,9 @@ class CandidateScorer:
         self._scorer = RowScorer(config, decoder, self._mesh)
 
     def __call__(self, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
-        """The score of every candidate by its prompt's id; None for one that fits no row.
+        """The scores of each prompt's candidates, by the prompt's id; None for a candidate that does not fit a row.
 
-        All candidates of a prompt are scored after the same turns: as many as fit with the longest of them.
+        All candidates of a prompt are scored after the same turns: as many as fit with the longest candidate.
         """
         trees = [self._with_shared_context(item) for item in items]
         view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))

@@ -1,20 +1,22 @@
-"""Log-probabilities of replies, for scored tokens only and a chunk of the vocabulary matrix's outputs at a time.
+"""Log-probabilities of replies: of scored tokens only, with the logits of one chunk of them in memory at a time.
 
 Dimension key: B rows, T tokens, S scored slots, C slots of one chunk, R replies, P pairs, D width, V vocabulary.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhi_jax.data.rows import Batch
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.parallel.sharding import constrain
 
 
 def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:
     """log p(target | hidden) in float32, [B, S]; at most [B, chunk, V] logits exist at any time, also in the gradient.
 
-    On a mesh each device computes the logits of its part of the vocabulary for the chunks of all devices that share the
-    parameters: hidden states of a chunk travel, the output matrix and its gradient stay.
+    On a mesh, each device computes the logits of its part of the vocabulary, for the chunks of all devices that share a
+    copy of the parameters. So the hidden states of a chunk move between devices; the output matrix and its gradient
+    stay.
 
     Raises:
       UserError: `chunk` does not divide the number of scored slots.
@@ -24,17 +26,17 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
     if slots % chunk:
         raise UserError(f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({slots})')
 
-    output_VD = nn.with_logical_constraint(output_VD, ('split_vocab', None))
+    output_VD = constrain(output_VD, ('split_vocab', None))
 
     @jax.checkpoint
     def one_chunk(_, inputs):
         hidden_BCD, target_BC = inputs
-        hidden_BCD = nn.with_logical_constraint(hidden_BCD, ('shared_rows', None, None))
+        hidden_BCD = constrain(hidden_BCD, ('shared_rows', None, None))
         logits_BCV = jnp.einsum(
             'BCD,VD->BCV', hidden_BCD, output_VD.astype(hidden_BCD.dtype), preferred_element_type=jnp.float32
         )
-        logits_BCV = nn.with_logical_constraint(logits_BCV, ('shared_rows', None, 'split_vocab'))
-        # A comparison, since a gather along the split vocabulary would bring all logits together.
+        logits_BCV = constrain(logits_BCV, ('shared_rows', None, 'split_vocab'))
+        # Not a gather: along the split vocabulary it would collect all logits on every device.
         chosen_BCV = jnp.arange(logits_BCV.shape[-1]) == target_BC[..., None]
         chosen_BC = jnp.where(chosen_BCV, logits_BCV, 0).sum(-1)
         return None, chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
@@ -46,28 +48,28 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
 
 
 def reply_logprobs(
-    hidden_BTD: jax.Array, output_VD: jax.Array, rows: dict[str, jax.Array], *, chunk: int
+    hidden_BTD: jax.Array, output_VD: jax.Array, batch: Batch, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """Summed log-probability and number of scored tokens of every reply, [B, R] float32 each.
 
     A scored token i is predicted by the hidden state at `i - back[i]`, its predecessor on its own path.
     """
-    slot_BS = rows['slot_token']
-    predictor_BS = slot_BS - jnp.take_along_axis(rows['back'], slot_BS, axis=1)
+    slot_BS = batch.slot_token_BS
+    predictor_BS = slot_BS - jnp.take_along_axis(batch.back_BT, slot_BS, axis=1)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, predictor_BS[..., None], axis=1)
-    target_BS = jnp.take_along_axis(rows['tokens'], slot_BS, axis=1)
+    target_BS = jnp.take_along_axis(batch.tokens_BT, slot_BS, axis=1)
     logp_BS = token_logprobs(hidden_BSD, target_BS, output_VD, chunk=chunk)
-    replies = rows['reply_last'].shape[1]
+    replies = batch.reply_last_BR.shape[1]
 
-    def per_reply(values_S, reply_S):  # padding slots point past the last reply and fall off
+    def per_reply(values_S, reply_S):  # padding slots point past the last reply and are cut off
         return jax.ops.segment_sum(values_S, reply_S, num_segments=replies + 1)[:replies]
 
-    sums_BR = jax.vmap(per_reply)(logp_BS, rows['slot_reply'])
-    return sums_BR, jax.vmap(per_reply)(jnp.ones_like(logp_BS), rows['slot_reply'])
+    sums_BR = jax.vmap(per_reply)(logp_BS, batch.slot_reply_BS)
+    return sums_BR, jax.vmap(per_reply)(jnp.ones_like(logp_BS), batch.slot_reply_BS)
 
 
-def reply_rewards(hidden_BTD: jax.Array, score_D1: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+def reply_rewards(hidden_BTD: jax.Array, score_D1: jax.Array, batch: Batch) -> jax.Array:
     """Reward of every reply, read at its last token, [B, R] float32."""
-    last_BRD = jnp.take_along_axis(hidden_BTD, rows['reply_last'][..., None], axis=1)
+    last_BRD = jnp.take_along_axis(hidden_BTD, batch.reply_last_BR[..., None], axis=1)
     reward_BR1 = jnp.einsum('BRD,DO->BRO', last_BRD.astype(jnp.float32), score_D1.astype(jnp.float32))
     return reward_BR1[..., 0]

@@ -1,7 +1,8 @@
-"""Log-probabilities under the reference policy: computed once, cached, keyed by (tree, start, prompt, last message).
+"""Log-probabilities under the reference policy, computed once and cached by (tree, start, prompt, last message).
 
-The cache is a folder: identity.json says what the numbers are of, and each part-N.npz holds some replies'. Its keys do
-not mention rows, so it outlives another packing; an interrupted pass goes on where it stopped.
+The cache is a folder. Its identity.json names the model and data that the numbers were computed from; each part-N.npz
+holds the log-probabilities of some replies. Keys do not mention rows, so the cache stays valid when the trees are
+packed anew, and an interrupted pass resumes where it stopped.
 """
 
 import io
@@ -33,7 +34,7 @@ class ReferenceCache:
     """A folder of cached log-probabilities.
 
     Raises:
-      UserError: the folder is damaged, or of another model, data set, template, persona setting or dtype.
+      UserError: the folder is damaged, or was made for another model, data set, template, persona setting or dtype.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -64,10 +65,17 @@ class ReferenceCache:
         return self._values[key]
 
     def add_rows(self, reader: RowReader, rows: list[int], logp: np.ndarray, *, write: bool) -> None:
-        """Add the replies of some rows (-1 for padding), `logp` [rows, R]; one process also stores them (`write`)."""
+        """Add the replies of some rows (-1 for padding).
+
+        Args:
+          reader: gives the rows' cache keys.
+          rows: row numbers.
+          logp: log-probabilities, [rows, R], nats.
+          write: whether this process also stores them on disk; exactly one process does.
+        """
         values: dict[Key, float] = {}
         for row, row_logp in zip(rows, logp, strict=True):
-            values.update(zip(row_keys(reader, row), row_logp.tolist(), strict=False))  # past them is padding
+            values.update(zip(row_keys(reader, row), row_logp.tolist(), strict=False))  # the rest is padding
         self._values.update(values)
         if write:
             if not (self._folder / 'identity.json').exists():
@@ -87,12 +95,12 @@ def row_keys(reader: RowReader, row: int) -> list[Key]:
 
 
 def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) -> list[int]:
-    """Those of `rows` that have a reply which the cache lacks, each once, in increasing order."""
+    """Rows with a reply that the cache lacks, each once, in increasing order."""
     return [row for row in sorted(set(rows)) if not all(key in cache for key in row_keys(reader, row))]
 
 
 def reference_identity(config: ConfigDict, model: ModelFolder, plan: RowPlan) -> dict[str, Any]:
-    """What cached reference log-probabilities depend on."""
+    """Everything that cached reference log-probabilities depend on."""
     return dict(
         model=model.weights,
         data=plan.identity['data'],
@@ -111,34 +119,33 @@ def fill_reference(
     model: ModelFolder,
     mesh: Mesh,
 ) -> None:
-    """Score with the initial policy what the cache lacks of some rows, on the same mesh and path as training.
+    """Score the rows that the cache lacks with the initial policy, on the mesh and code path of training.
 
     Raises:
       UserError: the processes do not see the same cache.
     """
     missing = missing_rows(cache, reader, rows)
-    where = 'the reference cache (config.data.reference; if that is empty, in --workdir)'
-    processes.check_agreement(digest(missing), where)
+    folder = 'the reference cache (config.data.reference; if that is empty, in --workdir)'
+    processes.check_agreement(digest(missing), folder)
     if not missing:
         return
     params = load_params(decoder, model, mesh, seed=config.seed)
     order = in_order(missing, config.train.batch_rows // config.train.accumulate)
     with Progress('reference', len(order), unit='batches', enabled=processes.is_main()) as progress:
-        scored = RowScorer(config, decoder, mesh)(params, reader, order)
-        for done, (batch, logp) in enumerate(zip(order, scored, strict=True), start=1):
-            cache.add_rows(reader, batch, logp, write=processes.is_main())
+        scored = RowScorer(config, decoder, mesh, scope='reference')(params, reader, order)
+        for done, (numbers, logp) in enumerate(zip(order, scored, strict=True), start=1):
+            cache.add_rows(reader, numbers, logp, write=processes.is_main())
             progress.update(done)
     processes.barrier('reference')
 
 
 def with_reference(reader: RowReader, cache: ReferenceCache) -> Callable[[int], Row]:
-    """A reader whose rows carry `reference_logp`, [R] float32."""
+    """A function that reads a row by its number, with `reference_logp_R` from the cache; padding replies have 0."""
 
-    def read(row: int) -> Row:
-        arrays = reader[row]
-        logp = np.zeros(reader.plan.capacities.replies, np.float32)
-        keys = row_keys(reader, row)
-        logp[: len(keys)] = [cache[key] for key in keys]
-        return arrays | {'reference_logp': logp}
+    def read(number: int) -> Row:
+        logp_R = np.zeros(reader.plan.capacities.replies, np.float32)
+        keys = row_keys(reader, number)
+        logp_R[: len(keys)] = [cache[key] for key in keys]
+        return reader[number]._replace(reference_logp_R=logp_R)
 
     return read

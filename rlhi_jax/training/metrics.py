@@ -1,4 +1,4 @@
-"""What a run writes down step by step: JSON lines and TensorBoard events, cut back when it resumes."""
+"""A run's log of steps: JSON lines and TensorBoard events; a resumed run first removes the steps it will repeat."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from rlhi_jax.io.files import complete_lines, write_bytes
 
 
 class StepLog:
-    """One JSON object a line, each with its `step`; lines of steps that will be taken again are cut off first."""
+    """JSON lines, each with its `step`; lines of steps from `next_step` on are removed first."""
 
     def __init__(self, path: Path, *, next_step: int):
         kept = [line for line in complete_lines(path) if json.loads(line)['step'] < next_step]
         write_bytes(path, b''.join(kept))
-        self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 - open as long as the run
+        self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 - stays open during the run
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         self._file.write(json.dumps({'step': step, **values}, ensure_ascii=False).encode() + b'\n')

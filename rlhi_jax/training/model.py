@@ -12,10 +12,10 @@ from rlhi_jax.objectives import OBJECTIVES
 
 
 def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
-    """The decoder that the objective trains: the model's own, or with a new reward head on it.
+    """The decoder that the objective trains: the model as it is, or with a new reward head.
 
     Raises:
-      UserError: the model's head is not the objective's and `config.model.new_head` does not ask for a new one.
+      UserError: the model's head does not suit the objective, or `config.model.new_head` does not suit the model.
     """
     head = OBJECTIVES[config.objective].head
     if head != model.spec.head and not (head == 'reward' and config.model.new_head):
@@ -31,5 +31,5 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
 
 
 def sees_persona(config: ConfigDict) -> bool:
-    """Whether the model in training reads the persona: the reward model's switch or the policy's."""
+    """Whether the model in training reads the persona: the switch of the reward model or of the policy."""
     return config.rm_sees_persona if OBJECTIVES[config.objective].head == 'reward' else config.policy_sees_persona

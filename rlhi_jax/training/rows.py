@@ -1,14 +1,14 @@
-"""The rows that a run trains on: the plan with its shards and template, and the shapes of a batch."""
+"""A run's rows: the plan with its shards and template, checked against each other, and the shapes of a batch."""
 
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax.data.plan import RowPlan, load_plan, plan_identity
-from rlhi_jax.data.rows import capacities, empty_row
+from rlhi_jax.data.rows import Batch, capacities, empty_row, stack
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import ModelFolder
@@ -28,22 +28,24 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     shards = Shards(Path(config.data.shards))
     template = ChatTemplate.load(model.tokenizer_path)
     expected = plan_identity(shards, template, capacities(config))
-    sources = {'data': 'config.data.shards', 'template': 'the model', 'capacities': 'config.rows'}
-    for part, source in sources.items():
+    sources = {
+        'data': ('other data', 'config.data.shards'),
+        'template': ('another template', 'the model'),
+        'capacities': ('other capacities', 'config.rows'),
+    }
+    for part, (other, source) in sources.items():
         if plan.identity[part] != expected[part]:
             raise UserError(
-                f'the row plan {config.data.rows} was made for other {part} than {source} now has: make it again with '
+                f'the row plan {config.data.rows} was made for {other} than {source} now has: make it again with '
                 '`python -m data_pipelines.rows`'
             )
     return plan, shards, template
 
 
-def abstract_rows(config: ConfigDict, mesh: Mesh, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of `count` rows as the loader hands them out."""
-    room = capacities(config)
-    row = empty_row(room)
-    shapes = {name: (column.shape, column.dtype) for name, column in row.items()}
+def abstract_batch(config: ConfigDict, mesh: Mesh, count: int) -> Batch:
+    """Shapes, dtypes and sharding of a batch of `count` rows, as the train step takes it."""
+    row = empty_row(capacities(config))
     if OBJECTIVES[config.objective].uses_reference:
-        shapes['reference_logp'] = ((room.replies,), jnp.float32)
+        row = row._replace(reference_logp_R=np.zeros(len(row.reply_last_R), np.float32))
     layout = batch_sharding(mesh)
-    return {n: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=layout) for n, (shape, dtype) in shapes.items()}
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=layout), stack([row]))

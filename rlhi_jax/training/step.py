@@ -1,4 +1,4 @@
-"""One optimizer step: a pure function of state and batch, to be jitted on any mesh.
+"""One optimizer step: a pure function of state and batch, which can be jitted on any mesh.
 
 Dimension key: B rows of a batch, A accumulation steps.
 """
@@ -13,16 +13,17 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlhi_jax.data.rows import Batch
 from rlhi_jax.models.checkpoints import abstract_with_shardings
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import Params, abstract_params
 from rlhi_jax.objectives import OBJECTIVES, Objective
 from rlhi_jax.parallel.sharding import replicated
-from rlhi_jax.scoring.pairs import Batch, pair_losses
+from rlhi_jax.scoring.pairs import pair_losses
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step changes."""
+    """What a step changes: its number, the parameters and the optimizer state."""
 
     step: jax.Array
     params: Params
@@ -39,7 +40,7 @@ def learning_rate(optimizer: Any, num_steps: int) -> optax.Schedule:
     }[optimizer.schedule]
     if not optimizer.warmup_steps:
         return after
-    # The first step already moves: warm-up goes from 1/n to n/n of the peak.
+    # Warm-up goes from 1/n to n/n of the peak, so that the first step already moves the parameters.
     warmup = optax.linear_schedule(
         optimizer.learning_rate / optimizer.warmup_steps, optimizer.learning_rate, optimizer.warmup_steps - 1
     )
@@ -47,7 +48,7 @@ def learning_rate(optimizer: Any, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: Any, num_steps: int) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping (0: none) from `config.optimizer`."""
+    """AdamW with global-norm clipping (0: none), as `config.optimizer` says."""
     clip = [optax.clip_by_global_norm(optimizer.clip)] if optimizer.clip else []
     adamw = optax.adamw(
         learning_rate(optimizer, num_steps),
@@ -62,30 +63,30 @@ def make_optimizer(optimizer: Any, num_steps: int) -> optax.GradientTransformati
 def make_gradient(
     decoder: Decoder, objective: Objective, hyper: Any, *, accumulate: int, chunk: int
 ) -> Callable[[Params, Batch], tuple[Params, dict[str, jax.Array]]]:
-    """The gradient of the mean loss over all pairs of a batch, and mean metrics.
+    """The function from parameters and a batch to the gradient of the mean loss over its pairs, and to mean metrics.
 
     Sums over pairs are divided by the pair count of the whole batch, over devices and accumulation steps: every pair
     weighs the same however rows are packed. Gradients accumulate in float32.
     """
 
-    def loss_sum(params: Params, rows: Batch, pairs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss_BP, metrics = pair_losses(decoder, objective, hyper, params, rows, chunk=chunk)
+    def loss_sum(params: Params, batch: Batch, pairs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss_BP, metrics = pair_losses(decoder, objective, hyper, params, batch, chunk=chunk)
         loss = loss_BP.sum() / pairs
         return loss, {'loss': loss} | {name: values.sum() / pairs for name, values in metrics.items()}
 
     def gradient(params: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
-        pairs = jnp.maximum((batch['pair_id'] >= 0).sum(), 1)
-        if accumulate == 1:  # without a second copy of the gradient to add to
+        pairs = jnp.maximum((batch.pair_id_BP >= 0).sum(), 1)
+        if accumulate == 1:  # needs no second copy of the gradient to add to
             grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, pairs)
             return grads, metrics | {'pairs': pairs}
         # Row b * A + a goes to step a: each device keeps its own rows, so nothing moves between devices.
-        by_step = {n: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0) for n, x in batch.items()}
-        first = {name: values[0] for name, values in by_step.items()}
+        by_step = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+        first = jax.tree.map(lambda x: x[0], by_step)
         value = jax.grad(loss_sum, has_aux=True)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value, params, first, pairs))
 
-        def add(total, rows):
-            return jax.tree.map(jnp.add, total, value(params, rows, pairs)), None
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, value(params, part, pairs)), None
 
         (grads, metrics), _ = jax.lax.scan(add, zeros, by_step)
         return grads, metrics | {'pairs': pairs}
@@ -98,7 +99,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """One pure step; metrics are scalars of this step, before its update."""
+    """The pure train step; its metrics are scalars, computed before the update."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradient(state.params, batch)
@@ -111,7 +112,7 @@ def make_train_step(
 
 
 def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of a run's state; the optimizer's moments lie as the parameters do."""
+    """Shapes, dtypes and shardings of a run's state; the optimizer's moments are laid out as the parameters are."""
     params = abstract_params(decoder, mesh)
     shapes = jax.eval_shape(optimizer.init, params)
     shardings = jax.tree.map(lambda x: x.sharding, params)
@@ -128,7 +129,7 @@ def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, me
 def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh: Mesh, num_steps: int) -> Callable:
     """The step that `config` describes, jitted for a state of this layout (arrays, or shapes with shardings).
 
-    The state's memory is reused, so its layout must not drift: what comes out lies as what went in.
+    The step writes the new state over the old one, so both must have the same layout.
     """
     gradient = make_gradient(
         decoder,

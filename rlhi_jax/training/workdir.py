@@ -1,4 +1,4 @@
-"""Whose a workdir is: a folder holds one run, and what decides its parameters may not change on the way."""
+"""Workdir ownership: one run per folder, with the same settings from start to end."""
 
 from pathlib import Path
 from typing import Any
@@ -9,24 +9,29 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.checkpoints import ModelFolder, describe_model
 from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
+
+_SECTIONS = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer')
 
 
 def training_settings(config: ConfigDict) -> dict[str, Any]:
     """The settings that decide the trained parameters: a resumed run must agree on all of them.
 
-    Left out: what may change between restarts (mesh, paths, logging, checkpoint times, evaluation), and what made the
-    data, for which the row plan's digest stands.
+    These are the settings of training itself, the section of each objective, and the switches for who sees the persona
+    in training. Left out are settings that may change between restarts (mesh, paths, logging, checkpoint times,
+    evaluation), and those that made the data, which the row plan's digest covers.
     """
-    every = config.to_dict()
-    sections = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer', 'dpo', 'reward')
-    kept = {name: every[name] for name in (*sections, 'policy_sees_persona', 'ref_sees_persona', 'rm_sees_persona')}
+    settings = config.to_dict()
+    objectives = [name for name in OBJECTIVES if name in settings]
+    switches = [name for name in settings if name.endswith('_sees_persona') and name != 'sampler_sees_persona']
+    kept = {name: settings[name] for name in (*_SECTIONS, *objectives, *switches)}
     del kept['model']['path']
     return kept
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
-    """What decides a run's parameters, beside its rows: settings and the initial model."""
+    """What decides a run's parameters, apart from its rows: settings and the initial model."""
     return {'config': training_settings(config), 'model': model.weights}
 
 
@@ -38,7 +43,7 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
     """
     if workdir.is_file() or (workdir / 'params').exists():
         kind = 'a file' if workdir.is_file() else "an imported model's folder"
-        raise UserError(f'--workdir={workdir} is {kind}: name another')
+        raise UserError(f'--workdir={workdir} is {kind}: name another folder')
     path = workdir / 'run.json'
     if not path.exists():
         return
@@ -47,7 +52,7 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
 
 
 def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to go on with something that was begun with other settings.
+    """Refuse to resume what was started with other settings.
 
     Raises:
       UserError: naming the first setting that differs.
@@ -62,7 +67,7 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any])
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
-    """Make the workdir this run's, and a model folder; one process writes, all wait."""
+    """Mark the workdir as this run's and describe it as a model folder; one process writes, all wait."""
     path = workdir / 'run.json'
     processes.barrier('workdir')
     if processes.is_main() and not path.exists():
@@ -75,6 +80,7 @@ def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: 
 
 
 def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:
+    """Dotted names and values of nested settings, in sorted order."""
     if not isinstance(value, dict):
         return [(name, value)]
     return [item for key in sorted(value) for item in _flat(value[key], f'{name}.{key}' if name else key)]

@@ -1,9 +1,9 @@
-"""How often instructed base samples hit each taste on training prompts: a taste is admitted only from 15 to 70 %.
+"""How often base samples meet each taste when the persona states it: tastes are admitted from 15 to 70 %.
 
-python tests/benchmarks/admission.py RUN    a run of configs/feasibility.py:oracle; writes results/admission.json
+python tests/benchmarks/admission.py RUN    reads a run of configs/feasibility.py:oracle, writes results/admission.json
 
-Its candidates were sampled from the base model with the oracle persona in the prompt. A hit is what satisfies a user
-who has that taste alone: a valid reply with what the taste asks for. The share of valid replies stands beside it.
+The candidates of such a run were sampled from the base model for training prompts, with the oracle's persona. A hit is
+a valid reply that passes the check of one side of one taste.
 """
 
 import json
@@ -11,7 +11,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from data_pipelines.satisfaction import REQUESTS
+from data_pipelines.core.record_files import RECORDS, load_records
+from data_pipelines.simulator.files import USERS, request_of
 from data_pipelines.simulator.tastes import satisfaction, valid
 from rlhi_jax.io.files import write_json
 
@@ -19,27 +20,28 @@ RESULTS = Path(__file__).parent / 'results' / 'admission.json'
 LOW, HIGH = 0.15, 0.70
 
 
-def records(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+def rates(run: Path) -> dict[str, dict]:
+    """The share of hits, and of valid replies, among samples for users with each side of each taste."""
+    users = {user['id']: user for user in load_records(run / 'raw' / USERS)}
+    hits: dict[str, list[float]] = defaultdict(list)
+    are_valid: dict[str, list[bool]] = defaultdict(list)
+    for candidate in load_records(run / 'candidates' / RECORDS):
+        request = request_of(candidate)
+        for taste, side in users[candidate['id'].rsplit('/', 1)[0]]['tastes'].items():
+            for reply in candidate['replies']:
+                checked = reply['text'], request, reply['finished']
+                hits[f'{taste}: {side}'].append(satisfaction(*checked, {taste: side}))
+                are_valid[f'{taste}: {side}'].append(valid(*checked))
+    result = {}
+    for name in sorted(hits):
+        samples = len(hits[name])
+        rate = sum(hits[name]) / samples
+        share_valid = sum(are_valid[name]) / samples
+        result[name] = dict(rate=rate, valid=share_valid, samples=samples, admitted=LOW <= rate <= HIGH)
+    return result
 
 
 if __name__ == '__main__':
-    run = Path(sys.argv[1])
-    users = {user['id']: user for user in records(run / 'raw' / 'users.jsonl')}
-    hits: dict[str, list[float]] = defaultdict(list)
-    are_valid: dict[str, list[bool]] = defaultdict(list)
-    for record in records(run / 'candidates' / 'records.jsonl'):
-        request = REQUESTS[record['messages'][-1]['content']]
-        for pair, side in users[record['id'].rsplit('/', 1)[0]]['tastes'].items():
-            for reply in record['replies']:
-                said = reply['text'], request, reply['finished']
-                hits[f'{pair}: {side}'].append(satisfaction(*said, {pair: side}))
-                are_valid[f'{pair}: {side}'].append(valid(*said))
-    rates = {
-        name: dict(rate=sum(found) / len(found), valid=sum(are_valid[name]) / len(found), samples=len(found))
-        for name, found in sorted(hits.items())
-    }
-    for found in rates.values():
-        found['admitted'] = LOW <= found['rate'] <= HIGH
-    write_json(RESULTS, rates)
-    print(json.dumps(rates, indent=2))
+    measured = rates(Path(sys.argv[1]))
+    write_json(RESULTS, measured)
+    print(json.dumps(measured, indent=2))

@@ -37,8 +37,8 @@ def main():
     start, tokens, rows = time.monotonic(), 0, 0
     while (seconds := time.monotonic() - start) < SECONDS:
         batch = next(stream)
-        tokens += int(((batch['back'] != 0) | (batch['extent'] > 1)).sum())
-        rows += len(batch['tokens'])
+        tokens += int(((batch.back_BT != 0) | (batch.extent_BT > 1)).sum())
+        rows += len(batch.tokens_BT)
     result = dict(tokens_per_second=tokens / seconds, rows_per_second=rows / seconds, rows=len(plan.rows))
     write_json(Path(__file__).parent / 'results' / 'loader.json', result)
     print(result)

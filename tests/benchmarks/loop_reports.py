@@ -1,4 +1,4 @@
-"""Collect reports of `rlhi_jax.loop` into one results file, which the README quotes.
+"""Collects reports of `rlhi_jax.loop` into one results file, which the README quotes.
 
 python tests/benchmarks/loop_reports.py NAME RUN [RUN…]    writes tests/benchmarks/results/NAME.json
 """
@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parent / 'results'
 
 
 def collect(run: Path) -> dict:
-    """A run's report, less the texts that are for reading, with the minutes that it took."""
+    """A run's report and settings, with the time it took and without texts of users."""
     report = read_json(run / 'report.json', f'finish the run {run} first')
     report['seconds'] = time_spent(run)
     report['minutes'] = sum(report['seconds'].values()) / 60

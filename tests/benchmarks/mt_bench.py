@@ -1,4 +1,4 @@
-"""Collect the MT-Bench runs of `launch/mt_bench.sh` into one results file, which the README quotes.
+"""Collects the MT-Bench runs of `launch/mt_bench.sh` into one results file, which the README quotes.
 
 python tests/benchmarks/mt_bench.py
 """
@@ -32,12 +32,14 @@ def collect(run: Path) -> dict:
 
 
 def longer_reply_accuracy(run: Path, config: dict, evaluation: dict) -> float:
-    """What preferring the longer reply scores on the same pairs: the bar that a model must clear."""
-    chosen = dict(max_trees=evaluation['max_trees'], seed=evaluation['shuffle_seed'])
-    trees = views(Shards(RUNS / 'heldout'), **chosen)
+    """The accuracy on the same pairs of preferring the longer reply, which a model must exceed."""
+    settings = dict(max_trees=evaluation['max_trees'], seed=evaluation['shuffle_seed'])
+    by_condition = views(Shards(RUNS / 'validation'), **settings)
     template = ChatTemplate.load(run / 'tokenizer')
-    kept = [set(make_plan(view, template, Capacities(**config['rows'])).pair_names) for view in trees.values()]
-    pairs = [(tree, pair) for tree in map(trees['true'].__getitem__, range(len(trees['true']))) for pair in tree.pairs]
+    capacities = Capacities(**config['rows'])
+    kept = [set(make_plan(view, template, capacities).pair_names) for view in by_condition.values()]
+    trees = by_condition['own']
+    pairs = [(tree, pair) for tree in map(trees.__getitem__, range(len(trees))) for pair in tree.pairs]
     longer = [
         len(tree.messages[pair.chosen].content) > len(tree.messages[pair.rejected].content)
         for tree, pair in pairs

@@ -1,12 +1,14 @@
-"""DPO train steps compiled for TPU pods on this machine: what fits, what it takes of a chip, which chips starve.
+"""DPO train steps compiled for TPU pods on this machine: what fits, what it needs of a chip, how many chips starve.
 
 python tests/benchmarks/pods.py
 
-First Llama-3.1-8B on v5p:2x2x4 under each remat policy, at 16 pairs of 1,024 tokens each of prefix, chosen and
-rejected reply: the setting in which peers were measured. Then a table of models, topologies, pairs a step and row
-lengths, with a pair for every 1,024 tokens of a row. Each chip has a row where there are enough; else heads are split
-(up to 8 ways, as there are 8 key-value heads), and chips that are left have only padding to work on: they starve. The
-policy that saves most of those that fit is taken. Writes `results/pods.json`, line by line.
+First, Llama-3.1-8B on v5p:2x2x4 under each remat policy, with 16 pairs of 1,024 tokens each of prefix, chosen and
+rejected reply: the setting in which peers were measured. Then a table of models, topologies, pairs per step and row
+lengths, with a pair for every 1,024 tokens of a row.
+
+Each chip has a row if there are enough rows. If not, heads are split, up to 8 ways for 8 key-value heads; a chip that
+still has only padding starves. Of the policies that fit, the one that saves most is reported. Writes
+`results/pods.json`, line by line.
 """
 
 from pathlib import Path
@@ -35,7 +37,7 @@ def config_of(tokens: int, scored: int, pairs: int, rows: int):
 
 def report(config, model: str, topology: str, remat: str, tensor: int = 1) -> dict:
     config.model.remat = remat
-    mesh = make_mesh(dict(data=1, fsdp=-1, tensor=tensor, context=1), topology_devices(topology))
+    mesh = make_mesh(dict(data=1, fsdp=-1, tensor=tensor), topology_devices(topology))
     spec = model_spec(config, str(HERE / 'models' / f'{model}.json'))
     return dict(model=model, topology=topology) | compile_report('train', config, spec, mesh)
 
@@ -45,15 +47,15 @@ def pod(model: str, topology: str, pairs: int, tokens: int) -> dict:
     pairs_a_row = tokens // TOKENS_OF_A_PAIR
     rows = pairs // pairs_a_row
     tensor = next((n for n in (1, 2, 4) if chips // n <= rows), 8)
-    places = chips // tensor
-    batch = max(places, rows)
+    shards = chips // tensor
+    batch = max(shards, rows)
     for remat in POLICIES:
         config = config_of(tokens, tokens // 2, pairs_a_row, batch)
-        config.train.accumulate = batch // places
-        found = report(config, model, topology, remat, tensor)
-        if found['fits']:
+        config.train.accumulate = batch // shards
+        measured = report(config, model, topology, remat, tensor)
+        if measured['fits']:
             break
-    return found | dict(pairs=pairs, row_tokens=tokens, rows=rows, starving=1 - rows / batch)
+    return measured | dict(pairs=pairs, row_tokens=tokens, rows=rows, starving=1 - rows / batch)
 
 
 def main(_):

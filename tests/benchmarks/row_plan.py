@@ -1,10 +1,10 @@
-"""What trees and packing save on WildChat: tokens computed for a pair, pairs dropped, padding, attention skipped.
+"""What trees and packing save on WildChat: tokens per pair, pairs dropped, padding, attention blocks skipped.
 
 python tests/benchmarks/row_plan.py --conversations=conversations.jsonl
 
 Every reply of a conversation but the last is rejected in favour of the next one, a stand-in for a rewrite of about its
-length: logged, it lies on the trunk; regenerated, it does not. The comparison is one row for each reply, with the same
-context and no padding at all. Writes `results/row_plan.json`.
+length. A logged reply is on the trunk, a regenerated one is not. The comparison is one row per reply, with the same
+context and no padding. Writes `results/row_plan.json`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TOKENS = (1024, 2048, 4096)
 
 
 class Trees(list):
-    """Trees in memory, as a plan takes them."""
+    """Trees in memory, with the digest that a plan needs."""
 
     digest = 'in memory'
 
@@ -45,15 +45,15 @@ def of_its_length(reply: dict) -> dict:
 def grown(path: Path, *, regenerated: bool) -> Trees:
     trees = Trees()
     for preferences in pairs_by_conversation(path).values():
-        found = []
+        parsed = []
         for preference in preferences:
             if regenerated:
                 preference = preference | dict(rejected=[of_its_length(reply) for reply in preference['rejected']])
             try:
-                found.append(parse_preference(json.dumps(preference).encode(), preference['id']))
+                parsed.append(parse_preference(json.dumps(preference).encode(), preference['id']))
             except BadRecord:
                 continue
-        trees += grow_trees(found)
+        trees += grow_trees(parsed)
     return trees
 
 
@@ -72,14 +72,14 @@ def apart(encoder: TreeEncoder, piece) -> int:
 
 
 def measure(trees: list[Interaction], template: ChatTemplate, tokens: int) -> dict:
-    room = Capacities(tokens, 2 * tokens, 64)
-    plan = make_plan(trees, template, room)
+    capacities = Capacities(tokens, 2 * tokens, 64)
+    plan = make_plan(trees, template, capacities)
     pieces = [piece for row in plan.rows for piece in row]
     separate = sum(apart(TreeEncoder(trees[tree], template), piece) for tree, piece, _ in pieces)
     counts = Counter(plan.counts)
     reader = RowReader(plan, trees, template)
     some = sorted(range(len(reader)), key=lambda row: digest(row))[:64]
-    live = np.concatenate([np.asarray(live_blocks(jnp.asarray(reader[row]['extent'][None]), BLOCK)) for row in some])
+    live = np.concatenate([np.asarray(live_blocks(jnp.asarray(reader[row].extent_T[None]), BLOCK)) for row in some])
     blocks = live.shape[1]
     return dict(
         rows=len(plan.rows),

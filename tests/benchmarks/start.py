@@ -2,8 +2,8 @@
 
 python tests/benchmarks/start.py --shards=DIR    shards of SmolLM2's; writes results/start.json
 
-One row a step. The seconds of the reference pass and of the step itself are part of both figures, so their difference
-is what the cache saves; a second step tells what a step takes.
+One row per step. Both figures include the reference pass and the step itself, so their difference is what the cache
+saves. The second step shows how long a step takes.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main():
     shutil.rmtree(RUN, ignore_errors=True)
     flags = (f'--config.data.shards={args.shards}', f'--config.data.rows={RUN / "rows"}')
     subprocess.run(program('data_pipelines.rows', *flags), check=True)
-    first_step(args.shards)  # brings the model's files into memory
+    first_step(args.shards)  # loads the model's files into the page cache
     shutil.rmtree(RUN / 'compiled')
     results = dict(empty_cache=first_step(args.shards), warm_cache=first_step(args.shards))
     write_json(Path(__file__).parent / 'results' / 'start.json', results)

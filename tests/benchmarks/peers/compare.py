@@ -47,38 +47,37 @@ FREE_GIB = 20  # what TRL takes in float32
 
 def vote_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) -> list[Interaction]:
     """The first votes on a first turn, by hash of their id, both of whose sequences fit."""
-    train, heldout = preferences(read_votes(path, Counter()), folds=5, fold=0)
-    first_turns = [vote for vote in train + heldout if len(vote['chosen']) == 1]
-    found: list[Interaction] = []
+    train, validation = preferences(read_votes(path, Counter()), folds=5, fold=0)
+    first_turns = [vote for vote in train + validation if len(vote['chosen']) == 1]
+    trees: list[Interaction] = []
     for vote in sorted(first_turns, key=lambda vote: digest(vote['id'])):
         try:
             (tree,) = grow_trees([parse_preference(json.dumps(vote).encode(), vote['id'])])
         except BadRecord:
             continue
         if max(len(whole) for record in in_tokens(tree, template) for whole in wholes(record)) <= longest:
-            found.append(tree)
-        if len(found) == pairs:
-            return found
-    raise ValueError(f'only {len(found)} votes fit {longest} tokens')
+            trees.append(tree)
+        if len(trees) == pairs:
+            return trees
+    raise ValueError(f'only {len(trees)} votes fit {longest} tokens')
 
 
 def conversation_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) -> list[Interaction]:
     """Whole conversations of two pairs or more, by hash of their id."""
-    found: list[Interaction] = []
+    trees: list[Interaction] = []
     for _, lines in sorted(pairs_by_conversation(path).items(), key=lambda item: digest(item[0])):
         if len(lines) < 2:
             continue
-        left = pairs - sum(len(tree.pairs) for tree in found)
+        left = pairs - sum(len(tree.pairs) for tree in trees)
         try:
-            own = [parse_preference(json.dumps(line).encode(), line['id']) for line in lines[:left]]
+            parsed = [parse_preference(json.dumps(line).encode(), line['id']) for line in lines[:left]]
         except BadRecord:
             continue
-        (tree,) = grow_trees(own)
-        room = sum(len(node.ids) for node in encoded(tree, template).nodes)
-        if room <= longest:
-            found.append(tree)
-        if sum(len(tree.pairs) for tree in found) == pairs:
-            return found
+        (tree,) = grow_trees(parsed)
+        if sum(len(node.ids) for node in encoded(tree, template).nodes) <= longest:
+            trees.append(tree)
+        if sum(len(tree.pairs) for tree in trees) == pairs:
+            return trees
     raise ValueError(f'too few conversations fit {longest} tokens')
 
 
@@ -92,11 +91,11 @@ def in_tokens(tree: Interaction, template: ChatTemplate) -> list[dict[str, list[
 
     def side(reply: int) -> tuple[list[int], list[int], list[int]]:
         (node,) = tokens.replies[reply]
-        own, above, prompt = tokens.nodes[node], tokens.nodes[node].parent, []
+        last, above, prompt = tokens.nodes[node], tokens.nodes[node].parent, []
         while above >= 0:
             prompt = [*tokens.nodes[above].ids, *prompt]
             above = tokens.nodes[above].parent
-        return prompt, list(own.ids[: own.scored]), [*prompt, *own.ids]
+        return prompt, list(last.ids[: last.scored]), [*prompt, *last.ids]
 
     records = []
     for chosen, rejected, _, _ in tokens.pairs:
@@ -144,7 +143,7 @@ def environment() -> Path:
 
 
 def measure(name: str, python: Path, script: str, *flags: str) -> Path:
-    """Run one measurement in a process of its own, unless it was made: of the same code, flags and pairs, and here."""
+    """Run a measurement in its own process, unless this machine has made it with the same code, flags and pairs."""
     processors = Path('/proc/cpuinfo').read_text().splitlines()
     machine = [line for line in processors if line.startswith(('cpu family', 'model'))]
     code = sorted(Path('rlhi_jax').rglob('*.py')) if script == 'ours.py' else []
@@ -182,10 +181,10 @@ def _total_rate(result: dict) -> float:
 def ratio(mine: Path, peers: Path, *, reference: bool = True) -> dict:
     """How many times as fast and as large we are: of all pairs by all seconds, and of medians over steps."""
     ours, theirs = read_json(mine, ''), read_json(peers, '')
-    own, others = rates(ours, reference=reference), rates(theirs, reference=False)
+    our_rates, their_rates = rates(ours, reference=reference), rates(theirs, reference=False)
     spread = {
         name: dict(median=statistics.median(values), min=min(values), max=max(values))
-        for name, values in (('ours', own), ('peer', others))
+        for name, values in (('ours', our_rates), ('peer', their_rates))
     }
     more = sum(ours['reference_seconds']) * reference
     total = sum(ours['pairs']) / (sum(ours['seconds']) + more)
@@ -229,12 +228,12 @@ def main():
     template = ChatTemplate.load(open_model(MODEL).tokenizer_path)
     models()
     prepare('votes', vote_trees(args.votes, template, pairs=64, longest=1024), template)
-    talks = conversation_trees(args.conversations, template, pairs=16, longest=4096)
-    prepare('conversations', talks, template)
-    trl, own = environment(), Path(sys.executable)
+    conversations = conversation_trees(args.conversations, template, pairs=16, longest=4096)
+    prepare('conversations', conversations, template)
+    trl, here = environment(), Path(sys.executable)
 
     def ours(name: str, *flags: str) -> Path:
-        return measure(f'{name}_ours', own, 'ours.py', *flags)
+        return measure(f'{name}_ours', here, 'ours.py', *flags)
 
     def peer(name: str, *flags: str) -> Path:
         return measure(f'{name}_trl', trl, 'trl_peer.py', *flags)
@@ -243,7 +242,7 @@ def main():
     for name, compared in (
         ('dpo', lambda: compare_dpo(ours, peer)),
         ('reward', lambda: compare_reward(ours, peer)),
-        ('conversations', lambda: compare_conversations(ours, peer, of_first_tree=len(talks[0].pairs))),
+        ('conversations', lambda: compare_conversations(ours, peer, of_first_tree=len(conversations[0].pairs))),
     ):
         results[name] = compared()
         write_json(RESULTS / 'peers.json', results)

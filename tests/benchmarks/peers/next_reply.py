@@ -6,14 +6,14 @@ from pathlib import Path
 
 def pairs_by_conversation(path: Path) -> dict[str, list[dict]]:
     """The preferences of each conversation of a file of JSON lines, in order, by the conversation's id."""
-    found = {}
+    pairs = {}
     for line in path.read_bytes().split(b'\n'):
         if line.strip():
             record = json.loads(line)
             turns = [dict(role=turn['role'], content=turn['content']) for turn in record['messages']]
-            found[record['conversation_id']] = [
+            pairs[record['conversation_id']] = [
                 dict(id=f'{record["conversation_id"]}/{at}', prompt=turns[: at + 1])
                 | dict(chosen=[turns[at + 3]], rejected=[turns[at + 1]])
                 for at in range(0, len(turns) - 3, 2)
             ]
-    return found
+    return pairs

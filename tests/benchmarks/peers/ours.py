@@ -1,4 +1,4 @@
-"""Our train step on the same pairs, one process a measurement; see `compare.py`.
+"""Our train step on the same pairs, one process per measurement; see `compare.py`.
 
 python ours.py --task=dpo --model=DIR --shards=DIR --to=OUT --tokens=2304 --scored=1792 --pairs=8 --rows=1 [--check]
 """
@@ -18,7 +18,7 @@ from rlhi_jax.conversion.layout import flattened, placements
 from rlhi_jax.cost.flops import Work, train_flops
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import make_plan
-from rlhi_jax.data.rows import capacities
+from rlhi_jax.data.rows import Batch, capacities, stack
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.models import attention_xla
 from rlhi_jax.models.checkpoints import open_model
@@ -43,17 +43,17 @@ def settings(args) -> object:
     c.optimizer.learning_rate = 1e-4 if args.check else 1e-6
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
-    return check_config(c, base_config())
+    return check_config(c)
 
 
 def groups(config, shards, template, size: int | None, steps: int) -> tuple[RowReader, list[list[int]]]:
-    """Row numbers of each step: packed over all pairs, or, with `size`, so many trees a step packed by themselves."""
-    room = capacities(config)
+    """Row numbers of each step: packed over all pairs, or `size` trees per step, packed by themselves."""
+    limits = capacities(config)
 
     def packed(trees: Shards | View) -> RowReader:
-        plan = make_plan(trees, template, room)
+        plan = make_plan(trees, template, limits)
         if len(plan.pair_names) < plan.counts['pairs_read']:
-            raise ValueError(f'not every pair fits {room}: {plan.counts}')
+            raise ValueError(f'not every pair fits {limits}: {plan.counts}')
         return RowReader(plan, trees, template)
 
     if size is None:
@@ -65,10 +65,11 @@ def groups(config, shards, template, size: int | None, steps: int) -> tuple[RowR
     return readers, [[*range(len(reader)), *[-1] * (most - len(reader))] for reader in readers]
 
 
-def work_of(arrays: dict[str, np.ndarray], replies: int) -> Work:
-    """What is computed for a batch, padding left out: no tree is a single token."""
-    there = ~((arrays['back'] == 0) & (arrays['extent'] == 1))
-    return Work(int(there.sum()), int((arrays['slot_reply'] < replies).sum()), int(arrays['extent'][there].sum()))
+def work_of(batch: Batch, replies: int) -> Work:
+    """What is computed for a batch without its padding, which a single root token would be: no tree is one."""
+    is_token = ~((batch.back_BT == 0) & (batch.extent_BT == 1))
+    scored = int((batch.slot_reply_BS < replies).sum())
+    return Work(int(is_token.sum()), scored, int(batch.extent_BT[is_token].sum()))
 
 
 def matmul_gflops() -> float:
@@ -83,11 +84,6 @@ def matmul_gflops() -> float:
     return 2 * 2048**3 / min(seconds) / 1e9
 
 
-def stacked(reader, rows: list[int]) -> dict[str, np.ndarray]:
-    arrays = [reader[row] for row in rows]
-    return {name: np.stack([row[name] for row in arrays]) for name in arrays[0]}
-
-
 def main():
     parser = argparse.ArgumentParser()
     for name in ('task', 'model', 'shards', 'to'):
@@ -96,7 +92,7 @@ def main():
         parser.add_argument(f'--{name}', type=int, required=True)
     parser.add_argument('--remat', default='save_dots')
     parser.add_argument('--dtype', default='float32')
-    parser.add_argument('--check', type=int, help='Trees of a step; compare numbers instead of speed.')
+    parser.add_argument('--check', type=int, help='Trees per step; compare numbers instead of speed.')
     parser.add_argument('--steps', type=int, default=5, help='How many steps to compare.')
     args = parser.parse_args()
     config = settings(args)
@@ -119,14 +115,14 @@ def main():
         for number, rows in enumerate(order):
             reader = readers[number] if args.check else readers
             start = time.monotonic()
-            arrays = stacked(reader, rows)
+            local = stack([reader[row] for row in rows])
             if reference is not None:  # one row at a time, as the step takes them
-                parts = [{name: column[i : i + 1] for name, column in arrays.items()} for i in range(len(rows))]
+                parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], local) for i in range(len(rows))]
                 sharding = batch_sharding(mesh)
                 scored = [score(reference, to_global(part, [0], sharding, 1)) for part in parts]
-                arrays['reference_logp'] = np.concatenate([np.asarray(x) for x in scored])
+                local = local._replace(reference_logp_BR=np.concatenate([np.asarray(x) for x in scored]))
             result['reference_seconds'].append(time.monotonic() - start)
-            batch = to_global(arrays, list(range(len(rows))), batch_sharding(mesh), len(rows))
+            batch = to_global(local, range(len(rows)), batch_sharding(mesh), len(rows))
             if args.check and number == 0:
                 result['scores'] = first_gradient(config, decoder, objective, state.params, batch, Path(args.to))
             compiled = compiled or step_fn.lower(state, batch).compile()
@@ -135,7 +131,7 @@ def main():
             result['losses'].append(float(metrics['loss']))
             result['seconds'].append(time.monotonic() - start)
             result['pairs'].append(int(metrics['pairs']))
-            work = work_of(arrays, config.rows.pairs * 2)
+            work = work_of(local, config.rows.pairs * 2)
             result['tokens'].append(work.tokens)
             train = train_flops(decoder.spec, work, args.remat, attention_products=attention_xla.PRODUCTS)
             result['flops'].append(train)
@@ -154,13 +150,12 @@ def first_gradient(config, decoder, objective, params, batch, to: Path) -> list[
         whole = flat[leaf.path]
         named[leaf.hf[0].format(layer)] = leaf.to_stored(whole if layer is None else whole[layer], spec)
     np.savez(f'{to}.npz', **named)
-    found = score_replies(decoder, params, batch, chunk=config.model.logprob_chunk)
-    values = np.asarray(found.reward_BR if decoder.spec.head == 'reward' else found.logp_BR)
-    ids, chosen, rejected = (np.asarray(batch[name]) for name in ('pair_id', 'pair_chosen', 'pair_rejected'))
+    replies = score_replies(decoder, params, batch, chunk=config.model.logprob_chunk)
+    scores = np.asarray(replies.reward_BR if decoder.spec.head == 'reward' else replies.logp_BR)
+    ids, chosen, rejected = map(np.asarray, (batch.pair_id_BP, batch.pair_chosen_BP, batch.pair_rejected_BP))
     by_pair = {
-        int(pair): (float(values[row, chosen[row, at]]), float(values[row, rejected[row, at]]))
-        for row, at in np.argwhere(ids >= 0)
-        for pair in [ids[row, at]]
+        int(ids[row, slot]): (float(scores[row, chosen[row, slot]]), float(scores[row, rejected[row, slot]]))
+        for row, slot in np.argwhere(ids >= 0)
     }
     return [by_pair[pair][side] for side in (0, 1) for pair in sorted(by_pair)]
 
