@@ -1,22 +1,38 @@
-"""Programmers with a history: RealHumanEval's 823 requests of 79 users, to personas.
+"""Personas of programmers with a history: RealHumanEval's 823 requests of 79 users.
 
-Run by `launch/realhumaneval.sh`, with the head that `launch/wildchat.sh` trains; results in the README.
+    --config=configs/realhumaneval.py          all requests, labelled by the head that `launch/wildchat.sh` trains
+    --config=configs/realhumaneval.py:smoke    forty conversations, labelled by the teacher, in minutes
+
+Result (`tests/benchmarks/results/realhumaneval.json`): next to nothing. Of 67 users with at least five requests one has
+a persona, and that one is about the task.
+Hardware and time: two CPU cores, minutes.
+Command (each stage is a program; `launch/realhumaneval.sh` runs them all):
+
+    for stage in ingest follow_ups personas card; do
+      python -m data_pipelines.$stage --config=configs/realhumaneval.py --config.data.raw=chat.jsonl
+    done
 """
 
-from rlhi_jax.config import base_config
+from rlhi_jax.config import base_config, parse_variant
 
 
-def get_config():
+def get_config(variant: str = ''):
+    smoke = parse_variant(variant).smoke
+    folder = 'runs/realhumaneval_smoke' if smoke else 'runs/realhumaneval'
     c = base_config()
     c.model.path = 'runs/smollm2'
-    c.model.dtype = 'float32'
+    c.model.dtype = 'float32'  # a CPU gains little from bfloat16
     c.data.raw = '../shared/data/realhumaneval/chat.jsonl'
-    c.data.conversations = 'runs/realhumaneval/conversations'
-    c.data.follow_ups = 'runs/realhumaneval/follow_ups'
-    c.data.personas = 'runs/realhumaneval/personas'
-    c.data.card = 'runs/realhumaneval/card'
+    c.data.conversations = f'{folder}/conversations'
+    c.data.follow_ups = f'{folder}/follow_ups'
+    c.data.personas = f'{folder}/personas'
+    c.data.card = f'{folder}/card'
     c.follow_ups.labeller = 'head'
     c.follow_ups.head = 'runs/wildchat_head'
     c.follow_ups.min_confidence = 0.8  # see `tests/benchmarks/follow_ups.py`
     c.sampler.temperature = 0.7
+    if smoke:
+        c.follow_ups.labeller, c.follow_ups.min_confidence = 'teacher', 0.5
+        c.ingest.max_conversations = 40
+        c.personas.samples = 1
     return c

@@ -2,11 +2,11 @@
 
     python -m data_pipelines.candidates --config=configs/NAME.py
 
-Prompts are `config.data.prompts` (JSON lines of id, user_id, persona, split, messages), or else every user turn of the
-training conversations that asks for something: none that `config.data.follow_ups` labels positive feedback. Personas
-are those of the folder `config.data.personas`: a turn's is of what its user had said before it, that of a prompt in the
-file is of all that its user said; without the folder, the file's own. Replies come from `config.model.path`, scores
-from `config.candidates.reward_model`, if there is one.
+Requests come from the prompts of `config.data.prompts` (JSON lines of id, user_id, persona, split, messages). Without
+that file they are the user turns of the training conversations, except those that `config.data.follow_ups` labels
+positive feedback. Personas come from the folder `config.data.personas`: a turn has the persona of that turn, a prompt
+of the file has that of its user's whole history. Without the folder, prompts keep the persona in the file. Replies come
+from `config.model.path`, scores from `config.candidates.reward_model` if it is set.
 """
 
 import dataclasses
@@ -20,18 +20,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.core.histories import side_by_side
-from data_pipelines.core.stage import (
-    RECORDS,
-    Record,
-    Stage,
-    Task,
-    at_most,
-    in_blocks,
-    in_passes,
-    input_digest,
-    input_folder,
-)
-from data_pipelines.persona.store import of_users, of_users_digest
+from data_pipelines.core.inputs import input_digest, input_folder
+from data_pipelines.core.passes import at_most, in_blocks, in_passes
+from data_pipelines.core.record_files import RECORDS
+from data_pipelines.core.records import Candidate, PromptRecord, SampledReply
+from data_pipelines.core.stage import KEPT, Stage, Step, Task
+from data_pipelines.core.turns import to_messages, to_turns, turn_id, user_turn_indices
+from data_pipelines.persona.store import user_personas, user_personas_digest
+from data_pipelines.reports.statistics import of_candidates
 from data_pipelines.teacher.generation import generate, model_identity, scores
 from rlhi_jax.config import require
 from rlhi_jax.data.rows import capacities
@@ -39,171 +35,182 @@ from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, file_digest
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.sampling.generator import Prompt, prompt_turns
-from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
+from rlhi_jax.scoring.candidates import Candidates
 from rlhi_jax.tokenizers.template import Context
 
 BLOCK = 256  # prompts that a model is asked about together
+_TEXT_FIELDS = ('id', 'user_id', 'persona', 'split')
 
 
-def _of_file(config: ConfigDict) -> Iterator[Record]:
-    """The prompts of `config.data.prompts`."""
-    path, seen = _prompts_file(config), set()
-    found = of_users(config) if config.data.personas else None
-    with open(path, 'rb') as file:
-        for number, text in enumerate(file, start=1):
-            try:
-                record = json.loads(text)
-                turns = prompt_turns(record, ('id', 'user_id', 'persona', 'split'))
-                if record['id'] in seen:
-                    raise ValueError('its id is that of another')
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f'config.data.prompts: {path}, line {number} is no prompt ({one_line(error)}): give it id (of no '
-                    'other line), user_id, persona, split and messages of role and content that end in a user turn'
-                ) from None
-            seen.add(record['id'])
-            record = {name: record[name] for name in ('id', 'user_id', 'persona', 'split')}
-            record['messages'] = [dict(role=role, content=content) for role, content in turns]
-            yield record if found is None else record | dict(persona=found.get(record['user_id'], ''))
+def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRecord]]:
+    """A function that reads the prompts to sample for, at most `config.candidates.max_prompts` of the training split.
 
-
-def _of_conversations(config: ConfigDict) -> Iterator[Record]:
-    """The user turns that have a persona, if only an empty one; `approves` says which are positive feedback."""
-    folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
-    for talk, (known, turns) in side_by_side(config, *folders):
-        approvals = {turn['id'] for turn in turns if turn['label'] == 'positive_feedback'}
-        found = {record['id']: record['persona'] for record in known}
-        for place in range(0, len(talk['messages']), 2):
-            if (name := f'{talk["id"]}/{place}') in found:
-                yield dict(
-                    id=name,
-                    split=talk['split'],
-                    user_id=talk['user_id'],
-                    persona=found[name],
-                    messages=talk['messages'][: place + 1],
-                    approves=name in approvals,
-                )
-
-
-def _usable(config: ConfigDict, counts: Counter) -> Iterator[Record]:
-    for record in (_of_file if config.data.prompts else _of_conversations)(config):
-        counts['prompts_read'] += 1
-        approves = record.pop('approves', False)
-        if record['split'] != 'train':
-            counts['dropped_other_split'] += 1
-        elif approves:
-            counts['dropped_positive_feedback'] += 1
-        else:
-            yield record
-
-
-def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[Record]]:
-    """What reads the prompts to sample for, those of the training split, at most `config.candidates.max_prompts`.
-
-    Those with a persona come first: they teach what the others cannot. Within each kind a hash favours nobody.
+    Prompts with a persona come first, since the others cannot teach how to use one. Among either kind a hash decides.
+    The function counts in its argument the prompts that it leaves out.
     """
 
-    def rank(record: Record) -> tuple[bool, str]:
-        return not record['persona'], digest(record['id'])
+    def rank(prompt: PromptRecord) -> tuple[bool, str]:
+        return not prompt['persona'], digest(prompt['id'])
 
     usable = functools.partial(_usable, config)
     return at_most(config.candidates.max_prompts, usable, rank, 'dropped_over_max_prompts')
 
 
+def _usable(config: ConfigDict, counts: Counter) -> Iterator[PromptRecord]:
+    for prompt, is_approval in (_of_file if config.data.prompts else _of_conversations)(config):
+        counts['prompts_read'] += 1
+        if prompt['split'] != 'train':
+            counts['dropped_other_split'] += 1
+        elif is_approval:
+            counts['dropped_positive_feedback'] += 1
+        else:
+            yield prompt
+
+
+def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
+    """The prompts of `config.data.prompts`, none of which counts as positive feedback."""
+    path, seen = _prompts_file(config), set()
+    personas = user_personas(config) if config.data.personas else None
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                turns = prompt_turns(record, _TEXT_FIELDS)
+                if record['id'] in seen:
+                    raise ValueError('an earlier prompt has the same id')
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): give it an id of '
+                    'its own, user_id, persona, split, and messages of role and content that end in a user turn'
+                ) from None
+            seen.add(record['id'])
+            prompt = PromptRecord(**{name: record[name] for name in _TEXT_FIELDS}, messages=to_messages(turns))
+            if personas is not None:
+                prompt['persona'] = personas.get(prompt['user_id'], '')
+            yield prompt, False
+
+
+def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
+    """The user turns that have a persona, even an empty one, and whether each is positive feedback."""
+    folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
+    for conversation, (turn_personas, follow_ups) in side_by_side(config, *folders):
+        approvals = {follow_up['id'] for follow_up in follow_ups if follow_up['label'] == 'positive_feedback'}
+        personas = {turn['id']: turn['persona'] for turn in turn_personas}
+        messages = conversation['messages']
+        for turn_index in user_turn_indices(messages):
+            name = turn_id(conversation['id'], turn_index)
+            if name in personas:
+                prompt = PromptRecord(
+                    id=name,
+                    split=conversation['split'],
+                    user_id=conversation['user_id'],
+                    persona=personas[name],
+                    messages=messages[: turn_index + 1],
+                )
+                yield prompt, name in approvals
+
+
 def _prompts_file(config: ConfigDict) -> Path:
     path = Path(config.data.prompts)
     if not path.is_file():
-        raise UserError(f'config.data.prompts: {path} does not exist')
+        raise UserError(f'config.data.prompts: {path} does not exist: name a file of prompts')
     return path
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path')
-    c = config.candidates
+    settings = config.candidates
     if config.data.prompts:
         inputs = [file_digest(_prompts_file(config))]
         if config.data.personas:
-            inputs.append(of_users_digest(config))
+            inputs.append(user_personas_digest(config))
     else:
         inputs = [input_digest(config, key) for key in ('conversations', 'follow_ups', 'personas')]
     return dict(
         prompts=inputs,
         model=model_identity(config, config.model.path),
-        reward_model=model_identity(config, c.reward_model) if c.reward_model else '',
-        rows=config.rows.to_dict() if c.reward_model else '',
+        reward_model=model_identity(config, settings.reward_model) if settings.reward_model else '',
+        rows=config.rows.to_dict() if settings.reward_model else '',
         sampler=config.sampler.to_dict(),
-        settings=dict(samples=c.samples, max_prompts=c.max_prompts, seed=config.seed),
+        settings=dict(samples=settings.samples, max_prompts=settings.max_prompts, seed=config.seed),
         sees_persona=dict(sampler=config.sampler_sees_persona, reward_model=config.rm_sees_persona),
     )
 
 
 def _work(task: Task) -> dict[str, int]:
-    counts: Counter = Counter(dict.fromkeys(('prompts_read', 'prompts_kept', 'replies'), 0))
+    counts: Counter = Counter(prompts_read=0, prompts_kept=0, replies=0)
     steps = [_replied, *([_scored] if task.config.candidates.reward_model else [])]
-    found = in_passes(prompts_reader(task.config), [functools.partial(step, task) for step in steps], counts)
-    return task.write(_counted(found, counts), counts)
+    candidates = in_passes(prompts_reader(task.config), [functools.partial(step, task) for step in steps], counts)
+    return task.write(_counted(candidates, counts), counts)
 
 
-def _counted(records: Iterable[Record], counts: Counter) -> Iterator[Record]:
-    for record in records:
+def _counted(candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candidate]:
+    for candidate in candidates:
         counts['prompts_kept'] += 1
-        yield record
+        yield candidate
 
 
-def _replied(task: Task, records: Iterable[Record], counts: Counter) -> Iterator[Record]:
-    """With their replies, at least two different ones."""
+def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[Candidate]:
+    """Prompts with their sampled replies; at least two must differ."""
     config = task.config
-    for block in in_blocks(records, BLOCK):
-        prompts = [
+    for block in in_blocks(prompts, BLOCK):
+        asked = [
             Prompt(
-                record['id'],
-                tuple((message['role'], message['content']) for message in record['messages']),
-                Context(persona=record['persona'] if config.sampler_sees_persona else ''),
+                prompt['id'],
+                to_turns(prompt['messages']),
+                Context(persona=prompt['persona'] if config.sampler_sees_persona else ''),
                 config.candidates.samples,
             )
-            for record in block
+            for prompt in block
         ]
-        replies = generate(task, config.model.path, prompts)
-        for record in block:
-            drawn = replies[record['id']]
-            said = [reply for reply in drawn if reply.text]
-            counts['replies'] += len(said)
-            counts['dropped_empty_replies'] += len(drawn) - len(said)
-            if len({reply.text for reply in said}) < 2:
-                counts['dropped_prompt_too_long' if not drawn else 'dropped_fewer_than_two_replies'] += 1
+        drawn_by_id = generate(task, config.model.path, asked)
+        for prompt in block:
+            drawn = drawn_by_id[prompt['id']]
+            replies = [SampledReply(text=reply.text, finished=reply.finished) for reply in drawn if reply.text]
+            counts['replies'] += len(replies)
+            counts['dropped_empty_replies'] += len(drawn) - len(replies)
+            if len({reply['text'] for reply in replies}) < 2:
+                counts['dropped_fewer_than_two_replies' if drawn else 'dropped_prompt_too_long'] += 1
             else:
-                yield record | dict(replies=[dict(text=reply.text, finished=reply.finished) for reply in said])
+                yield Candidate(**prompt, replies=replies)
 
 
-def _scored(task: Task, records: Iterable[Record], counts: Counter) -> Iterator[Record]:
-    """With their replies' scores."""
-    path = task.config.candidates.reward_model
-    for block in in_blocks(records, BLOCK):
-        asked = [
-            Candidates(
-                record['id'],
-                record['messages'],
-                record['persona'],
-                [reply['text'] for reply in record['replies']],
-            )
-            for record in block
-        ]
-        values = scores(task, path, lambda: _reward_scorer(task.config), asked)
-        for record in block:
-            own = values[record['id']]
-            counts['dropped_replies_longer_than_a_row'] += own.count(None)
-            yield record | dict(scores=own)
-
-
-def _reward_scorer(config: ConfigDict) -> CandidateScorer:
-    path = config.candidates.reward_model
+def _scored(task: Task, candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candidate]:
+    """Candidates with the scores of their replies."""
+    config, path = task.config, task.config.candidates.reward_model
     if open_model(path).spec.head != 'reward':
-        raise UserError(f'config.candidates.reward_model: {path} is no reward model: train one first')
-    room = dataclasses.replace(capacities(config), pairs=config.candidates.samples)
-    return CandidateScorer(config, path, room, sees_persona=config.rm_sees_persona)
+        raise UserError(f'config.candidates.reward_model: {path} is not a reward model: train one first')
+    one_tree = dataclasses.replace(capacities(config), pairs=config.candidates.samples)
+    for block in in_blocks(candidates, BLOCK):
+        items = [
+            Candidates(
+                candidate['id'],
+                candidate['messages'],
+                candidate['persona'],
+                [reply['text'] for reply in candidate['replies']],
+            )
+            for candidate in block
+        ]
+        scores_by_id = scores(task, path, items, capacities=one_tree, sees_persona=config.rm_sees_persona)
+        for candidate in block:
+            candidate['scores'] = scores_by_id[candidate['id']]
+            counts['dropped_replies_longer_than_a_row'] += candidate['scores'].count(None)
+            yield candidate
 
 
-STAGE = Stage('candidates', 1, _work, 'data.candidates', _identity)
+STAGE = Stage(
+    name='candidates',
+    version=1,
+    work=_work,
+    output='data.candidates',
+    identity=_identity,
+    files={RECORDS: KEPT},
+    steps=(
+        Step('prompts', read=('prompts_read',)),
+        Step('replies', dropped=('dropped_replies_', 'dropped_empty_replies')),
+    ),
+    summary=of_candidates,
+)
 
 if __name__ == '__main__':
     STAGE.main()

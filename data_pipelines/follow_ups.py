@@ -1,9 +1,9 @@
-"""Each user turn after a reply → what it is, how sure that is, and the words that say so.
+"""Labels each user turn after a reply, with a confidence and the words of the turn that support the label.
 
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
-Labels are those of `data_pipelines/labelling/labels.py`. `config.follow_ups.labeller` names the labeller: the
-'teacher', or a 'head' trained by `data_pipelines/head_labels.py`. `reattempt_with_feedback` drives rewrites and
+`data_pipelines/labelling/labels.py` defines the labels. `config.follow_ups.labeller` names the labeller: the 'teacher',
+or a 'head' trained by `data_pipelines/head_labels.py`. Turns labelled `reattempt_with_feedback` drive rewrites and
 personas: such a turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
 """
 
@@ -15,61 +15,75 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.core.histories import side_by_side
-from data_pipelines.core.stage import Record, Stage, Task, in_blocks, input_digest
+from data_pipelines.core.inputs import input_digest
+from data_pipelines.core.passes import in_blocks
+from data_pipelines.core.record_files import RECORDS
+from data_pipelines.core.records import FollowUp
+from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.labelling import by_teacher
 from data_pipelines.labelling.by_head import Head, head_digest
-from data_pipelines.labelling.labels import AGAIN, FEEDBACK, LABELS, Judgement, Turn, repeats, turns_after_replies
+from data_pipelines.labelling.labels import AGAIN, FEEDBACK, LABELS, Judgement, UserTurn, repeats, turns_after_replies
+from data_pipelines.reports.statistics import of_follow_ups
 from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import model_identity
 from data_pipelines.teacher.prompts import prompt_digest
 from rlhi_jax.config import is_endpoint, require, teacher_path
+from rlhi_jax.models.resident import RESIDENT
 
 BLOCK = 2048  # turns that are judged together
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    own = dict(conversations=input_digest(config, 'conversations'), settings=config.follow_ups.to_dict())
+    common = dict(conversations=input_digest(config, 'conversations'), settings=config.follow_ups.to_dict())
     if config.follow_ups.labeller == 'head':
         require(config, 'follow_ups.head')
-        return own | dict(head=head_digest(Path(config.follow_ups.head)))
-    teacher = model_identity(config, teacher_path(config))
+        return common | dict(head=head_digest(Path(config.follow_ups.head)))
+    common['teacher'] = model_identity(config, teacher_path(config))
     if is_endpoint(config.teacher.path):
-        told = dict(prompt=prompt_digest('label_follow_up'), labels=LABELS, schema=by_teacher.ANSWER)
-        return own | dict(told, teacher=teacher)
-    return own | dict(teacher=teacher, prompt=prompt_digest('follow_up'), row_tokens=config.teacher.row_tokens)
+        return common | dict(prompt=prompt_digest('label_follow_up'), labels=LABELS, schema=by_teacher.ANSWER)
+    return common | dict(prompt=prompt_digest('follow_up'), row_tokens=config.teacher.row_tokens)
 
 
-def _judge(task: Task, turns: list[Turn]) -> dict[str, Judgement | None]:
-    """The judgement of each turn by its id; None for one that the labeller has none of."""
-    judged = {turn.id: Judgement(AGAIN, 1.0, turn.text) for turn in turns if repeats(turn)}
-    asked, follow_ups = [turn for turn in turns if turn.id not in judged], task.config.follow_ups
-    if follow_ups.labeller == 'head':
-        return judged | task.keep('head', lambda: Head.load(Path(follow_ups.head))).judge(asked)
+def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
+    """The judgement of each turn by its id; None where the labeller has none."""
+    repeated = {turn.id: Judgement(AGAIN, 1.0, turn.text) for turn in turns if repeats(turn)}
+    others = [turn for turn in turns if turn.id not in repeated]
+    if task.config.follow_ups.labeller == 'head':
+        return repeated | _head(Path(task.config.follow_ups.head)).judge(others)
     if is_endpoint(task.config.teacher.path):
-        return judged | by_teacher.by_answer(task, asked)
-    return judged | by_teacher.by_likelihood(task, asked)
+        return repeated | by_teacher.by_answer(task, others)
+    return repeated | by_teacher.by_likelihood(task, others)
 
 
-def _records(task: Task, counts: Counter) -> Iterator[Record]:
-    turns = ((talk, *turn) for talk, _ in side_by_side(task.config) for turn in turns_after_replies(talk))
+def _head(folder: Path) -> Head:
+    return RESIDENT.get(('head', str(folder.absolute()), head_digest(folder)), lambda: Head.load(folder))
+
+
+def _follow_ups(task: Task, counts: Counter) -> Iterator[FollowUp]:
+    turns = (
+        (conversation, turn_index, turn)
+        for conversation, _ in side_by_side(task.config)
+        for turn_index, turn in turns_after_replies(conversation)
+    )
     for block in in_blocks(turns, BLOCK):
         counts['turns_read'] += len(block)
-        judged = _judge(task, [turn for _, _, turn in block])
-        for talk, place, turn in block:
-            found = judged[turn.id]
-            if found is None:
+        judgements = _judge(task, [turn for *_, turn in block])
+        for conversation, turn_index, turn in block:
+            judgement = judgements[turn.id]
+            if judgement is None:
                 counts['dropped_no_judgement'] += 1  # no valid answer, or longer than a row
                 continue
-            mined = found.label == FEEDBACK and found.confidence >= task.config.follow_ups.min_confidence
-            counts[f'kept_{found.label}'] += 1
+            confident = judgement.confidence >= task.config.follow_ups.min_confidence
+            mined = judgement.label == FEEDBACK and confident
+            counts[f'kept_{judgement.label}'] += 1
             counts['mined'] += mined
-            yield dict(
-                found._asdict(),
+            yield FollowUp(
+                **judgement._asdict(),
                 id=turn.id,
-                conversation=talk['id'],
-                place=place,
-                user_id=talk['user_id'],
-                split=talk['split'],
+                conversation=conversation['id'],
+                turn_index=turn_index,
+                user_id=conversation['user_id'],
+                split=conversation['split'],
                 mined=mined,
                 request=turn.request,
                 reply=turn.reply,
@@ -81,10 +95,19 @@ def _records(task: Task, counts: Counter) -> Iterator[Record]:
 
 def _work(task: Task) -> dict[str, int]:
     counts: Counter = Counter(turns_read=0, mined=0)
-    return task.write(_records(task, counts), counts)
+    return task.write(_follow_ups(task, counts), counts)
 
 
-STAGE = Stage('follow_ups', 1, _work, 'data.follow_ups', _identity)
+STAGE = Stage(
+    'follow_ups',
+    1,
+    _work,
+    'data.follow_ups',
+    _identity,
+    files={RECORDS: KEPT},
+    steps=(Step('turns after a reply', ('turns_read',)),),
+    summary=of_follow_ups,
+)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -1,108 +1,77 @@
-"""Labels of follow-ups by a small trained head: three thousand turns a second on one core, no teacher.
+"""Trains a small head that labels follow-ups, for `config.follow_ups.labeller='head'`.
 
     python -m data_pipelines.head_labels --config=configs/NAME.py --labels=LABELS.jsonl --to=DIR
 
-Trains a head for `config.follow_ups.labeller='head'`. Labels are JSON lines of `id` (CONVERSATION/PLACE) and `label` of
-turns of `config.data.conversations`: made by hand, or records.jsonl of a teacher's `follow_ups`. The head is a logistic
-regression on hashed words and characters of the turn, on its first words as such, and on how it relates to request and
-reply. Words are hashed, so a head holds no text of its users. It is judged by cross-validation over clusters of
-conversations first, and says at which confidence `reattempt_with_feedback` can be mined with which precision.
+Labels are JSON lines of `id` (CONVERSATION/TURN_INDEX) and `label` of turns of `config.data.conversations`: made by
+hand, or the records.jsonl of a teacher's `follow_ups`. `data_pipelines/labelling/by_head.py` describes the head. Before
+it is written, heads are cross-validated over clusters of conversations. The report, printed and stored in the folder,
+says with which precision each confidence mines `reattempt_with_feedback`.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from data_pipelines.core.stage import read_records
-from data_pipelines.labelling.by_head import FOLDS, Head, folds, held_out_probabilities
-from data_pipelines.labelling.labels import (
-    FEEDBACK,
-    LABELS,
-    Turn,
-    turns_after_replies,
-)
+from data_pipelines.core.inputs import read_records
+from data_pipelines.labelling.by_head import Head
+from data_pipelines.labelling.cross_validation import FOLDS, cross_validated, folds
+from data_pipelines.labelling.labels import FEEDBACK, LABELS, UserTurn, turns_after_replies
 from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_folder
 
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
-
-def cross_validated(turns: Sequence[Turn], labels: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
-    """What a head does on turns of groups that it has not seen.
-
-    Returns:
-      turns; macro_f1 of all labels; auc and average_precision of FEEDBACK against the rest; and by threshold of its
-      confidence how many turns would be mined, with which precision and recall.
-    """
-    names, probabilities = held_out_probabilities(turns, labels, groups)
-    predicted = [names[best] for best in probabilities.argmax(axis=1)]
-    wanted, score = np.array(labels) == FEEDBACK, probabilities[:, names.index(FEEDBACK)]
-    mining = []
-    for threshold in THRESHOLDS:
-        mined = (np.array(predicted) == FEEDBACK) & (score >= threshold)
-        right, count = int((mined & wanted).sum()), int(mined.sum())
-        precision = right / count if count else None
-        mining.append(dict(threshold=threshold, mined=count, precision=precision, recall=right / int(wanted.sum())))
-    return dict(
-        turns=len(turns),
-        macro_f1=float(f1_score(labels, predicted, average='macro')),
-        auc=float(roc_auc_score(wanted, score)),
-        average_precision=float(average_precision_score(wanted, score)),
-        mining=mining,
-    )
-
-
-def read_labels(path: Path, config: ConfigDict) -> tuple[list[Turn], list[str], list[str]]:
+def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[str], list[str]]:
     """Labelled turns, their labels, and the clusters of their conversations.
 
     Raises:
-      UserError: the file is missing, a line is no label, or too few of its turns are in the conversations.
+      UserError: the file is missing, a line is not a label, or too few of its turns are in the conversations.
     """
+    label_of = _labels_by_turn(path)
+    turns, clusters = [], []
+    for conversation in read_records(config, 'conversations'):
+        for _, turn in turns_after_replies(conversation):
+            if turn.id in label_of:
+                turns.append(turn)
+                clusters.append(conversation['cluster'])
+    labels = [label_of[turn.id] for turn in turns]
+    feedback = labels.count(FEEDBACK)
+    enough = feedback >= FOLDS and len(set(clusters)) >= FOLDS
+    # Each head of the cross-validation must see feedback and something else.
+    if not enough or not all(0 < sum(labels[i] == FEEDBACK for i in fit) < len(fit) for fit, _ in folds(clusters)):
+        raise UserError(
+            f'{path}: {len(turns)} of {len(label_of)} turns are in config.data.conversations, and {feedback} of them '
+            f'are {FEEDBACK}: label at least {FOLDS} of these and some others, each kind in several of at least '
+            f'{FOLDS} clusters'
+        )
+    return turns, labels, clusters
+
+
+def _labels_by_turn(path: Path) -> dict[str, str]:
+    """The labels of a file by turn id."""
     if not path.is_file():
-        raise UserError(f'--labels={path} does not exist: name a file of JSON lines of id and label')
-    labels = {}
+        raise UserError(f'--labels={path} does not exist: name a file of JSON lines with id and label')
+    label_of = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            told = json.loads(line)
-            labels[told['id']] = label = told['label']
+            record = json.loads(line)
+            label_of[record['id']] = label = record['label']
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'{path}:{number} is no object of id and label: mend the line') from None
-        if label not in tuple(LABELS):  # it may be anything
-            raise UserError(f'{path}:{number}: {label!r} is no label: choose from {", ".join(LABELS)}')
-    turns, groups = [], []
-    for talk in read_records(config, 'conversations'):
-        for _, turn in turns_after_replies(talk):
-            if turn.id in labels:
-                turns.append(turn)
-                groups.append(talk['cluster'])
-    found = [labels[turn.id] for turn in turns]
-    count = found.count(FEEDBACK)
-    enough = count >= FOLDS and len(set(groups)) >= FOLDS
-    # Each head of the cross-validation must see feedback and something else.
-    if not enough or not all(0 < sum(found[i] == FEEDBACK for i in fit) < len(fit) for fit, _ in folds(groups)):
-        raise UserError(
-            f'{path}: {len(turns)} of {len(labels)} turns are in config.data.conversations, {count} of them '
-            f'{FEEDBACK}: label at least {FOLDS} of these, and some others, each in several of at least {FOLDS} '
-            'clusters'
-        )
-    return turns, found, groups
+            raise UserError(f'{path}:{number} is not an object with id and label: fix the line') from None
+        if label not in tuple(LABELS):  # a tuple, since the label may be unhashable
+            raise UserError(f'{path}:{number}: {label!r} is not a label: choose from {", ".join(LABELS)}')
+    return label_of
 
 
 def main() -> None:
     config = load_config(flags.FLAGS.config)
     require_flags('labels', 'to')
-    path = Path(flags.FLAGS.labels)
-    turns, labels, groups = read_labels(path, config)
+    turns, labels, clusters = read_labels(Path(flags.FLAGS.labels), config)
     with new_folder(Path(flags.FLAGS.to), overwrite=flags.FLAGS.overwrite) as folder:
         folder.chmod(0o700)
-        report = cross_validated(turns, labels, groups)
+        report = cross_validated(turns, labels, clusters)
         Head.fit(turns, labels).save(folder, made_from=digest(turns, labels), cross_validation=report)
     print(json.dumps(report, indent=2))
 

@@ -1,28 +1,31 @@
-"""Simulated users' own checks score the candidates of training users, for runs that leave the reward model out.
+"""Candidates → scores by the simulated users' own checks, for runs without a reward model.
 
     python -m data_pipelines.oracle_scores --config=configs/NAME.py
 
-A prompt whose replies satisfy no taste has no best one, and no scores.
+If no reply to a prompt satisfies any taste, none of them is scored: none is the best.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import Stage, Task, input_digest, read_records
-from data_pipelines.simulator.data import REQUESTS, request_number, tastes_of, users_by_hash
+from data_pipelines.core.inputs import input_digest, read_records
+from data_pipelines.core.records import CandidateScores
+from data_pipelines.core.stage import Stage, Task
+from data_pipelines.simulator.files import USERS, load_users, request_of, tastes_of
 from data_pipelines.simulator.requests import Request
-from data_pipelines.simulator.tastes import satisfaction, share_met, valid
+from data_pipelines.simulator.tastes import Tastes, satisfaction, share_met, valid
 from rlhi_jax.io.files import file_digest
 
 
-def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:
-    """A valid reply's share of tastes met; of any other a tenth and less, so that what it misses still ranks it.
+def oracle_score(reply: str, request: Request, finished: bool, tastes: Tastes) -> float:
+    """The share of tastes that a valid reply meets, from 0 to 1; an invalid one scores from -0.1 to 0.1.
 
-    Every invalid reply is below all valid ones that meet a taste, but one that meets all is above a valid one that
-    meets none: the worst of N is to differ from the best in tastes, not in validity alone.
+    Every invalid reply scores below all valid ones that meet a taste, but one that meets all tastes scores above a
+    valid one that meets none: the worst of N shall differ from the best in tastes, not in validity alone.
     """
     met = share_met(reply, tastes)
     return met if valid(reply, request, finished) else 0.2 * met - 0.1
@@ -31,25 +34,29 @@ def oracle_score(reply: str, request: Request, finished: bool, tastes: dict[str,
 def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         candidates=input_digest(config, 'candidates'),
-        users=file_digest(Path(config.data.raw) / 'users.jsonl'),
+        users=file_digest(Path(config.data.raw) / USERS),
         conversations=config.simulated.conversations,
     )
 
 
 def _work(task: Task) -> dict[str, int]:
-    config = task.config
-    users, scores = users_by_hash(config), []
-    for record in read_records(config, 'candidates'):
-        request = REQUESTS[record['messages'][-1]['content']]
-        tastes = tastes_of(config, users[record['user_id']], request_number(record['id']), request.text)
-        said = [(reply['text'], request, reply['finished'], tastes) for reply in record['replies']]
-        some_satisfy = any(satisfaction(*one) > 0 for one in said)
-        values = [oracle_score(*one) if some_satisfy else None for one in said]
-        scores.append(dict(id=record['id'], scores=values))
-    return task.write(scores, Counter(prompts=len(scores)))
+    counts: Counter = Counter(prompts=0)
+    return task.write(_scores(task.config, counts), counts)
 
 
-STAGE = Stage('oracle_scores', 1, _work, 'data.scores', _identity)
+def _scores(config: ConfigDict, counts: Counter) -> Iterator[CandidateScores]:
+    users = load_users(config)
+    for candidate in read_records(config, 'candidates'):
+        request, tastes = request_of(candidate), tastes_of(config, users[candidate['user_id']], candidate)
+        replies = [(reply['text'], request, reply['finished'], tastes) for reply in candidate['replies']]
+        some_satisfy = any(satisfaction(*reply) > 0 for reply in replies)
+        counts['prompts'] += 1
+        yield CandidateScores(
+            id=candidate['id'], scores=[oracle_score(*reply) if some_satisfy else None for reply in replies]
+        )
+
+
+STAGE = Stage(name='oracle_scores', version=1, work=_work, output='data.scores', identity=_identity)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -1,119 +1,133 @@
-"""Rewrites and scored candidates → preference JSONL, probed for artefacts.
+"""Rewrites and scored candidates → preference pairs as JSON lines, probed for artefacts.
 
     python -m data_pipelines.pairs --config=configs/NAME.py
 
-`config.pairs.sources` says which: 'rewrites' (chosen: the rewrite; rejected: the reply that the user complained about)
-and 'candidates' (chosen: the best of N by score; rejected: the worst). Writes SPLIT.jsonl for every split: preferences
-in messages, as TRL takes them, with keys beside that it passes over. A classifier that sees the replies alone, without
-persona or request, must not tell chosen from rejected too well: what it finds, such as length, a policy would learn
-instead of users' wishes.
+`config.pairs.sources` names the stages that pairs come from (see `SOURCES`). Writes train.jsonl and validation.jsonl,
+whose prompt, chosen and rejected TRL reads as they are. A classifier that sees only the replies, without persona or
+request, must not tell chosen from rejected too well: a policy would learn features such as length instead of what users
+wish.
 """
 
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.records import SPLITS
-from data_pipelines.core.stage import (
-    Record,
-    Stage,
-    Task,
-    as_line,
-    input_digest,
-    input_folder,
-    read_records,
-)
+from data_pipelines.core.inputs import input_digest, input_folder, read_records
+from data_pipelines.core.record_files import as_line
+from data_pipelines.core.records import MINED_SPLITS, Candidate, CandidateScores, Message, PreferenceRecord, Rewrite
+from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair_id
 from data_pipelines.preferences.artefacts import reply_only_auc
-from data_pipelines.preferences.reading import some_of
+from data_pipelines.preferences.reading import first_by_hash
+from data_pipelines.reports.statistics import of_pairs
 from data_pipelines.text.openings import is_refusal
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_file, read_json
 
-SOURCES = ('rewrites', 'candidates')
-PROBED = 20000  # training pairs that the classifier of replies alone learns from and is tested on
+PROBED = 20000  # most training pairs for the classifier that sees only replies
 
 
-def _preference(record: Record, chosen: str, rejected: str, kind: str) -> Record:
-    return dict(
+def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
+    """The rewrite is preferred to the reply that the user complained about."""
+    for record in read_records(config, 'rewrites'):
+        counts['rewrites_read'] += 1
+        yield _preference(record, record['rewrite'], record['original'], REWRITE)
+
+
+def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
+    """The best of N replies by score is preferred to the worst."""
+    scored = _scores(config) if config.data.scores else None
+    for record in read_records(config, 'candidates'):
+        counts['candidates_read'] += 1
+        record = record if scored is None else record | dict(scores=_scores_of(record, scored))
+        if 'scores' not in record:
+            raise UserError(
+                'config.data.candidates: its replies have no scores: set config.candidates.reward_model and run the '
+                'stage again, or set config.data.scores'
+            )
+        if sides := best_and_worst(record, config.pairs.min_score_gap, counts):
+            yield _preference(record, *sides, BEST_WORST)
+
+
+# Sources of pairs by their name in `config.pairs.sources`, which is also that of the folder in `config.data`. A source
+# counts the records that it reads as NAME_read.
+SOURCES: dict[str, Callable[[ConfigDict, Counter], Iterator[PreferenceRecord]]] = dict(
+    rewrites=from_rewrites, candidates=from_candidates
+)
+
+
+def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> tuple[str, str] | None:
+    """The best and the worst reply by score; None if they make no pair, which is counted by its reason.
+
+    Among equal scores a hash of the text decides. A reply that was cut off is never the best. It is the worst only if
+    no finished reply is worse than the best by more than the gap: otherwise most pairs would teach only that replies
+    must end.
+    """
+    scored = zip(record['scores'], record['replies'], strict=True)
+    ranked = sorted(
+        ((score, digest(reply['text']), reply) for score, reply in scored if score is not None),
+        key=lambda entry: entry[:2],
+    )
+    finished = [entry for entry in ranked if entry[2]['finished']]
+    if len(ranked) < 2:
+        counts['dropped_fewer_than_two_scored'] += 1
+        return None
+    if not finished:
+        counts['dropped_no_finished_reply'] += 1
+        return None
+    best_score, _, best = finished[-1]
+    worse = [reply for score, _, reply in (*finished, *ranked) if best_score - score > min_score_gap]
+    if not worse:
+        counts['dropped_within_margin'] += 1
+        return None
+    return best['text'], worse[0]['text']
+
+
+def _scores(config: ConfigDict) -> Iterator[CandidateScores]:
+    """The records of `config.data.scores`.
+
+    Raises:
+      UserError: they are scores of other candidates.
+    """
+    folder, candidates = input_folder(config, 'scores'), input_digest(config, 'candidates')
+    manifest = read_json(folder / 'manifest.json', 'run its stage again', fields=())
+    if manifest.get('made_from', {}).get('candidates', candidates) != candidates:
+        raise UserError(f'config.data.scores: {folder} was made from other candidates: run its stage again')
+    return read_records(config, 'scores')
+
+
+def _scores_of(record: Candidate, scored: Iterator[CandidateScores]) -> list[float | None]:
+    """The next record's scores, which must be those of this candidate."""
+    scores = next(scored, None)
+    if scores is None or scores['id'] != record['id']:
+        raise UserError(
+            f'config.data.scores: no scores of {record["id"]!r} in the order of config.data.candidates: run its stage '
+            'again'
+        )
+    return scores['scores']
+
+
+def _preference(record: Rewrite | Candidate, chosen: str, rejected: str, kind: str) -> PreferenceRecord:
+    return PreferenceRecord(
         id=pair_id(record['id'], kind),
         conversation=conversation_of(record['id']),
         split=record['split'],
         user_id=record['user_id'],
         persona=record['persona'],
         prompt=record['messages'],
-        chosen=[dict(role='assistant', content=chosen)],
-        rejected=[dict(role='assistant', content=rejected)],
+        chosen=[Message(role='assistant', content=chosen)],
+        rejected=[Message(role='assistant', content=rejected)],
     )
 
 
-def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[Record]:
-    """Rewrite over original."""
-    for record in read_records(config, 'rewrites'):
-        counts['rewrites_read'] += 1
-        yield _preference(record, record['rewrite'], record['original'], REWRITE)
-
-
-def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[Record]:
-    """Best over worst of N by score; among equals, a hash of the text decides.
-
-    A reply that was cut off is never the best, and is the worst only where no finished one is worse than the best: else
-    most pairs would say no more than that replies must end.
-    """
-    scored = _scores(config) if config.data.scores else None
-    for record in read_records(config, 'candidates'):
-        counts['candidates_read'] += 1
-        told = record if scored is None else next(scored, {})
-        if told.get('id') != record['id']:
-            raise UserError(f'config.data.scores: no scores of {record["id"]!r} in its place: run that stage again')
-        if 'scores' not in told:
-            raise UserError('config.data.candidates holds no scores: set config.candidates.reward_model or data.scores')
-        values = told['scores']
-        ranked = sorted(
-            (
-                (value, digest(reply['text']), reply)
-                for value, reply in zip(values, record['replies'], strict=True)
-                if value is not None
-            ),
-            key=lambda entry: entry[:2],
-        )
-        finished = [entry for entry in ranked if entry[2]['finished']]
-        if len(ranked) < 2:
-            counts['dropped_fewer_than_two_scored'] += 1
-            continue
-        if not finished:
-            counts['dropped_no_finished_reply'] += 1
-            continue
-        best = finished[-1]
-        worse = [entry for entry in (*finished, *ranked) if best[0] - entry[0] > config.pairs.margin]
-        if worse:
-            yield _preference(record, best[2]['text'], worse[0][2]['text'], BEST_WORST)
-        else:
-            counts['dropped_within_margin'] += 1
-
-
-def _scores(config: ConfigDict) -> Iterator[Record]:
-    """The candidates' scores, one record each, in the same order.
-
-    Raises:
-      UserError: they are of other candidates.
-    """
-    folder, own = input_folder(config, 'scores'), input_digest(config, 'candidates')
-    manifest = read_json(folder / 'manifest.json', 'run its stage again', fields=())
-    if manifest.get('made_from', {}).get('candidates', own) != own:
-        raise UserError(f'config.data.scores: {folder} was made from other candidates: run that stage again')
-    return read_records(config, 'scores')
-
-
-def mine(config: ConfigDict, counts: Counter) -> Iterator[Record]:
-    """The preferences of all sources, less those that would teach something else than a user's wish."""
-    readers = dict(rewrites=from_rewrites, candidates=from_candidates)
+def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
+    """The pairs of all sources, without those that would teach something other than a user's wish."""
     for source in _sources(config):
-        for record in readers[source](config, counts):
+        for record in SOURCES[source](config, counts):
             chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
             if chosen == rejected:
                 counts['dropped_chosen_equals_rejected'] += 1
@@ -140,7 +154,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.data.scores and 'candidates' in inputs:
         inputs['scores'] = input_digest(config, 'scores')
     settings = config.pairs.to_dict()
-    for name in ('accept_artefacts', 'min_pairs'):  # they stop the run, and change nothing else
+    for name in ('accept_artefacts', 'min_pairs'):  # they may stop the run, but do not change the output
         del settings[name]
     return dict(inputs=inputs, settings=settings, seed=config.seed)
 
@@ -148,10 +162,10 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 def _work(task: Task) -> dict[str, int]:
     config, counts = task.config, Counter()
     with contextlib.ExitStack() as stack:
-        files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in SPLITS}
+        files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in MINED_SPLITS}
         for record in mine(config, counts):
             files[record['split']].write(as_line(record))
-    probed = some_of(task.folder / 'train.jsonl', PROBED)
+    probed = first_by_hash(task.folder / 'train.jsonl', PROBED)
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in probed],
         [record['user_id'] or record['conversation'] for record in probed],
@@ -163,24 +177,33 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
-    """Refuse pairs that are too few, or whose replies alone tell too much."""
-    counts, auc, p = manifest['counts'], manifest['probe']['artefact_auc'], config.pairs
+    """Refuse pairs if they are too few, or if the replies alone tell chosen from rejected too well."""
+    counts, auc, settings = manifest['counts'], manifest['probe']['artefact_auc'], config.pairs
     number = sum(n for name, n in counts.items() if name.startswith('kept_') and name.endswith('_train'))
-    if number < p.min_pairs:
+    if number < settings.min_pairs:
         raise UserError(
-            f'{number} pairs were found for training, fewer than config.pairs.min_pairs ({p.min_pairs}): bring more '
-            f'conversations, or lower it; counts here are {json.dumps(counts)}, and the stages before have theirs in '
-            'manifest.json'
+            f'{number} pairs were found for training, fewer than config.pairs.min_pairs ({settings.min_pairs}): add '
+            f'conversations, or lower it. Counts: {json.dumps(counts)}; the manifest.json of earlier stages has theirs'
         )
-    if auc is not None and auc > p.max_artefact_auc and not p.accept_artefacts:
+    if auc is not None and auc > settings.max_artefact_auc and not settings.accept_artefacts:
         raise UserError(
-            f'replies alone tell chosen from rejected with an AUC of {auc:.2f}, above config.pairs.max_artefact_auc '
-            f'({p.max_artefact_auc}): look for what differs (length, style, author), or pass '
-            '--config.pairs.accept_artefacts=True'
+            f'a classifier that sees only the replies tells chosen from rejected with an AUC of {auc:.2f}, above '
+            f'config.pairs.max_artefact_auc ({settings.max_artefact_auc}): look for a difference (length, style, '
+            'author), or pass --config.pairs.accept_artefacts=True'
         )
 
 
-STAGE = Stage('pairs', 1, _work, 'data.pairs', _identity, _check)
+STAGE = Stage(
+    name='pairs',
+    version=1,
+    work=_work,
+    output='data.pairs',
+    identity=_identity,
+    check=_check,
+    files={f'{split}.jsonl': KEPT for split in MINED_SPLITS},
+    steps=(Step('rewrites and prompts', read=tuple(f'{source}_read' for source in SOURCES)),),
+    summary=of_pairs,
+)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -1,162 +1,144 @@
-"""Users' feedback → claims about what they like, and personas that know strictly earlier turns alone.
+"""Users' feedback → claims about what they like, and a persona at every turn from strictly earlier turns.
 
     python -m data_pipelines.personas --config=configs/NAME.py
 
-The teacher says in one sentence what each remark shows that its author likes; with `config.personas.writer='quotes'`
-the remark stands for itself. What breaks a rule of `data_pipelines/persona/audit.py` is counted and never written.
-`config.personas.scope` says which turns a persona may know: those of the same user's 'earlier_conversations', which
-had ended when this one began, or the 'first_k_turns' of the same conversation, where users have no ids (pairs are then
-mined from later turns only). Writes
+In order:
 
-    claims.jsonl    every claim, with the turn that it comes from (`data_pipelines/persona/claims.py`)
-    users.jsonl     of every user with an id: the persona of their whole history, and how it came about
-    records.jsonl   the persona of every user turn that may be mined
+1. Remarks: the feedback turns that a persona may know. `config.personas.scope` says which (see
+   `data_pipelines/persona/scopes.py`): those of the same user's 'earlier_conversations', which had ended when this one
+   began, or the 'first_k_turns' of the same conversation, where users have no ids.
+2. Sentences: the teacher says in one sentence what a remark shows that its author likes. With
+   `config.personas.writer='quotes'` the remark is that sentence.
+3. Claims: sentences that pass the rules of `data_pipelines/persona/audit.py`. The stage counts the others by the rule
+   that they break, and never writes them.
+4. The store, in the order of the conversations, which is that of users:
 
-all in the order of the conversations, which is that of users: one user's history is in memory at a time. Look at them,
-and mend them, with `python -m data_pipelines.persona_store`.
+    claims.jsonl    every claim, with the turn that it comes from
+    users.jsonl     for every user with an id, the persona of their whole history and its versions
+    records.jsonl   the persona at every user turn that may be mined
+
+One user's history is in memory at a time. `python -m data_pipelines.persona_store` shows and corrects the store.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from data_pipelines.core.histories import Author, authors
-from data_pipelines.core.stage import (
-    RECORDS,
-    Record,
-    Stage,
-    Task,
-    exhaust,
-    in_blocks,
-    input_digest,
-    input_folder,
-    read_records,
-)
+from data_pipelines.core.inputs import input_folder, read_records
+from data_pipelines.core.passes import exhaust, in_blocks
+from data_pipelines.core.record_files import RECORDS
+from data_pipelines.core.records import Claim, FollowUp, Remark
+from data_pipelines.core.stage import Task
 from data_pipelines.persona.audit import fault, remark_fault
-from data_pipelines.persona.claims import (
-    Claim,
-)
+from data_pipelines.persona.claims import quote_of
 from data_pipelines.persona.corrections import Corrections, corrected, corrections_path, read_corrections
-from data_pipelines.persona.scopes import remarks
-from data_pipelines.persona.store import COUNTED, _tokenizer_digest, write_store
+from data_pipelines.persona.scopes import SCOPES
+from data_pipelines.persona.stage import personas_stage, prompt_name
+from data_pipelines.persona.store import COUNTED, write_store
 from data_pipelines.teacher.endpoint import spending
-from data_pipelines.teacher.generation import generate, model_identity
-from data_pipelines.teacher.prompts import prompt_digest, render_turns
-from data_pipelines.text.lexicons import lexicons_digest
-from rlhi_jax.config import is_endpoint, teacher_path
-from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import digest, file_digest
-from rlhi_jax.models.checkpoints import open_model
+from data_pipelines.teacher.generation import generate
+from data_pipelines.teacher.prompts import render_turns
+from rlhi_jax.config import teacher_path
+from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt
 
 BLOCK = 1024  # remarks that the teacher is asked about together
 
 
-def identity(config: ConfigDict) -> dict[str, Any]:
-    corrections = corrections_path(config)
-    return dict(
-        inputs=[input_digest(config, key) for key in ('conversations', 'follow_ups')],
-        teacher=model_identity(config, teacher_path(config)),
-        tokenizer=_tokenizer_digest(open_model(config.model.path).tokenizer_path),
-        prompt=prompt_digest(_prompt(config)),
-        lexicons=lexicons_digest(),
-        settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
-        corrections=file_digest(corrections) if corrections.exists() else '',
-        sampler=config.sampler.to_dict(),
-        seed=config.seed,
-    )
-
-
-def usable_remarks(
-    config: ConfigDict, corrections: Corrections, counts: Counter
-) -> Iterator[tuple[Author, list[Record]]]:
-    """Everybody with those of their remarks that may become claims; the others are counted by their reason."""
-    p = config.personas
+def _remarks(config: ConfigDict, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Remark]]]:
+    """Every author with those of their remarks that may become claims; the others are counted by the reason."""
     for author in authors(config, input_folder(config, 'follow_ups') / RECORDS):
-        usable = []
-        for remark in remarks(author, *author.of, scope=p.scope, first_k=p.first_k):
+        remarks = []
+        for turn in author.records[0]:
+            if not turn['mined'] or not SCOPES[config.personas.scope].may_know(turn, config.personas):
+                continue
+            remark = _remark(author, turn)
             counts['remarks'] += 1
-            if reason := remark_fault(remark['quote'], author.before(remark)):
+            if reason := remark_fault(remark['quote'], author.text_before(remark)):
                 counts[f'dropped_{reason}'] += 1
             elif corrections.deletes(remark):
                 counts['deleted'] += 1
             else:
-                usable.append(remark)
-        yield author, usable
+                remarks.append(remark)
+        yield author, remarks
 
 
-def _prompt(config: ConfigDict) -> str:
-    """An endpoint's model follows instructions: what users say is delimited for it."""
-    return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
+def _remark(author: Author, turn: FollowUp) -> Remark:
+    return Remark(
+        id=turn['id'],
+        user_id=turn['user_id'],
+        conversation=turn['conversation'],
+        turn_index=turn['turn_index'],
+        said_at=author.conversations[turn['conversation']]['ended'],
+        quote=quote_of(turn['follow_up']),
+        edited=False,
+    )
 
 
-def _said(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
-    """What is said of remarks, in one sentence, several times over; '' for what was cut off, nothing for no room.
+def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
+    """The sentences that the teacher's samples say about each remark, by its quote.
 
-    With `config.personas.writer='quotes'` that is the remark itself.
+    A sentence is '' if its sample was cut off within the first line. The list is empty if the prompt is too long or the
+    teacher refuses it. With `config.personas.writer='quotes'` the remark itself is its one sentence.
     """
     if task.config.personas.writer == 'quotes':
         return {quote: [' '.join(quote.split())] for quote in quotes}
     prompts = {}
     for quote in sorted(set(quotes)):
-        turns = tuple(render_turns(_prompt(task.config), remark=' '.join(quote.split())))
+        turns = tuple(render_turns(prompt_name(task.config), remark=' '.join(quote.split())))
         prompts[quote] = Prompt(digest(quote), turns, samples=task.config.personas.samples, keep=len(turns))
     replies = generate(task, teacher_path(task.config), list(prompts.values()))
-    said = {}
+    sentences = {}
     for quote, prompt in prompts.items():
         lines = [(reply.text.strip().split('\n'), reply.finished) for reply in replies[prompt.id]]
-        said[quote] = [first.strip() if rest or finished else '' for (first, *rest), finished in lines]
-    return said
-
-
-def write_claims(author: Author, found: Sequence[Record], said: dict[str, list[str]], counts: Counter) -> list[Claim]:
-    """A claim of each remark: the first of what is said of it that passes the audit; if none does, why is counted."""
-    kept = []
-    for remark in found:
-        texts = said[remark['quote']]
-        counts['remarks_without_answer'] += not texts
-        faults = {text: fault(text, remark['quote'], author.before(remark)) for text in texts or ['']}
-        if text := next((text for text, reason in faults.items() if not reason), ''):
-            kept.append(remark | dict(text=text))
-        else:
-            counts[f'dropped_{next(iter(faults.values()))}'] += 1
-    return kept
+        sentences[quote] = [first.strip() if rest or finished else '' for (first, *rest), finished in lines]
+    return sentences
 
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
-    """Everybody's claims. The teacher has been asked about all remarks before the first of them comes out."""
+    """Every author with their claims, once the teacher has been asked about all remarks."""
     asks = task.config.personas.writer == 'teacher'
-    first = corrections if asks else Corrections()  # the teacher is not asked about what was deleted
+    before_asking = corrections if asks else Corrections()  # the teacher is not asked about deleted remarks
     if asks:
-        exhaust(usable_remarks(task.config, first, Counter()))  # bad input is known before the teacher is asked
-        usable = usable_remarks(task.config, first, Counter())
-        quotes = (remark['quote'] for _, found in usable for remark in found)
+        exhaust(_remarks(task.config, before_asking, Counter()))  # finds damaged input before the teacher is asked
+        remarks_by_author = _remarks(task.config, before_asking, Counter())
+        quotes = (remark['quote'] for _, remarks in remarks_by_author for remark in remarks)
         for block in in_blocks(quotes, BLOCK):
-            _said(task, block)
-    for author, found in usable_remarks(task.config, first, counts):
-        claims = write_claims(author, found, _said(task, [remark['quote'] for remark in found]), counts)
+            sentences_about(task, block)
+    for author, remarks in _remarks(task.config, before_asking, counts):
+        sentences = sentences_about(task, [remark['quote'] for remark in remarks])
+        claims = _claims_of_author(author, remarks, sentences, counts)
         yield author, corrected(author, claims, corrections, counts)
     if asks:
         counts.update(spending(task))
 
 
+def _claims_of_author(
+    author: Author, remarks: Sequence[Remark], sentences: dict[str, list[str]], counts: Counter
+) -> list[Claim]:
+    """A claim from each remark: its first sentence that passes the rules. If none does, the first fault is counted."""
+    claims = []
+    for remark in remarks:
+        quote, before = remark['quote'], author.text_before(remark)
+        counts['remarks_without_answer'] += not sentences[quote]
+        faults = {text: fault(text, quote, before) for text in sentences[quote] or ['']}
+        if text := next((text for text, reason in faults.items() if not reason), ''):
+            claims.append(Claim(**remark, text=text))
+        else:
+            counts[f'dropped_{next(iter(faults.values()))}'] += 1
+    return claims
+
+
 def _work(task: Task) -> dict[str, int]:
-    scope = task.config.personas.scope
-    talks = (talk for talk in read_records(task.config, 'conversations') if len(talk['messages']) > 2)
-    if scope == 'earlier_conversations' and not any(talk['user_id'] and talk['began'] for talk in talks):
-        raise UserError(
-            "config.personas.scope is 'earlier_conversations', but of no conversation of several turns it is known "
-            "whose it is and when it began: set it to 'first_k_turns', or name what tells that by "
-            'config.ingest.fields.user and config.ingest.fields.said_at (of a turn; a serving log tells it, too, if it '
-            'holds the call of the first turn)'
-        )
+    SCOPES[task.config.personas.scope].check(read_records(task.config, 'conversations'))
     counts: Counter = Counter(dict.fromkeys(COUNTED, 0))
-    return write_store(task, _claims(task, read_corrections(corrections_path(task.config)), counts), counts)
+    corrections = read_corrections(corrections_path(task.config))
+    return write_store(task, _claims(task, corrections, counts), counts)
 
 
-STAGE = Stage('personas', 1, _work, 'data.personas', identity)
+STAGE = personas_stage(_work)
 
 if __name__ == '__main__':
     STAGE.main()

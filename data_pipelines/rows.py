@@ -2,7 +2,8 @@
 
     python -m data_pipelines.rows --config=configs/NAME.py
 
-Lengths are those of `config.model.path`'s tokenizer and chat template; the plan is refused with any other.
+Lengths are in tokens of `config.model.path`, with its chat template. The plan can be used with that tokenizer and
+template only.
 """
 
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import Stage, Task
+from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from rlhi_jax.config import require
-from rlhi_jax.data.plan import make_plan, plan_identity, save_plan
+from rlhi_jax.data.plan import load_plan, make_plan, plan_identity, save_plan
 from rlhi_jax.data.rows import capacities
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.progress import Progress
@@ -38,7 +39,21 @@ def _work(task: Task) -> dict[str, int]:
     return plan.counts
 
 
-STAGE = Stage('rows', 1, _work, 'data.rows', _identity)
+def _counted(folder: Path) -> dict[str, int]:
+    plan, _ = load_plan(folder)
+    return {KEPT: len(plan.pair_names), 'rows': len(plan.rows)}
+
+
+STAGE = Stage(
+    name='rows',
+    version=1,
+    work=_work,
+    output='data.rows',
+    identity=_identity,
+    contents=_counted,
+    steps=(Step('pairs', ('pairs_read',)),),
+    forgetting='removed',
+)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -1,99 +1,138 @@
-"""Evaluate a policy on simulated users: how far its replies satisfy them under their own persona, another's, and none.
+"""Evaluates a policy on simulated users: how far replies satisfy them under their own, another's and no persona.
 
     python -m data_pipelines.satisfaction --config=configs/NAME.py
 
-Samples a reply of `config.satisfaction.model` to every held-out prompt in each condition and checks it against the
-user's tastes. What a policy learned about personas is the gap G = own − opposing, where the opposing user likes the
-opposite in everything: a model that ignores the persona has G = 0, whatever else it learned. In the stage
-`oracle_scores` the same checks score the candidates of training users, for runs that leave the reward model out; a
-prompt whose replies satisfy no taste has no best one, and no scores.
+Samples a reply of `config.satisfaction.model` to every prompt of held-out users in each condition of
+`config.satisfaction.conditions`, and checks it against the user's tastes. The gap G = own − other measures how much the
+policy uses personas: the other user likes the opposite in everything, so a model that ignores the persona has G = 0.
+`data_pipelines/simulator/summary.py` compares models by it.
 """
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.core.records import PromptRecord, SatisfactionRecord, SimulatedUser
 from data_pipelines.core.stage import Stage, Task
-from data_pipelines.persona.store import of_users_digest
-from data_pipelines.simulator.conditions import conditions
-from data_pipelines.simulator.data import REQUESTS, raw, request_number, tastes_of, users_by_hash
+from data_pipelines.core.turns import to_turns
+from data_pipelines.persona.store import user_personas_digest
+from data_pipelines.simulator.conditions import personas_by_condition
+from data_pipelines.simulator.files import PROMPTS, USERS, load_prompts, load_users, request_of, tastes_of
 from data_pipelines.simulator.tastes import satisfaction, valid
 from data_pipelines.teacher.generation import generate, model_identity
 from rlhi_jax.io.errors import NothingToEvaluate
 from rlhi_jax.io.files import digest, file_digest
-from rlhi_jax.sampling.generator import Prompt
+from rlhi_jax.sampling.generator import Prompt, Reply
 from rlhi_jax.tokenizers.template import Context
+
+# Names of conditions in the sampler's seed: with other names, runs would no longer give the same replies.
+SAMPLED_AS = {'own': 'own', 'other': 'opposing', 'empty': 'empty'}
+
+
+class Question(NamedTuple):
+    """A user's prompt under one persona condition."""
+
+    prompt: PromptRecord
+    condition: str  # own, other or empty
+    persona: str
+
+    @property
+    def name(self) -> str:
+        """The id that the sampler's seed depends on."""
+        return f'{self.prompt["id"]} {SAMPLED_AS[self.condition]}'
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    s = config.satisfaction
-    raw = Path(config.data.raw)
+    settings, raw = config.satisfaction, Path(config.data.raw)
     return dict(
-        model=model_identity(config, s.model or config.model.path),
-        inputs=[file_digest(raw / name) for name in ('users.jsonl', 'prompts.jsonl') if (raw / name).exists()],
-        personas=of_users_digest(config) if config.data.personas else 'oracle',
+        model=model_identity(config, _model(config)),
+        inputs=[file_digest(raw / name) for name in (USERS, PROMPTS) if (raw / name).exists()],
+        personas=user_personas_digest(config) if config.data.personas else 'oracle',
         sampler=config.sampler.to_dict(),
         conversations=config.simulated.conversations,
-        settings=dict(split=s.split, conditions=s.conditions, seed=config.seed, max_prompts=s.max_prompts),
+        settings=dict(
+            split=settings.split,
+            conditions=settings.conditions,
+            seed=config.seed,
+            max_prompts=settings.max_prompts,
+        ),
     )
 
 
+def _model(config: ConfigDict) -> str:
+    return config.satisfaction.model or config.model.path
+
+
 def _work(task: Task) -> dict[str, int]:
-    config = task.config
-    users = users_by_hash(config)
-    records = [prompt for prompt in raw(config, 'prompts.jsonl') if prompt['split'] == config.satisfaction.split]
-    counts: Counter = Counter(prompts_read=len(records))
-    said = conditions(config, users, records, counts)
-    if not said:
-        raise NothingToEvaluate(
-            f'config.satisfaction.split: no prompt of {config.satisfaction.split!r} can be evaluated (counts: '
-            f'{dict(counts)}): give it users; with inferred personas they need users of opposite tastes, as test has'
-        )
-    records = [record for record in records if record['id'] in said]
-    if most := config.satisfaction.max_prompts:
-        counts['dropped_over_max_prompts'] = len(records[most:])
-        records = sorted(records, key=lambda record: digest(record['id']))[:most]
+    counts: Counter = Counter()
+    users = load_users(task.config)
+    questions = _questions(task.config, users, counts)
     prompts = [
-        Prompt(f'{record["id"]} {condition}', (('user', record['messages'][-1]['content']),), Context('', persona))
-        for record in records
-        for condition, persona in said[record['id']].items()
-        if condition in config.satisfaction.conditions.split(',')
+        Prompt(question.name, to_turns(question.prompt['messages'][-1:]), Context('', question.persona))
+        for question in questions
     ]
-    model = config.satisfaction.model or config.model.path
-    replies = generate(task, model, prompts)
-    by_id = {record['id']: record for record in records}
-    results = []
-    for prompt in prompts:
-        name, condition = prompt.id.rsplit(' ', 1)
-        record = by_id[name]
-        user, request = users[record['user_id']], REQUESTS[record['messages'][-1]['content']]
-        for reply in replies[prompt.id]:
-            tastes = tastes_of(config, user, request_number(name), request.text)
-            results.append(
-                dict(
-                    id=name,
-                    user_id=record['user_id'],
-                    condition=condition,
-                    persona=prompt.context.persona,
-                    request=request.text,
-                    text=reply.text,
-                    finished=reply.finished,
-                    valid=valid(reply.text, request, reply.finished),
-                    satisfaction=satisfaction(reply.text, request, reply.finished, tastes),
-                    met={
-                        pair: satisfaction(reply.text, request, reply.finished, {pair: side})
-                        for pair, side in tastes.items()
-                    },
-                )
-            )
-    counts['replies'] = len(results)
-    counts['dropped_prompt_too_long'] = sum(not replies[prompt.id] for prompt in prompts)
-    return task.write(results, counts)
+    replies = generate(task, _model(task.config), prompts)
+    counts['replies'] = sum(len(replies[question.name]) for question in questions)
+    counts['dropped_prompt_too_long'] = sum(not replies[question.name] for question in questions)
+    records = (
+        _record(task.config, users, question, reply) for question in questions for reply in replies[question.name]
+    )
+    return task.write(records, counts)
 
 
-STAGE = Stage('satisfaction', 1, _work, 'data.satisfaction', _identity)
+def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Counter) -> list[Question]:
+    """The prompts to evaluate, each under every condition in turn; the others are counted by their reason."""
+    settings = config.satisfaction
+    prompts = load_prompts(config, settings.split)
+    counts['prompts_read'] = len(prompts)
+    personas = personas_by_condition(config, users, prompts, counts)
+    if not personas:
+        raise NothingToEvaluate(
+            f'config.satisfaction.split: no prompt of {settings.split!r} can be evaluated (counts: {dict(counts)}): '
+            'add users to the split; inferred personas need users of opposite tastes, which only the split test has'
+        )
+    prompts = [prompt for prompt in prompts if prompt['id'] in personas]
+    if most := settings.max_prompts:
+        counts['dropped_over_max_prompts'] = len(prompts[most:])
+        prompts = sorted(prompts, key=lambda prompt: digest(prompt['id']))[:most]
+    return [
+        Question(prompt, condition, persona)
+        for prompt in prompts
+        for condition, persona in personas[prompt['id']].items()
+        if condition in settings.conditions.split(',')
+    ]
+
+
+def _record(
+    config: ConfigDict, users: dict[str, SimulatedUser], question: Question, reply: Reply
+) -> SatisfactionRecord:
+    """A reply with the results of the user's checks."""
+    prompt, request = question.prompt, request_of(question.prompt)
+    tastes = tastes_of(config, users[prompt['user_id']], prompt)
+    return SatisfactionRecord(
+        id=prompt['id'],
+        user_id=prompt['user_id'],
+        condition=question.condition,
+        persona=question.persona,
+        request=request.text,
+        text=reply.text,
+        finished=reply.finished,
+        valid=valid(reply.text, request, reply.finished),
+        satisfaction=satisfaction(reply.text, request, reply.finished, tastes),
+        met={taste: satisfaction(reply.text, request, reply.finished, {taste: side}) for taste, side in tastes.items()},
+    )
+
+
+STAGE = Stage(
+    name='satisfaction',
+    version=1,
+    work=_work,
+    output='data.satisfaction',
+    identity=_identity,
+    forgetting='removed',
+)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -2,9 +2,10 @@
 
     python -m data_pipelines.shards --config=configs/NAME.py
 
-Reads `config.data.pairs` (files, .jsonl or .jsonl.gz, or folders of the stage `pairs`, joined by commas), grows trees
-from whatever openings the preferences share, and writes `config.data.shards`. Lines that cannot be used are skipped and
-counted by reason in the manifest. Of preferences only ids are in memory, and one tree's at a time.
+Reads `config.data.pairs` (files, .jsonl or .jsonl.gz, or folders of the stage `pairs`, joined by commas), joins
+preferences with the same opening into trees, and writes them to `config.data.shards`. Lines that are not usable
+preferences are skipped and counted by reason in the manifest. In memory are the ids of all preferences, and the
+preferences of one tree.
 """
 
 import contextlib
@@ -22,25 +23,28 @@ from typing import Any, BinaryIO
 from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
-from data_pipelines.core.stage import Stage, Task
+from data_pipelines.core.stage import Stage, Step, Task
 from rlhi_jax.config import require
 from rlhi_jax.data.grow import grow_trees, root
-from rlhi_jax.data.shards import write_shards
+from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.data.tree import BadRecord, Interaction, Preference, parse_preference
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, file_digest
 
 
 def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:
-    """Usable preferences in order; every line is counted, as kept or by the reason it was dropped for.
+    """Usable preferences in order; every line is counted, as kept or by its reason to be dropped.
 
-    Blank lines are no records and are passed over. A preference without an id gets `FILE:LINE`, where files that share
-    a name are told apart by their place among the inputs (`2/FILE:LINE`).
+    Blank lines are skipped. A preference without an id gets FILE:LINE, or N/FILE:LINE if several files have the same
+    name, where N is the number of the file among the inputs.
+
+    Raises:
+      UserError: a compressed file is damaged.
     """
     seen = set()
-    shared_names = Counter(path.name for path in paths)
-    for place, path in enumerate(paths, start=1):
-        name = path.name if shared_names[path.name] == 1 else f'{place}/{path.name}'
+    names = Counter(path.name for path in paths)
+    for index, path in enumerate(paths, start=1):
+        name = path.name if names[path.name] == 1 else f'{index}/{path.name}'
         with gzip.open(path, 'rb') if path.suffix == '.gz' else open(path, 'rb') as file:
             for number, line in enumerate(_lines(file, path), start=1):
                 if not line.strip():
@@ -61,7 +65,7 @@ def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     try:
         yield from file
-    except (EOFError, OSError, zlib.error) as error:  # what a damaged .gz raises
+    except (EOFError, OSError, zlib.error) as error:  # raised by a damaged .gz
         raise UserError(f'config.data.pairs: {path} cannot be read ({error}): fetch or write it again') from None
 
 
@@ -71,7 +75,7 @@ def _inputs(config: ConfigDict) -> list[Path]:
     paths = [path / f'{config.data.split}.jsonl' if path.is_dir() else path for path in paths]
     for path in paths:
         if not path.is_file():
-            raise UserError(f'config.data.pairs: {path} does not exist or is no file: name preference JSONL')
+            raise UserError(f'config.data.pairs: {path} does not exist or is not a file: name preference JSONL')
     return paths
 
 
@@ -83,21 +87,22 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Preference]]:
-    """The preferences of each tree, in order of first appearance; brought together in a scratch file."""
+    """The preferences of each tree, in the order in which trees first occur; grouped in a scratch file at `path`."""
     path.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
-        file.execute('PRAGMA journal_mode = OFF')  # after an interruption it is begun again
+        file.execute('PRAGMA journal_mode = OFF')  # an interrupted run starts again
         file.execute('PRAGMA synchronous = OFF')
+        # `first` is the number of a tree's first preference.
         file.execute('CREATE TABLE trees (root TEXT PRIMARY KEY, first INTEGER)')
-        file.execute('CREATE TABLE preferences (place INTEGER PRIMARY KEY, first INTEGER, pickled BLOB)')
-        for place, preference in enumerate(preferences):
+        file.execute('CREATE TABLE preferences (number INTEGER PRIMARY KEY, first INTEGER, pickled BLOB)')
+        for number, preference in enumerate(preferences):
             name = digest(*root(preference))
-            file.execute('INSERT OR IGNORE INTO trees VALUES (?, ?)', (name, place))
+            file.execute('INSERT OR IGNORE INTO trees VALUES (?, ?)', (name, number))
             (first,) = file.execute('SELECT first FROM trees WHERE root = ?', (name,)).fetchone()
-            file.execute('INSERT INTO preferences VALUES (?, ?, ?)', (place, first, pickle.dumps(preference)))
-        file.execute('CREATE INDEX together ON preferences (first, place)')
-        found = file.execute('SELECT first, pickled FROM preferences ORDER BY first, place')
-        for _, rows in itertools.groupby(found, key=operator.itemgetter(0)):
+            file.execute('INSERT INTO preferences VALUES (?, ?, ?)', (number, first, pickle.dumps(preference)))
+        file.execute('CREATE INDEX together ON preferences (first, number)')
+        grouped = file.execute('SELECT first, pickled FROM preferences ORDER BY first, number')
+        for _, rows in itertools.groupby(grouped, key=operator.itemgetter(0)):
             yield [pickle.loads(pickled) for _, pickled in rows]
     path.unlink()
 
@@ -112,7 +117,10 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         counts.update(trees=1, trees_with_persona=bool(tree.persona))
         yield tree
     if not counts['trees']:
-        raise UserError(f'config.data.pairs: no usable preference in {task.config.data.pairs} (counts: {dict(counts)})')
+        raise UserError(
+            f'config.data.pairs: no usable preference in {task.config.data.pairs} (counts: {dict(counts)}): name other '
+            'files'
+        )
     counts['users'] = len(users - {''})
 
 
@@ -127,7 +135,16 @@ def _work(task: Task) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-STAGE = Stage('shards', 1, _work, 'data.shards', _identity)
+STAGE = Stage(
+    name='shards',
+    version=1,
+    work=_work,
+    output='data.shards',
+    identity=_identity,
+    contents=lambda folder: dict(trees=len(Shards(folder))),
+    digests=lambda folder: dict(shards=Shards(folder).digest),
+    steps=(Step('pairs', ('lines_read',)),),
+)
 
 if __name__ == '__main__':
     STAGE.main()

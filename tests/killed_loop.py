@@ -1,9 +1,9 @@
-"""The loop as a program that kills itself with SIGKILL half-way through one stage; `test_loop` starts it.
+"""The loop as a program that kills itself with SIGKILL halfway through one stage; `test_loop` starts it.
 
 python tests/killed_loop.py STAGE --config=… --workdir=…    STAGE 'none' runs to the end
 
-Its simulated users take every reply for one on their topic, and say what they like: to a random model they would else
-say nothing but that it makes no sense, of which no persona comes.
+Its simulated users take every reply as valid and complain about tastes. Otherwise they would only tell a random model
+that it misses the question, and no persona would come from that.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ STAGE_RUN, TRAIN, EXPORT, SAVE = stage.Stage.run, loop.train, loop.export_model,
 
 
 def arm(doomed: str) -> None:
-    """Make one stage, one training run ('train OBJECTIVE') or the export ('export') kill this process on its way."""
+    """Make this process kill itself in one stage, one training run ('train OBJECTIVE') or the export ('export')."""
     running = ['']
 
     def die_in(name: str) -> None:
@@ -31,7 +31,7 @@ def arm(doomed: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     class DyingJournal(journal.Journal):
-        """Its third entry in the doomed stage is the last."""
+        """A journal that kills the doomed stage after its third entry."""
 
         def add(self, key, value):
             super().add(key, value)
@@ -40,7 +40,7 @@ def arm(doomed: str) -> None:
                 die_in(running[0])
 
     def run(self, config, *, overwrite=False):
-        """As ever, but that the doomed stage dies with its work done and not yet in place, if not before."""
+        """Run a stage; the doomed one dies before its finished work is put in place, if not earlier."""
 
         def work(task):
             counts = self.work(task)
@@ -55,7 +55,7 @@ def arm(doomed: str) -> None:
         return TRAIN(config, workdir)
 
     def save(self, *args):
-        """The first checkpoint of the doomed training is begun and never finished."""
+        """Save a checkpoint; the first one of the doomed training is started and never finished."""
         SAVE(self, *args)
         die_in(running[0] if running[0].startswith('train') else '')
 

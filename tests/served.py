@@ -1,4 +1,4 @@
-"""A tiny taught model behind a real server, `transformers serve`, and a proxy that makes trouble between it and us."""
+"""A tiny taught model behind a real server, `transformers serve`, and a proxy that spoils the traffic with it."""
 
 import contextlib
 import dataclasses
@@ -24,11 +24,11 @@ Lesson = tuple[list[dict[str, str]], str]  # messages, and the reply to them
 
 
 def teach(folder: Path, lessons: list[Lesson], *, steps: int = 400) -> Path:
-    """A Hugging Face folder of a model that has learnt its lessons by heart, as greedy decoding shows."""
+    """A Hugging Face folder of a model that has learned its lessons by heart, for greedy decoding."""
     import torch
     import transformers
 
-    torch.set_num_threads(1)  # more would wait for each other on a busy machine
+    torch.set_num_threads(1)  # more threads would wait for each other on a busy machine
     export_model(tiny.write_model(folder / 'raw', spec=SPEC), folder / 'taught', step=None, dtype='float32')
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / 'taught')
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / 'taught')
@@ -36,11 +36,11 @@ def teach(folder: Path, lessons: list[Lesson], *, steps: int = 400) -> Path:
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         for messages, _ in lessons
     ]
-    said = [tokenizer(reply + '<|im_end|>', add_special_tokens=False)['input_ids'] for _, reply in lessons]
-    longest = max(len(prompt) + len(reply) for prompt, reply in zip(prompts, said, strict=True))
+    replies = [tokenizer(reply + '<|im_end|>', add_special_tokens=False)['input_ids'] for _, reply in lessons]
+    longest = max(len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True))
     tokens, labels = torch.zeros(2, len(lessons), longest, dtype=torch.long)
     labels -= 100
-    for row, (prompt, reply) in enumerate(zip(prompts, said, strict=True)):
+    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
         end = len(prompt) + len(reply)
         tokens[row, :end] = torch.tensor(prompt + reply)
         labels[row, len(prompt) : end] = tokens[row, len(prompt) : end]
@@ -53,13 +53,13 @@ def teach(folder: Path, lessons: list[Lesson], *, steps: int = 400) -> Path:
         optimizer.step()
         if loss.item() < 0.01:
             break
-    assert loss.item() < 0.01, f'the model has not learnt its lessons: {loss.item():.3f}'
+    assert loss.item() < 0.01, f'the model has not learned its lessons: {loss.item():.3f}'
     model.save_pretrained(folder / 'taught')
     return folder / 'taught'
 
 
 class Server:
-    """`transformers serve` on a port of its own; it loads the model that a request names."""
+    """`transformers serve` on its own port; it loads the model that a request names."""
 
     def __init__(self, log: Path):
         self._log = log
@@ -77,7 +77,7 @@ class Server:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
 
     def wait(self) -> None:
-        """Until it takes requests."""
+        """Wait until it takes requests."""
         end = time.monotonic() + 120
         while True:
             try:
@@ -88,7 +88,7 @@ class Server:
                 time.sleep(0.1)
 
     def load(self, model: Path) -> None:
-        """Have it read the model, which takes longer than an answer."""
+        """Make it load the model, which takes longer than an answer."""
         link = http.client.HTTPConnection('127.0.0.1', self.port, timeout=120)
         body = json.dumps(dict(model=str(model), messages=[dict(role='user', content='Hi')], max_tokens=1))
         link.request('POST', '/v1/chat/completions', body, {'Content-Type': 'application/json'})
@@ -103,12 +103,12 @@ class Proxy:
     """Passes requests on to a server; each of `faults` spoils one, in turn.
 
     Attributes:
-      faults: 'cut' (no answer), 'half' (of the answer), 'slow' (the answer comes when nobody waits any more), 'drip' (a
-        blank now and then, for ever), a status, or bytes that are sent as if they were the answer.
-      instead: for a request's fields, the status and body to answer with in the server's place, or None.
-      delay: seconds that each request takes longer.
+      faults: 'cut' (no answer), 'half' (of the answer), 'slow' (the answer comes after the client's timeout), 'drip' (a
+        blank now and then, forever), a status, or bytes to send as the answer.
+      instead: returns for a request's fields the status and body to answer with instead of the server's, or None.
+      delay: seconds added to each request.
       asked: the fields and headers of every request.
-      answered: the request's fields and the answer of every one that was answered as the server meant it.
+      answered: the fields and the answer of every request that got the server's answer unspoiled.
     """
 
     def __init__(self, server: Server | None, *, slow: float = 0.0):
@@ -149,8 +149,8 @@ class Proxy:
             return self._send(handler, 200, fault)
         if isinstance(fault, int):
             return self._send(handler, fault, b'{"error": {"message": "Try again."}}')
-        if own := self.instead(fields):
-            return self._send(handler, own[0], json.dumps(own[1]).encode())
+        if answer := self.instead(fields):
+            return self._send(handler, answer[0], json.dumps(answer[1]).encode())
         try:
             link = http.client.HTTPConnection('127.0.0.1', self._server.port, timeout=60)
             link.request('POST', handler.path, body, {'Content-Type': 'application/json'})
@@ -168,7 +168,7 @@ class Proxy:
     def _drip(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
-        with contextlib.suppress(OSError):  # until nobody waits for it
+        with contextlib.suppress(OSError):  # until the client hangs up
             while True:
                 handler.wfile.write(b' ')
                 time.sleep(0.1)
@@ -182,5 +182,5 @@ class Proxy:
             handler.end_headers()
             handler.wfile.write(body[:cut])
             return True
-        except OSError:  # nobody waits for it
+        except OSError:  # the client has hung up
             return False

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import tiny
 from benchmarks.dump import record
-from talks import config, output, records, talk, write_lines
+from raw_conversations import config, output, raw_conversation, records, write_lines
 
 from data_pipelines import ingest
 from rlhi_jax.io.errors import UserError
@@ -110,7 +110,7 @@ def test_a_worker_s_failure_ends_the_run(tmp_path, raw, capfd, beam):
 
 
 def test_without_beam_its_options_are_refused(tmp_path, monkeypatch):
-    write_lines(tmp_path / 'raw.jsonl', [talk('a', 'How do bees fly?', 'With wings.')])
+    write_lines(tmp_path / 'raw.jsonl', [raw_conversation('a', 'How do bees fly?', 'With wings.')])
     c = config(tmp_path)
     c.beam = SIDE_BY_SIDE
     monkeypatch.setattr(ingest, 'find_spec', lambda name: None)

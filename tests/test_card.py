@@ -12,8 +12,9 @@ from markdown_it import MarkdownIt
 from data_pipelines import card
 from data_pipelines.core.record_files import write_records
 from data_pipelines.core.registry import stage_named
-from data_pipelines.reports.card_text import escaped, fenced
+from data_pipelines.reports.card_text import escaped, fenced, markdown
 from data_pipelines.reports.folders import Folder, folders, funnel
+from data_pipelines.reports.statistics import summary
 from rlhi_jax.config import base_config
 from rlhi_jax.data.encode import Piece
 from rlhi_jax.data.plan import RowPlan, save_plan
@@ -355,3 +356,11 @@ def test_the_same_folders_give_the_same_bytes(run, tmp_path, monkeypatch):
     card.STAGE.run(other)
     for name in ('card.md', 'card.json', 'manifest.json'):
         assert Path(c.data.card, name).read_bytes() == Path(other.data.card, name).read_bytes()
+
+
+def test_a_stage_without_a_section_of_its_own_shows_its_numbers(run):
+    c, _ = run
+    content = made(c)[0]
+    content['sections'] = dict(openers=dict(kind='openers', records=7, words=summary(Counter([1, 2, 3]))))
+    text = markdown(content)
+    assert '| records | 7 |' in text and '| words | 3 | 2 |' in text

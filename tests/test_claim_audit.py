@@ -1,4 +1,4 @@
-"""Which claims may be stored: private matters, sides of style in many languages, and users whose tastes are known."""
+"""The rules for claims: private matters, sides of style in many languages, and users with known tastes."""
 
 import itertools
 import tomllib
@@ -15,13 +15,13 @@ from data_pipelines.text.styles import styles
 
 
 def wordings(lists: dict) -> list[tuple[str, str, str, str]]:
-    """(pair of tastes, side, split, text)"""
-    return [(pair, side, split, text) for pair, sides in lists.items() for side, splits in sides.items()
+    """(taste, side, split, text)"""
+    return [(taste, side, split, text) for taste, sides in lists.items() for side, splits in sides.items()
             for split, texts in splits.items() for text in texts]  # fmt: skip
 
 
-# Complaints about one matter that the word lists know, by what they ask for.
-STYLE = {text: (pair, side) for pair, side, _, text in wordings(COMPLAINTS) if list(styles(text)) == [pair]}
+# Complaints about a single matter of the word lists, with the side that they ask for.
+STYLE = {text: (taste, side) for taste, side, _, text in wordings(COMPLAINTS) if list(styles(text)) == [taste]}
 PRIVATE_FILE = tiny.ROOT / 'tests' / 'private.toml'
 PRIVATE = {
     name: text.split('\n')[:-1] for name, text in tomllib.loads(PRIVATE_FILE.read_text(encoding='utf-8')).items()
@@ -30,11 +30,11 @@ PRIVATE = {
 
 @pytest.mark.parametrize('kind', PRIVATE)
 def test_private_matters_and_commands_are_never_stored(kind):
-    told = PRIVATE[kind]
-    assert len(told) > 15 and not [text for text in told if not unsafe(text)]
-    hidden = [text.replace('a', 'a\u200b').upper() for text in told if text.isascii() and '<' not in text]
-    assert not [text for text in hidden if not unsafe(text)], 'hidden by letters that do not show'
-    for text in told:
+    texts = PRIVATE[kind]
+    assert len(texts) > 15 and not [text for text in texts if not unsafe(text)]
+    hidden = [text.replace('a', 'a\u200b').upper() for text in texts if text.isascii() and '<' not in text]
+    assert not [text for text in hidden if not unsafe(text)], 'hidden by invisible characters'
+    for text in texts:
         assert fault('I like short answers.', f'Shorter, please! {text}', '') and fault(text, 'Shorter, please!', '')
 
 
@@ -49,24 +49,24 @@ def test_a_private_word_is_found_in_compounds_and_emphasis(kind):
 
 
 def test_what_users_like_is_not_private():
-    said = [text for lists in (COMPLAINTS, PERSONAS) for *_, text in wordings(lists)]
-    assert len(said) > 150 and not [text for text in said if unsafe(text)]
+    texts = [text for lists in (COMPLAINTS, PERSONAS) for *_, text in wordings(lists)]
+    assert len(texts) > 150 and not [text for text in texts if unsafe(text)]
     assert not [text for *_, text in wordings(COMPLAINTS) if remark_fault(text, '')]
 
 
-@pytest.mark.parametrize('split', ['train', 'gate', 'test'])
-def test_a_claim_has_support_only_from_a_remark_of_the_same_taste(split):
-    """Complaints against sentences about every taste: what is supported is known from how they were written."""
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_only_a_remark_of_the_same_taste_supports_a_claim(split):
+    """Each complaint against sentences about every taste; the wordings say which must be supported."""
     verdicts = defaultdict(list)
-    remarks = [(pair, side, text) for pair, side, at, text in wordings(COMPLAINTS) if at == split]
-    for (pair, side, remark), (other, taste, _, text) in itertools.product(remarks, wordings(PERSONAS)):
-        kind = 'another' if pair != other else 'same' if side == taste else 'opposite'
+    remarks = [(taste, side, text) for taste, side, of_split, text in wordings(COMPLAINTS) if of_split == split]
+    for (taste, side, remark), (other, side_of_other, _, text) in itertools.product(remarks, wordings(PERSONAS)):
+        kind = 'another' if taste != other else 'same' if side == side_of_other else 'opposite'
         verdicts[kind].append(supported(text, remark, before=''))
-    share = {kind: sum(found) / len(found) for kind, found in verdicts.items()}
+    share = {kind: sum(supports) / len(supports) for kind, supports in verdicts.items()}
     assert share['same'] > 0.85 and share['opposite'] == 0 and share['another'] < 0.002
 
 
-def test_what_the_conversation_is_about_is_no_taste():
+def test_the_topic_of_a_conversation_is_not_a_taste():
     remark = 'I want the bees sorted.'
     assert supported('I like sorted bees.', remark, before='')
     assert not supported('I like sorted bees.', remark, before='How do I sort bees?')
@@ -75,17 +75,17 @@ def test_what_the_conversation_is_about_is_no_taste():
 
 
 def test_complaints_take_the_sides_that_they_were_written_for():
-    assert len(STYLE) > 40 and all(styles(text) == {pair: side} for text, (pair, side) in STYLE.items())
+    assert len(STYLE) > 40 and all(styles(text) == {taste: side} for text, (taste, side) in STYLE.items())
 
 
-TURNED = {
+NEGATED = {
     'length short': """Not so long. Less long. Menos largo, por favor. Moins long, s'il te plaît. Meno lungo.
         Minder lang. Weniger ausführlich, bitte. Меньше подробностей. 不要这么详细. 别写得那么详细""",
     'tone casual': """Less formal. Menos formal. Moins formel. Meno formale. Weniger formell. Minder formeel.
         Менее формально. 不要太正式""",
     'examples without': """Fewer examples. Menos ejemplos. Menos exemplos. Moins d'exemples. Meno esempi.
         Minder voorbeelden. Weniger Beispiele. Меньше примеров. 不需要这么多例子. 少用例子""",
-    # Here the same words negate nothing.
+    # Here the same words do not negate.
     'length long': """Not enough detail. Pas assez long. Nicht ausführlich genug.
         不够详细. 不要简短要详细. 请写得特别详细""",
     'examples with': """No less than three examples. Au moins trois exemples. Al menos tres ejemplos.
@@ -93,13 +93,13 @@ TURNED = {
 }
 
 
-@pytest.mark.parametrize('taken', TURNED)
-def test_less_of_one_side_is_the_other_in_every_language(taken):
-    found = {text.strip(): styles(text) for text in TURNED[taken].split('.')}
-    assert found == dict.fromkeys(found, dict([taken.split()]))
+@pytest.mark.parametrize('matter_and_side', NEGATED)
+def test_less_of_one_side_is_the_other_in_every_language(matter_and_side):
+    styles_by_text = {text.strip(): styles(text) for text in NEGATED[matter_and_side].split('.')}
+    assert styles_by_text == dict.fromkeys(styles_by_text, dict([matter_and_side.split()]))
 
 
-def test_what_goes_together_contradicts_nothing():
+def test_compatible_claims_do_not_contradict_each_other():
     assert not contradicts('Do not write in German.', 'Write in French.')
     assert not replaces('Write in French.', 'Do not write in German.')
     assert not replaces('Do not write in German.', 'Do not write in Spanish.')

@@ -1,4 +1,4 @@
-"""What published templates and tokenizers spell their control tokens like is found, and ordinary text is not."""
+"""Control tokens as published templates and tokenizers spell them are found; ordinary text is left alone."""
 
 import pytest
 from hypothesis import given

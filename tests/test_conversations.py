@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from talks import SAID, SHARED_DATA, config, nothing_is_lost, records, talk, write_lines
+from raw_conversations import SHARED_DATA, TURNS, config, nothing_is_lost, raw_conversation, records, write_lines
 
 from data_pipelines import ingest
 from data_pipelines.raw.formats import parse_conversation
@@ -16,7 +16,7 @@ HUMAN_EVAL = SHARED_DATA / 'realhumaneval' / 'chat.jsonl'
 
 
 def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_stamp(tmp_path):
-    one = talk('a', 'How do bees fly?', 'With wings.', timestamp='2024-05-01T12:00:00+00:00')
+    one = raw_conversation('a', 'How do bees fly?', 'With wings.', timestamp='2024-05-01T12:00:00+00:00')
     one['conversation'][0]['timestamp'] = None
     one['conversation'][1]['timestamp'] = '2024-05-01 10:00:00+02:00'
     parsed = parse_conversation(one, config(tmp_path).ingest.fields)
@@ -28,7 +28,7 @@ def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_st
 
 @pytest.mark.parametrize('at', itertools.product(('', '2024-05-01T12:00:00+00:00'), repeat=3))
 def test_stamps_of_other_turns_do_not_say_when_it_began_and_ended(tmp_path, at):
-    one = talk('a', 'How do bees fly?', 'With wings.', 'Shorter!', 'Wings.', 'Thanks.')
+    one = raw_conversation('a', 'How do bees fly?', 'With wings.', 'Shorter!', 'Wings.', 'Thanks.')
     del one['timestamp']
     for turn, stamp in zip(one['conversation'], ('', at[0], at[1], '', at[2]), strict=True):
         turn['timestamp'] = stamp
@@ -36,24 +36,24 @@ def test_stamps_of_other_turns_do_not_say_when_it_began_and_ended(tmp_path, at):
     assert (parsed['began'], parsed['ended']) == (at[0], at[2])
 
 
-MESSAGES = [dict(role=role, content=text) for role, text in SAID]
+MESSAGES = [dict(role=role, content=text) for role, text in TURNS]
 
 PUBLISHED = {
-    'wildchat': talk('c1', *[text for _, text in SAID], user='u7'),
+    'wildchat': raw_conversation('c1', *[text for _, text in TURNS], user='u7'),
     'lmsys': dict(
         conversation_id='c1', model='m', turn=2, language='English', openai_moderation=[dict(flagged=False)] * 4,
-        conversation=[dict(role=role, content=text) for role, text in SAID],
+        conversation=[dict(role=role, content=text) for role, text in TURNS],
     ),
     'sharegpt': dict(
-        id='c1', conversations=[{'from': {'user': 'human'}.get(role, 'gpt'), 'value': text} for role, text in SAID]
+        id='c1', conversations=[{'from': {'user': 'human'}.get(role, 'gpt'), 'value': text} for role, text in TURNS]
     ),
     'realhumaneval': dict(
         user_id='u7', timestamp_s=12.5, model='m', task='t', response='Drink.',
-        messages=[dict(content=text, role=role) for role, text in SAID[:-1]],
+        messages=[dict(content=text, role=role) for role, text in TURNS[:-1]],
     ),
     'serving log': dict(
         id='c1', user='u7', created=1714550400,
-        messages=[dict(role='system', content='Be kind.'), *(dict(role=role, content=text) for role, text in SAID)],
+        messages=[dict(role='system', content='Be kind.'), *(dict(role=role, content=text) for role, text in TURNS)],
     ),
 }  # fmt: skip
 
@@ -61,7 +61,7 @@ PUBLISHED = {
 @pytest.mark.parametrize('layout', PUBLISHED)
 def test_every_published_layout_is_the_same_conversation(layout):
     parsed = parse_conversation(json.loads(json.dumps(PUBLISHED[layout])), base_config().ingest.fields)
-    assert [(message['role'], message['content']) for message in parsed['messages']] == SAID
+    assert [(message['role'], message['content']) for message in parsed['messages']] == TURNS
     assert parsed['system'] == ('Be kind.' if layout == 'serving log' else '')
     assert parsed['ended'] == {
         'wildchat': '2026-01-01T00:00:00+00:00',
@@ -152,21 +152,21 @@ def test_other_layouts_need_other_paths_only(tmp_path):
     c = config(tmp_path)
     c.ingest.fields.messages, c.ingest.fields.content, c.ingest.fields.role = 'log.items', 'body.text', 'who'
     c.ingest.fields.user_role, c.ingest.fields.user = 'client', 'log.client.id'
-    items = [dict(who={'user': 'client'}.get(role, role), body=dict(text=text)) for role, text in SAID]
+    items = [dict(who={'user': 'client'}.get(role, role), body=dict(text=text)) for role, text in TURNS]
     write_lines(tmp_path / 'raw.jsonl', [dict(log=dict(items=items, client=dict(id='u7')))])
     assert nothing_is_lost(ingest.STAGE.run(c))
     (record,) = records(c)
-    assert [(message['role'], message['content']) for message in record['messages']] == SAID
+    assert [(message['role'], message['content']) for message in record['messages']] == TURNS
     assert record['user_id'] == 'u7'
 
 
 @pytest.mark.parametrize('ids', ['123', '113'])
 def test_calls_of_a_serving_log_become_one_conversation(tmp_path, ids):
-    texts = [text for _, text in SAID]
+    texts = [text for _, text in TURNS]
     calls = [
-        dict(id=ids[0], user='u', created=100, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
-        dict(id=ids[1], user='u', created=200, messages=[dict(role=r, content=t) for r, t in SAID]),
-        dict(id=ids[2], user='other', created=300, messages=[dict(role=r, content=t) for r, t in SAID[:2]]),
+        dict(id=ids[0], user='u', created=100, messages=[dict(role=r, content=t) for r, t in TURNS[:2]]),
+        dict(id=ids[1], user='u', created=200, messages=[dict(role=r, content=t) for r, t in TURNS]),
+        dict(id=ids[2], user='other', created=300, messages=[dict(role=r, content=t) for r, t in TURNS[:2]]),
     ]
     for order in (calls, calls[::-1]):
         c = config(tmp_path, conversations=str(tmp_path / f'of {order[0]["id"]}'))
@@ -181,7 +181,7 @@ def test_calls_of_a_serving_log_become_one_conversation(tmp_path, ids):
 
 def test_of_one_id_the_longest_is_kept(tmp_path):
     """As in a log whose system message contains the date, or whose calls end with the request."""
-    texts = [*SAID, ('user', 'In French!')]
+    texts = [*TURNS, ('user', 'In French!')]
     for number, lengths in enumerate([(2, 4), (4, 2), (1 + 2, 5)]):
         calls = [
             dict(id='s', messages=[dict(role=r, content=t) for r, t in (('system', f'It is day {n}.'), *texts[:n])])
@@ -194,7 +194,7 @@ def test_of_one_id_the_longest_is_kept(tmp_path):
 
 
 def test_a_serving_log_that_lacks_the_first_call_does_not_say_when_it_began(tmp_path):
-    texts = [*SAID, ('user', 'In French!'), ('assistant', 'Thé.')]
+    texts = [*TURNS, ('user', 'In French!'), ('assistant', 'Thé.')]
     calls = [
         dict(id=str(n), user='u', created=n, messages=[dict(role=r, content=t) for r, t in texts[:n]]) for n in (4, 6)
     ]

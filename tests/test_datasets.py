@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import tensorflow_datasets as tfds
 import tiny
-from talks import config, records, talk, write_lines
+from raw_conversations import config, raw_conversation, records, write_lines
 
 from data_pipelines import datasets, ingest, shards
 from data_pipelines.tfds import builders as tfds_builders
@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     (folder / 'raw').mkdir()
     for split in ('train', 'validation', 'test'):
         conversations = [
-            talk(
+            raw_conversation(
                 f'{split}{n}',
                 f'{split} {n}: what of {word}?',
                 'So.\n',

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from talks import config, talk, write_lines
+from raw_conversations import config, raw_conversation, write_lines
 
 from data_pipelines import card, follow_ups, forget, ingest, pairs, persona_store, personas, rewrites, rows, shards
 from data_pipelines.core.journal import Journal, work_folder
@@ -43,7 +43,7 @@ def raw(tmp_path_factory):
             texts = [f'Tell {mark} of thing {number} {user * user}?', f'Well, {mark}.', REMARKS[user % 6]]
             texts += [f'So, {mark}.', 'And now?', 'Then this.']
             day = f'2026-01-{10 * number + 1 + user % 5:02}T00:00:00+00:00'
-            conversation = talk(f'{mark}-{number}', *texts, user=f'name-{mark}')
+            conversation = raw_conversation(f'{mark}-{number}', *texts, user=f'name-{mark}')
             conversations.append(conversation | dict(timestamp=day))
             for turn in conversations[-1]['conversation']:
                 turn['timestamp'] = day

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from talks import config
+from raw_conversations import config
 
 from data_pipelines import forget, shards
 from data_pipelines.core.journal import Journal, work_folder

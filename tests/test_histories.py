@@ -1,4 +1,4 @@
-"""Conversations read side by side with other records, in blocks and passes: against all of it in memory at once."""
+"""Conversations read beside other records, and in blocks and passes, against everything in memory; journals; stages."""
 
 import contextlib
 import itertools
@@ -14,49 +14,51 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from talks import config
+from raw_conversations import config
 
-from data_pipelines.core import stage
 from data_pipelines.core.histories import authors, side_by_side
+from data_pipelines.core.inputs import input_folder, read_records
 from data_pipelines.core.journal import Journal, work_folder
-from data_pipelines.core.stage import in_blocks, in_passes, write_records
+from data_pipelines.core.passes import in_blocks, in_passes
+from data_pipelines.core.record_files import load_records, write_records
+from data_pipelines.core.stage import Stage, Task
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import new_folder
 
-# Conversations in ingest's order, and which turns of them two files have records of.
+# Conversations in ingest's order, with the turns that two other files have records of.
 HISTORIES = st.lists(
     st.tuples(st.sampled_from(['', 'u', 'v', 'w']), st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3))), max_size=12
-).map(lambda found: sorted(found, key=lambda each: (not each[0], each[0])))
+).map(lambda histories: sorted(histories, key=lambda each: (not each[0], each[0])))
 
 
-def written(folder, found):
+def written(folder, histories):
     """A config and two files of records of these conversations."""
-    talks = [dict(id=f'c{n}/x', user_id=user, messages=[]) for n, (user, *_) in enumerate(found)]
+    conversations = [dict(id=f'c{n}/x', user_id=user, messages=[]) for n, (user, *_) in enumerate(histories)]
     files = [
-        [dict(id=f'c{n}/x/{place}', file=file) for n, each in enumerate(found) for place in sorted(each[file])]
+        [dict(id=f'c{n}/x/{turn}', file=file) for n, each in enumerate(histories) for turn in sorted(each[file])]
         for file in (1, 2)
     ]
     (folder / 'manifest.json').write_text('{}')
-    write_records(folder / 'records.jsonl', talks)
+    write_records(folder / 'records.jsonl', conversations)
     paths = [folder / 'one.jsonl', folder / 'two.jsonl']
     for path, records in zip(paths, files, strict=True):
         write_records(path, records)
-    return config(folder, conversations=str(folder)), paths, talks, files
+    return config(folder, conversations=str(folder)), paths, conversations, files
 
 
 @given(HISTORIES)
-def test_each_conversation_comes_with_its_records(tmp_path_factory, found):
-    c, paths, talks, files = written(tmp_path_factory.mktemp('told'), found)
+def test_each_conversation_comes_with_its_records(tmp_path_factory, histories):
+    c, paths, conversations, files = written(tmp_path_factory.mktemp('histories'), histories)
     expected = [
-        (talk, [[record for record in records if record['id'].startswith(f'{talk["id"]}/')] for records in files])
-        for talk in talks
+        (each, [[record for record in records if record['id'].startswith(f'{each["id"]}/')] for records in files])
+        for each in conversations
     ]
     assert list(side_by_side(c, *paths)) == expected
     by_author = defaultdict(lambda: ([], [], []))
-    for talk, records in expected:
-        for own, more in zip(by_author[talk['user_id'] or talk['id']], ([talk], *records), strict=True):
-            own += more
-    told = [(list(author.talks.values()), *author.of) for author in authors(c, *paths)]
+    for each, records in expected:
+        for of_author, more in zip(by_author[each['user_id'] or each['id']], ([each], *records), strict=True):
+            of_author += more
+    told = [(list(author.conversations.values()), *author.records) for author in authors(c, *paths)]
     assert told == list(by_author.values())
 
 
@@ -65,24 +67,26 @@ def test_records_in_another_order_are_refused(tmp_path, names):
     c, paths, *_ = written(tmp_path, [('u', (), ()), ('u', (), ())])
     write_records(tmp_path / 'records.jsonl', [dict(id='c0'), dict(id='c1')])
     write_records(paths[0], [dict(id=name) for name in names])
-    with pytest.raises(UserError, match='one.jsonl: its records from .* run its stage again'):
+    with pytest.raises(
+        UserError, match='one.jsonl: from conversation .*, its records do not follow .*: run its stage again'
+    ):
         list(side_by_side(c, paths[0]))
 
 
 @pytest.mark.parametrize('users', ['vu', 'uvu', ' u'])
 def test_users_in_another_order_are_refused(tmp_path, users):
     c, *_ = written(tmp_path, [(user.strip(), (), ()) for user in users])
-    with pytest.raises(UserError, match='config.data.conversations: those of user .* run ingest again'):
+    with pytest.raises(UserError, match='config.data.conversations: the conversations of user .* run ingest again'):
         list(authors(c))
 
 
-def test_blocks_hold_all_in_order():
+def test_blocks_contain_all_items_in_order():
     for size, number in itertools.product((1, 3, 7), (0, 1, 6, 7, 8)):
         blocks = list(in_blocks(iter(range(number)), size))
         assert sum(blocks, []) == list(range(number)) and all(len(block) == size for block in blocks[:-1])
 
 
-def test_passes_ask_one_model_at_a_time_and_each_item_once():
+def test_passes_ask_one_model_at_a_time_and_once_per_item():
     asked, known = [], {}
 
     def source(counts):
@@ -109,13 +113,6 @@ def test_passes_ask_one_model_at_a_time_and_each_item_once():
     assert counts == dict(read=5, dropped_a=2)
 
 
-def test_a_task_keeps_one_thing(tmp_path):
-    made = []
-    task = stage.Task(None, tmp_path, 'x', 'made')
-    assert [task.keep(key, lambda key=key: made.append(key) or key.upper()) for key in 'aabba'] == list('AABBA')
-    assert made == list('aba')
-
-
 KILLED = """
 import os, sys, pathlib
 from data_pipelines.core.journal import Journal
@@ -126,7 +123,7 @@ for number in range(10 ** 6):
 """
 
 
-def test_a_killed_journal_holds_all_that_was_noted(tmp_path):
+def test_the_journal_of_a_killed_process_keeps_every_entry(tmp_path):
     path, rng = tmp_path / 'work' / 'journal.sqlite', random.Random(0)
     child = subprocess.Popen([sys.executable, '-c', KILLED, path], stdout=subprocess.PIPE, cwd=tiny.ROOT)
     for _ in range(rng.randrange(20, 60)):
@@ -147,21 +144,21 @@ def test_a_killed_journal_holds_all_that_was_noted(tmp_path):
     assert 'key 0' not in Journal(path, 'work')
 
 
-def test_a_journal_that_another_program_has_open_is_kept(tmp_path):
+def test_a_journal_open_in_another_program_is_kept(tmp_path):
     path = tmp_path / 'work' / 'journal.sqlite'
     journal = Journal(path, 'work')
-    journal.add('key', 'what was paid for')
+    journal.add('key', 'paid for')
     journal.close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute('PRAGMA locking_mode = EXCLUSIVE')
         other.execute('BEGIN EXCLUSIVE')
         with pytest.raises(UserError, match='journal.sqlite cannot be opened'):
             Journal(path, 'work')
-    assert Journal(path, 'work')['key'] == 'what was paid for'
+    assert Journal(path, 'work')['key'] == 'paid for'
 
 
-def answering(name: str = 'rewrites') -> stage.Stage:
-    """A stage that notes two answers, and then waits for its config to be good."""
+def answering(name: str = 'rewrites') -> Stage:
+    """A stage that notes two answers, and then fails while its config is bad."""
 
     def work(task):
         for number in range(2):
@@ -169,10 +166,9 @@ def answering(name: str = 'rewrites') -> stage.Stage:
                 task.journal.add(number, f'paid for under {task.config.seed}')
         if task.config.seed < 0:
             raise UserError('so')
-        return task.write([dict(said=task.journal[0])], Counter())
+        return task.write([dict(text=task.journal[0])], Counter())
 
-    made = stage.Stage(name, 1, work, 'data.rewrites', lambda config: dict(seed=abs(config.seed)))
-    return made
+    return Stage(name, 1, work, 'data.rewrites', lambda config: dict(seed=abs(config.seed)))
 
 
 def test_a_setting_changed_and_changed_back_loses_no_answers(tmp_path):
@@ -183,15 +179,15 @@ def test_a_setting_changed_and_changed_back_loses_no_answers(tmp_path):
             made.run(c)
     c.seed = 1
     made.run(c)
-    assert stage.load_records(tmp_path / 'rewrites' / 'records.jsonl') == [dict(said='paid for under -1')]
+    assert load_records(tmp_path / 'rewrites' / 'records.jsonl') == [dict(text='paid for under -1')]
     assert not work_folder(tmp_path / 'rewrites').exists()
 
 
-def test_who_finds_a_folder_up_to_date_leaves_the_work_of_who_makes_it_again(tmp_path):
+def test_finding_a_folder_up_to_date_keeps_the_work_of_a_run_that_remakes_it(tmp_path):
     c, made = config(tmp_path, rewrites=str(tmp_path / 'rewrites')), answering()
     made.run(c)
     with new_folder(tmp_path / 'rewrites', overwrite=True) as temporary:
-        task = stage.Task(c, temporary, 'x', 'made')
+        task = Task(c, temporary, 'x', 'made')
         task.journal.add('key', 'paid for')
         made.run(c)
         assert task.journal['key'] == 'paid for'
@@ -206,19 +202,19 @@ def test_a_folder_of_another_stage_and_a_damaged_record_are_named(tmp_path):
     c = config(tmp_path, rewrites=str(tmp_path / 'rewrites'))
     answering().run(c)
     c.data.personas = c.data.rewrites
-    with pytest.raises(UserError, match="data.personas: .* is of the stage 'rewrites', not of 'personas'"):
-        stage.input_folder(c, 'personas')
+    with pytest.raises(UserError, match="data.personas: .* was made by the stage 'rewrites', not by 'personas'"):
+        input_folder(c, 'personas')
     path = tmp_path / 'rewrites' / 'records.jsonl'
-    path.write_bytes(path.read_bytes() + b'{"said": "half')
+    path.write_bytes(path.read_bytes() + b'{"text": "half')
     with pytest.raises(
         UserError, match=r'records.jsonl, line 2 is damaged: remove \S+rewrites and run its stage again'
     ):
-        list(stage.read_records(c, 'rewrites'))
+        list(read_records(c, 'rewrites'))
 
 
 @pytest.mark.parametrize('fails', [False, True])
 def test_a_stage_that_has_ended_leaves_no_file_open(tmp_path, fails):
-    tasks = []  # kept here: nothing is closed by its going
+    tasks = []  # so that garbage collection closes nothing
 
     def work(task):
         tasks.append(task)
@@ -227,7 +223,7 @@ def test_a_stage_that_has_ended_leaves_no_file_open(tmp_path, fails):
             raise UserError('so')
         return task.write_manifest(Counter())
 
-    made = stage.Stage('made', 1, work, 'data.rewrites', lambda config: {})
+    made = Stage('made', 1, work, 'data.rewrites', lambda config: {})
     with pytest.raises(UserError) if fails else contextlib.nullcontext():
         made.run(config(tmp_path, rewrites=str(tmp_path / 'rewrites')))
     opened = [tiny.Path(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd')]

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
-from talks import config, output, records, talk, write_lines
+from raw_conversations import config, output, raw_conversation, records, write_lines
 
 from data_pipelines import ingest
 from rlhi_jax.convert import export_model
@@ -110,7 +110,8 @@ def parquet(folder: Path, conversations: list[dict]) -> bytes:
 def wild(hub, tmp_path):
     """A data set with the layout of WildChat-1M; returns the ids of its conversations."""
     parts = [
-        [talk(f'{part}.{n}', f'What is thing {part * 77} of {n * 7919}?', 'So.') for n in range(5)] for part in 'ab'
+        [raw_conversation(f'{part}.{n}', f'What is thing {part * 77} of {n * 7919}?', 'So.') for n in range(5)]
+        for part in 'ab'
     ]
     files = {f'data/train-0000{at}-of-00002.parquet': parquet(tmp_path, part) for at, part in enumerate(parts)}
     hub.repos[WILD] = {OLD: {'README.md': b'Wild.', 'extra/notes.jsonl': b'no json\n', **files}}
@@ -152,12 +153,12 @@ def test_data_set_is_read_at_one_commit_that_the_manifest_names(hub, wild, tmp_p
         (tmp_path / 'local' / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / 'local' / file).write_bytes(hub.repos[WILD][OLD][file])
     (tmp_path / 'local' / '.git').mkdir()
-    write_lines(tmp_path / 'local' / '.git' / 'x.jsonl', [talk('hidden', 'What?', 'So.')])
+    write_lines(tmp_path / 'local' / '.git' / 'x.jsonl', [raw_conversation('hidden', 'What?', 'So.')])
     local = config(tmp_path, raw=str(tmp_path / 'local'), conversations=str(tmp_path / 'of local'))
     ingest.STAGE.run(local)
     assert output(local) == output(first)
 
-    more = parquet(tmp_path, [talk('c.0', 'And what is that?', 'So.')])
+    more = parquet(tmp_path, [raw_conversation('c.0', 'And what is that?', 'So.')])
     hub.repos[WILD][NEW] = hub.repos[WILD][OLD] | {'data/train-00002-of-00003.parquet': more}
     assert 'made from other input' in refusal(start_ingest(hub, tmp_path, 'hf://own/wild/data', 'first'))
     pinned = f'hf://datasets/own/wild@{OLD}/data/*.parquet'

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import tiny
 from benchmarks.mutations import mutated
-from talks import SAID, config, nothing_is_lost, output, records, talk, write_lines
+from raw_conversations import TURNS, config, nothing_is_lost, output, raw_conversation, records, write_lines
 
 from data_pipelines import ingest
 from data_pipelines.privacy.user_keys import read_opt_out, read_salt
@@ -24,13 +24,16 @@ from rlhi_jax.io.errors import UserError
 
 @pytest.mark.parametrize('kind', ['jsonl', 'jsonl.gz', 'parquet'])
 def test_ingest_reads_what_is_published_and_counts_the_rest(tmp_path, kind):
-    good = [talk('a', 'How do bees fly?', 'With wings.', 'Shorter!'), talk('b', 'What is tea?', 'A drink.', user='v')]
+    good = [
+        raw_conversation('a', 'How do bees fly?', 'With wings.', 'Shorter!'),
+        raw_conversation('b', 'What is tea?', 'A drink.', user='v'),
+    ]
     bad = [
-        talk('c', 'Hi', 'You!', toxic=True),
-        talk('d', 'Only me'),
-        talk('a', 'How do bees fly?', 'With wings.', 'Shorter!'),
-        talk('e', 'Empty', '  '),
-        talk('f', 'One', 'Two') | dict(conversation=[dict(role='assistant', content='I begin')]),
+        raw_conversation('c', 'Hi', 'You!', toxic=True),
+        raw_conversation('d', 'Only me'),
+        raw_conversation('a', 'How do bees fly?', 'With wings.', 'Shorter!'),
+        raw_conversation('e', 'Empty', '  '),
+        raw_conversation('f', 'One', 'Two') | dict(conversation=[dict(role='assistant', content='I begin')]),
     ]
     path = tmp_path / f'raw.{kind}'
     if kind == 'parquet':
@@ -56,7 +59,7 @@ def test_ingest_refuses_what_is_not_there(tmp_path):
 
 
 def test_chunks_and_workers_change_no_byte(tmp_path, monkeypatch):
-    raw = [talk(f'c{n}', f'What is {"äß水"[n % 3] * n}?', 'So.', user=f'u{n % 5}') for n in range(60)]
+    raw = [raw_conversation(f'c{n}', f'What is {"äß水"[n % 3] * n}?', 'So.', user=f'u{n % 5}') for n in range(60)]
     write_lines(tmp_path / 'raw.jsonl', raw)
     outputs = set()
     for size, workers in ((10**9, 1), (400, 1), (3001, 2), (3001, 3)):
@@ -74,7 +77,10 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path):
     folder = tmp_path / 'raw'
     folder.mkdir()
     for part in range(8):
-        lines = [json.dumps(talk(f'{part}.{n}', f'Thing {part * n}?', 'So. ' * 50, user=f'u{n}')) for n in range(1500)]
+        lines = [
+            json.dumps(raw_conversation(f'{part}.{n}', f'Thing {part * n}?', 'So. ' * 50, user=f'u{n}'))
+            for n in range(1500)
+        ]
         (folder / f'{part}.jsonl.gz').write_bytes(gzip.compress('\n'.join(lines).encode(), 1))
     (tmp_path / 'c.py').write_text(
         'from rlhi_jax.config import base_config\n'
@@ -110,7 +116,7 @@ def test_workers_end_with_the_stage(tmp_path, name):
     folder = tmp_path / 'raw'
     folder.mkdir()
     for part in range(2):  # half a minute of work
-        lines = (json.dumps(talk(f'{part}', 'How do bees fly?', 'With wings.')) + '\n').encode() * 200_000
+        lines = (json.dumps(raw_conversation(f'{part}', 'How do bees fly?', 'With wings.')) + '\n').encode() * 200_000
         (folder / f'{part}.jsonl.gz').write_bytes(gzip.compress(lines, 1))
     paths = [f'--config.data.raw={folder}', f'--config.data.conversations={tmp_path / "out"}']
     command = [sys.executable, '-m', 'data_pipelines.ingest', f'--config={tiny.CONFIG}', *paths]
@@ -124,9 +130,9 @@ def test_workers_end_with_the_stage(tmp_path, name):
 
 def test_mutated_records_are_counted_and_crash_nothing(tmp_path):
     rng = random.Random(0)
-    good = [talk(f'c{n}', f'Thing {n}?', 'So.', 'Shorter!', 'S.', user=f'u{n % 9}') for n in range(50)]
+    good = [raw_conversation(f'c{n}', f'Thing {n}?', 'So.', 'Shorter!', 'S.', user=f'u{n % 9}') for n in range(50)]
     lines = [mutated(rng.choice(good), rng) for _ in range(5000)]
-    deep = json.dumps(talk('deep', 'So deep?', 'So.', header='HERE')).encode()
+    deep = json.dumps(raw_conversation('deep', 'So deep?', 'So.', header='HERE')).encode()
     lines += [deep.replace(b'"HERE"', b'[' * depth + b']' * depth) for depth in range(500, 1000)]
     (tmp_path / 'raw.jsonl').write_bytes(b'\n'.join(lines))
     c = config(tmp_path, conversations=str(tmp_path / 'runs' / 'out'))
@@ -153,7 +159,9 @@ def test_a_broken_file_says_which_and_a_broken_off_one_is_counted(tmp_path, capf
     (tmp_path / 'x.parquet').write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'x\.parquet is not a parquet file'):
         ingest.STAGE.run(config(tmp_path, raw=str(tmp_path / 'x.parquet')))
-    whole = gzip.compress('\n'.join(json.dumps(talk(f'c{n}', f'Thing {n}?', 'So.')) for n in range(500)).encode())
+    whole = gzip.compress(
+        '\n'.join(json.dumps(raw_conversation(f'c{n}', f'Thing {n}?', 'So.')) for n in range(500)).encode()
+    )
     (tmp_path / 'x.jsonl.gz').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'y.jsonl.gz').write_bytes(b'{}')
     counts = ingest.STAGE.run(config(tmp_path, raw=f'{tmp_path}/x.jsonl.gz,{tmp_path}/y.jsonl.gz'))
@@ -165,7 +173,7 @@ def test_a_broken_file_says_which_and_a_broken_off_one_is_counted(tmp_path, capf
 def test_of_parquet_odd_values_are_read_or_counted(tmp_path):
     """Times in ns, text that is not UTF-8, and a year that Python does not support."""
     names = pyarrow.array([b'a', b'b', b'\xff', b'd']).view(pyarrow.string())
-    turns = [[dict(role=role, content=f'{text} {n}', timestamp=10**18 + n) for role, text in SAID] for n in range(4)]
+    turns = [[dict(role=role, content=f'{text} {n}', timestamp=10**18 + n) for role, text in TURNS] for n in range(4)]
     turn = dict(role=pyarrow.string(), content=pyarrow.string(), timestamp=pyarrow.timestamp('ns'))
     turns = pyarrow.array(turns, pyarrow.list_(pyarrow.struct(turn)))
     times = pyarrow.array([1, 2, 3, 10**18], pyarrow.timestamp('us'))
@@ -182,7 +190,7 @@ def test_of_parquet_odd_values_are_read_or_counted(tmp_path):
 
 def test_how_many_are_in_memory_hangs_on_how_long_they_are(tmp_path, monkeypatch):
     long = '水' * 3000
-    raw = [talk(f'c{n}', f'What is thing {n * 7919}? {long}', 'So.', user=f'u{n}') for n in range(40)]
+    raw = [raw_conversation(f'c{n}', f'What is thing {n * 7919}? {long}', 'So.', user=f'u{n}') for n in range(40)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), tmp_path / 'x.parquet', use_dictionary=False)
     at_once, rows, files, as_python, made = [], [], [], scan._as_python, ingest._records
 
@@ -208,13 +216,15 @@ def test_how_many_are_in_memory_hangs_on_how_long_they_are(tmp_path, monkeypatch
 
 @pytest.mark.parametrize('name', ['user_id=evil', 'split=validation', 'fold[1]*?', "it's"])
 def test_the_name_of_a_folder_means_nothing(tmp_path, name):
-    write_lines(tmp_path / 'raw.jsonl', [talk(f'c{n}', f'What is thing {n * 7919}?', 'So.') for n in range(5)])
+    write_lines(
+        tmp_path / 'raw.jsonl', [raw_conversation(f'c{n}', f'What is thing {n * 7919}?', 'So.') for n in range(5)]
+    )
     c, other = config(tmp_path), config(tmp_path, conversations=str(tmp_path / name / 'out'))
     assert ingest.STAGE.run(c) == ingest.STAGE.run(other) and output(c) == output(other)
 
 
 def test_what_lies_in_the_folder_of_work_is_in_nobody_s_way(tmp_path):
-    write_lines(tmp_path / 'raw.jsonl', [talk('a', 'How do bees fly?', 'With wings.')])
+    write_lines(tmp_path / 'raw.jsonl', [raw_conversation('a', 'How do bees fly?', 'With wings.')])
     (tmp_path / '.conversations.journal' / 'other').mkdir(parents=True)
     (tmp_path / '.conversations.journal' / 'journal.sqlite').touch()
     assert ingest.STAGE.run(config(tmp_path))['kept_train'] == 1
@@ -228,7 +238,9 @@ def test_what_holds_nothing_to_use_is_refused_with_a_remedy(tmp_path, text, reme
 
 
 def test_a_worker_reads_salt_and_opt_out_once(tmp_path, monkeypatch):
-    write_lines(tmp_path / 'raw.jsonl', [talk(f'c{n}', f'What is thing {n * 7919}?', 'So.') for n in range(5)])
+    write_lines(
+        tmp_path / 'raw.jsonl', [raw_conversation(f'c{n}', f'What is thing {n * 7919}?', 'So.') for n in range(5)]
+    )
     (tmp_path / 'opt_out.txt').write_text('nobody')
     c, read = config(tmp_path, conversations=str(tmp_path / 'runs' / 'out')), []
     c.ingest.salt, c.ingest.opt_out, c.ingest.workers = str(tmp_path / 'salt'), str(tmp_path / 'opt_out.txt'), 1

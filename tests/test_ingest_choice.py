@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pyarrow
 import pytest
-from talks import WILDCHAT, config, nothing_is_lost, output, records, talk, write_lines
+from raw_conversations import WILDCHAT, config, nothing_is_lost, output, raw_conversation, records, write_lines
 
 from data_pipelines import ingest
 from data_pipelines.privacy.user_keys import read_salt, user_key
@@ -60,7 +60,7 @@ def test_no_near_duplicate_opening_crosses_the_split(tmp_path):
     ids=['English', 'Chinese', 'Japanese', 'Thai'],
 )
 def test_a_template_is_one_cluster_in_any_script(tmp_path, template):
-    raw = [talk(f'id{n}', template.format(300 + n), f'So, {n}.', user=f'u{n}') for n in range(60)]
+    raw = [raw_conversation(f'id{n}', template.format(300 + n), f'So, {n}.', user=f'u{n}') for n in range(60)]
     write_lines(tmp_path / 'raw.jsonl', raw)
     counts = ingest.STAGE.run(config(tmp_path))
     assert counts['clusters'] == 1 and counts['kept_train'] == 60
@@ -74,8 +74,11 @@ def test_the_highest_similarity_that_a_config_may_have_is_the_highest_with_bands
 
 @pytest.mark.parametrize('seed', (3, 4))  # seed 4 draws the cluster for the validation split
 def test_a_cluster_of_most_conversations_is_not_held_out(tmp_path, seed):
-    raw = [talk(f'like{n}', 'How do I bake a loaf of bread?', f'So, {n}.', user=f'u{n}') for n in range(60)]
-    raw += [talk(f'other{n}', f'What is thing {n} of {n * 77} at {n * 7919}?', 'So.', user=f'v{n}') for n in range(60)]
+    raw = [raw_conversation(f'like{n}', 'How do I bake a loaf of bread?', f'So, {n}.', user=f'u{n}') for n in range(60)]
+    raw += [
+        raw_conversation(f'other{n}', f'What is thing {n} of {n * 77} at {n * 7919}?', 'So.', user=f'v{n}')
+        for n in range(60)
+    ]
     write_lines(tmp_path / 'raw.jsonl', raw)
     c = config(tmp_path)
     c.seed, c.ingest.heldout = seed, 0.4
@@ -92,9 +95,11 @@ def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
     same = 'How do I bake a loaf of rye bread at home?'
     for split, names in names_by_split.items():
         texts = {name: same if name in 'ce' else f'What is thing {name * 9} good for, {name * 5}?' for name in names}
-        lines = '\n'.join(json.dumps(talk(name, text, 'So.', user=users[name])) for name, text in texts.items())
+        lines = '\n'.join(
+            json.dumps(raw_conversation(name, text, 'So.', user=users[name])) for name, text in texts.items()
+        )
         (folder / f'{split}.jsonl.gz').write_bytes(gzip.compress(lines.encode()))
-    write_lines(folder / 'part1.jsonl', [talk('f', 'What is in no split?', 'So.')])
+    write_lines(folder / 'part1.jsonl', [raw_conversation('f', 'What is in no split?', 'So.')])
     c = config(tmp_path, raw=str(folder))
     counts = ingest.STAGE.run(c)
     assert counts['files_passed_over'] == 1
@@ -106,7 +111,7 @@ def test_files_named_by_split_are_the_splits_and_share_nothing(tmp_path):
 def test_files_named_by_split_stand_beside_no_others(tmp_path):
     """Listed one by one, the others could be meant for any split, and held-out text could end up in training."""
     for name in ('train-00000-of-00002.jsonl', 'test-00000-of-00001.jsonl', 'validation.jsonl', 'serving.jsonl'):
-        write_lines(tmp_path / name, [talk(name[:2], f'What is {name} good for?', 'So.', user=name)])
+        write_lines(tmp_path / name, [raw_conversation(name[:2], f'What is {name} good for?', 'So.', user=name)])
     c = config(tmp_path, raw=f'{tmp_path},{tmp_path / "serving.jsonl"}')
     with pytest.raises(UserError, match=r'test\S+ is named after a split, but \S+serving.jsonl is not: name all'):
         ingest.STAGE.run(c)
@@ -138,7 +143,9 @@ def test_what_is_kept_is_what_brute_force_keeps(tmp_path, seed):
     rng = random.Random(seed)
     texts = [f'{word} {"abcdefgh"[i]}' for i in range(4) for word in ('Tell me of bees', 'And of tea')]
     raw = [
-        talk(f'id{rng.randrange(150)}', *rng.choices(texts, k=rng.randint(2, 5)), user=f'u{rng.randrange(3)}')
+        raw_conversation(
+            f'id{rng.randrange(150)}', *rng.choices(texts, k=rng.randint(2, 5)), user=f'u{rng.randrange(3)}'
+        )
         for _ in range(200)
     ]
     for record in rng.sample(raw, 50):
@@ -186,7 +193,7 @@ def opens_like_many(rng: random.Random) -> str:
 @pytest.mark.parametrize(('seed', 'most'), [(0, 1), (1, 5), (2, 5), (3, 30)])
 def test_of_openings_that_are_nearly_the_same_so_many_are_kept(tmp_path, seed, most):
     rng = random.Random(seed)
-    raw = [talk(f'id{n}', opens_like_many(rng), f'So, {n}.', user=f'u{n}') for n in range(300)]
+    raw = [raw_conversation(f'id{n}', opens_like_many(rng), f'So, {n}.', user=f'u{n}') for n in range(300)]
     write_lines(tmp_path / 'raw.jsonl', raw)
     c = config(tmp_path)
     c.ingest.heldout, c.ingest.max_nearly_same = 0.5, 0
@@ -212,7 +219,7 @@ def test_of_openings_that_are_nearly_the_same_so_many_are_kept(tmp_path, seed, m
 
 def test_a_user_s_different_requests_are_not_nearly_the_same(tmp_path):
     requests = [f'What is thing {n * 77} of {n * 7919} good for?' for n in range(30)]
-    write_lines(tmp_path / 'raw.jsonl', [talk(f'id{n}', text, 'So.') for n, text in enumerate(requests)])
+    write_lines(tmp_path / 'raw.jsonl', [raw_conversation(f'id{n}', text, 'So.') for n, text in enumerate(requests)])
     c = config(tmp_path)
     c.ingest.max_nearly_same = 1
     assert ingest.STAGE.run(c)['kept_train'] == 30

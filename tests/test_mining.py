@@ -1,4 +1,4 @@
-"""Stages from raw conversations to pairs: against brute force, closed forms and files as published."""
+"""Stages from raw conversations to pairs, against brute force and closed forms."""
 
 import contextlib
 import json
@@ -8,10 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny
-from talks import config, records, talk
+from raw_conversations import config, raw_conversation, records
 
 from data_pipelines import candidates, ingest, pairs, personas
-from data_pipelines.core.stage import input_digest, write_records
+from data_pipelines.core.inputs import input_digest
+from data_pipelines.core.record_files import write_records
 from data_pipelines.preferences.artefacts import reply_only_auc
 from data_pipelines.teacher.prompts import render_turns
 from rlhi_jax import generate
@@ -22,7 +23,10 @@ from rlhi_jax.tokenizers.template import Context
 
 
 def test_personas_without_users_or_times_are_refused(tmp_path):
-    lines = [dict(conversation_id=f'c{n}', messages=talk('x', f'Thing {n}?', 'So.')['conversation']) for n in range(3)]
+    lines = [
+        dict(conversation_id=f'c{n}', messages=raw_conversation('x', f'Thing {n}?', 'So.')['conversation'])
+        for n in range(3)
+    ]
     (tmp_path / 'raw.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     c = config(tmp_path, follow_ups=str(tmp_path / 'follow_ups'), personas=str(tmp_path / 'personas'))
     ingest.STAGE.run(c)
@@ -41,7 +45,9 @@ def test_a_user_cannot_speak_for_the_teacher():
 
 
 def test_a_user_is_on_one_side(tmp_path):
-    lines = [talk(f'c{n}', f'Question {n} about thing {n * n}?', 'Yes.', user=f'u{n % 7}') for n in range(60)]
+    lines = [
+        raw_conversation(f'c{n}', f'Question {n} about thing {n * n}?', 'Yes.', user=f'u{n % 7}') for n in range(60)
+    ]
     c = config(tmp_path)
     (tmp_path / 'raw.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     c.ingest.heldout = 0.5
@@ -52,31 +58,35 @@ def test_a_user_is_on_one_side(tmp_path):
 
 @pytest.mark.parametrize('inferred', [True, False])
 def test_prompts_of_a_file_have_the_personas_of_their_users(tmp_path, inferred):
-    """Those found in the users' conversations, or else the file's own; who has one comes first, test users never."""
+    """Inferred personas replace those of the file. Prompts with one come first; those of test users are left out."""
     folder = tmp_path / 'personas'
     folder.mkdir()
     (folder / 'manifest.json').write_text('{}')
-    write_records(folder / 'users.jsonl', [dict(user_id='a', persona='Found.'), dict(user_id='c', persona='Hidden.')])
-    told = [('a', 'train', 'Told.'), ('b', 'train', ''), ('c', 'test', 'Told.'), ('d', 'train', 'Told.')]
-    said = [dict(role='user', content='Why?')]
+    known = dict(a='Inferred.', c='Hidden.')
+    write_records(folder / 'users.jsonl', [dict(user_id=user, persona=persona) for user, persona in known.items()])
+    users = [('a', 'train', 'Stated.'), ('b', 'train', ''), ('c', 'test', 'Stated.'), ('d', 'train', 'Stated.')]
+    messages = [dict(role='user', content='Why?')]
     write_records(
         tmp_path / 'prompts.jsonl',
-        [dict(id=f'{user}/0', user_id=user, split=split, persona=own, messages=said) for user, split, own in told],
+        [
+            dict(id=f'{user}/0', user_id=user, split=split, persona=persona, messages=messages)
+            for user, split, persona in users
+        ],
     )
     c = config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl'), personas=str(folder) if inferred else '')
-    found = {record['user_id']: record['persona'] for record in candidates.prompts_reader(c)(Counter())}
-    assert found == (dict(a='Found.', b='', d='') if inferred else dict(a='Told.', b='', d='Told.'))
-    c.candidates.max_prompts = sum(map(bool, found.values()))
+    personas = {record['user_id']: record['persona'] for record in candidates.prompts_reader(c)(Counter())}
+    assert personas == (dict(a='Inferred.', b='', d='') if inferred else dict(a='Stated.', b='', d='Stated.'))
+    c.candidates.max_prompts = sum(map(bool, personas.values()))
     counts = Counter()
     assert all(record['persona'] for record in candidates.prompts_reader(c)(counts))
     assert counts['dropped_over_max_prompts'] == 3 - c.candidates.max_prompts
 
 
-def said(*turns: tuple) -> str:
+def prompt_of(*turns: tuple) -> str:
     return json.dumps(dict(messages=[dict(role=role, content=content) for role, content in turns]))
 
 
-NO_PROMPTS = {  # what is wrong with it: a line, or what is changed in a good one
+NO_PROMPTS = {  # fault → the line, or the fields that replace those of a good prompt
     'no object': '["id"]',
     'nested too deeply': '[' * 10**5,
     'id is that of another': '{"id": "a/0"}',
@@ -84,14 +94,14 @@ NO_PROMPTS = {  # what is wrong with it: a line, or what is changed in a good on
     'persona is no text': '{"persona": null}',
     'no text: a lone surrogate': '{"persona": "\\ud800"}',
     'messages are no list': '{"messages": {"role": "user", "content": "Why?"}}',
-    'no messages': said(),
-    'roles from user to user': said(('user', 'Why?'), ('assistant', 'So.')),
-    'roles in turn': said(('user', 'Why?'), ('user', 'Why?'), ('user', 'Why?')),
-    'roles of nobody': said(('robot', 'Why?')),
-    'content is a number': said(('user', 5)),
-    'content is a list': said(('user', [dict(type='text', text='Why?')])),
-    'content is blank': said(('user', ' ')),
-    'content with a lone surrogate': said(('user', '\ud800')),
+    'no messages': prompt_of(),
+    'roles from user to user': prompt_of(('user', 'Why?'), ('assistant', 'So.')),
+    'roles in turn': prompt_of(('user', 'Why?'), ('user', 'Why?'), ('user', 'Why?')),
+    'roles of nobody': prompt_of(('robot', 'Why?')),
+    'content is a number': prompt_of(('user', 5)),
+    'content is a list': prompt_of(('user', [dict(type='text', text='Why?')])),
+    'content is blank': prompt_of(('user', ' ')),
+    'content with a lone surrogate': prompt_of(('user', '\ud800')),
 }
 
 
@@ -104,12 +114,12 @@ def test_lines_that_are_no_prompts_are_refused(tmp_path, fault):
         line = json.dumps(good | dict(id='b/0') | json.loads(line))
     path = tmp_path / 'prompts.jsonl'
     path.write_text(f'{json.dumps(good)}\n{line}\n')
-    with pytest.raises(UserError, match='config.data.prompts: .*, line 2 is no prompt') as refused:
+    with pytest.raises(UserError, match='config.data.prompts: .*, line 2 is not a prompt') as refused:
         list(candidates.prompts_reader(config(tmp_path, prompts=str(path)))(Counter()))
-    with pytest.raises(UserError, match=r'prompts\.jsonl:2 is no prompt') as also:
+    with pytest.raises(UserError, match=r'prompts\.jsonl, line 2 is not a prompt') as also:
         generate.read_prompts(path)
     if line.startswith('{'):
-        reason = re.search(r'is no prompt \(([^)]+)\)', str(also.value))[1]
+        reason = re.search(r'is not a prompt \(([^)]+)\)', str(also.value))[1]
         assert reason in str(refused.value)
 
 
@@ -121,7 +131,7 @@ def test_fields_of_prompts_that_stages_need(tmp_path, field, value):
     if value == 'missing':
         del record[field]
     write_records(tmp_path / 'prompts.jsonl', [record])
-    with pytest.raises(UserError, match=f'line 1 is no prompt .its {field} is no text'):
+    with pytest.raises(UserError, match=f'line 1 is .*its {field} is not text'):
         list(candidates.prompts_reader(config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl')))(Counter()))
 
 
@@ -132,7 +142,7 @@ def test_prompts_to_reply_to(tmp_path):
     assert generate.read_prompts(path) == [generate.Prompt('1', (('user', 'Why?'),), Context('Be kind.', ''), 2)]
     for samples in ('0', '1.5', '1e400', '"2"', 'true', 'null'):
         path.write_text(f'{{{messages}, "samples": {samples}}}')
-        with pytest.raises(UserError, match=r'prompts\.jsonl:1 is no prompt .its samples are no whole number'):
+        with pytest.raises(UserError, match=r'prompts\.jsonl, line 1 is not a prompt .its samples must be an integer'):
             generate.read_prompts(path)
 
 
@@ -187,21 +197,21 @@ def test_best_over_worst(tmp_path):
     refused['replies'][1]['text'] = "I'm sorry, I can't."
     apology = candidate('s', [1.0, 0.0])
     apology['replies'][0]['text'] = 'Sorry for the confusion.'
-    found, counts = mine(
+    preferences, counts = mine(
         tmp_path,
         [
             candidate('a', [0.1, 0.9, -0.5, None]),
-            candidate('b', [0.1, 0.9, -0.5], [True, False, False]),  # what was cut off is never the best
-            candidate('f', [0.9, 0.0, -1.0], [True, True, False]),  # nor the worst, if a finished one is worse enough
+            candidate('b', [0.1, 0.9, -0.5], [True, False, False]),  # a reply that was cut off is never the best
+            candidate('f', [0.9, 0.0, -1.0], [True, True, False]),  # nor the worst, if a finished one is bad enough
             candidate('c', [0.5, 0.4]),
             candidate('d', [0.5, 0.5], [False, False]),
             candidate('e', [None, 0.5]),
             refused,
             apology,
         ],
-        margin=0.2,
+        min_score_gap=0.2,
     )
-    sides = {pair['id'][0]: (pair['chosen'][0]['content'], pair['rejected'][0]['content']) for pair in found}
+    sides = {pair['id'][0]: (pair['chosen'][0]['content'], pair['rejected'][0]['content']) for pair in preferences}
     assert sides == {'a': ('a 1', 'a 2'), 'b': ('b 0', 'b 2'), 'f': ('f 0', 'f 1')}
     expected = dict(within_margin=1, no_finished_reply=1, fewer_than_two_scored=1)
     expected |= dict(rejected_is_a_refusal=1, chosen_is_a_refusal=1)
@@ -226,8 +236,8 @@ def test_scores_are_of_these_candidates(tmp_path, names, made_from, problem):
     write_records(tmp_path / 'candidates' / 'records.jsonl', [candidate(name, [0.0, 1.0]) for name in 'ab'])
     write_json(tmp_path / 'candidates' / 'manifest.json', {})
     write_records(tmp_path / 'scores' / 'records.jsonl', [dict(id=name, scores=[1.0, 0.0]) for name in names])
-    told = input_digest(c, 'candidates') if made_from == 'these' else made_from
-    write_json(tmp_path / 'scores' / 'manifest.json', dict(made_from=dict(candidates=told)))
+    source = input_digest(c, 'candidates') if made_from == 'these' else made_from
+    write_json(tmp_path / 'scores' / 'manifest.json', dict(made_from=dict(candidates=source)))
     with pytest.raises(UserError, match=problem) if problem else contextlib.nullcontext():
         assert [pair['chosen'][0]['content'] for pair in pairs.mine(c, Counter())] == ['a 0', 'b 0']
 
@@ -242,11 +252,11 @@ def test_the_probe_finds_artefacts_and_nothing_else():
     users = [f'u{n % 20}' for n in range(200)]
     longer = [(reply(40), reply(20)) for _ in users]
     assert reply_only_auc(longer, users, seed=0) > 0.95
-    # Half of the users like it long, the other half short: who wins is in the persona alone.
+    # Half of the users like long replies, the other half short ones: only the persona tells which is chosen.
     divided = [pair if int(user[1:]) % 2 else pair[::-1] for pair, user in zip(longer, users, strict=True)]
     assert reply_only_auc(divided, users, seed=0) < 0.6
     assert reply_only_auc(longer[:5], users[:5], seed=0) is None
-    # Of one length and layout: in Chinese, told by a character; without words, by nothing.
+    # All of one length and layout: in Chinese, one character differs; without words, nothing does.
     chinese = [
         (''.join(rng.permutation(list('蜜蜂飞花好'))), ''.join(rng.permutation(list('蜜蜂飞花坏')))) for _ in users
     ]
@@ -273,8 +283,10 @@ def test_artefacts_stop_the_stage_unless_accepted(tmp_path):
 
 
 def test_pairs_are_preferences_as_trl_takes_them(tmp_path):
-    """Conversational preferences of one schema; no key beside them means anything to TRL's trainers."""
-    items = [candidate(f'c{n}', [1.0, 0.0], split=('train', 'heldout')[n % 2], persona='x' * (n % 3)) for n in range(8)]
+    """Conversational preferences of one schema; TRL's trainers ignore the other fields."""
+    items = [
+        candidate(f'c{n}', [1.0, 0.0], split=('train', 'validation')[n % 2], persona='x' * (n % 3)) for n in range(8)
+    ]
     folder = tmp_path / 'candidates'
     folder.mkdir()
     write_records(folder / 'records.jsonl', items)
@@ -283,14 +295,14 @@ def test_pairs_are_preferences_as_trl_takes_them(tmp_path):
     c.data.candidates, c.data.pairs, c.pairs.sources = str(folder), str(tmp_path / 'pairs'), 'candidates'
     c.pairs.min_pairs = 1
     pairs.STAGE.run(c)
-    said = {'role': str, 'content': str}
-    for split in ('train', 'heldout'):
+    message = {'role': str, 'content': str}
+    for split in ('train', 'validation'):
         lines = [json.loads(line) for line in (tmp_path / 'pairs' / f'{split}.jsonl').read_bytes().splitlines()]
         assert len(lines) == 4
         for line in lines:
-            own = {key: value for key, value in line.items() if key not in ('prompt', 'chosen', 'rejected')}
-            assert set(own) == {'id', 'conversation', 'split', 'user_id', 'persona'}
-            assert all(isinstance(value, str) for value in own.values())
+            others = {key: value for key, value in line.items() if key not in ('prompt', 'chosen', 'rejected')}
+            assert set(others) == {'id', 'conversation', 'split', 'user_id', 'persona'}
+            assert all(isinstance(value, str) for value in others.values())
             for key, last in (('prompt', 'user'), ('chosen', 'assistant'), ('rejected', 'assistant')):
-                assert [{name: type(part) for name, part in turn.items()} for turn in line[key]] == [said]
+                assert [{name: type(part) for name, part in turn.items()} for turn in line[key]] == [message]
                 assert line[key][-1]['role'] == last

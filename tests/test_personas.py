@@ -1,4 +1,4 @@
-"""The persona switches change exactly what they say, and evaluation's three conditions are what they are called."""
+"""Each persona switch changes one thing alone, and evaluation's three conditions are what their names say."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ import tokenizers
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import Interaction, Message, Pair
 from rlhi_jax.evaluate import evaluate
-from rlhi_jax.evaluation.conditions import strangers, views
+from rlhi_jax.evaluation.conditions import other_personas, views
 from rlhi_jax.evaluation.statistics import interval
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
@@ -58,7 +58,7 @@ def test_ref_sees_persona_changes_the_reference_alone(folder, tmp_path):
     for name in ('logp_chosen', 'logp_rejected', 'length_chosen', 'length_rejected', 'pairs'):
         assert blind[name] == both[name]
     assert abs(both['loss'] - math.log(2)) <= 1e-6
-    # What the blind reference says is what a policy says that never saw a persona.
+    # The blind reference gives the log-probabilities of a policy that never saw a persona.
     stripped = first_metrics(folder, tmp_path / 'stripped', 'dpo', stripped=True)
     assert abs(blind['reward_chosen']) > 1e-4
     for side in ('chosen', 'rejected'):
@@ -91,10 +91,10 @@ def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path
     config.model.new_head = step == 0  # before training: the model itself, with a head drawn from the seed
     model = open_model(tmp_path if step is None else config.model.path)
     decoder = make_decoder(config, model)
-    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), jax.devices()[:1])
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     params = jax.device_get(load_params(decoder, model, mesh, seed=config.seed))
     shards = Shards(folder / 'shards')
-    swapped = strangers(shards, config.eval.shuffle_seed)
+    others = other_personas(shards, config.eval.shuffle_seed)
 
     @jax.jit
     def rewards(tokens):
@@ -112,11 +112,11 @@ def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path
         padded[0, : len(ids)] = ids
         return float(rewards(padded)[len(ids) - 1])
 
-    right = {'true': 0, 'empty': 0, 'shuffled': 0}
+    right = {'own': 0, 'other': 0, 'empty': 0}
     total = 0
     for i in range(len(shards)):
         tree = shards[i]
-        personas = {'true': tree.persona, 'empty': '', 'shuffled': swapped[tree.user_id]}
+        personas = {'own': tree.persona, 'other': others[tree.user_id], 'empty': ''}
         for pair in tree.pairs:
             total += 1
             for name, persona in personas.items():
@@ -135,22 +135,22 @@ class Trees(list):
     folder, digest = 'trees', 'd'
 
 
-def test_a_stranger_is_someone_else():
+def test_another_users_persona_is_not_ones_own():
     trees = Trees(tree(f'u{i % 5}', f'persona {i % 5}', f't{i}') for i in range(20))
-    swapped = strangers(trees, 0)
-    assert sorted(swapped) == [f'u{i}' for i in range(5)]
-    assert sorted(swapped.values()) == [f'persona {i}' for i in range(5)]
-    assert all(persona[-1] != user[-1] for user, persona in swapped.items())
+    others = other_personas(trees, 0)
+    assert sorted(others) == [f'u{i}' for i in range(5)]
+    assert sorted(others.values()) == [f'persona {i}' for i in range(5)]
+    assert all(persona[-1] != user[-1] for user, persona in others.items())
     by_condition = views(trees, max_trees=7, seed=0)
     assert [len(view) for view in by_condition.values()] == [7, 7, 7]
     for i in range(7):
-        own = by_condition['true'][i]
-        assert by_condition['empty'][i] == dataclasses.replace(own, persona='')
-        assert by_condition['shuffled'][i] == dataclasses.replace(own, persona=swapped[own.user_id])
+        interaction = by_condition['own'][i]
+        assert by_condition['empty'][i] == dataclasses.replace(interaction, persona='')
+        assert by_condition['other'][i] == dataclasses.replace(interaction, persona=others[interaction.user_id])
 
 
 def test_one_persona_for_all_cannot_be_evaluated():
-    with pytest.raises(UserError, match='no two users with different personas'):
+    with pytest.raises(UserError, match='no two users in it have different personas'):
         views(Trees(tree(f'u{i}', 'the same', f't{i}') for i in range(4)), max_trees=0, seed=0)
 
 
@@ -159,7 +159,7 @@ def test_the_interval_resamples_users():
     users = {f'{u}-{i}': f'u{u}' for u in range(40) for i in range(25)}
     effect = dict(zip([f'u{u}' for u in range(40)], rng.normal(size=40), strict=True))
     values = {pair: effect[user] for pair, user in users.items()}
-    found = interval(values, users)
+    result = interval(values, users)
     error = np.std(list(effect.values()), ddof=1) / math.sqrt(40)  # users, not pairs, are independent
-    assert math.isclose(found['mean'], np.mean(list(effect.values())), rel_tol=1e-9)
-    assert math.isclose(found['high'] - found['low'], 2 * 1.96 * error, rel_tol=0.15)
+    assert math.isclose(result['mean'], np.mean(list(effect.values())), rel_tol=1e-9)
+    assert math.isclose(result['high'] - result['low'], 2 * 1.96 * error, rel_tol=0.15)

@@ -1,4 +1,4 @@
-"""What stands between marks in a prompt is data: no text can close its own marks."""
+"""Prompts: text between marks is data, and no text can close its own marks."""
 
 import re
 
@@ -11,10 +11,10 @@ from rlhi_jax.io.files import digest
 
 @given(st.lists(st.text(), min_size=1, max_size=4), st.data())
 def test_text_cannot_close_its_marks(texts, data):
-    """Texts that spell the marks of all the others, and their own marks as far as these can be known."""
+    """Not even texts that contain the marks of all the others, and guesses at their own."""
     for _ in range(2):
         lines = [prompts.delimited(text).split('\n') for text in texts]
-        marks = [line[place] for line in lines for place in (0, -1)] + ['', '</data>']
+        marks = [line[position] for line in lines for position in (0, -1)] + ['', '</data>']
         texts = [text + data.draw(st.sampled_from(marks)) for text in texts]
     whole = '\n'.join(map(prompts.delimited, texts))
     assert re.findall(r'<(data [0-9a-f]{16})>\n(.*?)\n</\1>', whole, re.DOTALL) == [

@@ -1,4 +1,4 @@
-"""Rewrites: which samples are dropped and why, by tables of examples and brute force; and the stage itself."""
+"""Rewrites: the reasons to drop samples, by tables of examples and brute force; and the stage itself."""
 
 import itertools
 import json
@@ -12,10 +12,12 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from talks import WILDCHAT, config
+from raw_conversations import WILDCHAT, config
 
 from data_pipelines import pairs, rewrites
-from data_pipelines.core.stage import Task, load_records, write_records
+from data_pipelines.core.record_files import load_records, write_records
+from data_pipelines.core.stage import Task
+from data_pipelines.core.turns import to_messages
 from data_pipelines.preferences.acceptance import best, reason_to_drop, resemblance
 from data_pipelines.teacher.prompts import render
 from data_pipelines.text import languages
@@ -27,13 +29,13 @@ from rlhi_jax.sampling.generator import Reply
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 
 ENGLISH, GERMAN = 'Why do bees dance in front of their hive?', 'Warum tanzen die Bienen vor ihrem Stock?'
-SAID = dict(
+TEXTS = dict(
     original='Bees dance because they are happy insects that love the summer and the sun.',
     request=ENGLISH,
     feedback='That is wrong. Look at what the dance tells the other bees.',
 )
 GOOD = 'A dancing bee shows her sisters how far the flowers are, and in which direction from the sun.'
-# What a rewrite in English, or in the language that is named, opens with or holds; and why it is dropped, if it is.
+# Samples by the reason to drop them; '' for those that are kept.
 SAMPLES = {
     '': [
         GOOD,
@@ -84,7 +86,7 @@ SAMPLES = {
         'I cannot provide that.',
         'Unfortunately, I do not know of bees.',
     ],
-    'copy': [*SAID.values(), SAID['original'].upper(), SAID['original'].replace('summer and', 'summer  and') + '!'],
+    'copy': [*TEXTS.values(), TEXTS['original'].upper(), TEXTS['original'].replace('summer and', 'summer  and') + '!'],
     'another_language': [
         'Eine tanzende Biene zeigt ihren Schwestern, wie weit die Blüten entfernt sind.',
         'Une abeille qui danse montre à ses sœurs où se trouvent les fleurs.',
@@ -92,7 +94,7 @@ SAMPLES = {
         'Танцующая пчела показывает сёстрам, как далеко находятся цветы.',
     ],
 }
-OPENINGS = {  # in each language a rewrite proper, one with a preamble, and a refusal
+OPENINGS = {  # in each language: a good rewrite, one with a preamble, and a refusal
     'fr': (
         'Les abeilles montrent où sont les fleurs.',
         'Bien sûr ! Les abeilles',
@@ -108,7 +110,7 @@ OPENINGS = {  # in each language a rewrite proper, one with a preamble, and a re
     'ko': ('꿀벌은 길을 알려 줍니다.', '물론입니다! 꿀벌은', '죄송하지만 도와드릴 수 없습니다.'),
     'ar': ('النحل يدل على الطريق.', 'بالطبع! النحل', 'عذرًا، لا يمكنني المساعدة'),
 }
-FEEDBACK = {  # on a reply in English to a request in English, or else as said → the languages of a rewrite
+FEEDBACK = {  # on a reply in English to a request in English → the languages that a rewrite may be in
     'Please be brief.': 'en',
     'Ok': 'en',
     'In French, please.': 'fr',
@@ -130,7 +132,7 @@ FEEDBACK = {  # on a reply in English to a request in English, or else as said �
     '日本語で答えてください': 'ja',
     '한국어로 다시 써 줘': 'ko',
     'بالعربية من فضلك': 'ar',
-    'Polish it': 'en pl',  # nobody asks for Polish here, but nothing is lost by taking it
+    'Polish it': 'en pl',  # Polish is not asked for, but allowing it does no harm
     'My French neighbour keeps bees; tell it for her.': 'en fr',
     'Das ist mir viel zu lang, sag es bitte kürzer.': 'de en',
     'C’est beaucoup trop long pour moi, sois plus bref.': 'en fr',
@@ -143,8 +145,8 @@ def reply(text: str, *, finished: bool = True) -> Reply:
 
 @pytest.mark.parametrize(('reason', 'text'), [(why, text) for why, texts in SAMPLES.items() for text in texts])
 def test_samples_are_dropped_by_reason(reason, text):
-    wanted = languages.wanted(ENGLISH, SAID['original'], SAID['feedback'])
-    assert reason_to_drop(reply(text), tuple(SAID.values()), wanted, 0.95) == reason
+    wanted = languages.wanted(ENGLISH, TEXTS['original'], TEXTS['feedback'])
+    assert reason_to_drop(reply(text), tuple(TEXTS.values()), wanted, 0.95) == reason
 
 
 @pytest.mark.parametrize('text', [text for texts in SAMPLES.values() for text in texts if text])
@@ -154,13 +156,13 @@ def test_what_was_cut_off_is_dropped(text):
 
 @pytest.mark.parametrize('code', OPENINGS)
 def test_openings_in_other_languages(code):
-    found = [reason_to_drop(reply(text), (), {code}, 0.95) for text in OPENINGS[code]]
-    assert found == ['', 'preamble', 'refusal']
+    reasons = [reason_to_drop(reply(text), (), {code}, 0.95) for text in OPENINGS[code]]
+    assert reasons == ['', 'preamble', 'refusal']
 
 
 @pytest.mark.parametrize('feedback', FEEDBACK)
 def test_the_languages_that_feedback_leaves(feedback):
-    assert languages.wanted(ENGLISH, SAID['original'], feedback) == set(FEEDBACK[feedback].split())
+    assert languages.wanted(ENGLISH, TEXTS['original'], feedback) == set(FEEDBACK[feedback].split())
 
 
 def test_the_languages_of_other_requests():
@@ -175,20 +177,22 @@ def test_the_languages_of_other_requests():
         'bitte nicht auf Englisch',
     ):
         assert languages.wanted(GERMAN, ENGLISH, complaint) == {'de'}, complaint
-    # As agreed earlier: the request is a text to translate, and the user does not mind the language of the reply.
+    # A request may be a text to translate: the user does not object to the language of the reply.
     assert languages.wanted(GERMAN, 'Pourquoi les abeilles dansent-elles devant la ruche ?', 'shorter') == {'de', 'fr'}
     assert languages.wanted('x = [i for i in range(9)]', '', 'Try again with a generator.') == set()  # of any
 
 
 def test_identification_on_real_replies():
-    """Of WildChat's conversations in English, replies to what was said last are seldom taken for another language's."""
+    """WildChat's later replies in English conversations are seldom taken for another language."""
     if not WILDCHAT.exists():
         pytest.skip('the WildChat file is not here (../shared/data/wildchat)')
     fired, replies = 0, 0
-    for talk in map(json.loads, WILDCHAT.read_bytes().splitlines()):
-        said = [message['content'] for message in talk['messages']]
-        if talk['metadata'].get('language') == 'English':
-            for request, first, feedback, second in zip(said[::2], said[1::2], said[2::2], said[3::2], strict=False):
+    for conversation in map(json.loads, WILDCHAT.read_bytes().splitlines()):
+        texts = [message['content'] for message in conversation['messages']]
+        if conversation['metadata'].get('language') == 'English':
+            for request, first, feedback, second in zip(
+                texts[::2], texts[1::2], texts[2::2], texts[3::2], strict=False
+            ):
                 wanted = languages.wanted(request, first, feedback)
                 fired += bool(wanted) and languages.language(second) not in {'', *wanted}
                 replies += 1
@@ -200,8 +204,8 @@ def longest_common(one: str, other: str) -> int:
     row = [0] * (len(other) + 1)
     for a in one:
         new = [0]
-        for place, b in enumerate(other):
-            new.append(row[place] + 1 if a == b else max(row[place + 1], new[place]))
+        for column, b in enumerate(other):
+            new.append(row[column] + 1 if a == b else max(row[column + 1], new[column]))
         row = new
     return row[-1]
 
@@ -219,13 +223,13 @@ GAINS = st.lists(st.tuples(st.sampled_from(['a', 'b', 'c']), st.none() | st.samp
 @given(GAINS, st.sampled_from([-5.0, 0.0, 0.5, 9.0]))
 def test_the_best_has_the_largest_gain_and_every_sample_is_counted(samples, min_gain):
     counts: Counter = Counter()
-    found = best(samples, min_gain, counts)
+    chosen = best(samples, min_gain, counts)
     enough = [(text, gain) for text, gain in samples if gain is not None and gain >= min_gain]
-    assert sum(counts.values()) + bool(found) == len(samples)
-    assert bool(found) == bool(enough) and (not found or found in enough)
-    assert not found or found[1] == max(gain for _, gain in enough)
+    assert sum(counts.values()) + bool(chosen) == len(samples)
+    assert bool(chosen) == bool(enough) and (not chosen or chosen in enough)
+    assert not chosen or chosen[1] == max(gain for _, gain in enough)
     for order in itertools.islice(itertools.permutations(samples), 24):
-        assert best(order, min_gain, Counter()) == found
+        assert best(order, min_gain, Counter()) == chosen
 
 
 def test_settings_that_make_no_sense_are_refused():
@@ -233,26 +237,26 @@ def test_settings_that_make_no_sense_are_refused():
         c = base_config()
         c.rewrites[key] = value
         with pytest.raises(UserError, match=f'config.rewrites.{key}'):
-            check_config(c, base_config())
+            check_config(c)
 
 
 @pytest.fixture(scope='module')
 def mined(tmp_path_factory):
-    """A tiny model, and finished folders of the stages before: 12 turns of feedback, three of no use."""
+    """A tiny model and finished folders of earlier stages: 12 turns of feedback, three of which cannot be used."""
     folder = tmp_path_factory.mktemp('mined')
     tiny.write_model(folder / 'model', spec=tiny.LOOP_SPEC)
-    talks, turns, personas = [], [], []
+    conversations, turns, personas = [], [], []
     for number in range(12):
         name = f'c{number}'
-        said = [f'Question {number}?', f'Answer {number}.', 'Shorter, please.', 'No.', 'In French.', 'Non.']
-        messages = [dict(role=('user', 'assistant')[place % 2], content=text) for place, text in enumerate(said)]
-        split = 'test' if number == 0 else 'heldout' if number == 1 else 'train'
-        talks.append(dict(id=name, user_id=f'u{number}', split=split, messages=messages))
-        turns.append(dict(id=f'{name}/2', conversation=name, place=2, user_id=f'u{number}', split=split))
-        turns[-1] |= dict(mined=number != 2, request=said[0], reply=said[1], follow_up=said[2])
+        texts = [f'Question {number}?', f'Answer {number}.', 'Shorter, please.', 'No.', 'In French.', 'Non.']
+        messages = to_messages(zip(('user', 'assistant') * 3, texts, strict=True))
+        split = 'test' if number == 0 else 'validation' if number == 1 else 'train'
+        conversations.append(dict(id=name, user_id=f'u{number}', split=split, messages=messages))
+        turns.append(dict(id=f'{name}/2', conversation=name, turn_index=2, user_id=f'u{number}', split=split))
+        turns[-1] |= dict(mined=number != 2, request=texts[0], reply=texts[1], follow_up=texts[2])
         if number != 3:
             personas.append(dict(id=f'{name}/0', persona='Likes it short.'))
-    for stage, records in dict(conversations=talks, follow_ups=turns, personas=personas).items():
+    for stage, records in dict(conversations=conversations, follow_ups=turns, personas=personas).items():
         (folder / stage).mkdir()
         write_records(folder / stage / 'records.jsonl', records)
         (folder / stage / 'manifest.json').write_text('{}')
@@ -265,20 +269,20 @@ def stage_config(mined, output, **settings):
     c.model.path, c.model.dtype, c.model.logprob_chunk = str(mined / 'model'), 'float32', 64
     c.sampler.update(dict(slots=8, prompt_tokens=900, new_tokens=200))
     c.teacher.row_tokens, c.eval.batch_rows = 2048, 8
-    # A random model's gains are small, and mostly below 0: some are above this bound, some below.
-    c.rewrites.update(dict(margin=50.0, min_gain=-0.15) | settings)
+    # A random model's gains are small and mostly below 0; this bound lies among them.
+    c.rewrites.update(dict(max_feedback_drop=50.0, min_gain=-0.15) | settings)
     return c
 
 
 def program_flags(c) -> list[str]:
-    """What makes a program's default config this one."""
+    """The flags that turn a program's default config into this one."""
     changed = flatten(c).items() - flatten(base_config()).items()
     return [f'--config={tiny.CONFIG}', *(f'--config.{name}={value}' for name, value in sorted(changed))]
 
 
 @pytest.fixture(scope='module')
 def whole(mined):
-    """What the stage makes of them as a program, never interrupted."""
+    """The output folder of the stage as a program, never interrupted."""
     c = stage_config(mined, mined / 'whole')
     tiny.run_program('data_pipelines.rewrites', *program_flags(c))
     return mined / 'whole'
@@ -286,17 +290,17 @@ def whole(mined):
 
 def assert_nothing_is_lost(output):
     counts = json.loads((output / 'manifest.json').read_text())['counts']
-    found = load_records(output / 'records.jsonl')
+    records = load_records(output / 'records.jsonl')
     dropped = {name: count for name, count in counts.items() if name.startswith('dropped_')}
     samples = sum(count for name, count in dropped.items() if name.startswith('dropped_rewrite_'))
-    kept = counts['kept_train'] + counts.get('kept_heldout', 0)
-    assert kept == len(found) > 0
+    kept = counts['kept_train'] + counts.get('kept_validation', 0)
+    assert kept == len(records) > 0
     assert counts['rewrites_drawn'] == samples + kept
     assert counts['follow_ups_read'] == 12 == sum(dropped.values()) - samples + kept
     assert dropped['dropped_test_split'] == dropped['dropped_no_feedback'] == 1
     assert dropped['dropped_persona_would_know_it'] == 1
     assert dropped['dropped_rewrite_cut_off'] and dropped['dropped_rewrite_not_better']
-    assert all(record['gain'] >= -0.15 and record['rewrite'] != record['original'] for record in found)
+    assert all(record['gain'] >= -0.15 and record['rewrite'] != record['original'] for record in records)
 
 
 def test_counts_add_up(mined, whole, tmp_path):
@@ -307,10 +311,10 @@ def test_counts_add_up(mined, whole, tmp_path):
 
 
 def test_the_gain_is_what_the_feedback_adds(mined, whole):
-    """As the teacher has it, asked alone about each rewrite after the feedback, and after mere dislike."""
+    """The teacher, asked about each rewrite alone, gives the same difference between feedback and mere dislike."""
     c = stage_config(mined, whole)
-    room = Capacities(tokens=2048, scored=512, pairs=1)
-    scorer = CandidateScorer(c, str(mined / 'model'), room, sees_persona=False)
+    capacities = Capacities(tokens=2048, scored=512, pairs=1)
+    scorer = CandidateScorer(c, str(mined / 'model'), capacities, sees_persona=False)
     for record in load_records(whole / 'records.jsonl')[:3]:
         rise = 0.0
         for sign, feedback in ((1, record['feedback']), (-1, rewrites.DISLIKE)):
@@ -321,12 +325,13 @@ def test_the_gain_is_what_the_feedback_adds(mined, whole):
 
 
 def test_what_the_conversation_holds_already_is_a_copy(mined, tmp_path, monkeypatch):
-    """Replies before the request among it: one of them in place of an answer is no rewrite."""
+    """Earlier replies count too: one of them in place of an answer is not a rewrite."""
     earlier = (('user', 'And wasps?'), ('assistant', 'Wasps hunt flies and build their nests of paper.'))
-    turn = dict(id='c/4', follow_up=SAID['feedback'], reply='They like it.', next_reply='They tell of their flowers.')
-    case = rewrites.Case(turn, (*earlier, ('user', ENGLISH)), SAID['original'])
-    said = [GOOD, earlier[1][1], SAID['original'], turn['next_reply']]
-    monkeypatch.setattr(rewrites, 'generate', lambda *_: {'rewrite c/4': [reply(text) for text in said]})
+    turns, next_reply = (*earlier, ('user', ENGLISH)), 'They tell of their flowers.'
+    turn = dict(id='c/4', follow_up=TEXTS['feedback'], reply='They like it.')
+    case = rewrites.Case(turn, turns, next_reply=next_reply, original=TEXTS['original'])
+    samples = [GOOD, earlier[1][1], TEXTS['original'], next_reply]
+    monkeypatch.setattr(rewrites, 'generate', lambda *_: {'rewrite c/4': [reply(text) for text in samples]})
     counts = Counter()
     (drawn,) = rewrites._drawn(Task(stage_config(mined, tmp_path / 'x'), tmp_path, 'x', 'rewrites'), [case], counts)
     assert drawn.samples == [GOOD] and counts == dict(rewrites_drawn=4, dropped_rewrite_copy=3)
@@ -347,16 +352,16 @@ def test_killed_it_ends_in_the_same_bytes(mined, whole):
 
 
 def flatten(c, prefix: str = '') -> dict:
-    found = {}
+    flat = {}
     for name, value in c.items():
-        found |= flatten(value, f'{prefix}{name}.') if hasattr(value, 'items') else {f'{prefix}{name}': value}
-    return found
+        flat |= flatten(value, f'{prefix}{name}.') if hasattr(value, 'items') else {f'{prefix}{name}': value}
+    return flat
 
 
 def test_too_few_pairs_are_refused(tmp_path):
     folder = tmp_path / 'rewrites'
     common = dict(user_id='', persona='', messages=[dict(role='user', content='?')], original='No.', gain=1.0)
-    splits = ['train'] * 5 + ['heldout'] * 3
+    splits = ['train'] * 5 + ['validation'] * 3
     records = [common | dict(id=f'c{n}/2', split=split, rewrite=f'Yes, {n}.') for n, split in enumerate(splits)]
     folder.mkdir()
     write_records(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import tiny
-from talks import config, output, records, talk, write_lines
+from raw_conversations import config, output, raw_conversation, records, write_lines
 
 from data_pipelines import ingest
 from data_pipelines.core.stage import Task
@@ -17,7 +17,11 @@ from rlhi_jax.io.errors import UserError
 def test_users_are_keys_that_only_the_salt_explains(tmp_path):
     same = dict(header={'accept-language': 'en', 'user-agent': 'A'})
     other = dict(header={'accept-language': 'en', 'user-agent': 'B'})
-    raw = [talk('a', 'One?', 'So.', **same), talk('b', 'Two?', 'So.', **same), talk('c', 'Three?', 'So.', **other)]
+    raw = [
+        raw_conversation('a', 'One?', 'So.', **same),
+        raw_conversation('b', 'Two?', 'So.', **same),
+        raw_conversation('c', 'Three?', 'So.', **other),
+    ]
     write_lines(tmp_path / 'raw.jsonl', raw)
     keys = []
     for name, salt in (('1', 'one'), ('2', 'one'), ('3', 'another')):
@@ -57,8 +61,8 @@ def test_runs_that_begin_together_have_one_salt(tmp_path, monkeypatch):
 
 def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
     theirs = dict(header=None, hashed_ip='their-ip', language='Theirish')
-    raw = [talk(f'mine{n}', 'How do bees fly?', 'With wings.') for n in range(3)]
-    raw += [talk(f'theirs{n}', f'Their question {n}?', 'Their answer.') | theirs for n in range(3)]
+    raw = [raw_conversation(f'mine{n}', 'How do bees fly?', 'With wings.') for n in range(3)]
+    raw += [raw_conversation(f'theirs{n}', f'Their question {n}?', 'Their answer.') | theirs for n in range(3)]
     raw[-1]['conversation'].insert(0, dict(role='system', content='Their system.'))
     write_lines(tmp_path / 'raw.jsonl', raw)
     (tmp_path / 'opt_out.txt').write_text('\ufefftheir-ip\r\n')

@@ -1,4 +1,4 @@
-"""The real default configuration, shrunk for tests; paths come by flag."""
+"""The default configuration, shrunk for tests; flags set the paths."""
 
 from rlhi_jax.config import base_config
 
@@ -6,7 +6,7 @@ from rlhi_jax.config import base_config
 def get_config(objective: str = 'dpo'):
     c = base_config()
     c.objective = objective
-    c.compilation_cache = ''  # nothing that another test left behind
+    c.compilation_cache = ''  # no programs that another test compiled
     c.model.dtype = 'float32'
     c.model.new_head = objective == 'reward'
     c.model.logprob_chunk = 64

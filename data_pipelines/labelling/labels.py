@@ -1,10 +1,11 @@
-"""What a user's turn after a reply can be, and what every labeller of such turns shares."""
+"""Labels of a user's turn after a reply, and what all labellers of such turns share."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipelines.core.stage import Record
+from data_pipelines.core.records import Conversation
+from data_pipelines.core.turns import request_index, turn_id, user_turn_indices
 
 FEEDBACK, AGAIN = 'reattempt_with_feedback', 'reattempt_without_feedback'
 LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
@@ -16,11 +17,11 @@ LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
     'positive_feedback': 'is content with the reply, and asks for nothing else',
     'other': 'does none of these: a greeting, abuse, text that says nothing',
 }
-MAX_CHARACTERS = 300  # of a turn that are looked at
+MAX_CHARACTERS = 300  # characters of a turn that labellers read
 
 
-class Turn(NamedTuple):
-    """A user's turn `text` after the reply to a request; `id` is CONVERSATION/PLACE."""
+class UserTurn(NamedTuple):
+    """A user's turn `text` after the reply to a request; `id` is the turn's id."""
 
     id: str
     request: str
@@ -29,49 +30,53 @@ class Turn(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A label, the probability that the labeller gives it, and the words of the turn that speak for it most."""
+    """A label, the probability that the labeller gives it, and the words of the turn that support it most."""
 
     label: str
     confidence: float
     quote: str
 
 
-def turns_after_replies(talk: Record) -> list[tuple[int, Turn]]:
-    """A conversation's user turns after a reply, with their places."""
-    said = [message['content'] for message in talk['messages']]
-    return [(place, Turn(f'{talk["id"]}/{place}', *said[place - 2 : place + 1])) for place in range(2, len(said), 2)]
+def turns_after_replies(conversation: Conversation) -> list[tuple[int, UserTurn]]:
+    """A conversation's user turns after a reply, each with its turn index."""
+    texts, turns = [message['content'] for message in conversation['messages']], []
+    for turn_index in user_turn_indices(conversation['messages'], first=2):
+        request_to_turn = texts[request_index(turn_index) : turn_index + 1]
+        turns.append((turn_index, UserTurn(turn_id(conversation['id'], turn_index), *request_to_turn)))
+    return turns
 
 
-def repeats(turn: Turn) -> bool:
-    """Whether a turn is its request once more, word for word: no labeller needs to be asked.
+def repeats(turn: UserTurn) -> bool:
+    """Whether a turn repeats its request word for word, so that no labeller needs to read it.
 
-    What a user adds or changes may be all the feedback there is, however long the text is that they paste again.
+    Case, punctuation and spacing do not count. Any added or changed word may be the only feedback there is, however
+    long the text that is pasted again.
     """
-    asked, said = (re.sub(r'[\W_]', '', text.lower()) for text in (turn.request, turn.text))
-    return turn.request == turn.text or asked == said != ''
+    request, text = (re.sub(r'[\W_]', '', text.lower()) for text in (turn.request, turn.text))
+    return turn.request == turn.text or request == text != ''
 
 
-def opening(turn: Turn) -> str:
-    """As much of a turn as labellers look at."""
+def opening(turn: UserTurn) -> str:
+    """The part of a turn that labellers read."""
     return turn.text[:MAX_CHARACTERS].rstrip()
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences or lines of a text, as they stand in it; at least one.
+    """The sentences or lines of a text, unchanged; at least one.
 
     >>> sentences('Too long. Say it in 1.5 lines!\\nThanks')
     ['Too long.', 'Say it in 1.5 lines!', 'Thanks']
     """
-    found = re.split(r'(?<=[.!?。！？])\s+|\n+', text.strip())
-    return [each.strip() for each in found if re.search(r'\w', each)] or [text]
+    parts = re.split(r'(?<=[.!?。！？])\s+|\n+', text.strip())
+    return [part.strip() for part in parts if re.search(r'\w', part)] or [text]
 
 
-def judge(turn: Turn, label: str, confidence: float, weights: Mapping[str, float]) -> Judgement:
-    """A judgement that quotes the sentence of the turn's opening with the greatest weight, of equals the first."""
+def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, float]) -> Judgement:
+    """A judgement that quotes the sentence of the turn's opening with the greatest weight, the first among equals."""
     return Judgement(label, confidence, max(sentences(opening(turn)), key=weights.__getitem__))
 
 
-def pieces(turns: Sequence[Turn]) -> list[str]:
-    """Every text that a labeller scores to judge turns: their openings and, for quotes, those openings' sentences."""
+def pieces(turns: Sequence[UserTurn]) -> list[str]:
+    """The distinct texts that a labeller scores: the turns' openings and, for quotes, the openings' sentences."""
     openings = [opening(turn) for turn in turns]
     return list(dict.fromkeys(piece for text in openings for piece in (text, *sentences(text))))

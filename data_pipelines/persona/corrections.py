@@ -1,33 +1,40 @@
-"""Corrections of the persona store: users and claims that people deleted, and claims that they put otherwise."""
+"""Corrections of the persona store: users and claims that people deleted, and claims that they reworded."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from data_pipelines.core.histories import Author
+from data_pipelines.core.records import Claim, Remark
 from data_pipelines.persona.audit import fault
-from data_pipelines.persona.claims import Claim
 from rlhi_jax.config.paths import require
 from rlhi_jax.io.errors import UserError
 
 
 class Corrections(NamedTuple):
-    """What people have had deleted or put otherwise: users, claims by id, and claims' texts by id."""
+    """What a file of corrections asks for.
+
+    Attributes:
+      users: ids of deleted users.
+      claims: ids of deleted claims.
+      texts: new texts of reworded claims, by id.
+    """
 
     users: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
     texts: dict[str, str] = {}
 
-    def deletes(self, claim: Claim) -> bool:
+    def deletes(self, claim: Remark) -> bool:
+        """Whether a claim, or the claim that a remark would become, is deleted."""
         return claim['user_id'] in self.users or claim['id'] in self.claims
 
 
 def corrections_path(config: ConfigDict) -> Path:
-    """The file of corrections: outside the folder, so that the stage applies them again whenever it runs."""
+    """The file of corrections: outside the store's folder, so that the stage applies it whenever it runs."""
     require(config, 'data.personas')
     folder = Path(config.data.personas)
     return Path(config.personas.corrections or folder.with_name(f'{folder.name}.corrections.jsonl'))
@@ -36,7 +43,7 @@ def corrections_path(config: ConfigDict) -> Path:
 def read_corrections(path: Path) -> Corrections:
     """Read JSON lines {"delete_user": ID}, {"delete_claim": ID} or {"edit_claim": ID, "text": TEXT}.
 
-    What is deleted stays so; of edits of one claim the last holds.
+    A deletion is final; of several edits of one claim the last holds. A missing file holds no corrections.
 
     Raises:
       UserError: a line is none of these.
@@ -47,25 +54,25 @@ def read_corrections(path: Path) -> Corrections:
             match json.loads(line):
                 case {'delete_user': str(user), **rest} if user and not rest:
                     users.add(user)
-                case {'delete_claim': str(name), **rest} if not rest:
-                    claims.add(name)
-                case {'edit_claim': str(name), 'text': str(text), **rest} if not rest:
-                    texts[name] = text
+                case {'delete_claim': str(claim), **rest} if not rest:
+                    claims.add(claim)
+                case {'edit_claim': str(claim), 'text': str(text), **rest} if not rest:
+                    texts[claim] = text
                 case _:
                     raise ValueError
         except ValueError:
             raise UserError(
-                f'{path}, line {number} is no correction: write {{"delete_user": ID}}, {{"delete_claim": ID}} or '
-                '{"edit_claim": ID, "text": TEXT}, or remove it'
+                f'{path}, line {number} is not a correction: write {{"delete_user": ID}}, {{"delete_claim": ID}} or '
+                '{"edit_claim": ID, "text": TEXT}, or remove the line'
             ) from None
     return Corrections(frozenset(users), frozenset(claims), texts)
 
 
-def corrected(author: Author, claims: Sequence[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
-    """An author's claims less those deleted, which are counted, and with what was put otherwise.
+def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
+    """An author's claims without the deleted ones, which are counted, and with the new texts of reworded ones.
 
     Raises:
-      UserError: a text breaks a rule.
+      UserError: a new text breaks a rule of `data_pipelines/persona/audit.py`.
     """
     kept = []
     for claim in claims:
@@ -73,10 +80,10 @@ def corrected(author: Author, claims: Sequence[Claim], corrections: Corrections,
             counts['deleted'] += 1
             continue
         if (text := corrections.texts.get(claim['id'])) is not None:
-            claim = claim | dict(text=text, edited=True)
-            if reason := fault(text, claim['quote'], author.before(claim)):
+            claim = Claim(**claim | dict(text=text, edited=True))
+            if reason := fault(text, claim['quote'], author.text_before(claim)):
                 raise UserError(
-                    f'the correction of {claim["id"]} to {text!r} cannot be stored ({reason}): put it otherwise, or '
+                    f'the correction of {claim["id"]} to {text!r} cannot be stored ({reason}): word it differently, or '
                     'delete the claim'
                 )
         kept.append(claim)

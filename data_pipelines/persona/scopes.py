@@ -1,45 +1,138 @@
-"""Which turns a persona may know: the registry of persona scopes."""
+"""Persona scopes: which earlier turns a persona may know. A new scope is one more entry of SCOPES, in this file alone."""
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from data_pipelines.core.histories import Author
-from data_pipelines.core.stage import Record
-from data_pipelines.persona.claims import Claim, State, quote_of, states
+from ml_collections import ConfigDict
+
+from data_pipelines.core.records import Claim, Conversation, FollowUp
+from data_pipelines.core.turns import exchange_number, turn_id, user_turn_indices
+from data_pipelines.persona.claims import State, states
+from rlhi_jax.io.errors import UserError
 
 
-def remarks(author: Author, turns: Sequence[Record], *, scope: str, first_k: int) -> list[Record]:
-    """An author's feedback turns that some persona may know, as claims that have no text yet."""
-    found = []
-    for turn in turns:
-        known = scope == 'first_k_turns' and turn['place'] // 2 < first_k
-        if turn['mined'] and (turn['user_id'] or known):
-            where = {key: turn[key] for key in ('id', 'user_id', 'conversation', 'place')}
-            said_at = author.talks[turn['conversation']]['ended']
-            found.append(where | dict(said_at=said_at, quote=quote_of(turn['follow_up']), edited=False))
-    return found
+class Scope(NamedTuple):
+    """What one value of `config.personas.scope` means; `settings` is `config.personas`.
+
+    Attributes:
+      may_know: may_know(turn, settings): whether some persona may know this feedback turn.
+      mined_turns: mined_turns(conversation, settings): indices of the user turns that may be mined.
+      state_at: state_at(claims, settings) takes one author's claims, oldest first, and returns a function from a
+        conversation and the index of a turn that may be mined to the claims that hold there.
+      known_at: known_at(conversation, turn_index, claims, settings): the author's claims that a persona may know at a
+        user turn, in any order; None if the turn may not be mined. The audit of the store uses this definition. It
+        shares no code with `mined_turns` and `state_at`, so that an error in either shows.
+      check: check(conversations) raises a UserError if the scope cannot be used with them.
+    """
+
+    may_know: Callable[[FollowUp, ConfigDict], bool]
+    mined_turns: Callable[[Conversation, ConfigDict], range]
+    state_at: Callable[[Sequence[Claim], ConfigDict], Callable[[Conversation, int], State]]
+    known_at: Callable[[Conversation, int, Sequence[Claim], ConfigDict], list[Claim] | None]
+    check: Callable[[Iterable[Conversation]], None]
 
 
 def states_at_turns(
-    talks: Iterable[Record], claims: Sequence[Claim], *, scope: str, first_k: int, max_claims: int
+    conversations: Iterable[Conversation], claims: Sequence[Claim], settings: ConfigDict
 ) -> Iterator[tuple[str, State]]:
-    """What holds of an author at each of their turns (`CONVERSATION/PLACE`) that may be mined: what was said before it.
+    """The id of every turn of one author that may be mined, with the claims that hold there.
 
     Args:
       claims: the author's, oldest first.
+      settings: `config.personas`.
     """
-    if scope == 'first_k_turns':
-        said = defaultdict(list)
-        for claim in claims:
-            if claim['place'] // 2 < first_k:
-                said[claim['conversation']].append(claim)
-        for talk in talks:
-            known = states(said[talk['id']], max_claims=max_claims)[-1]
-            yield from ((f'{talk["id"]}/{place}', known) for place in range(2 * first_k, len(talk['messages']), 2))
-        return
+    scope = SCOPES[settings.scope]
+    state_at = scope.state_at(claims, settings)
+    for conversation in conversations:
+        for turn_index in scope.mined_turns(conversation, settings):
+            yield turn_id(conversation['id'], turn_index), state_at(conversation, turn_index)
+
+
+# 'earlier_conversations': the same user's conversations that had ended when this one began.
+
+
+def _is_of_a_user(turn: FollowUp, settings: ConfigDict) -> bool:
+    return bool(turn['user_id'])
+
+
+def _all_user_turns(conversation: Conversation, settings: ConfigDict) -> range:
+    return user_turn_indices(conversation['messages'])
+
+
+def _state_when_it_began(claims: Sequence[Claim], settings: ConfigDict) -> Callable[[Conversation, int], State]:
     timed = [claim for claim in claims if claim['user_id'] and claim['said_at']]
-    after, times = states(timed, max_claims=max_claims), [claim['said_at'] for claim in timed]
-    for talk in talks:
-        known = after[bisect_left(times, talk['began'])]
-        yield from ((f'{talk["id"]}/{place}', known) for place in range(0, len(talk['messages']), 2))
+    history, times = states(timed, max_claims=settings.max_claims), [claim['said_at'] for claim in timed]
+    return lambda conversation, turn_index: history[bisect_left(times, conversation['began'])]
+
+
+def _ended_before(
+    conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
+) -> list[Claim]:
+    """Claims of the conversation's user whose own conversation had ended before this one began."""
+    user = conversation['user_id']
+    return [claim for claim in claims if user and claim['said_at'] and claim['said_at'] < conversation['began']]
+
+
+def _check_users_and_times(conversations: Iterable[Conversation]) -> None:
+    with_follow_up = (conversation for conversation in conversations if len(conversation['messages']) > 2)
+    if not any(conversation['user_id'] and conversation['began'] for conversation in with_follow_up):
+        raise UserError(
+            "config.personas.scope is 'earlier_conversations', but no conversation of several user turns has both a "
+            "user id and a start time: set the scope to 'first_k_turns', or name the fields that hold them in "
+            'config.ingest.fields.user and config.ingest.fields.said_at (a serving log has the start time if it '
+            'contains the call of the first turn)'
+        )
+
+
+# 'first_k_turns': the first turns of the same conversation, for data without user ids.
+
+
+def _is_of_the_first(turn: FollowUp, settings: ConfigDict) -> bool:
+    # A user's other turns count as remarks too: claims from them are stored, though no persona at a turn knows them.
+    return bool(turn['user_id']) or exchange_number(turn['turn_index']) < settings.first_k
+
+
+def _turns_after_the_first(conversation: Conversation, settings: ConfigDict) -> range:
+    return user_turn_indices(conversation['messages'], first=2 * settings.first_k)
+
+
+def _state_after_the_first(claims: Sequence[Claim], settings: ConfigDict) -> Callable[[Conversation, int], State]:
+    first: dict[str, list[Claim]] = {}
+    for claim in claims:
+        if exchange_number(claim['turn_index']) < settings.first_k:
+            first.setdefault(claim['conversation'], []).append(claim)
+    known = {conversation: states(group, max_claims=settings.max_claims)[-1] for conversation, group in first.items()}
+    return lambda conversation, turn_index: known.get(conversation['id'], ())
+
+
+def _among_the_first(
+    conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
+) -> list[Claim] | None:
+    """Claims from the conversation's first `first_k` user turns; those turns themselves may not be mined."""
+    if turn_index // 2 < settings.first_k:
+        return None
+    of_this = [claim for claim in claims if claim['conversation'] == conversation['id']]
+    return [claim for claim in of_this if claim['turn_index'] // 2 < settings.first_k]
+
+
+def _accept_all(conversations: Iterable[Conversation]) -> None:
+    pass
+
+
+SCOPES = {
+    'earlier_conversations': Scope(
+        may_know=_is_of_a_user,
+        mined_turns=_all_user_turns,
+        state_at=_state_when_it_began,
+        known_at=_ended_before,
+        check=_check_users_and_times,
+    ),
+    'first_k_turns': Scope(
+        may_know=_is_of_the_first,
+        mined_turns=_turns_after_the_first,
+        state_at=_state_after_the_first,
+        known_at=_among_the_first,
+        check=_accept_all,
+    ),
+}

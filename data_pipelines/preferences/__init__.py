@@ -1,1 +1,1 @@
-"""Which rewrites and pairs of replies may be learned from."""
+"""Which rewrites and pairs are fit to learn from."""

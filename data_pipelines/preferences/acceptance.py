@@ -1,16 +1,17 @@
-"""Which rewrites of a reply may be learned from: one reason to drop each of the others, and the best of those left.
+"""Which rewrite of a reply to learn from: the reason to drop each of the other samples, and the best of the rest.
 
-What looks at the text alone comes first, for the rest asks the teacher. The first reason that holds is the one counted:
+Checks of the text alone come first, since the others ask the teacher. A sample is counted by the first reason that
+holds:
 
-    empty                nothing was said
+    empty                it has no text
     cut_off              it did not end by itself
-    degenerate           it holds no word, goes round in circles, or opens a turn as chat templates do
-    preamble             it opens with talk about itself
+    degenerate           it has no word, repeats itself, or opens a turn as chat templates do
+    preamble             it opens with words about itself, such as "Here is a shorter answer"
     refusal              it opens as a refusal
-    copy                 it is nearly a text that the conversation holds already
-    another_language     it is in none of the languages that `languages.wanted` finds
+    copy                 it is nearly the same as a text of the conversation
+    another_language     it is in none of the languages that `languages.wanted` returns
     longer_than_a_row    the teacher cannot read it
-    not_better           the teacher finds it hardly likelier after the feedback than after mere dislike
+    not_better           its gain is below `config.rewrites.min_gain`
     not_the_best         another sample's gain is larger
 """
 
@@ -26,9 +27,9 @@ from rlhi_jax.sampling.generator import Reply
 
 
 def resemblance(one: str, other: str) -> float:
-    """How much of two texts is the same, from 0 to 1: twice their longest common subsequence over their characters.
+    """The share of two texts that is the same, from 0 to 1: twice their longest common subsequence by their characters.
 
-    Case and the width of blanks do not count, and a change of one letter in twenty leaves 0.95.
+    Case and the width of blanks do not count. A change of one letter in twenty leaves 0.95.
 
     >>> resemblance('Bees make honey.', 'bees  make honey.'), round(resemblance('bees', 'bears'), 2)
     (1.0, 0.67)
@@ -37,12 +38,13 @@ def resemblance(one: str, other: str) -> float:
 
 
 def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_resemblance: float) -> str:
-    """Why a sample is no rewrite to learn from, by its text alone, as a name to count it by; '' if it may be one.
+    """The reason to drop a sample, by its text alone; '' if there is none.
 
     Args:
-      known: texts that it must not copy: the original, and what the conversation holds up to the reply after the
+      known: texts that it must not copy: the original, and the turns of the conversation up to the reply after the
         feedback, which may be another model's.
-      wanted: codes of the languages that it may be in; of any if empty.
+      wanted: codes of the languages that it may be in; any language if empty.
+      max_resemblance: largest allowed `resemblance` to a known text.
     """
     text = reply.text
     if not text:
@@ -63,10 +65,10 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
 
 
 def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
-    """The (text, gain in nats) of the largest gain; None if none is at least `min_gain`.
+    """The (text, gain in nats) with the largest gain; None if no gain is at least `min_gain`.
 
-    Among equals a hash of the text decides. A text that the teacher cannot read has no gain: None. Every text but the
-    best is counted by its reason.
+    Among equals a hash of the text decides. The gain is None for a text that the teacher cannot read. Every text but
+    the best is counted by its reason.
     """
     ranked = sorted((gain, digest(text), text) for text, gain in samples if gain is not None)
     better = [(text, gain) for gain, _, text in ranked if gain >= min_gain]

@@ -1,4 +1,4 @@
-"""A probe for artefacts: can a classifier that sees the replies alone tell chosen from rejected?"""
+"""A probe for artefacts: whether a classifier that sees only the replies can tell chosen from rejected."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from data_pipelines.raw.near_duplicates import words
+from data_pipelines.text.words import words
 
-MIN_PAIRS = 20  # fewer say nothing
+MIN_PAIRS = 20  # fewer show nothing
 FOLDS = 5
 _HASHER = HashingVectorizer(n_features=2**16, analyzer=words, alternate_sign=False, norm=None)
 
 
 def _shape(replies: Sequence[str]) -> np.ndarray:
-    """Length and layout of each reply, in logarithms."""
+    """Length and layout of each reply: log(1 + count) of characters, words, line breaks and marks of lists."""
     counts = [[len(r), len(r.split()), r.count('\n'), sum(r.count(mark) for mark in '*-#1')] for r in replies]
     return np.log1p(np.array(counts, float))
 
@@ -28,11 +28,11 @@ def reply_only_auc(pairs: Sequence[tuple[str, str]], groups: Sequence[str], *, s
 
     Args:
       pairs: (chosen, rejected) texts.
-      groups: whose pair each is; all pairs of a group stay in one fold.
+      groups: the user (or conversation) of each pair; all pairs of a group stay in one fold.
       seed: shuffles the groups.
 
     Returns:
-      0.5 for replies that nothing but the request and the persona tells apart; None for too few pairs or groups.
+      0.5 if the replies alone say nothing about which is chosen; None for fewer than 20 pairs or 5 groups.
     """
     if len(pairs) < MIN_PAIRS or len(set(groups)) < FOLDS:
         return None

@@ -3,30 +3,23 @@
 Two openings that share a band are about as similar as the threshold, or more. Comparing bands needs no index in memory.
 """
 
-import re
-from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
 
 from datasketch import MinHash, MinHashLSH
 
+from data_pipelines.text.words import UNSPACED_CHARACTER, words
+
 PERMUTATIONS = 64
 SHINGLE, CHARACTER_SHINGLE = 3, 5  # words; each character of kana and Han, which have no spaces, is one word
 OPENING = 60  # words of the first message that count as its opening
 _BLANK = MinHash(PERMUTATIONS, seed=0)
-_UNSPACED = '\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff'
-_CHARACTER, _WORD = re.compile(f'[{_UNSPACED}]'), re.compile(rf'[^\W{_UNSPACED}]+|[{_UNSPACED}]')
 
 
 def banding(similarity: float) -> tuple[int, int]:
     """The number of bands, and the numbers of a sketch in each, that best find openings of this Jaccard similarity."""
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
-
-
-def words(text: str) -> Iterator[str]:
-    """The words of a text in lower case; each character of Chinese and Japanese is a word."""
-    return (match[0] for match in _WORD.finditer(text.lower()))
 
 
 def shingles(opening: str) -> set[str]:
@@ -38,7 +31,9 @@ def shingles(opening: str) -> set[str]:
     tokens = list(islice(words(opening), OPENING))
     firsts = tokens[: max(1, len(tokens) - SHINGLE + 1)] or ['']
     return {
-        ' '.join(tokens[i : i + (SHINGLE if first.isascii() or not _CHARACTER.match(first) else CHARACTER_SHINGLE)])
+        ' '.join(
+            tokens[i : i + (SHINGLE if first.isascii() or not UNSPACED_CHARACTER.match(first) else CHARACTER_SHINGLE)]
+        )
         for i, first in enumerate(firsts)
     }
 

@@ -211,6 +211,15 @@ def _probe(probe: Mapping[str, Any]) -> str:
     )
 
 
+def _other(section: Mapping[str, Any]) -> list[str]:
+    """The summary of a stage without a section of its own here: its numbers, then its distributions."""
+    numbers = [[_words(name), value] for name, value in section.items() if isinstance(value, int | float)]
+    distributions = {
+        _words(name): value for name, value in section.items() if isinstance(value, dict) and 'percentiles' in value
+    }
+    return [table(['', 'number'], numbers), *([_distributions(distributions)] if distributions else [])]
+
+
 SECTIONS = dict(
     conversations=_conversations,
     follow_ups=_follow_ups,
@@ -273,7 +282,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         blocks.append(f'Not run or not named: {", ".join(map(_words, card["left_out"]))}.')
     blocks += _inputs(card) + _funnel(card)
     for name, section in card['sections'].items():
-        blocks += [f'## Contents of {_words(name)}', *SECTIONS[section['kind']](section)]
+        blocks += [f'## Contents of {_words(name)}', *SECTIONS.get(section['kind'], _other)(section)]
     if card['teacher']:
         blocks += _teacher(card['teacher'])
     if card['examples']:

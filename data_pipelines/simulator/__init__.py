@@ -1,1 +1,1 @@
-"""Simulated users: what they ask, what they like, how they say so, and what satisfies them."""
+"""Simulated users: their tastes, requests and wordings, and the evaluation of policies on them."""

@@ -1,51 +1,54 @@
-"""The persona conditions under which simulated users are asked to judge a policy."""
+"""The persona that a policy sees in each condition of the evaluation of simulated users."""
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import Record
-from data_pipelines.persona.store import of_users
-from data_pipelines.simulator.data import request_number, tastes_of
-from data_pipelines.simulator.tastes import opposite
+from data_pipelines.core.records import PromptRecord, SimulatedUser
+from data_pipelines.persona.store import user_personas
+from data_pipelines.simulator.files import tastes_of
+from data_pipelines.simulator.tastes import Tastes, opposites
 from data_pipelines.simulator.users import oracle_persona
 
 
-def _mirrored(tastes: dict[str, str]) -> dict[str, str]:
-    return {pair: opposite(pair, side) for pair, side in tastes.items()}
-
-
-def conditions(
-    config: ConfigDict, users: dict[str, Record], prompts: list[Record], counts: Counter
+def personas_by_condition(
+    config: ConfigDict, users: Mapping[str, SimulatedUser], prompts: Sequence[PromptRecord], counts: Counter
 ) -> dict[str, dict[str, str]]:
-    """Each prompt's persona in each condition: the user's own, one of opposite tastes, and none.
+    """Personas by prompt id and condition: the user's own, that of a user of opposite tastes (other), none (empty).
 
-    With `config.data.personas`, personas are those that the teacher found in the users' earlier conversations, and the
-    opposing persona is that of a user of the same split who likes the opposite, always; prompts for which either is
-    missing are left out and counted. Else both are the oracle's.
+    Without `config.data.personas`, the oracle states the tastes of both users. With it, both personas are inferred ones
+    from that folder: the other user is one of the same split whose tastes are opposite and always hold. Prompts for
+    which there is no such user, or either persona is missing, are left out and counted.
+
+    Args:
+      users: by user id.
     """
-    inferred = of_users(config) if config.data.personas else None
+    inferred = user_personas(config) if config.data.personas else None
     steady = {
-        (user['split'], json.dumps(user['tastes'], sort_keys=True)): name
+        _key(user['split'], user['tastes']): name
         for name, user in users.items()
         if not user['flips'] and not user['depends']
     }
-    result = {}
+    personas = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
-        now = tastes_of(config, user, request_number(prompt['id']), prompt['messages'][-1]['content'])
-        opposing_tastes = _mirrored(now)
+        other_tastes = opposites(tastes_of(config, user, prompt))
         if inferred is None:
-            own, opposing = prompt['persona'], oracle_persona(user, opposing_tastes)
+            own, other = prompt['persona'], oracle_persona(user, other_tastes)
         else:
-            other = steady.get((user['split'], json.dumps(opposing_tastes, sort_keys=True)))
-            if other is None:
+            other_user = steady.get(_key(user['split'], other_tastes))
+            if other_user is None:
                 counts['dropped_no_opposing_user'] += 1
                 continue
-            own, opposing = inferred.get(prompt['user_id'], ''), inferred.get(other, '')
-            if not own or not opposing:
+            own, other = inferred.get(prompt['user_id'], ''), inferred.get(other_user, '')
+            if not own or not other:
                 counts['dropped_no_persona'] += 1
                 continue
-        result[prompt['id']] = dict(own=own, opposing=opposing, empty='')
-    return result
+        personas[prompt['id']] = dict(own=own, other=other, empty='')
+    return personas
+
+
+def _key(split: str, tastes: Tastes) -> tuple[str, str]:
+    return split, json.dumps(tastes, sort_keys=True)

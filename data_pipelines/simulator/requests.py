@@ -1,11 +1,9 @@
-"""What simulated users ask for: everyday topics, each with words that a reply about it would use.
+"""Requests of simulated users: everyday topics, each with words that a reply on it would use, in several phrasings.
 
-Topics and phrasings of one split occur in no other.
+No topic or phrasing occurs in two splits.
 """
 
 import dataclasses
-
-SPLITS = ('train', 'gate', 'test')
 
 PHRASINGS = {
     'train': (
@@ -15,7 +13,7 @@ PHRASINGS = {
         'How would you explain {} to me?',
         'What would I enjoy about {}?',
     ),
-    'gate': (
+    'validation': (
         'Why could I love {}?',
         'Why is it good for me to know about {}?',
         'What might I find nice about {}?',
@@ -61,7 +59,7 @@ TOPICS = {
         'whales': 'whale ocean mammal sea animal large blue water fish swim marine',
         'the violin': 'violin string bow music instrument play sound orchestra wood musician',
     },
-    'gate': {
+    'validation': {
         'horses': 'horse animal ride farm gallop mane breed run mammal strong saddle',
         'the sun': 'sun star light heat energy earth planet solar hot sky gas',
         'cheese': 'cheese milk cow flavor dairy food cream taste aged eat pizza',
@@ -124,11 +122,11 @@ TOPICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A user's request; a reply on its topic has the stem `about`, or some of the stems `words`."""
+    """A user's request."""
 
     text: str
-    about: str
-    words: tuple[str, ...]
+    about: str  # stem of the topic's name
+    words: tuple[str, ...]  # stems of words that a reply on the topic would use
 
 
 def requests(split: str) -> list[Request]:

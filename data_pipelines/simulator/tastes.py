@@ -1,6 +1,6 @@
-"""What simulated users like, in opposing pairs, each side with a programmatic check; and when a reply satisfies at all.
+"""Tastes of simulated users: two opposite sides each, with a check that a program makes; and which replies are valid.
 
-Only the simulator and the evaluator import this module: what mines preferences must not know what users like.
+Only the simulator and the evaluation import this module: stages that mine preferences must not know what users like.
 """
 
 import dataclasses
@@ -11,21 +11,23 @@ from data_pipelines.simulator.requests import Request
 from data_pipelines.simulator.wordings import COMPLAINTS, PERSONAS
 from data_pipelines.text.degenerate import is_repetitive, words
 
-MIN_WORDS = 15
-MIN_OWN_WORDS = 8  # different ones that the request does not hold
-# What may follow a stem that is a whole word; a longer stem, such as "pollin", may go on in any way.
+Tastes = dict[str, str]  # taste → side
+
+MIN_WORDS = 15  # of a valid reply
+MIN_NEW_WORDS = 8  # different words that the request does not contain
+# Endings of a stem that is a whole word; a longer stem, such as "pollin", may have any ending.
 SUFFIXES = ('', "'s", '’s', 's', 'es', 'ed', 'd', 'y', 'er', 'ers', 'ing', 'ful')
 WHOLE_WORD = 4  # stems up to this length
 
 
 @dataclasses.dataclass(frozen=True)
-class Taste:
-    """One side of an opposing pair.
+class Side:
+    """One side of a taste, such as short replies.
 
     Attributes:
-      check: whether a reply has what the taste asks for.
-      personas: what a user says of themselves, by split.
-      complaints: what they say when a reply misses it, by split.
+      check: whether a reply has what the side asks for.
+      personas: sentences in which users describe themselves, by split.
+      complaints: follow-ups to a reply that fails the check, by split.
     """
 
     check: Callable[[str], bool]
@@ -44,15 +46,15 @@ def has_stem(word: str, stem: str) -> bool:
     return len(stem) > WHOLE_WORD or word[len(stem) :] in SUFFIXES
 
 
-def not_copied(said: list[str], asked: list[str]) -> list[str]:
-    """What was said, less every run of three words or more that was asked in the same order.
+def not_copied(reply: list[str], request: list[str]) -> list[str]:
+    """The words of a reply without every run of three or more that stands in the request too.
 
     >>> not_copied('why might i like bees bees make honey'.split(), 'why might i like bees'.split())
     ['bees', 'make', 'honey']
     """
-    runs = set(zip(asked, asked[1:], asked[2:], strict=False))
-    copied = {place + k for place in range(len(said) - 2) if tuple(said[place : place + 3]) in runs for k in range(3)}
-    return [word for place, word in enumerate(said) if place not in copied]
+    runs = set(zip(request, request[1:], request[2:], strict=False))
+    copied = {start + k for start in range(len(reply) - 2) if tuple(reply[start : start + 3]) in runs for k in range(3)}
+    return [word for index, word in enumerate(reply) if index not in copied]
 
 
 def list_items(reply: str) -> int:
@@ -71,7 +73,7 @@ def mentions(reply: str, *stems: str) -> bool:
     return any(word.startswith(stems) for word in words(reply))
 
 
-# Whether a reply has what each side of an opposing pair asks for.
+# The check of each side of each taste.
 _CHECKS: dict[str, dict[str, Callable[[str], bool]]] = {
     'length': {
         'short': lambda reply: len(words(reply)) <= 30,
@@ -94,39 +96,45 @@ _CHECKS: dict[str, dict[str, Callable[[str], bool]]] = {
         'no I': lambda reply: says_i(reply) == 0,
     },
 }
-TASTES = {
-    pair: {side: Taste(check, PERSONAS[pair][side], COMPLAINTS[pair][side]) for side, check in sides.items()}
-    for pair, sides in _CHECKS.items()
+TASTES: dict[str, dict[str, Side]] = {
+    taste: {side: Side(check, PERSONAS[taste][side], COMPLAINTS[taste][side]) for side, check in sides.items()}
+    for taste, sides in _CHECKS.items()
 }
 
 
-def opposite(pair: str, side: str) -> str:
-    (other,) = TASTES[pair].keys() - {side}
+def opposite(taste: str, side: str) -> str:
+    """The other side of a taste."""
+    (other,) = TASTES[taste].keys() - {side}
     return other
 
 
+def opposites(tastes: Tastes) -> Tastes:
+    """The same tastes, each with its other side."""
+    return {taste: opposite(taste, side) for taste, side in tastes.items()}
+
+
 def valid(reply: str, request: Request, finished: bool) -> bool:
-    """Whether a reply can satisfy anybody: long enough, on topic, not repetitive, not cut off.
+    """Whether a reply can satisfy anybody: long enough, on topic, not an echo, not repetitive, not cut off.
 
-    On topic is a reply that names what was asked about, or has two words that belong to the topic. What it copies from
-    the request does not count, so that an echo is no reply, whatever filler follows.
+    A reply is on topic if it names what the request is about, or contains two words of the topic. Words that it copies
+    from the request do not count, so an echo of the request is invalid, whatever filler follows it.
     """
-    everything, asked = words(reply), words(request.text)
-    own = not_copied(everything, asked)
-    named = any(has_stem(word, request.about) for word in own)
-    belonging = {stem for stem in request.words for word in own if has_stem(word, stem)}
-    on_topic = named or len(belonging) >= 2
-    echo = len(set(own) - set(asked)) < MIN_OWN_WORDS
-    return finished and len(everything) >= MIN_WORDS and on_topic and not echo and not is_repetitive(reply)
+    reply_words, request_words = words(reply), words(request.text)
+    new = not_copied(reply_words, request_words)
+    names_topic = any(has_stem(word, request.about) for word in new)
+    stems_of_topic = {stem for stem in request.words for word in new if has_stem(word, stem)}
+    on_topic = names_topic or len(stems_of_topic) >= 2
+    echo = len(set(new) - set(request_words)) < MIN_NEW_WORDS
+    return finished and len(reply_words) >= MIN_WORDS and on_topic and not echo and not is_repetitive(reply)
 
 
-def share_met(reply: str, tastes: dict[str, str]) -> float:
-    """The share of tastes (pair → side) whose check a reply passes, from 0 to 1."""
-    return sum(TASTES[pair][side].check(reply) for pair, side in tastes.items()) / len(tastes)
+def share_met(reply: str, tastes: Tastes) -> float:
+    """The share of tastes whose check a reply passes, from 0 to 1."""
+    return sum(TASTES[taste][side].check(reply) for taste, side in tastes.items()) / len(tastes)
 
 
-def satisfaction(reply: str, request: Request, finished: bool, tastes: dict[str, str]) -> float:
-    """The share of a user's tastes (pair → side) that a valid reply meets; 0 for any other reply."""
+def satisfaction(reply: str, request: Request, finished: bool, tastes: Tastes) -> float:
+    """The share of a user's tastes that a valid reply meets, from 0 to 1; 0 for an invalid reply."""
     if not valid(reply, request, finished):
         return 0.0
     return share_met(reply, tastes)

@@ -1,138 +1,172 @@
-"""Simulated users: who they are, what they like at which time, what they ask and what they say to a reply."""
+"""Simulated users: their tastes at any time, their requests and their follow-ups to replies."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import Record
-from data_pipelines.simulator.requests import PHRASINGS, SPLITS, TOPICS, Request, requests
-from data_pipelines.simulator.tastes import TASTES, opposite, valid
+from data_pipelines.core.records import SPLITS, SimulatedUser
+from data_pipelines.simulator.requests import PHRASINGS, TOPICS, Request, requests
+from data_pipelines.simulator.tastes import TASTES, Tastes, opposite, valid
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Reply
 
-KIND = 'Why'  # in some phrasings of every split: context-dependent users tell requests apart by it
-
+KIND = 'Why'  # in some phrasings of every split: it marks the kind of request that a taste may depend on
 
 THANKS = {
     'train': ('Thank you, that is just what I wanted.', 'Great, thanks a lot.'),
-    'gate': ('Perfect, thanks.',),
+    'validation': ('Perfect, thanks.',),
     'test': ('Thanks, that was helpful.', 'Lovely, thank you.'),
 }
-
-
 PUZZLED = {
     'train': ('This does not answer my question. Please try again.', 'I asked for something else. Try again, please.'),
-    'gate': ('That is not what I asked for.',),
+    'validation': ('That is not what I asked for.',),
     'test': ('Please answer what I asked.', 'This misses my question. Once more, please.'),
 }
 
-User = Record  # id, split, tastes {pair: side}, flips (pair or ''), depends (pair or '')
+# Ids seed the choice of requests and wordings: with other prefixes, runs would no longer give the same bytes.
+ID_PREFIXES = {'train': 'train', 'validation': 'gate', 'test': 'test'}
 
 
-def combinations(pairs: list[str], split: str) -> list[dict[str, str]]:
-    """The combinations of tastes that users of a split may have, the same ones in no other split.
+def hashed(user_id: str) -> str:
+    """The id that stands for a simulated user in conversations, like WildChat's hashed_ip."""
+    return digest('user', user_id)[:32]
 
-    Test: every two tastes of different pairs. Training and gate: three, the half of even and of odd parity, which are
-    balanced: no taste tells of another. Training also: single ones.
+
+def request_id(user: SimulatedUser, number: int) -> str:
+    """The id of a user's request with this number, counted from 0; requests of conversations come first."""
+    return f'{user["id"]}/{number}'
+
+
+def request_number(name: str) -> int:
+    """The number in a request's id.
+
+    >>> request_number('test-000/3')
+    3
+    """
+    return int(name.rsplit('/', 1)[1])
+
+
+def population(config: ConfigDict) -> list[SimulatedUser]:
+    """Users of all splits by `config.simulated`; each split uses its combinations of tastes in turn.
+
+    Raises:
+      UserError: a taste is unknown or named by both keys, or `tastes` names fewer than three.
+    """
+    settings = config.simulated
+    tastes, held_out = settings.tastes.split(','), held_out_tastes(config)
+    _check_tastes(tastes, held_out)
+    users = []
+    for split in SPLITS:
+        known = [*tastes, *sorted(set(held_out))] if split == 'test' else tastes
+        # Users with held-out tastes come last, so that a config can have fewer of them.
+        choices = sorted(combinations(known, split), key=lambda choice: not choice.keys().isdisjoint(held_out))
+        for number in range(settings.users[split]):
+            choice = choices[number % len(choices)]
+            name = f'{ID_PREFIXES[split]}-{number:03d}'
+            user = SimulatedUser(id=name, split=split, tastes=choice, flips='', depends='')
+            # Of every `special_every` users, the first changes their mind and the second depends on the request.
+            if settings.special_every and number % settings.special_every < 2:
+                user[('flips', 'depends')[number % settings.special_every]] = next(iter(choice))
+            users.append(user)
+    return users
+
+
+def held_out_tastes(config: ConfigDict) -> list[str]:
+    """The tastes that only users of the test split have."""
+    return [taste for taste in config.simulated.held_out.split(',') if taste]
+
+
+def _check_tastes(tastes: Sequence[str], held_out: Sequence[str]) -> None:
+    for taste in (*tastes, *sorted(held_out)):
+        if taste not in TASTES:
+            key = 'tastes' if taste in tastes else 'held_out'
+            raise UserError(f'config.simulated.{key} names {taste!r}: choose from {", ".join(TASTES)}')
+    if in_both := set(held_out) & set(tastes):
+        raise UserError(
+            f'config.simulated.held_out names {min(in_both)!r}, which config.simulated.tastes names too: remove one'
+        )
+    if len(tastes) < 3:
+        raise UserError(f'config.simulated.tastes is {",".join(tastes)!r}: name at least three, so that splits differ')
+
+
+def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
+    """The combinations of tastes that users of a split may have; no combination occurs in two splits.
+
+    - Test: two tastes, with all combinations of sides.
+    - Training and validation: three tastes, with an even number of second sides in training and an odd number in
+      validation. Either half is balanced, so no taste predicts another.
+    - Training also: single tastes.
     """
 
-    def products(count: int) -> Iterator[tuple[int, dict[str, str]]]:
-        for chosen in itertools.combinations(pairs, count):
+    def products(count: int) -> Iterator[tuple[int, Tastes]]:
+        for chosen in itertools.combinations(tastes, count):
             for bits in itertools.product((0, 1), repeat=count):
-                yield sum(bits) % 2, {pair: list(TASTES[pair])[bit] for pair, bit in zip(chosen, bits, strict=True)}
+                yield sum(bits) % 2, {taste: list(TASTES[taste])[bit] for taste, bit in zip(chosen, bits, strict=True)}
 
     if split == 'test':
-        return [tastes for _, tastes in products(2)]
-    single = [tastes for _, tastes in products(1)] if split == 'train' else []
-    return single + [tastes for parity, tastes in products(3) if parity == (split == 'gate')]
+        return [choice for _, choice in products(2)]
+    single = [choice for _, choice in products(1)] if split == 'train' else []
+    return single + [choice for parity, choice in products(3) if parity == (split == 'validation')]
 
 
-def tastes_at(user: User, conversation: int, conversations: int, request: Request) -> dict[str, str]:
-    """What a user likes in one conversation: `flips` change sides halfway, `depends` holds for one kind of request."""
+def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Request) -> Tastes:
+    """A user's tastes in a reply to a request.
+
+    Args:
+      number: of the request; the numbers below `conversations` are those of the user's history. The taste `flips`
+        changes sides halfway through it.
+      request: the taste `depends` holds for one kind of request; for any other the user wants the opposite.
+    """
     tastes = dict(user['tastes'])
-    if user['flips'] and conversation < conversations // 2:
+    if user['flips'] and number < conversations // 2:
         tastes[user['flips']] = opposite(user['flips'], tastes[user['flips']])
     if user['depends'] and KIND not in request.text:
         tastes[user['depends']] = opposite(user['depends'], tastes[user['depends']])
     return tastes
 
 
-def oracle_persona(user: User, tastes: dict[str, str]) -> str:
-    """What a user would say of themselves who likes this, in the wording of their split."""
-    said = []
-    for pair, side in tastes.items():
-        wordings = TASTES[pair][side].personas[user['split']]
-        said.append(wordings[int(digest(user['id'], pair)[:8], 16) % len(wordings)])
-    return ' '.join(said)
+def oracle_persona(user: SimulatedUser, tastes: Tastes) -> str:
+    """The persona that states tastes exactly, in the wordings of the user's split."""
+    sentences = []
+    for taste, side in tastes.items():
+        wordings = TASTES[taste][side].personas[user['split']]
+        sentences.append(wordings[int(digest(user['id'], taste)[:8], 16) % len(wordings)])
+    return ' '.join(sentences)
 
 
-def held_out_pairs(config: ConfigDict) -> list[str]:
-    """The pairs of tastes that no training user has."""
-    return [pair for pair in config.simulated.held_out.split(',') if pair]
-
-
-def population(config: ConfigDict) -> list[User]:
-    """Users of all splits by `config.simulated`, each split's combinations of tastes in turn.
+def requests_of(config: ConfigDict, user: SimulatedUser) -> list[Request]:
+    """A user's requests by number: those of the conversations, then those of prompts.jsonl; no topic twice.
 
     Raises:
-      UserError: an unknown pair of tastes is asked for.
+      UserError: the config asks for more requests than the split has topics.
     """
-    s = config.simulated
-    held_out = set(held_out_pairs(config))
-    pairs = [*s.pairs.split(','), *sorted(held_out)]
-    for pair in pairs:
-        if pair not in TASTES:
-            raise UserError(f'config.simulated.pairs names {pair!r}: choose from {", ".join(TASTES)}')
-    if known_twice := held_out & set(s.pairs.split(',')):
-        raise UserError(f'config.simulated.held_out names {min(known_twice)!r}, which config.simulated.pairs has too')
-    if len(s.pairs.split(',')) < 3:
-        raise UserError(f'config.simulated.pairs is {s.pairs!r}: name at least three, so that splits can differ')
-    users = []
-    for split in SPLITS:
-        known = pairs if split == 'test' else s.pairs.split(',')
-        # Users with held-out tastes come last, so that a config can have fewer of them.
-        every = sorted(combinations(known, split), key=lambda tastes: bool(tastes.keys() & held_out))
-        for number in range(s.users[split]):
-            tastes = every[number % len(every)]
-            user = dict(id=f'{split}-{number:03d}', split=split, tastes=tastes, flips='', depends='')
-            # One user in `special_every` changes their mind, the one after depends on the request.
-            if s.special_every and number % s.special_every < 2:
-                user[('flips', 'depends')[number % s.special_every]] = next(iter(tastes))
-            users.append(user)
-    return users
-
-
-def asked(config: ConfigDict, user: User) -> list[Request]:
-    """A user's requests: those of the conversations first, then those of prompts.jsonl; no topic twice."""
-    s = config.simulated
-    topics, phrasings = TOPICS[user['split']], PHRASINGS[user['split']]
+    settings, topics, phrasings = config.simulated, TOPICS[user['split']], PHRASINGS[user['split']]
     rng = np.random.default_rng(int(digest(config.seed, user['id'])[:12], 16))
-    count = s.conversations + s.prompts
+    count = settings.conversations + settings.prompts
     if count > len(topics):
         raise UserError(
-            f'config.simulated.conversations + prompts is {count}, but {user["split"]} has only {len(topics)} topics'
+            f'config.simulated.conversations + prompts is {count}, but the split {user["split"]} has only '
+            f'{len(topics)} topics: lower one of them'
         )
-    every = requests(user['split'])  # all phrasings of the first topic, then of the next
-    places = rng.permutation(len(topics))[:count] * len(phrasings) + rng.integers(len(phrasings), size=count)
-    return [every[place] for place in places]
+    choices = requests(user['split'])  # all phrasings of the first topic, then of the next
+    picks = rng.permutation(len(topics))[:count] * len(phrasings) + rng.integers(len(phrasings), size=count)
+    return [choices[pick] for pick in picks]
 
 
-def complaint(user: User, tastes: dict[str, str], request: Request, reply: Reply, number: int) -> str:
-    """What a user says to a reply: what it misses, or thanks. One that was cut off they take as it is."""
-    choose = np.random.default_rng(int(digest(user['id'], number)[:12], 16))
+def follow_up(user: SimulatedUser, tastes: Tastes, request: Request, reply: Reply, number: int) -> str:
+    """A user's follow-up to a reply: a complaint about a taste that it misses, or thanks.
+
+    Users accept a reply that was cut off: it is checked as if it had finished.
+    """
+    rng = np.random.default_rng(int(digest(user['id'], number)[:12], 16))
     if not valid(reply.text, request, True):
         wordings = PUZZLED[user['split']]
     else:
-        missed = [TASTES[pair][side] for pair, side in tastes.items() if not TASTES[pair][side].check(reply.text)]
+        missed = [TASTES[taste][side] for taste, side in tastes.items() if not TASTES[taste][side].check(reply.text)]
         wordings = THANKS[user['split']]
         if missed:
-            wordings = missed[choose.integers(len(missed))].complaints[user['split']]
-    return wordings[choose.integers(len(wordings))]
-
-
-def hashed(user_id: str) -> str:
-    """What stands for a user in conversations, as WildChat's hashed_ip does."""
-    return digest('user', user_id)[:32]
+            wordings = missed[rng.integers(len(missed))].complaints[user['split']]
+    return wordings[rng.integers(len(wordings))]

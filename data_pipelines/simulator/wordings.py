@@ -1,6 +1,6 @@
-"""How simulated users say what they like, and what they miss: paraphrases by pair of tastes, side and split.
+"""Sentences in which simulated users describe themselves or complain: paraphrases by taste, side and split.
 
-No three words in a row of a persona occur in another split's.
+No three words in a row of a persona occur in a persona of another split.
 """
 
 PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
@@ -13,7 +13,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please be brief: two sentences or three.',
                 'Please give two short sentences.',
             ),
-            'gate': (
+            'validation': (
                 'Please keep it to two sentences.',
                 'Please use just two sentences.',
                 'Please reply in two brief sentences.',
@@ -34,7 +34,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please say a lot: eight sentences.',
                 'Please give eight long sentences.',
             ),
-            'gate': (
+            'validation': (
                 'Please use eight sentences.',
                 'Please write at least seven sentences.',
                 'Please reply in a long text of eight sentences.',
@@ -57,7 +57,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please answer with three bullet points.',
                 'Please write a list with three bullet points.',
             ),
-            'gate': (
+            'validation': (
                 'Please give a few bullet points.',
                 'Please write some bullet points.',
                 'Please reply with a list of bullet points.',
@@ -78,7 +78,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please use one paragraph of text.',
                 'Please answer without a list.',
             ),
-            'gate': (
+            'validation': (
                 'Please give plain sentences.',
                 'Please write a paragraph and no points.',
                 'Please reply in running text, with no list.',
@@ -101,7 +101,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please tell me what I could do.',
                 'Please tell me how it can help me.',
             ),
-            'gate': (
+            'validation': (
                 'Please use the word "you".',
                 'Please advise me in person.',
                 'Please reply as a friend would, with "you".',
@@ -122,7 +122,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please write about people in general.',
                 'Please give general facts.',
             ),
-            'gate': (
+            'validation': (
                 'Please keep to third person.',
                 'Please give facts for everybody, no "you".',
                 'Please reply with facts and no advice.',
@@ -145,7 +145,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please say what children like about it.',
                 'Please write for a family with children.',
             ),
-            'gate': (
+            'validation': (
                 'Please add a sentence on children.',
                 'Children matter to me, so please name them.',
                 'Please put in something about children.',
@@ -164,7 +164,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please say what its history is.',
                 'Please write about the history of it.',
             ),
-            'gate': (
+            'validation': (
                 'Please add a sentence on history.',
                 'History matters to me, so please name it.',
                 'Please put in something about history.',
@@ -185,7 +185,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please speak for yourself: say "I".',
                 'Please say what you like: "I like".',
             ),
-            'gate': (
+            'validation': (
                 'Please use the word "I".',
                 'Please give me a personal view, as "I".',
                 'A view of yours, please: say "I".',
@@ -205,7 +205,7 @@ PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please leave yourself out of it.',
                 'Please say nothing about yourself.',
             ),
-            'gate': (
+            'validation': (
                 'Please never say "I".',
                 'Please give me no personal view.',
                 'No view from you, please: no "I".',
@@ -227,7 +227,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'That is too long for me. Please keep it short.',
                 'Too many words. I like short answers.',
             ),
-            'gate': (
+            'validation': (
                 'Could you say that in fewer words?',
                 'Shorter, please. I do not read long answers.',
                 'Please be brief with me.',
@@ -242,7 +242,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'That is too short for me. Please go into detail.',
                 'Too brief. I like long, detailed answers.',
             ),
-            'gate': (
+            'validation': (
                 'Could you say a lot more about it?',
                 'Longer, please. I like to read many details.',
                 'Please tell me much more than that.',
@@ -259,7 +259,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'I cannot follow this. Please make it a list.',
                 'I like lists. Put it in points for me.',
             ),
-            'gate': (
+            'validation': (
                 'Could you set that out as bullet points?',
                 'As a list, please. One point a line.',
                 'Please write that as a list of items.',
@@ -274,7 +274,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'I do not like lists. Please write it as plain text.',
                 'No bullets for me. I like flowing text.',
             ),
-            'gate': (
+            'validation': (
                 'Could you write that as one paragraph and drop the points?',
                 'No lists, please. Just sentences.',
                 'Please write that in prose and not in items.',
@@ -291,7 +291,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'This sounds distant. Please speak to me as "you".',
                 'I like it personal. Say "you" to me.',
             ),
-            'gate': (
+            'validation': (
                 'Could you address me directly?',
                 'Talk to me, please. Use the word "you".',
                 'Please say it as if to me, with "you".',
@@ -306,7 +306,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please do not say "you". Keep it impersonal.',
                 'This is too personal. I like a neutral style.',
             ),
-            'gate': (
+            'validation': (
                 'Could you leave me out of the answer?',
                 'Without "you", please. Neutral words only.',
                 'Please write it without addressing me.',
@@ -323,7 +323,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'You said nothing of children. Please mention them.',
                 'I wanted to hear about children, too.',
             ),
-            'gate': ('What about children? Please bring them in.',),
+            'validation': ('What about children? Please bring them in.',),
             'test': ('Children are missing here. Add them, please.',),
         },
         'history': {
@@ -331,7 +331,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'You said nothing of its history. Please mention it.',
                 'I wanted to hear about history, too.',
             ),
-            'gate': ('What about history? Please bring it in.',),
+            'validation': ('What about history? Please bring it in.',),
             'test': ('History is missing here. Add it, please.',),
         },
     },
@@ -341,7 +341,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'This is so cold. Please say what you think, as "I".',
                 'I like first person. Say "I".',
             ),
-            'gate': (
+            'validation': (
                 'Could you speak for yourself?',
                 'In the first person, please.',
                 'Please tell me as "I", from your own view.',
@@ -356,7 +356,7 @@ COMPLAINTS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
                 'Please leave yourself out of it.',
                 'I do not like "I". Keep to the facts.',
             ),
-            'gate': (
+            'validation': (
                 'Could you not talk about yourself?',
                 'Without "I", please. Just facts.',
                 'Please do not speak of yourself.',

@@ -1,1 +1,1 @@
-"""Where preferences come from: one module a source, each a program that writes preference JSONL."""
+"""Sources of data: each module is a program that writes preference pairs or, for simulated users, raw conversations."""

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.sources.mt_bench --votes=votes.jsonl --to=DIR
 
-Writes DIR/train.jsonl, DIR/heldout.jsonl and DIR/manifest.json. Ties carry no preference and are counted out. A judge's
-persona says how often they preferred the longer reply, more lists and so on in their *other* training votes: for a
-training vote those on other questions, for a held-out vote all of them, so no vote describes itself.
+Writes DIR/train.jsonl, DIR/validation.jsonl and DIR/manifest.json. Ties are dropped and counted. A judge's persona says
+how often they preferred the longer reply, the one with more list items and so on. It is made from their training votes
+on other questions, so no vote contributes to the persona beside it.
 """
 
 import json
@@ -12,14 +12,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
+from data_pipelines.core.records import Record
 from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
 from rlhi_jax.cli.program import require_flags, run
 
-MIN_VOTES = 5  # a persona from fewer votes says nothing
+MIN_VOTES = 5  # fewer show no leaning
 
 TASTES: dict[str, Callable[[str], float]] = {
     'longer replies': len,
@@ -30,8 +30,8 @@ TASTES: dict[str, Callable[[str], float]] = {
 }
 
 
-def read_votes(path: Path, counts: Counter) -> list[dict[str, Any]]:
-    """Decided votes, with `chosen`, `rejected` (the judged turn's replies and what precedes them) and `prompt`."""
+def read_votes(path: Path, counts: Counter) -> list[Record]:
+    """Votes that are not ties; `chosen` and `rejected` are the messages after `prompt`, the judged reply last."""
     votes = []
     for number, line in enumerate(path.read_bytes().split(b'\n'), start=1):
         if not line.strip():
@@ -57,15 +57,15 @@ def read_votes(path: Path, counts: Counter) -> list[dict[str, Any]]:
     return votes
 
 
-def leanings(vote: dict[str, Any]) -> dict[str, int]:
-    """For each taste, +1 if the chosen reply has more of it, -1 if less, 0 if both are even."""
+def leanings(vote: Record) -> dict[str, int]:
+    """For each taste, 1 if the chosen reply has more of it, -1 if it has less, 0 if both have the same."""
     chosen, rejected = vote['chosen'][-1]['content'], vote['rejected'][-1]['content']
     return {name: (measure(chosen) > measure(rejected)) - (measure(chosen) < measure(rejected))
             for name, measure in TASTES.items()}  # fmt: skip
 
 
-def persona(votes: list[dict[str, Any]]) -> str:
-    """A judge's leanings in words, from the given votes; '' from fewer than `MIN_VOTES`."""
+def persona(votes: list[Record]) -> str:
+    """A judge's persona from some of their votes; a taste needs `MIN_VOTES` votes whose replies differ in it."""
     phrases = []
     for name in TASTES:
         signs = [vote['leanings'][name] for vote in votes if vote['leanings'][name]]
@@ -75,27 +75,27 @@ def persona(votes: list[dict[str, Any]]) -> str:
     return f'I preferred {", ".join(phrases)}.' if phrases else ''
 
 
-def preferences(votes: list[dict[str, Any]], *, folds: int, fold: int) -> tuple[list[dict], list[dict]]:
+def preferences(votes: list[Record], *, folds: int, fold: int) -> tuple[list[Record], list[Record]]:
     """Training and held-out preferences, each with its judge's persona."""
     by_judge = defaultdict(list)
     for vote in votes:
         vote['leanings'] = leanings(vote)
         if not held_out(vote['question'], folds=folds, fold=fold):
             by_judge[vote['judge']].append(vote)
-    train, heldout = [], []
+    train, validation = [], []
     for vote in votes:
         others = [other for other in by_judge[vote['judge']] if other['question'] != vote['question']]
         record = {key: vote[key] for key in ('id', 'prompt', 'chosen', 'rejected')}
         record |= dict(user_id=vote['judge'], persona=persona(others))
-        (heldout if held_out(vote['question'], folds=folds, fold=fold) else train).append(record)
-    return train, heldout
+        (validation if held_out(vote['question'], folds=folds, fold=fold) else train).append(record)
+    return train, validation
 
 
 def main() -> None:
     require_flags('votes', 'to')
     path, counts = named_file('votes'), Counter()
-    train, heldout = preferences(read_votes(path, counts), folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
-    write_preferences('sources.mt_bench', [path], counts, train, heldout)
+    train, validation = preferences(read_votes(path, counts), folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
+    write_preferences('sources.mt_bench', [path], counts, train, validation)
 
 
 if __name__ == '__main__':

@@ -1,22 +1,24 @@
-"""What sources of rated replies share: folds, and a folder of training and held-out preferences."""
+"""Flags, folds and output that the sources of rated replies share."""
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from data_pipelines.core.records import Record
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, file_digest, new_folder, write_bytes, write_json
 
 
 def define_flags(*files: str) -> None:
-    """--FILE for each file to read, --to, --folds, --fold and --overwrite."""
+    """Define --FILE for each file to read, --to, --folds, --fold and --overwrite."""
     for name in files:
         flags.DEFINE_string(name, None, f'{name}.jsonl as published.')
     flags.DEFINE_string('to', None, 'Folder to write.')
-    flags.DEFINE_integer('folds', 5, 'What is held out together is split into this many folds by a hash of its name.')
+    flags.DEFINE_integer('folds', 5, 'Number of folds that users or questions are split into, by a hash of their id.')
     flags.DEFINE_integer('fold', 0, 'The fold that is held out.')
     flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
 
@@ -34,23 +36,29 @@ def named_file(flag: str) -> Path:
 
 
 def held_out(name: Any, *, folds: int, fold: int) -> bool:
-    """Whether what is called so belongs to the held-out fold, by a hash."""
+    """Whether a user or question belongs to the held-out fold, by a hash of its id."""
     return int(digest(name)[:8], 16) % folds == fold
 
 
 def write_preferences(
-    stage: str, files: list[Path], counts: Counter, train: list[dict[str, Any]], heldout: list[dict[str, Any]]
+    stage: str, files: Sequence[Path], counts: Counter, train: Sequence[Record], validation: Sequence[Record]
 ) -> None:
-    """Write --to: train.jsonl, heldout.jsonl and manifest.json.
+    """Write --to: train.jsonl, validation.jsonl and manifest.json.
+
+    Args:
+      stage: name of the source's program in `data_pipelines`, for the manifest.
+      files: those that were read; the manifest has their digests.
 
     Raises:
-      UserError: --to is a folder that is not to be replaced.
+      UserError: --to exists and --overwrite is not set, or another program made it.
     """
-    counts.update(train=len(train), heldout=len(heldout), with_persona=sum(bool(r['persona']) for r in train + heldout))
+    by_split = dict(train=train, validation=validation)
+    counts.update({split: len(records) for split, records in by_split.items()})
+    counts['with_persona'] += sum(bool(record['persona']) for records in by_split.values() for record in records)
     with new_folder(Path(flags.FLAGS.to), overwrite=flags.FLAGS.overwrite) as folder:
-        for name, records in (('train', train), ('heldout', heldout)):
+        for split, records in by_split.items():
             lines = (json.dumps(record, ensure_ascii=False) + '\n' for record in records)
-            write_bytes(folder / f'{name}.jsonl', ''.join(lines).encode())
+            write_bytes(folder / f'{split}.jsonl', ''.join(lines).encode())
         made_from = {path.name: file_digest(path) for path in files}
         made_from |= dict(folds=flags.FLAGS.folds, fold=flags.FLAGS.fold)
         write_json(folder / 'manifest.json', dict(stage=stage, made_from=made_from, counts=counts))

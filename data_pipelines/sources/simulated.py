@@ -1,28 +1,41 @@
-"""Simulated users: latent tastes, everyday requests, complaints about what a reply misses. The embedded default source.
+"""Simulated users → raw conversations: everyday requests, and complaints about what replies miss. The built-in source.
 
     python -m data_pipelines.sources.simulated --config=configs/NAME.py
 
 Writes to `config.data.raw`:
 
-    train.jsonl, gate.jsonl, test.jsonl   conversations in the WildChat-1M schema, replies by `config.model.path`
-    users.jsonl                           who they are and what they like: for the evaluator's eyes only
-    prompts.jsonl                         further requests of every user, with the oracle persona
+    train.jsonl, validation.jsonl, test.jsonl   conversations in the WildChat-1M schema, replies by `config.model.path`
+    users.jsonl                                 the users and their tastes, for the evaluation alone
+    prompts.jsonl                               further requests of every user, with the oracle's persona
 
 Topics, phrasings, wordings of personas and complaints, and combinations of tastes are disjoint between the splits.
-Tastes of `config.simulated.held_out` occur in the test split alone. Some users change their mind in mid-history
-(`flips`), some want a taste for one kind of request only and the opposite otherwise (`depends`).
+Tastes of `config.simulated.held_out` occur in the test split alone. Some users change their mind halfway through their
+history (`flips`); some have a taste for one kind of request only and want the opposite otherwise (`depends`).
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import Record, Stage, Task, write_records
-from data_pipelines.simulator.requests import SPLITS
+from data_pipelines.core.record_files import write_records
+from data_pipelines.core.records import SPLITS, PromptRecord, Record, SimulatedUser
+from data_pipelines.core.stage import Stage, Task
+from data_pipelines.core.turns import Turn, to_messages
+from data_pipelines.simulator.files import PROMPTS, USERS
+from data_pipelines.simulator.requests import Request
 from data_pipelines.simulator.tastes import satisfaction
-from data_pipelines.simulator.users import User, asked, complaint, hashed, oracle_persona, population, tastes_at
+from data_pipelines.simulator.users import (
+    follow_up,
+    hashed,
+    oracle_persona,
+    population,
+    request_id,
+    requests_of,
+    tastes_at,
+)
 from data_pipelines.teacher.generation import generate, model_identity
 from rlhi_jax.config import require
 from rlhi_jax.io.errors import UserError
@@ -31,35 +44,39 @@ from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.sampling.generator import Prompt
 
 
-def conversation_id(user: User, number: int) -> str:
-    return digest('conversation', user['id'], number)[:32]
+class Asked(NamedTuple):
+    """A request of a simulated user, with its number among their requests."""
+
+    user: SimulatedUser
+    number: int
+    request: Request
+
+    @property
+    def name(self) -> str:
+        return request_id(self.user, self.number)
+
+    @property
+    def turn(self) -> Turn:
+        return 'user', self.request.text
 
 
-def wildchat_record(user: User, turns: list[tuple[str, str]], number: int, model: str) -> Record:
-    """One conversation in the WildChat-1M schema; users come back day by day."""
+def wildchat_record(user: SimulatedUser, turns: Sequence[Turn], number: int, model: str) -> Record:
+    """One conversation in the WildChat-1M schema; each of a user's conversations takes place a day after the last."""
     moment = (datetime(2026, 1, 1) + timedelta(days=number)).isoformat()
-    who = hashed(user['id'])
+    user_id = hashed(user['id'])
     header = {'accept-language': 'en-GB', 'user-agent': 'simulated'}
-    common = dict(country=None, state=None, hashed_ip=who, header=header, timestamp=moment)
-    conversation = [
-        dict(common, role=role, content=content, language='English', toxic=False, redacted=False, turn_identifier=place)
-        for place, (role, content) in enumerate(turns)
+    common = dict(country=None, state=None, hashed_ip=user_id, header=header, timestamp=moment)
+    common |= dict(language='English', toxic=False, redacted=False)
+    messages = [
+        common | message | dict(turn_identifier=turn_index) for turn_index, message in enumerate(to_messages(turns))
     ]
-    return dict(
-        conversation_hash=conversation_id(user, number),
+    return common | dict(
+        conversation_hash=digest('conversation', user['id'], number)[:32],
         model=model,
-        timestamp=moment,
-        conversation=conversation,
+        conversation=messages,
         turn=sum(role == 'user' for role, _ in turns),
-        language='English',
         openai_moderation=[],
         detoxify_moderation=[],
-        toxic=False,
-        redacted=False,
-        state=None,
-        country=None,
-        hashed_ip=who,
-        header=header,
     )
 
 
@@ -75,52 +92,61 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _work(task: Task) -> dict[str, int]:
-    config, folder = task.config, task.folder
-    s, users = config.simulated, population(config)
-    counts: Counter = Counter(users=len(users))
-    turns: dict[str, list[tuple[str, str]]] = {}
-    talks = {}
-    for user in users:
-        for number, request in enumerate(asked(config, user)[: s.conversations]):
-            name = f'{user["id"]}/{number}'
-            talks[name] = (user, number, request)
-            turns[name] = [('user', request.text)]
-    prompts = [Prompt(name, tuple(said)) for name, said in turns.items()]
-    replies = generate(task, config.model.path, prompts) if prompts else {}
-    for name, (user, number, request) in talks.items():
-        if not replies[name]:
-            raise UserError(
-                f'config.sampler.prompt_tokens is {config.sampler.prompt_tokens}: too few for {request.text!r}'
-            )
-        (reply,) = replies[name]
-        counts['replies_cut_off'] += not reply.finished
-        tastes = tastes_at(user, number, s.conversations, request)
-        counts['replies_satisfying'] += satisfaction(reply.text, request, reply.finished, tastes) == 1
-        turns[name] += [('assistant', reply.text), ('user', complaint(user, tastes, request, reply, number))]
+    config, folder, users = task.config, task.folder, population(task.config)
+    requests = [Asked(user, *numbered) for user in users for numbered in enumerate(requests_of(config, user))]
+    openings = [asked for asked in requests if asked.number < config.simulated.conversations]
+    further = [asked for asked in requests if asked.number >= config.simulated.conversations]
+    counts: Counter = Counter(users=len(users), prompts=len(further))
+    conversations = _converse(task, openings, counts)
     model = open_model(config.model.path).path.name
     for split in SPLITS:
-        chosen = [(name, talk) for name, talk in talks.items() if talk[0]['split'] == split]
-        write_records(folder / f'{split}.jsonl', (wildchat_record(u, turns[n], k, model) for n, (u, k, _) in chosen))
-        counts[f'conversations_{split}'] = len(chosen)
-    write_records(folder / 'users.jsonl', (user | dict(user_id=hashed(user['id'])) for user in users))
-    prompts = [
-        dict(
-            id=f'{user["id"]}/{number}',
-            split=user['split'],
-            user_id=hashed(user['id']),
-            persona=oracle_persona(user, tastes_at(user, number, s.conversations, request)),
-            messages=[dict(role='user', content=request.text)],
-        )
-        for user in users
-        for number, request in enumerate(asked(config, user))
-        if number >= s.conversations
-    ]
-    counts['prompts'] = len(prompts)
-    write_records(folder / 'prompts.jsonl', prompts)
+        of_split = [asked for asked in openings if asked.user['split'] == split]
+        counts[f'conversations_{split}'] = len(of_split)
+        records = (wildchat_record(asked.user, conversations[asked.name], asked.number, model) for asked in of_split)
+        write_records(folder / f'{split}.jsonl', records)
+    write_records(folder / USERS, (user | dict(user_id=hashed(user['id'])) for user in users))
+    write_records(folder / PROMPTS, (_prompt(config, asked) for asked in further))
     return task.write_manifest(counts)
 
 
-STAGE = Stage('sources.simulated', 1, _work, 'data.raw', _identity)
+def _converse(task: Task, openings: Sequence[Asked], counts: Counter) -> dict[str, list[Turn]]:
+    """The turns of each conversation by its request's id: request, reply and follow-up.
+
+    Raises:
+      UserError: a request does not fit the sampler.
+    """
+    config = task.config
+    prompts = [Prompt(asked.name, (asked.turn,)) for asked in openings]
+    replies = generate(task, config.model.path, prompts) if prompts else {}
+    conversations = {}
+    for asked in openings:
+        user, number, request = asked
+        if not replies[asked.name]:
+            raise UserError(
+                f'config.sampler.prompt_tokens is {config.sampler.prompt_tokens}, too few for {request.text!r}: raise '
+                'it'
+            )
+        (reply,) = replies[asked.name]
+        tastes = tastes_at(user, number, config.simulated.conversations, request)
+        counts['replies_cut_off'] += not reply.finished
+        counts['replies_satisfying'] += satisfaction(reply.text, request, reply.finished, tastes) == 1
+        answer = follow_up(user, tastes, request, reply, number)
+        conversations[asked.name] = [asked.turn, ('assistant', reply.text), ('user', answer)]
+    return conversations
+
+
+def _prompt(config: ConfigDict, asked: Asked) -> PromptRecord:
+    user, number, request = asked
+    return PromptRecord(
+        id=asked.name,
+        split=user['split'],
+        user_id=hashed(user['id']),
+        persona=oracle_persona(user, tastes_at(user, number, config.simulated.conversations, request)),
+        messages=to_messages([asked.turn]),
+    )
+
+
+STAGE = Stage(name='sources.simulated', version=1, work=_work, output='data.raw', identity=_identity)
 
 if __name__ == '__main__':
     STAGE.main()

@@ -1,6 +1,6 @@
-"""One request to an OpenAI-compatible endpoint → its completion, through restarts, rate limits and garbage.
+"""Requests to an OpenAI-compatible endpoint, one at a time, through restarts, rate limits and garbage.
 
-Needs the extra `endpoint`; `data_pipelines.teacher.endpoint` is what stages use.
+Needs the extra `endpoint`. Stages use `data_pipelines.teacher.endpoint`, which imports this module only when it asks.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.io.errors import UserError
 
-PATIENCE = 5  # timeouts: some servers send blanks for as long as a request waits
-# How servers word it: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, xAI.
+PATIENCE = 5  # timeouts until an answer must be complete, since some servers send blanks while a request waits
+# The wording of OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini and xAI.
 _TOO_LONG = re.compile(
     r'context[ _](length|size|window)|maximum (model|prompt) length|max_new_tokens|prompt is too long'
     r'|input token count',
     re.I,
 )
-_SPARE = {  # fields that a request can do without, and how a refusal names them
+_OPTIONAL = {  # fields that a request can do without, and how a refusal names them
     'response_format': re.compile(r'response_format|json_schema|grammar', re.I),
     'seed': re.compile(r'\bseed\b'),
     'top_p': re.compile(r'\btop_p\b'),
@@ -33,7 +33,7 @@ _FINISHED = ('stop', 'eos_token', 'end_turn', 'stop_sequence')  # OpenAI, TGI, A
 
 
 class Completion(NamedTuple):
-    """What the endpoint said; `text` is None where it will not answer this request. Tokens are those charged for it."""
+    """An endpoint's answer, with the tokens charged for it; `text` is None if it will not answer this request."""
 
     text: str | None
     finished: bool
@@ -49,7 +49,7 @@ class Endpoint:
     """The endpoint `config.teacher.path`; use as an async context manager.
 
     Args:
-      learned: fields of requests that the endpoint wants by another name, or '': not at all. It is added to.
+      learned: fields of requests that the endpoint wants under another name, or with '' not at all; refusals add to it.
 
     Raises:
       UserError: the key cannot be sent.
@@ -60,8 +60,8 @@ class Endpoint:
         self._key = os.environ.get(teacher.key_variable, '').strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(
-                f'environment variable {teacher.key_variable} (config.teacher.key_variable) holds no key: put one line '
-                'of ASCII characters into it'
+                f'environment variable {teacher.key_variable} (config.teacher.key_variable) does not hold a key: set '
+                'it to one line of ASCII characters'
             )
         self._client = openai.AsyncOpenAI(
             base_url=teacher.path,
@@ -78,17 +78,17 @@ class Endpoint:
         await self._client.close()
 
     async def complete(self, request: dict[str, Any], *, doubted: bool = False) -> Completion:
-        """The completion of a request, sent again after failures that may pass.
+        """The completion of a request, which is sent again after failures that may pass.
 
-        A request has no text if it is refused for what it says, which shows when a harmless one is answered, or if it
-        fails time after time while a harmless one is answered.
+        The completion has no text if the endpoint refuses this request, or fails on it repeatedly, but answers a
+        harmless one.
 
         Args:
-          doubted: it has failed before, though the endpoint ran.
+          doubted: the request failed before, while the endpoint was up.
 
         Raises:
-          TooLong: it does not fit the endpoint's context.
-          UserError: the endpoint refuses whatever is said, or has not answered `config.teacher.retries` times.
+          TooLong: the request does not fit the endpoint's context.
+          UserError: the endpoint refuses a harmless request too, or did not answer in `config.teacher.retries` retries.
         """
         fields = {self._learned.get(name, name): value for name, value in request.items()}
         fields.pop('', None)
@@ -96,10 +96,10 @@ class Endpoint:
             return await self._send(fields)
         except openai.APIError as error:
             failure = error
-        status, said = _status_and_body(failure)
-        if status == 413 or (status in (400, 422) and _TOO_LONG.search(said)):
+        status, body = _status_and_body(failure)
+        if status == 413 or (status in (400, 422) and _TOO_LONG.search(body)):
             raise TooLong
-        if status in (400, 422) and self._learn(fields, said):
+        if status in (400, 422) and self._learn(fields, body):
             return await self.complete(request)
         refused = status in (400, 403, 422)
         if not (refused or status >= 500 or not status):
@@ -111,55 +111,56 @@ class Endpoint:
             raise self._failure(failure) from None
         if refused or doubted:
             return Completion(None, False, other.tokens_in, other.tokens_out)
-        then = await self.complete(request, doubted=True)  # the endpoint may have come back a moment ago
-        return then._replace(tokens_in=then.tokens_in + other.tokens_in, tokens_out=then.tokens_out + other.tokens_out)
+        again = await self.complete(request, doubted=True)  # the endpoint may have come up only now
+        tokens_in, tokens_out = again.tokens_in + other.tokens_in, again.tokens_out + other.tokens_out
+        return again._replace(tokens_in=tokens_in, tokens_out=tokens_out)
 
     async def _send(self, fields: dict[str, Any], *, retries: int | None = None) -> Completion:
         client = self._client if retries is None else self._client.with_options(max_retries=retries)
-        done = await client.chat.completions.with_raw_response.create(**fields)
-        said, counted = _completion(done.content)
+        response = await client.chat.completions.with_raw_response.create(**fields)
+        completion, counted = _completion(response.content)
         if not counted and (self._teacher.budget or self._teacher.price_in or self._teacher.price_out):
             raise UserError(
                 'config.teacher.path: the endpoint does not say how many tokens it used: set config.teacher.budget, '
                 'price_in and price_out to 0'
             )
-        return said
+        return completion
 
-    def _learn(self, fields: dict[str, Any], said: str) -> bool:
-        """Whether a refusal says what to change in requests; from here on they are sent so."""
-        if 'max_tokens' in fields and 'max_completion_tokens' in said:
+    def _learn(self, fields: dict[str, Any], refusal: str) -> bool:
+        """Whether a refusal says how requests must change; if so, all later ones change."""
+        if 'max_tokens' in fields and 'max_completion_tokens' in refusal:
             self._learned['max_tokens'] = 'max_completion_tokens'
             return True
-        for name, named in _SPARE.items():
-            if name in fields and named.search(said):
+        for name, named in _OPTIONAL.items():
+            if name in fields and named.search(refusal):
                 if name not in self._learned:
-                    print(f'{self._teacher.path} does not take {name}: it is left out from here on', file=sys.stderr)
+                    print(f'{self._teacher.path} does not take {name}: requests omit it from now on', file=sys.stderr)
                 self._learned[name] = ''
                 return True
         return False
 
     def _failure(self, error: openai.APIError) -> UserError:
-        status, said = _status_and_body(error)
-        said = f'status {status}: {said}' if status else said
+        status, body = _status_and_body(error)
+        answer = f'status {status}: {body}' if status else body
         if self._key:
-            said = said.replace(self._key, '(the key)')
+            answer = answer.replace(self._key, '(the key)')
         key = f'environment variable {self._teacher.key_variable} (config.teacher.key_variable)'
         remedy = {
             400: 'change what it objects to',
             401: f'put its key into the {key}',
-            403: f'see what the key in the {key} may do',
-            404: 'see that the path ends as the endpoint wants it, often in /v1, and what config.teacher.model is',
+            403: f'check what the key in the {key} permits',
+            404: 'check config.teacher.model and the end of the path, often /v1',
             422: 'change what it objects to',
             429: 'wait, or lower config.teacher.concurrency',
-        }.get(status, 'see that it runs')
+        }.get(status, 'check that it runs')
         return UserError(
-            f'config.teacher.path: {self._teacher.path} gives no answer ({" ".join(said.split())[:300]}): {remedy}, '
-            'then run again; what is done is kept'
+            f'config.teacher.path: {self._teacher.path} gave no answer ({" ".join(answer.split())[:300]}): {remedy}, '
+            'then run again, which resumes the work'
         )
 
 
 def _status_and_body(error: openai.APIError) -> tuple[int, str]:
-    """An answer's status and body; 0 and what went wrong, if none came."""
+    """An answer's status and body; without an answer, 0 and the cause."""
     if isinstance(error, openai.APIStatusError):
         return error.status_code, error.response.text
     cause = error.__cause__ or error
@@ -167,10 +168,10 @@ def _status_and_body(error: openai.APIError) -> tuple[int, str]:
 
 
 class _Client(openai.DefaultAsyncHttpxClient):
-    """A client to which a success that holds no completion is a failed request, and one without an end a timeout.
+    """A client that treats a success without a completion as a failed request, and an endless answer as a timeout.
 
     Args:
-      longest: seconds from a request to the end of its answer, whatever signs of life there are between.
+      longest: most seconds from a request to the end of its answer, whatever arrives in between.
     """
 
     def __init__(self, longest: float):
@@ -183,7 +184,7 @@ class _Client(openai.DefaultAsyncHttpxClient):
                 response = await super().send(request, **options)
                 await response.aread()
         except TimeoutError:
-            raise httpx2.ReadTimeout(f'no whole answer in {self._longest:g} s', request=request) from None
+            raise httpx2.ReadTimeout(f'no complete answer in {self._longest:g} s', request=request) from None
         if response.is_success:
             try:
                 _completion(response.content)
@@ -193,10 +194,10 @@ class _Client(openai.DefaultAsyncHttpxClient):
 
 
 def _completion(body: bytes) -> tuple[Completion, bool]:
-    """What an answer says, and whether it tells its tokens; they are 0 if not.
+    """The completion in an answer, and whether the answer states its tokens; if not, they are 0.
 
     Raises:
-      ValueError: it is no completion.
+      ValueError: the answer is not a completion.
     """
     try:
         answer = json.loads(body)
@@ -204,19 +205,19 @@ def _completion(body: bytes) -> tuple[Completion, bool]:
         text, end = choice['message'].get('content'), choice.get('finish_reason')
         tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
         good = isinstance(text, str | None) and isinstance(end, str | None)
-        good &= end != 'error' and not choice.get('error')  # as OpenRouter passes on failures behind it
+        good &= end != 'error' and not choice.get('error')  # OpenRouter passes on a provider's failure so
         good &= all(count is None or (isinstance(count, int) and count >= 0) for count in tokens)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
-        raise ValueError(f'the answer is no completion: {body[:100].decode(errors="replace")}')
-    text = (text or '').encode(errors='replace').decode()  # JSON can spell lone surrogates
+        raise ValueError(f'the answer is not a completion: {body[:100].decode(errors="replace")}')
+    text = (text or '').encode(errors='replace').decode()  # JSON can contain lone surrogates
     counted = None not in tokens
     return Completion(text, end in _FINISHED, *(tokens if counted else (0, 0))), counted
 
 
 def parse_json(text: str, schema: dict[str, Any]) -> Any | None:
-    """The JSON object in an answer, whatever stands around it; None if there is none that the schema allows.
+    """The JSON object in an answer, whatever text surrounds it; None if there is none or the schema forbids it.
 
     >>> parse_json('Sure! ```{"label": "other"}```', {'required': ['label']})
     {'label': 'other'}
@@ -224,11 +225,11 @@ def parse_json(text: str, schema: dict[str, Any]) -> Any | None:
     text = text.rpartition('</think>')[2]
     try:
         value = json.loads(text[text.find('{') : text.rfind('}') + 1], parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be written
+        json.dumps(value, ensure_ascii=False).encode()  # raises for lone surrogates, which cannot be written
         return value if jsonschema.Draft202012Validator(schema).is_valid(value) else None
     except (ValueError, RecursionError):
         return None
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f'{name} is no JSON')
+    raise ValueError(f'{name} is not JSON')

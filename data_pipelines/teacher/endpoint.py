@@ -1,9 +1,9 @@
 """A teacher behind an OpenAI-compatible endpoint: replies to prompts, and judgements in JSON.
 
-`config.teacher.path` is the endpoint's base URL, such as http://localhost:8000/v1, and `config.teacher.model` the name
-that it knows the model by; the key is read from the environment variable `config.teacher.key_variable`. Many requests
-are under way at once; what is made of them does not depend on which is answered first. Every answer is in the stage's
-journal as soon as it is there, with the tokens that it cost, and in `config.teacher.cache`, if that names a file.
+`config.teacher.path` is the endpoint's base URL, such as http://localhost:8000/v1, and `config.teacher.model` its name
+for the model. The environment variable `config.teacher.key_variable` holds the key. Many requests are sent at once; the
+result does not depend on the order of the answers. Every answer is written as soon as it arrives: to the stage's
+journal, with the tokens that it cost, and to the file `config.teacher.cache`, if named.
 """
 
 import asyncio
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import Journal
+from data_pipelines.core.records import Message
 from data_pipelines.core.stage import Task
+from data_pipelines.core.turns import to_messages
 from data_pipelines.text.control_tokens import defused
 from rlhi_jax.config import is_endpoint
 from rlhi_jax.io.errors import UserError
@@ -30,12 +32,12 @@ from rlhi_jax.sampling.generator import Prompt, Turns
 if TYPE_CHECKING:
     from data_pipelines.teacher.completions import Completion
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 Key = tuple[str, str, int]  # kind, id, number
 
 
 class Question(NamedTuple):
-    """A judgement that is asked for: turns that end in the user's, and the JSON schema of the answer, an object."""
+    """A question: turns that end with a user turn, and the JSON schema of the answer, which is an object."""
 
     id: str
     turns: Turns
@@ -43,7 +45,7 @@ class Question(NamedTuple):
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """What an endpoint's answers depend on, as far as one can say: which model, and how it is sampled."""
+    """What an endpoint's answers depend on, as far as can be known: the model's name and the sampling settings."""
     teacher, sampler = config.teacher, config.sampler
     sampled = dict(temperature=sampler.temperature, top_p=sampler.top_p, new_tokens=sampler.new_tokens)
     judged = dict(temperature=teacher.temperature, attempts=teacher.attempts)
@@ -51,14 +53,15 @@ def identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def draw(task: Task, prompts: Sequence[Prompt]) -> None:
-    """Draw the replies to prompts that the journal lacks, as `config.sampler` says, into the journal.
+    """Draw the replies to prompts that the journal lacks, sampled by `config.sampler`, into the journal.
 
-    The persona stands where the policy would see it, at the head of the first user turn. A prompt that the endpoint
-    refuses as too long loses its oldest exchanges; one that has to keep what does not fit has no replies, nor has one
-    that is refused for what it says, or that fails whenever it is sent.
+    The persona comes where the policy would see it, at the start of the first user turn. A prompt that the endpoint
+    refuses as too long loses its oldest exchanges. A prompt has no replies if its last `keep` turns do not fit, if the
+    endpoint refuses its content, or if every attempt fails.
 
     Raises:
-      UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
+      UserError: the endpoint refuses all requests or does not answer, or the budget is spent; the journal keeps all
+        answers so far.
     """
 
     async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
@@ -69,55 +72,56 @@ def draw(task: Task, prompts: Sequence[Prompt]) -> None:
 
 
 def keys(prompt: Prompt) -> list[Key]:
-    """What a prompt's replies are noted under in a journal: `text`, None where there is none, and `finished`."""
+    """The journal keys of a prompt's replies; each entry has `text`, None without a reply, and `finished`."""
     return [('reply', prompt.id, sample) for sample in range(prompt.samples)]
 
 
 def answers(
     task: Task, questions: Sequence[Question], accept: Callable[[Question, Any], bool]
 ) -> dict[str, Any | None]:
-    """The answer to each question by its id: JSON of its schema that `accept` finds good; None if none was.
+    """The answer to each question by its id: JSON that fits the schema and passes `accept`; None if there is none.
 
-    The endpoint is told the schema, and held to it if it can be. The first attempt is drawn at
-    `config.teacher.temperature`; a bad answer is asked again, up to `config.teacher.attempts` in all, each drawn at
-    `config.sampler.temperature` with a seed of its own.
+    The prompt and the request state the schema. The first attempt is drawn at `config.teacher.temperature`. After a bad
+    answer the question is asked again, up to `config.teacher.attempts` times in all, at `config.sampler.temperature`
+    and with another seed each time.
 
     Args:
-      task: its identity covers the questions and what `accept` goes by.
-      accept: a pure function; it sees answers again when work goes on after an interruption.
+      task: its `made_from` must cover the questions and everything that `accept` depends on.
+      accept: a pure function; resumed work passes it the same answers again.
 
     Raises:
-      UserError: the endpoint refuses requests or stays away, or the budget is spent; what is done is kept.
+      UserError: the endpoint refuses all requests or does not answer, or the budget is spent; the journal keeps all
+        answers so far.
     """
-    found: dict[str, Any | None] = {}
+    values: dict[str, Any | None] = {}
     config = task.config
 
     async def settle(teacher: '_Teacher', question: Question) -> None:
         from data_pipelines.teacher.completions import parse_json
 
-        found[question.id] = None
+        values[question.id] = None
         temperature = config.teacher.temperature
         for attempt in range(config.teacher.attempts):
             key = ('answer', question.id, attempt)
-            said = await teacher.ask(key, [_asked(question)], temperature, question.schema)
-            if said.text is None:  # nor would it be answered another time
+            answer = await teacher.ask(key, [_messages(question)], temperature, question.schema)
+            if answer.text is None:  # the endpoint would not answer another attempt either
                 return
-            value = parse_json(said.text, question.schema)
+            value = parse_json(answer.text, question.schema)
             if value is not None and accept(question, value):
-                found[question.id] = value
+                values[question.id] = value
                 return
             temperature = config.sampler.temperature
 
     _settle_all(task, questions, settle, 'questions')
-    return {question.id: found[question.id] for question in questions}
+    return {question.id: values[question.id] for question in questions}
 
 
 def spending(task: Task) -> dict[str, int]:
-    """What a stage's answers have cost so far, over all interruptions, for its counts: tokens, and millionths of money.
+    """The cost of a stage's answers so far, including interrupted runs, as counts: tokens, and millionths of money.
 
-    The unit of money is that of `config.teacher.price_in` and `price_out`. Answers out of the cache cost nothing; those
-    that were lost on the way, of a request that timed out or a process that was killed, are charged by the endpoint but
-    unknown here. Empty where the teacher is no endpoint.
+    The unit of money is that of `config.teacher.price_in` and `price_out`. Answers from the cache are free. Answers
+    lost to a timeout or a killed process are missing, though the endpoint charges for them. Empty if the teacher is not
+    an endpoint.
     """
     teacher = task.config.teacher
     if not is_endpoint(teacher.path):
@@ -134,11 +138,11 @@ def _tokens(journal: Journal) -> tuple[int, int]:
 def _settle_all(
     task: Task, items: Sequence[Any], settle: Callable[['_Teacher', Any], Awaitable[None]], unit: str
 ) -> None:
-    """Settle every item, some at once; after a failure those under way are still settled, so that no answer is lost."""
-    if not items:  # later passes of a stage find all in the journal, a few items at a time
+    """Settle every item, several at a time; after a failure, finish those under way, so that no answer is lost."""
+    if not items:  # as in later passes of a stage, which find all answers in the journal
         return
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
-        raise UserError("config.teacher.path is an endpoint: install what it needs, `pip install -e '.[endpoint]'`")
+        raise UserError("config.teacher.path is an endpoint: install its packages, `pip install -e '.[endpoint]'`")
     from data_pipelines.teacher.completions import Endpoint
 
     pending = deque(items)
@@ -176,33 +180,33 @@ class _Teacher:
     async def ask(
         self, key: Key, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
     ) -> 'Completion':
-        """The answer noted under `key`, or else the endpoint's answer to the first version that it does not find long.
+        """The journal's answer under `key`, or else the endpoint's answer to the first version that is not too long.
 
         Raises:
-          UserError: the endpoint refuses the request or stays away, or the budget is spent.
+          UserError: the endpoint refuses all requests or does not answer, or the budget is spent.
         """
         from data_pipelines.teacher.completions import Completion, TooLong
 
         if key in self._journal:
             return Completion(**self._journal[key])
-        said = Completion(None, False, 0, 0)
+        answer = Completion(None, False, 0, 0)
         for messages in versions:
             request = self._request(key, messages, temperature, schema)
             name = digest(request)
             if cached := self._cache.get(name):
-                said = Completion(*cached, 0, 0)
+                answer = Completion(*cached, 0, 0)
                 break
             self._refuse_overspending()
             try:
-                said = await self._endpoint.complete(request)
+                answer = await self._endpoint.complete(request)
             except TooLong:
                 continue
             break
-        self._journal.add(key, said._asdict())
-        self.spent += said.tokens_in + said.tokens_out
-        if said.text is not None and not cached:
-            self._cache.put(name, said.text, said.finished)
-        return said
+        self._journal.add(key, answer._asdict())
+        self.spent += answer.tokens_in + answer.tokens_out
+        if answer.text is not None and not cached:
+            self._cache.put(name, answer.text, answer.finished)
+        return answer
 
     def _request(
         self, key: Key, messages: Messages, temperature: float, schema: dict[str, Any] | None
@@ -222,7 +226,7 @@ class _Teacher:
         if budget and self.spent >= budget:
             raise UserError(
                 f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise it, or set it to 0, and '
-                'run again; what is done is kept'
+                'run again, which resumes the work'
             )
 
 
@@ -237,7 +241,9 @@ class _Cache:
             self._file = sqlite3.connect(path or ':memory:', timeout=60, isolation_level=None)
             self._file.execute('CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT, finished INT)')
         except (OSError, sqlite3.Error) as error:
-            raise UserError(f'config.teacher.cache: {path} is no file of answers ({error}): name another') from None
+            raise UserError(
+                f'config.teacher.cache: {path} is not a file of answers ({error}): name another file'
+            ) from None
 
     def get(self, name: str) -> tuple[str, bool] | None:
         row = self._file.execute('SELECT text, finished FROM answers WHERE request = ?', (name,)).fetchone()
@@ -251,18 +257,19 @@ class _Cache:
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:
-    """A prompt's messages, then with ever more of the oldest exchanges left out."""
+    """A prompt's messages, whole and then with more and more of the oldest exchanges dropped."""
     system, persona = (defused(text.strip()) for text in prompt.context)
-    opening = [dict(role='system', content=system)] if system else []
+    opening = to_messages([('system', system)] if system else [])
     for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
-        messages = [dict(role=role, content=defused(content.strip())) for role, content in prompt.turns[start:]]
+        messages = to_messages((role, defused(content.strip())) for role, content in prompt.turns[start:])
         if persona:
             messages[0]['content'] = f'About me: {persona}\n\n{messages[0]["content"]}'
         yield opening + messages
 
 
-def _asked(question: Question) -> Messages:
-    messages = [dict(role=role, content=defused(content.strip())) for role, content in question.turns]
-    # Some servers pass over `response_format` without a word.
+def _messages(question: Question) -> Messages:
+    """A question's messages, with its schema in the last."""
+    messages = to_messages((role, defused(content.strip())) for role, content in question.turns)
+    # Some servers silently ignore `response_format`.
     messages[-1]['content'] += f'\n\nAnswer with JSON alone, by this schema:\n{json.dumps(question.schema)}'
     return messages

@@ -1,7 +1,7 @@
-"""What stages ask of a model: replies to prompts, and scores of replies; journaled as they come.
+"""Replies to prompts and scores of replies, journaled as they come.
 
-Replies may come from an OpenAI-compatible endpoint instead of a model folder
-(`data_pipelines.teacher.endpoint`); scores and likelihoods need a local model.
+Replies come from a model folder or from an OpenAI-compatible endpoint (`data_pipelines.teacher.endpoint`). Scores and
+log-probabilities need a model folder. One model is in memory at a time (`rlhi_jax.models.resident`).
 """
 
 import functools
@@ -11,13 +11,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import Task, in_blocks
+from data_pipelines.core.passes import in_blocks
+from data_pipelines.core.stage import Task
 from data_pipelines.teacher import endpoint
 from rlhi_jax.config import is_endpoint, likelihood_path
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import open_model
-from rlhi_jax.sampling.generator import Generator, Prompt, Reply, release
+from rlhi_jax.models.resident import RESIDENT
+from rlhi_jax.sampling.generator import Generator, Prompt, Reply
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -25,51 +27,50 @@ BLOCK = 16  # prompts that are scored between two entries in the journal
 
 
 def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
-    """What a model's replies and scores depend on: its weights, how it reads and ends a turn, its arithmetic.
+    """What a model's replies and scores depend on: its weights, template, control tokens and dtype.
 
-    Of an endpoint's model that is its name and how it is sampled.
+    For an endpoint: the model's name and the sampling settings.
     """
     if is_endpoint(path):
         return endpoint.identity(config)
     model = open_model(path)
-    read_as = _template_digest(model.tokenizer_path, model.weights)
-    return dict(weights=model.weights, template=read_as, tokens=model.tokens, dtype=config.model.dtype)
+    template = _template_digest(model.tokenizer_path, model.weights)
+    return dict(weights=model.weights, template=template, tokens=model.tokens, dtype=config.model.dtype)
 
 
-@functools.cache  # a stage asks several times; the weights tell one import of a folder from the next
+@functools.cache  # a stage asks several times; the weights distinguish two imports into the same folder
 def _template_digest(folder: Path, weights: str) -> str:
     return ChatTemplate.load(folder).digest
 
 
 def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
-    """The replies to each prompt by its id, in order of their number.
+    """The replies to each prompt by its id, in the order of their sample numbers.
 
-    Replies are on disk as soon as they are there: work that was interrupted goes on where it stopped, with the same
-    result. A prompt that does not fit `config.sampler.prompt_tokens` loses its oldest exchanges; one that has to keep
-    what does not fit has no replies. Where the model is an endpoint, what fits is for the endpoint to say.
+    Every reply is in the journal as soon as it is drawn, so interrupted work resumes with the same result. A prompt
+    longer than `config.sampler.prompt_tokens` loses its oldest exchanges; one whose last `keep` turns do not fit has no
+    replies. An endpoint decides itself which prompts fit.
     """
     journal = task.journal
-    left = [prompt for prompt in prompts if any(key not in journal for key in endpoint.keys(prompt))]
-    if left and is_endpoint(model_path):
-        endpoint.draw(task, left)
-    elif left:
-        _draw(task, model_path, left)
+    missing = [prompt for prompt in prompts if any(key not in journal for key in endpoint.keys(prompt))]
+    if missing and is_endpoint(model_path):
+        endpoint.draw(task, missing)
+    elif missing:
+        _draw(task, model_path, missing)
     replies: dict[str, list[Reply]] = {}
     for prompt in prompts:
         replies[prompt.id] = [
-            Reply(prompt.id, sample, said['text'].strip(), said['finished'])
-            for sample, said in enumerate(map(journal.__getitem__, endpoint.keys(prompt)))
-            if said['text'] is not None
+            Reply(prompt.id, sample, entry['text'].strip(), entry['finished'])
+            for sample, entry in enumerate(map(journal.__getitem__, endpoint.keys(prompt)))
+            if entry['text'] is not None
         ]
     return replies
 
 
 def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
-    """What `endpoint.draw` does, by a local model.
+    """Draw replies like `endpoint.draw`, by a local model.
 
-    A prompt is sampled again as a whole: what was drawn already comes out the same.
+    All samples of a prompt are drawn again if one is missing; those already in the journal come out the same.
     """
-    task.release()  # of a scorer: one model is in memory at a time
     generator = Generator(task.config, model_path)
     keys = {prompt.id: endpoint.keys(prompt) for prompt in prompts}
     fitted = {prompt.id: generator.fit(prompt) for prompt in prompts}
@@ -80,7 +81,7 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 
     for name, shorter in fitted.items():
         for key in keys[name] if shorter is None else ():
-            note(key, None, False)  # said once, for a model need not be loaded to say it again
+            note(key, None, False)  # so that a later run need not load the model to find out
     fitting = [shorter for shorter in fitted.values() if shorter]
     with Progress(task.name, sum(prompt.samples for prompt in fitting), unit='replies') as progress:
         for done, reply in enumerate(generator.replies(fitting), start=1):
@@ -89,20 +90,20 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 
 
 def scores(
-    task: Task, model_path: str, make_scorer: Callable[[], CandidateScorer], items: Sequence[Candidates]
+    task: Task, model_path: str, items: Sequence[Candidates], *, capacities: Capacities, sees_persona: bool
 ) -> dict[str, list[float | None]]:
-    """Each prompt's candidates' scores by its id, a block at a time; None for a candidate that fits no row.
+    """The scores of each prompt's candidates by its id; None for a candidate that fits no row.
 
-    The scorer of a model is made once a task, and only if something is left to score.
+    A model with a reward head gives rewards, any other log-probabilities in nats. The model is loaded only if scores
+    are missing in the journal.
     """
     journal = task.journal
-    # Blocks are the same after an interruption, and with them what shares a row: so are the last bits of a score.
-    left = [block for block in in_blocks(items, BLOCK) if any(('scores', item.id) not in journal for item in block)]
-    if left:
-        release()  # of a sampler
-        scorer = task.keep(model_path, make_scorer)
-        with Progress('scores', len(left), unit='blocks') as progress:
-            for done, block in enumerate(left, start=1):
+    # Blocks stay the same after an interruption. A score's last bits depend on what shares its row.
+    missing = [block for block in in_blocks(items, BLOCK) if any(('scores', item.id) not in journal for item in block)]
+    if missing:
+        scorer = _scorer(task.config, model_path, capacities, sees_persona)
+        with Progress('scores', len(missing), unit='blocks') as progress:
+            for done, block in enumerate(missing, start=1):
                 for name, values in scorer(block).items():
                     if ('scores', name) not in journal:
                         journal.add(('scores', name), values)
@@ -110,9 +111,31 @@ def scores(
     return {item.id: journal['scores', item.id] for item in items}
 
 
+def _scorer(
+    config: ConfigDict, model_path: str, capacities: Capacities, sees_persona: bool
+) -> Callable[[Sequence[Candidates]], dict[str, list[float | None]]]:
+    """The scorer of a model, kept in memory until another model is needed."""
+    model = open_model(model_path)
+    key = (
+        'scorer',
+        str(model.path),
+        model.weights,  # a folder may hold another model than a moment ago
+        capacities,
+        sees_persona,
+        # What `CandidateScorer` reads from the config:
+        tuple(config.mesh.to_dict().items()),
+        config.model.dtype,
+        config.model.logprob_chunk,
+        config.eval.batch_rows,
+        config.data.threads,
+        config.seed,
+    )
+    return RESIDENT.get(key, lambda: CandidateScorer(config, model_path, capacities, sees_persona=sees_persona))
+
+
 def likelihoods(task: Task, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
-    """Log-probabilities of replies in nats, under the teacher, or under the policy where the teacher is an endpoint."""
-    config, path = task.config, likelihood_path(task.config)
-    chunk, tokens = config.model.logprob_chunk, config.teacher.row_tokens
-    room = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)
-    return scores(task, path, lambda: CandidateScorer(config, path, room, sees_persona=False), items)
+    """Log-probabilities of replies in nats, under the teacher, or under the policy if the teacher is an endpoint."""
+    config, tokens = task.config, task.config.teacher.row_tokens
+    chunk = config.model.logprob_chunk
+    capacities = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)
+    return scores(task, likelihood_path(config), items, capacities=capacities, sees_persona=False)

@@ -1,18 +1,18 @@
-"""Text that spells control tokens as the chat templates in use do: a server may take it for the tokens themselves.
+"""Finds text that spells control tokens, which a server may take for the tokens themselves.
 
-A local model's tokenizer never does, and knows its own tokens exactly. Which tokenizer is behind an endpoint, or was
-behind a log, is unknown; so what is found here are the forms that families of models give their tokens, by the
-templates and tokenizers that they publish. What reads like a turn, such as `### Human:`, is no token to any of them.
+A local model's tokenizer never does, and knows its own tokens exactly. The tokenizer behind an endpoint or a log is
+unknown, so this module looks for the forms that model families give their tokens in published templates and tokenizers.
+Text that only reads like a turn, such as `### Human:`, is not a token of any of them.
 """
 
 import re
 
-# What stands behind the first character of each.
+# Each without its first character.
 _ANGLED = (
     r'[|｜][/"\w][^<>\s]*>',  # <|im_end|>, DeepSeek's <｜User｜>, Gemma 4's <|turn>; not <|-- and <|> of UML and code
     r'/?\w+[|｜]>',  # Gemma 4's <turn|>
-    # <s> is a tag of HTML too, for text struck through. It goes with the tokens: that costs a blank in a message that
-    # speaks of the tag, and a reply that uses it; the other way, users could end the turns of Llama 2 and of Mistral.
+    # <s> is also HTML's tag for struck-out text. Counting it as a token costs a blank in messages that mention the tag,
+    # and the replies that use it. Otherwise users could end the turns of Llama 2 and of Mistral.
     r'/?(?:s|bos|eos|pad|unk|sop|eop|BOS_TOKEN|EOS_TOKEN)>',
     r'(?:start|beginning|end)_of_\w+>',  # Gemma's <start_of_turn>
     r'/?(?:think|tool_calls?|tool_responses?|(?:seed|minimax):\w+)>',
@@ -21,7 +21,7 @@ _ANGLED = (
     r'role>(?:SYSTEM|HUMAN|ASSISTANT|OBSERVATION)<',  # Ling
 )
 _BRACKETED = (
-    # Mistral's that mark turns. [ARGS], [IMG] and [PREFIX] mark none, and stand in usage lines, forums and forms.
+    # Those of Mistral's that mark turns. [ARGS], [IMG] and [PREFIX] do not, and occur in usage lines, forums and forms.
     r'/?(?:INST|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK)\]',
     r'(?:BOS|EOS|[gs]MASK|unused\d+)\]',  # Kimi, ChatGLM and Pangu
     r'\|(?:system|user|assistant|tool|endofturn)\|\]',  # EXAONE
@@ -45,4 +45,4 @@ def defused(text: str) -> str:
     >>> defused('Bees fly.<|im_end|>')
     'Bees fly.< |im_end|>'
     """
-    return _SPELLED.sub(lambda first: f'{first[0]} ', text)
+    return _SPELLED.sub(lambda match: f'{match[0]} ', text)

@@ -1,12 +1,13 @@
-"""How a reply opens: as a refusal, or with talk about itself in place of the reply proper; in ten languages."""
+"""Openings of replies that are refusals, or that talk about the reply instead of giving it, in twelve languages."""
 
+import itertools
 import re
 import unicodedata
 
-_LOOKED_AT = 300  # characters
+_READ = 300  # characters of a reply
 _ACCENTS = re.compile('[\u0300-\u036f\u064b-\u0652]')
 
-# Alternatives in lower case without accents, as `plain` leaves text.
+# Alternatives in lower case without accents, the form that `plain` returns.
 _REFUSALS = {
     'en': [
         r"(i('m| am) )?((very|so|really|truly) )?sorry\b(?!,? (to hear|about|for your))",
@@ -95,14 +96,15 @@ _PREAMBLES = {
 
 
 def _opens_as(patterns: dict[str, list[str]]) -> re.Pattern:
-    return re.compile(r'\W*(?:' + '|'.join(alternative for own in patterns.values() for alternative in own) + ')')
+    """A pattern that matches texts that begin with one of the patterns, in any language."""
+    return re.compile(r'\W*(?:' + '|'.join(itertools.chain.from_iterable(patterns.values())) + ')')
 
 
 _REFUSAL, _PREAMBLE = _opens_as(_REFUSALS), _opens_as(_PREAMBLES)
 
 
 def plain(text: str) -> str:
-    """In lower case, without accents of Latin and Cyrillic or vowel signs of Arabic letters; apostrophes straight.
+    """Text in lower case, without Latin and Cyrillic accents or Arabic vowel signs, and with straight apostrophes.
 
     >>> plain('Français, l’Élysée')
     "francais, l'elysee"
@@ -121,17 +123,17 @@ def is_refusal(reply: str) -> bool:
     >>> is_refusal('I can help: knead the dough.'), is_refusal("I can't recommend it enough!")
     (False, False)
     """
-    return bool(_REFUSAL.match(plain(reply[:_LOOKED_AT])))
+    return bool(_REFUSAL.match(plain(reply[:_READ])))
 
 
 def has_preamble(reply: str) -> bool:
-    """Whether a reply opens with talk about itself: that it follows, that it has changed, or that another was wrong.
+    """Whether a reply opens by talking about itself: that it follows, that it has changed, or that another was wrong.
 
-    "Here are five facts:" counts, though it may belong to the list: a prompt for rewrites asks for the answer alone.
+    "Here are five facts:" counts, though it may belong to the list: the prompt for rewrites asks for the answer alone.
 
     >>> has_preamble('Here is a shorter version:\\n\\nBees fly.'), has_preamble("You're right, bees do fly.")
     (True, True)
     >>> has_preamble('Here in the north, bees fly late.'), has_preamble('Sure-footed goats climb.')
     (False, False)
     """
-    return bool(_PREAMBLE.match(plain(reply[:_LOOKED_AT])))
+    return bool(_PREAMBLE.match(plain(reply[:_READ])))

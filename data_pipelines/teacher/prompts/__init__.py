@@ -1,8 +1,8 @@
-"""What the teacher is told: one Jinja file a task. Their digests are part of what a stage's output was made from.
+"""The teacher's prompts: one Jinja file per task. Their digests are part of a stage's `made_from`.
 
-Prompts for a teacher that follows instructions put text of users through the filter `delimited`, and say once, by
-`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. Not so `rewrite`, which carries a
-user's own conversation on: there what they say is an instruction, and what comes of it is their own reply.
+Prompts for a teacher that follows instructions put users' text through the filter `delimited`, and state once, by
+`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. `rewrite` does not: it continues a
+user's own conversation, where the user's words are instructions and the result is the user's own reply.
 """
 
 import functools
@@ -28,7 +28,7 @@ def _environment() -> jinja2.Environment:
 
 
 def delimited(text: str) -> str:
-    """Text between marks that it cannot close, for they hold its own digest.
+    """Text between marks that it cannot close, since they contain its own digest.
 
     >>> print(delimited('Hi </data>'))
     <data dbc84e9f8518d537>
@@ -40,24 +40,24 @@ def delimited(text: str) -> str:
 
 
 def render(name: str, **values) -> str:
-    """A prompt with its values filled in; a value that it lacks is an error."""
+    """A prompt with its values filled in; a missing value raises jinja2.UndefinedError."""
     return _environment().get_template(f'{name}.jinja').render(values).strip()
 
 
 def render_turns(name: str, **values) -> list[tuple[str, str]]:
-    """A prompt of several turns, which lines such as `--- user` open in its file, as (role, content).
+    """A prompt of several turns as (role, content); in its file, lines such as `--- user` begin a turn.
 
-    A value that holds such a line opens no turn.
+    Such a line within a value does not begin a turn.
     """
     source = _FOLDER.joinpath(f'{name}.jinja').read_text(encoding='utf-8')
-    mark = digest(name, values)  # no text of a user holds the digest of itself
+    mark = digest(name, values)  # a text cannot contain its own digest
     marked = re.sub(r'^--- (user|assistant)\n', rf'{mark} \1\n', source, flags=re.MULTILINE)
     parts = re.split(rf'{mark} (user|assistant)\n', _environment().from_string(marked).render(values))
     return [(role, content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True)]
 
 
 def prompt_digest(name: str) -> str:
-    """Identifies a prompt's wording, and that of the files that it includes."""
+    """Identifies a prompt's wording, included files too."""
     path = _FOLDER / f'{name}.jinja'
     syntax = _environment().parse(path.read_text(encoding='utf-8'))
     included = [file_digest(_FOLDER / file) for file in jinja2.meta.find_referenced_templates(syntax)]

@@ -1,8 +1,8 @@
-"""Lists of words by which texts are told apart, and how they are found.
+"""Lists of words that classify texts, and the patterns that find them.
 
-Terms are joined by commas and written in lower case without accents, as `plain` makes texts. In a term `*` stands for
-any ending, and alone for any word. A term is found as whole words, in scripts that have no spaces anywhere. After a
-hyphen a word of style or of a wish is none ("non-technical"), while a private matter stays one ("ex-Muslim").
+Terms are joined by commas and written in lower case without accents, the form that `plain` returns. In a term, `*`
+stands for any ending, or alone for any word. A term matches whole words, or anywhere in scripts without spaces.
+After a hyphen, words of style or of wishes do not match ("non-technical"), but private matters do ("ex-Muslim").
 """
 
 import functools
@@ -16,11 +16,12 @@ from typing import Any
 from rlhi_jax.io.files import digest, file_digest
 
 _FOLDER = Path(__file__).parent
-_UNSPACED = re.compile('[\u0590-\u08ff\u3000-\u9fff\uac00-\ud7af\u1100-\u11ff]')  # also where articles stick to words
+# Scripts without spaces, and those whose articles are joined to words.
+_UNSPACED = re.compile('[\u0590-\u08ff\u3000-\u9fff\uac00-\ud7af\u1100-\u11ff]')
 
 
 def plain(text: str) -> str:
-    """Text in lower case, without accents, marks that do not show, and typographic quotes.
+    """Text in lower case, without accents, invisible marks and typographic quotes.
 
     >>> plain('“Déjà\u200b vu”, Größe')
     '"deja vu", grosse'
@@ -30,7 +31,7 @@ def plain(text: str) -> str:
 
 
 def lexicon(name: str) -> dict[str, Any]:
-    """One of the lists beside this file."""
+    """The content of NAME.toml beside this file."""
     return tomllib.loads((_FOLDER / f'{name}.toml').read_text(encoding='utf-8'))
 
 
@@ -41,22 +42,23 @@ def lexicons_digest() -> str:
 
 
 def terms(words: str) -> list[str]:
+    """The terms of a list that commas join."""
     return [' '.join(term.split()) for term in words.split(',')]
 
 
 def pattern(words: Iterable[str], *, after_hyphens: bool = False) -> str:
-    """A regular expression, for texts made plain, that finds any of the terms.
+    """A regular expression that finds any of the terms in text that `plain` returned.
 
     Args:
-      after_hyphens: find them as later parts of compounds, too.
+      after_hyphens: also find terms after a hyphen, as later parts of compounds.
 
     >>> re.findall(pattern(['short*', 'two * sentences', '短']), 'shorter, in two plain sentences; foreshorten 短く')
     ['shorter', 'two plain sentences', '短']
     """
     spaced, anywhere = [], []
     for term in map(plain, words):
-        found = re.escape(term).replace(r'\ \*', r'\ \w+').replace(r'\*', r'\w*')
-        (anywhere if _UNSPACED.search(term) else spaced).append(found)
+        expression = re.escape(term).replace(r'\ \*', r'\ \w+').replace(r'\*', r'\w*')
+        (anywhere if _UNSPACED.search(term) else spaced).append(expression)
     before = r'\w' if after_hyphens else r'[\w-]'
     bounded = [rf'(?<!{before})(?:{"|".join(spaced)})(?!\w)'] if spaced else []
     return '|'.join(bounded + anywhere)

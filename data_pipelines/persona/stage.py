@@ -1,0 +1,56 @@
+"""What the folder of the stage `personas` depends on and contains, for the two programs that write it.
+
+`data_pipelines.personas` makes the folder from the conversations, and `data_pipelines.persona_store` from its own
+claims after a correction, such that the stage finds it up to date.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.core.inputs import input_digest
+from data_pipelines.core.record_files import RECORDS
+from data_pipelines.core.stage import KEPT, Stage, Step, Task
+from data_pipelines.persona.corrections import corrections_path
+from data_pipelines.persona.store import CLAIMS, USERS, tokenizer_digest
+from data_pipelines.reports.statistics import of_personas
+from data_pipelines.teacher.generation import model_identity
+from data_pipelines.teacher.prompts import prompt_digest
+from data_pipelines.text.lexicons import lexicons_digest
+from rlhi_jax.config import is_endpoint, teacher_path
+from rlhi_jax.io.files import file_digest
+
+
+def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
+    """The stage `personas`, whose folder `work` writes."""
+    return Stage(
+        'personas',
+        1,
+        work,
+        'data.personas',
+        _identity,
+        files={CLAIMS: KEPT, USERS: 'users', RECORDS: 'turns'},
+        steps=(Step('remarks', ('remarks',), ('dropped_', 'deleted')),),
+        summary=of_personas,
+    )
+
+
+def prompt_name(config: ConfigDict) -> str:
+    """The teacher's prompt; the one for endpoints, which follow instructions, puts users' text between marks."""
+    return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    corrections = corrections_path(config)
+    return dict(
+        inputs=[input_digest(config, key) for key in ('conversations', 'follow_ups')],
+        teacher=model_identity(config, teacher_path(config)),
+        tokenizer=tokenizer_digest(config),
+        prompt=prompt_digest(prompt_name(config)),
+        lexicons=lexicons_digest(),
+        settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
+        corrections=file_digest(corrections) if corrections.exists() else '',
+        sampler=config.sampler.to_dict(),
+        seed=config.seed,
+    )
