@@ -3,8 +3,8 @@
     --config=configs/demo.py          the demo
     --config=configs/demo.py:smoke    fewer users and shorter replies, in two or three minutes
 
-Result: a reward model and a policy as Hugging Face folders, and a report. It shows that the loop runs. Its figures are
-not evidence, so none are recorded.
+Result: a reward model and a policy as Hugging Face folders, and a report. The demo shows that the loop runs. Its
+figures are not evidence, so they are not recorded.
 Hardware and time: two CPU cores, about ten minutes.
 Command:
 
@@ -38,7 +38,7 @@ def get_config(variant: str = ''):
     c.candidates.samples = 4
     c.candidates.max_prompts = 16
     c.pairs.accept_artefacts = True
-    c.pairs.min_pairs = 4  # a small model makes few pairs of 32 turns
+    c.pairs.min_pairs = 4  # a small model makes few pairs from 32 turns
     c.rows.tokens = 384
     c.rows.scored = 256
     c.rows.pairs = 4

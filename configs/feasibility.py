@@ -1,13 +1,13 @@
 """Can SmolLM2-135M learn to use a persona? Simulated users, three tastes with two opposite sides each, DPO.
 
-    --config=configs/feasibility.py:oracle       users state what they like; best and worst of 6 by their checkers
+    --config=configs/feasibility.py:oracle       users state what they like; checkers pick the best and worst of 6
     --config=configs/feasibility.py:inferred     the same, but personas are inferred from earlier conversations
-    --config=configs/feasibility.py:complaints   inferred personas, and pairs from complaints alone
-    --config=configs/feasibility.py:oracle,smoke   a few replies and pairs, in two minutes; so for the other two
+    --config=configs/feasibility.py:complaints   inferred personas, and pairs made only from complaints
+    --config=configs/feasibility.py:oracle,smoke   a few replies and pairs, in two minutes; likewise for the others
 
-Result (`tests/benchmarks/results/feasibility.json`): satisfaction under a user's own persona less that under another's
-rises by 0.175 [0.067, 0.300] with oracle. It does not rise with inferred or complaints.
-Hardware and time: two CPU cores, about half an hour each.
+Result (`tests/benchmarks/results/feasibility.json`): with oracle, the gap in satisfaction between a user's own
+persona and another user's rises by 0.175 [0.067, 0.300]. With inferred and complaints, the gap does not rise.
+Hardware and time: two CPU cores, about half an hour for each variant.
 Command (`launch/feasibility.sh` runs all three):
 
     python -m rlhi_jax.loop --config=configs/feasibility.py:oracle --workdir=runs/feasibility/oracle
@@ -27,13 +27,13 @@ def get_config(variant: str = ''):
     c.loop.oracle_personas = oracle
     c.loop.dpo.epochs, c.loop.dpo.learning_rate = 2, 1e-5
     c.simulated.held_out = 'person'
-    # 12 of the 36 have the held-out taste.
+    # 12 of the 36 test users have the held-out taste.
     c.simulated.users.train, c.simulated.users.validation, c.simulated.users.test = 40, 8, 36
     c.simulated.conversations, c.simulated.prompts = (0, 5) if oracle else (3, 5)
     c.simulated.special_every = 0 if oracle else 9
     c.sampler.slots = 64
     c.sampler.prompt_tokens = 128 if oracle else 256
-    # Replies in conversations must end by themselves: a rewrite beats a reply that is cut off by its length alone.
+    # Replies in conversations must not be cut off: a rewrite would beat a cut-off reply by its length alone.
     c.sampler.new_tokens = 160 if oracle else 320
     c.sampler.temperature = 0.7
     c.personas.max_claims = 4

@@ -1,13 +1,13 @@
-"""A reward model and a policy from MT-Bench's human votes: SmolLM2-135M, with one fold of questions held out.
+"""A reward model and a policy trained on MT-Bench's human votes: SmolLM2-135M, one fold of questions held out.
 
     --config=configs/mt_bench.py:reward         Bradley-Terry with the judge's persona
     --config=configs/mt_bench.py:dpo            DPO with the judge's persona
     --config=configs/mt_bench.py:reward,smoke   three steps and a few pairs, in minutes; dpo,smoke likewise
 
-Result (`tests/benchmarks/results/mt_bench.json`): held-out accuracy 0.730 [0.614, 0.821] of the reward model and 0.784
-[0.672, 0.889] of the policy; another judge's persona serves as well as the judge's own.
+Result (`tests/benchmarks/results/mt_bench.json`): held-out accuracy is 0.730 [0.614, 0.821] for the reward model and
+0.784 [0.672, 0.889] for the policy. Another judge's persona works as well as the judge's own.
 Hardware and time: two CPU cores, about an hour for both.
-Commands, after `launch/mt_bench.sh`, which runs them, has made the shards and rows:
+Commands (`launch/mt_bench.sh` first makes the shards and rows, then runs these commands):
 
     python -m rlhi_jax.train --config=configs/mt_bench.py:reward --workdir=runs/mt_bench/reward
     python -m rlhi_jax.evaluate --config=configs/mt_bench.py:reward --workdir=runs/mt_bench/reward

@@ -1,12 +1,12 @@
-"""Personas of programmers with a history: RealHumanEval's 823 requests of 79 users.
+"""Personas of programmers with earlier conversations: RealHumanEval's 823 requests from 79 users.
 
     --config=configs/realhumaneval.py          all requests, labelled by the head that `launch/wildchat.sh` trains
     --config=configs/realhumaneval.py:smoke    forty conversations, labelled by the teacher, in minutes
 
-Result (`tests/benchmarks/results/realhumaneval.json`): next to nothing. Of 67 users with at least five requests one has
-a persona, and that one is about the task.
+Result (`tests/benchmarks/results/realhumaneval.json`): almost no personas. Of 67 users with at least five requests, one
+has a persona, and that persona is about the task.
 Hardware and time: two CPU cores, minutes.
-Command (each stage is a program; `launch/realhumaneval.sh` runs them all):
+Command (each stage is a program; `launch/realhumaneval.sh` runs all of them):
 
     for stage in ingest follow_ups personas card; do
       python -m data_pipelines.$stage --config=configs/realhumaneval.py --config.data.raw=chat.jsonl
@@ -22,7 +22,6 @@ def get_config(variant: str = ''):
     c = base_config()
     c.model.path = 'runs/smollm2'
     c.model.dtype = 'float32'  # a CPU gains little from bfloat16
-    c.data.raw = '../shared/data/realhumaneval/chat.jsonl'
     c.data.conversations = f'{folder}/conversations'
     c.data.follow_ups = f'{folder}/follow_ups'
     c.data.personas = f'{folder}/personas'

@@ -1,4 +1,4 @@
-"""Real conversations: WildChat's file of 852, through the whole loop with SmolLM2-135M to two exported folders.
+"""Real conversations: the whole loop with SmolLM2-135M on a WildChat file of 852, to two exported models.
 
     --config=configs/wildchat.py          all conversations, labelled by the head that `launch/wildchat.sh` trains
     --config=configs/wildchat.py:smoke    twelve conversations and a few pairs, labelled by the teacher
@@ -6,8 +6,8 @@
 The file has no user ids, so a persona is made from a user's first two turns, and pairs come from later turns.
 
 Result (`tests/benchmarks/results/wildchat.json`): the loop runs to its end, but SmolLM2-135M as its own teacher cannot
-rewrite under users' feedback: of 50 pairs read, 2 are right, and the probe for artefacts stops such pairs. It needs a
-strong teacher (`config.teacher.path`).
+rewrite replies in response to feedback: of 50 pairs that were read, 2 are right, and the artefact probe stops such
+pairs. The loop needs a strong teacher (`config.teacher.path`).
 Hardware and time: two CPU cores, an hour and a half.
 Command (`launch/wildchat.sh` also trains the head):
 
@@ -21,7 +21,6 @@ def get_config(variant: str = ''):
     c = base_config()
     c.model.path = 'runs/smollm2'
     c.model.dtype = 'float32'  # a CPU gains little from bfloat16
-    c.data.raw = '../shared/data/wildchat/conversations.jsonl'
     c.loop.reward.learning_rate = 2e-5
     c.loop.dpo.learning_rate = 5e-6
     c.ingest.languages = 'English'  # the only language that SmolLM2 speaks

@@ -1,1 +1,1 @@
-"""Stages from raw conversations to row plans: one module each, run as `python -m data_pipelines.STAGE --config=…`."""
+"""The stages from raw conversations to row plans, one module each: `python -m data_pipelines.STAGE --config=…`."""

@@ -1,12 +1,12 @@
-"""Requests → N sampled replies each, scored by the persona-conditioned reward model (arXiv 2509.25137, section 3).
+"""Sample N replies to each request and score them with a persona-conditioned reward model (arXiv 2509.25137, sec. 3).
 
     python -m data_pipelines.candidates --config=configs/NAME.py
 
-Requests come from the prompts of `config.data.prompts` (JSON lines of id, user_id, persona, split, messages). Without
-that file they are the user turns of the training conversations, except those that `config.data.follow_ups` labels
-positive feedback. Personas come from the folder `config.data.personas`: a turn has the persona of that turn, a prompt
-of the file has that of its user's whole history. Without the folder, prompts keep the persona in the file. Replies come
-from `config.model.path`, scores from `config.candidates.reward_model` if it is set.
+Requests are the prompts in `config.data.prompts` (JSON lines with id, user_id, persona, split and messages). If that
+key is empty, requests are the user turns of the training conversations, except turns that `config.data.follow_ups`
+labels as positive feedback. Personas come from the folder `config.data.personas`. A user turn gets the persona at that
+turn, and a prompt gets the persona of its user's whole history. Without that folder, prompts have the persona in
+their file. Replies come from `config.model.path`, and scores from `config.candidates.reward_model` if it is set.
 """
 
 import dataclasses
@@ -38,15 +38,15 @@ from rlhi_jax.sampling.generator import Prompt, prompt_turns
 from rlhi_jax.scoring.candidates import Candidates
 from rlhi_jax.tokenizers.template import Context
 
-BLOCK = 256  # prompts that a model is asked about together
+BLOCK = 256  # prompts that a model processes together
 _TEXT_FIELDS = ('id', 'user_id', 'persona', 'split')
 
 
 def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRecord]]:
-    """A function that reads the prompts to sample for, at most `config.candidates.max_prompts` of the training split.
+    """Return a function that reads the prompts to sample for: `config.candidates.max_prompts` training prompts at most.
 
-    Prompts with a persona come first, since the others cannot teach how to use one. Among either kind a hash decides.
-    The function counts in its argument the prompts that it leaves out.
+    Prompts with a persona are chosen first, because other prompts cannot teach a model to use personas. Within each
+    group, a hash decides. The function adds the counts of prompts that it leaves out to its argument.
     """
 
     def rank(prompt: PromptRecord) -> tuple[bool, str]:
@@ -68,7 +68,7 @@ def _usable(config: ConfigDict, counts: Counter) -> Iterator[PromptRecord]:
 
 
 def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """The prompts of `config.data.prompts`, none of which counts as positive feedback."""
+    """Yield the prompts in `config.data.prompts`. None of them counts as positive feedback."""
     path, seen = _prompts_file(config), set()
     personas = user_personas(config) if config.data.personas else None
     with open(path, 'rb') as file:
@@ -80,8 +80,8 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
                     raise ValueError('an earlier prompt has the same id')
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): give it an id of '
-                    'its own, user_id, persona, split, and messages of role and content that end in a user turn'
+                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): give it a unique '
+                    'id, user_id, persona, split, and messages with role and content that end with a user turn'
                 ) from None
             seen.add(record['id'])
             prompt = PromptRecord(**{name: record[name] for name in _TEXT_FIELDS}, messages=to_messages(turns))
@@ -91,7 +91,7 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
 
 
 def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """The user turns that have a persona, even an empty one, and whether each is positive feedback."""
+    """Yield the user turns that have a persona, even an empty one, and whether each turn is positive feedback."""
     folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
     for conversation, (turn_personas, follow_ups) in side_by_side(config, *folders):
         approvals = {follow_up['id'] for follow_up in follow_ups if follow_up['label'] == 'positive_feedback'}
@@ -113,7 +113,7 @@ def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]
 def _prompts_file(config: ConfigDict) -> Path:
     path = Path(config.data.prompts)
     if not path.is_file():
-        raise UserError(f'config.data.prompts: {path} does not exist: name a file of prompts')
+        raise UserError(f'config.data.prompts: {path} does not exist: set it to a file of prompts')
     return path
 
 
@@ -151,7 +151,7 @@ def _counted(candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candi
 
 
 def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[Candidate]:
-    """Prompts with their sampled replies; at least two must differ."""
+    """Yield the prompts with their sampled replies, if at least two replies differ."""
     config = task.config
     for block in in_blocks(prompts, BLOCK):
         asked = [
@@ -176,7 +176,7 @@ def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> It
 
 
 def _scored(task: Task, candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candidate]:
-    """Candidates with the scores of their replies."""
+    """Yield the candidates with the scores of their replies."""
     config, path = task.config, task.config.candidates.reward_model
     if open_model(path).spec.head != 'reward':
         raise UserError(f'config.candidates.reward_model: {path} is not a reward model: train one first')

@@ -1,10 +1,11 @@
-"""Finished folders of stages → a data card: what the data are, what was dropped and why, and pairs to read.
+"""Write a data card from the finished stage folders: what they contain, what was dropped and why, and example pairs.
 
     python -m data_pipelines.card --config=configs/NAME.py
 
-Reads the stage folders that `config.data` names (`pairs`, `shards` and `rows` may name several, joined by commas) and
-lists the stages that were not run. Writes `config.data.card`: card.md to read, and card.json with the same content. The
-stage counts everything again from the records, line by line, and compares the result with each stage's own counts.
+Reads the stage folders in `config.data` (`pairs`, `shards` and `rows` may list several folders, separated by commas)
+and lists the stages that were not run. Writes card.md for people, and card.json with the same content, to
+`config.data.card`. This stage counts everything again from the records, line by line, and compares the result with each
+stage's own counts.
 """
 
 from collections import Counter
@@ -31,12 +32,12 @@ from rlhi_jax.io.progress import Progress
 
 
 def describe(finished: list[Folder], missing: list[str], inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """The card's content as JSON. It depends on the folders alone.
+    """Return the card's content as JSON. It depends only on the folders.
 
     Args:
-      finished: the folders.
-      missing: names of folders that the config lacks or that are not finished.
-      inputs: `digests` of each folder by its name.
+      finished: the finished folders.
+      missing: names of folders that are not set in the config or are not finished.
+      inputs: the `digests` of each folder, keyed by folder name.
     """
     card: dict[str, Any] = dict(inputs=inputs, left_out=missing, funnel={}, sections={}, examples={})
     card['made_of'] = sources(finished, inputs)
@@ -55,7 +56,10 @@ def describe(finished: list[Folder], missing: list[str], inputs: dict[str, dict[
 def _identity(config: ConfigDict) -> dict[str, Any]:
     finished, missing = folders(config)
     if not finished:
-        raise UserError(f'config.data names no finished folder of a stage: set one of data.{", data.".join(missing)}')
+        raise UserError(
+            'config.data does not point to the finished folder of any stage: set at least one of '
+            f'data.{", data.".join(missing)}'
+        )
     return dict(inputs={folder.name: digests(folder) for folder in finished}, left_out=missing)
 
 
@@ -68,7 +72,7 @@ def _work(task: Task) -> dict[str, int]:
     return task.write_manifest(counts)
 
 
-STAGE = Stage('card', 1, _work, 'data.card', _identity, forgetting='removed')
+STAGE = Stage('card', 2, _work, 'data.card', _identity, forgetting='removed')
 
 if __name__ == '__main__':
     STAGE.main()

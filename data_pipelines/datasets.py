@@ -1,10 +1,11 @@
-"""Conversations and interactions → TFDS data sets, for training with other programs.
+"""Converts conversations and interactions to TFDS data sets, for training with other programs.
 
     python -m data_pipelines.datasets --config=configs/NAME.py
 
-Reads those of `config.data.conversations`, `config.data.shards` (split `train` of the interactions) and
-`config.eval.shards` (split `validation`) that are set. Writes `config.data.datasets`, the `data_dir` of
-`tfds.data_source` (`data_pipelines/tfds/builders.py`). With `config.beam` a Beam pipeline writes the same bytes.
+Reads the conversations in `config.data.conversations` and the interactions in `config.data.shards` (split `train`) and
+`config.eval.shards` (split `validation`). At least one of these must be set. Writes `config.data.datasets`, which is
+the `data_dir` for `tfds.data_source` (`data_pipelines/tfds/builders.py`). If `config.beam` is set, a Beam pipeline
+writes the same bytes.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from rlhi_jax.io.progress import Progress
 
 
 def _interactions(config: ConfigDict) -> dict[str, Path]:
-    """The folder of shards of each split."""
+    """The folder of interaction shards for each split."""
     folders = dict(train=config.data.shards, validation=config.eval.shards)
     return {split: Path(folder) for split, folder in folders.items() if folder}
 
@@ -41,7 +42,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         inputs['conversations'] = input_digest(config, 'conversations')
     if not inputs:
         raise UserError(
-            'config.data.conversations, config.data.shards and config.eval.shards are empty: set at least one'
+            'config.data.conversations, config.data.shards and config.eval.shards are empty: set at least one of them'
         )
     return dict(inputs=inputs, versions=[str(each.VERSION) for each in (Conversations, Interactions)])
 
@@ -70,7 +71,7 @@ def _build(builder: type, shards: dict[str, list[Shard]], folder: Path, beam: st
         built = builder(data_dir=folder, shards=shards)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the folder's temporary name
             built.download_and_prepare(download_config=options)
-    shutil.rmtree(folder / 'downloads')  # TFDS leaves it empty
+    shutil.rmtree(folder / 'downloads')  # TFDS leaves this folder empty
     for left in folder.rglob('*.shard_infos.json'):  # left by TFDS's Beam pipelines
         left.unlink()
     return built
@@ -78,18 +79,16 @@ def _build(builder: type, shards: dict[str, list[Shard]], folder: Path, beam: st
 
 def _beam_options(beam: str) -> tfds.download.DownloadConfig:
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # an optional extra
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # an optional dependency
     except ImportError:
-        raise UserError('config.beam: apache-beam is not installed: pip install -e .[beam]') from None
+        raise UserError('config.beam: apache-beam is not installed: run `pip install -e .[beam]`') from None
     options = PipelineOptions(shlex.split(beam))
-    runner = (
-        options.view_as(StandardOptions).runner or 'DirectRunner'
-    )  # without a runner's name TFDS would not use Beam
+    runner = options.view_as(StandardOptions).runner or 'DirectRunner'  # TFDS uses Beam only if a runner is named
     return tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
 
 
 def _watched(shards: Mapping[str, Sequence[Shard]], progress: Progress) -> dict[str, list[Shard]]:
-    """The same shards; reading one to its end updates the progress."""
+    """Return the same shards, but reading a shard to its end updates the progress."""
     done = itertools.count(1)
 
     def watched(shard: Shard) -> Shard:

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
-`data_pipelines/labelling/labels.py` defines the labels. `config.follow_ups.labeller` names the labeller: the 'teacher',
-or a 'head' trained by `data_pipelines/head_labels.py`. Turns labelled `reattempt_with_feedback` drive rewrites and
-personas: such a turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
+`data_pipelines/labelling/labels.py` defines the labels. `config.follow_ups.labeller` is either 'teacher' or
+'head', a head trained with `data_pipelines/head_labels.py`. Rewrites and personas are made from turns labelled
+`reattempt_with_feedback`. Such a turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
-    """The judgement of each turn by its id; None where the labeller has none."""
+    """Return the judgements of turns, keyed by turn id; None if the labeller gives no judgement."""
     repeated = {turn.id: Judgement(AGAIN, 1.0, turn.text) for turn in turns if repeats(turn)}
     others = [turn for turn in turns if turn.id not in repeated]
     if task.config.follow_ups.labeller == 'head':
@@ -71,7 +71,7 @@ def _follow_ups(task: Task, counts: Counter) -> Iterator[FollowUp]:
         for conversation, turn_index, turn in block:
             judgement = judgements[turn.id]
             if judgement is None:
-                counts['dropped_no_judgement'] += 1  # no valid answer, or longer than a row
+                counts['dropped_no_judgement'] += 1  # the answer is invalid, or the turn is longer than a row
                 continue
             confident = judgement.confidence >= task.config.follow_ups.min_confidence
             mined = judgement.label == FEEDBACK and confident

@@ -1,27 +1,27 @@
-"""Removes users from everything that stages have written, and names the runs that were trained on them.
+"""Removes users from everything that stages have written, and lists the runs that were trained on them.
 
     python -m data_pipelines.forget --config=configs/NAME.py --user=ID [--user=ID …] [--workdir=DIR]
 
-Works on all stages' folders at or below those that the config names. With --workdir it also works on everything in a
-loop's folder, or in all loops below one folder. If a stage is writing one of these folders, the call is refused and
-changes nothing. IDs are those in records (keys, if users are salted).
+Searches the paths in the config and all folders below them. With --workdir, it also searches everything in a loop's
+folder, or in a folder that contains several loops. If a stage is writing one of the folders found, the program stops
+and changes nothing. Pass user ids as they appear in records: as keys, if a salt is set.
 
-First the users are added to the list `config.ingest.opt_out`, which keeps them out of later ingests; everybody on that
-list is forgotten. Then, if anything of theirs is there:
+First, the users are added to the list `config.ingest.opt_out`, which excludes them from later ingests. Everybody on
+that list is forgotten. Then, if anything from these users is found:
 
-- Records, preferences, claims and shards are written again without them.
-- Folders that mix users' texts or are cheap to make again are removed: row plans, data sets, cards and evaluations of
-  simulated users. So are reports, the teacher's cache and unfinished work.
-- Manifests are updated, so that finished stages stay up to date. They keep the counts of the original work, and add
-  under `forgotten` how many records of each file were removed since.
+- Records, preferences, claims and shards are rewritten without these users.
+- Folders that mix the texts of several users or are cheap to make again are removed: row plans, data sets, cards and
+  evaluations of simulated users. So are reports, the teacher's cache and unfinished work.
+- Manifests are updated so that finished stages stay up to date. They keep the counts from the original work, and record
+  under `forgotten` how many records have since been removed from each file.
 
-Unless a cap on conversations, turns or prompts was reached, the remaining records are those that the stages would make
-from data without these users.
+The remaining records are the ones that the stages would make from data without these users, unless a limit on
+conversations, turns or prompts was reached.
 
-Weights cannot forget. Runs that were trained on a forgotten user get a note, and so do runs that started from such a
-run's parameters. Every call names them: remove them and train again. No file lists what was exported from them. Heads
-of follow-ups contain no text, but were trained on the turns of everyone who was labelled then. Files that no stage
-wrote (raw data, labels, preferences) are yours to clean.
+Weights cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that started
+from such a run's parameters. Every call lists these runs: remove them and train again. No file records what was
+exported from them. Follow-up heads contain no text, but were trained on the turns of everyone who was labelled at the
+time. Files that no stage wrote (raw data, labels, preferences) are not changed, so clean them yourself.
 """
 
 import contextlib
@@ -64,13 +64,13 @@ UNDER_WAY = '.forgetting.json'
 
 
 class Report(NamedTuple):
-    """The outcome of a call.
+    """The outcome of a call to `forget`.
 
     Attributes:
-      removed: for each folder or file, how many records (by file), trees or lines were removed; {} for a whole folder.
-      unknown: requested users of whom nothing was found.
-      runs: runs that were trained on a forgotten user, now or earlier, or that started from such a run.
-      heads: folders of all heads of follow-ups, whoever they were trained on.
+      removed: the number of records (keyed by file), trees or lines removed from each path; {} for a whole folder.
+      unknown: the requested users for whom nothing was found.
+      runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
+      heads: the folders of all follow-up heads, whoever they were trained on.
     """
 
     removed: dict[Path, dict[str, int]]
@@ -80,12 +80,12 @@ class Report(NamedTuple):
 
 
 class _State:
-    """Knowledge about the forgotten users. It is on disk until the call is done, because cleaned folders have lost it.
+    """What is known about forgotten users; stored on disk until the call is done, because cleaned folders lose it.
 
     Attributes:
-      resumed: whether an interrupted call has left its state.
-      forgotten: the users, and the ids of their records.
-      changed: a mapping from old digests of files to new ones.
+      resumed: whether an interrupted call left its state on disk.
+      forgotten: the users and the ids of their records.
+      changed: the new digests of files, keyed by old digest.
     """
 
     def __init__(self, path: Path, users: frozenset[str]):
@@ -105,16 +105,16 @@ class _State:
         self._path.unlink(missing_ok=True)
 
     def updated(self, text: str) -> str:
-        """A text with old digests replaced by new ones."""
+        """Return a text with old digests replaced by new digests."""
         for old, new in self.changed.items():
-            while new in self.changed:  # the file has changed again
+            while new in self.changed:  # the file changed more than once
                 new = self.changed[new]
             text = text.replace(old, new)
         return text
 
 
 class _Corrections(NamedTuple):
-    """A corrections file without the forgotten users' lines: its bytes, digest ('' if empty) and removed lines."""
+    """A corrections file without forgotten users' lines: its bytes, digest ('' if empty) and count of removed lines."""
 
     left: bytes
     digest: str
@@ -122,13 +122,13 @@ class _Corrections(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What a call will remove.
+    """What a call to `forget` will remove.
 
     Attributes:
-      manifests: of all finished folders.
-      counts: by folder, how many records of each file belong to the users.
-      whole: folders to remove as a whole.
-      corrections: corrections files that lose lines.
+      manifests: the manifests of all finished folders.
+      counts: for each folder, how many records in each file belong to forgotten users.
+      whole: the folders to remove completely.
+      corrections: the corrections files that lose lines.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -141,14 +141,14 @@ class _Plan(NamedTuple):
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
-    """Remove users, and everybody else on the list `config.ingest.opt_out`; call again if it was interrupted.
+    """Remove these users and everybody on the list `config.ingest.opt_out`. After an interruption, call it again.
 
     Raises:
       UserError: config.ingest.opt_out is empty, no folder is found, a file cannot be read, or a stage is writing one of
-        the folders. Nothing has changed then.
+        the folders. In each case, nothing has been changed.
     """
     if not config.ingest.opt_out:
-        raise UserError('config.ingest.opt_out is empty: name the file that lists the users to keep out from now on')
+        raise UserError('config.ingest.opt_out is empty: set it to a file that lists the users to exclude from now on')
     listed, traces = opt_out_with(config.ingest.opt_out, users), find_traces(config, workdir)
     above = Path(workdir) if workdir else next(path.parent for path in named_paths(config) if path.parent.is_dir())
     with contextlib.ExitStack() as stack:
@@ -166,16 +166,16 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Re
 
 
 def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFolder]:
-    """Keep other processes from writing the folders until the stack is closed."""
+    """Prevent other processes from writing to the folders until the stack is closed."""
     held = [stack.enter_context(HeldFolder(path)) for path in sorted(folders)]
     for folder in held:
-        if folder.path.is_dir():  # another process may be putting it in place, or correcting it
+        if folder.path.is_dir():  # another process may be moving it into place or correcting it
             stack.callback(os.close, locked(folder.path))
     return held
 
 
 def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten) -> _Plan:
-    """Learn the users' ids from all folders, then look for their records."""
+    """Collect the ids of forgotten users' records from all folders, then count these records in each folder."""
     manifests = {folder: manifest for folder in held if (manifest := manifest_of(folder.path))}
     for folder, manifest in manifests.items():
         for record in itertools.chain(*records_of(folder.path, manifest['stage']).values()):
@@ -187,18 +187,18 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten) -> 
 
 
 def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
-    """How many records of each file belong to the users; files without any are left out."""
+    """Count forgotten users' records in each file; files without such records are left out."""
     return +Counter({name: sum(map(forgotten.has, records)) for name, records in records_of(folder, stage).items()})
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
-    """Whether a folder is removed for its stage to make again, or because none of its trees would be left."""
+    """Whether to remove a whole folder, because its stage can make it again or none of its trees would remain."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
     return (stage is not None and stage.forgetting == 'removed') or counts['trees'] == trees > 0
 
 
 def _corrections(path: Path, forgotten: Forgotten) -> _Corrections:
-    read_corrections(path)  # raises for a line that is not a correction
+    read_corrections(path)  # raises UserError if a line is not a correction
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if not forgotten.has_correction(json.loads(line))]
     left = b''.join(kept)
@@ -214,7 +214,7 @@ def _remove(plan: _Plan, state: _State, config: ConfigDict, traces: Traces) -> d
     for folder, manifest in plan.manifests.items():
         counts = plan.counts[folder]
         if folder in plan.whole:
-            folder.path.replace(folder.folder / 'removed')  # the next call removes it if this one is killed here
+            folder.path.replace(folder.folder / 'removed')  # the next call removes it if this call is killed here
             remove(folder.folder / 'removed')
             removed[folder.path] = {}
         elif counts:
@@ -232,16 +232,16 @@ def _remove(plan: _Plan, state: _State, config: ConfigDict, traces: Traces) -> d
 
 
 def _remove_work(config: ConfigDict, traces: Traces) -> None:
-    """Remove unfinished work, reports and the teacher's cache: they mix users' texts and can be made again."""
+    """Remove unfinished work, reports and the teacher's cache, which mix users' texts and can be made again."""
     cache = config.teacher.cache  # keyed by digests, so no entry can be traced to a user
-    caches = [Path(cache), Path(f'{cache}-journal')] if cache else []  # the latter is left by a killed process
+    caches = [Path(cache), Path(f'{cache}-journal')] if cache else []  # a killed process leaves the journal
     for path in (*map(work_folder, sorted(traces.outputs)), *traces.temporary, *traces.reports, *caches):
         if path.exists():
             remove(path)
 
 
 def _write_rest(folder: HeldFolder, manifest: dict[str, Any], counts: Counter, forgotten: Forgotten) -> dict[str, str]:
-    """Write a folder again without the users' records; returns a mapping from old digests to new ones."""
+    """Rewrite a folder without forgotten users' records; return the new digests, keyed by old digest."""
     folder.folder.chmod(0o700)
     changed, manifest = {}, manifest | dict(forgotten=Counter(manifest.get('forgotten', {})) + counts)
     if manifest['stage'] == 'shards':
@@ -271,7 +271,7 @@ def _write_corrections(path: Path, left: bytes) -> None:
 
 
 def _update_digests(folders: list[Path], state: _State) -> None:
-    """Put the inputs' new digests into the manifests and cards that are left."""
+    """Write the new digests of inputs to the remaining manifests and cards."""
     manifests = {folder / 'manifest.json': manifest for folder in folders if (manifest := manifest_of(folder))}
     for path, manifest in manifests.items():
         made_from = json.loads(state.updated(json.dumps(manifest.get('made_from'))))
@@ -282,37 +282,37 @@ def _update_digests(folders: list[Path], state: _State) -> None:
             write_json(path, manifest | dict(made_from=made_from))
             state.changed[before] = file_digest(path)
     cards = [path.parent for path, manifest in manifests.items() if manifest['stage'] == 'card']
-    for path in itertools.chain.from_iterable(map(Path.iterdir, cards)):  # text files only
+    for path in itertools.chain.from_iterable(map(Path.iterdir, cards)):  # a card's folder contains only text files
         write_bytes(path, state.updated(path.read_text(encoding='utf-8')).encode())
 
 
 def _heads(config: ConfigDict, traces: Traces) -> list[Path]:
-    """Folders of heads of follow-ups among the traces, and the one that the config names."""
+    """The folders of follow-up heads among the traces, and the follow-up head in the config."""
     folders = [*traces.outputs, *([Path(config.follow_ups.head).resolve()] if config.follow_ups.head else [])]
     return sorted({path for path in folders if (manifest_of(path) or {}).get('stage') == 'head_labels'})
 
 
 def in_words(report: Report, opt_out: str) -> list[str]:
-    """The lines to print for a report."""
+    """Return the lines to print for a report."""
     lines = [
-        f'{path}: {json.dumps(counts)} removed' if counts else f'{path}: removed, run its stage to make it again'
+        f'{path}: {json.dumps(counts)} removed' if counts else f'{path}: removed: run its stage to make it again'
         for path, counts in report.removed.items()
     ]
     lines += [
-        f'{user}: no records found; ids are those in records: if users are salted, `python -m data_pipelines.users` '
-        "prints an address's key"
+        f'{user}: no records found: pass the id as it appears in records (if a salt is set, `python -m '
+        'data_pipelines.users` prints the key for an address)'
         for user in report.unknown
     ]
     lines += ['nothing was removed'] * (not report.removed)
-    lines += [f'{opt_out}: these users are kept out from now on']
+    lines += [f'{opt_out}: users on this list are excluded from now on']
     lines += [
-        f'{path}: was trained on a forgotten user, or started from a run that was: remove it and everything exported '
-        'from it, then train again'
+        f'{path}: this run was trained on a forgotten user, or started from such a run: remove it and everything '
+        'exported from it, then train again'
         for path in report.runs
     ]
     lines += [
-        f'{head}: a head contains no text, but was trained on the turns of everyone who was labelled: if a forgotten '
-        'user was among them, train it again'
+        f'{head}: this head contains no text, but was trained on the turns of everyone who was labelled: if that '
+        'includes a forgotten user, train it again'
         for head in report.heads
     ]
     return lines
@@ -327,6 +327,8 @@ def main() -> None:
 
 if __name__ == '__main__':
     define_config_flag()
-    flags.DEFINE_multi_string('user', None, 'Id of a user to forget; repeat the flag for several users.')
-    flags.DEFINE_string('workdir', None, "A loop's folder, or one that contains several loops, to search entirely.")
+    flags.DEFINE_multi_string('user', None, 'The id of a user to forget; repeat the flag for several users.')
+    flags.DEFINE_string(
+        'workdir', None, "A loop's folder, or a folder that contains several loops; everything in it is searched."
+    )
     run(main)

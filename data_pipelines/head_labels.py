@@ -2,10 +2,11 @@
 
     python -m data_pipelines.head_labels --config=configs/NAME.py --labels=LABELS.jsonl --to=DIR
 
-Labels are JSON lines of `id` (CONVERSATION/TURN_INDEX) and `label` of turns of `config.data.conversations`: made by
-hand, or the records.jsonl of a teacher's `follow_ups`. `data_pipelines/labelling/by_head.py` describes the head. Before
-it is written, heads are cross-validated over clusters of conversations. The report, printed and stored in the folder,
-says with which precision each confidence mines `reattempt_with_feedback`.
+The labels are JSON lines with the `id` (CONVERSATION/TURN_INDEX) and `label` of turns in `config.data.conversations`.
+They can be written by hand, or be the records.jsonl of a `follow_ups` folder that a teacher labelled.
+`data_pipelines/labelling/by_head.py` describes the head. Before the head is written, heads are cross-validated over
+clusters of conversations. The report is printed and stored in the folder. It gives the precision of mining
+`reattempt_with_feedback` at each confidence threshold.
 """
 
 import json
@@ -24,10 +25,10 @@ from rlhi_jax.io.files import digest, new_folder
 
 
 def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[str], list[str]]:
-    """Labelled turns, their labels, and the clusters of their conversations.
+    """Return the labelled turns, their labels, and the clusters of their conversations.
 
     Raises:
-      UserError: the file is missing, a line is not a label, or too few of its turns are in the conversations.
+      UserError: the file is missing, a line is not a label, or the labels do not suffice for cross-validation.
     """
     label_of = _labels_by_turn(path)
     turns, clusters = [], []
@@ -39,28 +40,28 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
     labels = [label_of[turn.id] for turn in turns]
     feedback = labels.count(FEEDBACK)
     enough = feedback >= FOLDS and len(set(clusters)) >= FOLDS
-    # Each head of the cross-validation must see feedback and something else.
+    # Every head in the cross-validation must see both feedback and other labels.
     if not enough or not all(0 < sum(labels[i] == FEEDBACK for i in fit) < len(fit) for fit, _ in folds(clusters)):
         raise UserError(
             f'{path}: {len(turns)} of {len(label_of)} turns are in config.data.conversations, and {feedback} of them '
-            f'are {FEEDBACK}: label at least {FOLDS} of these and some others, each kind in several of at least '
-            f'{FOLDS} clusters'
+            f'are {FEEDBACK}: label at least {FOLDS} turns as {FEEDBACK} and some as other labels, with turns of '
+            f'both kinds in several of at least {FOLDS} clusters'
         )
     return turns, labels, clusters
 
 
 def _labels_by_turn(path: Path) -> dict[str, str]:
-    """The labels of a file by turn id."""
+    """Read the labels in a file, keyed by turn id."""
     if not path.is_file():
-        raise UserError(f'--labels={path} does not exist: name a file of JSON lines with id and label')
+        raise UserError(f'--labels={path} does not exist: use a file of JSON lines with id and label')
     label_of = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line)
             label_of[record['id']] = label = record['label']
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'{path}:{number} is not an object with id and label: fix the line') from None
-        if label not in tuple(LABELS):  # a tuple, since the label may be unhashable
+            raise UserError(f'{path}:{number} is not a JSON object with id and label: fix the line') from None
+        if label not in tuple(LABELS):  # a tuple, because the label may be unhashable
             raise UserError(f'{path}:{number}: {label!r} is not a label: choose from {", ".join(LABELS)}')
     return label_of
 
@@ -78,7 +79,7 @@ def main() -> None:
 
 if __name__ == '__main__':
     define_config_flag()
-    flags.DEFINE_string('labels', None, 'JSON lines of id and label.')
-    flags.DEFINE_string('to', None, 'Folder of the head to write.')
+    flags.DEFINE_string('labels', None, 'File of JSON lines with id and label.')
+    flags.DEFINE_string('to', None, 'Folder to write the head to.')
     flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
     run(main)

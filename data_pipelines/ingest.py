@@ -1,28 +1,29 @@
-"""Raw conversations → one checked record per conversation, grouped by user and split without leaks.
+"""Turns raw conversations into checked records, one per conversation, grouped by user and split without leaks.
 
     python -m data_pipelines.ingest --config=configs/NAME.py
 
-Reads `config.data.raw`: files, folders and data sets of the Hugging Face hub (hf://OWNER/NAME, `rlhi_jax/io/hub.py`),
-joined by commas. The files are JSON lines (.jsonl, .jsonl.gz) or parquet; `config.ingest.fields` finds their fields.
-The manifest names the commit that was read from the hub. A later commit is other input, so pin the one that you want:
-hf://OWNER/NAME@COMMIT.
+Reads `config.data.raw`: files, folders and data sets on the Hugging Face hub (hf://OWNER/NAME, `rlhi_jax/io/hub.py`),
+separated by commas. The files are JSON lines (.jsonl, .jsonl.gz) or parquet; `config.ingest.fields` says where their
+fields are. The manifest records the commit that was read from the hub. A later commit counts as different input, so pin
+the commit that you want: hf://OWNER/NAME@COMMIT.
 
-Unusable records are skipped and counted by reason. So are duplicates, and records that another one continues, because
-each call of a serving log repeats the conversation before it (`data_pipelines/raw/selection.py`).
+Unusable records are skipped and counted by reason. So are duplicates and records that another record continues, because
+each call in a serving log repeats the conversation so far (`data_pipelines/raw/selection.py`).
 
 Splits never share a user or a cluster of near-duplicate openings:
 
-- If at least two splits have files named after them (`validation.jsonl`, `test-00000-of-00002.parquet`), the files set
-  the splits. In a folder with such files the others are not read, but counted. Of files that are listed one by one,
-  all must be named so, or none.
-- Otherwise clusters are drawn for the validation split.
+- If at least two splits have files named after them (`validation.jsonl`, `test-00000-of-00002.parquet`), the file names
+  determine the splits. In a folder with such files, the other files are counted but not read. If files are listed one
+  by one, either all of them or none must be named after splits.
+- Otherwise, clusters are drawn at random for the validation split.
 
 At most `config.ingest.max_nearly_same` conversations with nearly the same opening are kept, so that a template pasted
-by thousands does not dominate.
+by thousands of users does not dominate.
 
-Made for millions of conversations on one machine. `raw.scan` reads chunks of files in parallel and keeps finished
-parts; DuckDB, which works on disk, does everything that needs all conversations at once. With `config.beam` a Beam
-pipeline reads the chunks, on many machines if you wish (`data_pipelines/raw/beam.py`): the records are the same bytes.
+The stage is made for millions of conversations on one machine. `raw.scan` reads chunks of files in parallel and keeps
+finished parts. DuckDB, which works on disk, does everything that needs all conversations at once. If `config.beam` is
+set, a Beam pipeline reads the chunks, on many machines if you wish (`data_pipelines/raw/beam.py`), and the resulting
+records are byte-identical.
 """
 
 import contextlib
@@ -65,16 +66,16 @@ from rlhi_jax.io.hub import Snapshot, on_hub, snapshot
 from rlhi_jax.io.progress import Progress
 
 READ = ('*.jsonl', '*.jsonl.gz', '*.parquet')
-MEMORY = '256MB'  # DuckDB's buffers: some 300,000 conversations fill them, the rest is on disk
-MAX_FILES = 500  # open at once in the final sort
+MEMORY = '256MB'  # for DuckDB's buffers, which about 300,000 conversations fill; the rest is on disk
+MAX_FILES = 500  # files open at once in the final sort
 _POLL_SECONDS = 0.2
 
 
 def raw_files(config: ConfigDict) -> list[Path]:
-    """The files to read for `config.data.raw`; of a folder with files named by split, only those.
+    """List the files to read for `config.data.raw`; in a folder with files named after splits, only those files.
 
     Raises:
-      UserError: a path does not exist, contains no conversations, or cannot be fetched from the hub.
+      UserError: a path does not exist, contains no raw files, or cannot be fetched from the hub.
     """
     return [path for files in _files_by_name(config) for path in _to_read(files)]
 
@@ -84,12 +85,12 @@ def _to_read(files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _skipped_files(config: ConfigDict) -> int:
-    """The number of files that are not read because others in their folder are named by split."""
+    """The number of files that are not read because other files in their folder are named after splits."""
     return sum(len(files) - len(_to_read(files)) for files in _files_by_name(config))
 
 
 def _files_by_name(config: ConfigDict) -> list[Sequence[Path]]:
-    """All files of conversations for each name in `config.data.raw`."""
+    """List all raw files for each name in `config.data.raw`."""
     require(config, 'data.raw')
     files_by_name: list[Sequence[Path]] = []
     for name in config.data.raw.split(','):
@@ -102,38 +103,38 @@ def _files_by_name(config: ConfigDict) -> list[Sequence[Path]]:
             files = [path]
         if not files or not all(each.is_file() for each in files):
             raise UserError(
-                f'config.data.raw: {path} does not exist or contains no .jsonl, .jsonl.gz or .parquet file: name '
-                'another path'
+                f'config.data.raw: {path} does not exist or contains no .jsonl, .jsonl.gz or .parquet file: set it '
+                'to a different path'
             )
         files_by_name.append(files)
     return files_by_name
 
 
 def _is_raw(path: Path) -> bool:
-    """Whether a file of a folder holds raw conversations; hidden files do not."""
+    """Whether a path in a folder has the name of a raw file and is not hidden."""
     return any(map(path.match, READ)) and not any(part.startswith('.') for part in path.parts)
 
 
 def from_hub(name: str) -> Snapshot:
-    """A data set on the hub that `config.data.raw` names."""
+    """Return a snapshot of a hub data set listed in `config.data.raw`."""
     return snapshot(name, 'dataset', READ, 'config.data.raw')
 
 
 def file_split(path: Path) -> str:
-    """The split that a file is named after, as `test.jsonl.gz` and `test-00000-of-00002.parquet` are; else ''."""
+    """The split in a file name like `test.jsonl.gz` or `test-00000-of-00002.parquet`; '' if the name has no split."""
     name = re.split(r'[.-]', path.name)[0]
     return name if name in SPLITS else ''
 
 
 @functools.cache
 def _digest_of(path: Path, size: int, changed: int) -> str:
-    """The digest of a file; large files are read once per process, as long as they do not change."""
+    """The digest of a file, cached so that an unchanged file is read only once per process."""
     return file_digest(path)
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     files = [[path.name, _digest_of(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in raw_files(config)]
-    without = ('workers', 'salt', 'opt_out')  # paths and speed: the records depend on the files' content alone
+    without = ('workers', 'salt', 'opt_out')  # affect only speed, or are paths of files that are digested below
     settings = {name: value for name, value in config.ingest.to_dict().items() if name not in without}
     if config.ingest.salt:
         make_salt(config.ingest.salt, outside=Path(config.data.conversations).parent)
@@ -146,10 +147,10 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _scan(task: Task) -> list[Path]:
-    """Write the missing parts of all raw files into the task's work folder; returns the paths of all parts."""
+    """Write the missing parts of all raw files to the task's work folder; return the paths of all parts."""
     config, all_chunks = task.config, _chunks(task.config)
     if config.beam and not find_spec('apache_beam'):
-        raise UserError('config.beam: apache-beam is not installed: pip install -e .[beam]')
+        raise UserError('config.beam: apache-beam is not installed: run `pip install -e .[beam]`')
     job = dict(rules=dataclasses.asdict(_rules(config)), chunks=[dataclasses.asdict(chunk) for chunk in all_chunks])
     folder = _parts_folder(work_folder(task.folder), digest(task.made_from, job, str(SCHEMA))[:16])
     workers = min(config.ingest.workers, len(all_chunks))
@@ -170,7 +171,7 @@ def _scan(task: Task) -> list[Path]:
 
 
 def _chunks(config: ConfigDict) -> list[Chunk]:
-    """The chunks of all raw files, with the splits that the files are named after."""
+    """Return the chunks of all raw files, with the splits that the files are named after."""
     files = raw_files(config)
     by_split = {file_split(path): path for path in files}
     if unnamed := len(by_split) > 1 and by_split.pop('', None):
@@ -180,7 +181,7 @@ def _chunks(config: ConfigDict) -> list[Chunk]:
         )
     all_chunks = [chunk for path in files for chunk in chunks(path, file_split(path) if len(by_split) > 1 else '')]
     if not all_chunks:
-        raise UserError(f'config.data.raw: {config.data.raw} contains no record: fetch it again, or name other files')
+        raise UserError(f'config.data.raw: {config.data.raw} contains no records: fetch it again, or use other files')
     return all_chunks
 
 
@@ -192,9 +193,9 @@ def _rules(config: ConfigDict) -> Rules:
 
 
 def _parts_folder(folder: Path, name: str) -> Path:
-    """Make the folder of one job's parts in the work folder, and remove everything else there.
+    """Create the folder for a job's parts in the work folder, and remove everything else from the work folder.
 
-    Each job has a folder of its own, so that a worker that outlives a killed run cannot write into a later run's.
+    Each job has its own folder, so that a worker that outlives a killed run cannot write to a later run's folder.
     """
     parts_folder = folder / name
     for other in folder.glob('*'):
@@ -208,10 +209,10 @@ def _parts_folder(folder: Path, name: str) -> Path:
 
 
 def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
-    """Run programs that write parts, and wait for them.
+    """Run programs that write parts, and wait for them to finish.
 
     Raises:
-      UserError: a program failed; it has written why to stderr.
+      UserError: a program failed; it has printed the reason to stderr.
     """
     missing = [part for part in parts if not part.exists()]
     with Progress('ingest', len(parts), unit='chunks', done=len(parts) - len(missing)) as progress:
@@ -228,7 +229,7 @@ def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
                 if any(statuses) or (missing and None not in statuses):
                     raise UserError(
                         f'config.data.raw: a worker failed (exit status {statuses}): see its message above, fix the '
-                        'cause and run again'
+                        'cause and run ingest again'
                     )
             progress.update(len(parts))
         finally:
@@ -237,7 +238,7 @@ def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
                 process.wait()
 
 
-# The order of the output: users one after another, each user's conversations in the order of time.
+# The output is grouped by user, and each user's conversations are sorted by time.
 _ORDER = """
 CREATE TABLE ordered AS
   SELECT position, cluster, began, split, size,
@@ -263,9 +264,9 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _group(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
-    """Write the chosen records to files that each hold one stretch of the output order and fit in memory.
+    """Write the chosen records to files that fit in memory; each file contains one section of the output.
 
-    DuckDB sorts the records' positions only: it would need much memory to sort long texts.
+    DuckDB sorts only the records' positions, because sorting long texts would need much memory.
     """
     base.execute(_ORDER)
     sizes = base.execute('SELECT size FROM ordered ORDER BY output_index').fetchnumpy()['size']
@@ -274,7 +275,7 @@ def _group(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
     folder = parts[0].parent / 'grouped'
     folder.mkdir(exist_ok=True)
     paths = [folder / f'{number:04}.arrow' for number in range(files)]
-    # The output index at which each file begins, and the end of the last.
+    # The output index at which each file begins, and the index at which the last file ends.
     borders = np.searchsorted(np.cumsum(sizes) - sizes, [total * number // files for number in range(files + 1)])
     with contextlib.ExitStack() as stack, Progress('ingest', len(parts), unit='parts grouped') as progress:
         schema = _chosen_rows(base, SCHEMA.empty_table().select(_COLUMNS)).schema
@@ -289,7 +290,7 @@ def _group(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
 
 
 def _chosen_tables(base: duckdb.DuckDBPyConnection, parts: list[Path], progress: Progress) -> Iterator[pa.Table]:
-    """The chosen records of all parts, in tables that fit in memory."""
+    """Yield the chosen records of all parts, in tables that fit in memory."""
     tables: list[pa.Table] = []
     for number, part in enumerate(parts, start=1):
         with pyarrow.parquet.ParquetFile(part) as file:
@@ -304,7 +305,7 @@ def _chosen_tables(base: duckdb.DuckDBPyConnection, parts: list[Path], progress:
 
 
 def _chosen_rows(base: duckdb.DuckDBPyConnection, rows: pa.Table) -> pa.Table:
-    """The chosen rows of a part's row group, with the columns of `ordered` in the place of `position`."""
+    """Return the chosen rows of a part's row group, with the columns of `ordered` instead of `position`."""
     ends = pyarrow.compute.min_max(rows['position']).as_py()
     query = """
         SELECT position, output_index, began, cluster, split FROM ordered
@@ -312,12 +313,12 @@ def _chosen_rows(base: duckdb.DuckDBPyConnection, rows: pa.Table) -> pa.Table:
     """
     order = base.sql(query, params=ends).to_arrow_table()
     is_chosen = pyarrow.compute.is_in(rows['position'], order['position'].combine_chunks())
-    chosen, order = rows.filter(is_chosen).drop_columns('position'), order.drop_columns('position')  # equally sorted
+    chosen, order = rows.filter(is_chosen).drop_columns('position'), order.drop_columns('position')  # the same order
     return pa.table([*chosen.columns, *order.columns], [*chosen.column_names, *order.column_names])
 
 
 def _records(paths: list[Path]) -> Iterator[Record]:
-    """The output records, from grouped files."""
+    """Yield the output records from the grouped files."""
     for path in paths:
         with pa.ipc.open_stream(path) as stream:
             table = stream.read_all().sort_by('output_index').drop_columns('output_index')

@@ -1,8 +1,8 @@
-"""Candidates → scores by the simulated users' own checks, for runs without a reward model.
+"""Score candidates with the simulated users' own checks, for runs without a reward model.
 
     python -m data_pipelines.oracle_scores --config=configs/NAME.py
 
-If no reply to a prompt satisfies any taste, none of them is scored: none is the best.
+If no reply to a prompt satisfies any taste, the replies to that prompt get no scores, because none is the best.
 """
 
 from collections import Counter
@@ -22,10 +22,11 @@ from rlhi_jax.io.files import file_digest
 
 
 def oracle_score(reply: str, request: Request, finished: bool, tastes: Tastes) -> float:
-    """The share of tastes that a valid reply meets, from 0 to 1; an invalid one scores from -0.1 to 0.1.
+    """Return the fraction of tastes that a valid reply satisfies, from 0 to 1. Invalid replies score from -0.1 to 0.1.
 
-    Every invalid reply scores below all valid ones that meet a taste, but one that meets all tastes scores above a
-    valid one that meets none: the worst of N shall differ from the best in tastes, not in validity alone.
+    An invalid reply scores below every valid reply that satisfies a taste. But an invalid reply that satisfies all
+    tastes scores above a valid reply that satisfies none, so that the worst of N replies differs from the best in
+    tastes, not only in validity.
     """
     met = share_met(reply, tastes)
     return met if valid(reply, request, finished) else 0.2 * met - 0.1

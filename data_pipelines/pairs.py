@@ -1,11 +1,11 @@
-"""Rewrites and scored candidates → preference pairs as JSON lines, probed for artefacts.
+"""Turn rewrites and scored candidates into preference pairs (JSON lines), and probe the pairs for artefacts.
 
     python -m data_pipelines.pairs --config=configs/NAME.py
 
-`config.pairs.sources` names the stages that pairs come from (see `SOURCES`). Writes train.jsonl and validation.jsonl,
-whose prompt, chosen and rejected TRL reads as they are. A classifier that sees only the replies, without persona or
-request, must not tell chosen from rejected too well: a policy would learn features such as length instead of what users
-wish.
+`config.pairs.sources` lists the stages that pairs come from (see `SOURCES`). The stage writes train.jsonl and
+validation.jsonl, with prompt, chosen and rejected in the format that TRL reads. A classifier that sees only the
+replies, without persona or request, must not tell chosen from rejected too well. Otherwise a policy would learn
+features such as length instead of what users want.
 """
 
 import contextlib
@@ -28,44 +28,43 @@ from data_pipelines.text.openings import is_refusal
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_file, read_json
 
-PROBED = 20000  # most training pairs for the classifier that sees only replies
+PROBED = 20000  # maximum number of training pairs for the classifier that sees only replies
 
 
 def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
-    """The rewrite is preferred to the reply that the user complained about."""
+    """Yield pairs in which the rewrite is preferred to the reply that the user complained about."""
     for record in read_records(config, 'rewrites'):
         counts['rewrites_read'] += 1
         yield _preference(record, record['rewrite'], record['original'], REWRITE)
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
-    """The best of N replies by score is preferred to the worst."""
+    """Yield pairs in which the best-scored of N replies is preferred to the worst-scored."""
     scored = _scores(config) if config.data.scores else None
     for record in read_records(config, 'candidates'):
         counts['candidates_read'] += 1
         record = record if scored is None else record | dict(scores=_scores_of(record, scored))
         if 'scores' not in record:
             raise UserError(
-                'config.data.candidates: its replies have no scores: set config.candidates.reward_model and run the '
-                'stage again, or set config.data.scores'
+                'the replies in config.data.candidates have no scores: either set config.candidates.reward_model and '
+                'run the stage candidates again, or set config.data.scores'
             )
         if sides := best_and_worst(record, config.pairs.min_score_gap, counts):
             yield _preference(record, *sides, BEST_WORST)
 
 
-# Sources of pairs by their name in `config.pairs.sources`, which is also that of the folder in `config.data`. A source
-# counts the records that it reads as NAME_read.
+# Sources of pairs, keyed by their name in `config.pairs.sources`, which is also the key of their folder in
+# `config.data`. A source counts the records that it reads as NAME_read.
 SOURCES: dict[str, Callable[[ConfigDict, Counter], Iterator[PreferenceRecord]]] = dict(
     rewrites=from_rewrites, candidates=from_candidates
 )
 
 
 def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> tuple[str, str] | None:
-    """The best and the worst reply by score; None if they make no pair, which is counted by its reason.
+    """Return the best and the worst reply by score. If they make no pair, return None and count the reason.
 
-    Among equal scores a hash of the text decides. A reply that was cut off is never the best. It is the worst only if
-    no finished reply is worse than the best by more than the gap: otherwise most pairs would teach only that replies
-    must end.
+    A hash of the text breaks ties. A reply that was cut off is never the best. It is the worst only if no finished
+    reply scores below the best by more than the gap. Otherwise most pairs would only teach that replies must end.
     """
     scored = zip(record['scores'], record['replies'], strict=True)
     ranked = sorted(
@@ -88,25 +87,27 @@ def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> 
 
 
 def _scores(config: ConfigDict) -> Iterator[CandidateScores]:
-    """The records of `config.data.scores`.
+    """Return the records of `config.data.scores`.
 
     Raises:
-      UserError: they are scores of other candidates.
+      UserError: the scores were made from other candidates.
     """
     folder, candidates = input_folder(config, 'scores'), input_digest(config, 'candidates')
     manifest = read_json(folder / 'manifest.json', 'run its stage again', fields=())
     if manifest.get('made_from', {}).get('candidates', candidates) != candidates:
-        raise UserError(f'config.data.scores: {folder} was made from other candidates: run its stage again')
+        raise UserError(
+            f'config.data.scores: {folder} was made from other candidates: run the stage oracle_scores again'
+        )
     return read_records(config, 'scores')
 
 
 def _scores_of(record: Candidate, scored: Iterator[CandidateScores]) -> list[float | None]:
-    """The next record's scores, which must be those of this candidate."""
+    """Return the next record's scores, which must belong to this candidate."""
     scores = next(scored, None)
     if scores is None or scores['id'] != record['id']:
         raise UserError(
-            f'config.data.scores: no scores of {record["id"]!r} in the order of config.data.candidates: run its stage '
-            'again'
+            f'config.data.scores: no scores of {record["id"]!r} at its place in config.data.candidates: run the stage '
+            'oracle_scores again'
         )
     return scores['scores']
 
@@ -125,7 +126,7 @@ def _preference(record: Rewrite | Candidate, chosen: str, rejected: str, kind: s
 
 
 def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
-    """The pairs of all sources, without those that would teach something other than a user's wish."""
+    """Yield the pairs from all sources, except pairs that would teach something other than what a user wants."""
     for source in _sources(config):
         for record in SOURCES[source](config, counts):
             chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
@@ -145,7 +146,9 @@ def _sources(config: ConfigDict) -> list[str]:
     sources = config.pairs.sources.split(',')
     for source in sources:
         if source not in SOURCES or sources.count(source) > 1:
-            raise UserError(f'config.pairs.sources names {source!r}: choose from {", ".join(SOURCES)}, each once')
+            raise UserError(
+                f'config.pairs.sources: {source!r} is unknown or repeated: choose from {", ".join(SOURCES)}'
+            )
     return sources
 
 
@@ -154,7 +157,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.data.scores and 'candidates' in inputs:
         inputs['scores'] = input_digest(config, 'scores')
     settings = config.pairs.to_dict()
-    for name in ('accept_artefacts', 'min_pairs'):  # they may stop the run, but do not change the output
+    for name in ('accept_artefacts', 'min_pairs'):  # these may stop the run, but do not change the output
         del settings[name]
     return dict(inputs=inputs, settings=settings, seed=config.seed)
 
@@ -177,19 +180,20 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
-    """Refuse pairs if they are too few, or if the replies alone tell chosen from rejected too well."""
+    """Reject the pairs if there are too few, or if the replies alone show too clearly which one is chosen."""
     counts, auc, settings = manifest['counts'], manifest['probe']['artefact_auc'], config.pairs
     number = sum(n for name, n in counts.items() if name.startswith('kept_') and name.endswith('_train'))
     if number < settings.min_pairs:
         raise UserError(
-            f'{number} pairs were found for training, fewer than config.pairs.min_pairs ({settings.min_pairs}): add '
-            f'conversations, or lower it. Counts: {json.dumps(counts)}; the manifest.json of earlier stages has theirs'
+            f'only {number} training pairs were found, fewer than config.pairs.min_pairs ({settings.min_pairs}): add '
+            f'conversations, or lower min_pairs. Counts: {json.dumps(counts)}; see also the counts in the '
+            'manifest.json of each earlier stage'
         )
     if auc is not None and auc > settings.max_artefact_auc and not settings.accept_artefacts:
         raise UserError(
             f'a classifier that sees only the replies tells chosen from rejected with an AUC of {auc:.2f}, above '
-            f'config.pairs.max_artefact_auc ({settings.max_artefact_auc}): look for a difference (length, style, '
-            'author), or pass --config.pairs.accept_artefacts=True'
+            f'config.pairs.max_artefact_auc ({settings.max_artefact_auc}): look for a difference in length, style '
+            'or author, or pass --config.pairs.accept_artefacts=True'
         )
 
 

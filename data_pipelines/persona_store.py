@@ -1,4 +1,4 @@
-"""Shows the persona store, corrects it and audits it.
+"""Shows, corrects and audits the persona store.
 
     python -m data_pipelines.persona_store show   --config=configs/NAME.py [--user=ID] [--claim=ID]
     python -m data_pipelines.persona_store edit   --config=configs/NAME.py --claim=ID --text='I like short answers.'
@@ -6,13 +6,13 @@
     python -m data_pipelines.persona_store delete --config=configs/NAME.py --user=ID
     python -m data_pipelines.persona_store audit  --config=configs/NAME.py
 
-The store is the folder `config.data.personas`, or that of a loop with --workdir=DIR.
+The store is the folder `config.data.personas`. With --workdir=DIR, it is the personas folder of the loop in DIR.
 
 - `show` prints each user's persona, its claims with the turns that they come from, and its versions.
-- `edit` and `delete` add to the file of corrections beside the folder (`config.personas.corrections`), which the stage
-  applies whenever it runs, and apply the correction to the folder at once. A deleted user gets no claims from later
-  turns either. An edit must pass the rules that the teacher's claims pass. Stages that read personas then refuse their
-  old output until they run again.
+- `edit` and `delete` apply a correction to the store immediately. They also add it to the file
+  `config.personas.corrections` (by default next to the store), which the stage applies whenever it runs. A deleted user
+  gets no claims from later turns either. An edit must satisfy the same rules as the teacher's claims. After a
+  correction, the output of stages that read personas counts as out of date until those stages are run again.
 - `audit` checks the files on disk, prints figures, and exits with status 1 if a rule is broken.
 """
 
@@ -42,11 +42,11 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import locked, new_file, read_json
 
 COMMANDS = ('show', 'edit', 'delete', 'audit')
-MAX_SHOWN = 20  # broken rules to print
+MAX_SHOWN = 20  # maximum number of broken rules to print
 
 
 def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
-    """Personas, claims and versions in words: of one user, of one claim, or of everybody who has claims.
+    """Describe personas, claims and versions as text, for one user, one claim, or everybody who has claims.
 
     Raises:
       UserError: the store has no such user or claim.
@@ -74,11 +74,11 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
 
 
 def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
-    """The record of a file that has this name in a field."""
+    """Return the record in a file whose `field` is `name`."""
     for record in stream_records(path):
         if record[field] == name:
             return record
-    raise UserError(f'{flag}={name}: {path} has no such record: run `show` without it to list them')
+    raise UserError(f'{flag}={name}: no such record in {path}: run `show` without {flag} to list all records')
 
 
 def _claim_in_words(claim: Claim) -> str:
@@ -89,14 +89,14 @@ def _claim_in_words(claim: Claim) -> str:
 
 
 def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
-    """Add a correction to the file of corrections and apply it to the store; returns the store's counts.
+    """Add a correction to the file of corrections, apply it to the store, and return the store's counts.
 
-    The folder becomes what the stage would make with the correction. Only counts of the teacher's answers can differ,
-    since the stage does not ask the teacher about deleted remarks.
+    The result is what the stage would write with the correction. Only the counts of the teacher's answers can differ,
+    because the stage does not ask the teacher about deleted remarks.
 
     Raises:
-      UserError: the store lacks the user or claim, is out of date, or is being corrected by another process; or the new
-        text breaks a rule.
+      UserError: the store does not contain the user or claim, is out of date, or is being corrected by another process;
+        or the new text breaks a rule.
     """
     folder = input_folder(config, 'personas')
     lock = locked(folder)
@@ -108,11 +108,11 @@ def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
 
 
 def _add_correction(config: ConfigDict, folder: Path, correction: dict[str, str]) -> None:
-    """Add a correction to the file of corrections, if it can be applied."""
+    """Add a correction to the file of corrections, or raise a UserError if the correction cannot be applied."""
     path = corrections_path(config)
-    made_from = read_json(folder / 'manifest.json', 'run the stage again', fields=['made_from', 'counts'])['made_from']
+    made_from = read_json(folder / 'manifest.json', 'run personas again', fields=['made_from', 'counts'])['made_from']
     if made_from != REBUILD.made_from(config):
-        raise UserError(f'config.data.personas: {folder} was made from other input or settings: run the stage again')
+        raise UserError(f'config.data.personas: {folder} was made from other input or settings: run personas again')
     if user := correction.get('delete_user'):
         _record_named(folder / USERS, 'user_id', user, '--user')
     else:
@@ -127,15 +127,15 @@ def _add_correction(config: ConfigDict, folder: Path, correction: dict[str, str]
 
 
 def _corrected_claims(config: ConfigDict, path: Path, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
-    """Every author with their stored claims, corrected by a file of corrections."""
+    """Yield every author with their stored claims, after applying a file of corrections."""
     corrections = read_corrections(path)
     for author in authors(config, input_folder(config, 'personas') / CLAIMS):
         yield author, corrected(author, *author.records, corrections, counts)
 
 
 def _rebuild(task: Task) -> dict[str, int]:
-    """Write the store again from its own claims, corrected; counts that these do not determine stay as they were."""
-    manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', 'run the stage again')
+    """Rebuild the store from its corrected claims. Counts that the claims do not determine stay unchanged."""
+    manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', 'run personas again')
     before = Counter(manifest['counts'])
     before['remarks'] -= manifest.get('forgotten', {}).get(CLAIMS, 0)  # the claims of forgotten remarks are gone
     staying = ('remarks', 'remarks_without_answer', 'deleted')
@@ -158,11 +158,11 @@ def main(command: str) -> None:
         print(show(config, user=user, claim=claim))
     elif command == 'edit':
         if not claim or not text:
-            raise UserError('edit needs --claim=ID and --text=TEXT')
+            raise UserError('edit: pass --claim=ID and --text=TEXT')
         correct(config, dict(edit_claim=claim, text=text))
     elif command == 'delete':
         if bool(claim) == bool(user):
-            raise UserError('delete needs --claim=ID or --user=ID')
+            raise UserError('delete: pass either --claim=ID or --user=ID')
         correct(config, dict(delete_user=user) if user else dict(delete_claim=claim))
     else:
         figures, broken = audit(config)
@@ -174,8 +174,10 @@ def main(command: str) -> None:
 
 if __name__ == '__main__':
     define_config_flag()
-    flags.DEFINE_string('workdir', None, "The workdir of a loop, if the config does not name the stages' folders.")
-    flags.DEFINE_string('user', '', 'show, delete: a user by id.')
-    flags.DEFINE_string('claim', '', 'show, edit, delete: a claim by id.')
-    flags.DEFINE_string('text', '', 'edit: its new text.')
+    flags.DEFINE_string(
+        'workdir', None, 'Workdir of a loop; needed only if the config does not set the folders of the stages.'
+    )
+    flags.DEFINE_string('user', '', 'Id of the user to show or delete.')
+    flags.DEFINE_string('claim', '', 'Id of the claim to show, edit or delete.')
+    flags.DEFINE_string('text', '', 'New text for the claim to edit.')
     run(main, commands=COMMANDS)

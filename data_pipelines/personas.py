@@ -1,23 +1,24 @@
-"""Users' feedback → claims about what they like, and a persona at every turn from strictly earlier turns.
+"""Turns user feedback into claims about what users like, and into a persona at every turn from earlier turns only.
 
     python -m data_pipelines.personas --config=configs/NAME.py
 
-In order:
+The stage has four steps:
 
-1. Remarks: the feedback turns that a persona may know. `config.personas.scope` says which (see
-   `data_pipelines/persona/scopes.py`): those of the same user's 'earlier_conversations', which had ended when this one
-   began, or the 'first_k_turns' of the same conversation, where users have no ids.
-2. Sentences: the teacher says in one sentence what a remark shows that its author likes. With
-   `config.personas.writer='quotes'` the remark is that sentence.
-3. Claims: sentences that pass the rules of `data_pipelines/persona/audit.py`. The stage counts the others by the rule
-   that they break, and never writes them.
-4. The store, in the order of the conversations, which is that of users:
+1. It collects remarks: the feedback turns that a persona may know. `config.personas.scope` determines which turns these
+   are (see `data_pipelines/persona/scopes.py`). With 'earlier_conversations', they are from the same user's
+   conversations that had ended when the current one began. With 'first_k_turns', for data without user ids, they are
+   the first turns of the same conversation.
+2. The teacher writes one sentence that says what each remark shows about its author's tastes. With
+   `config.personas.writer='quotes'`, the remark itself is used as the sentence.
+3. Sentences that satisfy the rules in `data_pipelines/persona/audit.py` become claims. Other sentences are never
+   written. A remark without a claim is counted under the rule that it or its first sentence breaks.
+4. It writes the store, in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from
-    users.jsonl     for every user with an id, the persona of their whole history and its versions
+    users.jsonl     for every user with an id, the persona after their whole history, and its versions
     records.jsonl   the persona at every user turn that may be mined
 
-One user's history is in memory at a time. `python -m data_pipelines.persona_store` shows and corrects the store.
+Only one user's history is in memory at a time. `python -m data_pipelines.persona_store` shows and corrects the store.
 """
 
 from collections import Counter
@@ -44,11 +45,11 @@ from rlhi_jax.config import teacher_path
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt
 
-BLOCK = 1024  # remarks that the teacher is asked about together
+BLOCK = 1024  # the teacher is asked about this many remarks at a time
 
 
 def _remarks(config: ConfigDict, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Remark]]]:
-    """Every author with those of their remarks that may become claims; the others are counted by the reason."""
+    """Yield every author with the remarks that may become claims. Other remarks are counted, grouped by reason."""
     for author in authors(config, input_folder(config, 'follow_ups') / RECORDS):
         remarks = []
         for turn in author.records[0]:
@@ -78,10 +79,10 @@ def _remark(author: Author, turn: FollowUp) -> Remark:
 
 
 def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
-    """The sentences that the teacher's samples say about each remark, by its quote.
+    """Return the sentences that the teacher's samples say about each remark, keyed by the remark's quote.
 
     A sentence is '' if its sample was cut off within the first line. The list is empty if the prompt is too long or the
-    teacher refuses it. With `config.personas.writer='quotes'` the remark itself is its one sentence.
+    teacher refuses it. With `config.personas.writer='quotes'`, the remark itself is the only sentence.
     """
     if task.config.personas.writer == 'quotes':
         return {quote: [' '.join(quote.split())] for quote in quotes}
@@ -98,7 +99,7 @@ def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
-    """Every author with their claims, once the teacher has been asked about all remarks."""
+    """Yield every author with their claims, after asking the teacher about all remarks."""
     asks = task.config.personas.writer == 'teacher'
     before_asking = corrections if asks else Corrections()  # the teacher is not asked about deleted remarks
     if asks:
@@ -118,7 +119,10 @@ def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[t
 def _claims_of_author(
     author: Author, remarks: Sequence[Remark], sentences: dict[str, list[str]], counts: Counter
 ) -> list[Claim]:
-    """A claim from each remark: its first sentence that passes the rules. If none does, the first fault is counted."""
+    """Make a claim from each remark, using its first sentence that satisfies the rules.
+
+    If no sentence does, count the fault of the first sentence.
+    """
     claims = []
     for remark in remarks:
         quote, before = remark['quote'], author.text_before(remark)

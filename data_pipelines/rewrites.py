@@ -1,24 +1,25 @@
-"""Feedback on a reply → the reply rewritten under that feedback (arXiv 2509.25137, section 3).
+"""Rewrite replies according to the feedback that users gave on them (arXiv 2509.25137, section 3).
 
     python -m data_pipelines.rewrites --config=configs/NAME.py
 
-Four steps make a rewrite; each is done for all turns before the next one starts:
+Four steps make a rewrite. Each step is done for all turns before the next step starts:
 
 1. The policy regenerates the reply that the user was unhappy with (`config.rewrites.regenerate`). The rejected side is
-   then what the policy itself would say; where the policy is its own teacher, both sides have one author.
-2. The feedback was about another reply, so it must still apply: from the logged to the regenerated reply, its
-   log-probability may drop by `config.rewrites.max_feedback_drop` at most. The teacher measures it (the policy, if the
-   teacher is an endpoint: see `rlhi_jax.config.likelihood_path`).
-3. The teacher answers the feedback `config.rewrites.samples` times, and `data_pipelines.preferences.acceptance` drops
-   samples that nobody should learn from.
-4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
-   log-probability of the sample after the feedback less that after mere dislike, in nats, under the teacher. It is part
-   of the record. (Whether the rewrite makes the feedback itself less likely is not a usable measure: "say more about
-   history" is more likely after a reply that does.)
+   then what the policy itself would say. If the policy is its own teacher, both sides have the same author.
+2. The feedback was about the logged reply, so it must still apply to the regenerated reply. The log-probability of the
+   feedback may be at most `config.rewrites.max_feedback_drop` nats lower after the regenerated reply than after the
+   logged reply. The teacher measures this (or the policy, if the teacher is an endpoint: see
+   `rlhi_jax.config.likelihood_path`).
+3. The teacher answers the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then drops
+   samples that no model should learn from.
+4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is how
+   many nats more likely the sample is after the feedback than after a generic complaint, according to the same model as
+   in step 2. The gain is stored in the record. (Whether the rewrite makes the feedback less likely is not a usable
+   measure: "say more about history" becomes more likely after a reply that does say more about it.)
 
-The control `config.rewrites.from_scratch` does not show the feedback to the teacher: the request is merely answered
-again, and samples pass the same filters. With one sample and a `min_gain` far below 0, the feedback has no influence at
-all. Neither variant shows the persona.
+The control `config.rewrites.from_scratch` hides the feedback from the teacher. The teacher only answers the request
+again, and the samples go through the same filters. With one sample and a `min_gain` far below 0, the feedback then has
+no influence at all. The teacher never sees the persona.
 """
 
 import functools
@@ -49,20 +50,20 @@ from rlhi_jax.scoring.candidates import Candidates
 from rlhi_jax.tokenizers.template import Context
 
 DISLIKE = 'I do not like this answer.'  # feedback without a reason
-BLOCK = 256  # turns that a model is asked about together
+BLOCK = 256  # turns that a model processes together
 
 
 class Case(NamedTuple):
     """A feedback turn on its way to a rewrite.
 
     Attributes:
-      turn: the feedback turn's record.
-      turns: the conversation up to the request.
-      persona: of the request's author, at the request.
+      turn: the record of the feedback turn.
+      turns: the conversation, ending with the request.
+      persona: the persona of the request's author at the time of the request.
       next_reply: the reply after the feedback; '' if the conversation ends with the feedback.
-      original: the reply to improve; '' until the first step has chosen it.
+      original: the reply to improve; '' until the first step has chosen this reply.
       samples: the rewrites that have passed all steps so far.
-      gain: of the rewrite that the last step has chosen, in nats.
+      gain: the gain, in nats, of the rewrite that the last step has chosen.
     """
 
     turn: FollowUp
@@ -111,7 +112,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _feedback(config: ConfigDict, counts: Counter) -> Iterator[Case]:
-    """The turns to rewrite under; the others are counted by their reason."""
+    """Yield the feedback turns that ask for a rewrite. Other turns are counted by reason."""
     folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
     for conversation, (follow_ups, turn_personas) in side_by_side(config, *folders):
         personas = {turn['id']: turn['persona'] for turn in turn_personas}
@@ -152,7 +153,7 @@ def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Rew
 
 
 def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Cases with the reply to improve: the logged one, or the policy's own."""
+    """Yield the cases with the reply to improve: the logged reply, or the policy's own reply."""
     if not task.config.rewrites.regenerate:
         yield from (case._replace(original=case.turn['reply']) for case in cases)
         return
@@ -173,7 +174,7 @@ def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[C
 
 
 def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Cases whose feedback is hardly less likely after the regenerated reply than after the logged one."""
+    """Yield the cases whose feedback is hardly less likely after the regenerated reply than after the logged reply."""
     for block in in_blocks(cases, BLOCK):
         questions = []
         for case in block:
@@ -193,7 +194,7 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
 
 
 def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Cases with the sampled rewrites that pass the filters; there may be none."""
+    """Yield the cases with the sampled rewrites that pass the filters. A case may have no such rewrites."""
     settings = task.config.rewrites
     keep = 1 if settings.from_scratch else 3  # request, reply and feedback
     for block in in_blocks(cases, BLOCK):
@@ -211,7 +212,7 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
 
 
 def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts: Counter) -> list[str]:
-    """The texts of the samples that pass the filters."""
+    """Return the texts of the samples that pass the filters."""
     earlier = [content for _, content in case.turns]
     known = (case.original, *earlier, case.turn['reply'], case.feedback, case.next_reply)
     wanted = languages.wanted(case.request, case.turn['reply'], case.feedback)
@@ -225,7 +226,7 @@ def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts
 
 
 def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Cases with the sample of the largest gain alone."""
+    """Yield the cases with only the sample that has the largest gain."""
     for block in in_blocks(cases, BLOCK):
         gains = _gains(task, [case for case in block if case.samples])
         for case in block:
@@ -237,14 +238,15 @@ def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
 
 
 def _remark(case: Case, feedback: str) -> Turns:
-    """The reply to improve and a remark on it, as the teacher reads them."""
+    """Return the reply to improve and a remark on that reply, as the teacher reads them."""
     return ('assistant', case.original), ('user', render('rewrite', feedback=feedback))
 
 
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
-    """log p(sample | request, original, feedback) - log p(sample | request, original, dislike) by case and sample.
+    """Return log p(sample | request, original, feedback) - log p(sample | request, original, dislike) for each sample.
 
-    In nats, under the teacher; None where a text fits no row. The samples of a case are leaves of one tree.
+    The gains are in nats and keyed by case id. A gain is None if its text fits no row. The samples of a case are leaves
+    of the same tree.
     """
     questions = []
     for case in cases:

@@ -1,9 +1,9 @@
-"""Interaction shards → row plan: which trees share a row of the capacities in `config.rows`.
+"""Plan which trees of the interaction shards share a row, within the capacities in `config.rows`.
 
     python -m data_pipelines.rows --config=configs/NAME.py
 
-Lengths are in tokens of `config.model.path`, with its chat template. The plan can be used with that tokenizer and
-template only.
+Lengths are measured in tokens, with the tokenizer and chat template of `config.model.path`. The plan can only be used
+with that tokenizer and template.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Evaluates a policy on simulated users: how far replies satisfy them under their own, another's and no persona.
+"""Measure how well a policy satisfies simulated users with their own persona, another user's persona or none.
 
     python -m data_pipelines.satisfaction --config=configs/NAME.py
 
-Samples a reply of `config.satisfaction.model` to every prompt of held-out users in each condition of
-`config.satisfaction.conditions`, and checks it against the user's tastes. The gap G = own − other measures how much the
-policy uses personas: the other user likes the opposite in everything, so a model that ignores the persona has G = 0.
-`data_pipelines/simulator/summary.py` compares models by it.
+The stage samples a reply from `config.satisfaction.model` to every prompt of the held-out users, in each condition of
+`config.satisfaction.conditions`. It checks each reply against the user's tastes. The gap G = own − other measures how
+much the policy uses personas. The other user has the opposite of every taste, so a model that ignores the persona has
+G = 0. `data_pipelines/simulator/summary.py` uses the gap to compare models.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from rlhi_jax.io.files import digest, file_digest
 from rlhi_jax.sampling.generator import Prompt, Reply
 from rlhi_jax.tokenizers.template import Context
 
-# Names of conditions in the sampler's seed: with other names, runs would no longer give the same replies.
+# Condition names in the sampler's seed. Other names would change the replies.
 SAMPLED_AS = {'own': 'own', 'other': 'opposing', 'empty': 'empty'}
 
 
@@ -83,15 +83,15 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Counter) -> list[Question]:
-    """The prompts to evaluate, each under every condition in turn; the others are counted by their reason."""
+    """Return the prompts to evaluate, each under every condition. Other prompts are counted by reason."""
     settings = config.satisfaction
     prompts = load_prompts(config, settings.split)
     counts['prompts_read'] = len(prompts)
     personas = personas_by_condition(config, users, prompts, counts)
     if not personas:
         raise NothingToEvaluate(
-            f'config.satisfaction.split: no prompt of {settings.split!r} can be evaluated (counts: {dict(counts)}): '
-            'add users to the split; inferred personas need users of opposite tastes, which only the split test has'
+            f'config.satisfaction.split: no prompt in {settings.split!r} can be evaluated (counts: {dict(counts)}): '
+            'add users to the split. With inferred personas, use the test split: no other has users of opposite tastes'
         )
     prompts = [prompt for prompt in prompts if prompt['id'] in personas]
     if most := settings.max_prompts:
@@ -108,7 +108,7 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
 def _record(
     config: ConfigDict, users: dict[str, SimulatedUser], question: Question, reply: Reply
 ) -> SatisfactionRecord:
-    """A reply with the results of the user's checks."""
+    """Return the record of a reply, with the results of checking the user's tastes."""
     prompt, request = question.prompt, request_of(question.prompt)
     tastes = tastes_of(config, users[prompt['user_id']], prompt)
     return SatisfactionRecord(

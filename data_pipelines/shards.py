@@ -1,11 +1,11 @@
-"""Preference JSONL → interaction shards.
+"""Join preferences from JSON lines into interaction trees, and write the trees as shards.
 
     python -m data_pipelines.shards --config=configs/NAME.py
 
-Reads `config.data.pairs` (files, .jsonl or .jsonl.gz, or folders of the stage `pairs`, joined by commas), joins
-preferences with the same opening into trees, and writes them to `config.data.shards`. Lines that are not usable
-preferences are skipped and counted by reason in the manifest. In memory are the ids of all preferences, and the
-preferences of one tree.
+Reads `config.data.pairs`: a comma-separated list of .jsonl files, .jsonl.gz files or folders of the stage `pairs`.
+Preferences with the same opening become one tree, and the trees are written to `config.data.shards`. Lines that are not
+usable preferences are skipped and counted by reason in the manifest. Memory contains the ids of all preferences, and
+the preferences of one tree at a time.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ from rlhi_jax.io.files import digest, file_digest
 
 
 def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:
-    """Usable preferences in order; every line is counted, as kept or by its reason to be dropped.
+    """Yield usable preferences in order, and count every line as kept or under the reason for dropping it.
 
-    Blank lines are skipped. A preference without an id gets FILE:LINE, or N/FILE:LINE if several files have the same
-    name, where N is the number of the file among the inputs.
+    Blank lines are skipped. A preference without an id gets the id FILE:LINE. If several files have the same name, it
+    gets N/FILE:LINE, where N is the position of the file in the list of inputs, counted from 1.
 
     Raises:
       UserError: a compressed file is damaged.
@@ -66,7 +66,9 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     try:
         yield from file
     except (EOFError, OSError, zlib.error) as error:  # raised by a damaged .gz
-        raise UserError(f'config.data.pairs: {path} cannot be read ({error}): fetch or write it again') from None
+        raise UserError(
+            f'config.data.pairs: {path} cannot be read ({error}): download or create the file again'
+        ) from None
 
 
 def _inputs(config: ConfigDict) -> list[Path]:
@@ -75,7 +77,9 @@ def _inputs(config: ConfigDict) -> list[Path]:
     paths = [path / f'{config.data.split}.jsonl' if path.is_dir() else path for path in paths]
     for path in paths:
         if not path.is_file():
-            raise UserError(f'config.data.pairs: {path} does not exist or is not a file: name preference JSONL')
+            raise UserError(
+                f'config.data.pairs: {path} does not exist or is not a file: list files of preference JSONL'
+            )
     return paths
 
 
@@ -87,10 +91,13 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Preference]]:
-    """The preferences of each tree, in the order in which trees first occur; grouped in a scratch file at `path`."""
+    """Yield the preferences of one tree at a time, in the order in which trees first occur.
+
+    `path` is a scratch file, which is removed at the end.
+    """
     path.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
-        file.execute('PRAGMA journal_mode = OFF')  # an interrupted run starts again
+        file.execute('PRAGMA journal_mode = OFF')  # an interrupted run starts over
         file.execute('PRAGMA synchronous = OFF')
         # `first` is the number of a tree's first preference.
         file.execute('CREATE TABLE trees (root TEXT PRIMARY KEY, first INTEGER)')
@@ -118,7 +125,7 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         yield tree
     if not counts['trees']:
         raise UserError(
-            f'config.data.pairs: no usable preference in {task.config.data.pairs} (counts: {dict(counts)}): name other '
+            f'config.data.pairs: no usable preference in {task.config.data.pairs} (counts: {dict(counts)}): list other '
             'files'
         )
     counts['users'] = len(users - {''})

@@ -1,8 +1,8 @@
-"""Prints a user's key, which records contain instead of an address or id if `config.ingest.salt` is set.
+"""Prints the key that records contain instead of a user's address or id if `config.ingest.salt` is set.
 
     python -m data_pipelines.users --config=configs/NAME.py --user=ADDRESS [--header='{"user-agent": …}']
 
-`forget` and `persona_store` need this key. `data_pipelines/privacy/user_keys.py` says what it is made from.
+Pass this key to `forget` and `persona_store`. `data_pipelines/privacy/user_keys.py` explains how keys are made.
 """
 
 import json
@@ -23,13 +23,13 @@ def main() -> None:
         header = json.loads(flags.FLAGS.header)
     except ValueError as error:
         raise UserError(
-            f'--header={flags.FLAGS.header} is not valid JSON ({error}): give it as in the raw records'
+            f'--header={flags.FLAGS.header} is not valid JSON ({error}): pass the header as it is in the raw records'
         ) from None
     print(user_key(flags.FLAGS.user, header, read_salt(config.ingest.salt)))
 
 
 if __name__ == '__main__':
     define_config_flag()
-    flags.DEFINE_string('user', None, 'Address or id, as in the raw records.')
-    flags.DEFINE_string('header', 'null', "The browser's header as in the raw records, in JSON.")
+    flags.DEFINE_string('user', None, "The user's address or id, as in the raw records.")
+    flags.DEFINE_string('header', 'null', "The browser's header from the raw records, as JSON.")
     run(main)

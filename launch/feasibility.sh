@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The README's feasibility results: can SmolLM2-135M learn to use a persona? Three arms; together they take an hour and
-# a quarter on two cores. The last two arms share conversations, labels, personas and the base model's replies.
+# The README's feasibility results: can SmolLM2-135M learn to use a persona? The three arms together take an hour and a
+# quarter on two cores. The last two arms share conversations, labels, personas and the base model's replies.
 #   GGUF=FILE bash launch/feasibility.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

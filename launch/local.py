@@ -3,7 +3,7 @@
     python launch/local.py --processes=2 -- python -m rlhi_jax.train --config=… --workdir=…
 
 Each process has its own devices (`XLA_FLAGS=--xla_force_host_platform_device_count=N` gives each N fake CPU devices).
-If one process fails, the others are killed. SIGTERM and Ctrl-C are passed on to all, so that a run can save.
+If one process fails, the others are killed. SIGTERM and Ctrl-C are passed on to all of them, so that a run can save.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-STOPPED = 75  # the status of a run that saved because it was asked to stop; the other processes will end likewise
+STOPPED = 75  # exit status of a run that saved because it was asked to stop; the other processes will do the same
 
 
 def free_port() -> int:
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def launch(command: list[str], processes: int) -> int:
-    """Start `processes` copies of a command, wait for all, and return the first non-zero exit status (or 0)."""
+    """Start `processes` copies of a command, wait for all of them, and return the first non-zero exit status (or 0)."""
     coordinator = {'RLHI_COORDINATOR': f'127.0.0.1:{free_port()}', 'RLHI_NUM_PROCESSES': str(processes)}
     running = [
         subprocess.Popen(command, env={**os.environ, **coordinator, 'RLHI_PROCESS_ID': str(i)}, start_new_session=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's MT-Bench results: votes.jsonl → reward model and policy from SmolLM2-135M, about an hour on two cores.
+# The README's MT-Bench results: votes.jsonl → reward model and policy from SmolLM2-135M. Takes an hour on two cores.
 #   GGUF=FILE VOTES=votes.jsonl bash launch/mt_bench.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The RealHumanEval results: personas of programmers, and an audit of these personas; minutes on two cores.
+# The RealHumanEval results: programmer personas and an audit of them. Takes a few minutes on two cores.
 # Run launch/wildchat.sh first: it trains the head that labels follow-ups.
 #   GGUF=FILE RAW=chat.jsonl bash launch/realhumaneval.sh [FLAG...]
 set -euo pipefail

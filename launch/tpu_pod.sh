@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Run a program on every worker of a TPU pod. The script creates the pod if there is none, copies this checkout, installs
-# it and starts the program; after a preemption it does all this again, until the program ends by itself. Runs resume
-# from their last checkpoint, so the workdir must outlive the pod: use a folder that all workers mount (Filestore, or a
-# bucket through gcsfuse).
+# Run a program on every worker of a TPU pod. The script creates the pod if it does not exist, copies and installs this
+# checkout, and starts the program. After a preemption, it does all of this again, until the program ends on its own.
+# Runs resume from their last checkpoint, so the workdir must outlive the pod: use a folder that all workers mount
+# (Filestore, or a bucket through gcsfuse).
 #
 #   TPU=my-pod ZONE=us-east5-a TYPE=v5p-32 VERSION=v2-alpha-tpuv5 SPOT=1 \
 #     bash launch/tpu_pod.sh python -m rlhi_jax.train --config=configs/X.py --workdir=/mnt/shared/run
 set -uo pipefail
-: "${TPU:?name of the pod}" "${ZONE:?its zone}" "${TYPE:?accelerator type, such as v5p-32}" "${VERSION:?runtime version}"
-[ $# -gt 0 ] || { echo 'error: name the command to run on every worker' >&2; exit 2; }
+: "${TPU:?set it to the name of the pod}" "${ZONE:?set it to the zone of the pod}"
+: "${TYPE:?set it to the accelerator type, such as v5p-32}" "${VERSION:?set it to the runtime version}"
+[ $# -gt 0 ] || { echo 'error: pass the command to run on every worker' >&2; exit 2; }
 cd "$(dirname "$0")/.."
 
 tpu() { gcloud compute tpus tpu-vm "$@" --zone="$ZONE"; }
@@ -20,8 +21,8 @@ create() {
 }
 
 set_up() {
-  # Workers run the last commit, without uncommitted changes. TPU images have a Python that is too old, so uv downloads
-  # 3.12, without which pip could only install JAX 0.10: later versions need it.
+  # Workers run the last commit, without uncommitted changes. With the old Python of TPU images, pip could only install
+  # JAX 0.10, so uv downloads Python 3.12, which later versions of JAX need.
   git archive --format=tar.gz -o /tmp/rlhi_jax.tar.gz HEAD &&
     tpu scp /tmp/rlhi_jax.tar.gz "$TPU:~/rlhi_jax.tar.gz" --worker=all &&
     workers 'mkdir -p ~/rlhi_jax && tar xzf ~/rlhi_jax.tar.gz -C ~/rlhi_jax && cd ~/rlhi_jax &&

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The WildChat results: the whole loop on raw conversations with SmolLM2-135M, an hour and a half on two cores.
+# The WildChat results: the whole loop on raw conversations with SmolLM2-135M. Takes 1.5 hours on two cores.
 #   GGUF=FILE RAW=conversations.jsonl bash launch/wildchat.sh [FLAG...]
-# Flags go to every program; for a teacher behind an endpoint, pass
+# Flags are passed to every program. For a teacher behind an endpoint, pass
 #   --config.teacher.path=http://HOST/v1 --config.teacher.model=NAME
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,14 +1,14 @@
-"""Compile the real programs for a TPU topology on a machine without one, and report what they need of each chip.
+"""Compile the real programs for a TPU topology on a machine without a TPU, and report the needs per chip.
 
     python -m rlhi_jax.aot --config=configs/NAME.py --topology=v5p:2x2x4 [--model=CONFIG.json]
 
 Prints one JSON object for each program in `--programs` (train, score, sample): HBM per chip, FLOPs in closed form,
-bytes that one chip sends to others, compile seconds. Exits with status 1 if a program does not fit. `--sweep` compiles
-the train step for every mesh and remat policy instead, and names the best that fits: fewest FLOPs, then fewest bytes
-sent. `--model` is a Hugging Face config.json, to plan for a model that is not on this machine. Needs libtpu
-(`pip install -e '.[aot]'`).
+bytes that each chip sends to others, and compile time in seconds. Exits with status 1 if a program does not fit. With
+`--sweep`, compiles the train step for every mesh and remat policy instead, and prints the best combination that fits:
+the fewest FLOPs, then the fewest bytes sent. `--model` is a Hugging Face config.json, to plan for a model that is not
+on this machine. Needs libtpu (`pip install -e '.[aot]'`).
 
-FLOPs are those of full rows: `config.rows.pairs` trees of one prefix and two replies, with `config.rows.scored` reply
+FLOPs are for full rows: `config.rows.pairs` trees, each with one prefix and two replies, and `config.rows.scored` reply
 tokens in all.
 """
 
@@ -58,18 +58,18 @@ Report = dict[str, Any]
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU topology such as v5p:2x2x4, to compile for.
+    """The devices of a TPU topology such as v5p:2x2x4, for compilation only.
 
     Raises:
       UserError: libtpu is missing or does not know the topology.
     """
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # else libtpu asks the cloud which TPU this machine has
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it only compiles, so other processes may do so too
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # we only compile, so several processes may load it
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
-    except Exception as error:  # libtpu raises unrelated types
+    except Exception as error:  # libtpu raises exceptions of unrelated types
         raise UserError(
-            f'--topology={name} cannot be compiled for ({one_line(error)[:300]}): name one such as v5e:16x16, '
+            f'cannot compile for --topology={name} ({one_line(error)[:300]}): use a topology such as v5e:16x16, '
             "v5p:2x2x4 or v6e:4x4, and install libtpu (pip install -e '.[aot]')"
         ) from None
 
@@ -77,7 +77,9 @@ def topology_devices(name: str) -> list[jax.Device]:
 def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
     """The model to plan for, with the head that the objective trains."""
     if file:
-        spec = spec_from_hf(read_json(Path(file), 'name a config.json of a Hugging Face model', fields=('model_type',)))
+        spec = spec_from_hf(
+            read_json(Path(file), 'use the config.json of a Hugging Face model', fields=('model_type',))
+        )
     else:
         require(config, 'model.path')
         spec = open_model(config.model.path).spec
@@ -85,7 +87,7 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
 
 
 def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
-    """The decoder of train and score, and the number of rows that it takes at once, which the mesh must divide."""
+    """The decoder for train and score, and the number of rows it takes at once, which the mesh must divide."""
     rows = config.train.batch_rows // config.train.accumulate
     check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
     return Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat), rows
@@ -120,7 +122,7 @@ PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]]
 
 
 def row_work(config: ConfigDict) -> Work:
-    """A full row: `config.rows.pairs` trees of one prefix and two replies, every scored slot used.
+    """The work in a full row: `config.rows.pairs` trees of one prefix and two replies, with every scored slot used.
 
     Raises:
       UserError: the replies leave no tokens for a prefix.
@@ -130,16 +132,19 @@ def row_work(config: ConfigDict) -> Work:
     prefix = limits.tokens // limits.pairs - 2 * reply
     if prefix < 1:
         raise UserError(
-            f'config.rows.scored is {limits.scored} of config.rows.tokens {limits.tokens}, which leaves no tokens for '
-            f'prefixes: plan with fewer scored tokens, such as --config.rows.scored={limits.tokens // 2}'
+            f'config.rows.scored is {limits.scored} and config.rows.tokens is {limits.tokens}, which leaves no tokens '
+            f'for prefixes: use fewer scored tokens, such as --config.rows.scored={limits.tokens // 2}'
         )
     tree = shared_prefix(prefix, reply, reply)
     return Work(*(limits.pairs * n for n in dataclasses.astuple(tree)))
 
 
 def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
-    """TFLOPs of one run of a program on all chips, by part; for train also per pair, with one pass of the reference."""
-    if program == 'sample':  # one decode call: it reads the slots' caches whole
+    """TFLOPs of one run of a program on all chips, grouped by part.
+
+    For train, also TFLOPs per pair, including one forward pass of the reference model if the objective uses one.
+    """
+    if program == 'sample':  # one decode call, which reads the slots' whole caches
         how = sampling(config)
         tokens = how.slots * STEPS
         work = Work(tokens, tokens, tokens * (how.prompt_tokens + how.new_tokens))
@@ -157,7 +162,7 @@ def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
 
 
 def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> Report:
-    """Compile one program and measure it; if it does not fit, `fits` is False and `why` quotes the compiler."""
+    """Compile a program and measure it. If the program does not fit, `fits` is False and `why` quotes the compiler."""
     start = time.monotonic()
     report: Report = dict(program=program, mesh=dict(mesh.shape), remat=config.model.remat, chips=mesh.size)
     report |= dict(tflops=flops(program, config, spec))
@@ -172,7 +177,7 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
     memory = compiled.memory_analysis()
     parts = dict(
         arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,  # without those written over arguments
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,  # without outputs written over arguments
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
     )
@@ -186,7 +191,7 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
 
 
 def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Iterator[Report]:
-    """Yield a report of the train step for every mesh that divides model and batch and every remat policy."""
+    """Yield a report on the train step for each remat policy on each mesh that divides the model and the batch."""
     tries = []
     for tensor in (n for n in range(1, spec.num_kv_heads + 1) if len(devices) % n == 0):
         for fsdp in (n for n in range(1, len(devices) // tensor + 1) if len(devices) // tensor % n == 0):
@@ -200,7 +205,7 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
     if not tries:
         raise UserError(
             f'no mesh of {len(devices)} chips divides the model and config.train.batch_rows / config.train.accumulate: '
-            'choose other numbers of rows, or another --topology'
+            'choose another number of rows or another --topology'
         )
     with Progress('sweep', len(tries), unit='compiles') as progress:
         for done, (mesh, remat) in enumerate(tries, start=1):
@@ -211,7 +216,7 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """The report with the fewest FLOPs per pair among those that fit, then with the fewest bytes between chips."""
+    """Of the reports that fit, the one with the fewest FLOPs per pair, then with the fewest bytes between chips."""
     fitting = [report for report in reports if report['fits']]
     return min(fitting, key=lambda r: (r['tflops']['a_pair'], sum(r['collective_gib'].values())), default=None)
 
@@ -222,7 +227,7 @@ def main() -> None:
     require_flags('topology')
     programs = flags.FLAGS.programs.split(',')
     if unknown := set(programs) - PROGRAMS.keys():
-        raise UserError(f'--programs names {min(unknown)!r}: choose from {", ".join(PROGRAMS)}')
+        raise UserError(f'--programs contains {min(unknown)!r}: choose from {", ".join(PROGRAMS)}')
     spec = model_spec(config, flags.FLAGS.model)
     devices = topology_devices(flags.FLAGS.topology)
     common = dict(topology=flags.FLAGS.topology)
@@ -232,7 +237,7 @@ def main() -> None:
             print(json.dumps(common | report), flush=True)
             reports.append(report)
         if (chosen := best(reports)) is None:
-            sys.exit(f'error: nothing fits {flags.FLAGS.topology}: use more chips, or raise config.train.accumulate')
+            sys.exit(f'error: no mesh fits {flags.FLAGS.topology}: use more chips, or raise config.train.accumulate')
         summary = f'{chosen["mesh"]}, {chosen["remat"]}, {chosen["hbm_gib"]["total"]:.1f} GiB'
         print(f'best that fits: {summary}', file=sys.stderr)
         return
@@ -251,7 +256,7 @@ def main() -> None:
 if __name__ == '__main__':
     define_config_flag()
     flags.DEFINE_string('topology', None, 'TPU topology, such as v5p:2x2x4.')
-    flags.DEFINE_string('model', None, 'Hugging Face config.json of the model; without it, config.model.path.')
-    flags.DEFINE_string('programs', 'train,score,sample', 'Which programs to compile.')
+    flags.DEFINE_string('model', None, 'Hugging Face config.json of the model; the default is config.model.path.')
+    flags.DEFINE_string('programs', 'train,score,sample', 'Programs to compile, separated by commas.')
     flags.DEFINE_bool('sweep', False, 'Compile the train step for every mesh and remat policy.')
     run(main)

@@ -4,8 +4,8 @@
         [--persona_in=user|system]
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
 
-Both commands take policies and reward models. The exported chat template accepts `persona` and renders exactly the text
-that training used.
+Both commands accept policies and reward models. The exported chat template accepts `persona` and renders exactly the
+text that training used.
 """
 
 import shutil
@@ -40,23 +40,23 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
     Args:
       source: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.
       to: the folder to write.
-      template: the name of one of our chat layouts, to use instead of the source's template; None keeps that.
+      template: the name of one of our chat layouts, to use instead of the source's template, or None.
       persona_in: where the template places the persona, 'user' or 'system'.
       overwrite: whether to replace a model folder at `to`.
 
     Raises:
-      UserError: the source is missing, damaged or not supported; or `template` is None and the source's chat template
+      UserError: the source is missing, damaged or not supported, or `template` is None and the source's chat template
         is missing or does not keep prefixes stable.
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
-        raise UserError(f'--source={source} is not of the form hf:DIR, hf://OWNER/NAME or gguf:FILE: use one of these')
+        raise UserError(f'--source={source} is not hf:DIR, hf://OWNER/NAME or gguf:FILE: use one of these forms')
     path, origin = Path(name), f'{kind}:{Path(name).name}'
     if on_hub(source):
         downloaded = snapshot(source, 'model', _HUB_FILES, '--source')
         path, origin = downloaded.folder, downloaded.name
     if not path.exists():
-        raise UserError(f'--source={source}: {path} does not exist: name an existing folder or file')
+        raise UserError(f'--source={source}: {path} does not exist: use an existing folder or file')
     if template is not None and template not in layouts():
         raise UserError(f'--template={template} is not one of our layouts: choose one of {", ".join(layouts())}')
     with new_folder(to, overwrite=overwrite) as folder:
@@ -66,7 +66,7 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
             _finish_tokenizer(folder / 'tokenizer', template, persona_in)
             spec, params, tokens = gguf.read_gguf(path)
         else:
-            config = read_json(path / 'config.json', 'name a Hugging Face model folder with --source', fields=())
+            config = read_json(path / 'config.json', 'set --source to a Hugging Face model folder', fields=())
             spec, tokens = hf.spec_from_hf(config), _token_ids(path, config)
             load_tokenizer(path)  # before the copy, so that errors name the source
             _copy_tokenizer(path, folder / 'tokenizer')
@@ -78,12 +78,12 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
 
 
 def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, overwrite: bool = False) -> None:
-    """Write the parameters of a model folder or a run as a Hugging Face folder.
+    """Write a model folder or a run's checkpoint as a Hugging Face folder.
 
     Args:
       checkpoint: the model folder or the run's workdir.
       to: the folder to write.
-      step: a step of the run; None takes the latest.
+      step: a step of the run; None means the latest.
       dtype: the type of the written weights, 'float32' or 'bfloat16'.
       overwrite: whether to replace an earlier export at `to`.
 
@@ -112,14 +112,14 @@ def _host_params(spec: ModelSpec) -> Any:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    read_json(source / 'tokenizer_config.json', 'name a --source that includes its tokenizer', fields=())
+    read_json(source / 'tokenizer_config.json', 'use a --source that includes its tokenizer', fields=())
     for name in (*_TOKENIZER_FILES, 'chat_template.jinja'):
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
 
 
 def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> None:
-    """Leave one chat template in the folder, extended for personas and checked."""
+    """Leave a single chat template in the folder, after extending it for personas and checking it."""
     config = read_json(folder / 'tokenizer_config.json', 'import the model again', fields=())
     jinja = config.pop('chat_template', None)
     if isinstance(jinja, list):  # several named templates
@@ -130,7 +130,7 @@ def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> No
     if template is not None:
         jinja = layouts()[template].read_text(encoding='utf-8')
     if jinja is None:
-        raise UserError(f'--source has no chat template: pass --template=NAME, one of {", ".join(layouts())}')
+        raise UserError(f'--source has no chat template: pass --template=NAME, one of: {", ".join(layouts())}')
     write_json(folder / 'tokenizer_config.json', config)
     extended = extend(jinja, load_tokenizer(folder), special_tokens(folder), placement=persona_in)
     write_bytes(path, extended.encode())
@@ -138,7 +138,10 @@ def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> No
 
 
 def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The ids of bos, eos and pad; generation_config.json goes before config.json, as it lists all ends of a turn."""
+    """The bos, eos and pad token ids.
+
+    generation_config.json takes precedence over config.json, because it lists all tokens that end a turn.
+    """
     path = folder / 'generation_config.json'
     generation = read_json(path, 'fix this file or remove it from --source', fields=()) if path.exists() else {}
     names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
@@ -151,9 +154,9 @@ def _define_flags() -> None:
     flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
     flags.DEFINE_string('persona_in', 'user', 'import: where the template places the persona, user or system.')
     flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
-    flags.DEFINE_integer('step', None, 'export: a step of the run; by default the latest.')
+    flags.DEFINE_integer('step', None, 'export: step of the run; by default, the latest.')
     flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the written weights.')
-    flags.DEFINE_bool('overwrite', False, 'Replace the folder that --to names if it exists.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the folder given by --to if it exists.')
 
 
 def main(command: str) -> None:

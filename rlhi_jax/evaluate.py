@@ -1,10 +1,10 @@
-"""Evaluate a trained model on held-out pairs with the user's own persona, another user's, and none.
+"""Evaluate a trained model on held-out pairs with the user's own persona, another user's persona, and no persona.
 
     python -m rlhi_jax.evaluate --config=configs/NAME.py[:variant] --workdir=DIR [--step=N]
 
-Takes the training run's config and workdir, and `config.eval`. A model that ignores the persona scores the same under
-all three conditions, so their difference measures what the persona contributes. Intervals are 95 %, from a bootstrap
-over users.
+Pass the config and workdir of the training run; `config.eval` has the settings. A model that ignores the persona scores
+the same under all three conditions, so differences between them measure what the persona contributes. Intervals are
+95 % bootstrap intervals over users.
 """
 
 import dataclasses
@@ -48,13 +48,13 @@ Values = dict[str, dict[str, float]]  # pair id -> metric -> value
 def pair_values(
     config: ConfigDict, decoder: Decoder, reader: RowReader, scores: np.ndarray, reference: np.ndarray | None
 ) -> Values:
-    """Loss and metrics of every pair of a plan, by pair id.
+    """Return the loss and metrics of every pair in a plan, keyed by pair id.
 
     Args:
-      config: names the objective and its settings.
-      decoder: its head says what the scores are.
+      config: provides the objective and its settings.
+      decoder: the decoder, whose head determines what the scores are.
       reader: reads the rows of the plan.
-      scores: scores of the rows' replies, [rows, R].
+      scores: scores of the replies in each row, [rows, R].
       reference: log-probabilities of the same replies under the reference, or None.
     """
     values: Values = {}
@@ -78,7 +78,7 @@ def pair_values(
 
 
 def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
-    """Each condition's metrics and the paired differences in accuracy, over the pairs that all conditions have."""
+    """Return each condition's metrics and the paired accuracy differences, over the pairs that all conditions share."""
     shared = set.intersection(*(set(values) for values in by_condition.values()))
     result: dict[str, Any] = dict(pairs=len(shared), users=len({users[pair] for pair in shared}), conditions={})
     for name, values in by_condition.items():
@@ -98,9 +98,9 @@ class HeldOut(NamedTuple):
     """The held-out pairs of an evaluation.
 
     Attributes:
-      shards: the shards that hold them.
-      readers: rows of each persona condition, as the evaluated model reads them.
-      users: the user of each pair, by pair id.
+      shards: the shards that contain the pairs.
+      readers: for each persona condition, reads rows for the evaluated model.
+      users: the user of each pair, keyed by pair id.
     """
 
     shards: Shards
@@ -109,10 +109,10 @@ class HeldOut(NamedTuple):
 
 
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
-    """Score the held-out pairs under each condition; returns what it writes to WORKDIR/evaluation/step-N-data-D.json.
+    """Score the held-out pairs under each condition; return the result, also written to WORKDIR/evaluation.
 
-    Step 0 is the model that training starts from, with a new reward head as training would draw it; None is the latest
-    step.
+    Step 0 is the model that training starts from, with the same new reward head, if any, as training would create. None
+    is the latest step.
 
     Raises:
       UserError: the workdir or the held-out shards are missing, damaged or empty, or the run had other settings.
@@ -122,12 +122,12 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     refuse_another_run(workdir, run_identity(config, initial))
     mesh = make_mesh(config.mesh.to_dict())
     config = config.copy_and_resolve_references()
-    config.model.new_head &= step == 0  # a later step has its head
+    config.model.new_head &= step == 0  # at later steps, the model already has its head
     decoder = make_decoder(config, model)
     check_fit(mesh, decoder.spec, config.eval.batch_rows, 'config.eval.batch_rows')
     held_out = open_held_out(config, model)
     readers = held_out.readers
-    RESIDENT.release()  # a stage of this process may have left its model
+    RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(mesh):
         scores = _score(config, decoder, model, readers, mesh, 'evaluate')
         references: dict[str, np.ndarray | None] = dict.fromkeys(CONDITIONS)
@@ -166,8 +166,8 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
     plans = {name: make_plan(view, template, limits, may_be_empty=True) for name, view in conditions.items()}
     if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
         raise NothingToEvaluate(
-            f'config.eval.shards: none of its pairs fits a row of {limits.tokens} tokens with {limits.scored} of them '
-            'scored: raise config.rows.tokens and config.rows.scored'
+            f'config.eval.shards: no pair fits in a row of {limits.tokens} tokens with {limits.scored} scored tokens: '
+            'raise config.rows.tokens and config.rows.scored'
         )
     readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
     trees = map(shards.__getitem__, conditions['own'].indices)
@@ -175,7 +175,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
 
 def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
-    """The result that `evaluate` wrote for a step with these held-out shards and settings; None if it did not."""
+    """Return the result that `evaluate` wrote for a step with these held-out shards and settings, or None."""
     shards = Shards(Path(config.eval.shards)).digest
     path = workdir / 'evaluation' / evaluation_name(step, shards)
     if not path.exists():
@@ -187,14 +187,14 @@ def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str,
 
 
 def evaluation_name(step: int, shards: str) -> str:
-    """Name of the file in WORKDIR/evaluation for a step and the digest of the held-out shards."""
+    """Return the name of the file in WORKDIR/evaluation for a step and the digest of the held-out shards."""
     return f'step-{step}-data-{shards[:8]}.json'
 
 
 def _score(
     config: ConfigDict, decoder: Decoder, model: ModelFolder, readers: dict[str, RowReader], mesh: Mesh, label: str
 ) -> dict[str, np.ndarray]:
-    """Scores of all replies of each reader's plan, [rows, R]."""
+    """Return the scores of all replies in each reader's plan, [rows, R]."""
     params = load_params(decoder, model, mesh, seed=config.seed)
     scorer = RowScorer(config, decoder, mesh)
     batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}
@@ -223,7 +223,5 @@ def main() -> None:
 
 if __name__ == '__main__':
     define_flags()
-    flags.DEFINE_integer(
-        'step', None, 'Step of the workdir to evaluate, 0 for before training; the latest if not given.'
-    )
+    flags.DEFINE_integer('step', None, 'Step to evaluate; 0: the model before training. Default: the latest step.')
     run(main)

@@ -2,9 +2,9 @@
 
     python -m rlhi_jax.generate --config=configs/NAME.py --prompts=FILE.jsonl --to=REPLIES.jsonl
 
-Each line of the prompts is `{"messages": [{"role", "content"}…], "id", "persona", "system", "samples"}`, where only
-`messages` is required. Each line written is `{"id", "sample", "text", "finished"}`, in the order of the prompts.
-`config.model.path` names the model, and `config.sampler` says how to sample.
+Each line of the prompts file is `{"messages": [{"role", "content"}…], "id", "persona", "system", "samples"}`. Only
+`messages` is required. Each output line is `{"id", "sample", "text", "finished"}`; replies are in the order of the
+prompts. `config.model.path` is the model, and `config.sampler` contains the sampling settings.
 """
 
 import json
@@ -22,13 +22,13 @@ from rlhi_jax.tokenizers.template import Context
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a JSON lines file.
+    """Read the prompts from a JSON lines file.
 
     Raises:
       UserError: the file does not exist, or a line is not a prompt or repeats an id.
     """
     if not path.is_file():
-        raise UserError(f'--prompts={path} does not exist: name a file of JSON lines')
+        raise UserError(f'--prompts={path} does not exist: set it to a JSON lines file')
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:

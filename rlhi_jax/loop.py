@@ -1,15 +1,17 @@
-"""One round of RLHI: conversations in; reward model, policy, evaluation and Hugging Face folders out.
+"""Runs one round of RLHI, from conversations to a reward model, a policy, evaluations and Hugging Face folders.
 
     python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR
 
-Runs the stages of `data_pipelines` and the programs beside this one in order, each into its own folder of the workdir.
-Finished work is kept and interrupted work resumes, so the same command continues from any point. The loop ends in
-WORKDIR/report.json, which it also prints. `config.loop.method` says where the preference pairs come from:
+The loop runs the stages in `data_pipelines` and the programs in this folder in order. Each of them writes its own
+folder in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any point.
+At the end, the loop writes WORKDIR/report.json and prints it. `config.loop.method` says where the preference pairs come
+from:
 
-    rewrites   replies rewritten under users' feedback
-    rewards    best and worst of N sampled replies, scored by a reward model trained on the rewrites
-    both       the two together
-    oracle     best and worst of N by the checkers of simulated users: an upper bound, without a reward model
+    rewrites   replies rewritten in response to users' feedback
+    rewards    the best and worst of N sampled replies, scored by a reward model trained on the rewrites
+    both       rewrites and rewards together
+    oracle     the best and worst of N sampled replies, scored by the simulated users' checkers: an upper bound that
+               needs no reward model
 """
 
 import functools
@@ -62,13 +64,13 @@ from rlhi_jax.training.workdir import refuse_difference
 TIMES = 'times.jsonl'
 CHANGEABLE = (  # settings that may change when a loop resumes
     *('mesh', 'log', 'compilation_cache', 'beam'),
-    # How an endpoint is asked, not what. (Its address may change too; the path of a model folder may not.)
+    # How requests are sent, not what they ask. (An endpoint's address may change too; a model folder's path must not.)
     *('teacher.key_variable', 'teacher.concurrency', 'teacher.timeout', 'teacher.retries'),
     *('teacher.budget', 'teacher.price_in', 'teacher.price_out', 'teacher.cache'),
-    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # the answer to a run that these stopped
-    'ingest.opt_out',  # the ingest stage compares the list itself
+    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # may be changed after one of these stopped the run
+    'ingest.opt_out',  # the ingest stage itself checks whether the list has changed
 )
-IGNORED = {  # settings of single programs, and the setting or folder that the loop uses instead
+IGNORED = {  # settings of single programs, and what the loop uses instead
     'objective': 'config.loop.method',
     'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
     'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
@@ -79,16 +81,16 @@ IGNORED = {  # settings of single programs, and the setting or folder that the l
 
 
 class Stopped(Exception):
-    """Training was asked to stop, and has saved."""
+    """Training was asked to stop and has saved its state."""
 
 
 class Round:
-    """One round in a workdir.
+    """One round of the loop, in a workdir.
 
     Attributes:
-      config: the loop's config, with every stage's folder.
+      config: the loop's config, in which every stage's folder is set.
       workdir: the round's folder.
-      report: results so far, as report.json will hold them.
+      report: the results so far, in the format of report.json.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -97,7 +99,7 @@ class Round:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Append the seconds that a part takes to times.jsonl; a part that is killed leaves no line."""
+        """Append the number of seconds that a part takes to times.jsonl; a part that is killed leaves no line."""
         start = time.monotonic()
         try:
             yield
@@ -106,7 +108,7 @@ class Round:
                 file.write(json.dumps(dict(part=part, seconds=round(time.monotonic() - start, 1))) + '\n')
 
     def make(self, stage: Stage, config: ConfigDict, name: str = '') -> None:
-        """Run a stage, unless its folder is up to date, and report its counts under its name or the given one."""
+        """Run a stage unless its folder is up to date, and report its counts under `name` or the stage's name."""
         name = name or stage.name
         with self.timed(name):
             self.report['funnel'][name] = stage.run(config)
@@ -145,12 +147,12 @@ class Round:
         section = self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
         if has_validation:
             with self.timed(f'{objective}: evaluation'):
-                # A policy's implicit reward is 0 everywhere before training; a reward model's is not.
+                # Before training, a policy's implicit reward is 0 everywhere; a reward model's reward is not.
                 steps = dict(evaluation=saved_steps(folder)[-1]) | (dict(before=0) if objective == 'reward' else {})
                 section |= _evaluations(config, folder, steps)
 
     def judge_satisfaction(self) -> None:
-        """Satisfaction of simulated users with the policy before and after training."""
+        """Measure how satisfied simulated users are with the policy before and after training."""
         policy = self.workdir / METHODS[self.config.loop.method].trains[-1] / 'run'
         folders = {name: self.workdir / 'satisfaction' / name for name in ('before', 'after')}
         try:
@@ -163,7 +165,7 @@ class Round:
             self.report['satisfaction_not_evaluated'] = str(error)
 
     def export(self, objective: str) -> None:
-        """Write the trained model as a Hugging Face folder, unless it is there."""
+        """Write the trained model as a Hugging Face folder, unless that folder exists."""
         folder = self.workdir / objective / 'huggingface'
         with self.timed(f'{objective}: export'):
             if not folder.exists():
@@ -172,10 +174,10 @@ class Round:
 
 
 def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Run the loop, or the part of it that is left; returns the report.
+    """Run the loop, or what remains of it, and return the report.
 
     Raises:
-      UserError: the config is contradictory, or a stage cannot continue.
+      UserError: settings in the config contradict each other, or a stage cannot continue.
       Stopped: training was asked to stop; the same command resumes.
     """
     _check(config)
@@ -201,17 +203,19 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _check(config: ConfigDict) -> None:
-    """Refuse a config whose settings contradict each other, and name the settings that the loop ignores."""
+    """Reject a config whose settings contradict each other, and print which settings the loop ignores."""
     require(config, 'model.path')
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
     if config.loop.oracle_personas and config.loop.method != 'oracle':
         raise UserError(
-            f'config.loop.oracle_personas leaves out conversations, which config.loop.method={config.loop.method!r} '
-            "needs: unset it, or set the method to 'oracle'"
+            f'config.loop.oracle_personas=True skips the conversations that config.loop.method={config.loop.method!r} '
+            "needs: set it to False, or set config.loop.method='oracle'"
         )
     if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
-        raise UserError('config.simulated.users: train and test need users, to learn from and to evaluate on')
+        raise UserError(
+            'config.simulated.users has no users to train on or to evaluate on: set train and test to at least 1'
+        )
     default = base_config()
     for name, instead in IGNORED.items():
         if attrgetter(name)(config) != attrgetter(name)(default):
@@ -219,7 +223,7 @@ def _check(config: ConfigDict) -> None:
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
-    """Refuse a workdir of another config: its stages would contradict each other halfway."""
+    """Reject a workdir that belongs to another config, whose stages would contradict those of this config."""
     settings = config.to_dict()
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
         *sections, key = name.split('.')
@@ -227,15 +231,15 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
     claimed = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
     if path.exists():
-        stored = read_json(path, f'remove {workdir} or name another --workdir', fields=('config', 'model'))
-        refuse_difference(f'--workdir={workdir} holds a loop', stored, claimed)
+        stored = read_json(path, f'remove {workdir} or use another --workdir', fields=('config', 'model'))
+        refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed)
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, claimed)
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dict[str, Any]:
-    """The evaluation of each step under its name; `not_evaluated` says why if the held-out pairs cannot support any."""
+    """Return the evaluation of each step under its name, or the reason in `not_evaluated` if none is possible."""
     try:
         evaluations = {
             name: stored_evaluation(config, folder, step) or evaluate(config, folder, step)
@@ -247,17 +251,19 @@ def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dic
 
 
 def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str]:
-    """Caveats for the report's reader, and where the results are."""
+    """Return caveats for the reader of the report, and the locations of the results."""
     lines = []
     if config.loop.smoke:
-        lines.append('Smoke, not evidence: few users, few steps.')
+        lines.append('This is a smoke test with few users and few steps: its figures are not evidence.')
     if counts := report['funnel'].get('personas'):
         share = counts['turns_with_persona'] / max(counts['turns'], 1)
-        lines.append(f'{share:.0%} of the turns that may be mined have a persona; the other users are not known yet.')
+        lines.append(
+            f'{share:.0%} of the turns that can be mined have a persona; about the other users, nothing is known yet.'
+        )
     if not config.teacher.path and config.loop.method != 'oracle':
         lines.append(
             f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '
-            'run proves the plumbing only. Name a stronger one with config.teacher.path.'
+            'run tests the plumbing only. Set config.teacher.path to a stronger model.'
         )
     lines.append(f'Data card: {workdir}/card/card.md')
     lines.append(f'Models: {workdir}/{{reward,dpo}}/huggingface')
@@ -267,7 +273,7 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
 
 
 def time_spent(workdir: Path) -> dict[str, float]:
-    """Seconds by part of the loop, over all restarts."""
+    """Return the seconds that each part of the loop took, over all restarts."""
     seconds: Counter = Counter()
     for record in load_records(workdir / TIMES):
         seconds[record['part']] += record['seconds']

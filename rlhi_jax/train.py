@@ -2,8 +2,8 @@
 
     python -m rlhi_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.a.b=value]
 
-A run resumes by itself from its newest checkpoint. Its workdir is a model folder, for `convert export`, `evaluate` and
-further runs. `--config.log.profile_steps=N` writes a profile of N steps to WORKDIR/profile.
+A run resumes automatically from its newest checkpoint. Its workdir is a model folder that `convert export`, `evaluate`
+and further runs can use. `--config.log.profile_steps=N` writes a profile of N steps to WORKDIR/profile.
 """
 
 import os
@@ -40,17 +40,17 @@ from rlhi_jax.training.rows import abstract_batch, open_rows
 from rlhi_jax.training.step import TrainState, abstract_state, jit_train_step, make_optimizer
 from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
 
-STOPPED = 75  # exit status after a request to stop, once the run is saved: start it again (EX_TEMPFAIL of sysexits.h)
+STOPPED = 75  # exit status of a run that was asked to stop and is saved; start it again (EX_TEMPFAIL in sysexits.h)
 
 
 class Run(NamedTuple):
-    """A run that was checked and owns its workdir.
+    """A training run that has been checked and owns its workdir.
 
     Attributes:
-      rows: row numbers of each step's batch.
-      reader: rows as the model in training reads them.
-      reference_reader: rows as the reference reads them.
-      reference: cached log-probabilities; None where the objective uses no reference.
+      rows: the row numbers in each step's batch.
+      reader: reads rows for the model being trained.
+      reference_reader: reads rows for the reference.
+      reference: cached log-probabilities; None if the objective uses no reference.
     """
 
     config: ConfigDict
@@ -67,16 +67,16 @@ class Run(NamedTuple):
 
 
 def train(config: ConfigDict, workdir: Path) -> bool:
-    """Run or resume a training run to its end, or to the step at which it is asked to stop.
+    """Start or resume a training run, and continue to its end or until it is asked to stop.
 
     Returns:
       Whether the run is complete.
 
     Raises:
-      UserError: any user error, before long work starts; during training, only a non-finite loss or gradient.
+      UserError: any user error before long work starts; during training, only if the loss or gradient is not finite.
     """
     run = set_up(config, workdir)
-    RESIDENT.release()  # a stage of this process may have left its model
+    RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(run.mesh):
         read = read_with_reference(run)
         state = first_state(run)
@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
 
 
 def set_up(config: ConfigDict, workdir: Path) -> Run:
-    """Open everything that a run needs, check that it fits together, and claim the workdir."""
+    """Open everything that a run needs, check that all parts fit together, and claim the workdir."""
     model = open_model(config.model.path)
     plan, shards, template = open_rows(config, model)
     mesh = make_mesh(config.mesh.to_dict())
@@ -119,7 +119,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
 
 
 def read_with_reference(run: Run) -> Callable[[int], Row]:
-    """The function that reads a row by its number; the reference is computed first, where the objective uses one."""
+    """Return the function that reads a row by number; first compute reference scores if the objective uses them."""
     if run.reference is None:
         return run.reader.__getitem__
     needed = (row for step in range(run.num_steps) for row in run.rows[step])
@@ -128,7 +128,7 @@ def read_with_reference(run: Run) -> Callable[[int], Row]:
 
 
 def first_state(run: Run) -> TrainState:
-    """The state of the newest checkpoint, or that of step 0."""
+    """Return the state in the newest checkpoint, or the state at step 0."""
     optimizer = make_optimizer(run.config.optimizer, run.num_steps)
     abstract = abstract_state(run.decoder, optimizer, run.mesh)
     step = run.checkpoints.latest_step
@@ -145,7 +145,7 @@ def _scalar(value: int, mesh: Mesh) -> jax.Array:
 
 
 def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
-    """Take the steps that are left, log them and save checkpoints; returns the state of the last one."""
+    """Take the remaining steps, log them and save checkpoints; return the state after the last step."""
     config, first_step = run.config, int(state.step)
     sharding = batch_sharding(run.mesh)
     local = local_rows(sharding, config.train.batch_rows)
@@ -179,19 +179,19 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
 
 
 def _compiled_step(run: Run, state: TrainState) -> Callable:
-    """The train step, compiled once: it refuses other shapes and layouts, so no later step can compile again."""
+    """Compile the train step once; it rejects other shapes and layouts, so no later step can trigger a compilation."""
     shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
     return jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes).compile()
 
 
 def _pair_names(run: Run, step: int) -> list[str]:
-    """The ids of the pairs that a step trains on."""
+    """Return the ids of the pairs that a step trains on."""
     plan = run.reader.plan
     return [plan.pair_names[i] for row in run.rows[step] if row >= 0 for i in plan.pair_ids(row)]
 
 
 class _Pending:
-    """Metrics of the step in flight, read once the next step is dispatched, so that the device never waits."""
+    """Metrics of the step in flight, read after the next step is dispatched, so that the device never waits."""
 
     def __init__(self, config: ConfigDict, log: RunLog | None, num_steps: int, first_step: int):
         self._every, self._log, self._last = config.log.every_steps, log, num_steps - 1
@@ -208,11 +208,11 @@ class _Pending:
             return
         step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
         self._metrics = None
-        # Every process reads the same numbers, so all of them stop, and before a checkpoint is saved.
+        # Every process reads the same numbers, so all processes stop here, before a checkpoint is saved.
         if not np.isfinite(values['loss'] + values['gradient_norm']):
             raise UserError(
                 f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '
-                'config.optimizer.learning_rate, or look at the pairs of that step in examples.jsonl'
+                "config.optimizer.learning_rate, or look at that step's pairs in examples.jsonl"
             )
         if self._log is None:
             return
@@ -228,7 +228,7 @@ def main() -> None:
     config = load_config(flags.FLAGS.config)
     require(config, 'model.path', 'data.shards', 'data.rows')
     workdir = workdir_path(flags.FLAGS.workdir)
-    # Threads of a tokenizer would compete with XLA for the cores.
+    # Tokenizer threads would compete with XLA for the cores.
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     processes.start()
     if not train(config, workdir):

@@ -1,24 +1,49 @@
-"""Eight fake CPU devices for tests of meshes; programs that tests start as processes have one, unless they say so."""
+"""Which tests are slow, and eight fake CPU devices for tests of meshes; programs that tests start have one device."""
 
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import jax
+import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # of those programs: libtpu, which is here to compile with, would look for a TPU
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 collect_ignore = ['benchmarks']  # programs, some of another environment
-LONGEST = ('test_loop.py', 'test_smollm2.py', 'test_simulated.py', 'test_aot.py')  # first, so that no worker ends idle
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+# The first start first, so that no worker ends idle.
+LONGEST = ('test_loop.py', 'test_smollm2.py', 'test_golden.py', 'test_meshes.py', 'test_resume.py', 'test_aot.py',
+           'test_endpoint.py', 'test_personas.py')  # fmt: skip
+# `make test` leaves these out and `make test-all` runs them: campaigns of kills, several processes, compilations for
+# TPUs, labels of real data, and what faster tests cover too (test_golden.py runs a loop, and one mesh has all axes).
+# An entry is a file, or a test with or without its parameters. What has the marker real_model is slow as well.
+SLOW = (
+    'test_aot.py',
+    'test_beam.py::test_a_killed_pipeline_goes_on_after_the_parts_that_are_there',
+    'test_endpoint.py',
+    'test_follow_ups.py::test_developer_labels_of_wildchat',
+    'test_hub.py::test_killed_download_resumes_and_is_not_mistaken_for_a_whole_one',
+    'test_ingest.py::test_killed_again_and_again_it_ends_in_the_same_bytes',
+    'test_ingest.py::test_workers_end_with_the_stage',
+    'test_loop.py',
+    'test_meshes.py::test_at_step_0_the_loss_is_log_2[data]',
+    'test_meshes.py::test_at_step_0_the_loss_is_log_2[fsdp]',
+    'test_meshes.py::test_at_step_0_the_loss_is_log_2[one]',
+    'test_meshes.py::test_gradients_and_updates_are_those_of_one_device[data]',
+    'test_meshes.py::test_gradients_and_updates_are_those_of_one_device[fsdp]',
+    'test_profile.py',
+    'test_resume.py::test_killed_ten_times',
+    'test_resume.py::test_two_processes',
+    'test_resume.py::test_two_processes_stop_together',
+    'test_rewrites.py::test_killed_it_ends_in_the_same_bytes',
+    'test_shards.py::test_killed_stage_leaves_no_output',
+)
 
 
 def pytest_configure(config):
-    """What one process compiles no other need compile: tests start hundreds, which run the same few programs."""
+    """Have processes share what JAX compiles: tests start hundreds of them, which run the same few programs."""
+    _check_names()
     if hasattr(config, 'workerinput'):  # of pytest-xdist: it inherits what is set here
         return
     folder = tempfile.mkdtemp(prefix='compiled_')
@@ -26,3 +51,22 @@ def pytest_configure(config):
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
     os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file, test = item.path.name, item.name
+        names = {file, f'{file}::{test}', f'{file}::{test.partition("[")[0]}'}
+        if names.intersection(SLOW) or item.get_closest_marker('real_model'):
+            item.add_marker('slow')
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def _check_names():
+    """Raises UsageError for a name in SLOW or LONGEST that no file or test has: it was renamed."""
+    for entry in (*SLOW, *LONGEST):
+        file, _, test = entry.partition('[')[0].partition('::')
+        path = Path(__file__).with_name(file)
+        if not path.exists() or f'def {test}' not in path.read_text():
+            raise pytest.UsageError(f'tests/conftest.py lists {entry}, which does not exist: give its new name')

@@ -1,8 +1,8 @@
-"""Golden outputs: every stage on a tiny input, reduced to a digest that `golden.json` records with the stage's version.
+"""Run every stage on tiny input and reduce its output to a digest, which `golden.json` stores with the stage's version.
 
-    python tests/golden.py        records the outputs anew, after a stage's version was raised
+    python tests/golden.py        records the digests again, after a stage's version was raised
 
-Floats are rounded, so that another processor or another version of JAX gives the same digest.
+Floats are rounded, so that other processors and JAX versions give the same digests.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.files import digest, read_json, write_json
 
 RECORDED = Path(__file__).with_suffix('.json')
-# The loop leaves these stages' folders in its workdir; `cases` makes those of the others.
+# The folders of these stages are in the workdir of the loop; `cases` makes the folders of all other stages.
 IN_LOOP = {
     'sources.simulated': 'raw',
     'follow_ups': 'follow_ups',
@@ -39,7 +39,7 @@ IN_LOOP = {
     'satisfaction': 'satisfaction/after',
     'card': 'card',
 }
-RAW = [  # (conversation, user, texts): what each filter of ingest drops, changes or keeps
+RAW = [  # (conversation, user, texts): examples that the filters of ingest drop, change or keep
     ('kept', 'ann', ['Why do bees dance?', 'To show the way.', 'Shorter, please.', 'The way.']),
     ('longer', 'ann', ['How deep is the sea?', 'Deep.', 'How deep?', 'Eleven kilometres.']),
     ('shorter', 'ann', ['How deep is the sea?', 'Deep.']),
@@ -55,7 +55,7 @@ RAW = [  # (conversation, user, texts): what each filter of ingest drops, change
 
 
 def stages() -> dict[str, Stage]:
-    """Every stage of the pipeline by name."""
+    """Return every stage of the pipeline, keyed by name."""
     names = [name for _, name, is_package in pkgutil.iter_modules(data_pipelines.__path__) if not is_package]
     return {name: stage for name in (*names, 'sources.simulated') if (stage := stage_named(name))}
 
@@ -67,7 +67,7 @@ def raw_conversation(name: str, user: str, texts: list[str]) -> dict[str, Any]:
 
 
 def run_loop(folder: Path) -> Path:
-    """The loop on a tiny random model, to its end; returns its workdir."""
+    """Run the whole loop on a tiny random model; return the loop's workdir."""
     from test_loop import flags
 
     model = tiny.write_model(folder / 'model', seed=6, spec=tiny.LOOP_SPEC)
@@ -85,7 +85,7 @@ def ingest_config(folder: Path):
 
 
 def cases(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(stage, its finished folder) for every stage."""
+    """Yield the name and the finished folder of every stage."""
     workdir = run_loop(folder)
     for name, place in IN_LOOP.items():
         yield name, workdir / place
@@ -103,7 +103,7 @@ def cases(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _write_candidates(raw: Path, folder: Path) -> None:
-    """Two replies to each simulated prompt, a short and a long one."""
+    """Write two replies to each simulated prompt, a short one and a long one."""
     folder.mkdir()
     texts = ('Bees are nice. ' + 'You may like how bees make honey in a hive, and how they fly. ' * n for n in (1, 2))
     replies = [dict(text=text.strip(), finished=True) for text in texts]
@@ -113,7 +113,7 @@ def _write_candidates(raw: Path, folder: Path) -> None:
 
 
 def outcome(name: str, folder: Path) -> str:
-    """A digest of what a stage wrote: its content, not its bytes."""
+    """Return a digest of what a stage wrote, based on the content rather than the bytes."""
     counts = read_json(folder / 'manifest.json', '')['counts']
     if name == 'shards':
         shards = Shards(folder)
@@ -121,7 +121,7 @@ def outcome(name: str, folder: Path) -> str:
     elif name == 'rows':
         plan, _ = load_plan(folder)
         content = [plan.rows, plan.pair_names]
-    elif name == 'card':  # it names digests of its inputs
+    elif name == 'card':  # lines with backticks contain digests of the inputs
         content = [line for line in (folder / 'card.md').read_text().splitlines() if '`' not in line]
     elif name == 'datasets':
         content = sorted(str(path.relative_to(folder)) for path in folder.rglob('*.array_record*'))
@@ -139,12 +139,14 @@ def _rounded(value: Any) -> Any:
 
 
 def fault(name: str, version: int, output: str, recorded: dict[str, Any]) -> str:
-    """The advice for a stage whose output or version is not the recorded one; '' if both are."""
+    """Return advice for a stage whose output or version differs from the recorded one; '' if neither differs."""
     module = importlib.import_module(f'data_pipelines.{name}').__name__
     if version != recorded['version']:
         return f'the stage {name!r} has a new version: record its output with `python tests/golden.py`'
     if output != recorded['output']:
-        return f'the output of the stage {name!r} has changed: raise its version in {module}, then record it anew'
+        return (
+            f'the output of the stage {name!r} has changed: raise its version in {module}, then record the output again'
+        )
     return ''
 
 

@@ -1,9 +1,9 @@
-"""The loop as a program that kills itself with SIGKILL halfway through one stage; `test_loop` starts it.
+"""Run the loop, but kill this process with SIGKILL halfway through one stage. `test_loop` starts this program.
 
-python tests/killed_loop.py STAGE --config=… --workdir=…    STAGE 'none' runs to the end
+python tests/killed_loop.py STAGE --config=… --workdir=…    with 'none' as STAGE, the loop runs to its end
 
-Its simulated users take every reply as valid and complain about tastes. Otherwise they would only tell a random model
-that it misses the question, and no persona would come from that.
+Here the simulated users accept every reply as valid and complain about tastes. Otherwise they would only tell a random
+model that it misses the question, and those complaints would lead to no persona.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ STAGE_RUN, TRAIN, EXPORT, SAVE = stage.Stage.run, loop.train, loop.export_model,
 
 
 def arm(doomed: str) -> None:
-    """Make this process kill itself in one stage, one training run ('train OBJECTIVE') or the export ('export')."""
+    """Make this process kill itself in a stage, in a training run ('train OBJECTIVE') or in the export ('export')."""
     running = ['']
 
     def die_in(name: str) -> None:
@@ -31,7 +31,7 @@ def arm(doomed: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     class DyingJournal(journal.Journal):
-        """A journal that kills the doomed stage after its third entry."""
+        """A journal that kills the process after the third entry if the doomed stage is running."""
 
         def add(self, key, value):
             super().add(key, value)
@@ -40,7 +40,7 @@ def arm(doomed: str) -> None:
                 die_in(running[0])
 
     def run(self, config, *, overwrite=False):
-        """Run a stage; the doomed one dies before its finished work is put in place, if not earlier."""
+        """Run a stage. The doomed stage dies before its finished folder is put in place, if not earlier."""
 
         def work(task):
             counts = self.work(task)
@@ -55,7 +55,7 @@ def arm(doomed: str) -> None:
         return TRAIN(config, workdir)
 
     def save(self, *args):
-        """Save a checkpoint; the first one of the doomed training is started and never finished."""
+        """Save a checkpoint. The first checkpoint of the doomed training run is started but never finished."""
         SAVE(self, *args)
         die_in(running[0] if running[0].startswith('train') else '')
 

@@ -1,4 +1,4 @@
-"""Data cards: numbers against brute force, and hostile text against a Markdown parser."""
+"""Check data cards: the numbers against brute force, and hostile text with a Markdown parser."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def by_split(records: list[dict]) -> dict[str, int]:
 
 @pytest.fixture
 def run(tmp_path):
-    """The config of a card over folders of every stage that mines pairs, and the records in them by stage."""
+    """A card config with a folder for every stage that mines pairs, and the records in those folders by stage."""
     rng = np.random.default_rng(0)
     users = ['', *(f'u{n}' for n in range(150))]
 
@@ -202,8 +202,8 @@ def test_the_funnel_adds_up_or_says_that_it_does_not(run):
         ('candidates', 'replies'): None,
         ('pairs', 'rewrites and prompts'): False,
     }
-    assert text.count('**Does not add up**') == 1
-    assert '| log-probability gain of a rewrite from the feedback, over mere dislike, in nats |' in text
+    assert text.count('**The counts do not add up**') == 1
+    assert '| gain: nats by which a rewrite is likelier after the feedback than after a generic complaint |' in text
     assert steps['rewrites'][0]['dropped'] == dict(no_feedback=60, no_rewrite_left=8)
     assert steps['rewrites'][1]['dropped'] == dict(rewrite_copy=20, rewrite_refusal=8)
     assert steps['personas'][0]['dropped'] == dict(cut_off=2, deleted=1)
@@ -297,7 +297,7 @@ def test_text_stays_text(text):
 
 
 def test_long_texts_are_cut():
-    assert fenced('x' * 2007).endswith('… and 7 characters more.') and '…' not in fenced('x' * 2000)
+    assert fenced('x' * 2007).endswith('… and 7 more characters.') and '…' not in fenced('x' * 2000)
 
 
 def test_stages_that_were_not_run_are_left_out(run):
@@ -308,10 +308,10 @@ def test_stages_that_were_not_run_are_left_out(run):
     content, text = made(c)
     assert content['left_out'] == ['candidates', 'follow_ups', 'personas', 'rewrites', 'rows', 'shards']
     assert set(content['sections']) == set(content['funnel']) == {'conversations', 'pairs'}
-    assert 'Not run or not named: candidates, follow ups, personas, rewrites, rows, shards.' in text
+    assert 'Stages not run, or not set in the config: candidates, follow ups, personas, rewrites, rows, shards.' in text
     assert content['teacher'] is None
     c.data.conversations = c.data.pairs = ''
-    with pytest.raises(UserError, match='names no finished folder'):
+    with pytest.raises(UserError, match='does not point to the finished folder of any stage'):
         card.STAGE.run(c, overwrite=True)
 
 
@@ -323,7 +323,7 @@ def test_several_folders_of_pairs_are_told_apart(run, tmp_path):
     c.data.pairs = ','.join(str(tmp_path / objective / 'pairs') for objective in ('reward', 'dpo', 'none'))
     content, _ = made(c)
     assert {'reward/pairs', 'dpo/pairs'} < set(content['sections']) and 'none/pairs' in content['left_out']
-    assert content['teacher']['pairs'] == 40  # each once
+    assert content['teacher']['pairs'] == 40  # each pair counts once
 
 
 def test_folders_of_several_kinds_are_told_apart_whatever_they_are_called(tmp_path):

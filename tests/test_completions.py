@@ -124,7 +124,7 @@ def test_a_text_that_failed_while_the_endpoint_was_down_is_asked_again(proxy, tm
     working = task(tmp_path, proxy.url, retries=1)
     assert answers(working, QUESTIONS, lambda question, value: True)['FORBIDDEN'] == ANSWER
     proxy.faults.extend([503, 503, 503])
-    with pytest.raises(UserError, match='status 503: .*check that it runs'):
+    with pytest.raises(UserError, match='status 503: .*check that the server is running'):
         ask(tmp_path / 'other', proxy.url, retries=1)
     assert not tiny.journaled(tmp_path / 'other' / 'work')
 
@@ -158,7 +158,7 @@ def test_fields_that_an_endpoint_does_not_take(provider, proxy, tmp_path, capsys
         assert set(values) == {question.id for question in questions} and all(values.values())
     assert len(proxy.asked) == 3 + 3
     printed = capsys.readouterr().err
-    assert [printed.count(f'does not take {name}') for name in ('seed', 'top_p', 'response_format')] == [1, 1, 1]
+    assert [printed.count(f'does not accept {name}') for name in ('seed', 'top_p', 'response_format')] == [1, 1, 1]
 
 
 def test_users_remarks_stay_between_marks(proxy, tmp_path):
@@ -175,7 +175,7 @@ def test_keys_that_cannot_be_sent(proxy, tmp_path, monkeypatch):
     assert {headers['authorization'] for _, headers in proxy.asked} == {'Bearer secret-7'}
     for key in ('schlüssel', 'secret-7\nsecret-8', 'secret-7\x7f'):
         monkeypatch.setenv('A_KEY', key)
-        with pytest.raises(UserError, match='^environment variable A_KEY .* does not hold a key') as raised:
+        with pytest.raises(UserError, match='^environment variable A_KEY .* does not contain a valid key') as raised:
             ask(tmp_path / 'other', proxy.url, key_variable='A_KEY')
         assert 'secret' not in str(raised.value) and 'schl' not in str(raised.value)
 
@@ -295,5 +295,5 @@ def test_ctrl_c_ends_in_one_line(proxy, tmp_path):
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=30)
     assert child.returncode == 130 and len(tiny.journaled(tmp_path / 'work')) == 1
-    assert err.splitlines()[-1] == 'stopped: finished work is kept, the same command resumes'
+    assert err.splitlines()[-1] == 'stopped: finished work is kept; run the same command to resume'
     assert 'Traceback' not in err and err.count('\n') <= 2, err

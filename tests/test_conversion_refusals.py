@@ -61,7 +61,7 @@ REFUSED_CONFIGS = [
     ({'pretraining_tp': 2}, 'pretraining_tp is 2'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config is'),
-    ({'layer_types': ['full_attention', 'sliding_attention']}, "layer_types names 'sliding_attention'"),
+    ({'layer_types': ['full_attention', 'sliding_attention']}, "layer_types contains 'sliding_attention'"),
     ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rope_scaling.rope_type is 'linear'"),
     ({'rope_scaling': None, 'rope_parameters': {'rope_type': 'yarn'}}, "rope_parameters.rope_type is 'yarn'"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'rope_scaling.low_freq_factor is None'),

@@ -1,4 +1,4 @@
-"""The worked examples of docs/extending.md: their diffs apply, touch few files, and what they add works."""
+"""Check the examples in docs/extending.md: the diffs apply and touch few files, and the additions work."""
 
 import os
 import re
@@ -26,7 +26,7 @@ CHECKS = {
         gap_P, noise = jnp.array([-2.0, 0.3, 5.0]), 0.2
         def loss(gap_P):
             return VARIANTS['robust'](gap_P, beta=0.5, label_smoothing=noise)
-        expected = VARIANTS['sigmoid'](gap_P, beta=0.5, label_smoothing=0.0)  # over flips it is the clean loss
+        expected = VARIANTS['sigmoid'](gap_P, beta=0.5, label_smoothing=0.0)  # the mean over label flips
         assert jnp.allclose((1 - noise) * loss(gap_P) + noise * loss(-gap_P), expected, atol=1e-6)
     """,
     'Persona conditioning': """
@@ -93,7 +93,7 @@ def diff_of(section: str) -> str:
 
 @pytest.fixture(scope='module')
 def extended(tmp_path_factory):
-    """A copy of the repository to which every diff of the page has been applied."""
+    """A copy of the repository with every diff on the page applied."""
     copy = tmp_path_factory.mktemp('extended')
     ignored = shutil.ignore_patterns('__pycache__', 'benchmarks', 'labels')
     for folder in ('rlhi_jax', 'data_pipelines', 'tests'):
@@ -125,7 +125,7 @@ def test_what_an_extension_adds_works(extended, tmp_path, section):
 
 
 def test_the_lists_of_the_extended_copy_know_the_additions(extended):
-    """The config's checks go by the registries, so an addition is accepted without an edit there."""
+    """The config checks read the registries, so they accept additions without being edited."""
     code = """
 import golden
 from rlhi_jax.objectives import OBJECTIVES

@@ -145,10 +145,10 @@ def test_bad_labels_are_refused(tmp_path):
     c = conversations(tmp_path, varied(12))
     path = tmp_path / 'labels.jsonl'
     for lines, message in (
-        (['{'], 'labels.jsonl:1 is not an object'),
+        (['{'], 'labels.jsonl:1 is not a JSON object'),
         ([json.dumps(dict(id='c000/2', label='bad'))], "'bad' is not a label"),
         ([json.dumps(dict(id='c000/2', label=[]))], r'labels.jsonl:1: \[\] is not a label'),
-        (['[' * 10**5], 'labels.jsonl:1 is not an object'),
+        (['[' * 10**5], 'labels.jsonl:1 is not a JSON object'),
         ([json.dumps(dict(id='c000/2', label=FEEDBACK))], '1 of 1 turns'),
     ):
         path.write_text('\n'.join(lines))

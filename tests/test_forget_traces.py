@@ -217,12 +217,12 @@ def test_the_teachers_cache_goes_too(tmp_path):
 
 def test_what_cannot_be_done_is_refused(tmp_path):
     c = settings(tmp_path)
-    with pytest.raises(UserError, match='config.data does not name a folder'):
+    with pytest.raises(UserError, match='config.data does not point to a folder'):
         forget.forget(c, frozenset('u'), None)
     with pytest.raises(UserError, match='--workdir=.*none is not a folder'):
         forget.forget(c, frozenset('u'), str(tmp_path / 'none'))
     for name in ('', ' u', 'u\n', 'u\rv', '\ufeffu', os.fsdecode(b'\xff')):
-        with pytest.raises(UserError, match='--user=.* cannot hold this one'):
+        with pytest.raises(UserError, match='--user=.* cannot be stored in'):
             forget.forget(c, frozenset([name]), str(tmp_path))
     c.ingest.opt_out = ''
     with pytest.raises(UserError, match='config.ingest.opt_out'):

@@ -1,4 +1,4 @@
-"""Stages keep their outputs, or raise their versions; docstrings and moved code change neither."""
+"""Check that a stage's output changes only with its version, and that docstrings and moved code change neither."""
 
 import ast
 import json
@@ -44,7 +44,7 @@ def test_a_changed_filter_asks_for_a_new_version(tmp_path, monkeypatch):
 
 
 def rewrapped(source: str) -> str:
-    """Source code with other docstrings: every word on a line of its own."""
+    """Return source code with other docstrings, in which every word is on its own line."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
@@ -55,7 +55,7 @@ def rewrapped(source: str) -> str:
 
 
 def test_rewrapped_docstrings_make_no_folder_out_of_date(tmp_path, folders):
-    """The whole loop again, by code with other docstrings and without comments: nothing is made again."""
+    """Run the whole loop again with other docstrings and without comments: no folder is made again."""
     from test_loop import flags
 
     for package in ('data_pipelines', 'tests'):

@@ -68,7 +68,8 @@ def test_records_in_another_order_are_refused(tmp_path, names):
     write_records(tmp_path / 'records.jsonl', [dict(id='c0'), dict(id='c1')])
     write_records(paths[0], [dict(id=name) for name in names])
     with pytest.raises(
-        UserError, match='one.jsonl: from conversation .*, its records do not follow .*: run its stage again'
+        UserError,
+        match='one.jsonl: the records from conversation .* onwards are not in the order of .*: rerun the stage',
     ):
         list(side_by_side(c, paths[0]))
 
@@ -76,7 +77,9 @@ def test_records_in_another_order_are_refused(tmp_path, names):
 @pytest.mark.parametrize('users', ['vu', 'uvu', ' u'])
 def test_users_in_another_order_are_refused(tmp_path, users):
     c, *_ = written(tmp_path, [(user.strip(), (), ()) for user in users])
-    with pytest.raises(UserError, match='config.data.conversations: the conversations of user .* run ingest again'):
+    with pytest.raises(
+        UserError, match='config.data.conversations: the conversations are not sorted by user .*: run ingest again'
+    ):
         list(authors(c))
 
 

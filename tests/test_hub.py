@@ -188,8 +188,8 @@ def test_killed_download_resumes_and_is_not_mistaken_for_a_whole_one(hub, wild, 
 
 REFUSED = {
     'hf://own': ('not of the form hf://OWNER/NAME[@REVISION][/PATH]',),
-    'hf://own/none': ('no public dataset own/none', 'correct its name', 'HF_TOKEN'),
-    'hf://own/shut': ('hf://own/shut is gated', 'ask for access', 'HF_TOKEN'),
+    'hf://own/none': ('no public dataset own/none', 'correct the name', 'HF_TOKEN'),
+    'hf://own/shut': ('hf://own/shut is gated', 'request access', 'HF_TOKEN'),
     'hf://own/wild@v9': ('no revision v9', 'a branch, a tag or a commit'),
     'hf://own/wild/none': ('has no file that matches none/*.jsonl',),
 }

@@ -150,7 +150,7 @@ def test_another_users_persona_is_not_ones_own():
 
 
 def test_one_persona_for_all_cannot_be_evaluated():
-    with pytest.raises(UserError, match='no two users in it have different personas'):
+    with pytest.raises(UserError, match='no two users have different personas'):
         views(Trees(tree(f'u{i}', 'the same', f't{i}') for i in range(4)), max_trees=0, seed=0)
 
 

@@ -103,7 +103,7 @@ def test_exit_status(monkeypatch, capfd):
         raise UserError('the file\nis damaged: remove it')
 
     status, _, err = run_here(monkeypatch, capfd, ['program'], interrupted)
-    assert status == 130 and err == 'stopped: finished work is kept, the same command resumes\n'
+    assert status == 130 and err == 'stopped: finished work is kept; run the same command to resume\n'
     assert run_here(monkeypatch, capfd, ['program'], refused) == (2, '', 'error: the file is damaged: remove it\n')
 
 

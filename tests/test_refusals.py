@@ -70,7 +70,7 @@ FLAGS = {
     'rows are shards': (['--config.data.rows={made}/shards'], 'shards', 'data_pipelines.rows'),
     'shards are rows': (['--config.data.shards={made}/rows'], 'rows', 'data_pipelines.shards'),
     'no reward head': (['--config.objective=reward'], "'reward' head", 'config.model.new_head=True'),
-    'new head on a policy': (['--config.model.new_head=True'], 'config.model.new_head', 'unset it'),
+    'new head on a policy': (['--config.model.new_head=True'], 'config.model.new_head', 'set it to False'),
     'other capacities': (['--config.rows.tokens=1024'], 'other capacities', 'config.rows', 'data_pipelines.rows'),
     'mesh product': (['--config.mesh.data=3', '--config.mesh.fsdp=1'], 'config.mesh', 'devices'),
     'mesh of two free axes': (['--config.mesh.data=-1'], 'config.mesh', 'at most one may be -1'),
@@ -152,7 +152,10 @@ def test_empty_shards(made, tmp_path, refusal):
 def test_model_without_checkpoints(made, tmp_path, refusal):
     shutil.copytree(made / 'model', tmp_path / 'model', ignore=shutil.ignore_patterns('params'))
     words(
-        refusal(f'--config.model.path={tmp_path / "model"}'), str(tmp_path / 'model'), 'no checkpoint', 'train further'
+        refusal(f'--config.model.path={tmp_path / "model"}'),
+        str(tmp_path / 'model'),
+        'no checkpoint',
+        'continue',
     )
 
 
@@ -163,7 +166,7 @@ def test_damaged_parameters(made, tmp_path, refusal):
     largest.write_bytes(largest.read_bytes()[:100])
     left = ['checkpoints', 'model.json', 'run.json', 'tokenizer']
     model = f'--config.model.path={tmp_path / "model"}'
-    words(refusal(model, left=left), str(tmp_path / 'model' / 'params'), 'import the model or train it again')
+    words(refusal(model, left=left), str(tmp_path / 'model' / 'params'), 'import or train the model again')
     words(refusal(model, '--config.ref_sees_persona=False', left=left), 'config.ref_sees_persona', '--workdir')
     words(refusal(model, '--config.seed=1', left=left), 'config.seed', '--workdir')
     (tmp_path / 'run' / 'run.json').write_text('{')
@@ -172,8 +175,8 @@ def test_damaged_parameters(made, tmp_path, refusal):
 
 def test_new_head_on_a_reward_model(rewards, refusal):
     flags = [f'--config.model.path={rewards}', '--config.objective=reward', '--config.model.new_head=True']
-    words(refusal(*flags), 'config.model.new_head', 'already', 'unset it')
-    words(refusal(f'--config.model.path={rewards}'), "'lm' head", 'name another config.model.path')
+    words(refusal(*flags), 'config.model.new_head', 'already', 'set it to False')
+    words(refusal(f'--config.model.path={rewards}'), "'lm' head", 'set config.model.path to another model')
 
 
 def test_reference_of_another_model(made, tmp_path, refusal):

@@ -1,4 +1,4 @@
-"""The layout of the packages: programs at the top, rooms below, and who may import whom."""
+"""Check the layout of the packages: programs at the top, folders below, and which module may import which."""
 
 import ast
 import graphlib
@@ -12,7 +12,7 @@ import tiny
 PACKAGES = ('rlhi_jax', 'data_pipelines')
 FILES = sorted(path.relative_to(tiny.ROOT) for package in PACKAGES for path in tiny.ROOT.glob(f'{package}/**/*.py'))
 PROGRAMS = [path for path in FILES if len(path.parts) == 2 and path.name != '__init__.py']
-# Programs in rooms: what `python -m` starts there.
+# Programs inside folders, which `python -m` also starts.
 PROGRAMS_IN_ROOMS = [path for path in FILES if len(path.parts) > 2 and "__name__ == '__main__'" in path.read_text()]
 CONDUCTOR = Path('rlhi_jax/loop.py')
 
@@ -22,7 +22,7 @@ def module(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of the modules of this project that a file imports, inside functions too."""
+    """Return the full names of this project's modules that a file imports, including imports inside functions."""
     names = set()
     for node in ast.walk(ast.parse((tiny.ROOT / path).read_text())):
         if isinstance(node, ast.Import):
@@ -34,7 +34,7 @@ def imports(path: Path) -> set[str]:
 
 
 def room(path_or_module: Path | str) -> str:
-    """The folder of a module: `rlhi_jax.io`; a program is a room of its own."""
+    """Return the folder of a module, such as `rlhi_jax.io`. A program counts as its own folder."""
     name = path_or_module if isinstance(path_or_module, str) else module(path_or_module)
     return '.'.join(name.split('.')[:2])
 
@@ -43,10 +43,10 @@ def room(path_or_module: Path | str) -> str:
 def test_a_file_at_the_top_is_a_program(path):
     tree = ast.parse((tiny.ROOT / path).read_text())
     entry = [node for node in tree.body if isinstance(node, ast.If) and '__main__' in ast.unparse(node.test)]
-    assert len(entry) == 1, f'{path} cannot be run: move what programs share into a folder'
+    assert len(entry) == 1, f'{path} cannot be run: move code that programs share into a folder'
     defines_main = any(isinstance(node, ast.FunctionDef) and node.name == 'main' for node in tree.body)
     assert defines_main or 'STAGE.main()' in ast.unparse(entry[0])
-    assert f'python -m {module(path)}' in ast.get_docstring(tree), 'its docstring shows the command'
+    assert f'python -m {module(path)}' in ast.get_docstring(tree), 'the docstring must show the command'
 
 
 @pytest.mark.parametrize('path', [path for path in FILES if path.name == '__init__.py'], ids=str)
@@ -58,7 +58,7 @@ def test_a_folder_says_its_one_job_in_a_line(path):
 def test_nothing_imports_a_program():
     programs = {module(path) for path in (*PROGRAMS, *PROGRAMS_IN_ROOMS)}
     guilty = {str(path): found for path in FILES if path != CONDUCTOR and (found := imports(path) & programs)}
-    assert not guilty, 'only the conductor, rlhi_jax/loop.py, runs programs'
+    assert not guilty, 'only the conductor, rlhi_jax/loop.py, may import programs'
 
 
 def test_rooms_import_each_other_in_no_circle():
@@ -66,12 +66,12 @@ def test_rooms_import_each_other_in_no_circle():
     for path in FILES:
         rooms = {room(name) for name in imports(path)} - {room(path), *PACKAGES}
         graph.setdefault(room(path), set()).update(rooms)
-    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which shows the circle
 
 
 @pytest.mark.parametrize('path', [path for path in FILES if path.parts[0] == 'rlhi_jax'], ids=str)
 def test_the_library_stands_alone(path):
-    """It imports itself only; the conductor also runs the stages."""
+    """The library imports nothing else from this repository, except that the conductor also runs the stages."""
     foreign = {'configs', 'tests', 'launch'} | (set() if path == CONDUCTOR else {'data_pipelines'})
     tree = ast.walk(ast.parse((tiny.ROOT / path).read_text()))
     names = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
@@ -92,7 +92,7 @@ def test_config_knows_no_jax():
 
 @pytest.mark.parametrize('path', FILES, ids=str)
 def test_nothing_outgrows_the_head(path):
-    """At most 400 lines a file and 60 a function; tables of data may be longer."""
+    """A file has at most 400 lines and a function at most 60. Tables of data may be longer."""
     lines, tree = (tiny.ROOT / path).read_text().splitlines(), ast.parse((tiny.ROOT / path).read_text())
     tables = sum(
         node.end_lineno - node.lineno

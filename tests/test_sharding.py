@@ -68,7 +68,7 @@ def test_every_dimension_must_be_named():
         layout()
     with pytest.raises(ValueError, match='the parameter layer/kernel does not name each of its axes'):
         layout('embed')
-    with pytest.raises(ValueError, match='name one axis per dimension'):
+    with pytest.raises(ValueError, match='pass one axis per dimension'):
         constrain(jnp.zeros((4, 8)), ('batch',))
 
 

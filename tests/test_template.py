@@ -215,10 +215,10 @@ def test_scored_tokens_are_content_and_end_of_turn(name, content, persona):
     [
         (MISTRAL_V3, 'inst', 'does not keep prefixes stable .*--template=NAME.*chatml, inst, llama3'),
         (QWEN3, 'qwen25', "does not keep prefixes stable .*rewrites a message such as '<think>a</think>b'.*--template"),
-        (NO_SYSTEM + SMOLLM2, 'smollm2', 'refuses the turns system > user .*System role not supported.*--template'),
+        (NO_SYSTEM + SMOLLM2, 'smollm2', 'rejects the turns system > user .*System role not supported.*--template'),
         (SMOLLM2.replace('{% endfor %}', ''), 'smollm2', 'not valid Jinja .*fix chat_template.jinja'),
-        (SMOLLM2 + '{{ messages[9].content.x }}', 'smollm2', 'refuses the turns'),
-        (SMOLLM2 + '{{ 1 + "a" }}', 'smollm2', 'refuses the turns'),
+        (SMOLLM2 + '{{ messages[9].content.x }}', 'smollm2', 'rejects the turns'),
+        (SMOLLM2 + '{{ 1 + "a" }}', 'smollm2', 'rejects the turns'),
         (SMOLLM2.replace("message['content'] +", "message['content'] | upper +"), 'smollm2', 'rewrites a message'),
         (SMOLLM2.replace('in messages %}', "in messages %}{{ messages | length }}"), 'smollm2', 'prefixes stable'),
     ],

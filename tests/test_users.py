@@ -41,7 +41,7 @@ def test_users_are_keys_that_only_the_salt_explains(tmp_path):
     (tmp_path / 'link').symlink_to(tmp_path / 'runs')
     for inside in ('runs/salt', 'other/../runs/salt', 'link/salt'):
         c.ingest.salt = str(tmp_path / inside)
-        with pytest.raises(UserError, match='keep it elsewhere'):
+        with pytest.raises(UserError, match='store the salt elsewhere'):
             ingest.STAGE.run(c, overwrite=True)
     for other in ('raw.jsonl', 'salts'):
         c.ingest.salt = str(tmp_path / other)

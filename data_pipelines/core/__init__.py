@@ -1,1 +1,1 @@
-"""What every stage is built from: stages, journals, records, turns, and histories of users."""
+"""Building blocks of every stage: the `Stage` class, journals, records, turns and user histories."""

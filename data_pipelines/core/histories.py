@@ -1,4 +1,4 @@
-"""Conversations beside the records that other stages wrote about them: one by one, or all of one author together."""
+"""Read conversations together with the records that other stages wrote about them, one by one or author by author."""
 
 import itertools
 import json
@@ -17,12 +17,12 @@ from rlhi_jax.io.progress import Progress
 
 
 def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversation, list[list[Record]]]]:
-    """Each conversation with its records from each of the other files; every file is read once.
+    """Yield each conversation with its records from each of the other files. Every file is read once.
 
-    The other files' ids are turn ids, and their conversations come in the order of `config.data.conversations`.
+    The ids in the other files are turn ids. Their records must be in the order of `config.data.conversations`.
 
     Raises:
-      UserError: a file has records of an unknown conversation, or in another order.
+      UserError: a file has records from an unknown conversation, or its records are in another order.
     """
     conversations = input_folder(config, 'conversations') / RECORDS
     groups = [itertools.groupby(stream_records(path), lambda record: conversation_of(record['id'])) for path in others]
@@ -43,8 +43,8 @@ def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversati
     for path, head in zip(others, heads, strict=True):
         if head:
             raise UserError(
-                f'{path}: from conversation {head[0]!r} on, its records do not follow config.data.conversations '
-                f'({conversations}): run its stage again'
+                f'{path}: the records from conversation {head[0]!r} onwards are not in the order of '
+                f'config.data.conversations ({conversations}): rerun the stage that wrote the file'
             )
 
 
@@ -53,8 +53,8 @@ class Author(NamedTuple):
 
     Attributes:
       user_id: '' if the author is unknown.
-      conversations: theirs by id, in order of time.
-      records: the records about those conversations, one list for each file that was read beside them.
+      conversations: the author's conversations, keyed by id, oldest first.
+      records: the records about those conversations, one list for each of the other files.
     """
 
     user_id: str
@@ -62,24 +62,24 @@ class Author(NamedTuple):
     records: list[list[Record]]
 
     def text_before(self, remark: Remark) -> str:
-        """The text of the conversation before the turn of a remark or claim."""
+        """Return the text of the conversation before the turn that a remark or claim was taken from."""
         messages = self.conversations[remark['conversation']]['messages'][: remark['turn_index']]
         return '\n'.join(message['content'] for message in messages)
 
 
 def authors(config: ConfigDict, *others: Path) -> Iterator[Author]:
-    """Every author of the conversations, with the records of the other files about them.
+    """Yield every author of the conversations, with the records about the author from the other files.
 
     Raises:
-      UserError: the conversations are not in the order of users, in which ingest writes them.
+      UserError: the conversations are not sorted by user, as `ingest` writes them.
     """
     last = (False, '')
     pairs = side_by_side(config, *others)
     for (nameless, user, _), group in itertools.groupby(pairs, lambda pair: _author_key(pair[0])):
         if (nameless, user) < last:
             raise UserError(
-                f'config.data.conversations: the conversations of user {user!r} are not next to each other, in the '
-                'order of users: run ingest again'
+                f'config.data.conversations: the conversations are not sorted by user (see user {user!r}): run ingest '
+                'again'
             )
         last = (nameless, user)
         conversations: dict[str, Conversation] = {}
@@ -92,6 +92,6 @@ def authors(config: ConfigDict, *others: Path) -> Iterator[Author]:
 
 
 def _author_key(conversation: Conversation) -> tuple[bool, str, str]:
-    """Identifies a conversation's author; sorts known users before unknown ones."""
+    """Return a key that identifies a conversation's author and sorts known users before unknown ones."""
     user = conversation['user_id']
     return not user, user, '' if user else conversation['id']

@@ -1,4 +1,4 @@
-"""Finished folders of earlier stages, as the config names them."""
+"""Find and read the finished folders of earlier stages that the config points to."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,12 @@ from rlhi_jax.config import require
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import file_digest, read_json
 
-_STAGES = dict(conversations='ingest', scores='oracle_scores', raw='sources.simulated')  # others have their key's name
+# All other keys have the same name as their stage.
+_STAGES = dict(conversations='ingest', scores='oracle_scores', raw='sources.simulated')
 
 
 def stage_of(key: str) -> str:
-    """The name of the stage that writes the folder `config.data.KEY`.
+    """Return the name of the stage that writes the folder `config.data.KEY`.
 
     >>> stage_of('conversations'), stage_of('rewrites')
     ('ingest', 'rewrites')
@@ -24,7 +25,7 @@ def stage_of(key: str) -> str:
 
 
 def input_folder(config: ConfigDict, key: str) -> Path:
-    """The finished folder of an earlier stage that `config.data.KEY` names.
+    """Return the finished folder of an earlier stage, given its key in `config.data`.
 
     Raises:
       UserError: the key is empty, or the folder is not finished or belongs to another stage.
@@ -38,16 +39,16 @@ def input_folder(config: ConfigDict, key: str) -> Path:
     made_by = read_json(folder / 'manifest.json', f'run the stage {stage!r} again', fields=()).get('stage', stage)
     if made_by != stage:
         raise UserError(
-            f'config.data.{key}: {folder} was made by the stage {made_by!r}, not by {stage!r}: name another folder'
+            f'config.data.{key}: {folder} was made by the stage {made_by!r}, not by {stage!r}: set it to another folder'
         )
     return folder
 
 
 def read_records(config: ConfigDict, key: str) -> Iterator[Record]:
-    """The records of the finished folder `config.data.KEY`."""
+    """Yield the records in the finished folder `config.data.KEY`."""
     return stream_records(input_folder(config, key) / RECORDS)
 
 
 def input_digest(config: ConfigDict, key: str) -> str:
-    """The sha256 of the records of the finished folder `config.data.KEY`."""
+    """Return the sha256 of records.jsonl in the finished folder `config.data.KEY`."""
     return file_digest(input_folder(config, key) / RECORDS)

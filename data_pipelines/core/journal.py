@@ -1,4 +1,4 @@
-"""Journals: results of long work by key, on disk as soon as they exist, so that a killed run repeats nothing."""
+"""Journals store each result of long work on disk as soon as it exists, so that a killed run repeats nothing."""
 
 import json
 import sqlite3
@@ -10,29 +10,29 @@ from rlhi_jax.io.files import digest
 
 
 def output_name(folder: Path) -> str:
-    """The name of an output folder, given the folder or its temporary twin."""
+    """Return the name of an output folder, given that folder or its temporary twin."""
     return folder.name.removeprefix('.').removesuffix('.tmp')
 
 
 def work_folder(folder: Path) -> Path:
-    """The folder for unfinished work of a stage that writes `folder` (or its temporary twin)."""
+    """Return the folder for a stage's unfinished work, given the stage's output folder or its temporary twin."""
     folder = folder.resolve()
     return folder.with_name(f'.{output_name(folder)}.journal')
 
 
 def journal_name(made_from: Any) -> str:
-    """The file name of a journal: work with other settings has another journal, and neither discards the other."""
+    """Return a journal's file name. Runs with different settings use separate journals."""
     return f'{digest(made_from)[:16]}.sqlite'
 
 
 class Journal:
-    """An SQLite file of results. An entry is on disk once it is added, and in memory only while it is read.
+    """An SQLite file of results. Each entry is on disk as soon as it is added, and in memory only while it is read.
 
-    Keys are anything that JSON can write, such as ('reply', 'c1/2', 0). A file that is not a journal, or belongs to
-    other work, is discarded.
+    A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). A file that is not a journal, or that
+    belongs to other work, is discarded.
 
     Raises:
-      UserError: the file cannot be opened now, though it may be intact.
+      UserError: the file cannot be opened at the moment, although it may be intact.
     """
 
     def __init__(self, path: Path, made_from: Any):
@@ -59,11 +59,11 @@ class Journal:
         return json.loads(row[0])
 
     def add(self, key: Any, value: Any) -> None:
-        """Add one result; it is on disk when this returns."""
+        """Add one result, which is on disk when the method returns."""
         self._file.execute('INSERT INTO results VALUES (?, ?)', (json.dumps(key), json.dumps(value)))
 
     def total(self, field: str) -> int:
-        """The sum of a field over all results that are JSON objects."""
+        """Return the sum of a field over all results that are JSON objects."""
         objects = "CASE WHEN json_valid(value) THEN json_type(value) END = 'object'"  # SQLite rejects NaN as JSON
         return int(
             self._file.execute(f'SELECT total(value ->> ?) FROM results WHERE {objects}', (field,)).fetchone()[0]
@@ -74,11 +74,14 @@ class Journal:
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
-    """An SQLite file and the digests of the work it belongs to: one, or none if it is new or not a journal."""
+    """Open an SQLite file. Return the connection, and a list with the digest of the work that the file belongs to.
+
+    The list is empty if the file is new or is not a journal.
+    """
     try:
         file = sqlite3.connect(path, isolation_level=None)
         try:
-            file.execute('PRAGMA journal_mode = TRUNCATE')  # unlike WAL, it works on shared file systems
+            file.execute('PRAGMA journal_mode = TRUNCATE')  # unlike WAL, this works on shared file systems
             file.execute('PRAGMA synchronous = FULL')  # every entry is synced to disk
             file.execute('CREATE TABLE IF NOT EXISTS work (identity TEXT)')
             file.execute('CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)')
@@ -90,6 +93,6 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
             return file, []
     except sqlite3.OperationalError as error:
         raise UserError(
-            f'{path} cannot be opened ({error}): check that no other process has it open and that the disk is sound, '
-            'then run again'
+            f'{path} cannot be opened ({error}): check that no other process is using the file and that the disk is '
+            'healthy, then run again'
         ) from None

@@ -1,4 +1,4 @@
-"""Blocks and passes: few items at once, and one model at a time, are in memory."""
+"""Process items in blocks and passes, so that memory contains only a few items and one model at a time."""
 
 import functools
 import heapq
@@ -11,22 +11,22 @@ T = TypeVar('T')
 
 
 def in_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items in order; the last may be shorter."""
+    """Yield lists of `size` items, in order. The last list may be shorter."""
     items = iter(items)
     while block := list(itertools.islice(items, size)):
         yield block
 
 
 def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:
-    """Send items through several steps, each of which asks a model and writes its answers to the journal.
+    """Send items through several steps, each of which asks a model and writes the model's answers to the journal.
 
-    Every item completes a step before any item enters the next, so one model is in memory at a time, and never all
-    items. In a later pass, earlier steps read their answers from the journal. The source is read to its end before the
-    first step, so bad input is found before a model is asked.
+    Every item completes a step before any item enters the next step. So memory never contains all items, nor more than
+    one model. In later passes, the earlier steps read their answers from the journal. The source is read to its end
+    before the first step, so bad input is found before any model is asked.
 
     Args:
-      source: source(counts) yields the items for the first step; it is called once for each pass.
-      steps: step(items, counts) yields items for the next step.
+      source: source(counts) yields the items for the first step. It is called once per pass.
+      steps: each step(items, counts) yields the items for the next step.
       counts: receives the counts of the last pass.
     """
     for number in range(len(steps)):
@@ -37,11 +37,11 @@ def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable
 def at_most(
     most: int, source: Callable[[Counter], Iterator[T]], rank: Callable[[T], Any], counted: str
 ) -> Callable[[Counter], Iterator[T]]:
-    """A source of at most `most` items of another source (0: all), in that source's order.
+    """Return a source that yields at most `most` items of another source (0: all items), in their original order.
 
     Args:
-      rank: the items with the lowest ranks are chosen; ranks are distinct.
-      counted: the count of items that were not chosen.
+      rank: a function that ranks an item. The items with the lowest ranks are chosen; no two items have the same rank.
+      counted: the name of the count of items that were not chosen.
     """
     if not most:
         return source

@@ -1,4 +1,4 @@
-"""Files of records: JSON lines, written whole or not at all and read one record at a time."""
+"""Record files: JSON lines that are written whole or not at all, and read one record at a time."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,18 +12,18 @@ RECORDS = 'records.jsonl'
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write a whole file of records, or nothing."""
+    """Write a record file, whole or not at all."""
     with new_file(path) as file:
         file.writelines(map(as_line, records))
 
 
 def as_line(record: Record) -> bytes:
-    """A record as one line of a file."""
+    """Return a record as one line of a record file."""
     return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b'\n'
 
 
 def stream_records(path: Path) -> Iterator[Record]:
-    """The records of a file, one at a time.
+    """Yield the records of a file, one at a time.
 
     Raises:
       UserError: a line is damaged.
@@ -40,5 +40,5 @@ def stream_records(path: Path) -> Iterator[Record]:
 
 
 def load_records(path: Path) -> list[Record]:
-    """All records of a file that fits in memory."""
+    """Return all records of a file, which must fit in memory."""
     return list(stream_records(path))

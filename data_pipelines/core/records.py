@@ -1,44 +1,45 @@
-"""Records that cross files: one typed definition each, as JSON lines hold them.
+"""Types of the records that stages exchange as JSON lines.
 
-Ids are text. A turn's id is CONVERSATION/TURN_INDEX (`data_pipelines.core.turns`), a pair's is TURN and, after a blank,
-its kind. Times are ISO 8601 in UTC, so that text order is time order; '' where the data gives none.
+Ids are text. A turn's id is CONVERSATION/TURN_INDEX (see `data_pipelines.core.turns`). A pair's id is its turn's id, a
+space and the pair's kind. Times are ISO 8601 in UTC, so sorting them as text sorts them by time. A time that the data
+does not give is ''.
 """
 
 from typing import Any, NotRequired, TypedDict
 
-Record = dict[str, Any]  # a record of any kind, for code that only moves records
+Record = dict[str, Any]  # for code that handles records of any kind
 
 SPLITS = ('train', 'validation', 'test')
-MINED_SPLITS = ('train', 'validation')  # rewrites and pairs come from these; the test split is for evaluation alone
+MINED_SPLITS = ('train', 'validation')  # rewrites and pairs come from these splits; the test split is for evaluation
 
 
 class Message(TypedDict):
     """One turn of a conversation."""
 
-    role: str  # 'user' or 'assistant', in turn; the first is the user's
-    content: str  # without outer white space, never empty
+    role: str  # 'user' or 'assistant', alternating; the first message is the user's
+    content: str  # never empty, without leading or trailing white space
 
 
 class Conversation(TypedDict):
-    """One conversation of one user, as `ingest` keeps it (records.jsonl of `config.data.conversations`)."""
+    """One conversation of one user, as `ingest` stores it (records.jsonl in `config.data.conversations`)."""
 
     id: str
     user_id: str  # '' if the user is unknown
-    began: str  # time of the first turn or its reply
-    ended: str  # time of the last turn or its reply
-    language: str  # as the data names it; '' if it does not
+    began: str  # time of the first user turn, or of its reply
+    ended: str  # time of the last user turn, or of its reply
+    language: str  # as stated in the data; '' if not stated
     split: str  # one of SPLITS
-    cluster: str  # conversations with nearly the same opening, or of one user, share it
-    system: str  # system text before the first turn; '' for none
+    cluster: str  # the same for conversations with nearly the same opening or from the same user
+    system: str  # system text before the first turn; '' if there is none
     messages: list[Message]
 
 
 class FollowUp(TypedDict):
-    """A user turn after a reply with its label, as `follow_ups` judges it."""
+    """A user turn that follows a reply, with the label that the stage `follow_ups` gave the turn."""
 
-    id: str  # of the turn
-    conversation: str  # id of its conversation
-    turn_index: int  # of the turn among the conversation's messages: 2, 4, …
+    id: str  # turn id
+    conversation: str  # id of the conversation that contains the turn
+    turn_index: int  # index of the turn among the conversation's messages: 2, 4, …
     user_id: str
     split: str
     request: str  # the user turn before the reply
@@ -47,37 +48,37 @@ class FollowUp(TypedDict):
     label: str  # one of `data_pipelines.labelling.labels.LABELS`
     confidence: float  # probability of the label, from 0 to 1
     quote: str  # words of the turn that support the label
-    mined: bool  # feedback that is confident enough for rewrites and personas
+    mined: bool  # whether it is feedback with enough confidence for rewrites and personas
 
 
 class Remark(TypedDict):
-    """A feedback turn from which a claim about its author may be made."""
+    """A feedback turn that may lead to a claim about its author."""
 
-    id: str  # of the turn
+    id: str  # turn id
     user_id: str
     conversation: str
     turn_index: int
-    said_at: str  # time at which the conversation ended, the only one known for the turn
-    quote: str  # opening of the turn, word for word
+    said_at: str  # when the conversation ended; the turn's own time is not known
+    quote: str  # opening of the turn, verbatim
     edited: bool  # whether a person reworded the claim (`python -m data_pipelines.persona_store edit`)
 
 
 class Claim(Remark):
-    """One sentence about what a user likes (claims.jsonl of `config.data.personas`)."""
+    """One sentence about what a user likes (claims.jsonl in `config.data.personas`)."""
 
     text: str
 
 
 class PersonaVersion(TypedDict):
-    """The claims that hold from one conversation on."""
+    """The claims that are valid from one conversation onwards."""
 
-    since: str  # id of the conversation
-    at: str  # time at which it ended
-    claims: list[str]  # ids, oldest first
+    since: str  # id of that conversation
+    at: str  # when that conversation ended
+    claims: list[str]  # claim ids, oldest first
 
 
 class UserPersona(TypedDict):
-    """A user's persona after their whole history (users.jsonl of `config.data.personas`)."""
+    """A user's persona after their whole history (users.jsonl in `config.data.personas`)."""
 
     user_id: str
     persona: str  # '' if nothing is known
@@ -85,54 +86,54 @@ class UserPersona(TypedDict):
 
 
 class TurnPersona(TypedDict):
-    """The persona at one user turn, from strictly earlier turns (records.jsonl of `config.data.personas`)."""
+    """The persona at one user turn, based only on earlier turns (records.jsonl in `config.data.personas`)."""
 
-    id: str  # of the turn
+    id: str  # turn id
     persona: str  # '' if nothing was known
 
 
 class Rewrite(TypedDict):
-    """A reply written again under a user's feedback (records.jsonl of `config.data.rewrites`)."""
+    """A reply rewritten according to a user's feedback (records.jsonl in `config.data.rewrites`)."""
 
-    id: str  # of the feedback's turn
+    id: str  # id of the feedback turn
     split: str
     user_id: str
-    persona: str  # of the request's author at that turn
-    messages: list[Message]  # up to the request
+    persona: str  # persona of the request's author at the time of the request
+    messages: list[Message]  # the conversation, ending with the request
     feedback: str
     original: str  # the reply to improve
     rewrite: str
-    gain: float  # nats by which the feedback raises the rewrite's log-probability, over mere dislike
+    gain: float  # how many nats more likely the rewrite is after the feedback than after a generic complaint
 
 
 class SampledReply(TypedDict):
-    """A reply drawn from the policy."""
+    """A reply sampled from the policy."""
 
     text: str
     finished: bool  # False if it was cut off at `config.sampler.new_tokens`
 
 
 class Candidate(TypedDict):
-    """A request with its sampled replies (records.jsonl of `config.data.candidates`)."""
+    """A request with its sampled replies (records.jsonl in `config.data.candidates`)."""
 
-    id: str  # of the request's turn, or of the prompt
+    id: str  # turn id of the request, or id of the prompt
     split: str
     user_id: str
     persona: str
-    messages: list[Message]  # up to the request
+    messages: list[Message]  # the conversation, ending with the request
     replies: list[SampledReply]
-    scores: NotRequired[list[float | None]]  # rewards of the replies; None for one that fits no row
+    scores: NotRequired[list[float | None]]  # rewards of the replies; None for a reply that fits no row
 
 
 class CandidateScores(TypedDict):
-    """Scores of a request's replies by something other than the reward model (`config.data.scores`)."""
+    """Scores that something other than the reward model gave a request's replies (`config.data.scores`)."""
 
     id: str
     scores: list[float | None]
 
 
 class PreferenceRecord(TypedDict):
-    """A preference pair (SPLIT.jsonl of `config.data.pairs`); TRL reads the last three fields as they are."""
+    """A preference pair (SPLIT.jsonl in `config.data.pairs`). TRL reads the last three fields as they are."""
 
     id: str
     conversation: str
@@ -145,14 +146,14 @@ class PreferenceRecord(TypedDict):
 
 
 class SimulatedUser(TypedDict):
-    """A simulated user and their tastes (users.jsonl of the simulator): for evaluation alone."""
+    """A simulated user and their tastes (the simulator's users.jsonl), for evaluation only."""
 
     id: str
-    user_id: NotRequired[str]  # as conversations name the user
+    user_id: NotRequired[str]  # the user's id in conversations
     split: str
     tastes: dict[str, str]  # taste → side
-    flips: str  # the taste that changes sides halfway through the history; '' for none
-    depends: str  # the taste that holds for one kind of request only; '' for none
+    flips: str  # the taste that changes sides halfway through the history; '' if none does
+    depends: str  # the taste that applies to one kind of request only; '' if none does
 
 
 class PromptRecord(TypedDict):
@@ -166,15 +167,15 @@ class PromptRecord(TypedDict):
 
 
 class SatisfactionRecord(TypedDict):
-    """A reply to a simulated user under a persona condition, checked (records.jsonl of `config.data.satisfaction`)."""
+    """A checked reply to a simulated user under one persona condition (records.jsonl in `config.data.satisfaction`)."""
 
-    id: str  # of the prompt
+    id: str  # prompt id
     user_id: str
     condition: str  # own, other or empty
     persona: str
     request: str
     text: str
     finished: bool
-    valid: bool  # whether the reply can satisfy anybody
-    satisfaction: float  # share of the user's tastes that a valid reply meets, from 0 to 1
-    met: dict[str, float]  # the same by taste
+    valid: bool  # whether the reply could satisfy any user
+    satisfaction: float  # fraction of the user's tastes that the reply satisfies, from 0 to 1; 0 if it is invalid
+    met: dict[str, float]  # the same for each taste

@@ -1,7 +1,7 @@
-"""Stages by name, without a list of them: the module `data_pipelines.NAME` defines the stage NAME.
+"""Find a stage by its name, without a list of stages: the module `data_pipelines.NAME` defines the stage NAME.
 
-The data card and `forget` meet folders of any stage. They ask the stage itself how to treat its folder, so a new stage
-edits neither of them.
+The data card and `forget` handle folders of any stage. They ask each stage how to treat its folder, so neither of them
+needs an edit when a stage is added.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from data_pipelines.core.stage import Stage
 
 
 def stage_named(name: str) -> Stage | None:
-    """The stage that a manifest names; None if another program wrote the manifest.
+    """Return the stage with the name in a manifest, or None if another program wrote the manifest.
 
     >>> stage_named('pairs').output, stage_named('head_labels')
     ('data.pairs', None)
@@ -19,7 +19,7 @@ def stage_named(name: str) -> Stage | None:
     module = f'data_pipelines.{name}'
     try:
         known = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a name that is not a module's
+    except (ImportError, ValueError):  # not a valid module name
         known = False
     stage = getattr(importlib.import_module(module), 'STAGE', None) if known else None
     return stage if isinstance(stage, Stage) else None

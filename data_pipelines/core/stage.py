@@ -1,7 +1,7 @@
-"""Stages and tasks: a stage makes an output folder, which appears whole or not at all.
+"""Stages and tasks. A stage makes an output folder, which appears whole or not at all.
 
-Stages read records in order and write them as they go. At most one block of text, or one user's history, is in memory;
-for the whole run only counters, user ids and ids of what is chosen are kept.
+Stages read and write records one after another. Memory contains at most one block of text, or one user's history, at a
+time. Only counters, user ids and the ids of chosen items are in memory for the whole run.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from rlhi_jax.cli.program import define_config_flag, load_config, run
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import HeldFolder, new_folder, read_json, settle_if_free, write_json
 
-KEPT = 'kept'  # stands for all counts of kept items
+KEPT = 'kept'  # stands for the sum of all counts of kept items
 
 
 class Task:
@@ -32,10 +32,10 @@ class Task:
 
     Attributes:
       config: the settings.
-      folder: the folder to write into; it becomes the output folder once the work is done.
-      made_from: all that the output depends on, as the manifest will hold it.
+      folder: the folder to write into, which becomes the output folder once the work is done.
+      made_from: everything that the output depends on, as stored in the manifest.
       stage: the stage's name.
-      learned: how an endpoint wants its requests, learned from its first refusals.
+      learned: changes to request fields that an endpoint demanded when it rejected earlier requests.
     """
 
     def __init__(self, config: ConfigDict, folder: Path, made_from: Any, stage: str):
@@ -49,39 +49,39 @@ class Task:
 
     @functools.cached_property
     def journal(self) -> Journal:
-        """Answers that this process, or a killed one with the same settings, has obtained so far."""
+        """The answers obtained so far by this process, or by a killed one with the same settings."""
         return Journal(work_folder(self.folder) / journal_name(self.made_from), self.made_from)
 
     def write(self, records: Iterable[Record], counts: Counter) -> dict[str, int]:
-        """Write records.jsonl, then the manifest; returns the counts."""
+        """Write records.jsonl and then the manifest; return the counts."""
         write_records(self.folder / RECORDS, records)
         return self.write_manifest(counts)
 
     def write_manifest(self, counts: Counter, **more: Any) -> dict[str, int]:
-        """Write manifest.json with fields beside the usual ones; returns the counts, sorted by name."""
+        """Write manifest.json, including any extra fields; return the counts, sorted by name."""
         counts = dict(sorted(counts.items()))
         write_json(self.folder / 'manifest.json', self.manifest(counts, **more))
         return counts
 
     def manifest(self, counts: Mapping[str, int], **more: Any) -> dict[str, Any]:
-        """The manifest's content: the stage, what the output was made from, and the counts."""
+        """Return the manifest's content: the stage, what the output was made from, and the counts."""
         return dict(more, stage=self.stage, made_from=self.made_from, counts=counts)
 
     def close(self) -> None:
-        """Close the journal if it was opened: an open file occupies the disk even after it is removed."""
+        """Close the journal if it was opened, because an open file takes up disk space even after its removal."""
         if 'journal' in vars(self):
             self.journal.close()
 
 
 class Step(NamedTuple):
-    """Counts of one unit, for the data card to add up.
+    """The counts of one kind of item, which the data card adds up.
 
-    A count belongs to the step with the longest matching prefix.
+    A count of dropped items belongs to the step with the longest matching prefix.
 
     Attributes:
-      unit: what is counted, in the plural.
-      read: names of the counts of items read; none if the stage does not count them.
-      dropped: prefixes of the counts of dropped items.
+      unit: the kind of item, in the plural.
+      read: names of the counts of items read; empty if the stage does not count the items it reads.
+      dropped: prefixes of the names of the counts of dropped items.
     """
 
     unit: str
@@ -94,21 +94,25 @@ class Stage:
     """One stage of the pipeline: how its folder is made, and how the data card and `forget` treat the folder.
 
     Attributes:
-      name: the stage's name, as in its manifest; the module `data_pipelines.NAME` defines it.
-      version: raised whenever the same input and settings would give another output. `tests/test_golden.py` holds every
-        stage to it.
-      work: writes the files of a task's folder, with a manifest, and returns its counts.
-      output: the config key that names the output folder, such as 'data.shards'.
-      identity: digests of the inputs and settings that the output depends on. A finished folder with the same identity
-        and version is up to date.
-      check: raises UserError for a manifest that the config does not accept, on a new folder and on a finished one.
-      files: record files by name, with the count that their number of lines must equal (KEPT: all that was kept).
-      contents: counts of what the folder holds outside record files, by the name of the count that each must equal.
-      digests: digests, beside those of its files, by which later stages know the folder.
-      steps: the counts that must add up; without any, the data card leaves the stage out.
-      summary: statistics for the data card, from the folder's records and manifest.
-      forgetting: what forgetting a user does to the folder: its records are 'rewritten' without them, or the folder is
-        'removed' for the stage to make again.
+      name: the stage's name, as in its manifest. The module `data_pipelines.NAME` defines the stage.
+      version: a number that is raised whenever the same input and settings would give a different output.
+        `tests/test_golden.py` checks this for every stage.
+      work: a function that writes the files of a task's folder, including the manifest, and returns the counts.
+      output: the config key of the output folder, such as 'data.shards'.
+      identity: a function that returns the digests of the inputs, and the settings, that the output depends on. A
+        finished folder with the same identity and version is up to date.
+      check: a function that raises UserError if the config does not accept a manifest. It runs on new and on finished
+        folders.
+      files: for each record file, the name of the count that its number of lines must equal. KEPT stands for the sum
+        of all counts of kept items.
+      contents: a function that counts what a folder contains outside record files, keyed by the name of the count that
+        each number must equal.
+      digests: a function that returns more digests, besides those of the folder's files, by which later stages identify
+        the folder.
+      steps: the counts that must add up. The data card leaves out a stage without steps.
+      summary: a function that computes statistics for the data card from the folder's records and manifest.
+      forgetting: how a user is forgotten: 'rewritten' if the folder's records are rewritten without that user, or
+        'removed' if the folder is removed and the stage has to make it again.
     """
 
     name: str
@@ -125,7 +129,7 @@ class Stage:
     forgetting: Literal['rewritten', 'removed'] = 'rewritten'
 
     def run(self, config: ConfigDict, *, overwrite: bool = False) -> dict[str, int]:
-        """Make the output folder unless it is up to date; returns its counts.
+        """Make the output folder unless it is up to date; return its counts.
 
         Raises:
           UserError: the folder was made from other input, settings or code and `overwrite` is false, or the work cannot
@@ -133,7 +137,7 @@ class Stage:
         """
         section, key = self.output.split('.')
         if not config[section][key]:
-            raise UserError(f'config.{self.output} is empty: name the folder to write')
+            raise UserError(f'config.{self.output} is empty: set it to the folder to write')
         folder = Path(config[section][key])
         settle_if_free(folder)
         made_from = self.made_from(config)
@@ -146,10 +150,10 @@ class Stage:
                 return manifest['counts']
             raise UserError(
                 f'config.{self.output}: {folder} was made from other input or settings, or by another version of the '
-                f'stage: remove or rename it, or run the stage {self.name!r} as a program with --overwrite'
+                f'stage: remove or rename the folder, or run the stage {self.name!r} with --overwrite'
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
-            temporary.chmod(0o700)  # users' texts are for the folder's owner alone
+            temporary.chmod(0o700)  # only the folder's owner may read user text
             with contextlib.closing(Task(config, temporary, made_from, self.name)) as task:
                 counts = self.work(task)
             self.check(config, read_json(temporary / 'manifest.json', ''))
@@ -158,7 +162,7 @@ class Stage:
         return counts
 
     def made_from(self, config: ConfigDict) -> dict[str, Any]:
-        """All that the output depends on, as the manifest holds it: the identity and the stage's version."""
+        """Return all that the output depends on, as stored in the manifest: the identity and the stage's version."""
         return self.identity(config) | dict(version=self.version)
 
     def main(self) -> None:

@@ -1,8 +1,8 @@
-"""Turn ids, and the way between messages and turns.
+"""Turn ids, and conversion between messages and turns.
 
-A turn's id is CONVERSATION/TURN_INDEX, where the index counts messages from 0: user turns are even, replies odd. A
-pair's id is TURN and, after a blank, its kind. Conversation ids come from the data and may contain anything, even
-slashes, so the other ids are read from their ends.
+A turn's id is CONVERSATION/TURN_INDEX. The index counts messages from 0, so user turns have even indices and replies
+have odd ones. A pair's id is its turn's id, a space and the pair's kind. Conversation ids come from the data and may
+contain anything, even slashes, so turn ids and pair ids are parsed from the end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ def turn_id(conversation: str, turn_index: int) -> str:
 
 
 def conversation_of(turn: str) -> str:
-    """The id of a turn's conversation.
+    """Return the conversation id in a turn id.
 
     >>> conversation_of('c/2/4')
     'c/2'
@@ -28,7 +28,7 @@ def conversation_of(turn: str) -> str:
 
 
 def index_of(turn: str) -> int:
-    """The index of a turn in its conversation.
+    """Return the turn index in a turn id.
 
     >>> index_of('c/2/4')
     4
@@ -41,7 +41,7 @@ def pair_id(turn: str, kind: str) -> str:
 
 
 def turn_of(pair: str) -> str:
-    """The id of a pair's turn; any other id as it is.
+    """Return the turn id in a pair id. Any other id is returned unchanged.
 
     >>> turn_of('c/2 best/worst'), turn_of('c/2')
     ('c/2', 'c/2')
@@ -51,7 +51,7 @@ def turn_of(pair: str) -> str:
 
 
 def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:
-    """Indices of the user turns of a conversation, from an even index on.
+    """Return the indices of a conversation's user turns, starting from `first`, which must be even.
 
     >>> list(user_turn_indices([{}] * 5)), list(user_turn_indices([{}] * 5, first=2))
     ([0, 2, 4], [2, 4])
@@ -60,7 +60,7 @@ def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:
 
 
 def request_index(feedback_index: int) -> int:
-    """The index of the request whose reply a feedback turn is about.
+    """Return the index of the request whose reply a feedback turn is about.
 
     >>> request_index(4)
     2
@@ -69,7 +69,7 @@ def request_index(feedback_index: int) -> int:
 
 
 def exchange_number(turn_index: int) -> int:
-    """How many exchanges (a user turn and its reply) come before a turn.
+    """Return how many exchanges (a user turn and its reply) come before a turn.
 
     >>> exchange_number(0), exchange_number(4)
     (0, 2)
@@ -78,7 +78,7 @@ def exchange_number(turn_index: int) -> int:
 
 
 def to_turns(messages: Iterable[Mapping[str, str]]) -> tuple[Turn, ...]:
-    """(role, content) of each message.
+    """Return the (role, content) of each message.
 
     >>> to_turns([dict(role='user', content='Why?')])
     (('user', 'Why?'),)
@@ -87,7 +87,7 @@ def to_turns(messages: Iterable[Mapping[str, str]]) -> tuple[Turn, ...]:
 
 
 def to_messages(turns: Iterable[Turn]) -> list[Message]:
-    """Turns as records hold them.
+    """Return turns in the form in which records store them.
 
     >>> to_messages([('user', 'Why?')])
     [{'role': 'user', 'content': 'Why?'}]

@@ -1,1 +1,1 @@
-"""Labels of follow-up turns, given by the teacher or by a trained head."""
+"""Labels follow-up turns with the teacher or with a trained head."""

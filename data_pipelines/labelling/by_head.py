@@ -1,7 +1,7 @@
-"""Labels of follow-ups by a small trained head: three thousand turns a second on one core, without a teacher.
+"""Labels follow-ups with a small trained head, at three thousand turns per second on one core and without a teacher.
 
-The head is a logistic regression on three kinds of features of a turn: hashed words and characters, its first words,
-and relations to the request and the reply before it. Words are hashed, so a head contains no text of its users.
+The head is a logistic regression on three kinds of features: a turn's hashed words and characters, its first words, and
+its relations to the request and the reply before it. Words are hashed, so a head contains no user text.
 """
 
 import functools
@@ -23,11 +23,11 @@ from data_pipelines.labelling.labels import Judgement, UserTurn, judge, opening,
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import file_digest, read_json, write_json
 
-STRENGTH = 3.0  # inverse of the penalty
-RELATION_WEIGHT = 0.1  # of one standard deviation of a relation, against words of unit length
-BEGINNING = 4  # words
-WIDTH = 2**17  # of each kind of hash
-BLOCK = 2000  # turns whose features exist at once
+STRENGTH = 3.0  # inverse regularization strength
+RELATION_WEIGHT = 0.1  # weight of one standard deviation of a relation, relative to word features of unit length
+BEGINNING = 4  # number of words in a turn's beginning
+WIDTH = 2**17  # number of hash buckets for each kind of feature
+BLOCK = 2000  # turns whose features are in memory at the same time
 HEAD = 'head.safetensors'
 
 _REMEDY = 'train a head with `python -m data_pipelines.head_labels`'
@@ -35,7 +35,7 @@ _REMEDY = 'train a head with `python -m data_pipelines.head_labels`'
 
 @functools.cache
 def _hashers() -> tuple[HashingVectorizer, ...]:
-    """Hashers of words and pairs of words, of 2 to 4 characters within a word, and of the first words."""
+    """Return hashers for words and word pairs, for runs of 2 to 4 characters within a word, and for the first words."""
     common = dict(n_features=WIDTH, alternate_sign=False, norm=None)
     return (
         HashingVectorizer(ngram_range=(1, 2), token_pattern=r'\w+', **common),
@@ -45,7 +45,7 @@ def _hashers() -> tuple[HashingVectorizer, ...]:
 
 
 def _beginnings(text: str) -> list[str]:
-    """The first word, the first two, and so on: a turn's beginning says more than which words it contains.
+    """Return the first word, the first two words, and so on; a turn's beginning is more telling than its set of words.
 
     >>> _beginnings('No, make it short, please.')
     ['no', 'no make', 'no make it', 'no make it short']
@@ -55,12 +55,12 @@ def _beginnings(text: str) -> list[str]:
 
 
 def hashed(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
-    """Counts of words, characters and beginnings, [texts, 3 * WIDTH]."""
+    """Return counts of words, characters and beginnings, with shape [texts, 3 * WIDTH]."""
     return scipy.sparse.hstack([hasher.transform(texts) for hasher in _hashers()], format='csr')
 
 
 def relations(turn: UserTurn) -> list[float]:
-    """Features of a turn's relation to the request and the reply before it."""
+    """Return features of how a turn relates to the request and the reply before it."""
     words, of_request, of_reply = (_words(text) for text in (turn.text, turn.request, turn.reply))
     return [
         *(np.log1p(len(text)) for text in (turn.text, turn.request, turn.reply)),
@@ -79,10 +79,10 @@ def _words(text: str) -> set[str]:
 
 
 class Head:
-    """Gives p(label) of a turn, from weights on hashed text (idf-weighted, unit length per kind) and on relations.
+    """Computes p(label) for a turn from hashed text (idf-weighted, unit length for each kind) and relations.
 
     Attributes:
-      labels: the labels that it distinguishes, in the order of its probabilities.
+      labels: the labels that the head distinguishes, in the order of its probabilities.
     """
 
     def __init__(self, labels: Sequence[str], weights: dict[str, np.ndarray]):
@@ -91,15 +91,15 @@ class Head:
 
     @classmethod
     def fit(cls, turns: Sequence[UserTurn], labels: Sequence[str]) -> 'Head':
-        """A head fitted to labelled turns, for the labels that occur, which must be at least two."""
+        """Fit a head to labelled turns. It distinguishes the labels that occur, which must be at least two."""
         counts, related = hashed([opening(turn) for turn in turns]), np.array([relations(turn) for turn in turns])
         idf = np.concatenate([TfidfTransformer().fit(part).idf_ for part in _by_kind(counts)])
         weights = dict(idf=idf, mean=related.mean(0), scale=related.std(0) + 1e-6)
         features = cls((), weights)._features(counts, related)
-        seen = np.flatnonzero(features.getnnz(axis=0) > 1)  # a feature of one turn alone does not generalize
+        seen = np.flatnonzero(features.getnnz(axis=0) > 1)  # a feature of only one turn does not generalize
         model = LogisticRegression(C=STRENGTH, max_iter=2000, class_weight='balanced').fit(features[:, seen], labels)
         coef, bias = model.coef_, model.intercept_
-        if len(model.classes_) == 2:  # scikit-learn then keeps only the weights of the second against the first
+        if len(model.classes_) == 2:  # scikit-learn then stores only the second label's weights relative to the first
             coef, bias = np.concatenate([-coef, coef]) / 2, np.concatenate([-bias, bias]) / 2
         weights |= dict(coef=np.zeros((len(bias), features.shape[1])), bias=bias)
         weights['coef'][:, seen] = coef
@@ -110,18 +110,18 @@ class Head:
         """Read a head that `save` wrote.
 
         Raises:
-          UserError: the folder does not hold a head, or the head is incomplete or from another version.
+          UserError: the folder does not contain a head, or the head is incomplete or from another version.
         """
         manifest = _manifest(folder)
         if not (folder / HEAD).is_file() or file_digest(folder / HEAD) != manifest['weights']:
             raise UserError(f'{folder / HEAD} is missing or corrupt: {_REMEDY}')
         weights = load_file(folder / HEAD)
         if len(weights['idf']) != WIDTH * len(_hashers()):
-            raise UserError(f'{folder} holds a head of another version, which reads turns differently: {_REMEDY}')
+            raise UserError(f'{folder} contains a head from another version, with other features: {_REMEDY}')
         return cls(manifest['labels'], weights)
 
     def save(self, folder: Path, **about: Any) -> None:
-        """Write the head into a folder, with a manifest that also has the fields `about`."""
+        """Write the head to a folder, with a manifest that includes the fields `about`."""
         save_file(self._weights, folder / HEAD)
         weights = file_digest(folder / HEAD)
         write_json(folder / 'manifest.json', dict(about, stage='head_labels', labels=self.labels, weights=weights))
@@ -132,16 +132,16 @@ class Head:
         return scipy.sparse.hstack([*words, scipy.sparse.csr_matrix(scaled)], format='csr')
 
     def probabilities(self, turns: Sequence[UserTurn]) -> np.ndarray:
-        """p(label) of each turn, [turns, labels]."""
+        """Return p(label) for each turn, with shape [turns, labels]."""
         return self._probabilities([opening(turn) for turn in turns], np.array(list(map(relations, turns))))
 
     def _probabilities(self, texts: Sequence[str], related: np.ndarray) -> np.ndarray:
-        """p(label) of texts from turns with these relations, [texts, labels]."""
+        """Return p(label) for texts whose turns have these relations, with shape [texts, labels]."""
         features = self._features(hashed(texts), related)
         return softmax(features @ self._weights['coef'].T + self._weights['bias'], axis=1)
 
     def judge(self, turns: Sequence[UserTurn]) -> dict[str, Judgement]:
-        """Each turn's judgement by its id."""
+        """Return the judgements of turns, keyed by turn id."""
         judgements = {}
         for block in in_blocks(turns, BLOCK):
             related, openings = np.array(list(map(relations, block))), [opening(turn) for turn in block]
@@ -163,10 +163,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def head_digest(folder: Path) -> str:
-    """Identifies the head in a folder.
+    """Return a digest that identifies the head in a folder.
 
     Raises:
-      UserError: the folder does not hold a head.
+      UserError: the folder does not contain a head.
     """
     _manifest(folder)
     return file_digest(folder / 'manifest.json')

@@ -1,11 +1,11 @@
-"""Labels of follow-ups by the teacher.
+"""Labels follow-ups with the teacher.
 
-A local teacher is not asked for a label. For each label it sees what users say in that case, and the label under which
-it finds the turn most likely wins (a noisy channel, arXiv 2108.04106, which suits small models); all labels have equal
-priors. The prompts contain no text of the conversation, so no user can steer the teacher, and one tree per label scores
-many turns.
+A local teacher is not asked for a label. Instead, the teacher reads one prompt for each label, which describes what
+users say in that case. The label whose prompt makes the turn most likely wins. This is a noisy channel (arXiv
+2108.04106), which suits small models. All labels have equal priors. The prompts contain no conversation text, so no
+user can steer the teacher, and one tree per label scores many turns.
 
-An endpoint is asked for JSON: a label, its confidence, and a quote, which must be words of the turn.
+An endpoint is asked for JSON with a label, a confidence and a quote, which must be words from the turn.
 """
 
 import re
@@ -23,9 +23,9 @@ from data_pipelines.teacher.prompts import render, render_turns
 from rlhi_jax.io.files import digest
 from rlhi_jax.scoring.candidates import Candidates
 
-PIECES = 32  # texts that one tree scores
+PIECES = 32  # texts scored by one tree
 _UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'  # Thai to Khmer, kana, Chinese
-_WORD = re.compile(rf'[{_UNSPACED}]|[^\W{_UNSPACED}]+')  # one letter, in scripts without spaces
+_WORD = re.compile(rf'[{_UNSPACED}]|[^\W{_UNSPACED}]+')  # in scripts without spaces, each letter is a word
 ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
     type='object',
     properties=dict(
@@ -39,7 +39,7 @@ ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
 
 
 def by_likelihood(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | None]:
-    """Each turn's judgement by its id, from a local teacher; None for a turn longer than a row."""
+    """Return a local teacher's judgements, keyed by turn id; None for a turn that is longer than a row."""
     texts = pieces(turns)
     blocks = {digest(block): block for block in in_blocks(texts, PIECES)}
     questions = [
@@ -63,7 +63,7 @@ def by_likelihood(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement 
 
 
 def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
-    """p(label | turn) from log p(turn | label) in nats, in the order of LABELS; None if a score is missing.
+    """Compute p(label | turn) from log p(turn | label) in nats, in the order of LABELS; None if a score is missing.
 
     >>> {label: round(p, 2) for label, p in posterior([-2.0, -9.0, -9.0, -2.0, -9.0, -9.0, -9.0]).items() if p > 0.1}
     {'reattempt_with_feedback': 0.5, 'new_request': 0.5}
@@ -74,7 +74,7 @@ def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def by_answer(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | None]:
-    """Each turn's judgement by its id, from an endpoint; None for a turn without a valid answer."""
+    """Return an endpoint's judgements, keyed by turn id; None for a turn without a valid answer."""
     by_id = {turn.id: turn for turn in turns}
     questions = [
         Question(turn.id, (('user', render('label_follow_up', labels=LABELS, turn=turn)),), ANSWER) for turn in turns
@@ -84,7 +84,7 @@ def by_answer(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | No
 
 
 def quotes(quote: str, text: str) -> bool:
-    """Whether a text contains a quote with at least one of its whole words; any quote, if the text has no words.
+    """Whether a quote is in a text and includes one of its whole words; any quote counts if the text has no words.
 
     >>> quotes('Too long', 'Too long!'), quotes('To', 'Too long!'), quotes('!', 'Too long!'), quotes('?', '??')
     (True, False, False, True)

@@ -1,4 +1,4 @@
-"""Cross-validation of heads: each turn is judged by a head that saw no turn of its group."""
+"""Cross-validates heads: each turn is judged by a head that was fitted without turns from the same group."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def folds(groups: Sequence[str], *, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """FOLDS pairs of indices: turns to fit a head on, and turns of other groups to test it on.
+    """Return FOLDS pairs of index arrays: turns to fit a head on, and turns from other groups to test the head on.
 
     Args:
-      groups: each turn's group, of which there must be at least FOLDS.
+      groups: the group of each turn. There must be at least FOLDS distinct groups.
     """
     return list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(groups, groups=groups))
 
@@ -26,7 +26,7 @@ def folds(groups: Sequence[str], *, seed: int = 0) -> list[tuple[np.ndarray, np.
 def held_out_probabilities(
     turns: Sequence[UserTurn], labels: Sequence[str], groups: Sequence[str], *, seed: int = 0
 ) -> tuple[list[str], np.ndarray]:
-    """The labels that occur, sorted, and p(label) of each turn by a head that saw no turn of its group."""
+    """Return the sorted labels, and p(label) for each turn from a head fitted without turns from the same group."""
     names = sorted(set(labels))
     probabilities = np.zeros((len(turns), len(names)))
     for fit, test in folds(groups, seed=seed):
@@ -37,11 +37,12 @@ def held_out_probabilities(
 
 
 def cross_validated(turns: Sequence[UserTurn], labels: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
-    """Measures heads on turns of groups that they have not seen.
+    """Measure heads on turns from groups that the heads have not seen.
 
     Returns:
-      turns; macro_f1 over all labels; auc and average_precision of FEEDBACK against the rest; and mining: for each
-      threshold of the confidence, how many turns would be mined, with which precision (None if none) and recall.
+      `turns`, the number of turns; `macro_f1` over all labels; `auc` and `average_precision` for FEEDBACK against all
+      other labels; and `mining`, which says for each confidence threshold how many turns would be mined, and with what
+      precision (None if no turn is mined) and recall.
     """
     names, probabilities = held_out_probabilities(turns, labels, groups)
     predicted = [names[best] for best in probabilities.argmax(axis=1)]

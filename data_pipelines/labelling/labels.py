@@ -1,4 +1,4 @@
-"""Labels of a user's turn after a reply, and what all labellers of such turns share."""
+"""The labels for a user turn after a reply, and the code that all labellers share."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
     'positive_feedback': 'is content with the reply, and asks for nothing else',
     'other': 'does none of these: a greeting, abuse, text that says nothing',
 }
-MAX_CHARACTERS = 300  # characters of a turn that labellers read
+MAX_CHARACTERS = 300  # labellers read this many characters of a turn
 
 
 class UserTurn(NamedTuple):
-    """A user's turn `text` after the reply to a request; `id` is the turn's id."""
+    """A user turn, its turn id, and the request and reply before it."""
 
     id: str
     request: str
@@ -30,7 +30,7 @@ class UserTurn(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A label, the probability that the labeller gives it, and the words of the turn that support it most."""
+    """A label, its probability according to the labeller, and the words of the turn that best support the label."""
 
     label: str
     confidence: float
@@ -38,7 +38,7 @@ class Judgement(NamedTuple):
 
 
 def turns_after_replies(conversation: Conversation) -> list[tuple[int, UserTurn]]:
-    """A conversation's user turns after a reply, each with its turn index."""
+    """Return the user turns of a conversation that follow a reply, each with its turn index."""
     texts, turns = [message['content'] for message in conversation['messages']], []
     for turn_index in user_turn_indices(conversation['messages'], first=2):
         request_to_turn = texts[request_index(turn_index) : turn_index + 1]
@@ -49,20 +49,20 @@ def turns_after_replies(conversation: Conversation) -> list[tuple[int, UserTurn]
 def repeats(turn: UserTurn) -> bool:
     """Whether a turn repeats its request word for word, so that no labeller needs to read it.
 
-    Case, punctuation and spacing do not count. Any added or changed word may be the only feedback there is, however
-    long the text that is pasted again.
+    Case, punctuation and spacing are ignored. A turn with any added or changed word does not count as a repeat, however
+    long the repeated text is, because that word may be the only feedback.
     """
     request, text = (re.sub(r'[\W_]', '', text.lower()) for text in (turn.request, turn.text))
     return turn.request == turn.text or request == text != ''
 
 
 def opening(turn: UserTurn) -> str:
-    """The part of a turn that labellers read."""
+    """Return the part of a turn that labellers read."""
     return turn.text[:MAX_CHARACTERS].rstrip()
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences or lines of a text, unchanged; at least one.
+    """Split a text into its sentences or lines, otherwise unchanged. The result is never empty.
 
     >>> sentences('Too long. Say it in 1.5 lines!\\nThanks')
     ['Too long.', 'Say it in 1.5 lines!', 'Thanks']
@@ -72,11 +72,11 @@ def sentences(text: str) -> list[str]:
 
 
 def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, float]) -> Judgement:
-    """A judgement that quotes the sentence of the turn's opening with the greatest weight, the first among equals."""
+    """Return a judgement that quotes the sentence with the greatest weight in the turn's opening; the first if tied."""
     return Judgement(label, confidence, max(sentences(opening(turn)), key=weights.__getitem__))
 
 
 def pieces(turns: Sequence[UserTurn]) -> list[str]:
-    """The distinct texts that a labeller scores: the turns' openings and, for quotes, the openings' sentences."""
+    """Return the distinct texts to score: the openings of the turns and, to choose quotes, the sentences in them."""
     openings = [opening(turn) for turn in turns]
     return list(dict.fromkeys(piece for text in openings for piece in (text, *sentences(text))))

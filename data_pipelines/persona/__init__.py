@@ -1,1 +1,1 @@
-"""Claims about what users like, their audit and corrections, and the personas made of them."""
+"""Claims about what users like, how claims are checked and corrected, and the personas made from claims."""

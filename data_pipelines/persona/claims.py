@@ -1,7 +1,7 @@
-"""Claims about what a user likes, and the fold that turns them into a persona.
+"""Folds claims about what a user likes into a persona.
 
-The fold takes claims oldest first, and a later claim replaces earlier ones that it contradicts or covers. So a persona
-can be computed for any time, from the claims up to that time alone.
+The fold takes claims oldest first, and a later claim replaces the earlier claims that it contradicts or covers. The
+persona at any time can therefore be computed from only the claims made up to that time.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,13 +11,13 @@ from data_pipelines.core.records import Claim, PersonaVersion
 from data_pipelines.persona.audit import MAX_CHARACTERS
 from data_pipelines.text.styles import stems, styles
 
-SAME = 0.5  # shared stems (Jaccard) from which two claims say the same, if neither is about a matter of style
+SAME = 0.5  # two claims not about style say the same if they share at least this fraction of stems (Jaccard)
 
-State = tuple[Claim, ...]  # claims that hold at a time, oldest first
+State = tuple[Claim, ...]  # the claims that are valid at one time, oldest first
 
 
 def quote_of(turn: str) -> str:
-    """The opening of a user's turn that a claim is made from, cut between words where it is too long.
+    """Return the opening of a user turn, to make a claim from. If the turn is too long, cut it between words.
 
     >>> len(quote_of('word ' * 100)), quote_of(' Shorter. ')
     (199, 'Shorter.')
@@ -30,15 +30,15 @@ def quote_of(turn: str) -> str:
 
 
 def oldest_first(claims: Iterable[Claim]) -> list[Claim]:
-    """An author's claims, given in the order of their conversations and turns, by time.
+    """Sort an author's claims by time. They must be given in the order of their conversations and turns.
 
-    Claims of the same time keep their order.
+    Claims with the same time stay in the given order.
     """
     return sorted(claims, key=lambda claim: claim['said_at'])
 
 
 def replaces(newer: str, older: str) -> bool:
-    """Whether a newer claim takes the place of an older one, because it contradicts or covers it.
+    """Whether a newer claim replaces an older claim by contradicting or covering it.
 
     >>> replaces('I like long answers.', 'I like short answers.'), replaces('I like lists.', 'I like short answers.')
     (True, False)
@@ -54,23 +54,23 @@ def replaces(newer: str, older: str) -> bool:
 
 
 def contradicts(one: str, other: str) -> bool:
-    """Whether two claims take different sides in a matter of style."""
+    """Whether two claims take different sides on a matter of style."""
     styles_of_one = styles(one)
     return any(styles_of_one.get(matter, side) != side for matter, side in styles(other).items())
 
 
 def step(state: State, claim: Claim, *, max_claims: int) -> State:
-    """The newest claims that hold once a claim is added: those that it does not replace, and itself."""
+    """Add a claim and remove the claims that it replaces. Return the newest `max_claims` of the result."""
     return (*(older for older in state if not replaces(claim['text'], older['text'])), claim)[-max_claims:]
 
 
 def states(claims: Iterable[Claim], *, max_claims: int) -> list[State]:
-    """The claims that hold before the first of `claims`, which come oldest first, and after each of them."""
+    """Return the valid claims before the first of `claims` and after each claim. `claims` must be oldest first."""
     return list(accumulate(claims, lambda state, claim: step(state, claim, max_claims=max_claims), initial=()))
 
 
 def versions(history: Iterable[State]) -> list[PersonaVersion]:
-    """A persona's versions, oldest first: one for each conversation that changed which claims hold."""
+    """Return a persona's versions, oldest first: one for each conversation that changed which claims are valid."""
     last = {state[-1]['conversation']: state for state in history if state}
     return [
         PersonaVersion(since=conversation, at=state[-1]['said_at'], claims=[claim['id'] for claim in state])
@@ -79,14 +79,14 @@ def versions(history: Iterable[State]) -> list[PersonaVersion]:
 
 
 def persona(texts: Sequence[str], *, max_tokens: int, count: Callable[[str], int]) -> str:
-    """The claims that hold as one text, newest first, as many as fit the budget; '' for none.
+    """Join valid claims into one text, newest first, as many as fit within the budget; '' if no claim fits.
 
-    A claim that does not fit is skipped, and older ones are still tried.
+    A claim that does not fit is skipped, and older claims are still tried.
 
     Args:
-      texts: of the claims, oldest first.
-      max_tokens: most tokens of the persona.
-      count: counts the tokens of a text.
+      texts: the texts of the valid claims, oldest first.
+      max_tokens: maximum number of tokens in the persona.
+      count: counts the tokens in a text.
     """
     chosen: list[str] = []
     for text in reversed(texts):

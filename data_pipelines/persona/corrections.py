@@ -1,4 +1,4 @@
-"""Corrections of the persona store: users and claims that people deleted, and claims that they reworded."""
+"""Corrections to the persona store: deleted users, deleted claims and reworded claims."""
 
 import json
 from collections import Counter
@@ -16,12 +16,12 @@ from rlhi_jax.io.errors import UserError
 
 
 class Corrections(NamedTuple):
-    """What a file of corrections asks for.
+    """The contents of a file of corrections.
 
     Attributes:
       users: ids of deleted users.
       claims: ids of deleted claims.
-      texts: new texts of reworded claims, by id.
+      texts: new texts of reworded claims, keyed by claim id.
     """
 
     users: frozenset[str] = frozenset()
@@ -29,24 +29,24 @@ class Corrections(NamedTuple):
     texts: dict[str, str] = {}
 
     def deletes(self, claim: Remark) -> bool:
-        """Whether a claim, or the claim that a remark would become, is deleted."""
+        """Whether these corrections delete a claim, or the claim that a remark would become."""
         return claim['user_id'] in self.users or claim['id'] in self.claims
 
 
 def corrections_path(config: ConfigDict) -> Path:
-    """The file of corrections: outside the store's folder, so that the stage applies it whenever it runs."""
+    """Return the file of corrections. It is outside the store's folder, so the stage applies it whenever it runs."""
     require(config, 'data.personas')
     folder = Path(config.data.personas)
     return Path(config.personas.corrections or folder.with_name(f'{folder.name}.corrections.jsonl'))
 
 
 def read_corrections(path: Path) -> Corrections:
-    """Read JSON lines {"delete_user": ID}, {"delete_claim": ID} or {"edit_claim": ID, "text": TEXT}.
+    """Read JSON lines of the forms {"delete_user": ID}, {"delete_claim": ID} and {"edit_claim": ID, "text": TEXT}.
 
-    A deletion is final; of several edits of one claim the last holds. A missing file holds no corrections.
+    A deletion is final. If a claim is edited several times, the last edit counts. A missing file means no corrections.
 
     Raises:
-      UserError: a line is none of these.
+      UserError: a line has none of these forms.
     """
     users, claims, texts = set(), set(), {}
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
@@ -69,7 +69,7 @@ def read_corrections(path: Path) -> Corrections:
 
 
 def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
-    """An author's claims without the deleted ones, which are counted, and with the new texts of reworded ones.
+    """Return an author's claims without the deleted claims, which are counted, and with the new texts of edited claims.
 
     Raises:
       UserError: a new text breaks a rule of `data_pipelines/persona/audit.py`.
@@ -83,8 +83,8 @@ def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections,
             claim = Claim(**claim | dict(text=text, edited=True))
             if reason := fault(text, claim['quote'], author.text_before(claim)):
                 raise UserError(
-                    f'the correction of {claim["id"]} to {text!r} cannot be stored ({reason}): word it differently, or '
-                    'delete the claim'
+                    f'the new text {text!r} for claim {claim["id"]} cannot be stored ({reason}): word it '
+                    'differently, or delete the claim'
                 )
         kept.append(claim)
     return kept

@@ -1,4 +1,4 @@
-"""Persona scopes: which earlier turns a persona may know. A new scope is one more entry of SCOPES, in this file alone."""
+"""Persona scopes, which say which earlier turns a persona may know. To add a scope, add an entry to SCOPES below."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,17 +13,17 @@ from rlhi_jax.io.errors import UserError
 
 
 class Scope(NamedTuple):
-    """What one value of `config.personas.scope` means; `settings` is `config.personas`.
+    """The meaning of one value of `config.personas.scope`. The argument `settings` is always `config.personas`.
 
     Attributes:
-      may_know: may_know(turn, settings): whether some persona may know this feedback turn.
-      mined_turns: mined_turns(conversation, settings): indices of the user turns that may be mined.
-      state_at: state_at(claims, settings) takes one author's claims, oldest first, and returns a function from a
-        conversation and the index of a turn that may be mined to the claims that hold there.
-      known_at: known_at(conversation, turn_index, claims, settings): the author's claims that a persona may know at a
-        user turn, in any order; None if the turn may not be mined. The audit of the store uses this definition. It
-        shares no code with `mined_turns` and `state_at`, so that an error in either shows.
-      check: check(conversations) raises a UserError if the scope cannot be used with them.
+      may_know: may_know(turn, settings) returns whether any persona may know this feedback turn.
+      mined_turns: mined_turns(conversation, settings) returns the indices of the user turns that may be mined.
+      state_at: state_at(claims, settings) takes one author's claims, oldest first, and returns a function. Given a
+        conversation and the index of a turn that may be mined, that function returns the claims valid at the turn.
+      known_at: known_at(conversation, turn_index, claims, settings) returns the author's claims that a persona may know
+        at a user turn, in any order, or None if the turn must not be mined. The store audit uses this definition. It
+        shares no code with `mined_turns` and `state_at`, so that an error in either is noticed.
+      check: check(conversations) raises a UserError if the scope cannot be used with these conversations.
     """
 
     may_know: Callable[[FollowUp, ConfigDict], bool]
@@ -36,10 +36,10 @@ class Scope(NamedTuple):
 def states_at_turns(
     conversations: Iterable[Conversation], claims: Sequence[Claim], settings: ConfigDict
 ) -> Iterator[tuple[str, State]]:
-    """The id of every turn of one author that may be mined, with the claims that hold there.
+    """Yield the id of each of an author's turns that may be mined, with the claims that are valid at that turn.
 
     Args:
-      claims: the author's, oldest first.
+      claims: the author's claims, oldest first.
       settings: `config.personas`.
     """
     scope = SCOPES[settings.scope]
@@ -69,7 +69,7 @@ def _state_when_it_began(claims: Sequence[Claim], settings: ConfigDict) -> Calla
 def _ended_before(
     conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
 ) -> list[Claim]:
-    """Claims of the conversation's user whose own conversation had ended before this one began."""
+    """Return the claims of the same user from conversations that had ended before this conversation began."""
     user = conversation['user_id']
     return [claim for claim in claims if user and claim['said_at'] and claim['said_at'] < conversation['began']]
 
@@ -78,10 +78,10 @@ def _check_users_and_times(conversations: Iterable[Conversation]) -> None:
     with_follow_up = (conversation for conversation in conversations if len(conversation['messages']) > 2)
     if not any(conversation['user_id'] and conversation['began'] for conversation in with_follow_up):
         raise UserError(
-            "config.personas.scope is 'earlier_conversations', but no conversation of several user turns has both a "
-            "user id and a start time: set the scope to 'first_k_turns', or name the fields that hold them in "
-            'config.ingest.fields.user and config.ingest.fields.said_at (a serving log has the start time if it '
-            'contains the call of the first turn)'
+            "config.personas.scope is 'earlier_conversations', but no conversation with several user turns has both "
+            "a user id and a start time: set the scope to 'first_k_turns', or set config.ingest.fields.user and "
+            'config.ingest.fields.said_at to the fields with the user id and the time (a serving log has the start '
+            'time if it contains the call for the first turn)'
         )
 
 
@@ -89,7 +89,7 @@ def _check_users_and_times(conversations: Iterable[Conversation]) -> None:
 
 
 def _is_of_the_first(turn: FollowUp, settings: ConfigDict) -> bool:
-    # A user's other turns count as remarks too: claims from them are stored, though no persona at a turn knows them.
+    # A known user's later turns are remarks too. Their claims are stored, but not used at any turn.
     return bool(turn['user_id']) or exchange_number(turn['turn_index']) < settings.first_k
 
 
@@ -109,7 +109,7 @@ def _state_after_the_first(claims: Sequence[Claim], settings: ConfigDict) -> Cal
 def _among_the_first(
     conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
 ) -> list[Claim] | None:
-    """Claims from the conversation's first `first_k` user turns; those turns themselves may not be mined."""
+    """Return the claims from the first `first_k` user turns; None at one of those turns, which must not be mined."""
     if turn_index // 2 < settings.first_k:
         return None
     of_this = [claim for claim in claims if claim['conversation'] == conversation['id']]

@@ -1,7 +1,7 @@
-"""What the folder of the stage `personas` depends on and contains, for the two programs that write it.
+"""The inputs and contents of the `personas` stage's folder, shared by the two programs that write the folder.
 
-`data_pipelines.personas` makes the folder from the conversations, and `data_pipelines.persona_store` from its own
-claims after a correction, such that the stage finds it up to date.
+`data_pipelines.personas` builds the folder from the conversations. After a correction, `data_pipelines.persona_store`
+rebuilds the folder from its stored claims, so that the stage considers it up to date.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from rlhi_jax.io.files import file_digest
 
 
 def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
-    """The stage `personas`, whose folder `work` writes."""
+    """Return the stage `personas`, with `work` as the function that writes its folder."""
     return Stage(
         'personas',
         1,
@@ -37,7 +37,7 @@ def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
 
 
 def prompt_name(config: ConfigDict) -> str:
-    """The teacher's prompt; the one for endpoints, which follow instructions, puts users' text between marks."""
+    """Return the name of the teacher's prompt. Endpoints follow instructions, so theirs delimits user text."""
     return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
 
 

@@ -1,4 +1,4 @@
-"""The persona store: the files of claims, users and personas that the stage `personas` writes, and their readers."""
+"""Writes and reads the persona store: the files of claims, users and personas from the stage `personas`."""
 
 import functools
 from collections import Counter
@@ -22,28 +22,28 @@ from rlhi_jax.tokenizers import load_tokenizer
 
 USERS, CLAIMS = 'users.jsonl', 'claims.jsonl'
 COUNTED = ('remarks', 'remarks_without_answer', 'claims', 'edited', 'users', 'users_with_persona')
-CACHED = 2**12  # texts whose tokens are counted once, and personas that are put together once
+CACHED = 2**12  # maximum number of entries in each cache, of token counts or of personas
 
 
 def user_personas(config: ConfigDict) -> dict[str, str]:
-    """The persona of each user's whole history, by user id, from the finished stage."""
+    """Return the persona after each user's whole history, keyed by user id, from the finished stage."""
     return {user['user_id']: user['persona'] for user in stream_records(input_folder(config, 'personas') / USERS)}
 
 
 def user_personas_digest(config: ConfigDict) -> str:
-    """Identifies what `user_personas` reads."""
+    """Return a digest of the file that `user_personas` reads."""
     return file_digest(input_folder(config, 'personas') / USERS)
 
 
 def token_counter(config: ConfigDict) -> Callable[[str], int]:
-    """A function that counts a text's tokens for the policy, which reads personas."""
+    """Return a function that counts tokens with the tokenizer of the policy, which reads the personas."""
     require(config, 'model.path')
     tokenizer = load_tokenizer(open_model(config.model.path).tokenizer_path)
     return functools.lru_cache(CACHED)(lambda text: len(tokenizer.encode(text)))
 
 
 def tokenizer_digest(config: ConfigDict) -> str:
-    """Identifies the tokenizer that `token_counter` uses."""
+    """Return a digest of the tokenizer that `token_counter` uses."""
     return _digest_of_tokenizer(open_model(config.model.path).tokenizer_path)
 
 
@@ -55,10 +55,10 @@ def _digest_of_tokenizer(folder: Path) -> str:
 def write_store(
     task: Task, claims_by_author: Iterable[tuple[Author, Sequence[Claim]]], counts: Counter
 ) -> dict[str, int]:
-    """Write the store's files and its manifest; returns the counts.
+    """Write the store's files and its manifest, and return the counts.
 
     Args:
-      claims_by_author: all authors in the order of the conversations, each with their claims in the order of turns.
+      claims_by_author: all authors in the order of the conversations, each with their claims in the order of the turns.
     """
     settings, persona_of = task.config.personas, _persona_of(task.config)
 
@@ -83,14 +83,14 @@ def write_store(
 
 
 def _persona_of(config: ConfigDict) -> Callable[[State], str]:
-    """The function from claims that hold to a persona that fits the budget; claims of the same text share a result."""
+    """Return a function that makes a persona within the budget from valid claims. Results are cached by claim texts."""
     max_tokens, count = config.personas.max_tokens, token_counter(config)
     of_texts = functools.lru_cache(CACHED)(lambda texts: persona(texts, max_tokens=max_tokens, count=count))
     return lambda state: of_texts(tuple(claim['text'] for claim in state))
 
 
 def _count_replaced(history: Sequence[State], claims: Sequence[Claim], counts: Counter) -> None:
-    """Count the claims that a later one contradicted or repeated, as `contradicted` and `repeated`."""
+    """Count the claims that a later claim contradicted or repeated, as `contradicted` and `repeated`."""
     for before, claim in zip(history, claims, strict=False):
         for older in before:
             kind = 'contradicted' if contradicts(claim['text'], older['text']) else 'repeated'

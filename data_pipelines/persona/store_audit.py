@@ -1,7 +1,7 @@
-"""The audit of the persona store: checks its files against the conversations, and recomputes every persona.
+"""Audits the persona store: checks its files against the conversations, and recomputes every persona.
 
-The stage folds claims once per author; the audit folds them anew for each turn, and takes the claims of a turn from
-`Scope.known_at`, so that the two check each other.
+The stage folds claims once per author. The audit folds them again for each turn, with the claims that `Scope.known_at`
+returns for that turn. The two computations thus check each other.
 """
 
 import itertools
@@ -25,10 +25,10 @@ from rlhi_jax.io.files import read_json
 
 
 def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
-    """Figures of the store as it is on disk, and every broken rule in words.
+    """Return figures about the store on disk, and a description of every broken rule.
 
-    Each claim must come from a kept turn, quote it word for word, and pass the rules for claims. Each persona must
-    follow from the claims that it may know.
+    Each claim must come from a turn of a stored conversation, quote the turn word for word, and satisfy the rules for
+    claims. Each persona must follow from the claims that it may know.
     """
     folder = input_folder(config, 'personas')
     corrections, recompute = read_corrections(corrections_path(config)), _Recompute(config)
@@ -49,13 +49,13 @@ def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
         counts.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
         counts.update(turns=len(records), with_persona=sum(bool(record.get('persona')) for record in records))
     if next(users, None):
-        broken.append(f'{USERS}: more users than the conversations have')
-    of_stage = read_json(folder / 'manifest.json', 'run the stage again', fields=['counts'])['counts']
+        broken.append(f'{USERS}: more users than in the conversations')
+    of_stage = read_json(folder / 'manifest.json', 'run personas again', fields=['counts'])['counts']
     return _figures(counts, of_stage, broken), broken
 
 
 def _figures(counts: Counter, of_stage: dict[str, int], broken: Sequence[str]) -> dict[str, Any]:
-    """The figures to print, from the audit's own counts and those of the stage's manifest."""
+    """Return the figures to print, from the audit's own counts and the counts in the stage's manifest."""
     written = of_stage['claims'] + of_stage.get('dropped_unsupported', 0)
     return dict(
         users=counts['users'],
@@ -74,17 +74,17 @@ def _figures(counts: Counter, of_stage: dict[str, int], broken: Sequence[str]) -
 
 
 class _Recompute:
-    """Folds claims from the first on, each time anew."""
+    """Folds claims, starting again from the first claim each time."""
 
     def __init__(self, config: ConfigDict):
         self._settings, self._count = config.personas, token_counter(config)
 
     def history(self, claims: Iterable[Claim]) -> list[State]:
-        """The claims that hold before the first of `claims`, and after each."""
+        """Return the valid claims before the first of `claims` and after each claim."""
         return states(oldest_first(claims), max_claims=self._settings.max_claims)
 
     def persona(self, state: State) -> str:
-        """The persona of the claims that hold."""
+        """Return the persona made from valid claims."""
         texts = [claim['text'] for claim in state]
         return persona(texts, max_tokens=self._settings.max_tokens, count=self._count)
 
@@ -94,42 +94,42 @@ def _has_the_fields(claim: Record) -> bool:
 
 
 def _broken_claim(claim: Record, author: Author, corrections: Corrections) -> str:
-    """The rule that a stored claim breaks, in words; '' if none."""
+    """Describe the rule that a stored claim breaks; '' if it breaks no rule."""
     if not _has_the_fields(claim):
-        return 'its fields are not those of a claim'
+        return 'its fields are not the fields of a claim'
     conversation = author.conversations.get(claim['conversation'])
     if conversation is None:
-        return 'its conversation was not kept'
+        return 'its conversation is not in config.data.conversations'
     name, turn_index, messages = conversation['id'], claim['turn_index'], conversation['messages']
     if not 0 < turn_index < len(messages) or claim['id'] != turn_id(name, turn_index):
-        return 'it is not of a turn of its conversation'
+        return 'its turn is not in its conversation'
     turn = messages[turn_index]
     if turn['role'] != 'user' or not claim['quote'] or claim['quote'] not in turn['content']:
         return 'the quote is not in the turn'
     if (claim['user_id'], claim['said_at']) != (conversation['user_id'], conversation['ended']):
-        return 'its user or time is not that of the conversation'
+        return 'its user or time differs from its conversation'
     if corrections.deletes(claim):
-        return 'it was deleted'
+        return 'it should have been deleted'
     if (claim['text'] if claim['edited'] else None) != corrections.texts.get(claim['id']):
-        return 'it is not as it was corrected'
+        return 'its text does not match the corrections'
     return fault(claim['text'], claim['quote'], author.text_before(claim))
 
 
 def _broken_order(author: Author, claims: Sequence[Claim]) -> Iterator[str]:
-    """Whether claims are in the order of their turns, each once; yields what is wrong."""
+    """Yield a message if claims are not in the order of their turns, or if a claim is stored twice."""
     turns = (
         turn_id(conversation['id'], turn_index)
         for conversation in author.conversations.values()
         for turn_index in range(len(conversation['messages']))
     )
-    if not all(claim['id'] in turns for claim in claims):  # `in` consumes the turns up to each claim's
+    if not all(claim['id'] in turns for claim in claims):  # `in` consumes the turns up to the turn of each claim
         yield f'{CLAIMS}: claims of {claims[0]["conversation"]} or of the same user are out of order or stored twice'
 
 
 def _broken_user(author: Author, claims: Sequence[Claim], user: Record | None, recompute: _Recompute) -> Iterator[str]:
-    """What is wrong with the record of an author who is a user."""
+    """Yield what is wrong with a known user's record."""
     if user is None or user['user_id'] != author.user_id:
-        yield f'{USERS}: not the users of the conversations, from {author.user_id} on'
+        yield f'{USERS}: users differ from the conversations, starting with {author.user_id}'
         return
     history = recompute.history(claims)
     expected = UserPersona(user_id=author.user_id, persona=recompute.persona(history[-1]), versions=versions(history))
@@ -137,13 +137,13 @@ def _broken_user(author: Author, claims: Sequence[Claim], user: Record | None, r
         yield f'user {author.user_id}: persona or versions do not follow from the claims'
     texts = [claim['text'] for claim in history[-1]]
     if any(contradicts(one, other) for one, other in itertools.combinations(texts, 2)):
-        yield f'user {author.user_id}: two claims that hold contradict each other'
+        yield f'user {author.user_id}: two valid claims contradict each other'
 
 
 def _broken_turns(
     config: ConfigDict, author: Author, claims: Sequence[Claim], records: Sequence[Record], recompute: _Recompute
 ) -> Iterator[str]:
-    """What is wrong with the personas at an author's turns."""
+    """Yield what is wrong with the personas at an author's turns."""
     known_at = SCOPES[config.personas.scope].known_at
     known: dict[str, list[Claim]] = {}
     for conversation in author.conversations.values():
@@ -152,7 +152,7 @@ def _broken_turns(
             if at_turn is not None:
                 known[turn_id(conversation['id'], turn_index)] = at_turn
     if [record['id'] for record in records] != list(known):
-        yield f'{RECORDS}: not the turns of {next(iter(author.conversations))} that may be mined'
+        yield f'{RECORDS}: wrong turns for {next(iter(author.conversations))} or the same user'
     for record in records:
         if (turn := record['id']) not in known:
             continue

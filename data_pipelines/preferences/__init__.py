@@ -1,1 +1,1 @@
-"""Which rewrites and pairs are fit to learn from."""
+"""Choose rewrites to learn from, and check preference pairs for artefacts."""

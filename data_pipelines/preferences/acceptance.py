@@ -1,18 +1,18 @@
-"""Which rewrite of a reply to learn from: the reason to drop each of the other samples, and the best of the rest.
+"""Choose which sampled rewrite of a reply to learn from, and say why each other sample is dropped.
 
-Checks of the text alone come first, since the others ask the teacher. A sample is counted by the first reason that
-holds:
+Checks that need only the text come first, because the other checks ask the teacher. Each dropped sample is counted
+under the first reason that applies:
 
-    empty                it has no text
-    cut_off              it did not end by itself
-    degenerate           it has no word, repeats itself, or opens a turn as chat templates do
-    preamble             it opens with words about itself, such as "Here is a shorter answer"
-    refusal              it opens as a refusal
-    copy                 it is nearly the same as a text of the conversation
-    another_language     it is in none of the languages that `languages.wanted` returns
-    longer_than_a_row    the teacher cannot read it
-    not_better           its gain is below `config.rewrites.min_gain`
-    not_the_best         another sample's gain is larger
+    empty                the sample has no text
+    cut_off              the sample was cut off before its end
+    degenerate           the sample has no words, repeats itself, or contains a turn marker of a chat template
+    preamble             the sample opens with words about itself, such as "Here is a shorter answer"
+    refusal              the sample opens with a refusal
+    copy                 the sample is nearly identical to a text in the conversation
+    another_language     the sample's language is not among those that `languages.wanted` returns
+    longer_than_a_row    the sample is too long for the teacher to read
+    not_better           the sample's gain is below `config.rewrites.min_gain`
+    not_the_best         another sample has a larger gain
 """
 
 from collections import Counter
@@ -27,9 +27,10 @@ from rlhi_jax.sampling.generator import Reply
 
 
 def resemblance(one: str, other: str) -> float:
-    """The share of two texts that is the same, from 0 to 1: twice their longest common subsequence by their characters.
+    """Return how similar two texts are, from 0 to 1.
 
-    Case and the width of blanks do not count. A change of one letter in twenty leaves 0.95.
+    The result is twice the length of their longest common subsequence of characters, divided by their total length.
+    Case and the amount of white space are ignored. Changing one letter in twenty gives 0.95.
 
     >>> resemblance('Bees make honey.', 'bees  make honey.'), round(resemblance('bees', 'bears'), 2)
     (1.0, 0.67)
@@ -38,13 +39,13 @@ def resemblance(one: str, other: str) -> float:
 
 
 def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_resemblance: float) -> str:
-    """The reason to drop a sample, by its text alone; '' if there is none.
+    """Return the reason to drop a sample, judged by its text alone; '' if there is none.
 
     Args:
-      known: texts that it must not copy: the original, and the turns of the conversation up to the reply after the
-        feedback, which may be another model's.
-      wanted: codes of the languages that it may be in; any language if empty.
-      max_resemblance: largest allowed `resemblance` to a known text.
+      known: texts that the sample must not copy: the original reply, and the conversation up to the reply after the
+        feedback, which another model may have written.
+      wanted: codes of the accepted languages; if empty, every language is accepted.
+      max_resemblance: the largest `resemblance` to a known text that is allowed.
     """
     text = reply.text
     if not text:
@@ -65,10 +66,10 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
 
 
 def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
-    """The (text, gain in nats) with the largest gain; None if no gain is at least `min_gain`.
+    """Return the (text, gain in nats) with the largest gain, or None if no gain is at least `min_gain`.
 
-    Among equals a hash of the text decides. The gain is None for a text that the teacher cannot read. Every text but
-    the best is counted by its reason.
+    A hash of the text breaks ties. The gain is None for a text that the teacher cannot read. Every text except the best
+    is counted under the reason for dropping it.
     """
     ranked = sorted((gain, digest(text), text) for text, gain in samples if gain is not None)
     better = [(text, gain) for gain, _, text in ranked if gain >= min_gain]

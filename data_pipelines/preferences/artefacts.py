@@ -1,4 +1,4 @@
-"""A probe for artefacts: whether a classifier that sees only the replies can tell chosen from rejected."""
+"""Probe for artefacts: test whether a classifier that sees only the replies can tell chosen from rejected."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,27 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from data_pipelines.text.words import words
 
-MIN_PAIRS = 20  # fewer show nothing
+MIN_PAIRS = 20  # fewer pairs give no reliable result
 FOLDS = 5
 _HASHER = HashingVectorizer(n_features=2**16, analyzer=words, alternate_sign=False, norm=None)
 
 
 def _shape(replies: Sequence[str]) -> np.ndarray:
-    """Length and layout of each reply: log(1 + count) of characters, words, line breaks and marks of lists."""
+    """Return the length and layout of each reply: log(1 + count) of characters, words, line breaks and list markers."""
     counts = [[len(r), len(r.split()), r.count('\n'), sum(r.count(mark) for mark in '*-#1')] for r in replies]
     return np.log1p(np.array(counts, float))
 
 
 def reply_only_auc(pairs: Sequence[tuple[str, str]], groups: Sequence[str], *, seed: int) -> float | None:
-    """Area under the ROC curve of a logistic regression on words, length and layout, by cross-validation over groups.
+    """Return the cross-validated area under the ROC curve of a logistic regression on words, length and layout.
 
     Args:
       pairs: (chosen, rejected) texts.
-      groups: the user (or conversation) of each pair; all pairs of a group stay in one fold.
-      seed: shuffles the groups.
+      groups: the user (or conversation) of each pair; all pairs in a group are in the same fold.
+      seed: the seed for shuffling the groups.
 
     Returns:
-      0.5 if the replies alone say nothing about which is chosen; None for fewer than 20 pairs or 5 groups.
+      About 0.5 if the replies alone do not show which one is chosen. None for fewer than 20 pairs or 5 groups.
     """
     if len(pairs) < MIN_PAIRS or len(set(groups)) < FOLDS:
         return None

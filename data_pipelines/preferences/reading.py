@@ -1,4 +1,4 @@
-"""A few pairs of a file, the same ones each time."""
+"""Pick a few pairs from a file, the same ones every time."""
 
 import heapq
 from pathlib import Path
@@ -11,12 +11,12 @@ PAIRS_TO_READ = 5
 
 
 def first_by_hash(path: Path, most: int) -> list[PreferenceRecord]:
-    """At most `most` of a file's pairs: the first by a hash of their id."""
+    """Return at most `most` pairs from a file: those with the lowest hashes of their ids."""
     return heapq.nsmallest(most, stream_records(path), key=lambda record: digest(record['id']))
 
 
 def pairs_to_read(path: Path) -> list[dict[str, str]]:
-    """A few pairs of a file for a person to judge, with the request that they reply to."""
+    """Return a few pairs from a file for a person to judge, each with the request that the replies answer."""
     return [
         dict(
             id=record['id'],

@@ -1,1 +1,1 @@
-"""User keys, opt-outs, and finding and removing every trace of a user."""
+"""User keys, the opt-out list, and how all traces of a user are found and removed."""

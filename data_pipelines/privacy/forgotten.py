@@ -1,4 +1,4 @@
-"""Forgotten users: which records belong to them, and which runs were trained on them."""
+"""Finds the records of forgotten users, and the runs that were trained on them."""
 
 import dataclasses
 import json
@@ -13,18 +13,19 @@ from rlhi_jax.io.files import complete_lines, read_json, write_bytes, write_json
 from rlhi_jax.models.checkpoints import weights_at
 
 LOG, NOTE = 'examples.jsonl', 'trained_on_forgotten.json'  # in a run's folder
-_USER = ('user_id', 'hashed_ip')  # the user's field in records, and in raw ones
+_USER = ('user_id', 'hashed_ip')  # the field with the user's id in records, and in raw records
 _REMEDY = 'remove the run'
 
 
 @dataclasses.dataclass
 class Forgotten:
-    """Tells whether a record belongs to one of the users, by its user field or, without one, by its id.
+    """Tells whether a record belongs to a forgotten user: by its user field or, if it has no user field, by its id.
 
     Attributes:
-      users: ids of the users.
-      conversations, records: ids of their conversations and other records.
-      seen: those of the users who have records.
+      users: the ids of the forgotten users.
+      conversations: the ids of these users' conversations.
+      records: the ids of these users' other records.
+      seen: the ids of the users whose records have been found.
     """
 
     users: frozenset[str]
@@ -33,7 +34,7 @@ class Forgotten:
     seen: set[str] = dataclasses.field(default_factory=set)
 
     def learn(self, record: Record, stage: str) -> None:
-        """Note the ids in a record, if it belongs to one of the users."""
+        """Remember the ids in a record if the record belongs to a forgotten user."""
         users = {record[key] for key in _USER if key in record} & self.users
         if not users:
             return
@@ -45,24 +46,24 @@ class Forgotten:
             self.conversations.add(record['conversation'])
 
     def has(self, record: Record) -> bool:
-        """Whether a record belongs to one of the users."""
+        """Whether a record belongs to a forgotten user."""
         if any(key in record for key in _USER):
             return any(record.get(key) in self.users for key in _USER)
         return self.has_id(str(record.get('id', '')))
 
     def has_id(self, name: str) -> bool:
-        """Whether the turn, claim or pair with this id belongs to one of the users."""
+        """Whether the turn, claim or pair with this id belongs to a forgotten user."""
         return name in self.records or conversation_of(turn_of(name)) in self.conversations
 
     def has_correction(self, correction: dict[str, str]) -> bool:
-        """Whether a line of a corrections file (`data_pipelines/persona/corrections.py`) is about one of the users."""
+        """Whether a line of a corrections file (`data_pipelines/persona/corrections.py`) is about a forgotten user."""
         if user := correction.get('delete_user'):
             return user in self.users
         return self.has_id(correction.get('delete_claim') or correction['edit_claim'])
 
 
 def records_of(folder: Path, stage: str) -> dict[str, Iterator[Record]]:
-    """The records in a stage's folder by file; for shards, the user and the pairs' ids of each tree, under 'trees'."""
+    """The records in a stage's folder, keyed by file name; for shards, each tree's user and pair ids, under 'trees'."""
     if stage == 'shards':
         shards = Shards(folder)
         trees = map(shards.__getitem__, range(len(shards)))
@@ -71,7 +72,7 @@ def records_of(folder: Path, stage: str) -> dict[str, Iterator[Record]]:
 
 
 def clean_log(run: Path, forgotten: Forgotten) -> None:
-    """Remove the users' pairs, and an incomplete last line, from a run's log; each step counts its removed pairs."""
+    """Remove forgotten users' pairs and an incomplete last line from a run's log; each step counts removed pairs."""
     lines = []
     for line in complete_lines(run / LOG):
         step = json.loads(line)
@@ -85,7 +86,7 @@ def clean_log(run: Path, forgotten: Forgotten) -> None:
 
 
 def write_notes(runs: Iterable[Path]) -> None:
-    """Write a note into the runs whose log has lost pairs, and into those that started from such a run's parameters."""
+    """Write a note to each run whose log has lost pairs, and to each run that started from such a run's parameters."""
     removed = {run: [json.loads(line).get('forgotten', 0) for line in complete_lines(run / LOG)] for run in runs}
     started_from = {run: read_json(run / 'run.json', _REMEDY, fields=['model'])['model'] for run in removed}
     to_note: set[Path] = set()

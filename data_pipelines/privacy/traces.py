@@ -1,4 +1,4 @@
-"""Where stages, runs and loops leave users' texts, unfinished work included."""
+"""Finds the paths where stages, runs and loops leave user text, including unfinished work."""
 
 import itertools
 import re
@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
 
-_WORK = re.compile(r'\.(.+)\.(?:tmp|old|journal)', re.DOTALL)  # written beside the folder or file of that name
+_WORK = re.compile(r'\.(.+)\.(?:tmp|old|journal)', re.DOTALL)  # group 1: the folder or file being written
 
 
 class Traces(NamedTuple):
-    """Paths with users' texts, links resolved.
+    """Paths that contain user text, with links resolved.
 
     Attributes:
-      outputs: stages' folders, finished or being written.
+      outputs: stage folders, finished or still being written.
       temporary: half-written files.
-      corrections: corrections files of persona stores.
-      reports: loops' reports, which show pairs.
-      runs: folders of training runs.
+      corrections: the corrections files of persona stores.
+      reports: loop reports, which show pairs.
+      runs: training run folders.
     """
 
     outputs: set[Path]
@@ -33,13 +33,13 @@ class Traces(NamedTuple):
 
 
 def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
-    """Search the paths that the config and --workdir name, all folders below them, and unfinished work beside them.
+    """Search the paths in the config and --workdir, all folders below them, and unfinished work next to them.
 
     Raises:
-      UserError: the config names no folder of a stage, or --workdir is not a folder.
+      UserError: --workdir is not a folder, or it is not given and the config does not point to a stage folder.
     """
     if workdir and not Path(workdir).is_dir():
-        raise UserError(f'--workdir={workdir} is not a folder: name the folder of a loop')
+        raise UserError(f'--workdir={workdir} is not a folder: pass the folder of a loop')
     traces, roots = Traces(set(), set(), set(), set(), set()), named_paths(config)
     if config.personas.corrections and Path(config.personas.corrections).exists():
         traces.corrections.add(Path(config.personas.corrections).resolve())
@@ -47,13 +47,14 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
         _add(path, traces)
     if not workdir and not traces.outputs:
         raise UserError(
-            'config.data does not name a folder that a stage wrote: name one, or pass the folder of a loop as --workdir'
+            'config.data does not point to a folder that a stage wrote: set one of its paths to such a folder, or pass '
+            'the folder of a loop as --workdir'
         )
     return traces
 
 
 def _add(path: Path, traces: Traces) -> None:
-    """Add a path to the traces, if it is one."""
+    """Add a path, or the folder it belongs to, to the traces if it may contain user text."""
     work = _WORK.fullmatch(path.name)
     if work and path.is_dir():
         traces.outputs.add(path.with_name(work[1]).resolve())
@@ -70,9 +71,9 @@ def _add(path: Path, traces: Traces) -> None:
 
 
 def named_paths(config: ConfigDict) -> list[Path]:
-    """The paths that the config names, existing or not; for a file in a stage's folder, that folder.
+    """The paths in the config, whether they exist or not; a file in a stage's folder is replaced by that folder.
 
-    Raw data count only if a stage wrote them.
+    Raw data are included only if a stage wrote them.
     """
     names = {key: value.split(',') for key, value in config.data.items() if isinstance(value, str) and key != 'split'}
     names |= {'': [config.eval.shards, config.personas.corrections]}
@@ -87,14 +88,14 @@ def named_paths(config: ConfigDict) -> list[Path]:
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a stage's finished folder; None for any other folder."""
+    """Return the manifest of a stage's finished folder, or None for any other folder."""
     path = folder / 'manifest.json'
     manifest = read_json(path, 'remove the folder and run its stage again') if path.exists() else None
     return manifest if isinstance(manifest, dict) and 'stage' in manifest else None
 
 
 def _below(roots: Iterable[Path]) -> Iterator[Path]:
-    """Files and folders below the roots, links followed; the content of unfinished folders is left out."""
+    """Yield files and folders below the roots, following links; skip the contents of unfinished folders."""
     left, seen = [root.resolve() for root in roots if root.is_dir()], set()
     while left:
         folder = left.pop()
@@ -107,7 +108,7 @@ def _below(roots: Iterable[Path]) -> Iterator[Path]:
 
 
 def _beside(roots: Iterable[Path]) -> Iterator[Path]:
-    """Unfinished work on the roots, and corrections and runs in the same folders, links followed."""
+    """Yield the roots' unfinished work, and corrections files and runs in the same folders, following links."""
     for each in {each for root in roots for each in (root.absolute(), root.resolve()) if each.parent.is_dir()}:
         for path in each.parent.resolve().iterdir():
             if path.name.startswith(f'.{each.name}.') or path.name.endswith('.corrections.jsonl'):

@@ -1,8 +1,8 @@
 """User keys, their salt, and the opt-out list.
 
-A key is a salted hash of an address (WildChat's `hashed_ip`) and the browser's header. Like every key made from logs it
-has limits: people who share an address and a browser become one user, and a person whose address or browser changes
-becomes two. So a persona may contain other people's preferences, and a history may be cut.
+A key is a salted hash of an address (WildChat's `hashed_ip`) and the browser's header. All keys made from logs have
+limits: people who share an address and use the same browser count as one user, and a person whose address or browser
+changes counts as a new user. So a persona may contain other people's preferences, and a history may be incomplete.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ SALT_BYTES = 32
 def make_salt(path: str, *, outside: Path) -> None:
     """Write a random salt to a file, unless the file exists.
 
-    Whoever has the salt and an address can find that user's texts, so the two are kept apart.
+    Anyone with the salt and an address can find that user's texts, so the salt must not be stored with the data.
 
     Raises:
       UserError: the file is in the folder `outside`.
     """
     file = Path(path).expanduser().resolve()
     if file.is_relative_to(outside.resolve()):
-        raise UserError(f'config.ingest.salt: {file} is in {outside}, the folder of the data: keep it elsewhere')
+        raise UserError(f'config.ingest.salt: {file} is in the data folder {outside}: store the salt elsewhere')
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = file.with_name(f'.{file.name}.{uuid.uuid4().hex}.tmp')
@@ -44,10 +44,10 @@ def make_salt(path: str, *, outside: Path) -> None:
 
 
 def read_salt(path: str) -> bytes:
-    """The salt in a file; b'' for no path.
+    """Return the salt in a file, or b'' for an empty path.
 
     Raises:
-      UserError: the file contains something else.
+      UserError: the file cannot be read, or does not contain a salt.
     """
     if not path:
         return b''
@@ -57,12 +57,12 @@ def read_salt(path: str) -> bytes:
     except (OSError, ValueError):
         salt = b''
     if len(salt) != SALT_BYTES:
-        raise UserError(f'config.ingest.salt: {file} does not contain {SALT_BYTES} bytes in hex: name a new file')
+        raise UserError(f'config.ingest.salt: {file} does not contain {SALT_BYTES} bytes in hex: set it to a new file')
     return salt
 
 
 def read_opt_out(path: str) -> frozenset[str]:
-    """The ids of users who have opted out, from a text file with one id per line; empty for no path.
+    """Read the ids of opted-out users from a text file with one id per line; an empty path gives an empty set.
 
     Raises:
       UserError: the file does not exist or is not text.
@@ -73,7 +73,7 @@ def read_opt_out(path: str) -> frozenset[str]:
         return _ids(Path(path).expanduser().read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f'config.ingest.opt_out: {path} cannot be read ({error}): name a text file with one user id per line'
+            f'config.ingest.opt_out: {path} cannot be read ({error}): set it to a text file with one user id per line'
         ) from None
 
 
@@ -83,22 +83,22 @@ def _ids(lines: bytes) -> frozenset[str]:
 
 
 def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
-    """These users and those on the opt-out list, which need not exist yet.
+    """Return these users and the users on the opt-out list, which need not exist yet.
 
     Raises:
-      UserError: the list cannot be read, or one of the ids cannot stand on a line of its own.
+      UserError: the list cannot be read, or an id cannot be stored on one line.
     """
     for user in users:
         if _ids(_as_list([user])) != {user}:
             raise UserError(
-                f'--user={user!r}: config.ingest.opt_out has one id per line and cannot hold this one: give the id as '
-                'in the records, without blanks around it'
+                f'--user={user!r}: this id cannot be stored in config.ingest.opt_out, which has one id per line: '
+                'pass the id as in the records, without surrounding spaces'
             )
     return frozenset(users) | (read_opt_out(path) if Path(path).expanduser().exists() else frozenset())
 
 
 def write_opt_out(path: str, users: Iterable[str]) -> None:
-    """Write the opt-out list; only its owner can read it."""
+    """Write the opt-out list to a file that only its owner can read."""
     file = Path(path).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, _as_list(users))
@@ -110,11 +110,11 @@ def _as_list(users: Iterable[str]) -> bytes:
 
 
 def user_key(name: str, header: Any, salt: bytes) -> str:
-    """The key of a user; the name itself without a salt, '' without a name.
+    """Return a user's key: the name itself if the salt is empty, or '' if the name is empty.
 
     Args:
-      name: an id or an address.
-      header: the browser's header, as a raw record has it; None if there is none.
+      name: the user's id or address.
+      header: the browser's header from a raw record; None if the record has no header.
 
     >>> user_key('u7', None, b''), len(user_key('u7', dict(agent='x'), b'salt'))
     ('u7', 32)

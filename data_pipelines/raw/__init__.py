@@ -1,1 +1,1 @@
-"""Raw files → conversation records: formats, parallel scan, filters, near-duplicates, selection."""
+"""Turns raw files into conversation records: formats, parallel scan, filters, near-duplicates, selection."""

@@ -1,25 +1,25 @@
-"""The scan of ingest as a Beam pipeline: chunks of raw files → the same parts, whatever the workers.
+"""Runs the scan of `ingest` as a Beam pipeline, which writes the same parts on any number of workers.
 
     python -m data_pipelines.raw.beam --job=FILE --parent=PID  # started by `ingest` if config.beam is set
 
-`config.beam` holds Beam's own options, as for any pipeline:
+`config.beam` contains the options of any Beam pipeline, for example:
 
     --runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8
     --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/temp --sdk_container_image=IMAGE
 
-`scan.write_part` writes each chunk's part, as without Beam; the stage itself then does the rest, which needs all
-conversations at once, on one machine. Workers on other machines need:
+As without Beam, `scan.write_part` writes each chunk's part. The stage then does the rest on one machine, because it
+needs all conversations at once. Workers on other machines need:
 
 - this package;
-- the raw files, the salt and the opt-out list under the same paths as here;
-- the hidden work folder beside `config.data.conversations`, which the parts are written to.
+- the raw files, the salt and the opt-out list under the same paths as on this machine;
+- the hidden work folder next to `config.data.conversations`, where the parts are written.
 
-All these paths must be on a file system that every worker mounts, because paths in a bucket are not read. If a runner
-tries a chunk again, the part gets the same bytes under another temporary name and is renamed into place. Finished
-parts are kept: a killed run resumes after them, with Beam or without. A job in a cloud outlives a killed run: cancel
-it there.
+All these paths must be on a file system that every worker mounts, because paths in a bucket cannot be read. If a
+runner retries a chunk, the same bytes are written to another temporary file, which is then renamed into place. Finished
+parts are kept, so a killed run resumes after them, with or without Beam. A cloud job continues after its run is killed:
+cancel the job in the cloud.
 
-Tested with the direct runner, in one process and in several. Never run on Dataflow.
+This has been tested with the direct runner, in one process and in several, but never run on Dataflow.
 """
 
 import shlex
@@ -33,7 +33,7 @@ from data_pipelines.raw.scan import Chunk, Rules, part_path, read_job, write_par
 
 
 def write_numbered(numbered: tuple[int, Chunk], rules: Rules, folder: str) -> None:
-    """Write the part of one chunk into a folder."""
+    """Write the part of a numbered chunk to a folder."""
     number, chunk = numbered
     write_part(chunk, number, rules, part_path(Path(folder), number))
 

@@ -1,4 +1,4 @@
-"""Child processes of a stage: they end soon after it, even if it is killed."""
+"""Child processes of a stage, which end soon after the stage, even if the stage is killed."""
 
 import os
 import sys
@@ -13,9 +13,9 @@ _WATCH_SECONDS = 0.5
 
 
 def run_worker(write: Callable[..., None]) -> None:
-    """Run a program that the stage has started; it ends soon after the stage, even if the stage is killed.
+    """Run `write` in a child process of a stage; exit soon after the stage ends, even if the stage is killed.
 
-    Its flags are --parent, the id of the stage's process, and the arguments of `write`, as text.
+    The flags are --parent, the process id of the stage, and the arguments of `write`, which are passed as text.
     """
     arguments = dict(argument.removeprefix('--').split('=', 1) for argument in sys.argv[1:])
     parent = int(arguments.pop('parent'))

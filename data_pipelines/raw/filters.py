@@ -1,6 +1,6 @@
-"""Filters of single conversations (flags, length, jailbreaks, refusals) and the scrubbing of personal details.
+"""Filters conversations by language, flags, length, jailbreaks and refusals, and scrubs personal details.
 
-Everything here looks at one conversation and is cheap: a million of them must not take hours.
+Every function looks at one conversation at a time and is fast, so that a million conversations do not take hours.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from stdnum import iban, luhn
 from data_pipelines.raw.formats import RawConversation
 from data_pipelines.text.openings import is_refusal
 
-_SEARCHED = 4000  # characters at the beginning of a turn in which patterns are searched
+_SEARCHED = 4000  # characters at the beginning of a turn that are searched for jailbreaks
 _JAILBREAK = re.compile(
     r'\bdo anything now\b'
     r'|\bjail ?broken\b'
@@ -27,19 +27,21 @@ _JAILBREAK = re.compile(
     r'|\b(?:unfiltered|uncensored|amoral)\b[^.\n]{0,40}\b(?:ai|chat ?bot|assistant|model)\b',
     re.IGNORECASE,
 )
-# Word bounds are ASCII, because scripts without spaces write their characters right beside an address or a number; so
-# e-mail addresses are limited to Latin, Greek and Cyrillic letters. RFC 5321 allows 64 characters before the @; without
-# that limit, long words would take hours.
+# Word boundaries are ASCII, because scripts without spaces put their characters right next to an address or a number.
+# E-mail addresses are therefore limited to Latin, Greek and Cyrillic letters. RFC 5321 allows 64 characters before
+# the @. Without that limit, long words would take hours.
 _EMAIL = re.compile(r'[\w.+À-ӿ-]{1,64}@(?:[\wÀ-ӿ-]+\.)+[A-Za-z]{2,}\b', re.ASCII)
 _CARD = re.compile(r'(?<![\w./-])(?:3[47]|4\d|5[1-5]|2[2-7]|6[05])(?:[ -]?\d){11,17}(?!\w|\.\w)', re.ASCII)
 _IBAN = re.compile(r'\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b', re.ASCII | re.IGNORECASE)
-_PHONE = re.compile(r'(?<!\w)\(\d{3}\) ?\d{3}-\d{4}(?![\w-])', re.ASCII)  # North American: code does not look like this
-_IPV4 = re.compile(  # versions look the same: one called a version matches with that word, and so is not an address
+_PHONE = re.compile(r'(?<!\w)\(\d{3}\) ?\d{3}-\d{4}(?![\w-])', re.ASCII)  # North American format, unlike code
+# Version numbers look like addresses. A preceding word for "version" becomes part of the match, which is then not a
+# valid address.
+_IPV4 = re.compile(
     r'(?:(?:versi|верси|版|バージョン|버전)\S{0,4}\W{0,4})?'
     r'(?<![\w.])(?<![=<>~!]=)(?<![a-z]/)\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\w|-[a-z])',
     re.ASCII | re.IGNORECASE,
 )
-_IPV6 = re.compile(  # 2000::/3, the only range that is assigned; other addresses look like code
+_IPV6 = re.compile(  # 2000::/3, the only assigned range; other addresses look like code
     r'(?<![\w.:])[23][\da-f]{3}(?::[\da-f]{0,4}){2,7}(?!\w|[.:]\w)', re.ASCII | re.IGNORECASE
 )
 _WORD = re.compile(r'\w+')
@@ -61,8 +63,8 @@ def _is_telephone(number: str) -> bool:
     return phonenumbers.is_valid_number(phonenumbers.parse(number, 'US'))
 
 
-# Kind, a pattern that every such number contains (few texts do, so searching it first takes a third of the time), the
-# number's pattern, and the check that a number is valid.
+# Each entry has the kind of number, a quick pattern, the number's full pattern, and a check that the number is valid.
+# All such numbers match the quick pattern but few texts do, so searching for it first takes a third of the time.
 _NUMBERS = (
     ('account', re.compile(r'\d\d(?<=[A-Za-z]{2}\d\d) ?[\dA-Za-z]'), _IBAN, iban.is_valid),
     ('card', re.compile(r'\d(?:[ -]?\d){12}'), _CARD, _is_card),
@@ -74,18 +76,18 @@ _NUMBERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """Which conversations are kept, and whether personal details are scrubbed: keys of `config.ingest`."""
+    """Which conversations to keep, and whether to scrub personal details. The fields are keys of `config.ingest`."""
 
-    languages: Sequence[str]  # empty: all
+    languages: Sequence[str]  # empty for all languages
     keep_toxic: bool
     keep_redacted: bool
     keep_jailbreaks: bool
     keep_refusals: bool
-    max_characters: int  # 0: any
+    max_characters: int  # 0 for no limit
     scrub: bool
 
     def reason_to_drop(self, conversation: RawConversation) -> str:
-        """The first reason that holds against a conversation, as a name to count it by; '' if it is kept."""
+        """Return the first reason to drop a conversation, as the name of a count, or '' if the conversation is kept."""
         texts = [message['content'] for message in conversation['messages']]
         if conversation['toxic'] and not self.keep_toxic:
             return 'toxic'
@@ -103,10 +105,10 @@ class Filters:
 
 
 def scrub(text: str, counts: Counter) -> str:
-    """Replace e-mail and IP addresses, telephone, card and account numbers by their kind in brackets, and count them.
+    """Replace e-mail and IP addresses and phone, card and account numbers with their kind in brackets, and count them.
 
-    Only valid numbers are replaced. Cards and accounts need correct check digits. Telephone numbers must fit the plan
-    of the country that their code names, or North America's if they are written as (415) 555-2671.
+    Only valid numbers are replaced. Card and account numbers need correct check digits. Phone numbers must fit the
+    numbering plan for their country code, or the North American plan if they are written like (415) 555-2671.
 
     >>> scrub('Mail ann@example.org or call +44 20 7946 0018, not 1234.', Counter())
     'Mail [email] or call [phone], not 1234.'
@@ -114,7 +116,7 @@ def scrub(text: str, counts: Counter) -> str:
 
     def replacer(kind: str, valid: Callable[[str], bool]) -> Callable[[re.Match], str]:
         def replaced(match: re.Match) -> str:
-            for word in reversed(list(_WORD.finditer(match[0]))):  # the text after a number may look like more of it
+            for word in reversed(list(_WORD.finditer(match[0]))):  # text after a number may look like part of it
                 if valid(match[0][: word.end()]):
                     counts[f'scrubbed_{kind}'] += 1
                     return f'[{kind}]{match[0][word.end() :]}'

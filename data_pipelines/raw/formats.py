@@ -1,8 +1,8 @@
-"""Raw records in any published layout → conversations.
+"""Parses raw records in any published layout into conversations.
 
-A path names keys from the record inwards, joined by dots; alternative paths are joined by `|` and tried in order. The
-defaults of `config.ingest.fields` read WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEval and OpenAI-style messages as
-published. Data with other field names needs other paths, not other code.
+A path is a series of keys, starting at the record and joined by dots. Alternative paths are joined by `|` and tried in
+order. The default `config.ingest.fields` can read WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEval and OpenAI-style
+messages as published. Data with other field names needs different paths, but no new code.
 """
 
 import re
@@ -18,28 +18,28 @@ from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.io.files import digest
 
 ROLES = ('user', 'assistant', 'system')
-_TURN_FIELDS = ('role', 'content', 'said_at')  # the other fields are the record's
-_MAX_SECONDS = 1e11  # the year 5138: larger numbers are milliseconds or finer
-_NUMBER = re.compile(r'\d{10}(?:\d{3}){0,3}(?:\.\d+)?')  # a time as digits: seconds, milli-, micro- or nanoseconds
+_TURN_FIELDS = ('role', 'content', 'said_at')  # the other fields belong to the record
+_MAX_SECONDS = 1e11  # the year 5138; larger numbers are in milliseconds or finer units
+_NUMBER = re.compile(r'\d{10}(?:\d{3}){0,3}(?:\.\d+)?')  # a time in seconds, milli-, micro- or nanoseconds
 _UNSET = ('false', 'no', 'none', 'null', 'nan', '0', '0.0')
 
 
 class RawConversation(TypedDict):
-    """One raw record, parsed; `raw.scan` filters it and writes it to a part."""
+    """A parsed raw record; `raw.scan` filters it and writes it to a part."""
 
-    id: str  # as in the data; without one, a digest of user and text
-    user_id: str  # as in the data, or a key if users are salted; '' if the user is unknown
-    began: str  # earliest time stamp in ISO 8601, UTC; '' if neither the first turn nor its reply has one
-    ended: str  # latest time stamp; '' if the record, the last user turn and its reply have none
-    language: str  # as the data names it; '' if it does not
-    toxic: bool  # whether any of the record's flags says so
-    redacted: bool  # the same
-    system: str  # system messages before the first turn, a blank line between them; '' for none
-    messages: list[Message]  # user and assistant in turn, at least one of each
+    id: str  # as in the data; if the data has no id, a digest of user and text
+    user_id: str  # as in the data, or a key if a salt is set; '' if the user is unknown
+    began: str  # earliest time stamp in ISO 8601, UTC; '' if the first turn and its reply have no time
+    ended: str  # latest time stamp; '' if the record, the last user turn and its reply have no time stamp
+    language: str  # as named in the data; '' if the data does not say
+    toxic: bool  # whether any flag marks the record as toxic
+    redacted: bool  # whether any flag marks the record as redacted
+    system: str  # system messages before the first turn, joined by blank lines; '' if there are no such messages
+    messages: list[Message]  # alternately from user and assistant, at least one from each
 
 
 def values(record: Any, paths: str) -> Iterator[Any]:
-    """Every value that the paths lead to; a list on the way stands for each of its items.
+    """Yield every value that the paths lead to; a path through a list leads through every item of the list.
 
     >>> list(values(dict(a=dict(b=1), c=[dict(d=2), dict(d=None)]), 'x|a.b|c.d'))
     [1, 2]
@@ -53,7 +53,7 @@ def values(record: Any, paths: str) -> Iterator[Any]:
 
 
 def value(record: Any, paths: str) -> Any:
-    """The first of `values` other than '' and []; without one, the first of all, or None."""
+    """Return the first of `values` that is not '' or []. If all are, return the first value; without values, None."""
     first = None
     for each in values(record, paths):
         if each not in ('', []):
@@ -64,18 +64,18 @@ def value(record: Any, paths: str) -> Any:
 
 @cache
 def _keys(paths: str) -> tuple[tuple[str, ...], ...]:
-    """The keys of each path; cached, because every record asks."""
+    """Split paths into keys; cached, because every record needs the result."""
     return tuple(tuple(path.split('.')) for path in paths.split('|'))
 
 
 @cache
 def _role_names(*theirs: str) -> dict[str, str]:
-    """A mapping from the data's names of roles to ours."""
+    """Map the role names in the data to our role names."""
     return {name: ours for ours, names in zip(ROLES, theirs, strict=True) for name in names.split('|')}
 
 
 def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
-    """The keys, from the record inwards, of every value that `parse_conversation` looks at."""
+    """Return the path to every value that `parse_conversation` reads, as a list of keys starting at the record."""
     turn_keys = [keys for name in _TURN_FIELDS for keys in _keys(fields[name])]
     in_turns = [[*turn, *keys] for turn in _keys(fields['messages']) for keys in turn_keys]
     others = [name for name in fields if name not in ('messages', *_TURN_FIELDS) and not name.endswith('_role')]
@@ -85,17 +85,17 @@ def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
 def parse_conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> RawConversation:
     """Parse one raw record.
 
-    WildChat stamps a conversation with the time of its last turn, and of the turns it stamps only replies. So `began`
-    is set only if the first turn or its reply has a time stamp: a later one would give the first turn knowledge of the
-    future. In the same way `ended` needs a stamp of the record, the last user turn or its reply.
+    In WildChat, a conversation has the time of its last turn, and only replies have times, not user turns. So
+    `began` is set only if the first turn or its reply has a time stamp, because a later time would give the first turn
+    knowledge of the future. Likewise, `ended` is set only if the record, the last user turn or its reply has one.
 
     Args:
-      record: any value that JSON or parquet can hold.
-      fields: paths by field, `config.ingest.fields`.
-      salt: turns users into keys (`data_pipelines/privacy/user_keys.py`); b'' leaves their ids as they are.
+      record: any value that JSON or parquet can represent.
+      fields: paths keyed by field, as in `config.ingest.fields`.
+      salt: the salt for user keys (`data_pipelines/privacy/user_keys.py`); b'' leaves user ids unchanged.
 
     Raises:
-      BadRecord: the record cannot be used; its reason is the name to count it by.
+      BadRecord: the record cannot be used; the exception's reason is the name of a count.
     """
     raw_turns = _raw_turns(record, fields)
     system, turns = _split_off_system(_turns(record, raw_turns, fields))
@@ -118,7 +118,7 @@ def parse_conversation(record: Any, fields: Mapping[str, str], salt: bytes = b''
 
 
 def _raw_turns(record: Any, fields: Mapping[str, str]) -> list[Any]:
-    """The turns as the record holds them, at least one."""
+    """Return the record's turns unchanged; raise BadRecord if there are no turns."""
     if isinstance(record, list):
         raise BadRecord('array_of_records')
     raw_turns = value(record, fields['messages']) if isinstance(record, dict) else None
@@ -128,7 +128,7 @@ def _raw_turns(record: Any, fields: Mapping[str, str]) -> list[Any]:
 
 
 def _turns(record: dict[str, Any], raw_turns: list[Any], fields: Mapping[str, str]) -> list[Turn]:
-    """(role, text) of each turn, and of the last reply where it stands beside the messages; '' for an unknown role."""
+    """Return (role, text) of each turn, and of a last reply outside the messages; an unknown role becomes ''."""
     roles = _role_names(*(fields[f'{ours}_role'] for ours in ROLES))
     turns = []
     for turn in raw_turns:
@@ -142,13 +142,13 @@ def _turns(record: dict[str, Any], raw_turns: list[Any], fields: Mapping[str, st
 
 
 def _split_off_system(turns: Sequence[Turn]) -> tuple[list[str], list[Turn]]:
-    """The texts of system messages at the beginning, and the other turns."""
+    """Return the texts of the system messages at the beginning, and the remaining turns."""
     first = next((index for index, (role, _) in enumerate(turns) if role != 'system'), len(turns))
     return [text for _, text in turns[:first]], list(turns[first:])
 
 
 def _check(turns: Sequence[Turn]) -> None:
-    """Raise BadRecord unless user and assistant alternate, none of them is silent, and there is a reply."""
+    """Raise BadRecord unless user and assistant alternate, no turn is empty, and there is a reply."""
     if any(role != ROLES[index % 2] for index, (role, _) in enumerate(turns)):
         raise BadRecord('roles_do_not_alternate')
     if not all(text for _, text in turns):
@@ -158,7 +158,7 @@ def _check(turns: Sequence[Turn]) -> None:
 
 
 def _span(times: Sequence[str], of_record: str, system_messages: int, messages: int) -> tuple[str, str]:
-    """When a conversation began and ended, from the times of its raw turns and of the record; '' for unknown."""
+    """Return when a conversation began and ended, given the times of its raw turns and the record; '' if unknown."""
     first_exchange = times[: system_messages + 2]
     last_exchange = times[system_messages + (messages - 1) // 2 * 2 :]
     began = min(filter(None, times)) if any(first_exchange) else ''
@@ -166,10 +166,10 @@ def _span(times: Sequence[str], of_record: str, system_messages: int, messages: 
 
 
 def turn_text(turn: dict[str, Any], paths: str) -> str:
-    """A turn's text; the parts of a message in OpenAI's style are joined by newlines.
+    """Return a turn's text; the parts of an OpenAI-style message are joined by newlines.
 
     Raises:
-      BadRecord: the turn has no text, or has a part without text, such as an image.
+      BadRecord: the turn has no text, or one of its parts has no text, such as an image.
     """
     text = None
     for path in paths.split('|'):
@@ -189,7 +189,7 @@ def turn_text(turn: dict[str, Any], paths: str) -> str:
 
 
 def is_set(flag: Any) -> bool:
-    """Whether a flag is set; it may be text or a number.
+    """Whether a flag is set; the flag may be a boolean, text or a number.
 
     >>> [is_set(flag) for flag in (True, 'True', 1, 'False', '0', float('nan'), '')]
     [True, True, True, False, False, False, False]
@@ -198,12 +198,12 @@ def is_set(flag: Any) -> bool:
 
 
 def clean(text: str) -> str:
-    """Text without outer white space and without lone surrogates, which UTF-8 cannot encode."""
+    """Strip white space from both ends of a text, and replace lone surrogates, which UTF-8 cannot encode."""
     return text.encode('utf-8', 'replace').decode().strip()
 
 
 def as_text(name: Any) -> str:
-    """A name or a number as text, a whole number without a decimal point; '' for anything else.
+    """Return a name or whole number as text, without a decimal point; '' for anything else.
 
     >>> as_text(' u7 '), as_text(7.0), as_text(7.5), as_text(True)
     ('u7', '7', '', '')
@@ -214,11 +214,11 @@ def as_text(name: Any) -> str:
 
 
 def iso_time(stamp: Any) -> str:
-    """A time stamp in ISO 8601 and UTC, so that text order is time order; '' if it is missing or cannot be read.
+    """Convert a time stamp to ISO 8601 in UTC, so that sorting text sorts by time; '' if it is missing or unreadable.
 
     Args:
-      stamp: a datetime, text in ISO form, or a number or digits since 1970, whose size tells seconds, milli-, micro-
-        and nanoseconds apart.
+      stamp: a datetime, text in ISO format, or the time since 1970 as a number or as digits. The size of the number
+        tells whether it is in seconds, milli-, micro- or nanoseconds.
 
     >>> iso_time('2024-05-01 10:00:00+02:00'), iso_time(1714550400), iso_time('yesterday')
     ('2024-05-01T08:00:00+00:00', '2024-05-01T08:00:00+00:00', '')

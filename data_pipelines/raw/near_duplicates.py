@@ -1,6 +1,7 @@
-"""Near-duplicate openings: MinHash with locality-sensitive hashing, a few numbers per conversation.
+"""Finds near-duplicate openings by MinHash with locality-sensitive hashing, which needs a few numbers per conversation.
 
-Two openings that share a band are about as similar as the threshold, or more. Comparing bands needs no index in memory.
+Two openings that share a band are about as similar as the threshold, or more similar. Comparing bands needs no
+index in memory.
 """
 
 from hashlib import blake2b
@@ -11,19 +12,20 @@ from datasketch import MinHash, MinHashLSH
 from data_pipelines.text.words import UNSPACED_CHARACTER, words
 
 PERMUTATIONS = 64
-SHINGLE, CHARACTER_SHINGLE = 3, 5  # words; each character of kana and Han, which have no spaces, is one word
-OPENING = 60  # words of the first message that count as its opening
+# In words. Each kana or Han character counts as a word, because these scripts have no spaces.
+SHINGLE, CHARACTER_SHINGLE = 3, 5
+OPENING = 60  # words at the beginning of the first message that count as its opening
 _BLANK = MinHash(PERMUTATIONS, seed=0)
 
 
 def banding(similarity: float) -> tuple[int, int]:
-    """The number of bands, and the numbers of a sketch in each, that best find openings of this Jaccard similarity."""
+    """Return the number of bands and of sketch values per band that best find openings of this Jaccard similarity."""
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
 
 
 def shingles(opening: str) -> set[str]:
-    """Every three words in a row; in Chinese and Japanese, which have no spaces, every five characters.
+    """Return every three consecutive words; in Chinese and Japanese, which have no spaces, every five characters.
 
     >>> sorted(shingles('Say "hello" in 日本語 now'))
     ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']
@@ -39,12 +41,12 @@ def shingles(opening: str) -> set[str]:
 
 
 def bands(opening: str, count: int, width: int) -> list[int]:
-    """The bands of an opening: 64-bit numbers that also depend on the band's index.
+    """Compute the bands of an opening: 64-bit numbers, each of which also depends on the index of its band.
 
     Args:
-      opening: text of the first message.
-      count: number of bands.
-      width: numbers of the sketch in each band.
+      opening: the text of the first message.
+      count: the number of bands.
+      width: the number of sketch values in each band.
     """
     sketch = _BLANK.copy()
     sketch.update_batch([shingle.encode() for shingle in shingles(opening)])

@@ -1,8 +1,8 @@
-"""The first pass of ingest: raw files, chunk by chunk → parts, parquet tables with one row per usable record.
+"""The first pass of ingest: turns each chunk of a raw file into a parquet part with one row per usable record.
 
-A chunk is a range of a file. Many processes (`raw.worker`) scan chunks side by side, and a killed run resumes after its
-last whole part. A part's bytes depend only on its chunk and the rules. For users who have opted out it holds hashes,
-numbers and times instead of text and ids, so that leaving them out changes nothing for anybody else.
+A chunk is a section of a file. Many processes (`raw.worker`) scan chunks in parallel. A killed run resumes after its
+last finished part. A part's bytes depend only on its chunk and the rules. For users who have opted out, a part contains
+hashes, numbers and times instead of text and ids, so that leaving these users out changes nothing for anybody else.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest
 
-CHUNK = 32 * 2**20  # bytes of JSON lines
-BATCH, TEXT = 500, 16 * 2**20  # records in memory at once, and bytes of their text
-_CHUNK_POSITIONS = 2**32  # a record's position: chunk number × this + index in the chunk
+CHUNK = 32 * 2**20  # bytes of JSON lines per chunk
+BATCH, TEXT = 500, 16 * 2**20  # limits on records in memory at once, and on bytes of text
+_CHUNK_POSITIONS = 2**32  # a record's position is its chunk's number × this + its index in the chunk
 _UNREADABLE = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError)  # raised by damaged files
 
 SCHEMA = pa.schema(
     dict(
-        position=pa.int64(),  # of the record among all, in the order of files and of records in them
+        position=pa.int64(),  # among all records, in the order of files and of records in each file
         id_hash=pa.uint64(),
         user_hash=pa.uint64(),  # 0 if the user is unknown
         opted_out=pa.bool_(),  # if so, ids, language and texts are empty
@@ -48,10 +48,10 @@ SCHEMA = pa.schema(
         language=pa.string(),
         split=pa.string(),
         system=pa.string(),
-        messages=pa.large_string(),  # JSON; together those of one table may exceed 2 GB
+        messages=pa.large_string(),  # JSON; all messages in a table may exceed 2 GB together
         turns=pa.int32(),
-        content_hash=pa.uint64(),  # user, system message and texts
-        prefix_hashes=pa.list_(pa.uint64()),  # the same, up to each reply before the last turn
+        content_hash=pa.uint64(),  # of the user, the system message and the texts
+        prefix_hashes=pa.list_(pa.uint64()),  # the same hash up to each reply before the last turn
         bands=pa.list_(pa.uint64()),  # of the opening
     )
 )
@@ -62,11 +62,11 @@ class Rules:
     """How records are parsed and filtered.
 
     Attributes:
-      fields: paths by field, `config.ingest.fields`.
-      filters: which conversations are kept.
-      banding: number and width of the bands of openings.
-      salt: file with the salt of users' keys; '' leaves ids as they are.
-      opt_out: file with the users who have opted out; '' for none.
+      fields: paths keyed by field, as in `config.ingest.fields`.
+      filters: which conversations to keep, and whether to scrub personal details.
+      banding: the number of bands per opening, and their width.
+      salt: the file with the salt for user keys; '' leaves user ids unchanged.
+      opt_out: the file with the ids of users who have opted out; '' if there is no such file.
     """
 
     fields: dict[str, str]
@@ -86,12 +86,12 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Part of a file: a row group of parquet, a range of bytes of JSON lines, or a whole .gz file.
+    """Part of a file: a parquet row group, a byte range of JSON lines, or a whole .gz file.
 
     Attributes:
       path: the file.
-      split: the split that the file is named by; '' if it is not.
-      first, last: number of the row group, or position in bytes, and the one after the last.
+      split: the split that the file is named after; '' if file names do not determine the splits.
+      first, last: the range of row groups or bytes; `last` is not included.
     """
 
     path: str
@@ -101,10 +101,10 @@ class Chunk:
 
 
 def chunks(path: Path, split: str) -> list[Chunk]:
-    """The chunks of a file.
+    """Divide a file into chunks.
 
     Raises:
-      UserError: a .parquet file is not one, or cannot be read.
+      UserError: a .parquet file cannot be read, or is not in that format.
     """
     if path.suffix == '.parquet':
         try:
@@ -120,7 +120,7 @@ def chunks(path: Path, split: str) -> list[Chunk]:
 
 
 def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
-    """The records of a chunk; unreadable ones are counted and skipped.
+    """Yield the records of a chunk; unreadable records are counted and skipped.
 
     Raises:
       UserError: the file cannot be read, or is damaged.
@@ -144,7 +144,7 @@ def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterat
 
 
 def _parquet_records(path: Path, chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
-    """The records of a row group; their average size decides how many are in memory at once."""
+    """Yield the records of a row group; their average size determines how many are in memory at once."""
     file = pyarrow.parquet.ParquetFile(path)
     group = file.metadata.row_group(chunk.first)
     at_once = min(BATCH, TEXT * group.num_rows // max(group.total_byte_size, 1)) or 1
@@ -154,7 +154,7 @@ def _parquet_records(path: Path, chunk: Chunk, fields: dict[str, str], counts: C
 
 
 def _in_microseconds(kind: pa.DataType) -> pa.DataType:
-    """The type with time stamps in µs instead of ns, which Python's datetime cannot hold."""
+    """Return the type with time stamps in µs instead of ns, which Python's datetime cannot represent."""
     if pa.types.is_timestamp(kind) and kind.unit == 'ns':
         return pa.timestamp('us', kind.tz)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -165,7 +165,7 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def _as_python(batch: pa.RecordBatch, counts: Counter) -> list[dict[str, Any]]:
-    """The records of a batch; those with a value that Python cannot hold are counted and skipped."""
+    """Convert a batch to Python records; records with a value that Python cannot represent are counted and skipped."""
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError, KeyError):  # text that is not UTF-8, the year 10000, …
@@ -182,10 +182,10 @@ def _drop(reason: str, counts: Counter) -> None:
 
 
 def wanted_columns(file: pyarrow.parquet.ParquetFile, fields: dict[str, str]) -> list[str]:
-    """The columns that the fields' paths lead to; parquet decodes no others."""
+    """Return the columns that the fields' paths lead to; only these columns are decoded."""
     columns, wanted = [file.schema.column(number).path for number in range(len(file.schema))], paths_read(fields)
 
-    def holds(steps: list[str], keys: list[str]) -> bool:  # parquet's own names for list items stand between the keys
+    def holds(steps: list[str], keys: list[str]) -> bool:  # parquet puts its own names for list items between keys
         rest = iter(steps)
         return steps[0] == keys[0] and all(key in rest for key in keys)
 
@@ -193,13 +193,13 @@ def wanted_columns(file: pyarrow.parquet.ParquetFile, fields: dict[str, str]) ->
 
 
 def _lines(path: Path, chunk: Chunk) -> Iterator[bytes]:
-    """Lines that begin inside the chunk."""
+    """Yield the lines that begin inside the chunk."""
     with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
         if path.suffix == '.gz':
             yield from file
             return
         offset = 0
-        if chunk.first:  # the chunk before reads the line that crosses the border
+        if chunk.first:  # the previous chunk reads the line that crosses the border
             offset = chunk.first - 1
             file.seek(offset)
             offset += len(file.readline())
@@ -209,7 +209,7 @@ def _lines(path: Path, chunk: Chunk) -> Iterator[bytes]:
 
 
 def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[dict[str, Any]]:
-    """The rows of a chunk's part, one per usable record; the others are counted by reason."""
+    """Yield one row for each usable record of a chunk; the other records are counted by reason."""
     for index, raw in enumerate(raw_records(chunk, rules.fields, counts)):
         counts['records_read'] += 1
         try:
@@ -219,7 +219,7 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
         except BadRecord as bad:
             counts[f'dropped_{bad.reason}'] += 1
             continue
-        except RecursionError:  # JSON that is nested just shallowly enough to be read
+        except RecursionError:  # JSON that can be read, but is nested too deeply to process
             counts['dropped_nested_too_deeply'] += 1
             continue
         if rules.filters.scrub:
@@ -231,7 +231,7 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
 
 
 def _row(conversation: RawConversation, position: int, split: str, rules: Rules) -> dict[str, Any]:
-    """A conversation in the columns of SCHEMA."""
+    """Return a conversation as a row with the columns of SCHEMA."""
     *prefix_hashes, content_hash = _content_hashes(conversation)
     texts = {name: conversation[name] for name in ('id', 'user_id', 'language', 'system')}
     texts['messages'] = json.dumps(conversation['messages'], ensure_ascii=False)
@@ -260,7 +260,7 @@ def _hashed(name: str) -> int:
 
 
 def _content_hashes(conversation: RawConversation) -> list[int]:
-    """A hash of user, system message and texts up to each reply, and up to the last turn if it has no reply."""
+    """Hash the user, the system message and the texts up to each reply, and up to a last turn without a reply."""
     sha, hashes = blake2b(digest_size=8), []
 
     def add(text: str) -> None:
@@ -278,7 +278,7 @@ def _content_hashes(conversation: RawConversation) -> list[int]:
 
 
 def write_part(chunk: Chunk, number: int, rules: Rules, to: Path) -> None:
-    """Scan a chunk into a parquet file, whose metadata hold the counts; the file appears whole or not at all."""
+    """Scan a chunk into a parquet file with the counts in its metadata. The file appears complete or not at all."""
     counts: Counter = Counter()
     temporary = to.with_name(f'.{to.name}.{uuid.uuid4().hex}.tmp')  # workers on other machines may write the same part
     with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression='zstd') as writer:
@@ -289,7 +289,7 @@ def write_part(chunk: Chunk, number: int, rules: Rules, to: Path) -> None:
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Lists of rows, bounded in number and in text."""
+    """Group rows into lists of limited length and text size."""
     batch, size = [], 0
     for row in rows:
         batch.append(row)
@@ -310,7 +310,7 @@ def part_counts(part: Path) -> Counter:
 
 
 def read_job(path: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]]:
-    """The rules of a job, its numbered chunks whose parts are missing, and the file's whole content."""
+    """Return a job's rules, its numbered chunks whose parts are missing, and the whole content of the job file."""
     job = json.loads(path.read_text())
     rules = Rules(**job['rules'] | {'filters': Filters(**job['rules']['filters'])})
     numbered = enumerate(Chunk(**chunk) for chunk in job['chunks'])

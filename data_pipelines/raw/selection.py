@@ -1,11 +1,11 @@
-"""Which conversations are kept, and in which split: DuckDB queries over the hashes, numbers and times in parts.
+"""Chooses conversations and their splits with DuckDB queries over the hashes, numbers and times in parts.
 
-- Exact duplicates (same user, system message and texts) keep the first record.
-- A record that is a prefix of another is dropped, so only the longest call of a conversation stays.
-- Among the remaining records with one id the longest is kept, and the first of equally long ones. (The system message
-  of a log may change from call to call.)
+- Of exact duplicates (same user, system message and texts), the first record is kept.
+- A record that is a prefix of another record is dropped, so only the longest call of a conversation remains.
+- Of the remaining records with the same id, the longest is kept, or the first if several are equally long. (The system
+  message in a log may change from call to call.)
 
-WildChat's conversation_hash covers the texts alone, so two users with the same words share an id.
+WildChat's conversation_hash covers only the texts, so two users with the same words share an id.
 """
 
 import glob
@@ -24,10 +24,10 @@ from data_pipelines.core.records import SPLITS
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 
-_EDGES = 2**18  # in memory at once
+_EDGES = 2**18  # edges in memory at once
 
-# Removes duplicates, prefixes and shared ids. A conversation without a time of its own begins when its first exchange
-# ended, if that exchange was logged as a record of its own.
+# Removes duplicates, prefixes and shared ids. A conversation without its own start time begins when its first
+# exchange ended, if that exchange was logged as a separate record.
 _KEPT = """
 CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet', hive_partitioning = false);
 CREATE TABLE distinct_records AS SELECT min(position) AS position FROM parts GROUP BY content_hash;
@@ -51,8 +51,9 @@ CREATE TABLE kept AS
   FROM parts SEMI JOIN longest USING (position) LEFT JOIN first_exchanges USING (position);
 """
 
-# Links that must not cross splits: from each conversation of a band to the band's first, and from each of a user to the
-# user's first. A conversation leaks if one with the same band or user is in a later split, in the order of SPLITS.
+# Links that must not cross splits: from each conversation in a band to the first conversation in that band, and from
+# each conversation of a user to that user's first conversation. A conversation leaks if another conversation with the
+# same band or user is in a later split, in the order of SPLITS.
 _LINKS = """
 CREATE TABLE banded AS SELECT number, split_rank, unnest(bands) AS band FROM parts JOIN kept USING (position);
 CREATE TABLE shared_bands AS
@@ -67,7 +68,7 @@ CREATE TABLE links AS SELECT DISTINCT * FROM (
 """
 
 # A cluster's name is a digest, because the id of its first conversation may belong to a user who has opted out. Common
-# openings can join many users in a cluster larger than all that is to be held out: it goes to the training split.
+# openings can join many users in one cluster. A cluster larger than the share to hold out goes to the training split.
 _SPLIT = """
 CREATE TABLE clusters AS
   SELECT component, cluster, size,
@@ -80,8 +81,8 @@ CREATE TABLE chosen AS
   WHERE number NOT IN (SELECT number FROM links WHERE leaks);
 """
 
-# Conversations beyond the first {most} of a band, in the order of their ids' hashes, so that the choice does not depend
-# on the order of records. Whoever wrote them, they open nearly the same, and by now they are in one split.
+# The conversations in a band beyond the first {most}, sorted by id hash so that the choice does not depend on the order
+# of records. They open in nearly the same way, may be from different users, and are already in the same split.
 _CROWDED = """
 CREATE TABLE crowded AS
   SELECT DISTINCT number FROM banded JOIN shared_bands USING (band) JOIN chosen USING (number) WHERE size > {most}
@@ -96,19 +97,19 @@ DROP TABLE IF EXISTS crowded;
 
 
 def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
-    """Make the table `chosen`: the kept conversations with their split and cluster. Count the others by reason.
+    """Create the table `chosen` of kept conversations with their splits and clusters. Count the others by reason.
 
-    Also makes the view `parts` of all records of a scan; `position` is the key of both.
+    Also create the view `parts` of all records in the scan. `position` is the key of both.
 
     Raises:
-      UserError: no conversation can be used.
+      UserError: there is no usable conversation.
     """
 
     def drop(reason: str, size: int) -> None:
         if size:
             counts[f'dropped_{reason}'] = size
 
-    splits = ['', *SPLITS]  # Python's text of this list is SQL for it, too
+    splits = ['', *SPLITS]  # Python's text for this list is also valid SQL
     base.execute(_KEPT.format(parts=glob.escape(str(parts)).replace("'", "''"), splits=splits))
     kept, distinct = _number(base, 'SELECT count(*) FROM kept'), _number(base, 'SELECT count(*) FROM distinct_records')
     if not kept:
@@ -143,12 +144,12 @@ def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, cou
 
 
 def _number(base: duckdb.DuckDBPyConnection, query: str) -> int:
-    """The one number that a query gives, or that a deletion deletes."""
+    """Return the number that a query gives, or how many rows a DELETE removes."""
     return int(base.execute(query).fetchall()[0][0] or 0)
 
 
 def _cuts(base: duckdb.DuckDBPyConnection, config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """What the caps and the opt-out list remove from `chosen`, in order: the reason, and a query for the numbers."""
+    """Yield, in order, each reason to remove rows from `chosen`, with a query that selects their `number`s."""
     if most := config.ingest.max_nearly_same:
         base.execute(_CROWDED.format(most=most))
         yield 'nearly_the_same', 'FROM crowded'
@@ -161,10 +162,10 @@ def _cuts(base: duckdb.DuckDBPyConnection, config: ConfigDict) -> Iterator[tuple
 
 
 def components(count: int, edges: Iterable[pa.RecordBatch]) -> pa.Table:
-    """The connected component of each of `count` conversations, as columns `number` and `component`.
+    """Find the connected component of each of `count` conversations; return columns `number` and `component`.
 
     Args:
-      edges: batches of pairs of numbers. One batch is in memory at a time; each joins the components of those before.
+      edges: batches of number pairs. Each batch merges components; only one batch is in memory at a time.
     """
     component = np.arange(count, dtype=np.int32)
     for batch in edges:

@@ -1,4 +1,4 @@
-"""One worker of the scan; `ingest` starts several.
+"""A worker that scans raw files; `ingest` starts several.
 
 python -m data_pipelines.raw.worker --job=FILE --worker=0 --parent=PID
 """

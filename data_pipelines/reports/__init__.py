@@ -1,1 +1,1 @@
-"""The data card: statistics of the folders of stages, and their text."""
+"""The data card: statistics on stage folders, and the Markdown that presents them."""

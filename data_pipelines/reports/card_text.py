@@ -1,4 +1,4 @@
-"""A data card as JSON → Markdown that no text of a user can break out of."""
+"""Turn a data card from JSON into Markdown, in which user text is always escaped or fenced."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,14 +6,14 @@ from typing import Any
 
 from data_pipelines.core.records import SPLITS
 
-MAX_CHARACTERS = 2000  # of each text in an example
-MAX_LANGUAGES = 20  # rows of the table; the rest share one row
+MAX_CHARACTERS = 2000  # shown of each text in an example
+MAX_LANGUAGES = 20  # rows in the language table; all other languages share one row
 PERCENTILES = {'0': 'min', '10': '10 %', '25': '25 %', '50': 'median', '75': '75 %', '90': '90 %', '99': '99 %'}
 PERCENTILES |= {'100': 'max'}
 
 
 def escaped(text: str) -> str:
-    r"""Foreign text as plain words on one line: nothing in it is read as Markdown or HTML.
+    r"""Return foreign text as one line of plain words, so that nothing in it is read as Markdown or HTML.
 
     >>> print(escaped('<b>|`*\n# x'))
     \<b\>\|\`\* \# x
@@ -23,18 +23,18 @@ def escaped(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Foreign text as a block of code; the fence is longer than any run of backticks in the text."""
+    """Return foreign text as a code block, with a fence that is longer than any run of backticks in the text."""
     shown = '\n'.join(text[:MAX_CHARACTERS].splitlines())
     shown = ''.join(
         letter if letter in '\n\t' or ord(letter) >= 160 or letter.isprintable() else '�' for letter in shown
     )
     fence = '`' * max(3, 1 + max(map(len, re.findall('`+', shown)), default=0))
     cut = len(text) - MAX_CHARACTERS
-    return f'{fence}text\n{shown}\n{fence}' + (f'\n\n… and {cut} characters more.' if cut > 0 else '')
+    return f'{fence}text\n{shown}\n{fence}' + (f'\n\n… and {cut} more characters.' if cut > 0 else '')
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """Return a table whose first column contains text and whose other columns contain numbers."""
     lines = [head, ['---', *['--:'] * (len(head) - 1)], *([_cell(value) for value in row] for row in rows)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -52,7 +52,7 @@ def _percent(share: float | None) -> str:
 
 
 def _words(key: str) -> str:
-    """A key as words, escaped.
+    """Return a key as escaped words.
 
     >>> print(_words('no_feedback'))
     no feedback
@@ -61,7 +61,7 @@ def _words(key: str) -> str:
 
 
 def _splits(by_split: Mapping[str, Any]) -> list[str]:
-    """Names of splits in their usual order, then any other names."""
+    """Return the names of splits in their usual order, followed by any other names."""
     return sorted(by_split, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
@@ -70,7 +70,7 @@ def _by_size(counts: Mapping[str, Any], size: Callable[[Any], float] = lambda va
 
 
 def _distributions(summaries: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """A table of distributions, each with its mean and percentiles; empty ones are left out."""
+    """Return a table of distributions with their means and percentiles. Empty distributions are left out."""
     head = ['', 'number', 'mean', *PERCENTILES.values()]
     rows = [
         [name, summary['number'], summary['mean'], *map(summary['percentiles'].get, PERCENTILES)]
@@ -85,8 +85,8 @@ def _activity(users: Mapping[str, Any], items: str) -> str:
     if share is None:
         return f'All {items} are from unknown users.'
     return (
-        f'The most active 1 % of known users (at least one user) account for {_percent(share)} of the {items} of known '
-        f'users; {users["without_user"]:,} {items} are from unknown users.'
+        f'The most active 1 % of known users (at least one user) account for {_percent(share)} of the {items} from '
+        f'known users. {users["without_user"]:,} {items} are from unknown users.'
     )
 
 
@@ -104,7 +104,9 @@ def _funnel(card: Mapping[str, Any]) -> list[str]:
                 continue
             blocks.append(table([step['unit'], 'number'], rows))
             if step['adds_up'] is not None:
-                blocks.append('Adds up.' if step['adds_up'] else '**Does not add up**: remake this folder.')
+                blocks.append(
+                    'The counts add up.' if step['adds_up'] else '**The counts do not add up**: make this folder again.'
+                )
         if folder['others']:
             others = (f'{_words(key)} {_cell(number)}' for key, number in folder['others'].items())
             blocks.append(f'Other counts: {", ".join(others)}.')
@@ -166,15 +168,15 @@ def _personas(section: Mapping[str, Any]) -> list[str]:
 
 def _rewrites(section: Mapping[str, Any]) -> list[str]:
     rows = ([_words(split), section['splits'][split]] for split in _splits(section['splits']))
-    gains = {'log-probability gain of a rewrite from the feedback, over mere dislike, in nats': section['gain']}
-    return [table(['split', 'rewrites'], rows), *([_distributions(gains)] if section['gain'] else [])]
+    gain = 'gain: nats by which a rewrite is likelier after the feedback than after a generic complaint'
+    return [table(['split', 'rewrites'], rows), *([_distributions({gain: section['gain']})] if section['gain'] else [])]
 
 
 def _candidates(section: Mapping[str, Any]) -> list[str]:
     finished = _percent(section['share_of_replies_finished'])
     prompts = f'{section["records"]:,} prompts, {section["with_persona"]:,} of them with a persona'
     return [
-        f'{prompts}; {finished} of the replies ended by themselves.',
+        f'{prompts}. {finished} of the replies were not cut off.',
         _distributions({'replies per prompt': section['replies_per_prompt']}),
     ]
 
@@ -192,8 +194,8 @@ def _pairs(section: Mapping[str, Any]) -> list[str]:
     ]
     if longer := section['share_of_chosen_longer']:
         blocks.append(
-            f'The chosen reply is longer than the rejected one in {_percent(longer["characters"])} of the pairs by '
-            f'characters and in {_percent(longer["words"])} by words.'
+            f'The chosen reply is longer than the rejected one in {_percent(longer["characters"])} of the pairs, '
+            f'measured in characters, and in {_percent(longer["words"])}, measured in words.'
         )
     if probe := section['probe']:
         blocks.append(_probe(probe))
@@ -212,7 +214,7 @@ def _probe(probe: Mapping[str, Any]) -> str:
 
 
 def _other(section: Mapping[str, Any]) -> list[str]:
-    """The summary of a stage without a section of its own here: its numbers, then its distributions."""
+    """Present a stage that has no section function here: first its numbers, then its distributions."""
     numbers = [[_words(name), value] for name, value in section.items() if isinstance(value, int | float)]
     distributions = {
         _words(name): value for name, value in section.items() if isinstance(value, dict) and 'percentiles' in value
@@ -247,7 +249,7 @@ def _teacher(costs: Mapping[str, Any]) -> list[str]:
 def _examples(card: Mapping[str, Any]) -> list[str]:
     blocks = [
         '## Examples',
-        "The first training pairs by a hash of their id. They contain users' own texts: do not share them.",
+        'A few training pairs, chosen by a hash of their ids. They contain user text: do not share them.',
     ]
     for name, pairs in card['examples'].items():
         for pair in pairs:
@@ -272,14 +274,14 @@ def _inputs(card: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    """The card as Markdown, given the result of `data_pipelines.card.describe`; sections in the order of stages."""
+    """Return the card as Markdown, given the result of `data_pipelines.card.describe`. Sections are in stage order."""
     blocks = [
         '# Data card',
         'Conversations between users and a language model, and preferences mined from them. The terms of the raw data '
-        'apply to these data too. They contain what people wrote: keep them where only their owner can read them.',
+        'apply to these data too. They contain user text: store them where only their owner can read them.',
     ]
     if card['left_out']:
-        blocks.append(f'Not run or not named: {", ".join(map(_words, card["left_out"]))}.')
+        blocks.append(f'Stages not run, or not set in the config: {", ".join(map(_words, card["left_out"]))}.')
     blocks += _inputs(card) + _funnel(card)
     for name, section in card['sections'].items():
         blocks += [f'## Contents of {_words(name)}', *SECTIONS.get(section['kind'], _other)(section)]

@@ -1,4 +1,4 @@
-"""Finished folders of stages, and whether they contain what their stages counted."""
+"""Find the finished folders of stages, and check that they contain what the stages counted."""
 
 import graphlib
 import json
@@ -23,10 +23,10 @@ class Folder(NamedTuple):
     """A stage's finished folder.
 
     Attributes:
-      kind: the key of `config.data` that names it.
-      name: the kind, or a relative path if the key names several folders.
-      path: where it lies.
-      stage: the stage that made it.
+      kind: the folder's key in `config.data`.
+      name: the kind, or a relative path if the key lists several folders.
+      path: the path of the folder.
+      stage: the stage that made the folder.
     """
 
     kind: str
@@ -40,20 +40,20 @@ class Folder(NamedTuple):
 
     @property
     def forgotten(self) -> dict[str, int]:
-        """Numbers of records, by file, or of trees that `forget` removed after the stage had counted them."""
+        """How many records of each file, or how many trees, `forget` removed after the stage had counted them."""
         return self.manifest.get('forgotten', {})
 
     @property
     def records(self) -> Iterator[Record]:
-        """The main records: those of records.jsonl, or of all files if the stage writes none of that name."""
+        """The main records: those in records.jsonl, or in all record files if the stage writes no records.jsonl."""
         names = (RECORDS,) if RECORDS in self.stage.files else tuple(self.stage.files)
         return (record for name in names for record in stream_records(self.path / name))
 
 
 def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
-    """The finished folders that the config names, and the names of missing ones.
+    """Return the finished folders that the config points to, and the names of missing folders.
 
-    Several folders under one key are named by their paths below the folder that contains them all.
+    If a key lists several folders, each gets its path within the folder that contains them all as its name.
     """
     stages = {kind: stage_named(stage_of(kind)) for kind in base_config().data}
     paths = {kind: config.data[kind].split(',') for kind, stage in stages.items() if stage and stage.steps}
@@ -71,10 +71,13 @@ def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
 
 
 def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[str, list[str]]:
-    """The folders that each folder was made from, by name: those with a digest that its manifest states.
+    """Return the names of the folders that each folder was made from, keyed by the name of the resulting folder.
+
+    Folder A is a source of folder B if the manifest of B contains a digest of A.
 
     Args:
-      inputs: `digests` of each folder by its name.
+      finished: the finished folders.
+      inputs: the `digests` of each folder, keyed by folder name.
     """
     made_from = {folder.name: json.dumps(folder.manifest['made_from']) for folder in finished}
     return {
@@ -86,7 +89,7 @@ def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[s
 
 
 def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> list[Folder]:
-    """The folders in the order of the pipeline: each after those that it was made from, otherwise by name."""
+    """Return the folders in pipeline order: each after the folders that it was made from, and otherwise by name."""
     sorter = graphlib.TopologicalSorter(made_of)
     sorter.prepare()
     names: list[str] = []
@@ -98,13 +101,13 @@ def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> lis
 
 
 def digests(folder: Folder) -> dict[str, str]:
-    """The sha256 of a folder's record files and manifest, and the digests by which later stages know its content."""
+    """Return the sha256 of a folder's record files and manifest, and any digests by which later stages identify it."""
     files = {name: file_digest(folder.path / name) for name in (*folder.stage.files, 'manifest.json')}
     return files | folder.stage.digests(folder.path)
 
 
 def counted_on_disk(folder: Folder) -> Counter:
-    """How much the folder contains, by the name of the count it must equal; forgotten records are added back."""
+    """Count what a folder contains, keyed by the count that each number must equal; add forgotten records back."""
     counts, forgotten = Counter(), folder.forgotten
     for name, count in folder.stage.files.items():
         with open(folder.path / name, 'rb') as file:
@@ -115,10 +118,10 @@ def counted_on_disk(folder: Folder) -> Counter:
 
 
 def funnel(folder: Folder) -> list[dict[str, Any]]:
-    """For each step of the stage: items read, kept, and dropped by reason, and whether that adds up.
+    """Return, for each step of the stage, the items read, kept, and dropped by reason, and whether the counts add up.
 
-    It adds up if read = kept + dropped and the folder contains what was counted. `read` and `adds_up` are None for a
-    step whose items read were not counted.
+    They add up if read = kept + dropped and the folder contains what was counted. `read` and `adds_up` are None for a
+    step that does not count the items it reads.
     """
     counts = folder.manifest['counts']
     steps = [step for step in folder.stage.steps if not step.read or any(name in counts for name in step.read)]
@@ -140,7 +143,7 @@ def funnel(folder: Folder) -> list[dict[str, Any]]:
 
 
 def other_counts(folder: Folder) -> dict[str, int]:
-    """Counts beside those of items read, kept and dropped, and how much was forgotten since."""
+    """Return all counts other than those of items read, kept or dropped, and how much has been forgotten since."""
     read = {name for step in folder.stage.steps for name in step.read}
     prefixes = ('teacher_', *(prefix for step in folder.stage.steps for prefix in step.dropped))
     counts = folder.manifest['counts'].items()
@@ -153,9 +156,10 @@ def other_counts(folder: Folder) -> dict[str, int]:
 
 
 def teacher_costs(finished: list[Folder]) -> dict[str, Any] | None:
-    """Tokens and money that a teacher behind an endpoint cost in all stages, in total and per pair; None without one.
+    """Return the tokens and money that a teacher behind an endpoint cost in all stages, in total and per pair.
 
-    Money is in the currency of `config.teacher.price_in`; a pair that occurs in several folders counts once.
+    Return None if no stage used such a teacher. Money is in the currency of `config.teacher.price_in`. A pair that
+    occurs in several folders counts once.
     """
     counts = [folder.manifest['counts'] for folder in finished]
     if not any('teacher_tokens_in' in stage_counts for stage_counts in counts):
@@ -170,5 +174,5 @@ def teacher_costs(finished: list[Folder]) -> dict[str, Any] | None:
 
 
 def _is_kept(count: str) -> bool:
-    """Whether a count is of kept items, in the unit of the items read."""
+    """Whether a count gives a number of kept items, in the same unit as the items read."""
     return count.startswith('kept_') or count.endswith('_kept') or count == 'claims'

@@ -1,4 +1,4 @@
-"""Statistics of the records of stages, for the data card."""
+"""Statistics on stage records, for the data card."""
 
 import math
 from collections import Counter, defaultdict
@@ -7,15 +7,15 @@ from typing import Any
 
 from data_pipelines.core.records import Candidate, Conversation, FollowUp, PreferenceRecord, Rewrite, TurnPersona
 
-Manifest = dict[str, Any]  # manifest.json of the stage whose records these are
+Manifest = dict[str, Any]  # content of the manifest.json beside the records
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
 
 
 def summary(values: Counter) -> dict[str, Any] | None:
-    """Number, mean and percentiles of values, given how often each occurs; None if there are none.
+    """Return the number, mean and percentiles of values, given how often each occurs; None if there are no values.
 
-    The percentile p is the smallest value that at least p % of the values do not exceed.
+    The p-th percentile is the smallest value v for which at least p % of the values are <= v.
     """
     if not values:
         return None
@@ -29,10 +29,13 @@ def summary(values: Counter) -> dict[str, Any] | None:
 
 
 def by_user(counts: Counter) -> dict[str, Any]:
-    """Distribution of items over known users, the share of the most active 1 % (at least one user), and items without.
+    """Describe how items are distributed over users.
+
+    The result contains the number of items per known user, the share of the most active 1 % of known users (at least
+    one user), and the number of items from unknown users.
 
     Args:
-      counts: number of items by user id; '' stands for unknown users.
+      counts: number of items, keyed by user id; '' stands for unknown users.
     """
     known = Counter({user: number for user, number in counts.items() if user})
     most = known.most_common(math.ceil(len(known) / 100))
@@ -45,7 +48,7 @@ def by_user(counts: Counter) -> dict[str, Any]:
 
 
 def of_conversations(records: Iterable[Conversation], manifest: Manifest) -> dict[str, Any]:
-    """Conversations, users and user turns by split, languages, and turns per conversation."""
+    """Count conversations, users and user turns by split, conversations by language, and turns per conversation."""
     splits: dict[str, Counter] = defaultdict(Counter)
     users: dict[str, Counter] = defaultdict(Counter)
     turns: Counter = Counter()
@@ -69,7 +72,7 @@ def of_conversations(records: Iterable[Conversation], manifest: Manifest) -> dic
 
 
 def of_follow_ups(records: Iterable[FollowUp], manifest: Manifest) -> dict[str, Any]:
-    """Turns, share and mean confidence by label, and turns that are mined by split."""
+    """Return the number, share and mean confidence of turns with each label, and the mined turns in each split."""
     turns: Counter = Counter()
     confidence: Counter = Counter()
     mined: Counter = Counter()
@@ -87,14 +90,14 @@ def of_follow_ups(records: Iterable[FollowUp], manifest: Manifest) -> dict[str, 
 
 
 def of_personas(records: Iterable[TurnPersona], manifest: Manifest) -> dict[str, Any]:
-    """Turns with and without a persona, and the lengths of personas in words."""
+    """Count turns with and without a persona, and summarise the lengths of personas in words."""
     words = Counter(len(record['persona'].split()) for record in records)
     turns, empty = words.total(), words.pop(0, 0)
     return dict(turns=turns, turns_with_persona=turns - empty, words=summary(words))
 
 
 def of_rewrites(records: Iterable[Rewrite], manifest: Manifest) -> dict[str, Any]:
-    """Rewrites by split, and their gains in nats."""
+    """Count the rewrites in each split, and summarise their gains in nats."""
     splits: Counter = Counter()
     gains: Counter = Counter()
     for record in records:
@@ -105,7 +108,7 @@ def of_rewrites(records: Iterable[Rewrite], manifest: Manifest) -> dict[str, Any
 
 
 def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str, Any]:
-    """Prompts with and without a persona, replies per prompt, and the share of replies that ended by themselves."""
+    """Count prompts and replies per prompt, and compute the share of replies that were not cut off."""
     replies: Counter = Counter()
     with_persona = finished = 0
     for record in records:
@@ -122,7 +125,7 @@ def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str,
 
 
 def of_pairs(records: Iterable[PreferenceRecord], manifest: Manifest) -> dict[str, Any]:
-    """Pairs by split, source and user, the lengths of both sides, and the result of the probe for artefacts."""
+    """Count pairs by split, source and user; add the lengths of both sides and the result of the artefact probe."""
     splits: dict[str, Counter] = defaultdict(Counter)
     sources: dict[str, Counter] = defaultdict(Counter)
     users: dict[str, Counter] = defaultdict(Counter)

@@ -1,4 +1,4 @@
-"""The persona that a policy sees in each condition of the evaluation of simulated users."""
+"""Choose the persona that a policy sees in each condition of the evaluation on simulated users."""
 
 import json
 from collections import Counter
@@ -16,14 +16,15 @@ from data_pipelines.simulator.users import oracle_persona
 def personas_by_condition(
     config: ConfigDict, users: Mapping[str, SimulatedUser], prompts: Sequence[PromptRecord], counts: Counter
 ) -> dict[str, dict[str, str]]:
-    """Personas by prompt id and condition: the user's own, that of a user of opposite tastes (other), none (empty).
+    """Return personas keyed by prompt id, then by condition.
 
-    Without `config.data.personas`, the oracle states the tastes of both users. With it, both personas are inferred ones
-    from that folder: the other user is one of the same split whose tastes are opposite and always hold. Prompts for
-    which there is no such user, or either persona is missing, are left out and counted.
+    The conditions are the user's own persona (own), the persona of a user with opposite tastes (other) and no persona
+    (empty). If `config.data.personas` is empty, the oracle states the tastes of both users. Otherwise both personas are
+    inferred and come from that folder. The other user is then a user of the same split whose tastes are opposite, never
+    change and apply to every request. Prompts are left out and counted if no such user exists or a persona is missing.
 
     Args:
-      users: by user id.
+      users: the simulated users, keyed by user id.
     """
     inferred = user_personas(config) if config.data.personas else None
     steady = {

@@ -1,4 +1,4 @@
-"""The simulator's files, as the evaluation of simulated users reads them back."""
+"""Read back the files that the simulator wrote."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ _REQUESTS = {request.text: request for split in SPLITS for request in requests(s
 
 
 def load_users(config: ConfigDict) -> dict[str, SimulatedUser]:
-    """Simulated users by their `user_id` in conversations and prompts."""
+    """Return the simulated users, keyed by their `user_id` in conversations and prompts."""
     return {hashed(user['id']): user for user in _load(config, USERS)}
 
 
 def load_prompts(config: ConfigDict, split: str) -> list[PromptRecord]:
-    """The prompts of the users of a split, each with the oracle's persona."""
+    """Return the prompts of the users in a split, each with the oracle's persona."""
     return [prompt for prompt in _load(config, PROMPTS) if prompt['split'] == split]
 
 
@@ -31,17 +31,17 @@ def _load(config: ConfigDict, name: str) -> list[Record]:
     path = Path(config.data.raw) / name
     if not path.exists():
         raise UserError(
-            f'config.data.raw: {path} does not exist: name a folder that `python -m data_pipelines.sources.simulated` '
-            'made'
+            f'config.data.raw: {path} does not exist: set it to a folder that '
+            '`python -m data_pipelines.sources.simulated` wrote'
         )
     return load_records(path)
 
 
 def request_of(prompt: PromptRecord | Candidate) -> Request:
-    """The request of a simulated user that a prompt ends in."""
+    """Return the simulated user's request at the end of a prompt."""
     return _REQUESTS[prompt['messages'][-1]['content']]
 
 
 def tastes_of(config: ConfigDict, user: SimulatedUser, prompt: PromptRecord | Candidate) -> Tastes:
-    """The user's tastes in a reply to a prompt of theirs."""
+    """Return the tastes by which a user judges a reply to one of their prompts."""
     return tastes_at(user, request_number(prompt['id']), config.simulated.conversations, request_of(prompt))

@@ -1,4 +1,4 @@
-"""Requests of simulated users: everyday topics, each with words that a reply on it would use, in several phrasings.
+"""Requests from simulated users about everyday topics, in several phrasings, with words that a reply would use.
 
 No topic or phrasing occurs in two splits.
 """
@@ -130,7 +130,7 @@ class Request:
 
 
 def requests(split: str) -> list[Request]:
-    """All requests of a split: every topic in every phrasing."""
+    """Return all requests of a split: every topic in every phrasing."""
     return [
         Request(phrasing.format(topic), stems.split()[0], tuple(stems.split()[1:]))
         for topic, stems in TOPICS[split].items()

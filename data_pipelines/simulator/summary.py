@@ -1,4 +1,4 @@
-"""Satisfaction of simulated users by model and persona condition, with the gap and its change."""
+"""Compare how well models satisfy simulated users under each persona condition."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,17 +15,17 @@ Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condit
 
 
 def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Satisfaction by model and condition, the gap (own − other), and its change from the first to the last model.
+    """Return the satisfaction by model and condition, the gap (own − other), and the gap's change from first to last.
 
-    Every number is over the prompts that all models answered in all conditions, with a 95 % interval over users. Users
-    with a held-out taste count only in `by_taste`, which compares shares of replies that meet one taste.
+    Every number is a mean over the prompts that all models answered in all conditions, with a 95 % interval over users.
+    Users with a held-out taste count only in `by_taste`, which compares the models on one taste at a time.
 
     Args:
-      by_model: folders of the stage `satisfaction` by the name of the model.
-      held_out: tastes that only users of the test split have.
+      by_model: folders of the stage `satisfaction`, keyed by model name.
+      held_out: tastes that only users in the test split have.
 
     Raises:
-      NothingToEvaluate: a model answered under no own or no other persona, or no prompt is left.
+      NothingToEvaluate: a model has no replies under own or under other personas, or no prompt is left.
     """
     tables = _read(by_model)
     answered = [set(table) for by_condition in tables.values() for table in by_condition.values()]
@@ -34,7 +34,7 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     met = {name: first[name]['met'] for name in shared}
     known = [name for name in shared if not set(met[name]) & set(held_out)]
     if not known:
-        raise NothingToEvaluate('no prompt of users without held-out tastes was answered in every condition')
+        raise NothingToEvaluate('no prompt from a user without held-out tastes was answered in every condition')
     users = {name: first[name]['user_id'] for name in shared}
     result = _compare(tables, known, lambda record: record['satisfaction'])
     for model, by_condition in tables.items():
@@ -55,14 +55,14 @@ def _read(by_model: Mapping[str, Path]) -> Tables:
             tables.setdefault(model, {}).setdefault(record['condition'], {})[record['id']] = record
         if not {'own', 'other'} <= tables.get(model, {}).keys():
             raise NothingToEvaluate(
-                f"the evaluation {folder.name!r} lacks replies under the user's own persona or under another's: raise "
-                'config.sampler.prompt_tokens, or see config.satisfaction.conditions'
+                f"the evaluation {folder.name!r} lacks replies under the user's own persona or another user's: raise "
+                'config.sampler.prompt_tokens, or add own and other to config.satisfaction.conditions'
             )
     return tables
 
 
 def _compare(tables: Tables, names: Sequence[str], value: Callable[[SatisfactionRecord], float]) -> dict[str, Any]:
-    """The mean of a value over prompts by model and condition, the gap between own and other, and its change."""
+    """Return the mean of a value by model and condition, the gap between own and other, and the change of the gap."""
     first, last = next(iter(tables)), next(reversed(tables))
     users = {name: tables[first]['own'][name]['user_id'] for name in names}
 

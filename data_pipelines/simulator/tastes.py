@@ -1,6 +1,7 @@
-"""Tastes of simulated users: two opposite sides each, with a check that a program makes; and which replies are valid.
+"""The tastes of simulated users, each with two opposite sides that code can check, and a test for valid replies.
 
-Only the simulator and the evaluation import this module: stages that mine preferences must not know what users like.
+Only the simulator and the evaluation import this module, because stages that mine preferences must not know what users
+like.
 """
 
 import dataclasses
@@ -13,11 +14,11 @@ from data_pipelines.text.degenerate import is_repetitive, words
 
 Tastes = dict[str, str]  # taste → side
 
-MIN_WORDS = 15  # of a valid reply
-MIN_NEW_WORDS = 8  # different words that the request does not contain
-# Endings of a stem that is a whole word; a longer stem, such as "pollin", may have any ending.
+MIN_WORDS = 15  # in a valid reply
+MIN_NEW_WORDS = 8  # distinct words in a valid reply that the request does not contain
+# Endings that may follow a stem that is a whole word. A longer stem, such as "pollin", may have any ending.
 SUFFIXES = ('', "'s", '’s', 's', 'es', 'ed', 'd', 'y', 'er', 'ers', 'ing', 'ful')
-WHOLE_WORD = 4  # stems up to this length
+WHOLE_WORD = 4  # stems with at most this many letters count as whole words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Side:
     """One side of a taste, such as short replies.
 
     Attributes:
-      check: whether a reply has what the side asks for.
-      personas: sentences in which users describe themselves, by split.
-      complaints: follow-ups to a reply that fails the check, by split.
+      check: a function that tells whether a reply satisfies this side.
+      personas: sentences in which users describe themselves, keyed by split.
+      complaints: follow-ups to a reply that fails the check, keyed by split.
     """
 
     check: Callable[[str], bool]
@@ -47,7 +48,7 @@ def has_stem(word: str, stem: str) -> bool:
 
 
 def not_copied(reply: list[str], request: list[str]) -> list[str]:
-    """The words of a reply without every run of three or more that stands in the request too.
+    """Return the words of a reply without any run of three or more words that also occurs in the request.
 
     >>> not_copied('why might i like bees bees make honey'.split(), 'why might i like bees'.split())
     ['bees', 'make', 'honey']
@@ -73,7 +74,7 @@ def mentions(reply: str, *stems: str) -> bool:
     return any(word.startswith(stems) for word in words(reply))
 
 
-# The check of each side of each taste.
+# The check for each side of each taste.
 _CHECKS: dict[str, dict[str, Callable[[str], bool]]] = {
     'length': {
         'short': lambda reply: len(words(reply)) <= 30,
@@ -103,21 +104,21 @@ TASTES: dict[str, dict[str, Side]] = {
 
 
 def opposite(taste: str, side: str) -> str:
-    """The other side of a taste."""
+    """Return the other side of a taste."""
     (other,) = TASTES[taste].keys() - {side}
     return other
 
 
 def opposites(tastes: Tastes) -> Tastes:
-    """The same tastes, each with its other side."""
+    """Return the same tastes, each with its opposite side."""
     return {taste: opposite(taste, side) for taste, side in tastes.items()}
 
 
 def valid(reply: str, request: Request, finished: bool) -> bool:
-    """Whether a reply can satisfy anybody: long enough, on topic, not an echo, not repetitive, not cut off.
+    """Whether a reply could satisfy any user: long enough, finished, on topic, and neither an echo nor repetitive.
 
-    A reply is on topic if it names what the request is about, or contains two words of the topic. Words that it copies
-    from the request do not count, so an echo of the request is invalid, whatever filler follows it.
+    A reply is on topic if it names what the request is about, or contains two words related to the topic. Words copied
+    from the request do not count, so an echo of the request is invalid, whatever filler follows.
     """
     reply_words, request_words = words(reply), words(request.text)
     new = not_copied(reply_words, request_words)
@@ -129,12 +130,12 @@ def valid(reply: str, request: Request, finished: bool) -> bool:
 
 
 def share_met(reply: str, tastes: Tastes) -> float:
-    """The share of tastes whose check a reply passes, from 0 to 1."""
+    """Return the fraction of tastes that a reply satisfies, from 0 to 1."""
     return sum(TASTES[taste][side].check(reply) for taste, side in tastes.items()) / len(tastes)
 
 
 def satisfaction(reply: str, request: Request, finished: bool, tastes: Tastes) -> float:
-    """The share of a user's tastes that a valid reply meets, from 0 to 1; 0 for an invalid reply."""
+    """Return the fraction of a user's tastes that a valid reply satisfies, from 0 to 1; 0 for an invalid reply."""
     if not valid(reply, request, finished):
         return 0.0
     return share_met(reply, tastes)

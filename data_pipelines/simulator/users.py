@@ -13,7 +13,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Reply
 
-KIND = 'Why'  # in some phrasings of every split: it marks the kind of request that a taste may depend on
+KIND = 'Why'  # occurs in some phrasings of every split; marks the kind of request that a taste may depend on
 
 THANKS = {
     'train': ('Thank you, that is just what I wanted.', 'Great, thanks a lot.'),
@@ -26,22 +26,22 @@ PUZZLED = {
     'test': ('Please answer what I asked.', 'This misses my question. Once more, please.'),
 }
 
-# Ids seed the choice of requests and wordings: with other prefixes, runs would no longer give the same bytes.
+# Ids seed the choice of requests and wordings, so other prefixes would change the output.
 ID_PREFIXES = {'train': 'train', 'validation': 'gate', 'test': 'test'}
 
 
 def hashed(user_id: str) -> str:
-    """The id that stands for a simulated user in conversations, like WildChat's hashed_ip."""
+    """Return the id that stands for a simulated user in conversations, like WildChat's hashed_ip."""
     return digest('user', user_id)[:32]
 
 
 def request_id(user: SimulatedUser, number: int) -> str:
-    """The id of a user's request with this number, counted from 0; requests of conversations come first."""
+    """Return the id of a user's request. Requests are numbered from 0, starting with those in conversations."""
     return f'{user["id"]}/{number}'
 
 
 def request_number(name: str) -> int:
-    """The number in a request's id.
+    """Return the number in a request's id.
 
     >>> request_number('test-000/3')
     3
@@ -50,10 +50,10 @@ def request_number(name: str) -> int:
 
 
 def population(config: ConfigDict) -> list[SimulatedUser]:
-    """Users of all splits by `config.simulated`; each split uses its combinations of tastes in turn.
+    """Return the users of all splits, as set in `config.simulated`. Each split uses its combinations of tastes in turn.
 
     Raises:
-      UserError: a taste is unknown or named by both keys, or `tastes` names fewer than three.
+      UserError: a taste is unknown or is in both keys, or `tastes` lists fewer than three tastes.
     """
     settings = config.simulated
     tastes, held_out = settings.tastes.split(','), held_out_tastes(config)
@@ -67,7 +67,7 @@ def population(config: ConfigDict) -> list[SimulatedUser]:
             choice = choices[number % len(choices)]
             name = f'{ID_PREFIXES[split]}-{number:03d}'
             user = SimulatedUser(id=name, split=split, tastes=choice, flips='', depends='')
-            # Of every `special_every` users, the first changes their mind and the second depends on the request.
+            # Of every `special_every` users, the first has a `flips` taste and the second a `depends` taste.
             if settings.special_every and number % settings.special_every < 2:
                 user[('flips', 'depends')[number % settings.special_every]] = next(iter(choice))
             users.append(user)
@@ -75,7 +75,7 @@ def population(config: ConfigDict) -> list[SimulatedUser]:
 
 
 def held_out_tastes(config: ConfigDict) -> list[str]:
-    """The tastes that only users of the test split have."""
+    """Return the tastes that only users in the test split have."""
     return [taste for taste in config.simulated.held_out.split(',') if taste]
 
 
@@ -83,22 +83,24 @@ def _check_tastes(tastes: Sequence[str], held_out: Sequence[str]) -> None:
     for taste in (*tastes, *sorted(held_out)):
         if taste not in TASTES:
             key = 'tastes' if taste in tastes else 'held_out'
-            raise UserError(f'config.simulated.{key} names {taste!r}: choose from {", ".join(TASTES)}')
+            raise UserError(f'config.simulated.{key}: there is no taste {taste!r}: choose from {", ".join(TASTES)}')
     if in_both := set(held_out) & set(tastes):
         raise UserError(
-            f'config.simulated.held_out names {min(in_both)!r}, which config.simulated.tastes names too: remove one'
+            f'config.simulated.held_out: {min(in_both)!r} is also in config.simulated.tastes: remove it from one list'
         )
     if len(tastes) < 3:
-        raise UserError(f'config.simulated.tastes is {",".join(tastes)!r}: name at least three, so that splits differ')
+        raise UserError(
+            f'config.simulated.tastes is {",".join(tastes)!r}: list at least three, so that splits can differ'
+        )
 
 
 def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
-    """The combinations of tastes that users of a split may have; no combination occurs in two splits.
+    """Return the combinations of tastes that users in a split may have. No combination occurs in two splits.
 
-    - Test: two tastes, with all combinations of sides.
-    - Training and validation: three tastes, with an even number of second sides in training and an odd number in
-      validation. Either half is balanced, so no taste predicts another.
-    - Training also: single tastes.
+    - Test users have two tastes, with all combinations of sides.
+    - Training and validation users have three tastes. The number of second sides is even in training and odd in
+      validation. Each half is balanced, so no taste predicts another.
+    - Some training users have a single taste.
     """
 
     def products(count: int) -> Iterator[tuple[int, Tastes]]:
@@ -113,12 +115,15 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
 
 
 def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Request) -> Tastes:
-    """A user's tastes in a reply to a request.
+    """Return the tastes by which a user judges a reply to a request.
 
     Args:
-      number: of the request; the numbers below `conversations` are those of the user's history. The taste `flips`
-        changes sides halfway through it.
-      request: the taste `depends` holds for one kind of request; for any other the user wants the opposite.
+      user: the simulated user.
+      number: the request's number. Numbers below `conversations` belong to the user's history, and the taste `flips`
+        changes sides halfway through that history.
+      conversations: the number of conversations in the user's history.
+      request: the request. The taste `depends` applies to one kind of request only; for all other requests the user
+        wants the opposite.
     """
     tastes = dict(user['tastes'])
     if user['flips'] and number < conversations // 2:
@@ -129,7 +134,7 @@ def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Req
 
 
 def oracle_persona(user: SimulatedUser, tastes: Tastes) -> str:
-    """The persona that states tastes exactly, in the wordings of the user's split."""
+    """Return a persona that states tastes exactly, in the wordings of the user's split."""
     sentences = []
     for taste, side in tastes.items():
         wordings = TASTES[taste][side].personas[user['split']]
@@ -138,7 +143,7 @@ def oracle_persona(user: SimulatedUser, tastes: Tastes) -> str:
 
 
 def requests_of(config: ConfigDict, user: SimulatedUser) -> list[Request]:
-    """A user's requests by number: those of the conversations, then those of prompts.jsonl; no topic twice.
+    """Return a user's requests: first those for conversations, then those for prompts.jsonl. No topic occurs twice.
 
     Raises:
       UserError: the config asks for more requests than the split has topics.
@@ -149,17 +154,17 @@ def requests_of(config: ConfigDict, user: SimulatedUser) -> list[Request]:
     if count > len(topics):
         raise UserError(
             f'config.simulated.conversations + prompts is {count}, but the split {user["split"]} has only '
-            f'{len(topics)} topics: lower one of them'
+            f'{len(topics)} topics: lower either setting'
         )
-    choices = requests(user['split'])  # all phrasings of the first topic, then of the next
+    choices = requests(user['split'])  # all phrasings of the first topic, then all of the second, and so on
     picks = rng.permutation(len(topics))[:count] * len(phrasings) + rng.integers(len(phrasings), size=count)
     return [choices[pick] for pick in picks]
 
 
 def follow_up(user: SimulatedUser, tastes: Tastes, request: Request, reply: Reply, number: int) -> str:
-    """A user's follow-up to a reply: a complaint about a taste that it misses, or thanks.
+    """Return a user's follow-up to a reply: a complaint about a taste that the reply does not satisfy, or thanks.
 
-    Users accept a reply that was cut off: it is checked as if it had finished.
+    If the reply is not valid, the user asks again instead. A reply that was cut off is checked as if it had finished.
     """
     rng = np.random.default_rng(int(digest(user['id'], number)[:12], 16))
     if not valid(reply.text, request, True):

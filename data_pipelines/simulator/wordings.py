@@ -1,6 +1,6 @@
-"""Sentences in which simulated users describe themselves or complain: paraphrases by taste, side and split.
+"""Sentences in which simulated users describe themselves or complain, grouped by taste, side and split.
 
-No three words in a row of a persona occur in a persona of another split.
+No three consecutive words of a persona occur in a persona from another split.
 """
 
 PERSONAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {

@@ -1,1 +1,1 @@
-"""Sources of data: each module is a program that writes preference pairs or, for simulated users, raw conversations."""
+"""Data sources: programs that write preference pairs or, for simulated users, raw conversations."""

@@ -1,10 +1,10 @@
-"""MT-Bench human votes → preference JSONL with a persona for every judge, split by question.
+"""Convert human votes on MT-Bench into preference JSONL, split by question, with a persona for every judge.
 
     python -m data_pipelines.sources.mt_bench --votes=votes.jsonl --to=DIR
 
 Writes DIR/train.jsonl, DIR/validation.jsonl and DIR/manifest.json. Ties are dropped and counted. A judge's persona says
-how often they preferred the longer reply, the one with more list items and so on. It is made from their training votes
-on other questions, so no vote contributes to the persona beside it.
+how often that judge preferred the longer reply, the reply with more list items, and so on. The persona is based on the
+judge's training votes on other questions, so no vote contributes to the persona in its own record.
 """
 
 import json
@@ -19,7 +19,7 @@ from data_pipelines.core.records import Record
 from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
 from rlhi_jax.cli.program import require_flags, run
 
-MIN_VOTES = 5  # fewer show no leaning
+MIN_VOTES = 5  # fewer votes do not show a taste
 
 TASTES: dict[str, Callable[[str], float]] = {
     'longer replies': len,
@@ -31,7 +31,10 @@ TASTES: dict[str, Callable[[str], float]] = {
 
 
 def read_votes(path: Path, counts: Counter) -> list[Record]:
-    """Votes that are not ties; `chosen` and `rejected` are the messages after `prompt`, the judged reply last."""
+    """Return the votes that are not ties, and count the others by reason.
+
+    `chosen` and `rejected` are the messages after `prompt`. The judged reply is their last message.
+    """
     votes = []
     for number, line in enumerate(path.read_bytes().split(b'\n'), start=1):
         if not line.strip():
@@ -58,14 +61,17 @@ def read_votes(path: Path, counts: Counter) -> list[Record]:
 
 
 def leanings(vote: Record) -> dict[str, int]:
-    """For each taste, 1 if the chosen reply has more of it, -1 if it has less, 0 if both have the same."""
+    """Compare the replies in each taste: 1 if the chosen reply has more of it, -1 if less, 0 if both have the same."""
     chosen, rejected = vote['chosen'][-1]['content'], vote['rejected'][-1]['content']
     return {name: (measure(chosen) > measure(rejected)) - (measure(chosen) < measure(rejected))
             for name, measure in TASTES.items()}  # fmt: skip
 
 
 def persona(votes: list[Record]) -> str:
-    """A judge's persona from some of their votes; a taste needs `MIN_VOTES` votes whose replies differ in it."""
+    """Return a judge's persona, based on some of their votes.
+
+    A taste is included only if the two replies differ in it in at least `MIN_VOTES` votes.
+    """
     phrases = []
     for name in TASTES:
         signs = [vote['leanings'][name] for vote in votes if vote['leanings'][name]]
@@ -76,7 +82,7 @@ def persona(votes: list[Record]) -> str:
 
 
 def preferences(votes: list[Record], *, folds: int, fold: int) -> tuple[list[Record], list[Record]]:
-    """Training and held-out preferences, each with its judge's persona."""
+    """Return the training and held-out preferences, each with its judge's persona."""
     by_judge = defaultdict(list)
     for vote in votes:
         vote['leanings'] = leanings(vote)

@@ -1,12 +1,12 @@
-"""PRISM's rated conversations (arXiv 2404.16019) → preference JSONL with each participant's persona, split by user.
+"""Convert PRISM's rated conversations (arXiv 2404.16019) into preference JSONL with personas, split by user.
 
     python -m data_pipelines.sources.prism --conversations=conversations.jsonl --survey=survey.jsonl --to=DIR
 
-Writes DIR/train.jsonl, DIR/validation.jsonl and DIR/manifest.json. Participants rated the replies to a turn from 1 to
-100; the best is preferred to the worst if their ratings differ by at least `--min_rating_gap`. The context is the
-conversation before the turn, with the replies that the participant continued from. The persona is what they wrote to
-the model about how it should be (`system_string`). Their description of themselves (`self_description`) is not used: it
-reveals health, religion and politics.
+Writes DIR/train.jsonl, DIR/validation.jsonl and DIR/manifest.json. Participants rated the replies to each turn from
+1 to 100. The best reply is preferred to the worst if their ratings differ by at least `--min_rating_gap`. The context
+is the conversation before the turn, with the replies that the participant continued from. The persona is what the
+participant wrote about how the model should behave (`system_string`). The participant's self-description
+(`self_description`) is not used, because it reveals health, religion and politics.
 """
 
 import json
@@ -26,7 +26,7 @@ from rlhi_jax.cli.program import require_flags, run
 class RatedReply(NamedTuple):
     content: str
     rating: float  # 1 to 100
-    kept: bool  # whether the participant continued from it
+    kept: bool  # whether the participant continued from this reply
 
 
 class RatedTurn(NamedTuple):
@@ -37,7 +37,7 @@ class RatedTurn(NamedTuple):
 
 
 def read_lines(path: Path, counts: Counter) -> Iterator[Record]:
-    """The objects of a file of JSON lines; other lines are counted."""
+    """Yield the objects in a file of JSON lines. Lines without an object are counted."""
     for line in path.read_bytes().split(b'\n'):
         if line.strip():
             try:
@@ -51,10 +51,10 @@ def read_lines(path: Path, counts: Counter) -> Iterator[Record]:
 
 
 def rated_turns(history: Sequence[Record]) -> list[RatedTurn]:
-    """A conversation's turns in order.
+    """Return a conversation's turns in order.
 
     Raises:
-      KeyError, TypeError, ValueError: it is not a history as PRISM publishes it.
+      KeyError, TypeError, ValueError: the history does not have the format that PRISM published.
     """
     turns: dict[int, RatedTurn] = {}
     for message in history:
@@ -68,7 +68,7 @@ def rated_turns(history: Sequence[Record]) -> list[RatedTurn]:
 
 
 def preferences(record: Record, persona: str, min_rating_gap: float, counts: Counter) -> Iterator[dict[str, Any]]:
-    """The preferences of one conversation; a turn without one is counted by its reason."""
+    """Yield the preferences in one conversation. A turn without a preference is counted under its reason."""
     try:
         turns = rated_turns(record['conversation_history'])
         conversation, user = str(record['conversation_id']), record['user_id']
@@ -110,5 +110,7 @@ def main() -> None:
 
 if __name__ == '__main__':
     define_flags('conversations', 'survey')
-    flags.DEFINE_float('min_rating_gap', 10.0, 'Least difference, of 100, between the best and the worst rating.')
+    flags.DEFINE_float(
+        'min_rating_gap', 10.0, 'Smallest allowed difference between the best and the worst rating (1 to 100).'
+    )
     run(main)

@@ -1,4 +1,4 @@
-"""Flags, folds and output that the sources of rated replies share."""
+"""Flags, folds and output shared by the sources of rated replies."""
 
 import json
 from collections import Counter
@@ -14,24 +14,24 @@ from rlhi_jax.io.files import digest, file_digest, new_folder, write_bytes, writ
 
 
 def define_flags(*files: str) -> None:
-    """Define --FILE for each file to read, --to, --folds, --fold and --overwrite."""
+    """Define --FILE for each file to read, and --to, --folds, --fold and --overwrite."""
     for name in files:
-        flags.DEFINE_string(name, None, f'{name}.jsonl as published.')
-    flags.DEFINE_string('to', None, 'Folder to write.')
-    flags.DEFINE_integer('folds', 5, 'Number of folds that users or questions are split into, by a hash of their id.')
-    flags.DEFINE_integer('fold', 0, 'The fold that is held out.')
-    flags.DEFINE_bool('overwrite', False, 'Replace the folder to write if it exists.')
+        flags.DEFINE_string(name, None, f'Path of the published {name}.jsonl.')
+    flags.DEFINE_string('to', None, 'Output folder.')
+    flags.DEFINE_integer('folds', 5, 'Number of folds. A hash of the id puts each user or question into a fold.')
+    flags.DEFINE_integer('fold', 0, 'Number of the held-out fold, counted from 0.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
 
 
 def named_file(flag: str) -> Path:
-    """The file that a flag names.
+    """Return the file that a flag points to.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file does not exist.
     """
     path = Path(flags.FLAGS[flag].value)
     if not path.is_file():
-        raise UserError(f'--{flag}={path} does not exist: name {flag}.jsonl as published')
+        raise UserError(f'--{flag}={path} does not exist: set it to the published {flag}.jsonl')
     return path
 
 
@@ -43,14 +43,17 @@ def held_out(name: Any, *, folds: int, fold: int) -> bool:
 def write_preferences(
     stage: str, files: Sequence[Path], counts: Counter, train: Sequence[Record], validation: Sequence[Record]
 ) -> None:
-    """Write --to: train.jsonl, validation.jsonl and manifest.json.
+    """Write train.jsonl, validation.jsonl and manifest.json to the folder --to.
 
     Args:
-      stage: name of the source's program in `data_pipelines`, for the manifest.
-      files: those that were read; the manifest has their digests.
+      stage: the name of the source's program in `data_pipelines`, for the manifest.
+      files: the files that were read. The manifest stores their digests.
+      counts: what was read and dropped, by name.
+      train: the training preferences.
+      validation: the held-out preferences.
 
     Raises:
-      UserError: --to exists and --overwrite is not set, or another program made it.
+      UserError: --to exists and --overwrite is not set, or another program made that folder.
     """
     by_split = dict(train=train, validation=validation)
     counts.update({split: len(records) for split, records in by_split.items()})

@@ -1,16 +1,16 @@
-"""Simulated users → raw conversations: everyday requests, and complaints about what replies miss. The built-in source.
+"""The built-in source: raw conversations in which simulated users make everyday requests and complain about replies.
 
     python -m data_pipelines.sources.simulated --config=configs/NAME.py
 
-Writes to `config.data.raw`:
+The model `config.model.path` writes the replies. The program writes these files to the folder `config.data.raw`:
 
-    train.jsonl, validation.jsonl, test.jsonl   conversations in the WildChat-1M schema, replies by `config.model.path`
-    users.jsonl                                 the users and their tastes, for the evaluation alone
-    prompts.jsonl                               further requests of every user, with the oracle's persona
+    train.jsonl, validation.jsonl, test.jsonl   conversations in the WildChat-1M schema
+    users.jsonl                                 the users and their tastes, for evaluation only
+    prompts.jsonl                               further requests from every user, with the oracle's persona
 
-Topics, phrasings, wordings of personas and complaints, and combinations of tastes are disjoint between the splits.
-Tastes of `config.simulated.held_out` occur in the test split alone. Some users change their mind halfway through their
-history (`flips`); some have a taste for one kind of request only and want the opposite otherwise (`depends`).
+Splits share no topics, phrasings, wordings of personas and complaints, or combinations of tastes. The tastes in
+`config.simulated.held_out` occur only in the test split. Some users change a taste halfway through their history
+(`flips`). Others have a taste for one kind of request only, and want the opposite for all other requests (`depends`).
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ from rlhi_jax.sampling.generator import Prompt
 
 
 class Asked(NamedTuple):
-    """A request of a simulated user, with its number among their requests."""
+    """A simulated user's request, with its number among the requests of that user."""
 
     user: SimulatedUser
     number: int
@@ -61,7 +61,7 @@ class Asked(NamedTuple):
 
 
 def wildchat_record(user: SimulatedUser, turns: Sequence[Turn], number: int, model: str) -> Record:
-    """One conversation in the WildChat-1M schema; each of a user's conversations takes place a day after the last."""
+    """Return one conversation in the WildChat-1M schema. A user's conversations take place on consecutive days."""
     moment = (datetime(2026, 1, 1) + timedelta(days=number)).isoformat()
     user_id = hashed(user['id'])
     header = {'accept-language': 'en-GB', 'user-agent': 'simulated'}
@@ -110,10 +110,10 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _converse(task: Task, openings: Sequence[Asked], counts: Counter) -> dict[str, list[Turn]]:
-    """The turns of each conversation by its request's id: request, reply and follow-up.
+    """Return the turns of each conversation (request, reply and follow-up), keyed by the request's id.
 
     Raises:
-      UserError: a request does not fit the sampler.
+      UserError: a request is longer than the sampler allows.
     """
     config = task.config
     prompts = [Prompt(asked.name, (asked.turn,)) for asked in openings]

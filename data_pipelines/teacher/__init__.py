@@ -1,1 +1,1 @@
-"""Asking a model: a local one or an endpoint, with the prompts that it is given."""
+"""Asks a local model or an endpoint for replies and judgements, and contains the prompts for it."""

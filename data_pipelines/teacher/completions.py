@@ -1,6 +1,7 @@
-"""Requests to an OpenAI-compatible endpoint, one at a time, through restarts, rate limits and garbage.
+"""Sends single requests to an OpenAI-compatible endpoint; they survive restarts, rate limits and malformed responses.
 
-Needs the extra `endpoint`. Stages use `data_pipelines.teacher.endpoint`, which imports this module only when it asks.
+This module needs the extra `endpoint`. Stages use `data_pipelines.teacher.endpoint`, which imports this module only
+when it has requests to send.
 """
 
 import asyncio
@@ -17,14 +18,14 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.io.errors import UserError
 
-PATIENCE = 5  # timeouts until an answer must be complete, since some servers send blanks while a request waits
-# The wording of OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini and xAI.
+PATIENCE = 5  # an answer must be complete within this many timeouts; some servers send blanks while a request waits
+# Wordings used by OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini and xAI.
 _TOO_LONG = re.compile(
     r'context[ _](length|size|window)|maximum (model|prompt) length|max_new_tokens|prompt is too long'
     r'|input token count',
     re.I,
 )
-_OPTIONAL = {  # fields that a request can do without, and how a refusal names them
+_OPTIONAL = {  # optional request fields, and how error messages refer to them
     'response_format': re.compile(r'response_format|json_schema|grammar', re.I),
     'seed': re.compile(r'\bseed\b'),
     'top_p': re.compile(r'\btop_p\b'),
@@ -33,7 +34,7 @@ _FINISHED = ('stop', 'eos_token', 'end_turn', 'stop_sequence')  # OpenAI, TGI, A
 
 
 class Completion(NamedTuple):
-    """An endpoint's answer, with the tokens charged for it; `text` is None if it will not answer this request."""
+    """An endpoint's answer and the tokens charged for it; `text` is None if the endpoint refuses to answer."""
 
     text: str | None
     finished: bool
@@ -42,17 +43,18 @@ class Completion(NamedTuple):
 
 
 class TooLong(Exception):
-    """The request does not fit the endpoint's context."""
+    """The request does not fit in the endpoint's context."""
 
 
 class Endpoint:
-    """The endpoint `config.teacher.path`; use as an async context manager.
+    """The endpoint `config.teacher.path`, for use as an async context manager.
 
     Args:
-      learned: fields of requests that the endpoint wants under another name, or with '' not at all; refusals add to it.
+      learned: maps the request fields that the endpoint rejects to the names that it expects instead, or to '' for
+        fields to omit. Each rejection that explains itself adds an entry.
 
     Raises:
-      UserError: the key cannot be sent.
+      UserError: the key cannot be sent in a request.
     """
 
     def __init__(self, teacher: ConfigDict, learned: dict[str, str]):
@@ -60,8 +62,8 @@ class Endpoint:
         self._key = os.environ.get(teacher.key_variable, '').strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(
-                f'environment variable {teacher.key_variable} (config.teacher.key_variable) does not hold a key: set '
-                'it to one line of ASCII characters'
+                f'environment variable {teacher.key_variable} (config.teacher.key_variable) does not contain a '
+                'valid key: set it to one line of printable ASCII characters'
             )
         self._client = openai.AsyncOpenAI(
             base_url=teacher.path,
@@ -78,17 +80,18 @@ class Endpoint:
         await self._client.close()
 
     async def complete(self, request: dict[str, Any], *, doubted: bool = False) -> Completion:
-        """The completion of a request, which is sent again after failures that may pass.
+        """Return the completion of a request, after retrying failures that may be temporary.
 
         The completion has no text if the endpoint refuses this request, or fails on it repeatedly, but answers a
-        harmless one.
+        harmless request.
 
         Args:
-          doubted: the request failed before, while the endpoint was up.
+          doubted: the request has already failed once while the endpoint was up.
 
         Raises:
-          TooLong: the request does not fit the endpoint's context.
-          UserError: the endpoint refuses a harmless request too, or did not answer in `config.teacher.retries` retries.
+          TooLong: the request does not fit in the endpoint's context.
+          UserError: the endpoint also refuses a harmless request, or gave no answer after `config.teacher.retries`
+            retries.
         """
         fields = {self._learned.get(name, name): value for name, value in request.items()}
         fields.pop('', None)
@@ -111,7 +114,7 @@ class Endpoint:
             raise self._failure(failure) from None
         if refused or doubted:
             return Completion(None, False, other.tokens_in, other.tokens_out)
-        again = await self.complete(request, doubted=True)  # the endpoint may have come up only now
+        again = await self.complete(request, doubted=True)  # the endpoint may have been down until now
         tokens_in, tokens_out = again.tokens_in + other.tokens_in, again.tokens_out + other.tokens_out
         return again._replace(tokens_in=tokens_in, tokens_out=tokens_out)
 
@@ -121,20 +124,20 @@ class Endpoint:
         completion, counted = _completion(response.content)
         if not counted and (self._teacher.budget or self._teacher.price_in or self._teacher.price_out):
             raise UserError(
-                'config.teacher.path: the endpoint does not say how many tokens it used: set config.teacher.budget, '
-                'price_in and price_out to 0'
+                'config.teacher.path: the endpoint does not say how many tokens it used: set budget, price_in and '
+                'price_out in config.teacher to 0'
             )
         return completion
 
     def _learn(self, fields: dict[str, Any], refusal: str) -> bool:
-        """Whether a refusal says how requests must change; if so, all later ones change."""
+        """Return whether a refusal says how requests must change; if it does, change all later requests."""
         if 'max_tokens' in fields and 'max_completion_tokens' in refusal:
             self._learned['max_tokens'] = 'max_completion_tokens'
             return True
         for name, named in _OPTIONAL.items():
             if name in fields and named.search(refusal):
                 if name not in self._learned:
-                    print(f'{self._teacher.path} does not take {name}: requests omit it from now on', file=sys.stderr)
+                    print(f'{self._teacher.path} does not accept {name}; later requests omit it', file=sys.stderr)
                 self._learned[name] = ''
                 return True
         return False
@@ -146,21 +149,21 @@ class Endpoint:
             answer = answer.replace(self._key, '(the key)')
         key = f'environment variable {self._teacher.key_variable} (config.teacher.key_variable)'
         remedy = {
-            400: 'change what it objects to',
-            401: f'put its key into the {key}',
+            400: 'change what the endpoint objects to',
+            401: f'put the key for this endpoint in the {key}',
             403: f'check what the key in the {key} permits',
-            404: 'check config.teacher.model and the end of the path, often /v1',
-            422: 'change what it objects to',
+            404: 'check config.teacher.model and the end of the path, which is often /v1',
+            422: 'change what the endpoint objects to',
             429: 'wait, or lower config.teacher.concurrency',
-        }.get(status, 'check that it runs')
+        }.get(status, 'check that the server is running')
         return UserError(
             f'config.teacher.path: {self._teacher.path} gave no answer ({" ".join(answer.split())[:300]}): {remedy}, '
-            'then run again, which resumes the work'
+            'then run again to resume'
         )
 
 
 def _status_and_body(error: openai.APIError) -> tuple[int, str]:
-    """An answer's status and body; without an answer, 0 and the cause."""
+    """Return the status and body of an answer, or 0 and the cause if there was no answer."""
     if isinstance(error, openai.APIStatusError):
         return error.status_code, error.response.text
     cause = error.__cause__ or error
@@ -171,7 +174,7 @@ class _Client(openai.DefaultAsyncHttpxClient):
     """A client that treats a success without a completion as a failed request, and an endless answer as a timeout.
 
     Args:
-      longest: most seconds from a request to the end of its answer, whatever arrives in between.
+      longest: maximum number of seconds from a request to the end of its answer, whatever arrives in between.
     """
 
     def __init__(self, longest: float):
@@ -194,7 +197,7 @@ class _Client(openai.DefaultAsyncHttpxClient):
 
 
 def _completion(body: bytes) -> tuple[Completion, bool]:
-    """The completion in an answer, and whether the answer states its tokens; if not, they are 0.
+    """Return the completion in an answer, and whether the answer states its token counts; if it does not, they are 0.
 
     Raises:
       ValueError: the answer is not a completion.
@@ -205,7 +208,7 @@ def _completion(body: bytes) -> tuple[Completion, bool]:
         text, end = choice['message'].get('content'), choice.get('finish_reason')
         tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
         good = isinstance(text, str | None) and isinstance(end, str | None)
-        good &= end != 'error' and not choice.get('error')  # OpenRouter passes on a provider's failure so
+        good &= end != 'error' and not choice.get('error')  # how OpenRouter reports a provider's failure
         good &= all(count is None or (isinstance(count, int) and count >= 0) for count in tokens)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         good = False
@@ -217,7 +220,7 @@ def _completion(body: bytes) -> tuple[Completion, bool]:
 
 
 def parse_json(text: str, schema: dict[str, Any]) -> Any | None:
-    """The JSON object in an answer, whatever text surrounds it; None if there is none or the schema forbids it.
+    """Return the JSON object in an answer, ignoring text around it; None if there is no object that fits the schema.
 
     >>> parse_json('Sure! ```{"label": "other"}```', {'required': ['label']})
     {'label': 'other'}

@@ -1,9 +1,10 @@
-"""A teacher behind an OpenAI-compatible endpoint: replies to prompts, and judgements in JSON.
+"""Gets replies to prompts, and judgements in JSON, from a teacher behind an OpenAI-compatible endpoint.
 
-`config.teacher.path` is the endpoint's base URL, such as http://localhost:8000/v1, and `config.teacher.model` its name
-for the model. The environment variable `config.teacher.key_variable` holds the key. Many requests are sent at once; the
-result does not depend on the order of the answers. Every answer is written as soon as it arrives: to the stage's
-journal, with the tokens that it cost, and to the file `config.teacher.cache`, if named.
+`config.teacher.path` is the endpoint's base URL, such as http://localhost:8000/v1, and `config.teacher.model` is the
+endpoint's name for the model. The environment variable `config.teacher.key_variable` contains the key. Many requests
+are sent at the same time, and the result does not depend on the order of the answers. Every answer is written to the
+stage's journal, with its token count, as soon as it arrives. If `config.teacher.cache` is set, the answer is also
+written to that file.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ Key = tuple[str, str, int]  # kind, id, number
 
 
 class Question(NamedTuple):
-    """A question: turns that end with a user turn, and the JSON schema of the answer, which is an object."""
+    """A question: turns that end with a user turn, and the JSON schema of the answer, which must be an object."""
 
     id: str
     turns: Turns
@@ -45,7 +46,7 @@ class Question(NamedTuple):
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """What an endpoint's answers depend on, as far as can be known: the model's name and the sampling settings."""
+    """Return the model name and sampling settings: the known inputs that determine an endpoint's answers."""
     teacher, sampler = config.teacher, config.sampler
     sampled = dict(temperature=sampler.temperature, top_p=sampler.top_p, new_tokens=sampler.new_tokens)
     judged = dict(temperature=teacher.temperature, attempts=teacher.attempts)
@@ -53,15 +54,15 @@ def identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def draw(task: Task, prompts: Sequence[Prompt]) -> None:
-    """Draw the replies to prompts that the journal lacks, sampled by `config.sampler`, into the journal.
+    """Sample the replies that the journal lacks, with the settings in `config.sampler`, and add them to the journal.
 
-    The persona comes where the policy would see it, at the start of the first user turn. A prompt that the endpoint
-    refuses as too long loses its oldest exchanges. A prompt has no replies if its last `keep` turns do not fit, if the
-    endpoint refuses its content, or if every attempt fails.
+    The persona is placed where the policy would see it, at the start of the first user turn. If the endpoint rejects a
+    prompt as too long, the prompt is sent again without its oldest exchanges. A prompt has no replies if its last
+    `keep` turns do not fit, if the endpoint refuses its content, or if every attempt fails.
 
     Raises:
-      UserError: the endpoint refuses all requests or does not answer, or the budget is spent; the journal keeps all
-        answers so far.
+      UserError: the endpoint refuses all requests or does not answer, or the budget is spent. All answers so far are in
+        the journal.
     """
 
     async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
@@ -72,26 +73,26 @@ def draw(task: Task, prompts: Sequence[Prompt]) -> None:
 
 
 def keys(prompt: Prompt) -> list[Key]:
-    """The journal keys of a prompt's replies; each entry has `text`, None without a reply, and `finished`."""
+    """Return the journal keys of a prompt's replies; an entry has `text` (None if there is no reply) and `finished`."""
     return [('reply', prompt.id, sample) for sample in range(prompt.samples)]
 
 
 def answers(
     task: Task, questions: Sequence[Question], accept: Callable[[Question, Any], bool]
 ) -> dict[str, Any | None]:
-    """The answer to each question by its id: JSON that fits the schema and passes `accept`; None if there is none.
+    """Return the answers, keyed by question id: JSON that fits the schema and passes `accept`, or None.
 
-    The prompt and the request state the schema. The first attempt is drawn at `config.teacher.temperature`. After a bad
-    answer the question is asked again, up to `config.teacher.attempts` times in all, at `config.sampler.temperature`
-    and with another seed each time.
+    Both the prompt and the request state the schema. The first attempt is sampled at `config.teacher.temperature`.
+    After a bad answer, the question is asked again at `config.sampler.temperature`, with a new seed each time. A
+    question is asked at most `config.teacher.attempts` times in all.
 
     Args:
-      task: its `made_from` must cover the questions and everything that `accept` depends on.
-      accept: a pure function; resumed work passes it the same answers again.
+      task: the stage's task. Its `made_from` must cover the questions and everything that `accept` depends on.
+      accept: a pure function. Resumed work passes it the same answers again.
 
     Raises:
-      UserError: the endpoint refuses all requests or does not answer, or the budget is spent; the journal keeps all
-        answers so far.
+      UserError: the endpoint refuses all requests or does not answer, or the budget is spent. All answers so far are in
+        the journal.
     """
     values: dict[str, Any | None] = {}
     config = task.config
@@ -104,7 +105,7 @@ def answers(
         for attempt in range(config.teacher.attempts):
             key = ('answer', question.id, attempt)
             answer = await teacher.ask(key, [_messages(question)], temperature, question.schema)
-            if answer.text is None:  # the endpoint would not answer another attempt either
+            if answer.text is None:  # the endpoint would refuse further attempts too
                 return
             value = parse_json(answer.text, question.schema)
             if value is not None and accept(question, value):
@@ -117,11 +118,11 @@ def answers(
 
 
 def spending(task: Task) -> dict[str, int]:
-    """The cost of a stage's answers so far, including interrupted runs, as counts: tokens, and millionths of money.
+    """Return the cost of a stage's answers so far, as counts of tokens and of millionths of the currency.
 
-    The unit of money is that of `config.teacher.price_in` and `price_out`. Answers from the cache are free. Answers
-    lost to a timeout or a killed process are missing, though the endpoint charges for them. Empty if the teacher is not
-    an endpoint.
+    The currency is that of `config.teacher.price_in` and `price_out`. Interrupted runs are included, and answers from
+    the cache are free. Answers lost to a timeout or a killed process are not counted, though the endpoint charges for
+    them. The counts are empty if the teacher is not an endpoint.
     """
     teacher = task.config.teacher
     if not is_endpoint(teacher.path):
@@ -138,11 +139,13 @@ def _tokens(journal: Journal) -> tuple[int, int]:
 def _settle_all(
     task: Task, items: Sequence[Any], settle: Callable[['_Teacher', Any], Awaitable[None]], unit: str
 ) -> None:
-    """Settle every item, several at a time; after a failure, finish those under way, so that no answer is lost."""
-    if not items:  # as in later passes of a stage, which find all answers in the journal
+    """Settle every item, several at a time. After a failure, finish the items in progress so that no answer is lost."""
+    if not items:  # later passes of a stage find all answers in the journal
         return
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
-        raise UserError("config.teacher.path is an endpoint: install its packages, `pip install -e '.[endpoint]'`")
+        raise UserError(
+            "config.teacher.path is an endpoint: install the packages it needs with `pip install -e '.[endpoint]'`"
+        )
     from data_pipelines.teacher.completions import Endpoint
 
     pending = deque(items)
@@ -171,7 +174,7 @@ def _settle_all(
 
 
 class _Teacher:
-    """An endpoint with its journal, its cache and its budget."""
+    """An endpoint with the journal, the cache and the budget for its answers."""
 
     def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: '_Cache'):
         self._config, self._journal, self._endpoint, self._cache = config, journal, endpoint, cache
@@ -180,7 +183,7 @@ class _Teacher:
     async def ask(
         self, key: Key, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
     ) -> 'Completion':
-        """The journal's answer under `key`, or else the endpoint's answer to the first version that is not too long.
+        """Return the answer stored in the journal under `key`, or ask the endpoint with the first version that fits.
 
         Raises:
           UserError: the endpoint refuses all requests or does not answer, or the budget is spent.
@@ -225,13 +228,13 @@ class _Teacher:
         budget = self._config.teacher.budget
         if budget and self.spent >= budget:
             raise UserError(
-                f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise it, or set it to 0, and '
-                'run again, which resumes the work'
+                f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise it, or set it to 0, then '
+                'run again to resume'
             )
 
 
 class _Cache:
-    """Answers by the digest of their request, in an SQLite file that several processes may share."""
+    """Answers in an SQLite file, keyed by the digest of the request. Several processes may share the file."""
 
     def __init__(self, path: str):
         try:
@@ -242,7 +245,7 @@ class _Cache:
             self._file.execute('CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT, finished INT)')
         except (OSError, sqlite3.Error) as error:
             raise UserError(
-                f'config.teacher.cache: {path} is not a file of answers ({error}): name another file'
+                f'config.teacher.cache: cannot use {path} as a cache ({error}): set it to a different file'
             ) from None
 
     def get(self, name: str) -> tuple[str, bool] | None:
@@ -257,7 +260,7 @@ class _Cache:
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:
-    """A prompt's messages, whole and then with more and more of the oldest exchanges dropped."""
+    """Yield a prompt's messages: first all of them, then with more and more of the oldest exchanges dropped."""
     system, persona = (defused(text.strip()) for text in prompt.context)
     opening = to_messages([('system', system)] if system else [])
     for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
@@ -268,7 +271,7 @@ def _versions(prompt: Prompt) -> Iterator[Messages]:
 
 
 def _messages(question: Question) -> Messages:
-    """A question's messages, with its schema in the last."""
+    """Return a question's messages, with the schema appended to the last message."""
     messages = to_messages((role, defused(content.strip())) for role, content in question.turns)
     # Some servers silently ignore `response_format`.
     messages[-1]['content'] += f'\n\nAnswer with JSON alone, by this schema:\n{json.dumps(question.schema)}'

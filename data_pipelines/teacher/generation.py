@@ -1,7 +1,7 @@
-"""Replies to prompts and scores of replies, journaled as they come.
+"""Generates replies to prompts and scores replies. Each result is added to the journal as soon as it exists.
 
 Replies come from a model folder or from an OpenAI-compatible endpoint (`data_pipelines.teacher.endpoint`). Scores and
-log-probabilities need a model folder. One model is in memory at a time (`rlhi_jax.models.resident`).
+log-probabilities need a model folder. Only one model is in memory at a time (`rlhi_jax.models.resident`).
 """
 
 import functools
@@ -23,13 +23,13 @@ from rlhi_jax.sampling.generator import Generator, Prompt, Reply
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 
-BLOCK = 16  # prompts that are scored between two entries in the journal
+BLOCK = 16  # prompts that are scored together before their scores are added to the journal
 
 
 def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
-    """What a model's replies and scores depend on: its weights, template, control tokens and dtype.
+    """Return what determines a model's replies and scores: its weights, template, control tokens and dtype.
 
-    For an endpoint: the model's name and the sampling settings.
+    For an endpoint, return the model name and the sampling settings.
     """
     if is_endpoint(path):
         return endpoint.identity(config)
@@ -38,17 +38,17 @@ def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
     return dict(weights=model.weights, template=template, tokens=model.tokens, dtype=config.model.dtype)
 
 
-@functools.cache  # a stage asks several times; the weights distinguish two imports into the same folder
+@functools.cache  # called several times per stage; `weights` tells apart two imports into the same folder
 def _template_digest(folder: Path, weights: str) -> str:
     return ChatTemplate.load(folder).digest
 
 
 def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
-    """The replies to each prompt by its id, in the order of their sample numbers.
+    """Return the replies to each prompt, keyed by prompt id and in the order of their sample numbers.
 
-    Every reply is in the journal as soon as it is drawn, so interrupted work resumes with the same result. A prompt
-    longer than `config.sampler.prompt_tokens` loses its oldest exchanges; one whose last `keep` turns do not fit has no
-    replies. An endpoint decides itself which prompts fit.
+    Every reply is added to the journal as soon as it is sampled, so interrupted work resumes with the same result. A
+    prompt longer than `config.sampler.prompt_tokens` loses its oldest exchanges. A prompt whose last `keep` turns do
+    not fit has no replies. An endpoint decides for itself which prompts fit.
     """
     journal = task.journal
     missing = [prompt for prompt in prompts if any(key not in journal for key in endpoint.keys(prompt))]
@@ -67,9 +67,9 @@ def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str
 
 
 def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
-    """Draw replies like `endpoint.draw`, by a local model.
+    """Sample replies from a local model and add them to the journal, like `endpoint.draw`.
 
-    All samples of a prompt are drawn again if one is missing; those already in the journal come out the same.
+    If one sample of a prompt is missing, all its samples are drawn again. Those already in the journal do not change.
     """
     generator = Generator(task.config, model_path)
     keys = {prompt.id: endpoint.keys(prompt) for prompt in prompts}
@@ -81,7 +81,7 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 
     for name, shorter in fitted.items():
         for key in keys[name] if shorter is None else ():
-            note(key, None, False)  # so that a later run need not load the model to find out
+            note(key, None, False)  # so that a later run need not load the model to see that the prompt is too long
     fitting = [shorter for shorter in fitted.values() if shorter]
     with Progress(task.name, sum(prompt.samples for prompt in fitting), unit='replies') as progress:
         for done, reply in enumerate(generator.replies(fitting), start=1):
@@ -92,13 +92,13 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 def scores(
     task: Task, model_path: str, items: Sequence[Candidates], *, capacities: Capacities, sees_persona: bool
 ) -> dict[str, list[float | None]]:
-    """The scores of each prompt's candidates by its id; None for a candidate that fits no row.
+    """Return the scores of each prompt's candidates, keyed by prompt id; None for a candidate that fits in no row.
 
-    A model with a reward head gives rewards, any other log-probabilities in nats. The model is loaded only if scores
-    are missing in the journal.
+    A model with a reward head gives rewards; any other model gives log-probabilities in nats. The model is loaded only
+    if scores are missing from the journal.
     """
     journal = task.journal
-    # Blocks stay the same after an interruption. A score's last bits depend on what shares its row.
+    # A score's last bits depend on what else is in its row, so an interruption must not change the blocks.
     missing = [block for block in in_blocks(items, BLOCK) if any(('scores', item.id) not in journal for item in block)]
     if missing:
         scorer = _scorer(task.config, model_path, capacities, sees_persona)
@@ -114,12 +114,12 @@ def scores(
 def _scorer(
     config: ConfigDict, model_path: str, capacities: Capacities, sees_persona: bool
 ) -> Callable[[Sequence[Candidates]], dict[str, list[float | None]]]:
-    """The scorer of a model, kept in memory until another model is needed."""
+    """Return a model's scorer, which stays in memory until another model is needed."""
     model = open_model(model_path)
     key = (
         'scorer',
         str(model.path),
-        model.weights,  # a folder may hold another model than a moment ago
+        model.weights,  # the model in a folder may have been replaced since the last call
         capacities,
         sees_persona,
         # What `CandidateScorer` reads from the config:
@@ -134,7 +134,7 @@ def _scorer(
 
 
 def likelihoods(task: Task, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
-    """Log-probabilities of replies in nats, under the teacher, or under the policy if the teacher is an endpoint."""
+    """Return log-probabilities of replies (nats) from the teacher, or from the policy if the teacher is an endpoint."""
     config, tokens = task.config, task.config.teacher.row_tokens
     chunk = config.model.logprob_chunk
     capacities = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)

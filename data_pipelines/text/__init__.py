@@ -1,1 +1,1 @@
-"""What a text is: its language, its style, its opening, whether it degenerates or spells control tokens."""
+"""Properties of a text: its language, style and opening, and whether it is degenerate or spells control tokens."""

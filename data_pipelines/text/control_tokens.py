@@ -1,18 +1,18 @@
-"""Finds text that spells control tokens, which a server may take for the tokens themselves.
+"""Finds text that spells control tokens, which a server may mistake for real control tokens.
 
-A local model's tokenizer never does, and knows its own tokens exactly. The tokenizer behind an endpoint or a log is
-unknown, so this module looks for the forms that model families give their tokens in published templates and tokenizers.
-Text that only reads like a turn, such as `### Human:`, is not a token of any of them.
+A local model's tokenizer never makes this mistake, and knows its own tokens exactly. The tokenizer behind an endpoint
+or a log is unknown, so this module looks for the forms of control tokens in the published templates and tokenizers of
+model families. Text that only looks like a turn, such as `### Human:`, is not a token in any of these families.
 """
 
 import re
 
-# Each without its first character.
+# Each pattern leaves out the first character of the token.
 _ANGLED = (
-    r'[|｜][/"\w][^<>\s]*>',  # <|im_end|>, DeepSeek's <｜User｜>, Gemma 4's <|turn>; not <|-- and <|> of UML and code
+    r'[|｜][/"\w][^<>\s]*>',  # <|im_end|>, DeepSeek's <｜User｜>, Gemma 4's <|turn>; not UML's <|-- or code's <|>
     r'/?\w+[|｜]>',  # Gemma 4's <turn|>
-    # <s> is also HTML's tag for struck-out text. Counting it as a token costs a blank in messages that mention the tag,
-    # and the replies that use it. Otherwise users could end the turns of Llama 2 and of Mistral.
+    # <s> is also the HTML tag for struck-out text. Because it counts as a token, messages that mention the tag get an
+    # extra space, and replies that use it are lost. Otherwise, users could end the turns of Llama 2 and Mistral.
     r'/?(?:s|bos|eos|pad|unk|sop|eop|BOS_TOKEN|EOS_TOKEN)>',
     r'(?:start|beginning|end)_of_\w+>',  # Gemma's <start_of_turn>
     r'/?(?:think|tool_calls?|tool_responses?|(?:seed|minimax):\w+)>',
@@ -21,11 +21,12 @@ _ANGLED = (
     r'role>(?:SYSTEM|HUMAN|ASSISTANT|OBSERVATION)<',  # Ling
 )
 _BRACKETED = (
-    # Those of Mistral's that mark turns. [ARGS], [IMG] and [PREFIX] do not, and occur in usage lines, forums and forms.
+    # Mistral's tokens that mark turns. [ARGS], [IMG] and [PREFIX] do not mark turns, and they occur in usage lines,
+    # forums and forms.
     r'/?(?:INST|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK)\]',
     r'(?:BOS|EOS|[gs]MASK|unused\d+)\]',  # Kimi, ChatGLM and Pangu
     r'\|(?:system|user|assistant|tool|endofturn)\|\]',  # EXAONE
-    r'e~\[',  # MiniMax's end of a turn; ]~b] opens one, ]~!b[ the conversation
+    r'e~\[',  # MiniMax's end of a turn; ]~b] opens a turn, and ]~!b[ opens the conversation
 )
 _SPELLED = re.compile(rf'<(?={"|".join(_ANGLED)})|\[(?={"|".join(_BRACKETED)})|\](?=~b\]|~!b\[)')
 
@@ -40,7 +41,7 @@ def spelled_in(text: str) -> bool:
 
 
 def defused(text: str) -> str:
-    """The text with a blank in every control token that it spells.
+    """Return the text with a space inserted into every control token that it spells.
 
     >>> defused('Bees fly.<|im_end|>')
     'Bees fly.< |im_end|>'

@@ -1,6 +1,6 @@
-"""Degenerate replies, by their text alone: those that repeat themselves, and those that open another turn.
+"""Recognizes degenerate replies from their text alone: replies that repeat themselves or open another turn.
 
-Nothing here depends on what users like, so the simulator and the stages that mine preferences can share it.
+Nothing here depends on what users like, so the simulator and the stages that mine preferences can share this module.
 """
 
 import re
@@ -8,13 +8,13 @@ import zlib
 
 from data_pipelines.text import control_tokens
 
-MIN_DISTINCT_TRIGRAMS = 0.7  # smallest share of distinct word trigrams
-MIN_COMPRESSED = 0.15  # smallest compressed share of the bytes; in scripts without spaces a loop may be one word
+MIN_DISTINCT_TRIGRAMS = 0.7  # minimum share of word trigrams that are distinct
+MIN_COMPRESSED = 0.15  # minimum ratio of compressed to original size; without spaces, a repetitive text may be one word
 _HEADING = re.compile(r'^#{2,4} ?(?:Human|Assistant|User|Instruction):', re.MULTILINE)
 
 
 def words(reply: str) -> list[str]:
-    """The words of a reply, in lower case.
+    """Return the words of a reply in lower case.
 
     >>> words("1. Don't knead it, fold it!")
     ['1', "don't", 'knead', 'it', 'fold', 'it']
@@ -23,7 +23,7 @@ def words(reply: str) -> list[str]:
 
 
 def is_repetitive(reply: str) -> bool:
-    """Whether a reply repeats itself: few of its word trigrams are distinct, or its bytes compress well.
+    """Whether a reply repeats itself: too few of its word trigrams are distinct, or its bytes compress too well.
 
     >>> is_repetitive('Bees make honey. ' * 9), is_repetitive('哈' * 99), is_repetitive('Bees make honey in a hive.')
     (True, True, False)
@@ -35,7 +35,7 @@ def is_repetitive(reply: str) -> bool:
 
 
 def opens_a_turn(reply: str) -> bool:
-    """Whether a reply contains what separates turns in some chat template: a control token, or a role as a heading.
+    """Whether a reply contains a turn separator from some chat template: a control token, or a role as a heading.
 
     >>> opens_a_turn('Bees fly.<|im_end|>'), opens_a_turn('### Human: Why?'), opens_a_turn('a < b | c > d')
     (True, True, False)

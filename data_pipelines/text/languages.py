@@ -1,7 +1,7 @@
-"""The language of a text, and the languages that a rewrite of a reply may be in.
+"""Identifies the language of a text, and the languages in which a reply may be rewritten.
 
-py3langid identifies languages (langid.py, Lui and Baldwin, ACL 2012; the package contains its model). Their names, in
-each language, come from CLDR through Babel.
+py3langid identifies languages (langid.py, Lui and Baldwin, ACL 2012; the package contains its model). Language names,
+in every language, come from CLDR through Babel.
 """
 
 import functools
@@ -13,13 +13,13 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from data_pipelines.text.openings import plain
 
-MIN_CONFIDENCE = 0.8  # below it a text counts as undecided
-_READ = 1000  # characters of a text
+MIN_CONFIDENCE = 0.8  # below this, a text's language counts as undecided
+_READ = 1000  # characters of a text that are read
 _NOT_PROSE = re.compile(r'```.*?(?:```|\Z)|`[^`\n]*`|<[^<>\n]+>|https?://\S+|\$[^$\n]+\$', re.DOTALL)
 _NO_LANGUAGE = 'zxx'  # the identifier's label for numbers, markup and code
-_SAME = {'bs': 'hr', 'sr': 'hr', 'ms': 'id', 'nn': 'no'}  # one language here, since short texts do not distinguish them
+_SAME = {'bs': 'hr', 'sr': 'hr', 'ms': 'id', 'nn': 'no'}  # treated as one language: short texts in them look alike
 
-# Words before or after a language's name that ask for it ("in French"), and words that turn the wish into its opposite:
+# Words before or after a language's name that ask for that language ("in French"), and words that reverse the wish:
 # "not in French" and "why in French?", but not "why not in French?".
 _INTO = {'in', 'into', 'to', 'auf', 'ins', 'en', 'em', 'al', 'na', 'po', 'v', 'на', 'по', 'إلى'}
 _INTO_AT_ONCE, _AS_SUFFIX = ('用', '成', '为', '為', 'ب'), ('で', 'に', '로')
@@ -44,23 +44,23 @@ _NOT |= {'nao', 'sem', 'niet', 'geen', 'не', 'без'}
 _WHY = {'why', 'warum', 'wieso', 'pourquoi', 'porque', 'perche', 'waarom', 'почему', 'зачем'}
 _NOT_UNSPACED = re.compile('不|别|別|勿|ない|ません|말고|말아|لا ')
 _WHY_UNSPACED = re.compile('为什么|為什麼|为何|なぜ|どうして|왜|لماذا')
-_NEGATED_WITHIN = 5  # words before the name
+_NEGATED_WITHIN = 5  # a negation counts if it is at most this many words before the name
 _CLAUSE_ENDS = re.compile(r'[.!?;:,\n。！？；，、؟،]+')
 _UNSPACED = re.compile(r'[\u0600-\u06ff\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]')
 _ALSO_VERBS = {'polish'}
-FEW_WORDS = 3  # a remark of at most this length that names a language asks for it: "French, please"
+FEW_WORDS = 3  # a remark with at most this many words asks for any language it names: "French, please"
 
 
 @functools.cache
 def _identifier() -> LanguageIdentifier:
-    """The identifier, for languages with two-letter codes only; the others are mostly dialects of these."""
+    """Load the identifier for languages with two-letter codes; the other languages are mostly dialects of these."""
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=MIN_CONFIDENCE)
     identifier.set_languages([label for label in identifier.labels if len(label) == 2 or label == _NO_LANGUAGE])
     return identifier
 
 
 def language(text: str) -> str:
-    """The code of the language of a text's prose; '' if the text is too short or too mixed, or contains no prose.
+    """Return the language code of a text's prose; '' if the text is too short, is too mixed or contains no prose.
 
     >>> [language(text) for text in ('The bees fly home to their hive.', 'Les abeilles rentrent à la ruche.', 'Ok')]
     ['en', 'fr', '']
@@ -70,13 +70,13 @@ def language(text: str) -> str:
 
 
 def wanted(request: str, reply: str, feedback: str) -> frozenset[str]:
-    """The languages in which a request may be answered again after feedback on a reply; empty for any language.
+    """Return the languages in which a reply may be rewritten after feedback; an empty set allows every language.
 
-    If the feedback asks for languages, only these. If the request's language is undecided, any. Otherwise these, except
-    where the feedback rejects them:
+    If the feedback asks for languages, only these are allowed. If the request's language is undecided, every language
+    is allowed. Otherwise, the following languages are allowed, unless the feedback rejects them:
 
-    - the languages of the request, the reply and the feedback (the reply's may rightly differ from the request's, if
-      the request is a text to translate);
+    - the languages of the request, the reply and the feedback (the reply and the request may rightly be in different
+      languages, for example if the request is a text to translate);
     - the languages that the request or the feedback names.
 
     >>> sorted(wanted('Why do bees dance?', 'They dance to show their sisters the way.', 'Say that again in French.'))
@@ -96,17 +96,17 @@ def wanted(request: str, reply: str, feedback: str) -> frozenset[str]:
 
 
 def _named(text: str, spoken: Iterable[str]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """The languages that a text names; of these, those that it asks for, and those that it rejects.
+    """Return three sets of languages: those that a text names, those that it asks for, and those that it rejects.
 
-    Names are looked up in English, in the languages `spoken`, and in each language's own form.
+    Names are recognized in English, in the `spoken` languages, and in each language itself.
     """
     if len(text) > _READ:  # wishes come before or after pasted text
         text = f'{text[: _READ // 2]}\n{text[-_READ // 2 :]}'
     text = plain(text)
-    mentions: dict[str, set[tuple[bool, bool]]] = {}  # by language: whether it is asked for, and whether negated
+    mentions: dict[str, set[tuple[bool, bool]]] = {}  # keyed by language; see `_mentions`
     clauses = [(clause, re.findall(r'[^\W\d_]+', clause)) for clause in _CLAUSE_ENDS.split(text)]
     few = sum(len(words) for _, words in clauses) <= FEW_WORDS
-    for name, code in {pair for locale in ('own', 'en', *spoken) for pair in _names(locale)}:
+    for name, code in {pair for locale in ('native', 'en', *spoken) for pair in _names(locale)}:
         for clause, words in clauses:
             for mention in _mentions(name, clause, words, few):
                 mentions.setdefault(code, set()).add(mention)
@@ -116,7 +116,7 @@ def _named(text: str, spoken: Iterable[str]) -> tuple[frozenset[str], frozenset[
 
 
 def _mentions(name: str, clause: str, words: Sequence[str], few: bool) -> Iterator[tuple[bool, bool]]:
-    """For each mention of a language in a clause: whether a text in it is meant, and whether that is negated."""
+    """For each mention of a language, yield whether it refers to text in that language, and whether it is negated."""
     if _UNSPACED.search(name):
         for match in re.finditer(re.escape(name), clause):
             before, after = clause[: match.start()], clause[match.end() :]
@@ -132,25 +132,25 @@ def _mentions(name: str, clause: str, words: Sequence[str], few: bool) -> Iterat
 
 @functools.cache
 def _names(locale: str) -> list[tuple[str, str]]:
-    """(name, code) of all identifiable languages, in the words of one language, or for 'own' each in its own words.
+    """Return (name, code) of all identifiable languages, named in one language or, for 'native', each in its own.
 
-    Inflected names end in '-' in place of their ending.
+    Inflected names have '-' in place of their ending.
     """
     labels = [label for label in _identifier().labels if label != _NO_LANGUAGE and len(label) == 2]
     names = []
     for code in labels:
-        name = _name_in(code, code if locale == 'own' else locale)
+        name = _name_in(code, code if locale == 'native' else locale)
         if not name or ' ' in name:
             continue
         name, code = plain(name), _SAME.get(code, code)
         names.append((re.sub(r'(?<=sk)[iy]$|(?<=к)ии$', '-', name), code))
-        if name.endswith(('语', '語')):  # as in 英文
+        if name.endswith(('语', '語')):  # such as 英文
             names.append((name[:-1] + '文', code))
     return names
 
 
 def _name_in(code: str, locale: str) -> str:
-    """The name of a language in another; '' if CLDR has none."""
+    """Return the name of a language in another language; '' if CLDR does not have the name."""
     try:
         return Locale.parse(locale).languages.get(code, '')
     except UnknownLocaleError:

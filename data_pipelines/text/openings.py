@@ -1,13 +1,13 @@
-"""Openings of replies that are refusals, or that talk about the reply instead of giving it, in twelve languages."""
+"""Recognizes replies that open with a refusal or by talking about themselves, in twelve languages."""
 
 import itertools
 import re
 import unicodedata
 
-_READ = 300  # characters of a reply
+_READ = 300  # characters at the beginning of a reply that are read
 _ACCENTS = re.compile('[\u0300-\u036f\u064b-\u0652]')
 
-# Alternatives in lower case without accents, the form that `plain` returns.
+# Alternatives are in lower case without accents, as in the text that `plain` returns.
 _REFUSALS = {
     'en': [
         r"(i('m| am) )?((very|so|really|truly) )?sorry\b(?!,? (to hear|about|for your))",
@@ -96,7 +96,7 @@ _PREAMBLES = {
 
 
 def _opens_as(patterns: dict[str, list[str]]) -> re.Pattern:
-    """A pattern that matches texts that begin with one of the patterns, in any language."""
+    """Return a pattern that matches texts that begin with one of the patterns, in any language."""
     return re.compile(r'\W*(?:' + '|'.join(itertools.chain.from_iterable(patterns.values())) + ')')
 
 
@@ -104,7 +104,7 @@ _REFUSAL, _PREAMBLE = _opens_as(_REFUSALS), _opens_as(_PREAMBLES)
 
 
 def plain(text: str) -> str:
-    """Text in lower case, without Latin and Cyrillic accents or Arabic vowel signs, and with straight apostrophes.
+    """Convert text to lower case with straight apostrophes; drop Latin and Cyrillic accents and Arabic vowel signs.
 
     >>> plain('Français, l’Élysée')
     "francais, l'elysee"
@@ -116,7 +116,7 @@ def plain(text: str) -> str:
 
 
 def is_refusal(reply: str) -> bool:
-    """Whether a reply opens as a refusal or an apology for not complying.
+    """Whether a reply opens with a refusal or an apology for not complying.
 
     >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal('My apologies, but I cannot do this.')
     (True, True)
@@ -127,9 +127,9 @@ def is_refusal(reply: str) -> bool:
 
 
 def has_preamble(reply: str) -> bool:
-    """Whether a reply opens by talking about itself: that it follows, that it has changed, or that another was wrong.
+    """Whether a reply opens by saying that it follows or has changed, or that an earlier reply was wrong.
 
-    "Here are five facts:" counts, though it may belong to the list: the prompt for rewrites asks for the answer alone.
+    "Here are five facts:" counts, although it may belong to a list: the rewrite prompt asks only for the answer.
 
     >>> has_preamble('Here is a shorter version:\\n\\nBees fly.'), has_preamble("You're right, bees do fly.")
     (True, True)

@@ -1,7 +1,8 @@
-"""Sides that a remark or a claim takes in matters of style, such as the length or layout of answers.
+"""Finds the side that a remark or claim takes in each matter of style, such as the length or layout of answers.
 
-Two claims that take different sides cannot both hold. A claim that takes a side which its remark does not take is not
-supported. This works for short sentences, best in English; `data_pipelines/text/lexicons/styles.toml` has the words.
+Two claims that take different sides of the same matter contradict each other. A claim is not supported if it takes a
+side that its remark does not take. This works for short sentences, and best in English. The words are in
+`data_pipelines/text/lexicons/styles.toml`.
 
 >>> styles('This is too long. As a list, please!')
 {'length': 'short', 'layout': 'list'}
@@ -22,7 +23,7 @@ _WORDS = lexicon('styles')
 _NEGATION, _UNSPACED, _NO_NEGATION = (
     pattern(terms(_WORDS[name])) for name in ('negations', 'unspaced_negations', 'no_negations')
 )
-# The negated word follows within three words, or within four characters that do not begin another wish.
+# At most three words, or four characters that do not begin another wish, come between negation and negated word.
 _BEFORE = re.compile(rf'(?:(?:{_NEGATION})(?: [\w\'"]+){{0,3}}|(?:{_UNSPACED})[^\W要请而]{{0,4}}) ?$')
 _IDLE = re.compile(rf"{_NO_NEGATION}|(?:\bnot|n't|\bnever) mind\b[^.!?;:,\n]*")
 _IN_LANGUAGE = r'(?:\b(?:in|into|to|auf|ins|en|em|an|use|speak|write|translate|на|по)[ -]|用|以|说|成)(?:{})'
@@ -32,7 +33,7 @@ _STEMMER = snowballstemmer.stemmer('english')
 
 @functools.cache
 def _patterns() -> list[tuple[str, str, str, re.Pattern]]:
-    """(matter, side, the other side or '', words that take the side)"""
+    """Return tuples of matter, side, opposite side ('' if there is none) and a pattern for words that take the side."""
     patterns = []
     for matter, sides in _WORDS['matters'].items():
         one, other = (*sides, 'without')[:2]
@@ -41,7 +42,7 @@ def _patterns() -> list[tuple[str, str, str, re.Pattern]]:
                 patterns.append((matter, side, opposite, re.compile(pattern(terms(sides[side])))))
     for language, names in _WORDS['languages'].items():
         words = re.compile(_IN_LANGUAGE.format(pattern(terms(names))))
-        # Each language is also a matter of its own: someone who rejects German has not named a language they want.
+        # Each language is also its own matter, because a user who rejects German has not said which language they want.
         patterns += [(language, 'with', 'without', words), ('language', language, '', words)]
     return patterns
 
@@ -49,34 +50,34 @@ def _patterns() -> list[tuple[str, str, str, re.Pattern]]:
 @functools.lru_cache(2**12)
 def _styles(text: str) -> tuple[tuple[str, str], ...]:
     text = _simplified(text)
-    taken: dict[str, list[tuple[int, int, str]]] = {}  # by matter: end and length of the match, and the side
+    taken: dict[str, list[tuple[int, int, str]]] = {}  # keyed by matter: end and length of each match, and the side
     for matter, side, other, words in _patterns():
         for match in words.finditer(text):
             if side_taken := other if _negated(text, match) else side:
                 taken.setdefault(matter, []).append((match.end(), len(match[0]), side_taken))
-    # If a text takes both sides, the last counts: "Too short. I like long answers."
+    # If a text takes both sides, the last side counts: "Too short. I like long answers."
     return tuple((matter, max(sides)[-1]) for matter, sides in taken.items())
 
 
 def _simplified(text: str) -> str:
-    """Plain text without phrases that only look like negations ("not enough") and things the user does not mind."""
+    """Return plain text without phrases that only look negative ("not enough") or things the user does not mind."""
     return _IDLE.sub('', plain(text)).replace('no longer', 'not')
 
 
 def _negated(text: str, match: re.Match) -> bool:
-    """Whether a match follows a negation in its clause; "not detailed enough" still asks for detail."""
+    """Whether a match is negated in its clause; "not detailed enough" does not count, because it asks for detail."""
     clause = re.split(r'[.!?;:,\n]', text[: match.start()])[-1]
     return bool(_BEFORE.search(clause)) and not re.match(r' (?:enough|genug)\b', text[match.end() :])
 
 
 def styles(text: str) -> dict[str, str]:
-    """The side that a text takes in each matter of style that it mentions."""
+    """Return the side that a text takes in each matter of style that it mentions."""
     return dict(_styles(text))
 
 
 @functools.lru_cache(2**12)
 def polar_stems(text: str) -> dict[str, bool]:
-    """Stems of a text's content words, and whether each follows a negation.
+    """Map the stem of each content word in a text to whether the word follows a negation.
 
     >>> polar_stems('I like answers that mention history, not dates.')
     {'histori': False, 'date': True}
@@ -87,7 +88,7 @@ def polar_stems(text: str) -> dict[str, bool]:
 
 
 def stems(text: str) -> set[str]:
-    """Stems of a text's content words.
+    """Return the stems of a text's content words.
 
     >>> stems('I like answers that mention their history.')
     {'histori'}

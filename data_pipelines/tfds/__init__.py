@@ -1,1 +1,1 @@
-"""Conversations and interactions as TensorFlow Datasets builders."""
+"""TensorFlow Datasets builders for conversations and interactions."""

@@ -1,16 +1,17 @@
-"""TFDS builders of conversations and interactions: ArrayRecord files that `tfds.data_source` reads without TensorFlow.
+"""TFDS builders for conversations and interactions.
 
-The stage `datasets` builds them. To read them, no code of this project is needed:
+The stage `datasets` builds the data sets, as ArrayRecord files that `tfds.data_source` reads without TensorFlow.
+Reading them requires no code from this project:
 
     trees = tfds.data_source('interactions', data_dir=DIR, split='train')
 
-TFDS gives text as UTF-8 bytes and a list of messages as a dict of lists. `conversation` and `interaction` turn
-such an example back into what was written.
+TFDS returns text as UTF-8 bytes and a list of messages as a dict of lists. `conversation` and `interaction` convert
+such an example back to what was written.
 
-The builders derive from ShardBasedBuilder. It streams, keeps the order of examples, and writes the same bytes with
-Beam. GeneratorBasedBuilder would sort a whole split in memory, and above 1 GB on disk with TensorFlow's files
-(tensorflow_datasets/core/shuffle.py). With Beam, TFDS writes earlier splits again for each later one, so the smallest
-split comes first.
+The builders derive from ShardBasedBuilder, which streams examples, preserves their order, and writes the same bytes
+with or without Beam. GeneratorBasedBuilder would sort each split in memory or, above 1 GB, on disk with TensorFlow's
+file API (tensorflow_datasets/core/shuffle.py). With Beam, TFDS rewrites all earlier splits for each later split, so the
+smallest split comes first.
 """
 
 import dataclasses
@@ -32,15 +33,15 @@ from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import Interaction, Message, Pair
 from rlhi_jax.io.errors import UserError
 
-PER_SHARD = 5000  # conversations
+PER_SHARD = 5000  # conversations per shard
 _TEXTS = ('began', 'cluster', 'ended', 'id', 'language', 'system', 'user_id')
 
 Example = dict[str, Any]
-Shard = Callable[[], Iterator[tuple[str, Example]]]  # gives a shard's examples with their ids
+Shard = Callable[[], Iterator[tuple[str, Example]]]  # yields a shard's examples with their ids
 
 
 def conversation_shards(path: Path) -> dict[str, list[Shard]]:
-    """The shards of each split of a file of conversations, in the file's order."""
+    """Return the shards of a conversations file, keyed by split; the order in the file is preserved."""
     offsets_by_split: dict[str, list[int]] = defaultdict(list)
     with open(path, 'rb') as file:
         offset = 0
@@ -65,16 +66,16 @@ def _conversations(path: str, offsets: Sequence[int]) -> Iterator[tuple[str, Exa
 
 
 def conversation(example: Example, split: str) -> Conversation:
-    """The conversation that an example of a split was made from."""
+    """Convert an example from a split back to the original conversation."""
     texts = {name: _plain(example[name]) for name in _TEXTS}
     return Conversation(split=split, messages=_rows(example['messages']), **texts)
 
 
 def interaction_shards(folder: Path) -> list[Shard]:
-    """One shard for each shard in a folder of interactions.
+    """Return one TFDS shard for each shard in a folder of interactions.
 
     Raises:
-      UserError: as `Shards` does.
+      UserError: `Shards` cannot read the folder.
     """
     entries = Shards(folder).manifest['shards']
     return [functools.partial(_interactions, str(folder.absolute() / entry['file'])) for entry in entries]
@@ -88,7 +89,7 @@ def _interactions(path: str) -> Iterator[tuple[str, Example]]:
 
 
 def interaction(example: Example) -> Interaction:
-    """The interaction that an example was made from."""
+    """Convert an example back to the original interaction."""
     texts = {name: _plain(example[name]) for name in ('id', 'user_id', 'persona', 'system')}
     messages = tuple(Message(**row) for row in _rows(example['messages']))
     return Interaction(messages=messages, pairs=tuple(Pair(**row) for row in _rows(example['pairs'])), **texts)
@@ -103,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 class _InOrder(ExampleWriter):
-    """Writes an example's features sorted by name; TFDS's own writer does not fix their order."""
+    """Writes each example's features sorted by name, because TFDS's own writer does not fix their order."""
 
     def write(self, path, examples):
         def sorted_examples():
@@ -114,10 +115,10 @@ class _InOrder(ExampleWriter):
 
 
 class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """A data set of ArrayRecord files.
+    """A data set in ArrayRecord files.
 
     Attributes:
-      shards: the shards of each split; needed to build, not to read.
+      shards: the shards, keyed by split; needed to build the data set, but not to read it.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -146,22 +147,22 @@ def _text(*names: str) -> dict[str, Any]:
 
 
 class Conversations(_Builder):
-    """Conversations as ingest writes them."""
+    """Conversations as `ingest` stores them."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = _text(*_TEXTS) | dict(messages=tfds.features.Sequence(_text('role', 'content')))
-        return self._described('Conversations, users one after another and each in the order of time.', features)
+        return self._described('Conversations, grouped by user and sorted by time for each user.', features)
 
 
 class Interactions(_Builder):
-    """Interaction trees: a persona, a conversation's messages with their branches, and pairs of replies."""
+    """Interaction trees: a persona, a conversation's messages with all branches, and pairs of replies."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        weight = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # plain floats would be float32
+        weight = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # a plain float would be float32
         features = _text('id', 'user_id', 'persona', 'system') | dict(
             messages=tfds.features.Sequence(_text('role', 'content') | dict(parent=np.int32)),
             pairs=tfds.features.Sequence(
                 _text('id') | dict(prompt=np.int32, chosen=np.int32, rejected=np.int32, weight=weight)
             ),
         )
-        return self._described('Trees of messages, by their parents, with pairs of preferred replies.', features)
+        return self._described('Message trees with parent indices, and pairs of chosen and rejected replies.', features)

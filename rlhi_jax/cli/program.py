@@ -15,7 +15,7 @@ from rlhi_jax.io.errors import UserError, one_line
 
 
 def refuse(message: str) -> None:
-    """Print the refusal to standard error and exit with status 2."""
+    """Print an error message to standard error and exit with status 2."""
     print(f'error: {message}', file=sys.stderr, flush=True)
     sys.exit(2)
 
@@ -29,21 +29,23 @@ def require_flags(*names: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    logging.set_verbosity(logging.WARNING)  # hide the progress of libraries; --verbosity=0 shows it
+    logging.set_verbosity(logging.WARNING)  # hide what libraries log; --verbosity=0 shows it
     try:
         left = flags.FLAGS(argv)
         if 'config' in flags.FLAGS:
             getattr(flags.FLAGS.config, 'lock', None)  # ml_collections reports a missing file on first access
         return left
-    except Exception as error:  # a config file is run while flags are parsed and may raise anything
-        refuse(f'{_flag_fault(error, argv)} (`python -m rlhi_jax.config` lists the keys; --config.KEY=VALUE sets one)')
+    except Exception as error:  # config files are run while flags are parsed, and may raise anything
+        refuse(
+            f'{_flag_fault(error, argv)} (`python -m rlhi_jax.config` lists the keys; --config.KEY=VALUE sets a key)'
+        )
 
 
 def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
-    """What is wrong with a flag or a config file, without the tracebacks and listings that ml_collections adds."""
+    """Describe what is wrong with a flag or config file, without tracebacks and listings from ml_collections."""
     text = one_line(error)
     where, line = _failing_line(error)
-    if part := re.match(r"""["']+(\w+)["']+""", text):  # an override of a key that does not exist
+    if part := re.match(r"""["']+(\w+)["']+""", text):  # a --config.KEY flag for a key that does not exist
         line = next((flag for flag in argv if re.match(rf'--config\.([\w.]+\.)?{part[1]}\b', flag)), '--config')
         text = f'{line}: Key "{part[1]}" does not exist.{text[part.end() :]}'
     if 'Traceback (most recent call last)' in str(error):
@@ -57,11 +59,11 @@ def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _failing_line(error: Exception) -> tuple[str, str]:
-    """Where `get_config` of a config file failed, as 'FILE, line N: ', and the text of that line; else two ''."""
+    """Return where a config file's `get_config` failed ('FILE, line N: ') and the text of that line, else ('', '')."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == 'get_config']
     if frames and Path(frames[-1].filename).is_file():
         return f'{frames[-1].filename}, line {frames[-1].lineno}: ', frames[-1].line or ''
-    # ml_collections turns some errors into one whose message holds the traceback.
+    # ml_collections wraps some errors in an error whose message contains the traceback.
     texts = re.findall(r'File "([^"]+)", line (\d+), in get_config\n\s*(.*)', str(error))
     return (f'{texts[-1][0]}, line {texts[-1][1]}: ', texts[-1][2]) if texts else ('', '')
 
@@ -73,7 +75,7 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
 
     Args:
       main: the program.
-      commands: if given, the first argument must be one of them; `main` is called with it.
+      commands: if not empty, the first argument must be one of these commands, and `main` is called with it.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -82,51 +84,53 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
             refuse(f'the first argument must be one of: {", ".join(commands)}')
         extra = words[1:] if commands else words
         if extra:
-            refuse(f'unexpected argument {extra[0]!r}: every option is a --flag=value')
+            refuse(f'unexpected argument {extra[0]!r}: pass every option as --flag=value')
         try:
             main(*words[:1])
         except UserError as error:
             refuse(one_line(error))
         except KeyboardInterrupt:
-            print('stopped: finished work is kept, the same command resumes', file=sys.stderr, flush=True)
+            print('stopped: finished work is kept; run the same command to resume', file=sys.stderr, flush=True)
             sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def define_config_flag() -> None:
-    """Define --config and its overrides, which every configured program has."""
-    config_flags.DEFINE_config_file('config', None, 'Python file with get_config(), optionally :VARIANT.')
+    """Define --config and its --config.KEY overrides, for every program that has a config."""
+    config_flags.DEFINE_config_file(
+        'config', None, 'Python file that defines get_config(), optionally followed by :VARIANT.'
+    )
 
 
 def define_flags() -> None:
-    """Define the flags of programs that work on a run: --config with its overrides, and --workdir."""
+    """Define the flags for programs that work on a run: --config with its overrides, and --workdir."""
     define_config_flag()
-    flags.DEFINE_string('workdir', None, 'Folder of this run.')
+    flags.DEFINE_string('workdir', None, 'Folder for this run.')
 
 
 def workdir_path(workdir: str | None) -> Path:
-    """The run's folder as an absolute path.
+    """Return the run's folder as an absolute path.
 
     Raises:
-      UserError: it is missing, or it is a URL: a run appends to its metrics, which object stores cannot do.
+      UserError: the flag is missing, or is a URL (a run appends to its metrics, which object stores cannot do).
     """
     if not workdir:
-        raise UserError('--workdir is missing: name a folder for this run')
+        raise UserError('--workdir is missing: set it to a folder for this run')
     if '://' in workdir:
-        raise UserError(f'--workdir={workdir} is a URL: name a folder that all hosts share, such as a mounted bucket')
+        raise UserError(f'--workdir={workdir} is a URL: use a folder that all hosts mount, such as a mounted bucket')
     return Path(workdir).absolute()
 
 
 def load_config(config: ConfigDict) -> ConfigDict:
-    """Check a program's --config and keep programs that JAX compiles from now on in `config.compilation_cache`.
+    """Check a program's config, and let JAX cache compiled programs in `config.compilation_cache` from now on.
 
     Raises:
-      UserError: naming the key and what it may be.
+      UserError: the config is not valid; the message names the key and its allowed values.
     """
     check_config(config)
     folder = config.compilation_cache
-    import jax  # programs that only print an error start without it
+    import jax  # imported here because programs that only print an error do not need it
 
     if folder and not jax.config.jax_compilation_cache_dir:  # JAX's own environment variable takes precedence
         jax.config.update('jax_compilation_cache_dir', folder if '://' in folder else str(Path(folder).absolute()))

@@ -1,4 +1,4 @@
-"""The configuration: its schema, its checks and the paths it names. `python -m rlhi_jax.config` prints every key."""
+"""The configuration: its schema, checks and paths. `python -m rlhi_jax.config` prints every key."""
 
 from rlhi_jax.config.checks import check_config
 from rlhi_jax.config.paths import is_endpoint, likelihood_path, require, teacher_path

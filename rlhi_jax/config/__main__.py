@@ -1,4 +1,4 @@
-"""Prints the configuration's keys, each with its default, its bound and its meaning.
+"""Prints the configuration's keys, each with its default, bound and meaning.
 
 python -m rlhi_jax.config                  every section and key
 python -m rlhi_jax.config ingest dpo.beta  these sections and keys
@@ -13,7 +13,7 @@ from rlhi_jax.config.schema import reference
 
 
 def as_text(entry: Entry) -> str:
-    """A key or section as lines of text."""
+    """Format a key or section as lines of text."""
     name, part = entry
     if not isinstance(part, Key):
         return f'\n[{name}]\n' + textwrap.fill(part.meaning, 100)
@@ -26,7 +26,9 @@ def main(names: list[str]) -> None:
     wanted = [name.removeprefix('config.') for name in names]
     known = reference()
     if unknown := [name for name in wanted if name not in {entry.name for entry in known}]:
-        print(f'error: {unknown[0]} is not a key or section: run `python -m rlhi_jax.config` for all', file=sys.stderr)
+        print(
+            f'error: {unknown[0]} is not a key or section: run `python -m rlhi_jax.config` to list all', file=sys.stderr
+        )
         sys.exit(2)
     for entry in known:
         if not wanted or any(f'{entry.name}.'.startswith(f'{name}.') for name in wanted):

@@ -1,4 +1,4 @@
-"""Validates a configuration: keys and types against the schema, then each value's bound, then values together."""
+"""Validates a configuration: first keys and types, then the bound of each value, then combinations of values."""
 
 import shlex
 from operator import attrgetter
@@ -15,12 +15,12 @@ def check_config(config: ConfigDict) -> ConfigDict:
     """Return the configuration if it is valid.
 
     Raises:
-      UserError: naming the key, its value and what it may be.
+      UserError: the configuration is not valid; the message names the key, its value and the allowed values.
     """
     if config is None:
         raise UserError('--config is missing, or its get_config() returns nothing: pass --config=configs/NAME.py')
     if not isinstance(config, ConfigDict):
-        raise UserError('--config: get_config() must return the ConfigDict of rlhi_jax.config.base_config()')
+        raise UserError('--config: get_config() must return the ConfigDict that rlhi_jax.config.base_config() makes')
     _check_keys('config', config, SCHEMA)
     for name, part in reference():
         if isinstance(part, Key) and not part.allows(value := attrgetter(name)(config)):
@@ -39,7 +39,7 @@ def _check_keys(path: str, config: ConfigDict, section: Section) -> None:
             known = renamed(name.removeprefix('config.')) or f'known: {", ".join(sorted(section.parts))}'
             raise UserError(f'{name} is not a known key: remove it or correct its name ({known})')
         if key not in config:
-            raise UserError(f'{name} is missing: start the config from rlhi_jax.config.base_config()')
+            raise UserError(f'{name} is missing: make the config with rlhi_jax.config.base_config()')
         part, value = section.parts[key], config[key]
         if isinstance(part, Section):
             if not isinstance(value, ConfigDict):
@@ -54,13 +54,13 @@ def _check_model_paths(config: ConfigDict) -> None:
     for name in ('model.path', 'candidates.reward_model', 'satisfaction.model'):
         if '://' in attrgetter(name)(config):
             raise UserError(
-                f'config.{name} is a URL: name a folder made by `python -m rlhi_jax.convert import` or a training '
+                f'config.{name} is a URL: set it to a folder made by `python -m rlhi_jax.convert import` or a training '
                 'workdir; only config.teacher.path may be an endpoint'
             )
 
 
 def _check_teacher(config: ConfigDict) -> None:
-    """A path that starts like a URL must be the base URL of an endpoint; any other path is a folder."""
+    """Check that a path that starts like a URL is the base URL of an endpoint; any other path is a folder."""
     path = config.teacher.path
     if not path.lower().startswith(('http:', 'https:')):
         return
@@ -71,10 +71,10 @@ def _check_teacher(config: ConfigDict) -> None:
         well_formed = False
     plain = path.isascii() and path.isprintable() and not set(' ?#') & set(path)
     if not (well_formed and plain and path.startswith(('http://', 'https://'))):
-        raise UserError(  # without the path: it may hold a password
-            'config.teacher.path: an endpoint is http(s)://HOST[:PORT]/PATH in ASCII, without blanks, ? and #, and '
-            'without user and password, which would be written to disk: put the key in the environment variable that '
-            'config.teacher.key_variable names'
+        raise UserError(  # does not quote the path, which may contain a password
+            'config.teacher.path: an endpoint has the form http(s)://HOST[:PORT]/PATH in ASCII, without spaces, ? or # '
+            'and without user and password, which would be written to disk: put the key in the environment variable '
+            'named by config.teacher.key_variable'
         )
     if not config.teacher.model:
         raise UserError('config.teacher.model is empty: set it to the name of the model at config.teacher.path')
@@ -85,17 +85,17 @@ def _check_beam(config: ConfigDict) -> None:
         return
     try:
         is_option = shlex.split(config.beam)[0].startswith('--')
-    except (ValueError, IndexError):  # an open quote; blanks alone
+    except (ValueError, IndexError):  # an unclosed quote, or only spaces
         is_option = False
     if not is_option:
-        raise UserError(f'config.beam is {config.beam!r}: give options of Apache Beam, such as --runner=DirectRunner')
+        raise UserError(f'config.beam is {config.beam!r}: set it to Apache Beam options such as --runner=DirectRunner')
 
 
 def _check_conditions(config: ConfigDict) -> None:
     text = config.satisfaction.conditions
     if not {'own', 'other'} <= set(text.split(',')) <= {'own', 'other', 'empty'}:
         raise UserError(
-            f"config.satisfaction.conditions is {text!r}: name 'own', 'other' and, if wanted, 'empty', joined by "
+            f"config.satisfaction.conditions is {text!r}: use 'own', 'other' and optionally 'empty', separated by "
             'commas without spaces'
         )
 

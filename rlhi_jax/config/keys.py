@@ -1,4 +1,4 @@
-"""A configuration key: its default, its meaning and what its value may be. A section: a group of keys."""
+"""Configuration keys, each with a default, a meaning and allowed values, and sections, which group keys."""
 
 import dataclasses
 import importlib
@@ -19,15 +19,15 @@ _NUMBER_BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key of the configuration. Its type is that of its default; numbers are finite.
+    """A configuration key. Values have the same type as the default; numbers must be finite.
 
     Attributes:
       default: the value in `base_config()`.
       meaning: what the key sets, with its unit, for a reader who has not seen the code.
-      choices: the values allowed, for text.
-      registry: 'MODULE:NAME' of a dictionary whose keys are the values allowed. It is imported only to check another
-        value than the default, so that an addition to the registry needs no edit here.
-      at_least: the lowest value allowed, for a number; `above`, `at_most` and `below` bound it likewise.
+      choices: the allowed values of a text key.
+      registry: 'MODULE:NAME' of a dictionary whose keys are the allowed values, so that additions to the dictionary
+        need no edit here. The module is imported only to check a value other than the default.
+      at_least: the lowest allowed value of a number; `above`, `at_most` and `below` are other bounds.
     """
 
     default: Value
@@ -41,7 +41,7 @@ class Key:
 
     @property
     def bound(self) -> str:
-        """What a value of the right type may be, in words that follow "it must be"; '' if it may be anything.
+        """Return the allowed values as words that follow "it must be"; '' if any value of the type is allowed.
 
         >>> Key(0.5, 'Similarity.', above=0, at_most=0.96).bound
         'above 0 and at most 0.96'
@@ -54,7 +54,7 @@ class Key:
         return ' and '.join(bounds) or ('finite' if isinstance(self.default, float) else '')
 
     def allows(self, value: Value) -> bool:
-        """Whether a value of the right type is within the bounds.
+        """Return whether a value of the right type is allowed.
 
         >>> [Key(1.0, 'Rate.', at_least=0).allows(value) for value in (0.0, -0.1, float('inf'), float('nan'))]
         [True, False, False, False]
@@ -68,7 +68,7 @@ class Key:
         return all(_NUMBER_BOUNDS[name](value, getattr(self, name)) for name in self._bounds())
 
     def registered(self) -> tuple[str, ...]:
-        """The names in the registry."""
+        """Return the names in the registry."""
         module, name = self.registry.split(':')
         return tuple(getattr(importlib.import_module(module), name))
 
@@ -77,13 +77,13 @@ class Key:
 
 
 class Section:
-    """A group of keys: what they are about, and its keys and sections by name."""
+    """A group of keys: a description of the group, and its keys and subsections by name."""
 
     def __init__(self, meaning: str, /, **parts: 'Key | Section'):
         self.meaning, self.parts = meaning, parts
 
     def to_config(self) -> ConfigDict:
-        """The section as a ConfigDict of defaults, not locked."""
+        """Return the section's defaults as an unlocked ConfigDict."""
         return ConfigDict(
             {n: part.to_config() if isinstance(part, Section) else part.default for n, part in self.parts.items()}
         )
@@ -97,7 +97,7 @@ class Entry(NamedTuple):
 
 
 def entries(section: Section, prefix: str = '') -> Iterator[Entry]:
-    """Every key and section inside a section: its keys first, then each of its sections with what that contains."""
+    """Yield every key and section inside a section: keys first, then each subsection followed by its contents."""
     for name, part in sorted(section.parts.items(), key=lambda item: isinstance(item[1], Section)):
         yield Entry(prefix + name, part)
         if isinstance(part, Section):

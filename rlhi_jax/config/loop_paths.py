@@ -1,4 +1,4 @@
-"""The folders of a loop: which one each stage and each training run of a workdir has."""
+"""The folders in a loop's workdir, one for each stage and each training run."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ class Method(NamedTuple):
 
     Attributes:
       trains: the objectives to train, in order; the last one trains the policy.
-      sources: where the policy's pairs come from, as `config.pairs.sources` names it.
+      sources: where the policy's pairs come from, as a value of `config.pairs.sources`.
     """
 
     trains: tuple[str, ...]
@@ -25,15 +25,15 @@ METHODS = {
     'oracle': Method(('dpo',), 'candidates'),
 }
 REWARD_SOURCES = 'rewrites'  # the reward model scores candidates, so it cannot learn from them
-_TRAINED = ('reward', 'dpo')  # every objective that some method trains
+_TRAINED = ('reward', 'dpo')  # all objectives that any method trains
 
 
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config with every stage's folder in the workdir; raw data keep their place unless they are simulated."""
+    """Return the config with every stage's folder in the workdir; raw data are there only if they are simulated."""
     config = config.copy_and_resolve_references()
     for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
         config.data[name] = str(workdir / name)
-    for name in ('pairs', 'shards', 'rows'):  # each training run has its own
+    for name in ('pairs', 'shards', 'rows'):  # each training run has its own folders
         config.data[name] = ','.join(str(workdir / objective / name) for objective in _TRAINED)
     if config.loop.simulated:
         config.data.raw = str(workdir / 'raw')
@@ -46,10 +46,10 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def training_config(config: ConfigDict, workdir: Path, objective: str) -> ConfigDict:
-    """The config of one training run, with data of its own in WORKDIR/OBJECTIVE.
+    """Return the config of one training run, which has its own data in WORKDIR/OBJECTIVE.
 
     Args:
-      config: the loop's, `with_paths`.
+      config: the loop's config, as returned by `with_paths`.
     """
     config, method = config.copy_and_resolve_references(), METHODS[config.loop.method]
     is_policy = objective == method.trains[-1]

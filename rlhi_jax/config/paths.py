@@ -1,4 +1,4 @@
-"""Paths that a config names, and which model a stage asks."""
+"""Paths in a config, and which model a stage uses."""
 
 from operator import attrgetter
 
@@ -8,7 +8,7 @@ from rlhi_jax.io.errors import UserError
 
 
 def teacher_path(config: ConfigDict) -> str:
-    """The teacher's model folder or endpoint: `teacher.path`, or the policy's folder where it is empty.
+    """Return the teacher's model folder or endpoint: `teacher.path` or, if that is empty, the policy's folder.
 
     Raises:
       UserError: `model.path` is empty.
@@ -18,21 +18,21 @@ def teacher_path(config: ConfigDict) -> str:
 
 
 def is_endpoint(path: str) -> bool:
-    """Whether a model is the base URL of an OpenAI-compatible endpoint, not a folder."""
+    """Return whether a model path is the base URL of an OpenAI-compatible endpoint, not a folder."""
     return path.startswith(('http://', 'https://'))
 
 
 def likelihood_path(config: ConfigDict) -> str:
-    """The model folder that log-probabilities come from: the teacher, or the policy where the teacher is an endpoint.
+    """Return the model folder for log-probabilities: the teacher's or, if the teacher is an endpoint, the policy's.
 
-    Endpoints do not expose log-probabilities of given text.
+    Endpoints do not provide the log-probabilities of a given text.
     """
     path = teacher_path(config)
     return config.model.path if is_endpoint(path) else path
 
 
 def require(config: ConfigDict, *names: str) -> None:
-    """Raise UserError for the first of these paths that the config leaves empty."""
+    """Raise UserError for the first of these paths that is empty in the config."""
     for name in names:
         if not attrgetter(name)(config):
             raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')

@@ -1,6 +1,6 @@
-"""The schema: every configuration key there is, with its meaning, default and bound.
+"""The schema: every configuration key, with its meaning, default and bound.
 
-    python -m rlhi_jax.config [NAME...]   # print it, or the sections and keys named
+    python -m rlhi_jax.config [NAME...]   # print all keys, or only these sections and keys
 
 Experiments in `configs/` start from `base_config()` and change a few keys.
 """
@@ -16,18 +16,18 @@ SCHEMA = Section(
     'The whole configuration.',
     objective=Key(
         'dpo',
-        'What `python -m rlhi_jax.train` trains: a policy by dpo, a reward model by reward, or a policy on the chosen '
-        'replies alone by sft.',
+        'What `python -m rlhi_jax.train` trains. dpo: a policy, on preference pairs. reward: a reward model. sft: a '
+        'policy, on the chosen replies alone.',
         registry='rlhi_jax.objectives:OBJECTIVES',
     ),
-    seed=Key(0, 'Seed of everything random: order of rows, sampling, splits, new heads.'),
+    seed=Key(0, 'Seed for everything random: row order, sampling, splits, new heads.'),
     compilation_cache=Key(
         '.cache/compiled',
-        'Folder or bucket that keeps compiled programs; on a pod, one that all hosts share. Empty: none.',
+        'Folder or bucket that stores compiled programs; on a pod, all hosts must share it. Empty: no cache.',
     ),
     beam=Key(
         '',
-        "Options of Apache Beam, such as '--runner=DataflowRunner', for the stages ingest and datasets. Empty: both "
+        "Apache Beam options for the stages ingest and datasets, such as '--runner=DataflowRunner'. Empty: both stages "
         'run on this machine without Beam.',
     ),
     model=training_keys.MODEL,
@@ -51,14 +51,14 @@ SCHEMA = Section(
     loop=training_keys.LOOP,
     policy_sees_persona=Key(True, 'Whether the policy reads the persona in training and evaluation.'),
     sampler_sees_persona=Key(True, 'Whether the policy reads the persona when candidates are sampled.'),
-    ref_sees_persona=Key(True, 'Whether the reference of DPO reads the persona.'),
+    ref_sees_persona=Key(True, 'Whether the DPO reference reads the persona.'),
     rm_sees_persona=Key(True, 'Whether the reward model reads the persona.'),
     checkpoint=training_keys.CHECKPOINT,
     log=training_keys.LOG,
     eval=training_keys.EVAL,
 )
 
-# Keys of earlier versions, and the key that replaces each; '' where nothing does.
+# Keys from earlier versions, and the key that replaces each; '' if the key was removed.
 RENAMED = {
     'pairs.margin': 'pairs.min_score_gap',
     'rewrites.margin': 'rewrites.max_feedback_drop',
@@ -69,17 +69,17 @@ RENAMED = {
 
 
 def base_config() -> ConfigDict:
-    """The default configuration, locked: it refuses unknown keys and values of another type."""
+    """Return the default configuration, locked: it rejects unknown keys and values of another type."""
     return SCHEMA.to_config().lock()
 
 
 def reference() -> list[Entry]:
-    """Every key and section with its full name; the keys of a section come before the sections in it."""
+    """Return every key and section with its full name; a section's keys come before its subsections."""
     return list(entries(SCHEMA))
 
 
 def renamed(text: str) -> str:
-    """What became of an earlier key that a text names, in full or by its last part; '' if it names none.
+    """Explain what happened to an old key that a text mentions, in full or by its last part; '' if there is none.
 
     >>> renamed('c.pairs.margin = 0.1')
     'config.pairs.margin is now config.pairs.min_score_gap'

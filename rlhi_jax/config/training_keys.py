@@ -1,91 +1,97 @@
-"""Keys of models, training, sampling and evaluation.
+"""Keys for models, training, sampling and evaluation.
 
-Values marked "sibling default" follow the same team's published DPO runs on WildChat (arXiv 2506.21495); RLHI's own are
-not published. The others are ours.
+Values marked "sibling default" follow the same team's published DPO runs on WildChat (arXiv 2506.21495), because RLHI's
+own values are not published. All other values are ours.
 """
 
 from rlhi_jax.config.keys import Key, Section
 
-# Literal here, so that a config is read without JAX; `tests/test_config.py` compares it with the decoder's.
+# Repeated here so that configs can be read without JAX; `tests/test_config.py` compares this with the decoder's copy.
 REMAT_POLICIES = ('save_all', 'save_dots', 'save_attention', 'save_nothing')
 
 MODEL = Section(
-    'The model that is trained or sampled from.',
+    'The model to train or sample from.',
     path=Key(
         '',
-        'Model folder: written by `python -m rlhi_jax.convert import`, or the workdir of an earlier training run. It '
-        'is the initial model, the reference of DPO and, unless teacher.path names another, the teacher.',
+        'Model folder written by `python -m rlhi_jax.convert import`, or the workdir of an earlier training run. This '
+        'model is the initial model, the DPO reference and, if teacher.path is empty, the teacher.',
     ),
     new_head=Key(
         False,
-        'Reward training only: put a new reward head on a language model. False: the model has a reward head already.',
+        'Reward training only: add a new reward head to a language model. False: the model already has a reward head.',
     ),
     dtype=Key(
         'bfloat16',
-        'Number format in which the model computes. Trained parameters are kept in float32.',
+        'Number format that the model computes in. Trained parameters are stored in float32.',
         choices=('float32', 'bfloat16'),
     ),
     remat=Key(
         'save_dots',
-        'Which intermediate results of a layer stay in memory for the gradient; the others are computed twice. The '
-        'first choice uses the most memory and the least time, the last the reverse.',
+        'Which intermediate results of a layer stay in memory for the gradient; the others are recomputed. The first '
+        'choice uses the most memory and the least time, and the last choice the least memory and the most time.',
         choices=REMAT_POLICIES,
     ),
     logprob_chunk=Key(
         128,
-        'Scored tokens of a row whose logits over the vocabulary are in memory at once. It must divide rows.scored, '
-        'unless it is larger.',
+        'Number of scored tokens per row whose logits over the vocabulary are in memory at the same time. It must '
+        'divide rows.scored or be larger than rows.scored.',
         at_least=1,
     ),
 )
 
 ROWS = Section(
-    'The capacities of a row, the fixed-size unit of training data that holds several interaction trees.',
+    'The capacities of a row, the fixed-size unit of training data, which can contain several interaction trees.',
     tokens=Key(
         1024,
-        'Tokens of a row. TPUs compute attention fastest for multiples of 512. Sibling default: length 1,024.',
+        'Tokens per row. TPUs compute attention fastest for multiples of 512. Sibling default: length 1,024.',
         at_least=1,
     ),
-    scored=Key(1024, 'Maximum number of scored tokens in a row: those of chosen and rejected replies.', at_least=1),
+    scored=Key(
+        1024,
+        'Maximum number of scored tokens in a row, which are the tokens of chosen and rejected replies.',
+        at_least=1,
+    ),
     pairs=Key(8, 'Maximum number of preference pairs in a row.', at_least=1),
 )
 
 SAMPLER = Section(
-    'How the policy samples replies, and the teacher text.',
-    slots=Key(32, 'Sequences decoded at the same time, over all devices of this host.', at_least=1),
-    prompt_tokens=Key(512, 'Longest prompt, in tokens. Longer prompts lose their oldest exchanges.', at_least=1),
-    new_tokens=Key(512, 'Longest reply, in tokens. A longer reply is cut off and marked as not finished.', at_least=1),
+    'How the policy samples replies, and how the teacher samples text.',
+    slots=Key(32, 'Sequences decoded at the same time, across all devices of this host.', at_least=1),
+    prompt_tokens=Key(512, 'Maximum prompt length, in tokens. Longer prompts lose their oldest exchanges.', at_least=1),
+    new_tokens=Key(
+        512, 'Maximum reply length, in tokens. Longer replies are cut off and marked as unfinished.', at_least=1
+    ),
     temperature=Key(1.0, 'Sampling temperature; 0: greedy decoding. Sibling default.', at_least=0),
     top_p=Key(
         1.0,
-        'Nucleus sampling: draw from the fewest tokens whose probabilities add up to this much. Sibling default.',
+        'Nucleus sampling: sample from the smallest set of tokens whose probabilities add up to this. Sibling default.',
         above=0,
         at_most=1,
     ),
 )
 
 MESH = Section(
-    'How many devices each axis of the mesh has. One axis may be -1: it takes the devices that are left.',
-    data=Key(1, 'Devices that split a batch by rows, each with a copy of the parameters.', at_least=-1),
-    fsdp=Key(-1, 'Devices that split a batch by rows and also split the parameters.', at_least=-1),
-    tensor=Key(1, 'Devices that split each layer by heads and MLP width.', at_least=-1),
+    'Number of devices on each axis of the mesh. One axis may be -1; it takes all remaining devices.',
+    data=Key(1, 'Devices that share the rows of a batch and each have a copy of the parameters.', at_least=-1),
+    fsdp=Key(-1, 'Devices that share the rows of a batch and also split the parameters between them.', at_least=-1),
+    tensor=Key(1, 'Devices that split the heads and the MLP width of each layer between them.', at_least=-1),
 )
 
 TRAIN = Section(
-    'The length and the batches of a training run.',
+    'The length and batch size of a training run.',
     epochs=Key(1, 'Passes over the rows. The loop uses loop.reward.epochs and loop.dpo.epochs instead.', at_least=1),
-    max_steps=Key(0, 'Optimizer steps after which training ends; 0: when the epochs end.', at_least=0),
-    batch_rows=Key(32, 'Rows of one optimizer step, over all devices. Sibling default: batch 32.', at_least=1),
+    max_steps=Key(0, 'Optimizer steps after which training ends; 0: train until the epochs end.', at_least=0),
+    batch_rows=Key(32, 'Rows per optimizer step, across all devices. Sibling default: batch 32.', at_least=1),
     accumulate=Key(
         1,
-        'Parts that a batch is split into and computed one after another, to save memory. It must divide '
-        'train.batch_rows.',
+        'Number of parts that a batch is split into; they are computed one after another, to save memory. It must '
+        'divide train.batch_rows.',
         at_least=1,
     ),
 )
 
 OPTIMIZER = Section(
-    'AdamW and its schedule.',
+    'AdamW and its learning rate schedule.',
     learning_rate=Key(
         1e-6,
         'Peak learning rate. The loop uses loop.reward.learning_rate and loop.dpo.learning_rate instead. Sibling '
@@ -94,43 +100,45 @@ OPTIMIZER = Section(
     ),
     schedule=Key(
         'constant',
-        'Learning rate after the warm-up; linear and cosine decay to 0 at the last step.',
+        'Learning rate schedule after the warm-up; linear and cosine decay to 0 at the last step.',
         choices=('constant', 'linear', 'cosine'),
     ),
     warmup_steps=Key(0, 'Steps over which the learning rate rises to its peak.', at_least=0),
-    b1=Key(0.9, 'Decay of the running mean of gradients.', at_least=0, below=1),
-    b2=Key(0.999, 'Decay of the running mean of squared gradients.', at_least=0, below=1),
+    b1=Key(0.9, 'Decay rate of the running mean of gradients.', at_least=0, below=1),
+    b2=Key(0.999, 'Decay rate of the running mean of squared gradients.', at_least=0, below=1),
     eps=Key(1e-8, 'Number added to the denominator of the update. Sibling default.', at_least=0),
     weight_decay=Key(
-        0.0, 'Decoupled weight decay: each step shrinks a parameter by this times the learning rate.', at_least=0
+        0.0,
+        'Decoupled weight decay: each step shrinks each parameter by this fraction times the learning rate.',
+        at_least=0,
     ),
-    clip=Key(0.1, 'Largest global norm of the gradient; 0: no clipping. Sibling default.', at_least=0),
+    clip=Key(0.1, 'Maximum global norm of the gradient; 0: no clipping. Sibling default.', at_least=0),
 )
 
 DPO = Section(
-    'The objective dpo.',
+    'Settings of the objective dpo.',
     variant=Key(
         'sigmoid',
-        'The loss on the difference of log-ratios: sigmoid (DPO), hinge (SLiC) or ipo (IPO, on averages per token).',
+        'Loss on the difference between log-ratios: sigmoid (DPO), hinge (SLiC) or ipo (IPO, on per-token averages).',
         registry='rlhi_jax.objectives.dpo:VARIANTS',
     ),
     beta=Key(
         0.01,
-        'Weight of the log-ratios: the larger, the closer the policy stays to the reference. Sibling default.',
+        'Weight of the log-ratios; a larger value keeps the policy closer to the reference. Sibling default.',
         above=0,
     ),
     label_smoothing=Key(
         0.0,
-        'Assumed probability that a pair is the wrong way round (conservative DPO); only sigmoid uses it.',
+        'Assumed probability that chosen and rejected are swapped in a pair (conservative DPO); used only by sigmoid.',
         at_least=0,
         below=0.5,
     ),
 )
 
 REWARD = Section(
-    'The objective reward.',
+    'Settings of the objective reward.',
     center=Key(
-        0.0, 'Weight of the squared sum of the two rewards of a pair, which keeps rewards around 0; 0: off.', at_least=0
+        0.0, "Weight of the squared sum of a pair's two rewards, which keeps rewards near 0; 0: off.", at_least=0
     ),
 )
 
@@ -138,17 +146,18 @@ LOOP = Section(
     '`python -m rlhi_jax.loop`: one round of RLHI, from conversations to a reward model and a policy.',
     method=Key(
         'both',
-        "Where the policy's pairs come from. rewrites: rewrites under users' feedback. rewards: best and worst of N by "
-        'the reward model. both: those two. oracle: best and worst of N by the checkers of simulated users.',
+        "Where the policy's pairs come from. rewrites: replies rewritten in response to feedback. rewards: the best "
+        'and worst of N replies, scored by the reward model. both: rewrites and rewards together. oracle: the best and '
+        "worst of N replies, scored by the simulated users' checkers.",
         choices=('rewrites', 'rewards', 'both', 'oracle'),
     ),
-    simulated=Key(False, 'Let simulated users converse with the policy first, instead of reading data.raw.'),
+    simulated=Key(False, 'Let simulated users talk to the policy first, instead of reading data.raw.'),
     oracle_personas=Key(
         False,
-        'Simulated users state what they like as their persona, so that neither conversations nor a teacher are '
-        'needed. Only with method oracle.',
+        'Simulated users state what they like, and this becomes their persona, so that neither conversations nor a '
+        'teacher are needed. Only with method oracle.',
     ),
-    smoke=Key(False, 'State in the report that this run is a smoke test and its figures are not evidence.'),
+    smoke=Key(False, 'State in the report that this run is a smoke test and that its figures are not evidence.'),
     reward=Section(
         'Training of the reward model.',
         epochs=Key(1, 'Passes over the rows.', at_least=1),
@@ -162,27 +171,29 @@ LOOP = Section(
 )
 
 CHECKPOINT = Section(
-    'Checkpoints of a training run, from which it resumes.',
-    every_steps=Key(100, 'Optimizer steps from one checkpoint to the next; the last step always has one.', at_least=1),
-    keep=Key(2, 'Newest checkpoints that are kept; older ones are deleted.', at_least=1),
+    'Checkpoints that a training run resumes from.',
+    every_steps=Key(100, 'Optimizer steps between checkpoints; the last step always has a checkpoint.', at_least=1),
+    keep=Key(2, 'Number of newest checkpoints to keep; older checkpoints are deleted.', at_least=1),
 )
 
 LOG = Section(
     'Metrics of a training run.',
-    every_steps=Key(1, 'Optimizer steps from one line of metrics to the next.', at_least=1),
+    every_steps=Key(1, 'Optimizer steps between lines of metrics.', at_least=1),
     profile_steps=Key(
-        0, 'Optimizer steps, after the first, that the JAX profiler traces into WORKDIR/profile; 0: none.', at_least=0
+        0,
+        'Number of steps, after the first, that the JAX profiler traces into WORKDIR/profile; 0: no trace.',
+        at_least=0,
     ),
 )
 
 EVAL = Section(
-    '`python -m rlhi_jax.evaluate`: held-out pairs under the persona of their own user, of another, and none.',
+    "`python -m rlhi_jax.evaluate`: held-out pairs with the user's own persona, another user's, and no persona.",
     shards=Key(
-        '', 'Folder of held-out interaction shards, those of the validation split. The loop makes one for each run.'
+        '', 'Folder of held-out interaction shards, made from the validation split. The loop makes one for each run.'
     ),
     batch_rows=Key(
-        8, 'Rows scored at once, over all devices, in evaluation and when candidates are scored.', at_least=1
+        8, 'Rows scored at the same time, across all devices, in evaluation and when candidates are scored.', at_least=1
     ),
-    max_trees=Key(0, 'Maximum number of interaction trees to evaluate, chosen by a hash; 0: all.', at_least=0),
-    shuffle_seed=Key(0, 'Seed that assigns each user another user, whose persona is the condition other.'),
+    max_trees=Key(0, 'Maximum number of interaction trees to evaluate, selected by hash; 0: all.', at_least=0),
+    shuffle_seed=Key(0, 'Seed for assigning each user another user, whose persona is used in the condition other.'),
 )

@@ -8,21 +8,21 @@ SMOKE = 'smoke'
 
 
 class Variant(NamedTuple):
-    """A variant's name, '' where the config has none, and whether it is shrunk to a smoke test."""
+    """A variant's name ('' if the config has no variants), and whether the variant is shrunk to a smoke test."""
 
     name: str
     smoke: bool
 
 
 def parse_variant(text: str, names: tuple[str, ...] = ()) -> Variant:
-    """The variant that a text asks for: a name, 'smoke', or both joined by a comma.
+    """Return the variant named by a string: a name, 'smoke', or both joined by a comma.
 
     Args:
-      text: what `get_config` was called with; '' for the first name.
-      names: the variants of the config, its default first; none if it has only itself and its smoke test.
+      text: the argument of `get_config`; '' for the default variant.
+      names: the config's variants, default first; empty if the config has no variants.
 
     Raises:
-      UserError: an unknown variant; the message lists the known ones.
+      UserError: the variant is unknown; the message lists the known variants.
 
     >>> parse_variant('dpo,smoke', ('reward', 'dpo')), parse_variant('', ('reward', 'dpo'))
     (Variant(name='dpo', smoke=True), Variant(name='reward', smoke=False))

@@ -1,1 +1,1 @@
-"""Hugging Face folders and GGUF files, to and from our parameters."""
+"""Converts Hugging Face folders and GGUF files to our parameters, and our parameters to Hugging Face folders."""

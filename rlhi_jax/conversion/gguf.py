@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's format): their weights as our parameters, their tokenizer as Hugging Face files."""
+"""Reads GGUF files (llama.cpp's format): weights as our parameters, and tokenizers as Hugging Face files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from rlhi_jax.models.spec import ModelSpec, RopeScaling
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')
 
-# Token types, the same numbers in GGUF and in SentencePiece.
+# Token types, which have the same numbers in GGUF and in SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-# How text is split before merging, by `tokenizer.ggml.pre`; None means GPT-2's, which ByteLevel has built in.
+# How text is split before merging, keyed by `tokenizer.ggml.pre`. None is GPT-2's split, which is built into ByteLevel.
 _SPLITS = {
     'gpt-2': None,
     'default': None,
@@ -32,22 +32,22 @@ _SPLITS = {
 
 
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
-    """A language model from a GGUF file, dequantised one tensor at a time.
+    """Read a language model from a GGUF file, dequantising one tensor at a time.
 
     Returns:
-      The spec, our parameters (float32 numpy arrays, layers stacked on axis 0), and the tokens: `bos_token_id`,
-      `eos_token_id` (a list if the file names both an end of turn and an end of text) and `pad_token_id`, each possibly
-      None.
+      The spec, our parameters (float32 numpy arrays, layers stacked on axis 0), and the special token ids:
+      `bos_token_id`, `eos_token_id` (a list if the file has both an end-of-turn and an end-of-text token) and
+      `pad_token_id`. Each may be None.
 
     Raises:
-      UserError: the file is missing or damaged; or its architecture, rotary scaling, tensors or tensor types are not
+      UserError: the file is missing or damaged, or its architecture, rotary scaling, tensors or tensor types are not
         supported.
     """
     path, reader = Path(path), _open(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for name, tensor in tensors.items():
         if tensor.tensor_type.name not in TENSOR_TYPES:
-            raise _unsupported(path, f'tensor {name} is of type {tensor.tensor_type.name}', ', '.join(TENSOR_TYPES))
+            raise _unsupported(path, f'tensor {name} has type {tensor.tensor_type.name}', ', '.join(TENSOR_TYPES))
     spec = _spec(path, _fields(reader), tensors)
 
     def read(name: str, leaf: Leaf) -> np.ndarray:
@@ -73,9 +73,9 @@ def _open(path: Path):
     try:
         import gguf
     except ImportError:
-        raise UserError(f'{path} cannot be read without the gguf package: pip install gguf') from None
+        raise UserError(f'{path} cannot be read without the gguf package: run `pip install gguf`') from None
     if not path.exists():
-        raise UserError(f'{path} does not exist: name a .gguf file')
+        raise UserError(f'{path} does not exist: use an existing .gguf file')
     try:
         return gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError, OverflowError) as error:
@@ -114,7 +114,7 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
 
     def need(name: str):
         if f'{family}.{name}' not in fields:
-            raise UserError(f'{path} has no field {family}.{name}: download it again, it is incomplete')
+            raise UserError(f'{path} is incomplete (no field {family}.{name}): download it again')
         return fields[f'{family}.{name}']
 
     width, num_heads = need('embedding_length'), need('attention.head_count')
@@ -157,8 +157,8 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
 def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> RopeScaling:
     """The scaling that produced `rope_freqs.weight`, which contains only a divisor for each rotation speed.
 
-    Many sets of parameters give the same divisors. We try the set that Llama 3.1, 3.2 and 3.3 share up to its factor,
-    and refuse the file unless it reproduces the tensor.
+    Many sets of parameters give the same divisors. We try the set that Llama 3.1, 3.2 and 3.3 share except for the
+    factor, and reject the file unless this set reproduces the tensor.
     """
     divisors = _dequantised(tensors['rope_freqs.weight'])
     factor = _short(divisors.max())
@@ -166,7 +166,7 @@ def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> Ro
     scaled = dataclasses.replace(spec, rope_scaling=scaling)
     expected = inverse_frequencies(spec) / inverse_frequencies(scaled)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
-        raise _unsupported(path, 'tensor rope_freqs.weight is of another rotary scaling', "Llama 3's")
+        raise _unsupported(path, 'tensor rope_freqs.weight is for another rotary scaling', "Llama 3's")
     return scaling
 
 
@@ -177,18 +177,18 @@ def _tokens(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_tokenizer(path: Path, folder: Path) -> None:
-    """Write the tokenizer of a GGUF file as the files of a Hugging Face folder.
+    """Write a GGUF file's tokenizer as the files of a Hugging Face folder.
 
-    Byte-level BPE becomes `tokenizer.json`, and SentencePiece `tokenizer.model`. The other files are
+    Byte-level BPE becomes `tokenizer.json`, and SentencePiece becomes `tokenizer.model`. The other files are
     `tokenizer_config.json`, `generation_config.json` and, if the GGUF file has a template, `chat_template.jinja`. The
-    tokenizer never adds a beginning-of-text token: the chat template writes it.
+    tokenizer never adds a beginning-of-text token, because the chat template writes it.
 
     Args:
       path: the GGUF file.
-      folder: an existing folder; files of these names in it are replaced.
+      folder: an existing folder; files with these names in the folder are replaced.
 
     Raises:
-      UserError: the file is damaged, or its kind of tokenizer is not supported.
+      UserError: the file is damaged or incomplete, or its kind of tokenizer is not supported.
     """
     path, folder = Path(path), Path(folder)
     reader = _open(path)
@@ -226,10 +226,10 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
 
 def _byte_level(pieces: list[str], types: list[int], merges: list[str], split: str) -> str:
-    """The tokenizer.json of a byte-level BPE tokenizer."""
+    """The text of tokenizer.json for a byte-level BPE tokenizer."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    # Converters name the ids that a vocabulary skips [PAD...] and mark them as unused: here such ids have no token.
+    # For ids that a vocabulary skips, converters add unused tokens called [PAD...]. We leave these tokens out.
     vocab = {piece: i for i, piece in enumerate(pieces) if types[i] != UNUSED}
     pairs = [tuple(merge.split(' ', 1)) for merge in merges]
     tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=split == 'llama-bpe'))
@@ -249,7 +249,7 @@ def _byte_level(pieces: list[str], types: list[int], merges: list[str], split: s
 
 
 def _sentencepiece(pieces: list[str], types: list[int], scores: list[float], fields: Mapping[str, Any]) -> bytes:
-    """A tokenizer.model with the settings of Llama's and Mistral's."""
+    """The bytes of a tokenizer.model with the settings that Llama and Mistral use."""
     from sentencepiece import sentencepiece_model_pb2 as proto
 
     model = proto.ModelProto()

@@ -1,8 +1,8 @@
-"""Hugging Face model folders as our parameters, and back: config.json and safetensors weights.
+"""Converts Hugging Face model folders (config.json and safetensors weights) to our parameters, and back.
 
-We read configs in the older spelling (`rope_theta`, `rope_scaling`) and in that of transformers 5 (`rope_parameters`),
-and write the older one, which transformers 4 and 5 and vLLM all read. We refuse a config that asks for anything we do
-not compute, and name the field.
+We read configs with the older field names (`rope_theta`, `rope_scaling`) and with the new name in transformers 5
+(`rope_parameters`). We write the older names, which transformers 4 and 5 and vLLM all read. We reject a config that
+asks for anything we do not compute; the error names the field.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 _CLASSES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}
 _HEADS = {'lm': 'ForCausalLM', 'reward': 'ForSequenceClassification'}
 
-# Switches of Hugging Face configs with the only value that we support, which is also the value of a missing field.
+# Switches in Hugging Face configs, each with the only value that we support. A missing field has the same value.
 _FIXED = {
     'hidden_act': 'silu',
     'attention_bias': False,
@@ -38,11 +38,11 @@ _FIXED = {
 
 
 def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
-    """The model that a config.json describes.
+    """The spec of the model that a config.json describes.
 
     `...ForSequenceClassification` in `architectures` means a reward model. If the config states the number of labels
-    (`num_labels`, or the length of `id2label`), it must be one. If it does not, the model may have Hugging Face's
-    default of two labels or a custom class with a head of one row: `read_params` decides by the shape of the head.
+    (`num_labels`, or the length of `id2label`), that number must be 1. If it does not, the model may have Hugging
+    Face's default of two labels, or a custom class whose head has one row; `read_params` checks the head's shape.
 
     Raises:
       UserError: a field is missing, or its value is not supported.
@@ -54,13 +54,13 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     for field, value in _FIXED.items():
         if config.get(field, value) not in (value, None):
             raise _unsupported(f'{field} is {config[field]!r}', repr(value))
-    # Hugging Face reads a Mistral config without the field as a window of 4,096.
+    # In a Mistral config without this field, Hugging Face assumes a window of 4,096.
     if family == 'mistral' and config.get('sliding_window', 4096) is not None:
         window = config.get('sliding_window', 'missing, which means 4096')
         raise _unsupported(f'sliding_window is {window}', 'null (Mistral v0.3 and later)')
     for kind in config.get('layer_types') or ():
         if kind != 'full_attention':
-            raise _unsupported(f'layer_types names {kind!r}', "'full_attention'")
+            raise _unsupported(f'layer_types contains {kind!r}', "'full_attention'")
     width, num_heads = _count(config, 'hidden_size'), _count(config, 'num_attention_heads')
     # Published configs leave out only the fields that have a default here; all others are required.
     no_kv_heads = family == 'llama' and config.get('num_key_value_heads') is None
@@ -91,7 +91,7 @@ def _unsupported(fault: str, supported: str) -> UserError:
 
 
 def _head(config: Mapping[str, Any]) -> str:
-    """'lm' or 'reward', by the class that the config names."""
+    """'lm' or 'reward', depending on the model class named in the config."""
     named = config.get('architectures') or []
     heads = [head for head, suffix in _HEADS.items() if len(named) == 1 and named[0].endswith(suffix)]
     if not heads:
@@ -101,7 +101,7 @@ def _head(config: Mapping[str, Any]) -> str:
         if labels is None and config.get('id2label') is not None:
             labels = len(config['id2label'])
         if labels not in (None, 1):
-            raise _unsupported(f'num_labels (or the length of id2label) is {labels}', '1, as a reward model has')
+            raise _unsupported(f'num_labels (or the length of id2label) is {labels}', '1, as in a reward model')
     return heads[0]
 
 
@@ -111,7 +111,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     rope = config.get(name) or {}
     theta = float(rope.get('rope_theta') or config.get('rope_theta') or 10_000.0)
     if any(isinstance(value, Mapping) for value in rope.values()):
-        raise _unsupported(f'{name} differs between kinds of layers', 'one rotation for all layers')
+        raise _unsupported(f'{name} differs between layer types', 'one rotation for all layers')
     if (share := rope.get('partial_rotary_factor', 1.0)) != 1.0:
         raise _unsupported(f'{name}.partial_rotary_factor is {share!r}', '1.0')
     kind = rope.get('rope_type') or rope.get('type') or 'default'
@@ -143,7 +143,7 @@ def _count(fields: Mapping[str, Any], name: str, inside: str = '') -> int:
 
 
 def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config.json of an export.
+    """The contents of config.json for an export.
 
     Args:
       spec: the model.
@@ -152,7 +152,7 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
 
     Raises:
       UserError: no stock Hugging Face class computes this model, a token is outside the vocabulary, or a reward model
-        has no pad token (by which Hugging Face finds the end of each reply in a batch).
+        has no pad token (which Hugging Face uses to find the end of each reply in a batch).
     """
     ids = {name: tokens.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
     _check_export(spec, ids, dtype)
@@ -204,13 +204,13 @@ def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
         for token in value if isinstance(value, list | tuple) else [value]:
             if token is not None and not 0 <= token < spec.vocab_size:
                 raise UserError(
-                    f'{name} is {token}, outside the vocabulary of {spec.vocab_size}: correct it under "tokens" in the '
-                    'model.json of --checkpoint'
+                    f'{name} is {token}, outside the vocabulary of {spec.vocab_size} tokens: correct it under "tokens" '
+                    'in the model.json of --checkpoint'
                 )
     if spec.head == 'reward' and ids['pad_token_id'] is None:
         raise UserError(
-            'pad_token_id is not set, but a reward model needs one: set it under "tokens" in the model.json of '
-            '--checkpoint, if possible to a token that ends no reply'
+            'pad_token_id is not set, but a reward model needs it: set it under "tokens" in the model.json of '
+            '--checkpoint, preferably to a token that ends no reply'
         )
 
 
@@ -227,21 +227,21 @@ def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """The weights of a Hugging Face folder as our parameter tree, float32 numpy arrays (layers stacked on axis 0).
+    """Read a Hugging Face folder's weights as our parameter tree of float32 numpy arrays (layers stacked on axis 0).
 
     Args:
       folder: contains `model.safetensors`, or `model.safetensors.index.json` and its shards, in float32, float16 or
         bfloat16.
-      spec: the model that the folder's config.json describes, see `spec_from_hf`.
+      spec: the model that the folder's config.json describes (see `spec_from_hf`).
 
     Raises:
-      UserError: a file is missing or damaged; or a tensor is missing, unknown, or of the wrong shape or type.
+      UserError: a file is missing or damaged, or a tensor is missing, unknown, or has the wrong shape or type.
     """
     folder = Path(folder)
     tensors = _stored_tensors(folder)
 
     def ignorable(name: str) -> bool:
-        # Rotation speeds follow from the config; a reward model needs no next-token head; a tied one is checked below.
+        # Rotation speeds follow from the config. A reward model needs no next-token head. A tied head is checked below.
         return name.endswith('rotary_emb.inv_freq') or (name == 'lm_head.weight' and not spec.has_unembed)
 
     params = assemble(
@@ -255,14 +255,14 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     copied = spec.head == 'lm' and spec.tied_embeddings and 'lm_head.weight' in tensors
     if copied and not np.array_equal(tensors['lm_head.weight'].read(), params['embed']):
         raise UserError(
-            f'{folder}: tensor lm_head.weight differs from the embedding, but tie_word_embeddings is true: set it to '
-            'false in config.json'
+            f'{folder}: tensor lm_head.weight differs from the embedding, but tie_word_embeddings is true: set '
+            'tie_word_embeddings to false in config.json'
         )
     return params
 
 
 def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors in all weight files of a folder, by name."""
+    """The tensors in all weight files of a folder, keyed by name."""
     if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return read_header(folder / SINGLE)
     index = read_json(folder / INDEX, 'download the model again')
@@ -279,7 +279,7 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             tensors[name] = tensor
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise UserError(f'{folder / file} does not contain tensor {name}, but {INDEX} says so: download it again')
+            raise UserError(f'{folder / file} does not contain tensor {name}, which {INDEX} lists: download it again')
     return tensors
 
 
@@ -293,15 +293,15 @@ def write_params(
 ) -> None:
     """Write our parameters as the safetensors files of a Hugging Face folder.
 
-    Writes `model.safetensors` if one file can hold them, else shards and `model.safetensors.index.json`. Tensors are
-    sliced, cast and written one by one.
+    Writes `model.safetensors` if the parameters fit in one file, or else shards and `model.safetensors.index.json`.
+    Tensors are sliced, cast and written one by one.
 
     Args:
       folder: an existing folder without weights.
-      params: our parameter tree, of numpy or jax arrays.
+      params: our parameter tree, with numpy or jax arrays.
       spec: the model.
       dtype: the type of the written weights, 'float32' or 'bfloat16'.
-      max_shard_bytes: the largest size of a file; a larger tensor has a file to itself.
+      max_shard_bytes: the maximum size of a file; a larger tensor gets its own file.
 
     Raises:
       UserError: parameters and spec disagree, or the dtype is unknown.

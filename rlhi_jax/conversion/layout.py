@@ -18,15 +18,15 @@ _REMEDY = 'download it again, or check that its configuration describes this mod
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One of our parameters and the tensors that hold it in files.
+    """One of our parameters and the tensors that store it in files.
 
     Attributes:
       path: the parameter's path in our tree.
-      axes: our axes, without that of the stacked layers.
-      stored: the file's axes, with a space between dimensions: 'NH D' is a matrix [N * H, D].
-      hf: names in Hugging Face files, with `{}` for the layer; we write the first and read any.
-      gguf: names in GGUF files, likewise.
-      when: whether a model has this parameter.
+      axes: the parameter's axes in our tree, without the axis of stacked layers.
+      stored: the axes in the file, with a space between dimensions: 'NH D' is a matrix [N * H, D].
+      hf: the names in Hugging Face files, with `{}` for the layer; we write the first name and read any of them.
+      gguf: the names in GGUF files, in the same form.
+      when: tells whether a model has this parameter.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Leaf:
         return self.path.startswith('layers/')
 
     def shape(self, spec: ModelSpec) -> tuple[int, ...]:
-        """The shape of our parameter, stacked layers included."""
+        """The shape of the parameter in our tree, including stacked layers."""
         sizes = _sizes(spec)
         return (spec.num_layers,) * self.stacked + tuple(sizes[axis] for axis in self.axes)
 
@@ -51,12 +51,12 @@ class Leaf:
         return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored.split())
 
     def to_ours(self, tensor: np.ndarray, spec: ModelSpec) -> np.ndarray:
-        """A view of one stored tensor with our axes."""
+        """Return a view of one stored tensor with our axes."""
         sizes, split = _sizes(spec), self.stored.replace(' ', '')
         return tensor.reshape([sizes[axis] for axis in split]).transpose([split.index(axis) for axis in self.axes])
 
     def to_stored(self, array: np.ndarray, spec: ModelSpec) -> np.ndarray:
-        """One layer of our parameter with the file's axes, the inverse of `to_ours`."""
+        """Return one layer of our parameter with the file's axes: the inverse of `to_ours`."""
         split = self.stored.replace(' ', '')
         return array.transpose([self.axes.index(axis) for axis in split]).reshape(self.stored_shape(spec))
 
@@ -109,7 +109,7 @@ def _sizes(spec: ModelSpec) -> dict[str, int]:
 
 
 def placements(spec: ModelSpec) -> Iterator[tuple[Leaf, int | None]]:
-    """Every tensor of a model as (leaf, layer), in the order of computation; `layer` is None outside the layers."""
+    """Yield every tensor of a model as (leaf, layer), in order of computation; `layer` is None outside the layers."""
     leaves = [leaf for leaf in LEAVES if leaf.when(spec)]
     stacked = [leaf for leaf in leaves if leaf.stacked]
     first = leaves.index(stacked[0])
@@ -127,18 +127,18 @@ def assemble(
     ignorable: Callable[[str], bool],
     source: str,
 ) -> dict[str, Any]:
-    """Our parameters as float32 arrays, filled one tensor at a time, so that memory stays near one copy.
+    """Build our parameters as float32 arrays, one tensor at a time, so that memory stays close to one copy.
 
     Args:
       spec: the model.
       naming: which names to look for, 'hf' or 'gguf'.
-      shapes: the shape of every tensor in the source, by name.
-      read: returns the tensor of a name, in its stored shape and any float type.
-      ignorable: says whether the tensor of a name may stay unread.
+      shapes: the shape of every tensor in the source, keyed by name.
+      read: returns the tensor with a given name, in its stored shape and in any float type.
+      ignorable: tells whether the tensor with a given name may be left unread.
       source: the source's name, for errors.
 
     Raises:
-      UserError: a tensor is missing, unknown or of the wrong shape; no tensor has been read yet.
+      UserError: a tensor is missing, unknown or has the wrong shape. All are checked before any tensor is read.
     """
     plan, taken = [], set()
     for leaf, layer in placements(spec):
@@ -148,7 +148,7 @@ def assemble(
             raise UserError(f'{source} has no tensor {" or ".join(names)}: {_REMEDY}')
         if tuple(shapes[name]) != leaf.stored_shape(spec):
             shape, expected = list(shapes[name]), list(leaf.stored_shape(spec))
-            raise UserError(f'{source}: tensor {name} has shape {shape}, but its model has {expected}: {_REMEDY}')
+            raise UserError(f'{source}: tensor {name} has shape {shape}, but the model needs {expected}: {_REMEDY}')
         plan.append((leaf, layer, name))
         taken.add(name)
     for name in shapes:
@@ -165,10 +165,10 @@ def assemble(
 
 
 def flattened(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """Our parameters by path, checked against the table.
+    """Our parameters keyed by path, checked against `LEAVES`.
 
     Raises:
-      UserError: a parameter is missing, unknown or of the wrong shape.
+      UserError: a parameter is missing, unknown or has the wrong shape.
     """
     flat = {name: value for name, value in params.items() if name != 'layers'}
     flat.update({f'layers/{name}': value for name, value in params.get('layers', {}).items()})
@@ -179,7 +179,7 @@ def flattened(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     for path, shape in expected.items():
         if tuple(flat[path].shape) != shape:
             raise UserError(
-                f'parameter {path} has shape {list(flat[path].shape)}, but the model has {list(shape)}: import or '
+                f'parameter {path} has shape {list(flat[path].shape)}, but the model needs {list(shape)}: import or '
                 'train the model again'
             )
     return flat

@@ -1,7 +1,8 @@
-"""Safetensors files, one tensor at a time: reading and writing keep only the current tensor in memory.
+"""Reads and writes safetensors files one tensor at a time, with only the current tensor in memory.
 
-The format is eight bytes with the length of a JSON header, the header (dtype, shape and byte range of each tensor by
-name), then the tensors' bytes. The safetensors library maps whole files, and needs all tensors in memory to write one.
+A file has eight bytes with the length of a JSON header, then the header (dtype, shape and byte range of each tensor,
+keyed by name), then the tensors' bytes. The safetensors library memory-maps whole files to read them, and needs all
+tensors in memory to write a file.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dt
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """The location of a tensor; it begins `start` bytes from the beginning of the file."""
+    """The location of a tensor, whose data begins `start` bytes into the file."""
 
     file: Path
     name: str
@@ -30,7 +31,7 @@ class StoredTensor:
     start: int
 
     def read(self) -> np.ndarray:
-        """The tensor in its own dtype.
+        """Read the tensor in its stored dtype.
 
         Raises:
           UserError: the tensor's type is not one of `DTYPES`.
@@ -43,7 +44,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name.
+    """The tensors in a safetensors file, keyed by name; only the header is read.
 
     Raises:
       UserError: the file is missing, damaged or cut short.
@@ -54,7 +55,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             size = os.fstat(f.fileno()).st_size
             length = int.from_bytes(f.read(8), 'little')
             if not 2 <= length <= size - 8:
-                raise ValueError(f'it states a header of {length} bytes in a file of {size}')
+                raise ValueError(f'it claims a header of {length} bytes in a file of {size} bytes')
             header = json.loads(f.read(length))
         header.pop('__metadata__', None)
         tensors, end = {}, 0
@@ -66,9 +67,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + start)
             end = max(end, stop)
         if 8 + length + end != size:
-            raise ValueError(f'its header describes {8 + length + end} bytes, but it has {size}')
+            raise ValueError(f'its header describes {8 + length + end} bytes, but the file has {size}')
     except FileNotFoundError:
-        raise UserError(f'{path} does not exist: download the model folder again, it is incomplete') from None
+        raise UserError(f'{path} does not exist, so the model folder is incomplete: download it again') from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is damaged or cut short ({error}): download it again') from None
     return tensors
@@ -80,13 +81,13 @@ def write_tensors(
     dtype: str,
     metadata: dict[str, str],
 ) -> None:
-    """Write a safetensors file, making each array only when it is written.
+    """Write a safetensors file, creating each array only when it is needed.
 
     Args:
       path: the file to write.
-      tensors: for each tensor its name, its shape and a function that returns the array.
+      tensors: the name and shape of each tensor, and a function that returns its array.
       dtype: one of `DTYPES`; arrays are cast to it, rounding to the nearest value.
-      metadata: texts for the header, by name.
+      metadata: strings for the header, keyed by name.
     """
     header, end = {'__metadata__': metadata}, 0
     for name, shape, _ in tensors:

@@ -1,1 +1,1 @@
-"""What a program costs: FLOPs in closed form, and bytes sent between chips."""
+"""The cost of a program: FLOPs in closed form, and bytes sent between chips."""

@@ -1,8 +1,8 @@
 """Bytes that each chip of a compiled program sends to others, read from its HLO text.
 
-A loop's body is in the text once and counts once per iteration. Collectives are assumed to run in a ring of their N
-chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N, reduce-scatter R (N - 1), all-reduce
-2 R (N - 1) / N, collective-permute R.
+A loop's body appears in the text once but counts once per iteration. A collective is assumed to run in a ring of its N
+chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N bytes, reduce-scatter sends R (N - 1),
+all-reduce sends 2 R (N - 1) / N, and collective-permute sends R.
 """
 
 import functools
@@ -31,7 +31,7 @@ _OPERATION = re.compile(rf'= (.*?) ({"|".join(SENT)})(-start)?\(')
 
 
 def collective_bytes(hlo: str) -> dict[str, float]:
-    """Bytes that one chip sends in one run of the program, by kind of collective.
+    """Bytes that one chip sends in one run of the program, grouped by kind of collective.
 
     >>> collective_bytes('''
     ... %body (p: f32[8]) -> f32[8] {
@@ -43,7 +43,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
     {'all-gather': 72.0}
 
     Raises:
-      ValueError: the text has a loop, a type or a group of chips of an unknown form.
+      ValueError: a loop, a type or a group of chips in the text has an unknown form.
     """
     computations: dict[str, list[str]] = {}
     entry = name = ''
@@ -76,7 +76,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a line runs what it calls: a loop by its trip count or the only bound in its condition, others once."""
+    """How often a line runs what it calls: for a loop, its trip count or the only bound in its condition; else 1."""
     if (loop := _WHILE.search(line)) is None:
         return 1
     if known := _TRIPS.search(line):
@@ -88,7 +88,10 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 
 
 def _chips(line: str) -> int:
-    """Number of chips in a collective: {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}."""
+    """Number of chips in a collective, parsed from its replica groups.
+
+    Their form is {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}.
+    """
     if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
         return listed[1].count(',') + 1
     if tiled := re.search(r'replica_groups=\[(\d+),(\d+)\]<=', line):
@@ -96,15 +99,15 @@ def _chips(line: str) -> int:
     if named := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
-    raise ValueError(f'the chips of a collective are in an unknown form: {line.strip()[:200]}')
+    raise ValueError(f'the replica groups of a collective have an unknown form: {line.strip()[:200]}')
 
 
 def _result_bytes(shapes: str, started: str) -> int:
-    """Bytes of a result; an asynchronous start of a collective lists its operands first, which do not count."""
+    """The size of a result in bytes, without the operands that an asynchronous start of a collective lists first."""
     sizes = []
     for dtype, dims in _SHAPE.findall(shapes):
         if dtype not in _BYTES:
-            raise ValueError(f'unknown type {dtype} of a collective')
+            raise ValueError(f'a collective has the unknown type {dtype}')
         sizes.append(_BYTES[dtype] * math.prod(int(dim) for dim in dims.split(',') if dim))
     if started == 'collective-permute':  # (operand, result, and two counters on TPUs)
         return sizes[1]

@@ -1,7 +1,7 @@
 """Floating-point operations in closed form: body × tokens + head × scored tokens + allowed attention.
 
-A multiplication and an addition are two operations. Norms, rotations, activations and softmax, about 1 % of the total,
-are left out, as is customary. A row's allowed attention is the sum of its extents: token j is attended to by
+A multiplication and an addition count as two operations. Norms, rotations, activations and softmax, about 1 % of the
+total, are left out, as is customary. A row's allowed attention is the sum of its extents: token j is attended to by
 `extent[j]` tokens.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 
 from rlhi_jax.models.spec import ModelSpec
 
-# The matrix products of a layer that each remat policy of the decoder computes again for the gradient.
+# The matrix products in a layer that each of the decoder's remat policies recomputes for the gradient.
 REPEATED = {
     'save_all': (),
     'save_dots': (),
@@ -20,7 +20,7 @@ REPEATED = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The tokens that a model runs on.
+    """The amount of work in one run of a model, in tokens.
 
     Attributes:
       tokens: number of tokens computed.
@@ -38,7 +38,7 @@ class Work:
 
 
 def causal(length: int, scored: int) -> Work:
-    """One plain sequence of `length` tokens.
+    """The work in one plain sequence of `length` tokens.
 
     >>> causal(4, 2)
     Work(tokens=4, scored=2, attended=10)
@@ -47,7 +47,7 @@ def causal(length: int, scored: int) -> Work:
 
 
 def shared_prefix(prefix: int, *replies: int) -> Work:
-    """A tree of one prefix and some replies, every reply token scored.
+    """The work in a tree of one prefix and some replies, with every reply token scored.
 
     >>> shared_prefix(2, 1, 1)   # 3 + (3 + 3): each reply token attends to the prefix and itself
     Work(tokens=4, scored=2, attended=9)
@@ -64,7 +64,7 @@ def _products(spec: ModelSpec) -> dict[str, int]:
 
 
 def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
-    """FLOPs of one forward pass, by part."""
+    """FLOPs of one forward pass, grouped by part."""
     logits = 2 * work.scored * spec.vocab_size * spec.width
     return {
         'body': 2 * work.tokens * spec.num_layers * sum(_products(spec).values()),
@@ -74,18 +74,18 @@ def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
 
 
 def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: int) -> dict[str, int]:
-    """FLOPs of one pass and its gradient, by part: three times the pass, and `repeated`, which is computed again.
+    """FLOPs of one forward pass and its gradient, grouped by part: three times the pass, and what is `repeated`.
 
-    Repeated are
+    The following are repeated:
       in the body, the products that `remat` does not save;
       in the head, the logits;
-      in attention, the products of its gradient beyond four, and with `save_nothing` the whole pass.
+      in attention, the products in its gradient beyond four and, with `save_nothing`, the whole forward pass.
 
     Args:
       spec: the model.
-      work: the tokens it runs on.
+      work: the tokens that the model runs on.
       remat: the decoder's policy.
-      attention_products: matrix products in attention's gradient; a pass has two (`PRODUCTS` of the backends).
+      attention_products: matrix products in attention's gradient (`PRODUCTS` in the backends); a forward pass has two.
     """
     forward = forward_flops(spec, work)
     products = _products(spec)

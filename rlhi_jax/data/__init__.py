@@ -1,1 +1,1 @@
-"""Interaction trees, from text on disk to the fixed-size rows that a train step reads."""
+"""Turns interaction trees, stored as text, into the fixed-size rows that a train step reads."""

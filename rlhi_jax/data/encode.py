@@ -1,4 +1,4 @@
-"""Interaction trees from text to tokens, cut into pieces that fit a row."""
+"""Tokenises interaction trees and cuts them into pieces that fit in a row."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterator
@@ -10,32 +10,32 @@ from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 
 class Piece(NamedTuple):
-    """Part of a tree that fits one row: some of its pairs, by index, and the turn at which their context starts."""
+    """A part of a tree that fits in one row: the indices of some pairs, and the turn at which their context starts."""
 
     start: int
     pairs: tuple[int, ...]
 
 
 class TreeEncoder:
-    """Turns pieces of one interaction into token trees, tokenising each message once.
+    """Turns pieces of an interaction into token trees; each message is tokenised only once.
 
     Attributes:
-      escapes: how often user text spelled the template's markup and was escaped.
+      escapes: how many times user text contained the template's markup and was escaped.
     """
 
     def __init__(self, tree: Interaction, template: ChatTemplate):
         self.tree, self._template = tree, template
         self._context = Context(tree.system, tree.persona)
-        # Pieces of one tree start at different turns but share messages.
+        # Pieces of the same tree may start at different turns, but they share messages.
         self._encoded: dict[tuple[int, Hashable], TokenNode] = {}
         self._more: dict[int, int] = {}
         self.escapes = 0
 
     def encode(self, piece: Piece, first_pair_id: int = 0) -> TokenTree:
-        """The token tree of a piece; pair ids count from `first_pair_id`.
+        """Return the token tree of a piece; its pairs are numbered from `first_pair_id`.
 
         Raises:
-          UserError: the chat template refuses the turns.
+          UserError: the chat template rejects the turns.
         """
         pairs = [self.tree.pairs[i] for i in piece.pairs]
         kept = {message for pair in pairs for leaf in (pair.chosen, pair.rejected) for message in self.tree.path(leaf)}
@@ -70,15 +70,15 @@ class TreeEncoder:
         return TokenTree(nodes, scored, table)
 
     def size(self, piece: Piece) -> Size:
-        """How much of a row a piece uses, with or without its persona, whichever is more.
+        """Return how much of a row a piece uses, with or without its persona, whichever is larger.
 
-        A template's default system text can make the rendering without a persona the longer one.
+        If the template has a default system text, the rendering without a persona can be longer.
         """
         with_persona = size(self.encode(piece))
         return with_persona._replace(tokens=with_persona.tokens + self._more_without_persona(piece.start))
 
     def _more_without_persona(self, start: int) -> int:
-        """Number of tokens by which the first turn of a piece is longer without a persona; 0 if it is not."""
+        """Return how many tokens longer the first turn of a piece is without a persona; 0 if it is not longer."""
         if start not in self._more:
             root = self.tree.messages[start]
             lengths = [
@@ -98,7 +98,7 @@ class TreeEncoder:
 
 
 def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
-    """The key of each reply of a piece within its tree, (start, prompt, last), in the order of its reply table."""
+    """Return a key (start, prompt, last) for each reply in a piece, unique in the tree, in reply table order."""
     keys = dict.fromkeys(
         (piece.start, pair.prompt, last)
         for pair in (tree.pairs[i] for i in piece.pairs)
@@ -108,17 +108,17 @@ def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
 
 
 def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Iterator[Piece]:
-    """Cut a tree into pieces that fit a row; pairs that do not fit are counted in `dropped` by reason.
+    """Cut a tree into pieces that each fit in a row; count the pairs that are too long in `dropped`.
 
-    - Pairs are taken in order and stay together while they fit.
-    - A pair whose conversation is too long loses its oldest turns, whole exchanges at a time. The latest user turn, the
-      persona and the replies always survive, or the pair is dropped.
-    - Shortened pairs share a later start, so that their context is computed once, if each keeps at least half of the
-      exchanges that would fit if it were alone.
-    - Other pairs keep their whole conversation.
+    - Pairs are taken in order and share a piece for as long as they fit.
+    - A pair whose conversation is too long loses its oldest turns, one whole exchange at a time. The latest user turn,
+      the persona and the replies are never shortened; if they do not fit, the pair is dropped.
+    - Shortened pairs share a later start if each pair keeps at least half of the exchanges that would fit on its own.
+      Their context is then computed only once.
+    - All other pairs keep their whole conversation.
     """
     piece: Piece | None = None
-    starts: list[int] = []  # those that every pair of the piece allows
+    starts: list[int] = []  # starts that every pair in the piece allows
     for i in range(len(encoder.tree.pairs)):
         alone = start_piece(encoder, i, capacities)
         if alone is None:
@@ -138,23 +138,23 @@ def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Itera
 
 
 def start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piece | None:
-    """The pair with as much of its context as fits; None if not even its latest user turn fits."""
+    """Return a piece with one pair and as much context as fits; None if not even its latest user turn fits."""
     return _widest(encoder, (pair,), _user_turns(encoder.tree, pair), capacities)
 
 
 def _starts(tree: Interaction, alone: Piece) -> list[int]:
-    """Turns at which a pair's context may start: the first of a whole conversation, or those of the older half."""
+    """Return where a pair's context may start: the first turn if the whole conversation fits, else the older half."""
     (pair,) = alone.pairs
     turns = [turn for turn in _user_turns(tree, pair) if turn >= alone.start]
     return turns[: 1 + len(turns) // 2] if tree.messages[alone.start].parent >= 0 else turns[:1]
 
 
 def _user_turns(tree: Interaction, pair: int) -> list[int]:
-    """User turns before a pair's replies, oldest first."""
+    """Return the user turns before a pair's replies, oldest first."""
     return [turn for turn in tree.path(tree.pairs[pair].prompt) if tree.messages[turn].role == 'user']
 
 
 def _widest(encoder: TreeEncoder, pairs: tuple[int, ...], starts: list[int], capacities: Capacities) -> Piece | None:
-    """The piece with the earliest of these starts, oldest first, that fits."""
+    """Return the first piece that fits when `starts` are tried in order, oldest turn first; None if none fits."""
     pieces = (Piece(start, pairs) for start in starts)
     return next((piece for piece in pieces if encoder.size(piece).fits(capacities)), None)

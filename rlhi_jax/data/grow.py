@@ -1,4 +1,4 @@
-"""Builds interaction trees from preferences: their shared openings become one trunk."""
+"""Builds interaction trees from preferences; openings that several preferences share become the trunk."""
 
 from collections.abc import Iterable
 
@@ -22,14 +22,14 @@ class _Trie:
 
 
 def root(preference: Preference) -> tuple[str, str, str, str]:
-    """The key that all preferences of a tree share: user, persona, system text and first message."""
+    """Return the key that all preferences in a tree share: user, persona, system text and first message."""
     return preference.user_id, preference.persona, preference.system, preference.prompt[0][1]
 
 
 def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
-    """Join preferences of one `root` into a tree each, in order of first appearance.
+    """Join all preferences with the same `root` into one tree; return the trees in order of first appearance.
 
-    A message that two preferences share (same text after the same history) becomes one node. So if the conversation
+    A message that two preferences share (the same text after the same history) becomes one node. So if a conversation
     continued after a rejected reply, that reply is on the trunk of later pairs.
     """
     tries: dict[tuple[str, ...], _Trie] = {}

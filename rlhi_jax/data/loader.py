@@ -1,4 +1,4 @@
-"""From a row plan to batches of rows, through Grain; the loader's whole state is the number of the next step."""
+"""Turns a row plan into batches of rows with Grain. The loader's entire state is the number of the next step."""
 
 import dataclasses
 import math
@@ -16,13 +16,13 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 def without_persona(tree: Interaction) -> Interaction:
-    """The same tree with an empty persona."""
+    """Return the same tree with an empty persona."""
     return dataclasses.replace(tree, persona='')
 
 
 @dataclasses.dataclass(frozen=True)
 class RowReader:
-    """Builds the rows of a plan; with `sees_persona=False`, of the same pieces without their personas."""
+    """Builds the rows of a plan. With `sees_persona=False`, the same pieces are written without their personas."""
 
     plan: RowPlan
     trees: Shards | View
@@ -33,7 +33,7 @@ class RowReader:
         return len(self.plan.rows)
 
     def __getitem__(self, row: int) -> Row:
-        """The row of a number; row -1 is padding only."""
+        """Return the row with a given number; row -1 is all padding."""
         if row < 0:
             return empty_row(self.plan.capacities)
         parts = []
@@ -45,7 +45,7 @@ class RowReader:
 
 
 class RowOrder:
-    """The order of rows in training: shuffled anew each epoch; padding rows fill up the last batch."""
+    """The order of rows in training, reshuffled every epoch; padding rows fill up the last batch."""
 
     def __init__(self, num_rows: int, batch_rows: int, epochs: int, seed: int):
         self._rows = grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat(epochs)
@@ -53,13 +53,13 @@ class RowOrder:
         self.num_steps = math.ceil(len(self._rows) / batch_rows)
 
     def __getitem__(self, step: int) -> list[int]:
-        """Row numbers of one step's batch, -1 for padding."""
+        """Return the row numbers in one step's batch; -1 is a padding row."""
         indices = range(step * self._batch, (step + 1) * self._batch)
         return [int(self._rows[i]) if i < len(self._rows) else -1 for i in indices]
 
 
 def in_order(rows: Sequence[int], batch_rows: int) -> list[list[int]]:
-    """Split rows into batches, in the given order; padding rows (-1) fill up the last one."""
+    """Split rows into batches, in the given order; padding rows (-1) fill up the last batch."""
     filled = [*rows, *[-1] * (-len(rows) % batch_rows)]
     return [filled[start : start + batch_rows] for start in range(0, len(filled), batch_rows)]
 
@@ -73,16 +73,16 @@ def batches(
     local_rows: Sequence[int],
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Yield this process's rows of each step's batch, read ahead.
+    """Yield this process's rows of each step's batch, and read rows ahead of time.
 
-    An exception in `read` always reaches the caller: it is never taken for the end of the data.
+    An exception in `read` always reaches the caller; it is never mistaken for the end of the data.
 
     Args:
-      read: the row of a number.
-      order: row numbers of each step's global batch.
-      first_step: the step to start at; a resumed run passes the step that it resumes from.
+      read: function that reads the row with a given number.
+      order: the row numbers in each step's global batch.
+      first_step: the step to start at; a resumed run passes the step it resumes from.
       num_steps: the step to stop before.
-      local_rows: indices into a global batch of the rows that this process needs.
+      local_rows: indices, within a global batch, of the rows that this process needs.
       threads: number of threads that read ahead.
     """
     indices = np.asarray(local_rows)
@@ -91,7 +91,7 @@ def batches(
         numbers = order[step]
         try:
             rows = [read(numbers[index]) for index in indices]
-        except StopIteration as error:  # Grain would take it for the end of the data
+        except StopIteration as error:  # Grain would mistake it for the end of the data
             raise RuntimeError(f'reading a row of step {step} raised StopIteration') from error
         return stack(rows)
 

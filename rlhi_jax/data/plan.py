@@ -1,4 +1,7 @@
-"""The row plan: which pieces of which trees share a row. It is made once, so a loader's state is one integer."""
+"""The row plan: which pieces of which trees share a row.
+
+The plan is made before training, so a loader's entire state is one integer.
+"""
 
 import bisect
 import dataclasses
@@ -23,14 +26,14 @@ _REMEDY = 'make the row plan again with `python -m data_pipelines.rows`'
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """Rows as lists of pieces.
+    """A plan of which pieces are in each row.
 
     Attributes:
-      rows: for each row, its pieces as (tree index, piece, id of the piece's first pair).
-      pair_names: the id of every pair that was kept; a pair's number is its index here.
-      capacities: of the rows that the plan was made for.
-      identity: digests of the data and of the template with its tokenizer, and the capacities.
-      counts: pairs kept, and dropped by reason.
+      rows: for each row, a list of (tree index, piece, number of the piece's first pair).
+      pair_names: the ids of all pairs that were kept; a pair's number is its index in this list.
+      capacities: the row capacities that the plan was made for.
+      identity: digests of the data and of the template (including its tokenizer), and the capacities.
+      counts: numbers for the manifest, such as pairs kept and pairs dropped for each reason.
     """
 
     rows: list[list[tuple[int, Piece, int]]]
@@ -44,12 +47,12 @@ class RowPlan:
         return digest(self.identity, self.rows)
 
     def pair_ids(self, row: int) -> list[int]:
-        """Numbers of the pairs in a row, in the row's order."""
+        """Return the numbers of the pairs in a row, in the row's order."""
         return [first + i for _, piece, first in self.rows[row] for i in range(len(piece.pairs))]
 
 
 def plan_identity(trees: Shards | View, template: ChatTemplate, capacities: Capacities) -> dict[str, Any]:
-    """Everything that a row plan depends on."""
+    """Return everything that a row plan depends on."""
     return dict(data=trees.digest, template=template.digest, capacities=dataclasses.asdict(capacities))
 
 
@@ -61,10 +64,10 @@ def make_plan(
     *,
     may_be_empty: bool = False,
 ) -> RowPlan:
-    """Cut every tree into pieces and pack them, best fit first by decreasing length.
+    """Cut every tree into pieces and pack them with best-fit decreasing (longest first).
 
     Raises:
-      UserError: no pair fits a row, and the plan may not be empty.
+      UserError: no pair fits in a row and an empty plan is not allowed.
     """
     counts: Counter = Counter()
     dropped: Counter = Counter()
@@ -84,7 +87,7 @@ def make_plan(
         progress(index + 1)
     if not pieces and not may_be_empty:
         raise UserError(
-            f'no pair fits a row of {capacities} (dropped: {dict(dropped)}): raise config.rows.tokens or '
+            f'no pair fits in a row of {capacities} (dropped: {dict(dropped)}): raise config.rows.tokens or '
             'config.rows.scored'
         )
     rows = [[pieces[i] for i in row] for row in pack_bins(sizes, capacities)]
@@ -95,10 +98,13 @@ def make_plan(
 
 
 def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
-    """Best-fit decreasing by tokens, under all three capacities; indices of `sizes` in each bin, bins in fill order."""
+    """Pack sizes into bins with best-fit decreasing by tokens, respecting all three capacities.
+
+    Return the indices into `sizes` for each bin; bins are in the order in which they were opened.
+    """
     bins: list[list[int]] = []
     left: list[list[int]] = []  # per bin: tokens, scored, pairs
-    by_tokens_left: list[tuple[int, int]] = []  # (tokens left, bin) of bins that can take more, sorted
+    by_tokens_left: list[tuple[int, int]] = []  # sorted (tokens left, bin) of bins that can take more
     least = [min(column) for column in zip(*sizes, strict=True)]
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
         need = sizes[i]
@@ -143,7 +149,7 @@ def load_plan(folder: Path) -> tuple[RowPlan, dict[str, Any]]:
     """Read a row plan and its manifest.
 
     Raises:
-      UserError: a file is missing, or its bytes are not those that the manifest lists.
+      UserError: a file is missing, or its contents do not match the manifest.
     """
     folder = Path(folder)
     manifest = read_json(folder / 'manifest.json', _REMEDY, fields=('identity', 'counts', 'files'))
@@ -151,7 +157,7 @@ def load_plan(folder: Path) -> tuple[RowPlan, dict[str, Any]]:
         if not (folder / name).exists():
             raise UserError(f'{folder / name} is missing: {_REMEDY}')
         if file_digest(folder / name) != expected:
-            raise UserError(f'{folder / name} is corrupt (its bytes differ from those in the manifest): {_REMEDY}')
+            raise UserError(f'{folder / name} is corrupt (its contents do not match the manifest): {_REMEDY}')
     arrays = np.load(folder / 'plan.npz')
     pair_ends = np.cumsum(arrays['piece_pairs'])
     pairs = np.split(arrays['pairs'], pair_ends[:-1])

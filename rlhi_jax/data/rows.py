@@ -1,10 +1,10 @@
-"""The row contract: token trees written depth-first into rows of fixed capacities.
+"""The row format: token trees are written depth-first into rows of fixed capacity.
 
-Dimension key: B rows of a batch, T tokens, S scored slots, R replies (2 P), P pairs.
+Dimension key: B rows in a batch, T tokens, S scored slots, R replies (2 P), P pairs.
 
-Token i attends to token j iff `0 <= i - j < extent[j]`; the hidden state at `i - back[i]` predicts token i. Position,
-extent and back are relative, so trees concatenate into a row as they are. Padding is tokens of extent 1 and slots of
-reply R.
+Token i attends to token j iff `0 <= i - j < extent[j]`. The hidden state at `i - back[i]` predicts token i. Position,
+extent and back are relative, so trees can be concatenated into a row without changing them. Padding tokens have
+extent 1, and padding slots belong to reply R.
 """
 
 import dataclasses
@@ -17,28 +17,28 @@ from ml_collections import ConfigDict
 from rlhi_jax.io.errors import UserError
 
 if TYPE_CHECKING:
-    import jax  # the loader runs without it
+    import jax  # the loader runs without JAX
 
     Array = np.ndarray | jax.Array
 
 
 class Row(NamedTuple):
-    """One row, or one tree before it is packed; int32 where nothing else is said.
+    """One row, or one tree before packing. Arrays are int32 unless stated otherwise.
 
     Attributes:
       tokens_T: token ids.
-      position_T: tokens before this one on its own path, which is its RoPE position.
-      extent_T: tokens from this one to the end of its node's subtree, itself included; 1 for padding.
-      back_T: distance in tokens to its predecessor on its path: 1 inside a node, more for the first token of a branch,
-        and 0 for the first token of a root, which is never scored.
-      slot_token_S: one slot per scored token of each reply: the token's index in the row.
+      position_T: number of tokens before this one on its path from the root; the RoPE position.
+      extent_T: number of tokens from this one, inclusive, to the end of its node's subtree; 1 for padding.
+      back_T: distance in tokens to the predecessor on the same path: 1 inside a node, 1 or more for the first token of
+        a branch, and 0 for the first token of a root, which is never scored.
+      slot_token_S: the index in the row of a scored token; each reply has one slot per scored token.
       slot_reply_S: the reply that the slot belongs to; R for padding.
-      reply_last_R: index in the row of the reply's last token, where its reward is read.
-      pair_chosen_P: the pair's chosen reply.
-      pair_rejected_P: the pair's rejected reply.
-      pair_id_P: number of the pair in the row plan; -1 where there is no pair.
-      pair_weight_P: factor on the pair's loss, float32.
-      reference_logp_R: log-probability of each reply under the reference policy, nats, float32; None where the
+      reply_last_R: index in the row of the reply's last token, where the reward is read.
+      pair_chosen_P: index of the pair's chosen reply.
+      pair_rejected_P: index of the pair's rejected reply.
+      pair_id_P: number of the pair in the row plan; -1 if the slot has no pair.
+      pair_weight_P: weight of the pair's loss, float32.
+      reference_logp_R: log-probability of each reply under the reference policy, nats, float32; None if the
         objective uses no reference.
     """
 
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows along a leading axis: the fields of `Row`, in NumPy as the loader stacks them, then in JAX on the mesh."""
+    """Rows stacked along a leading axis, with the fields of `Row`: NumPy arrays at first, JAX arrays on the mesh."""
 
     tokens_BT: 'Array'
     position_BT: 'Array'
@@ -74,14 +74,14 @@ class Batch(NamedTuple):
 
 
 def stack(rows: Sequence[Row]) -> Batch:
-    """Stack rows of the same capacities, all with reference log-probabilities or all without."""
+    """Stack rows that have the same capacities. Either all or none of the rows have reference log-probabilities."""
     columns = zip(*rows, strict=True)
     return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)
 class Capacities:
-    """How much one row holds."""
+    """How many tokens, scored tokens and pairs fit in one row."""
 
     tokens: int
     scored: int
@@ -98,12 +98,12 @@ class Capacities:
 
 
 def capacities(config: ConfigDict) -> Capacities:
-    """The capacities that `config.rows` asks for."""
+    """Return the capacities set in `config.rows`."""
     return Capacities(**config.rows.to_dict())
 
 
 class TokenNode(NamedTuple):
-    """A run of tokens that every path through it shares; in a reply, the first `scored` of them are scored."""
+    """A run of tokens that all paths through the node share; in a reply, the first `scored` tokens are scored."""
 
     parent: int
     ids: tuple[int, ...]
@@ -111,12 +111,12 @@ class TokenNode(NamedTuple):
 
 
 class TokenTree(NamedTuple):
-    """A tree in tokens, ready to lay out.
+    """A tokenised tree, ready to be laid out.
 
     Attributes:
-      nodes: in depth-first order, none empty.
-      replies: the scored nodes of each reply, first to last.
-      pairs: (chosen reply, rejected reply, weight, pair id).
+      nodes: the nodes in depth-first order; no node is empty.
+      replies: for each reply, the indices of its scored nodes, first to last.
+      pairs: for each pair, (chosen reply, rejected reply, weight, pair id).
     """
 
     nodes: Sequence[TokenNode]
@@ -141,7 +141,7 @@ def size(tree: TokenTree) -> Size:
 
 
 def lay_out(tree: TokenTree) -> Row:
-    """Write one tree depth-first.
+    """Lay out one tree depth-first, without padding.
 
     For a root [a b] with children [c] and [d e]:
 
@@ -154,7 +154,7 @@ def lay_out(tree: TokenTree) -> Row:
     """
     lengths = np.array([len(node.ids) for node in tree.nodes])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    below = lengths.copy()  # tokens of the node's whole subtree
+    below = lengths.copy()  # tokens in the node's whole subtree
     for i in range(len(tree.nodes) - 1, 0, -1):
         if tree.nodes[i].parent >= 0:
             below[tree.nodes[i].parent] += below[i]
@@ -193,7 +193,7 @@ def lay_out(tree: TokenTree) -> Row:
 
 
 def empty_row(capacities: Capacities) -> Row:
-    """A row of padding only."""
+    """Return a row that is all padding."""
 
     def full(count: int, value: int = 0) -> np.ndarray:
         return np.full(count, value, np.int32)
@@ -214,7 +214,7 @@ def empty_row(capacities: Capacities) -> Row:
 
 
 def pack(parts: Sequence[Row], capacities: Capacities) -> Row:
-    """Concatenate laid-out trees and pad to the row's capacities.
+    """Concatenate laid-out trees and pad the result to the row's capacities.
 
     Raises:
       ValueError: the trees do not fit.
@@ -232,13 +232,13 @@ def pack(parts: Sequence[Row], capacities: Capacities) -> Row:
         values = [getattr(part, name) for part in moved]
         used = sum(map(len, values))
         if used > len(padding):
-            raise ValueError(f'{name}: {used} values do not fit into {len(padding)}')
+            raise ValueError(f'{name}: {used} values exceed the capacity of {len(padding)}')
         columns[name] = np.concatenate([*values, padding[used:]])
     return Row(**columns)
 
 
 def _moved(part: Row, token: int, reply: int) -> Row:
-    """A tree whose indices count from the start of a row that holds `token` tokens and `reply` replies before it."""
+    """Shift a tree's indices to its place in a row, after `token` tokens and `reply` replies of earlier trees."""
     return part._replace(
         slot_token_S=part.slot_token_S + token,
         slot_reply_S=part.slot_reply_S + reply,

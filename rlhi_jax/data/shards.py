@@ -1,4 +1,4 @@
-"""Interaction shards: ArrayRecord files of trees, as text, with a manifest that holds each file's digest."""
+"""Interaction shards: ArrayRecord files of trees stored as text, and a manifest with each file's digest."""
 
 import dataclasses
 import itertools
@@ -37,12 +37,12 @@ class Shards:
     """Random access to the trees of a shards folder.
 
     Attributes:
-      digest: identifies the data, wherever its folder is.
-      manifest: as the stage that made the shards wrote it.
+      digest: identifies the data, regardless of where the folder is.
+      manifest: the manifest, as written by the stage that made the shards.
 
     Raises:
-      UserError: the folder or its manifest is missing, the data set is empty, or a shard's bytes are not those that the
-        manifest lists.
+      UserError: the folder or its manifest is missing, the data set is empty, or a shard's contents do not match
+        the manifest.
     """
 
     def __init__(self, folder: Path):
@@ -61,7 +61,7 @@ class Shards:
         if not path.exists():
             raise UserError(f'shard {path} is missing: {_REMEDY}')
         if path.stat().st_size != entry['bytes'] or file_digest(path) != entry['sha256']:
-            raise UserError(f'shard {path} is corrupt (its bytes differ from those in {MANIFEST}): {_REMEDY}')
+            raise UserError(f'shard {path} is corrupt (its contents do not match {MANIFEST}): {_REMEDY}')
 
     def __len__(self) -> int:
         return len(self._source)
@@ -72,7 +72,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Some trees of a shards folder, each edited as it is read: with another persona, for example."""
+    """Selected trees from a shards folder, each edited when it is read, for example to replace the persona."""
 
     trees: Shards
     indices: Sequence[int]

@@ -1,7 +1,8 @@
-"""The interaction tree, as text: the user and persona, the messages, and which replies are preferred over which.
+"""The interaction tree as text: the user, the persona, the messages, and preferences between replies.
 
-Messages form a tree by their parents (a parent stands before its children). Several replies to one message are
-siblings. A reply that the user was unhappy with is usually on the trunk, since the conversation continued after it:
+Each message points to its parent, which comes earlier in the list. Replies to the same message are siblings. The trunk
+is the conversation that took place. A reply that the user was unhappy with is usually on the trunk, because the
+conversation continued after it:
 
     persona 'Likes brief answers.'
     0 user       What is RLHI?
@@ -17,11 +18,11 @@ import json
 from typing import Any
 
 ROLES = ('user', 'assistant')
-MAX_WEIGHT = 1e30  # of one pair; sums over a batch stay finite in float32
+MAX_WEIGHT = 1e30  # per pair, so that sums over a batch stay finite in float32
 
 
 class BadRecord(Exception):
-    """A record that cannot be used; `reason` is the name under which it is counted."""
+    """Raised for a record that cannot be used; such records are counted by `reason`."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -30,7 +31,7 @@ class BadRecord(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn; `parent` is the index of the turn before it, or -1 for the first."""
+    """One turn; `parent` is the index of the turn before it, or -1 for the first turn."""
 
     parent: int
     role: str
@@ -42,7 +43,7 @@ class Pair:
     """A preference between two replies to the same prompt.
 
     `prompt`, `chosen` and `rejected` are message indices: the last prompt message and the two replies' last messages.
-    Every assistant message below the prompt, up to and including that last one, belongs to the reply.
+    A reply consists of all assistant messages from the prompt down to, and including, its last message.
     """
 
     id: str
@@ -54,7 +55,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Interaction:
-    """A persona, a conversation with its branches, and the preferences between its replies."""
+    """A persona, a branching conversation, and the preferences between its replies."""
 
     id: str
     messages: tuple[Message, ...]
@@ -64,7 +65,7 @@ class Interaction:
     system: str = ''
 
     def path(self, node: int) -> list[int]:
-        """Message indices from the root to a message, both included."""
+        """Return the message indices from the root to a message, both included."""
         path = []
         while node >= 0:
             path.append(node)
@@ -72,12 +73,12 @@ class Interaction:
         return path[::-1]
 
     def reply(self, prompt: int, last: int) -> list[int]:
-        """Message indices of a reply's assistant turns, first to last."""
+        """Return the message indices of a reply's assistant turns, first to last."""
         below = self.path(last)[len(self.path(prompt)) :]
         return [node for node in below if self.messages[node].role == 'assistant']
 
     def to_bytes(self) -> bytes:
-        """The tree as JSON in UTF-8; equal trees give equal bytes."""
+        """Return the tree as UTF-8 JSON; equal trees give equal bytes."""
         record = dataclasses.asdict(self)
         record['messages'] = [[m.parent, m.role, m.content] for m in self.messages]
         record['pairs'] = [[p.id, p.prompt, p.chosen, p.rejected, p.weight] for p in self.pairs]
@@ -85,7 +86,7 @@ class Interaction:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> 'Interaction':
-        """The tree that `to_bytes` wrote."""
+        """Read a tree from the bytes that `to_bytes` returned."""
         record = json.loads(data)
         record['messages'] = tuple(Message(*fields) for fields in record['messages'])
         record['pairs'] = tuple(Pair(*fields) for fields in record['pairs'])
@@ -94,7 +95,7 @@ class Interaction:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """A checked line of preference JSONL: two continuations of one prompt."""
+    """A checked line of preference JSONL: two continuations of the same prompt."""
 
     id: str
     prompt: tuple[tuple[str, str], ...]  # (role, content)
@@ -107,14 +108,14 @@ class Preference:
 
 
 def parse_preference(line: bytes | str, default_id: str) -> Preference:
-    """Check one line of preference JSONL.
+    """Parse and check one line of preference JSONL.
 
-    `prompt`, `chosen` and `rejected` are lists of `{"role", "content"}` as TRL and `datasets` write them (or strings:
-    one user turn and one reply each). Without `prompt`, the common opening of `chosen` and `rejected` is the prompt.
-    Optional: `persona`, `user_id`, `weight` (default 1), `id`.
+    `prompt`, `chosen` and `rejected` are lists of `{"role", "content"}` messages, the format of TRL and `datasets`.
+    Each may also be a string, which stands for a single user turn or reply. If `prompt` is missing, the opening that
+    `chosen` and `rejected` share is the prompt. `persona`, `user_id`, `weight` (default 1) and `id` are optional.
 
     Raises:
-      BadRecord: the line is not a preference; its reason is counted.
+      BadRecord: the line is not a valid preference.
     """
     try:
         record = json.loads(line)

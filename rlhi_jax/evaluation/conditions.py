@@ -11,18 +11,18 @@ from rlhi_jax.data.tree import Interaction
 from rlhi_jax.io.errors import NothingToEvaluate
 from rlhi_jax.io.files import digest
 
-CONDITIONS = ('own', 'other', 'empty')  # the user's own persona, another user's, or none
+CONDITIONS = ('own', 'other', 'empty')  # the user's own persona, another user's persona, no persona
 
 
 def user_of(tree: Interaction) -> str:
-    """The user who asks; each tree without a user id counts as a user."""
+    """Return the user of a tree; a tree without a user id counts as a separate user."""
     return tree.user_id or f'tree {tree.id}'
 
 
 def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
-    """A mapping from each user with a persona to another user's persona, shuffled by `seed`.
+    """Map each user with a persona to another user's persona, shuffled with `seed`.
 
-    Users whose own persona it would be are left out.
+    Users who would get a persona that is identical to their own are left out.
     """
     personas: dict[str, str] = {}
     for index in range(len(trees)):
@@ -36,7 +36,9 @@ def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
 
 
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
-    """The held-out trees under each condition; only trees with a persona and another user's to compare it with.
+    """Return the held-out trees under each condition.
+
+    Only trees with a persona are included, and only if another user's persona can be compared with it.
 
     Raises:
       NothingToEvaluate: fewer than two users have different personas.
@@ -49,8 +51,8 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     ]
     if not chosen:
         raise NothingToEvaluate(
-            'config.eval.shards: no two users in it have different personas, so the effect of a persona cannot be '
-            'measured: name other held-out pairs'
+            'config.eval.shards: no two users have different personas, so the effect of a persona cannot be measured: '
+            'use other held-out pairs'
         )
     if max_trees:
         chosen = sorted(sorted(chosen, key=lambda i: digest(trees[i].id))[:max_trees])

@@ -1,4 +1,4 @@
-"""Means with confidence intervals."""
+"""Computes means with confidence intervals."""
 
 from collections import defaultdict
 
@@ -8,11 +8,11 @@ RESAMPLES = 2000
 
 
 def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
-    """The mean over pairs with a 95 % percentile interval, from a bootstrap over users (a user's pairs stay together).
+    """Return the mean over pairs with a 95 % percentile interval, bootstrapped over users (their pairs stay together).
 
     Args:
-      values: value of each pair, by pair id.
-      users: user of each pair, by pair id.
+      values: the value of each pair, keyed by pair id.
+      users: the user of each pair, keyed by pair id.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for pair, value in values.items():
@@ -26,7 +26,7 @@ def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float
 
 
 def shown(value: dict[str, float]) -> str:
-    """The result of `interval` as text.
+    """Format the result of `interval` as text.
 
     >>> shown(dict(mean=0.5, low=0.25, high=0.75))
     '0.500 [0.250, 0.750]'

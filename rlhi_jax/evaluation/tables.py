@@ -13,10 +13,10 @@ from rlhi_jax.objectives import OBJECTIVES
 def print_report(report: dict[str, Any]) -> None:
     """Print the loop's report: kept and dropped records, accuracy on held-out pairs, satisfaction.
 
-    Intervals are 95 %, over users.
+    Intervals are 95 % confidence intervals over users.
     """
     console = Console(width=118)
-    funnel = Table('stage', 'counts', title='Kept and dropped')
+    funnel = Table('stage', 'counts', title='Records kept and dropped')
     for name, counts in report['funnel'].items():
         funnel.add_row(name, ', '.join(f'{key} {value}' for key, value in counts.items()))
     console.print(funnel)
@@ -32,7 +32,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _accuracy_table(report: dict[str, Any]) -> Table:
-    """Accuracy on held-out pairs by persona condition, before and after training, for each objective."""
+    """Return a table of accuracy on held-out pairs, per persona condition, before and after training."""
     table = Table('held-out pairs', *CONDITIONS, 'artefact AUC', title='Accuracy by persona condition')
     for objective in (name for name in report if name in OBJECTIVES):
         section = report[objective]
@@ -48,13 +48,13 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
 
 
 def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
-    """Satisfaction of simulated users by persona condition, and the gap by taste."""
-    title = f'Satisfaction of {summary["users"]} held-out users on {summary["prompts"]} requests'
+    """Return tables of simulated users' satisfaction under each persona condition, and of the gap for each taste."""
+    title = f'Satisfaction of {summary["users"]} held-out users with replies to {summary["prompts"]} requests'
     table = Table('policy', *CONDITIONS, 'gap own − other', title=title)
     for model, row in summary['models'].items():
         table.add_row(model, *(shown(row[name]) if name in row else '' for name in (*CONDITIONS, 'gap')))
-    table.add_row('change of the gap', '', '', '', shown(summary['gap_change']))
-    by_taste = Table('taste', 'prompts', *summary['models'], 'change', title='The gap by taste')
+    table.add_row('change in the gap', '', '', '', shown(summary['gap_change']))
+    by_taste = Table('taste', 'prompts', *summary['models'], 'change', title='Gap for each taste')
     for taste, row in summary['by_taste'].items():
         cells = [shown(model['gap']) for model in row['models'].values()]
         name = f'{taste} (held out)' if row['held_out'] else taste
@@ -63,8 +63,10 @@ def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print an evaluation: accuracy, margin and loss by persona condition, with intervals."""
-    title = f'{result["objective"]}, step {result["step"]}: {result["pairs"]} held-out pairs of {result["users"]} users'
+    """Print an evaluation: accuracy, margin and loss under each persona condition, with intervals."""
+    title = (
+        f'{result["objective"]}, step {result["step"]}: {result["pairs"]} held-out pairs from {result["users"]} users'
+    )
     table = Table('persona', 'accuracy', 'margin', 'loss', title=title)
     for name, metrics in result['conditions'].items():
         table.add_row(name, *(shown(metrics[metric]) for metric in ('accuracy', 'margin', 'loss')))

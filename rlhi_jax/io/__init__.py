@@ -1,1 +1,1 @@
-"""Files that are never half-written, the Hugging Face hub, progress, and errors that users can fix."""
+"""Files that are never half-written, Hugging Face downloads, progress bars, and errors that users can fix."""

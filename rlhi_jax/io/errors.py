@@ -1,22 +1,22 @@
-"""Failures that the user can fix; programs print their message as one line and exit with status 2."""
+"""Errors that the user can fix. Programs print the message on one line and exit with status 2."""
 
 
 class UserError(Exception):
-    """A failure that the user can fix.
+    """An error that the user can fix.
 
-    The message is one sentence that names the file, field or flag at fault, then a colon and what to do about it.
+    The message is one sentence that names the file, field or flag at fault, then a colon, then what to do about it.
     """
 
 
 class NothingToEvaluate(UserError):
     """The held-out set cannot support this evaluation; the trained model is unaffected.
 
-    The message goes into reports that people pass on, so it names settings and no paths.
+    The message goes into reports that people share, so it names settings but no paths.
     """
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line.
+    """Return an error's message on one line.
 
     >>> one_line(KeyError('a\\n b'))
     'a b'

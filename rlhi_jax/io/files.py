@@ -1,4 +1,4 @@
-"""Files and folders that are never half-written, and digests of their content."""
+"""Files and folders that are never half-written, and digests of their contents."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,7 @@ from rlhi_jax.io.errors import UserError
 
 
 def digest(*parts: Any) -> str:
-    """The sha256 of bytes or JSON values, as 64 hex digits; each part is preceded by its length."""
+    """Return the sha256 of bytes or JSON values as 64 hex digits; each part is hashed after its length."""
     sha = hashlib.sha256()
     for part in parts:
         data = (
@@ -28,16 +28,16 @@ def digest(*parts: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes, read in blocks."""
+    """Return the sha256 of a file as 64 hex digits; the file is read in blocks."""
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 @contextmanager
 def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """Yield a file under a temporary name; when the block ends without an error, sync it and rename it to `path`.
+    """Yield a file under a temporary name; if the block ends without an error, sync the file and rename it to `path`.
 
-    The folder must exist: if someone removed the folder of a running stage, the stage must fail, not recreate it.
+    The folder must exist: if someone removes a running stage's folder, the stage must fail instead of recreating it.
 
     Args:
       path: the file to write.
@@ -58,29 +58,29 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
+    """Write the whole file or nothing."""
     with new_file(path) as file:
         file.write(data)
 
 
 def complete_lines(path: Path) -> list[bytes]:
-    """The lines that end in a newline: a killed run may leave half a line at the end of the file."""
+    """Return the file's complete lines; a killed run may leave half a line at the end."""
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    """Write a whole JSON file or nothing; with `private`, only the owner may read it."""
+    """Write the whole JSON file or nothing; with `private`, only the owner may read it."""
     with new_file(path, private=private) as file:
         file.write((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
 
 
 def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -> Any:
-    """The value in a JSON file; with `fields`, an object that has at least these fields.
+    """Return the value in a JSON file; with `fields`, the value must be an object with at least these fields.
 
     Raises:
-      UserError: the file is missing, is not JSON or lacks a field; the message ends in `remedy`.
+      UserError: the file is missing, is not JSON or lacks a field; the message ends with `remedy`.
     """
     try:
         value = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -99,10 +99,10 @@ def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -
 
 
 class HeldFolder:
-    """A temporary folder beside `path`, empty at first and locked by this process; removed when the block ends.
+    """A temporary folder beside `path`, initially empty, locked by this process, and removed when the block ends.
 
     Attributes:
-      path: where the finished folder will be; if it is a link, the target of the link.
+      path: where the finished folder will be; for a link, the target of the link.
       folder: the temporary folder.
 
     Raises:
@@ -116,7 +116,7 @@ class HeldFolder:
     def __enter__(self) -> 'HeldFolder':
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = locked(self.folder)
-        for leftover in self.folder.iterdir():  # from a killed process
+        for leftover in self.folder.iterdir():  # left by a killed process
             remove(leftover)
         return self
 
@@ -129,7 +129,7 @@ class HeldFolder:
         """Move the temporary folder to `path`, replacing any folder there.
 
         Raises:
-          UserError: the temporary folder is no longer the one that this process has written.
+          UserError: someone removed or replaced the temporary folder while this process was writing it.
         """
         if not _leads_to(self.folder, self._lock):
             raise UserError(f'{self.folder} was removed or replaced while this run was writing it: run again')
@@ -141,25 +141,25 @@ class HeldFolder:
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends without an error.
+    """Yield a temporary folder that becomes `path` if the block ends without an error.
 
     Raises:
-      UserError: `path` exists and `overwrite` is false, or this program did not create it, or another process is
-        writing it.
+      UserError: `path` exists and `overwrite` is false, `path` exists and this program did not create it, or another
+        process is writing it.
     """
     with HeldFolder(path) as held:
         settle(held.path)
         if held.path.exists() and not overwrite:
-            raise UserError(f'{path} already exists: name another folder, remove it, or pass --overwrite')
+            raise UserError(f'{path} already exists: use another folder, remove this one, or pass --overwrite')
         ours = any((held.path / name).exists() for name in ('manifest.json', 'model.json', 'config.json'))
         if held.path.exists() and (not ours or (held.path / 'checkpoints').exists()):
-            raise UserError(f'refusing to overwrite {path}: this program did not create it; name another folder')
+            raise UserError(f'{path} was not created by this program and will not be overwritten: use another folder')
         yield held.folder
         held.put_in_place()
 
 
 def settle(path: Path) -> None:
-    """Finish replacing a folder where a process was killed in the middle: keep the new folder, or else the old one."""
+    """Finish replacing a folder if a process was killed halfway: keep the new folder if it exists, else the old one."""
     path = path.resolve()
     if (old := _replaced(path)).exists():
         if path.exists():
@@ -188,10 +188,10 @@ def remove(path: Path) -> None:
 
 
 def locked(folder: Path) -> int:
-    """An open descriptor of a folder, which holds its lock until it is closed or this process ends.
+    """Lock a folder and return its open descriptor; closing the descriptor or ending this process unlocks the folder.
 
     Raises:
-      UserError: another process holds the lock.
+      UserError: another process has locked the folder.
     """
     opened = os.open(folder, os.O_RDONLY)
     free = True
@@ -201,12 +201,12 @@ def locked(folder: Path) -> int:
         free = False
     except OSError:
         pass  # some network file systems have no locks
-    if not free or not _leads_to(folder, opened):  # the process that held it may just have moved it to its place
+    if not free or not _leads_to(folder, opened):  # the last owner may just have moved the folder into place
         os.close(opened)
-        raise UserError(f'{folder} is being written by another run: wait for it or stop it, then run again')
+        raise UserError(f'{folder} is being written by another run: wait for that run or stop it, then run again')
     return opened
 
 
 def _leads_to(path: Path, opened: int) -> bool:
-    """Whether a path leads to the folder that a descriptor has open."""
+    """Return whether a path refers to the folder behind an open file descriptor."""
     return path.exists() and os.path.samestat(path.stat(), os.fstat(opened))

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line every few seconds elsewhere."""
+"""Shows the progress of long work: a live bar on a terminal, or a line every few seconds elsewhere."""
 
 import functools
 import sys
@@ -13,14 +13,14 @@ _LINE_SECONDS = 10.0
 
 @functools.cache
 def _console() -> Console:
-    """The one console that all bars share, so that nested bars are shown below each other."""
+    """Return the console that all bars share, so that nested bars appear below each other."""
     return Console(stderr=True)
 
 
 class Progress:
-    """Shows a count towards a total; use as a context manager. `enabled=False` prints nothing.
+    """Shows a count towards a total; use as a context manager. With `enabled=False`, it shows nothing.
 
-    When a nested one ends, it disappears from a terminal; elsewhere it prints no last line.
+    When a nested `Progress` ends, its bar disappears from the terminal; elsewhere, it prints no last line.
     """
 
     _open = 0
@@ -55,7 +55,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, note: str = '') -> None:
-        """Show that `done` of the total is done, with a short note such as the loss."""
+        """Set the count to `done` and show a short note, such as the loss."""
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
             return

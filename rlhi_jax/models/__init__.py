@@ -1,1 +1,1 @@
-"""The decoder: what it is made of, and pure functions of (params, batch)."""
+"""The decoder, its parts and its checkpoints; models are pure functions of (params, batch)."""

@@ -3,7 +3,7 @@
 Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` counts the tokens from j to the end of its
 node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1.
 
-Dimension key: B rows, T tokens, C tokens that a cache holds, K key-value heads, G query heads per key-value head,
+Dimension key: B rows, T tokens, C tokens in a cache, K key-value heads, G query heads per key-value head,
 N = K G query heads, H head width.
 """
 
@@ -19,10 +19,10 @@ from rlhi_jax.parallel.sharding import resolve
 
 
 def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> jax.Array:
-    """Grouped-query attention by the tree rule, [B, T, N, H]; logits and softmax in float32.
+    """Grouped-query attention under the tree rule, [B, T, N, H], with logits and softmax in float32.
 
-    Pallas kernels on a TPU, blockwise XLA elsewhere; both skip blocks in which nothing attends and recompute logits for
-    the gradient. On a mesh, rows and heads stay on their devices.
+    Uses Pallas kernels on a TPU and blockwise XLA elsewhere. Both skip blocks in which no query attends to any key, and
+    recompute logits for the gradient. On a mesh, rows and heads stay on their devices.
     """
     length = q_BTNH.shape[1]
     padding = -length % BLOCK
@@ -35,7 +35,7 @@ def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, exte
 
 
 def _on_devices(batch: int):
-    """The attention function, by which each device of the mesh in context computes its own rows and heads."""
+    """Return the attention function, with which each device of the mesh in context computes its own rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _attend
@@ -75,7 +75,10 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 class KVCache(NamedTuple):
-    """Keys and values of C earlier tokens of B sequences; tokens are the last axis of keys, as the logits read them."""
+    """Keys and values of C earlier tokens in each of B sequences.
+
+    Tokens are the last axis of the keys, because logits read keys in this order.
+    """
 
     k_BKHC: jax.Array
     v_BKCH: jax.Array
@@ -84,13 +87,14 @@ class KVCache(NamedTuple):
 def cached_attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, filled_B: jax.Array
 ) -> tuple[jax.Array, KVCache]:
-    """Attention of one new token per sequence (T = 1) to the first `filled_B` tokens of its cache and to itself.
+    """Attention of one new token per sequence (T = 1) to the first `filled_B` tokens in its cache and to itself.
 
-    The new token is written to the cache first (to the last position of a full cache), and attention reads the result:
-    only then does XLA write in place.
+    The new token is first written to the cache (at the last position if the cache is full), and attention then reads
+    the updated cache. Only in this order does XLA write in place.
 
     Returns:
-      The context [B, 1, N, H], with logits and softmax in float32 as in `tree_attention`, and the cache with the token.
+      The context [B, 1, N, H], computed with logits and softmax in float32 as in `tree_attention`, and the cache
+      including the new token.
     """
     batch, _, heads, width = q_BTNH.shape
     kv_heads, capacity = cache.v_BKCH.shape[1:3]

@@ -1,12 +1,13 @@
-"""Tree attention in plain XLA, for any backend: one block of queries and one live block of keys at a time.
+"""Tree attention in plain XLA for any backend, computed for one query block and one live key block at a time.
 
-Memory is linear in the length of a row: logits exist for one block at a time, under a running softmax
-(arXiv 2205.14135), and are recomputed for the gradient.
+Memory is linear in the row length: thanks to a running softmax (arXiv 2205.14135), logits exist for only one block at a
+time, and they are recomputed for the gradient.
 
-Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-value heads, H head width. In one block: X
-queries, of all heads that share a key-value head; S keys. The blocks of all rows are on one axis, row after row.
+Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-value heads, H head width. One block
+has X queries (from all heads that share a key-value head) and S keys. The blocks of all rows are on one axis, row after
+row.
 
-Queries are the last axis: a CPU then reduces over keys in whole vectors, and every product is in the order that XLA
+Queries are the last axis, so a CPU reduces over keys in whole vectors, and every product has the axis order that XLA
 multiplies fastest.
 """
 
@@ -17,20 +18,20 @@ import jax.numpy as jnp
 
 from rlhi_jax.models.tree_blocks import BLOCK, NOTHING, ends, listed, live_blocks
 
-PRODUCTS = 5  # matrix products of the gradient
+PRODUCTS = 5  # matrix products in the gradient
 
 
 class _Queries(NamedTuple):
-    """What one block of queries attends to."""
+    """One query block and the key blocks that it attends to."""
 
-    first: jax.Array  # index of its first token in the row
+    first: jax.Array  # index of the query block's first token in the row
     row: jax.Array  # index of the row's first block
-    live_J: jax.Array  # the blocks of keys in the row that it sees; only the first `count` are valid
+    live_J: jax.Array  # indices in the row of the key blocks that it attends to; only the first `count` are valid
     count: jax.Array
 
 
 def forward(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> tuple:
-    """Context [B, T, N, H] in q's dtype, and the log of each query's softmax denominator [B, N, T] in float32."""
+    """The context [B, T, N, H] in q's dtype, and the log of each query's softmax denominator [B, N, T] in float32."""
     batch, kv_heads = q_BTNH.shape[0], k_BTKH.shape[2]
     keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KSH'), ends(extent_BT).reshape(-1, BLOCK)
 
@@ -66,7 +67,7 @@ def backward(
     delta_BNT: jax.Array,
     d_out_BTNH: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of q, k and v; `delta` is the sum over H of the context times its gradient."""
+    """The gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
     batch, kv_heads, scale = q_BTNH.shape[0], k_BTKH.shape[2], q_BTNH.shape[-1] ** -0.5
     keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KHS'), ends(extent_BT).reshape(-1, BLOCK)
     keys_by_token = _of_keys(k_BTKH, 'KSH')
@@ -97,7 +98,7 @@ def backward(
 
 
 def _logits(q_KHX: jax.Array, first: jax.Array, j: jax.Array, k_KHS: jax.Array, end_S: jax.Array) -> jax.Array:
-    """Scaled logits of one block of queries and block j of keys, float32 [K, S, X]."""
+    """Scaled and masked logits between one query block and key block j, float32 [K, S, X]."""
     logits_KSX = _dot('KHS,KHX->KSX', k_KHS, q_KHX) * q_KHX.shape[1] ** -0.5
     query_X = first + jnp.tile(jnp.arange(BLOCK), q_KHX.shape[2] // BLOCK)
     key_S1 = j * BLOCK + jnp.arange(BLOCK)[:, None]
@@ -119,21 +120,21 @@ def _queries(extent_BT: jax.Array) -> _Queries:
 
 
 def _of_queries(x_BTNH: jax.Array, kv_heads: int) -> jax.Array:
-    """[blocks, K, H, X]: the queries that share a key-value head are the columns of one matrix."""
+    """Rearrange to [blocks, K, H, X], where queries that share a key-value head are the columns of one matrix."""
     batch, length, heads, width = x_BTNH.shape
     x = x_BTNH.reshape(batch * length // BLOCK, BLOCK, kv_heads, heads // kv_heads, width)
     return x.transpose(0, 2, 4, 3, 1).reshape(-1, kv_heads, width, heads // kv_heads * BLOCK)
 
 
 def _to_heads(x: jax.Array, batch: int) -> jax.Array:
-    """The inverse of `_of_queries`, [B, T, N, H]."""
+    """Rearrange back to [B, T, N, H], the inverse of `_of_queries`."""
     blocks, kv_heads, width, queries = x.shape
     x = x.reshape(blocks, kv_heads, width, queries // BLOCK, BLOCK).transpose(0, 4, 1, 3, 2)
     return x.reshape(batch, blocks // batch * BLOCK, -1, width)
 
 
 def _of_keys(x_BTKH: jax.Array, order: str) -> jax.Array:
-    """[blocks, ...], each block in the given order of K, S and H."""
+    """Rearrange to [blocks, ...], where each block has the axes K, S and H in the given order."""
     return jnp.einsum(f'ZSKH->Z{order}', x_BTKH.reshape(-1, BLOCK, *x_BTKH.shape[2:]))
 
 

@@ -1,11 +1,11 @@
-"""Model folders and the checkpoints of runs, through Orbax.
+"""Reads and writes model folders and run checkpoints with Orbax.
 
-`convert import` writes model folders, and every run's workdir is one too:
+`convert import` writes model folders, and every run's workdir is also a model folder:
 
     model.json        {"spec", "weights": a digest of the parameters, "tokens": bos, eos and pad ids, "source"}
     tokenizer/        the tokenizer's files, chat_template.jinja, generation_config.json
-    params/           the parameters of an imported model, or
-    checkpoints/N/    of a run: params, optimizer, progress (step, seed, digests)
+    params/           in an imported model: the parameters
+    checkpoints/N/    in a run: params, optimizer, progress (step, seed, digests)
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.spec import ModelSpec
 
-_REMEDY = 'name a folder made by `python -m rlhi_jax.convert import` or a training workdir'
+_REMEDY = 'use a folder made by `python -m rlhi_jax.convert import` or a training workdir'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelFolder:
     """A model on disk.
 
     Attributes:
-      weights: identifies the parameters: a digest of their bytes, or of the run and step that produced them.
+      weights: identifies the parameters by a digest of their bytes, or of the run and step that produced them.
       tokens: `bos_token_id`, `eos_token_id`, `pad_token_id`.
     """
 
@@ -45,7 +45,7 @@ class ModelFolder:
 
 
 def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
-    """The model in a folder, without reading its parameters; for a run, at `step` or else the latest checkpoint.
+    """Open the model in a folder without reading its parameters. A run's model is at `step`, by default the latest.
 
     Raises:
       UserError: the folder is not a model folder, or has no such checkpoint.
@@ -56,9 +56,9 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
     if not params.exists():
         steps = saved_steps(folder)
         if not steps:
-            raise UserError(f'{folder} has no checkpoint: train further, or name another folder')
+            raise UserError(f'{folder} has no checkpoint: continue the training, or use another folder')
         if step not in (None, *steps):
-            raise UserError(f'{folder} has no checkpoint of step {step} (it has {steps}): name one of these steps')
+            raise UserError(f'{folder} has no checkpoint for step {step} (it has {steps}): choose one of these steps')
         step = steps[-1] if step is None else step
         params = folder / 'checkpoints' / str(step) / 'params'
         weights = weights_at(weights, step)
@@ -66,12 +66,12 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
 
 
 def weights_at(run: str, step: int) -> str:
-    """The digest that identifies a run's parameters at one step; `run` is the `weights` of the run's model.json."""
+    """The digest that identifies a run's parameters at one step; `run` is `weights` in the run's model.json."""
     return digest(run, step)
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Steps of a run's complete checkpoints, in order."""
+    """The steps of a run's complete checkpoints, in increasing order."""
     folder = Path(workdir) / 'checkpoints'
     # Orbax removes the metadata first when it deletes a checkpoint.
     complete = [path.parent.name for path in folder.glob('*/_CHECKPOINT_METADATA')]
@@ -81,7 +81,7 @@ def saved_steps(workdir: Path) -> list[int]:
 def describe_model(
     folder: Path, spec: ModelSpec, *, weights: str, tokens: dict[str, Any], source: str, tokenizer: Path | None = None
 ) -> None:
-    """Write model.json, and copy the tokenizer's files unless the folder has them."""
+    """Write model.json, and copy the tokenizer's files unless the folder already has them."""
     if tokenizer is not None and not (folder / 'tokenizer').exists():
         temporary = folder / '.tokenizer.tmp'
         shutil.rmtree(temporary, ignore_errors=True)
@@ -91,7 +91,7 @@ def describe_model(
 
 
 def params_digest(params: Any) -> str:
-    """A digest of all parameters' names, shapes and bytes."""
+    """A digest of the names, shapes and bytes of all parameters."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {jax.tree_util.keystr(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
     return digest(*(digest(name, list(leaf.shape), leaf.data.cast('B')) for name, leaf in named.items()))
@@ -112,15 +112,15 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(model.params_path, abstract)
-    except Exception as error:  # a damaged file raises a bare Exception, from TensorStore
+    except Exception as error:  # for a damaged file, TensorStore raises a bare Exception
         raise UserError(
             f'{model.params_path} cannot be read as a {model.spec.family} {model.spec.head} model '
-            f'({one_line(error)[:300]}): import the model or train it again'
+            f'({one_line(error)[:300]}): import or train the model again'
         ) from None
 
 
 class RunCheckpoints:
-    """Writes a run's checkpoints asynchronously and keeps the newest `keep`; reads only complete ones."""
+    """Writes a run's checkpoints asynchronously, stores only the newest `keep`, and reads only complete ones."""
 
     def __init__(self, workdir: Path, *, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
@@ -131,7 +131,7 @@ class RunCheckpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Start writing a checkpoint; it exists for readers once all of it is on disk."""
+        """Start writing a checkpoint, which readers see only once all of it is on disk."""
         items = dict(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
@@ -140,7 +140,7 @@ class RunCheckpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Read parameters, optimizer state and progress; the abstract trees give shapes, dtypes and shardings.
+        """Read a checkpoint into the shapes, dtypes and shardings of the abstract trees `params` and `optimizer`.
 
         Raises:
           UserError: the checkpoint is damaged.
@@ -152,7 +152,7 @@ class RunCheckpoints:
         )
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # a damaged file raises a bare Exception, from TensorStore
+        except Exception as error:  # for a damaged file, TensorStore raises a bare Exception
             path = self._manager.directory / str(step)
             raise UserError(
                 f'the checkpoint {path} cannot be read ({one_line(error)[:300]}): remove that folder to resume from '
@@ -167,5 +167,5 @@ class RunCheckpoints:
 
 
 def abstract_with_shardings(shapes: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs that tell Orbax where each array goes."""
+    """ShapeDtypeStructs that tell Orbax where to place each array."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

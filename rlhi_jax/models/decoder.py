@@ -2,8 +2,8 @@
 
 Dimension key: B rows, T tokens, D width, F mlp width, N query heads, K key-value heads, H head width, V vocabulary.
 
-Parameters are float32 master weights, cast to the compute dtype where they are used. Each one is described once, with
-its logical axes (`rlhi_jax/parallel/sharding.py` maps those to the mesh):
+Parameters are float32 master weights, cast to the compute dtype where they are used. Each parameter is declared once,
+with its logical axes (`rlhi_jax/parallel/sharding.py` maps these to the mesh):
 
     embed [V, D]                      layers/{attention_norm, mlp_norm} [L, D]
     layers/{q [L, D, N, H], k, v [L, D, K, H], o [L, N, H, D]}     (+ q_bias, k_bias, v_bias; q_norm, k_norm [L, H])
@@ -26,7 +26,7 @@ from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
-# What a layer saves for its gradient, from most to least; the rest is recomputed.
+# Which values a layer saves for its gradient, from most to least; all others are recomputed.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -41,10 +41,11 @@ _NORMAL = nn.initializers.normal(0.02)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm (arXiv 1910.07467) over the last axis, in float32, back to the input's dtype.
+    """Root-mean-square norm (arXiv 1910.07467) over the last axis, computed in float32, in the input's dtype.
 
-    With n = x / rms(x), the gradient of x is (g - n mean(g n)) / rms(x), where g = dy scale, and that of the scale is
-    the sum of dy n. Written as products, which a CPU computes ten times as fast as the sums that JAX derives.
+    With n = x / rms(x), the gradient of x is (g - n mean(g n)) / rms(x), where g = dy scale, and the gradient of the
+    scale is the sum of dy n. We write both as products, which a CPU computes ten times as fast as the sums that JAX
+    derives.
     """
     return scale.astype(x.dtype) * _normed(x, eps)[0].astype(x.dtype)
 
@@ -69,10 +70,10 @@ _rms_norm.defvjp(lambda x, scale, eps: (_rms_norm(x, scale, eps), (x, scale)), _
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`jnp.einsum(dims, x, kernel)`, with the kernel's gradient computed in the kernel's own order of axes.
+    """`jnp.einsum(dims, x, kernel)`, with the kernel's gradient computed in the kernel's own axis order.
 
-    JAX would compute the transpose of that gradient, which makes a CPU compute the cotangent of an activation again,
-    column by column.
+    JAX would compute the transpose of that gradient, for which a CPU would recompute an activation's cotangent column
+    by column.
     """
     return jnp.einsum(dims, x, kernel)
 
@@ -84,7 +85,7 @@ def _linear_backward(dims: str, inputs: tuple[jax.Array, jax.Array], dy: jax.Arr
     return jnp.einsum(f'{of_y},{of_kernel}->{of_x}', dy, kernel), jnp.einsum(f'{of_x},{of_y}->{of_kernel}', x, dy)
 
 
-# The forward rule repeats the einsum instead of calling `_linear`: a remat policy must see the product to save it.
+# The forward rule repeats the einsum instead of calling `_linear`, because a remat policy can save only what it sees.
 _linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)), _linear_backward)
 
 
@@ -139,10 +140,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps rows to final hidden states; the caller applies the head, only where it reads a score.
+    """Maps rows to final hidden states. The caller applies the head, and only to the tokens that it scores.
 
-    Training scans over the layers, with all their parameters in one stack. A sampler reads every parameter for only a
-    few tokens, so it takes the layers `unrolled` (see `unroll`): a scan would copy each one out of the stack first.
+    Training scans over the layers, whose parameters are all in one stack. A sampler reads every parameter for only a
+    few tokens, so it uses `unrolled` layers (see `unroll`); a scan would first copy each layer out of the stack.
     """
 
     spec: ModelSpec
@@ -152,12 +153,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, position_BT: jax.Array, extent_BT: jax.Array) -> jax.Array:
-        """Final normed hidden states, [B, T, D] in the compute dtype.
+        """Return the final hidden states after the last norm, [B, T, D] in the compute dtype.
 
         Args:
           tokens_BT: token ids.
           position_BT: depth of each token along its own path.
-          extent_BT: number of tokens from each one to the end of its node's subtree, itself included.
+          extent_BT: number of tokens from each token to the end of its node's subtree, including the token itself.
         """
         s = self.spec
 
@@ -170,8 +171,8 @@ class Decoder(nn.Module):
         if s.head == 'reward':
             table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
 
-        # Each device looks up its part of the width for every row of the devices that share the parameters, so neither
-        # the table nor its gradient is moved.
+        # Each device looks up its part of the width for all rows on the devices that share one copy of the parameters,
+        # so neither the table nor its gradient is moved.
         tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))
@@ -198,12 +199,12 @@ def _with_remat(name: str, unrolled: bool) -> type[Block]:
     if name not in REMAT_POLICIES:
         raise UserError(f'config.model.remat is {name!r}: choose one of {", ".join(REMAT_POLICIES)}')
     policy = REMAT_POLICIES[name]
-    # Unrolled, XLA would merge the recomputation with the first computation and undo it; in a scan it cannot.
+    # Without a scan, XLA would merge the recomputation with the first computation, which would undo remat.
     return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=unrolled)
 
 
 def unroll(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of the `unrolled` decoder: `layers_0`, `layers_1` and so on instead of the stack `layers`."""
+    """The parameters for the `unrolled` decoder: `layers_0`, `layers_1` and so on instead of the stack `layers`."""
     stack = params['layers']
     count = len(stack['attention_norm'])
     layers = {f'layers_{layer}': jax.tree.map(lambda x, layer=layer: x[layer], stack) for layer in range(count)}

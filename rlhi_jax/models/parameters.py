@@ -1,4 +1,4 @@
-"""Parameters of a decoder: fresh, abstract, or loaded on a mesh."""
+"""A decoder's parameters: randomly initialized, abstract, or loaded onto a mesh."""
 
 from typing import Any
 
@@ -17,21 +17,24 @@ Params = dict[str, Any]
 
 
 def init_params(decoder: Decoder, key: jax.Array) -> Any:
-    """Freshly drawn parameters, boxed with their logical axes."""
+    """Randomly initialized parameters, boxed with their logical axes."""
     row = jnp.zeros((1, 1), jnp.int32)
     return decoder.init(key, row, row, row + 1)['params']
 
 
 def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
-    """Shapes, dtypes and shardings of a decoder's parameters."""
+    """The shapes, dtypes and shardings of a decoder's parameters."""
     boxed = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
-    # Not `nn.unbox`, which would constrain these shapes as if they were arrays.
+    # We do not use `nn.unbox`, which would constrain these shapes as if they were arrays.
     shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     return abstract_with_shardings(shapes, shardings_of(boxed, mesh))
 
 
 def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
-    """A model's parameters on the mesh, float32; a reward head is drawn from the seed if the model has none."""
+    """Load a model's parameters onto the mesh, in float32.
+
+    If the decoder has a reward head and the model does not, the head is randomly initialized using the seed.
+    """
     stored = Decoder(model.spec)
     params = restore_params(model, abstract_params(stored, mesh))
     if decoder.spec.head == model.spec.head:
@@ -43,16 +46,16 @@ def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) 
 
 
 def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:
-    """Refuse a mesh that does not divide the model or the batch.
+    """Check that the mesh divides the model and the batch.
 
     Args:
       mesh: the mesh.
       spec: the model.
-      batch_rows: rows of a batch.
+      batch_rows: number of rows in a batch.
       source: the config key that sets `batch_rows`.
 
     Raises:
-      UserError: naming the dimension and the mesh axis.
+      UserError: the mesh does not divide them; the message names the dimension and the mesh axis.
     """
     needs = [
         ('tensor', 'num_heads', spec.num_heads),
@@ -70,6 +73,6 @@ def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'confi
     shards = mesh.shape['data'] * mesh.shape['fsdp']
     if batch_rows % shards:
         raise UserError(
-            f'{source} is {batch_rows}, which config.mesh.data * config.mesh.fsdp = {shards} does not '
-            'divide: choose a multiple of it'
+            f'{source} is {batch_rows}, which is not a multiple of config.mesh.data * config.mesh.fsdp = {shards}: '
+            f'choose a multiple of {shards}'
         )

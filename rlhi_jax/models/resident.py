@@ -1,7 +1,7 @@
 """The one model that a process keeps in memory, such as a sampler or a scorer, with its compiled steps.
 
-A model and its compiled steps are slow to make, so stages of one process share them; two models may not fit on the
-device, so a new one is made only after the old one is gone.
+A model and its compiled steps are slow to make, so stages in the same process share them. Two models might not fit on
+the device, so the old model is released before a new one is made.
 """
 
 import gc
@@ -12,7 +12,7 @@ T = TypeVar('T')
 
 
 class Resident:
-    """Keeps at most one model, under a key that holds everything the model depends on.
+    """Stores at most one model, under a key that contains everything the model depends on.
 
     >>> resident = Resident()
     >>> resident.get('small', lambda: 'a model'), resident.get('small', lambda: 'not made again')
@@ -24,9 +24,9 @@ class Resident:
         self._model: Any = None
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The model kept under `key`; if there is none, releases the model kept under another key, then calls `make`.
+        """Return the model stored under `key`. If there is none, release any other model and call `make`.
 
-        Callers that hold a reference to the old model must drop it themselves, or its memory stays taken.
+        Callers that hold a reference to the old model must drop that reference themselves, or the memory is not freed.
         """
         if self._model is None or self._key != key:
             self.release()
@@ -34,7 +34,7 @@ class Resident:
         return self._model
 
     def release(self) -> None:
-        """Drop the model, so that its memory on the host and the device is free."""
+        """Drop the model to free its memory on the host and the device."""
         self._key = self._model = None
         gc.collect()  # jitted functions and their arguments refer to each other
 

@@ -1,4 +1,4 @@
-"""The settings that distinguish one decoder of the Llama family from another, as plain numbers and switches."""
+"""The settings in which decoders of the Llama family differ, as plain numbers and switches."""
 
 import dataclasses
 from typing import Any
@@ -44,12 +44,13 @@ class ModelSpec:
 
     def __post_init__(self):
         if self.family not in FAMILIES:
-            raise UserError(f'model family {self.family!r} is not supported: use a model of {", ".join(FAMILIES)}')
+            raise UserError(f'model family {self.family!r} is not supported: choose one of {", ".join(FAMILIES)}')
         if self.head not in ('lm', 'reward'):
             raise UserError(f"model head {self.head!r} is neither 'lm' nor 'reward': import the model again")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f'num_heads is {self.num_heads}, not a multiple of num_kv_heads {self.num_kv_heads}: fix the model'
+                f'num_heads is {self.num_heads}, which is not a multiple of num_kv_heads ({self.num_kv_heads}): choose '
+                'another model'
             )
 
     @property

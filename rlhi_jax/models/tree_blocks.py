@@ -1,25 +1,25 @@
-"""Which blocks of a row's attention have anything to compute.
+"""Finds the blocks in a row's attention that need any computation.
 
-Dimension key: B rows, T tokens, I blocks of queries, J blocks of keys.
+Dimension key: B rows, T tokens, I query blocks, J key blocks.
 """
 
 import jax
 import jax.numpy as jnp
 
-NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # the logit of a masked key; finite, so that differences are too
-BLOCK = 128  # tokens; rows are padded to a multiple. The logits of two blocks fit a CPU's cache
+NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked key; finite, so that differences are finite too
+BLOCK = 128  # tokens per block; rows are padded to a multiple. The logits of two blocks fit in a CPU's cache
 
 
 def ends(extent_BT: jax.Array) -> jax.Array:
-    """The index after the last token of each token's subtree, [B, T]: tokens from j up to there attend to token j."""
+    """The index just past each token's subtree, [B, T]: tokens from j to before this index attend to token j."""
     return jnp.arange(extent_BT.shape[1], dtype=jnp.int32) + extent_BT
 
 
 def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
-    """Whether any query of block i attends to any key of block j, [B, I, J] bool; a block is `block` tokens.
+    """Whether any query in block i attends to any key in block j, [B, I, J] bool; a block has `block` tokens.
 
-    One number per block of keys decides this exactly: for i >= j, some query sees some key iff the key whose subtree
-    reaches furthest reaches past the first query.
+    One number per key block decides this exactly: for i >= j, some query sees some key iff the largest end of
+    the keys' subtrees is above the first query's index.
 
     >>> live_blocks(jnp.array([[4, 1, 2, 1, 1, 1]]), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
@@ -31,9 +31,9 @@ def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
 
 
 def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The live blocks in each row of blocks: their indices in order [B, I, J], and their count [B, I]; int32.
+    """The indices of the live blocks in each row of blocks, in order [B, I, J], and their count [B, I], as int32.
 
-    After the live ones, the last index is repeated, so that a kernel which fetches ahead finds the block in memory.
+    The last live index is repeated to the end, so that a kernel that fetches ahead finds the block already in memory.
 
     >>> indices, counts = listed(jnp.array([[[True, False, True]]]))
     >>> indices.tolist(), counts.tolist()

@@ -1,4 +1,4 @@
-"""The Bradley-Terry reward objective; rewards are conditioned on the persona where the reward model reads it."""
+"""The Bradley-Terry reward objective. Rewards depend on the persona if the reward model reads it."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     """-log P(chosen > rejected) with P = σ(r_chosen - r_rejected) (Bradley and Terry 1952; arXiv 2203.02155, eq. 1).
 
     Args:
-      scores: `reward_P2`.
-      hyper: `config.reward`: `center`, the weight of (r_chosen + r_rejected)², which pins the rewards' free offset
-        (arXiv 2312.09244).
+      scores: the function reads `reward_P2`.
+      hyper: `config.reward`. `center` is the weight of (r_chosen + r_rejected)², which fixes the otherwise arbitrary
+        offset of the rewards (arXiv 2312.09244).
 
     Returns:
-      Loss [P], nats, and metrics [P].
+      The loss [P], in nats, and metrics [P].
     """
     chosen_P, rejected_P = scores.reward_P2[..., 0], scores.reward_P2[..., 1]
     loss_P = -jax.nn.log_sigmoid(chosen_P - rejected_P) + hyper.center * jnp.square(chosen_P + rejected_P)

@@ -1,4 +1,4 @@
-"""Direct preference optimisation and its variants, persona-conditioned where the log-probabilities are."""
+"""Direct preference optimisation and its variants, conditioned on the persona if the log-probabilities are."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,22 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def sigmoid(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
-    """DPO (arXiv 2305.18290, eq. 7): -log σ(β h), with h the gap of log-ratios; [P], nats.
+    """DPO (arXiv 2305.18290, eq. 7): -log σ(β h), where h is the gap between log-ratios; [P], nats.
 
-    With label smoothing ε, conservative DPO (Mitchell 2023): -(1 - ε) log σ(β h) - ε log σ(-β h).
+    With label smoothing ε, this is conservative DPO (Mitchell 2023): -(1 - ε) log σ(β h) - ε log σ(-β h).
     """
     logit_P = beta * log_ratio_gap_P
     return -(1 - label_smoothing) * jax.nn.log_sigmoid(logit_P) - label_smoothing * jax.nn.log_sigmoid(-logit_P)
 
 
 def hinge(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
-    """SLiC's hinge on the gap of log-ratios (arXiv 2305.10425; 2309.06657, eq. 10): max(0, 1 - β h); [P]."""
+    """SLiC's hinge loss on the gap between log-ratios (arXiv 2305.10425; 2309.06657, eq. 10): max(0, 1 - β h); [P]."""
     del label_smoothing
     return jax.nn.relu(1 - beta * log_ratio_gap_P)
 
 
 def ipo(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
-    """IPO (arXiv 2310.12036, eq. 17): (h - 1 / 2β)², on log-ratios averaged over each reply's tokens; [P]."""
+    """IPO (arXiv 2310.12036, eq. 17): (h - 1 / 2β)², with log-ratios averaged over each reply's tokens; [P]."""
     del label_smoothing
     return jnp.square(log_ratio_gap_P - 1 / (2 * beta))
 
@@ -31,15 +31,15 @@ VARIANTS = {'sigmoid': sigmoid, 'hinge': hinge, 'ipo': ipo}
 
 
 def dpo(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
-    """Loss per pair from policy and reference log-probabilities.
+    """Compute the loss per pair from policy and reference log-probabilities.
 
     Args:
-      scores: `logp_P2`, `reference_logp_P2`, `length_P2`.
-      hyper: `config.dpo`: `variant`, `beta`, `label_smoothing`.
+      scores: the function reads `logp_P2`, `reference_logp_P2` and `length_P2`.
+      hyper: `config.dpo`, with `variant`, `beta` and `label_smoothing`.
 
     Returns:
-      Loss [P] and metrics [P]. Rewards are implicit: β log(π / π_ref), nats. `kl_estimate` is the mean log-ratio per
-      reply, which estimates KL(π ‖ π_ref) only for replies that the policy sampled itself.
+      The loss [P] and metrics [P]. Rewards are implicit: β log(π / π_ref), in nats. `kl_estimate` is the mean log-ratio
+      of the two replies, which estimates KL(π ‖ π_ref) only for replies that the policy itself sampled.
     """
     ratio_P2 = scores.logp_P2 - scores.reference_logp_P2
     loss_ratio_P2 = ratio_P2 / jnp.maximum(scores.length_P2, 1) if hyper.variant == 'ipo' else ratio_P2

@@ -1,4 +1,4 @@
-"""The input of an objective: scores of each pair's chosen and rejected reply, along an axis of length 2.
+"""The input to an objective: scores of each pair's chosen and rejected replies, along an axis of length 2.
 
 Dimension key: P pairs (any leading shape), 2 chosen and rejected, in this order.
 """
@@ -12,12 +12,12 @@ Metrics = dict[str, jax.Array]
 
 
 class PairScores(NamedTuple):
-    """Scores of the replies of pairs; a score that was not computed is None.
+    """Scores of each pair's replies; scores that were not computed are None.
 
     Attributes:
       logp_P2: log-probability under the policy, summed over the scored tokens, nats.
-      reference_logp_P2: the same under the reference.
-      length_P2: number of scored tokens.
+      reference_logp_P2: the same under the reference policy.
+      length_P2: number of scored tokens in the reply.
       reward_P2: output of the reward head.
     """
 
@@ -31,8 +31,8 @@ class Objective(NamedTuple):
     """A loss over pairs.
 
     Attributes:
-      loss: maps scores and hyperparameters to a loss per pair [P] and metrics per pair [P].
-      head: the decoder's head that gives the scores, 'lm' or 'reward'.
+      loss: function from scores and hyperparameters to a loss [P] and metrics [P], per pair.
+      head: the decoder head that computes the scores, 'lm' or 'reward'.
       uses_reference: whether the loss reads reference log-probabilities.
     """
 

@@ -1,4 +1,4 @@
-"""Starts this process as one of several, and stops all of them together when one is asked to stop."""
+"""Starts this process as one of several, and stops all of them together when one of them is asked to stop."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ COORDINATOR, PROCESS_ID, NUM_PROCESSES = 'RLHI_COORDINATOR', 'RLHI_PROCESS_ID', 
 def start() -> None:
     """Join the other processes, if the launcher started any (see `launch/`).
 
-    `RLHI_COORDINATOR` is `auto` on TPU pods, which know their own topology; otherwise `host:port`, beside
-    `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES`.
+    `RLHI_COORDINATOR` is `auto` on TPU pods, which know their own topology. Elsewhere it is `host:port`, and
+    `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES` must also be set.
 
     Raises:
       UserError: the variables are incomplete.
@@ -30,7 +30,7 @@ def start() -> None:
     try:
         process, count = int(os.environ[PROCESS_ID]), int(os.environ[NUM_PROCESSES])
     except (KeyError, ValueError):
-        raise UserError(f'{COORDINATOR} is set: {PROCESS_ID} and {NUM_PROCESSES} must be set too, to numbers') from None
+        raise UserError(f'{COORDINATOR} is set: also set {PROCESS_ID} and {NUM_PROCESSES} to numbers') from None
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(coordinator, count, process)
 
@@ -41,17 +41,17 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def check_agreement(value: str, what: str) -> None:
-    """Refuse to continue if processes see different files: they would wait for each other forever.
+    """Stop if processes see different files, because they would otherwise wait for each other forever.
 
     Args:
-      value: hex digits of a digest of the files that this process sees.
-      what: names the files in the error.
+      value: a hex digest of the files that this process sees.
+      what: describes the files in the error.
 
     Raises:
       UserError: the processes have different values.
@@ -59,11 +59,11 @@ def check_agreement(value: str, what: str) -> None:
     if jax.process_count() > 1:
         start = np.frombuffer(bytes.fromhex(value)[:4], np.int32)
         if len(set(multihost_utils.process_allgather(start).ravel().tolist())) > 1:
-            raise UserError(f'the processes do not agree on {what}: name a folder that all hosts mount')
+            raise UserError(f'the processes do not agree on {what}: use a folder that all hosts mount')
 
 
 class Preemption:
-    """Whether the run was asked to stop: SIGTERM, or Ctrl-C once."""
+    """Records whether SIGTERM or a first Ctrl-C asked the run to stop."""
 
     def __init__(self):
         self._asked = False
@@ -73,17 +73,17 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._ask)
 
     def release(self) -> None:
-        """Restore the signal handlers that were there before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _ask(self, number, frame):
         del frame
         self._asked = True
-        signal.signal(number, signal.SIG_DFL)  # a second one stops at once
+        signal.signal(number, signal.SIG_DFL)  # a second signal stops the run at once
 
     def reached(self, step: int) -> bool:
-        """True in every process at the same step, once any of them was asked to stop."""
+        """True in every process at the same step, once any process has been asked to stop."""
         if jax.process_count() == 1:
             return self._asked
         if self._asked:  # Ctrl-C in one process: pass it on as the signal that JAX relays

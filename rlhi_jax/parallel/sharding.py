@@ -1,8 +1,8 @@
-"""The mesh, and the one table that maps logical axes of parameters and activations to it.
+"""The mesh, and the one table that maps logical axes of parameters and activations to mesh axes.
 
 Parameters and activations name their axes (`embed`, `heads`, …); `RULES` says which mesh axes split each of them. An
-axis without a rule raises, and so does a mesh axis that would split two axes of one array: nothing is replicated
-silently.
+axis without a rule is an error, and so is a mesh axis that would split two axes of the same array, so nothing is
+replicated silently.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from rlhi_jax.io.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# Logical axis: the mesh axes that split it, or none.
+# The mesh axes that split each logical axis; () if the axis is not split.
 RULES: dict[str, tuple[str, ...]] = {
     'batch': ('data', 'fsdp'),  # rows
     'shared_rows': ('data',),  # rows of all devices that share one copy of the parameters
@@ -40,10 +40,10 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices, or those given; one axis may be -1 and takes the devices that are left.
+    """Make a mesh over all devices or the given ones. One axis may be -1, to take all remaining devices.
 
     Raises:
-      UserError: the axes' product is not the number of devices.
+      UserError: the product of the axes is not the number of devices.
     """
     sizes = {axis: sizes[axis] for axis in AXES}
     devices = jax.devices() if devices is None else list(devices)
@@ -55,21 +55,21 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
     if free and count % fixed == 0:
         sizes[free[0]] = count // fixed
     if int(np.prod(list(sizes.values()))) != count:
-        raise UserError(f'config.mesh is {sizes}, but there are {count} devices: make the product of its axes {count}')
-    # A mesh axis may take part of a pod's physical axis: heads over two of a row's four chips, for example.
+        raise UserError(f'config.mesh is {sizes}, but there are {count} devices: set axes whose product is {count}')
+    # A mesh axis may use part of a pod's physical axis, for example to split heads over two of a row's four chips.
     grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
-    """Look up the mesh axes of an array's logical axes; None is an axis that is not split.
+    """Look up the mesh axes for an array's logical axes; None means that an axis is not split.
 
     >>> tuple(resolve(('vocab', 'embed', None), 'the parameter embed'))
     ('tensor', 'fsdp', None)
 
     Args:
       axes: logical axes, one per dimension.
-      array: names the array in errors.
+      array: describes the array in errors.
 
     Raises:
       ValueError: an axis has no rule, or one mesh axis would split two axes of the array.
@@ -86,7 +86,7 @@ def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
         for mesh_axis in mesh_axes:
             if mesh_axis in split_by:
                 raise ValueError(
-                    f'{array}: the rule {axis!r}: {mesh_axes} would split it by the mesh axis {mesh_axis!r}, which '
+                    f'{array}: the rule {axis!r}: {mesh_axes} would split it over the mesh axis {mesh_axis!r}, which '
                     f'already splits its axis {split_by[mesh_axis]!r}: use other axes, or change RULES in {__name__}'
                 )
             split_by[mesh_axis] = axis
@@ -95,10 +95,10 @@ def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
 
 
 def shardings_of(abstract: Any, mesh: Mesh) -> Any:
-    """NamedShardings of a boxed abstract tree (from `jax.eval_shape` of Flax's init), unboxed like the values.
+    """The NamedShardings for a boxed abstract tree (from `jax.eval_shape` of Flax's init), as an unboxed tree.
 
     Raises:
-      ValueError: a parameter has no logical axes, or `resolve` refuses them.
+      ValueError: a parameter has no logical axes, or `resolve` rejects them.
     """
 
     def one(path: tuple, box: Any) -> NamedSharding:
@@ -115,36 +115,36 @@ def _is_box(x: Any) -> bool:
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Lay an activation out by its logical axes on the mesh in context; without a mesh, return it as it is.
+    """Shard an activation by its logical axes over the mesh in context; without a mesh, return it unchanged.
 
     Raises:
-      ValueError: `axes` are not one per dimension, or `resolve` refuses them.
+      ValueError: `axes` does not have one entry per dimension, or `resolve` rejects the axes.
     """
     activation = f'an activation of shape {x.shape} and axes {tuple(axes)}'
     if len(axes) != x.ndim:
-        raise ValueError(f'{activation}: name one axis per dimension')
+        raise ValueError(f'{activation}: pass one axis per dimension')
     layout = resolve(axes, activation)
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, layout)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over data and fsdp."""
+    """The sharding that splits rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding that puts a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def local_rows(sharding: NamedSharding, batch_rows: int) -> list[int]:
-    """Indices into a global batch of the rows that this process's devices hold, in increasing order."""
+    """The indices, in the global batch, of the rows on this process's devices, in increasing order."""
     slices = sharding.addressable_devices_indices_map((batch_rows,)).values()
     return sorted({row for (rows,) in slices for row in range(*rows.indices(batch_rows))})
 
 
 def to_global(batch: Batch, local: Sequence[int], sharding: NamedSharding, batch_rows: int) -> Batch:
-    """Global arrays [batch_rows, ...] from this process's rows, whose indices in the global batch are `local`."""
+    """Make global arrays [batch_rows, ...] from this process's rows, whose indices in the global batch are `local`."""
     position = {row: i for i, row in enumerate(local)}
 
     def one(values: np.ndarray) -> jax.Array:
@@ -158,6 +158,6 @@ def to_global(batch: Batch, local: Sequence[int], sharding: NamedSharding, batch
 
 @contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Trace and run on this mesh: `constrain` and attention read it from the context."""
+    """Trace and run on this mesh, which `constrain` and attention read from the context."""
     with jax.set_mesh(mesh):
         yield

@@ -1,1 +1,1 @@
-"""Sampling: its settings, the slot-based sampler, and replies to conversations as text."""
+"""Sampling settings, the slot-based sampler, and text replies to conversations."""

@@ -1,4 +1,4 @@
-"""Replies to conversations: text in, text out; the sampler does the work."""
+"""Text replies to text conversations, generated with the sampler."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
 class Prompt(NamedTuple):
     """A conversation that ends in a user turn, to be replied to `samples` times.
 
-    For one model and its settings, a reply depends on `id`, the text and the sample's number alone. The last `keep`
-    turns always stay; older ones are left out where they do not fit.
+    Given the model and its settings, a reply depends only on `id`, the text and the sample's number. The last `keep`
+    turns are never left out; older turns are left out if they do not fit.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One reply to the prompt `id`; `finished` unless it was cut off at `config.sampler.new_tokens`."""
+    """One reply to the prompt `id`; `finished` is False if it was cut off at `config.sampler.new_tokens`."""
 
     id: str
     sample: int
@@ -40,22 +40,22 @@ class Reply(NamedTuple):
 
 
 class Generator:
-    """Draws replies from one model; generators of the same model and settings share its sampler (see `RESIDENT`).
+    """Samples replies from one model; generators with the same model and settings share a sampler (see `RESIDENT`).
 
     Raises:
-      UserError: the model is missing or is not a language model, or the mesh does not divide it or the slots.
+      UserError: the model is missing or is not a language model, or the mesh does not divide the model or the slots.
     """
 
     def __init__(self, config: ConfigDict, model_path: str):
         model = open_model(model_path)
         self._template = ChatTemplate.load(model.tokenizer_path)
         settings, axes, dtype = sampling(config), tuple(config.mesh.to_dict().items()), config.model.dtype
-        # With the weights in the key: a folder may hold another model than a moment ago.
+        # The key includes the weights, because the folder's model may have been replaced since the last call.
         key = str(model.path), model.weights, settings, axes, dtype
         self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, make_mesh(dict(axes)), dtype=dtype))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids that the model reads, up to where its reply begins."""
+        """The token ids that the model reads before its reply begins."""
         roles = tuple(role for role, _ in prompt.turns)
         pieces: list[int] = []
         for end, (role, content) in enumerate(prompt.turns, start=1):
@@ -65,7 +65,7 @@ class Generator:
         return (*pieces, *self._template.generation_prompt(roles, prompt.context))
 
     def fit(self, prompt: Prompt) -> Prompt | None:
-        """The prompt without the oldest exchanges that do not fit; None if not even the last `keep` turns fit."""
+        """Drop the oldest exchanges until the prompt fits; return None if not even the last `keep` turns fit."""
         for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
             shorter = prompt._replace(turns=prompt.turns[start:])
             if len(self.tokens(shorter)) <= self._sampler.sampling.prompt_tokens:
@@ -73,10 +73,10 @@ class Generator:
         return None
 
     def replies(self, prompts: Sequence[Prompt]) -> Iterator[Reply]:
-        """Yield every reply once, in the order in which they finish.
+        """Yield every reply once, in the order in which replies finish.
 
         Raises:
-          UserError: a prompt does not fit `config.sampler.prompt_tokens`.
+          UserError: a prompt does not fit in `config.sampler.prompt_tokens`.
         """
         requests = (Request(self.tokens(prompt), prompt.samples, prompt.id) for prompt in prompts)
         for done in self._sampler.sample(requests):
@@ -85,14 +85,14 @@ class Generator:
 
 
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
-    """The turns of a prompt, from its record in a JSON lines file.
+    """Read the turns of a prompt from its record in a JSON lines file.
 
     Args:
-      record: has `messages` of `role` and `content`, which alternate from user to user.
-      texts: names of other fields that must be there and hold text.
+      record: has `messages`, a list of `role` and `content` pairs whose roles alternate, with the user first and last.
+      texts: names of other required text fields.
 
     Raises:
-      ValueError: the record is not such a prompt; the message says why.
+      ValueError: the record is not a valid prompt; the message says why.
     """
     if not isinstance(record, dict):
         raise ValueError('it is not a JSON object')
@@ -104,12 +104,12 @@ def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
         raise ValueError('its messages are not a list of objects')
     roles = [('user', 'assistant')[turn_index % 2] for turn_index in range(len(messages) | 1)]  # an odd number
     if [message.get('role') for message in messages] != roles:
-        raise ValueError('the roles of its messages do not alternate between user and assistant, from user to user')
+        raise ValueError('the roles of its messages do not alternate between user and assistant, user first and last')
     if not all(_is_text(message.get('content')) and message['content'].strip() for message in messages):
         raise ValueError('the content of a message is blank or is not text')
     return tuple((message['role'], message['content']) for message in messages)
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a file can hold the value as text: JSON can spell lone surrogates, which UTF-8 cannot encode."""
+    """Whether the value is text that a file can store. JSON allows lone surrogates, which UTF-8 cannot encode."""
     return isinstance(value, str) and not re.search('[\ud800-\udfff]', value)

@@ -1,11 +1,11 @@
-"""Sampling with a KV cache: each prompt is read once, then decoded once per sample, in a fixed number of slots.
+"""Sampling with a KV cache: each prompt is read once, and its samples are decoded in a fixed number of slots.
 
-A slot holds one unfinished sequence; when it ends, the next sample takes its slot, so the compiled step never changes
-shape. A sample depends only on the prompt and its name, the sample's number and the seed: not on its slot, on the other
-slots or on the order of requests.
+Each slot contains one unfinished sequence. When the sequence ends, the next sample takes the slot, so the compiled step
+never changes shape. A sample depends only on the prompt and its name, the sample's number and the seed. It does not
+depend on its slot, the other slots or the order of requests.
 
-Dimension key: S slots, C tokens that a slot's cache holds, N tokens decoded before the host looks at the slots again,
-P tokens of a prompt (padded), K key-value heads, H head width, V vocabulary.
+Dimension key: S slots, C tokens in a slot's cache, N tokens decoded before the host looks at the slots again,
+P tokens in a padded prompt, K key-value heads, H head width, V vocabulary.
 """
 
 import functools
@@ -28,12 +28,12 @@ from rlhi_jax.parallel.sharding import on_mesh
 from rlhi_jax.sampling.settings import Sampling
 
 STEPS = 8  # tokens decoded before the host looks at the slots again
-GROUP = 128  # tokens of the vocabulary whose probabilities are summed first when one is drawn
+GROUP = 128  # vocabulary entries per group; to draw a token, probabilities are first summed within groups
 BUCKET = 32  # prompts are padded to a multiple of this, so that only a few lengths are compiled
 
 
 class Request(NamedTuple):
-    """A prompt in tokens, to be continued `samples` times; equal prompts with different names get different samples."""
+    """A tokenised prompt to be continued `samples` times; equal prompts with different names get different samples."""
 
     prompt: tuple[int, ...]
     samples: int = 1
@@ -41,7 +41,7 @@ class Request(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One continuation: `tokens` without the end-of-turn token; `finished` unless it was cut off at `new_tokens`."""
+    """One continuation. `tokens` excludes the end-of-turn token; `finished` is False if `new_tokens` cut it off."""
 
     request: int
     sample: int
@@ -50,19 +50,19 @@ class Sample(NamedTuple):
 
 
 class Slots(flax.struct.PyTreeNode):
-    """All slots on the device: for each, the token to read next, its position and a random key; and the cache."""
+    """All slots on the device: each slot's next token to read, that token's position, a random key and the cache."""
 
     token_S: jax.Array
     position_S: jax.Array
     key_S2: jax.Array
-    cache: dict[str, dict[str, KVCache]]  # of the unrolled decoder, by layer: [S, K, H, C] and [S, K, C, H]
+    cache: dict[str, dict[str, KVCache]]  # of the unrolled decoder, keyed by layer: [S, K, H, C] and [S, K, C, H]
 
 
 def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
-    """Logits with everything outside the nucleus at -inf.
+    """Set all logits outside the nucleus to -inf.
 
     The nucleus is the smallest set of most likely tokens whose total probability reaches `top_p` (arXiv 1904.09751).
-    Instead of a sort, bisection finds the lowest probability to keep, with a relative error of a thousandth.
+    Instead of sorting, bisection finds the lowest probability in the nucleus, with a relative error of a thousandth.
     """
     probability_SV = jax.nn.softmax(logits_SV, axis=-1)
 
@@ -78,10 +78,11 @@ def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
 
 
 def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
-    """The token at which each slot's cumulative probability passes its uniform number in [0, 1), [S] int32.
+    """Return the token at which each slot's cumulative probability passes its uniform number in [0, 1), [S] int32.
 
     This needs one random number per token drawn; the Gumbel trick needs one for every entry of the vocabulary.
-    Probabilities are summed in groups first: the sum over groups gives the group, the sum within it the token.
+    Probabilities are first summed in groups. The cumulative sum over groups selects the group, and the cumulative sum
+    within the group selects the token.
     """
     slots, vocabulary = logits_SV.shape
     weight_SV = jnp.exp(logits_SV - logits_SV.max(-1, keepdims=True))
@@ -93,13 +94,13 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
     weight_SX = weight_SGX[every, group_S]
     left_S -= jnp.where(group_S > 0, sum_SG[every, group_S - 1], 0)
     passed_SX = (jnp.cumsum(weight_SX, axis=-1) > left_S[:, None]) & (weight_SX > 0)
-    # Rounding may leave no token past the number; the likeliest of the group is then as good as the last.
+    # Because of rounding, no token may pass the number; the group's likeliest token is then as good as its last.
     index_S = jnp.where(passed_SX.any(-1), jnp.argmax(passed_SX, axis=-1), jnp.argmax(weight_SX, axis=-1))
     return (group_S * GROUP + index_S).astype(jnp.int32)
 
 
 def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw each slot's next token from its own key and position, [S] int32."""
+    """Draw each slot's next token using the slot's own key and position, [S] int32."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_SV, axis=-1).astype(jnp.int32)
     logits_SV = logits_SV / sampling.temperature
@@ -113,10 +114,10 @@ def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, 
 
 
 def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -> tuple[Slots, jax.Array]:
-    """Read `STEPS` tokens in every slot; also returns the tokens drawn, [S, N]."""
+    """Read `STEPS` tokens in every slot; return the slots and the tokens drawn, [S, N]."""
 
     def step(slots: Slots, _):
-        # Free slots are decoded too, as the shape is fixed; a full cache then overwrites its own last token.
+        # Free slots are decoded too, because the shape is fixed; in a full cache, the last token is overwritten.
         inputs = (slots.token_S[:, None], slots.position_S[:, None], jnp.ones_like(slots.token_S)[:, None])
         variables = {'params': params, 'cache': slots.cache}
         hidden_S1D, new = decoder.apply(variables, *inputs, mutable=['cache'])
@@ -130,7 +131,7 @@ def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -
 
 
 def prefill(decoder: Decoder, params: Params, token_P: jax.Array) -> dict[str, dict[str, KVCache]]:
-    """Keys and values of a prompt by layer, [1, K, H, P] and [1, K, P, H]."""
+    """The keys and values of a prompt, keyed by layer: [1, K, H, P] and [1, K, P, H]."""
     position_1P = jnp.arange(len(token_P))[None]
     inputs = (token_P[None], position_1P, len(token_P) - position_1P)
     _, new = decoder.apply({'params': params}, *inputs, mutable=['new'])
@@ -150,7 +151,7 @@ def branch(
     position: jax.Array,
     key_2: jax.Array,
 ) -> Slots:
-    """Write a prompt's keys and values to a slot; the next token that the slot reads is the prompt's last."""
+    """Write a prompt's keys and values to a slot; the slot will next read the prompt's last token."""
 
     def put(cache: jax.Array, prefix: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(cache, prefix, (slot, *jnp.zeros((3,), slot.dtype)))
@@ -164,7 +165,7 @@ def branch(
 
 
 def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
-    """Empty slots, with room in each cache for a padded prompt and for a prompt with its reply."""
+    """Create empty slots; each cache has room for a padded prompt and for a prompt with its reply."""
     spec, count = decoder.spec, sampling.slots
     prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
     capacity = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
@@ -175,13 +176,13 @@ def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
 
 
 def slots_layout(mesh: Mesh) -> Slots:
-    """Shardings of slots: slots over data and fsdp, heads of the cache over tensor."""
+    """The shardings of slots: slots are split over data and fsdp, and the cache's heads over tensor."""
     rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     return Slots(rows, rows, rows, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor')))
 
 
 def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Params, Slots], tuple[Slots, jax.Array]]:
-    """The jitted `decode`, which reuses the memory of its slots."""
+    """The jitted `decode`, which reuses the memory of the slots passed to it."""
     layout = slots_layout(mesh)
     return jax.jit(
         functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, layout.token_S)
@@ -198,14 +199,14 @@ class Sampler:
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
         if model.spec.head != 'lm':
-            raise UserError(f'{model.path} is a reward model and cannot generate: name a language model')
+            raise UserError(f'{model.path} is a reward model and cannot generate text: use a language model')
         if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
             raise UserError(
                 f'config.sampler.prompt_tokens + new_tokens is {tokens}, but {model.path} reads at most '
-                f'{model.spec.max_positions} tokens: lower one of them'
+                f'{model.spec.max_positions} tokens: lower one of the settings'
             )
         if jax.process_count() > 1:
-            raise UserError('sampling runs in one process: start it without RLHI_COORDINATOR')
+            raise UserError('sampling runs in a single process: unset RLHI_COORDINATOR')
         check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
         self.model, self.sampling, self._mesh = model, sampling, mesh
         self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
@@ -219,12 +220,12 @@ class Sampler:
             self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
 
     def key(self, request: Request, sample: int) -> np.ndarray:
-        """The random key of one sample, [2] uint32: a hash of seed, prompt, name and the sample's number."""
+        """The random key of one sample, [2] uint32: a hash of the seed, prompt, name and sample number."""
         words = digest(self.sampling.seed, request.prompt, request.name, sample)
         return np.array([int(words[:8], 16), int(words[8:16], 16)], np.uint32)
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        """Yield every sample of every request once, in the order in which they finish.
+        """Yield every sample of every request once, in the order in which samples finish.
 
         Raises:
           UserError: a prompt is empty or longer than `config.sampler.prompt_tokens`.
@@ -254,7 +255,7 @@ class Sampler:
                     yield Sample(*running.pop(slot), tuple(drawn.pop(slot)), ended)
 
     def _extend(self, drawn: list[int], tokens: list[int]) -> bool | None:
-        """Add tokens to `drawn`; True if the turn ended, False if it was cut off, None if the sequence continues."""
+        """Add tokens to `drawn`; return True if the turn ended, False if it was cut off, None if it continues."""
         for token in tokens:
             if token in self._end:
                 return True
@@ -264,7 +265,7 @@ class Sampler:
         return None
 
     def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], Any, Request]]:
-        """Samples in order, each with its prompt's keys and values, computed once per prompt."""
+        """Yield samples in order, each with its prompt's keys and values, which are computed once per prompt."""
         for number, request in enumerate(requests):
             length = len(request.prompt)
             if not 0 < length <= self.sampling.prompt_tokens:

@@ -1,4 +1,4 @@
-"""The settings of sampling, as plain numbers."""
+"""Sampling settings as plain numbers."""
 
 import dataclasses
 
@@ -23,11 +23,11 @@ class Sampling:
             if getattr(self, name) < 1:
                 raise UserError(f'config.sampler.{name} is {getattr(self, name)}: it must be at least 1')
         if not self.temperature >= 0:
-            raise UserError(f'config.sampler.temperature is {self.temperature}: it must be at least 0 (0: greedy)')
+            raise UserError(f'config.sampler.temperature is {self.temperature}: it must be at least 0 (0 is greedy)')
         if not 0 < self.top_p <= 1:
             raise UserError(f'config.sampler.top_p is {self.top_p}: it must be in (0, 1]')
 
 
 def sampling(config: ConfigDict) -> Sampling:
-    """The settings that `config.sampler` and `config.seed` ask for."""
+    """The settings in `config.sampler` and `config.seed`."""
     return Sampling(**config.sampler.to_dict(), seed=config.seed)

@@ -1,1 +1,1 @@
-"""From rows to scores: log-probabilities and rewards of replies, of pairs, and of candidates."""
+"""Scores rows: computes log-probabilities and rewards for replies, pairs and candidates."""

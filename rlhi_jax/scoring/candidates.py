@@ -1,4 +1,4 @@
-"""Scores of candidate replies through the rows, template and forward pass of training: one tree per prompt."""
+"""Scores candidate replies with the same rows, template and forward pass as training, one tree per prompt."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 class Candidates(NamedTuple):
-    """A prompt, as messages of `role` and `content`, with its candidate replies."""
+    """A prompt, as messages with `role` and `content`, and its candidate replies."""
 
     id: str
     messages: Sequence[dict[str, str]]
@@ -32,9 +32,10 @@ class Candidates(NamedTuple):
 
 
 def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
-    """The prompt from a turn index on, as the trunk, with its replies as leaves.
+    """Build a tree whose trunk is the prompt from turn `start` on, and whose leaves are the replies.
 
-    Each reply is a pair with itself, so whether it fits a row, and with how much context, does not depend on siblings.
+    Each reply is paired with itself, so whether it fits in a row, and with how much context, does not depend on the
+    other replies.
     """
     turns = candidates.messages[start:]
     trunk = [Message(turn_index - 1, turn['role'], turn['content']) for turn_index, turn in enumerate(turns)]
@@ -45,10 +46,10 @@ def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
 
 
 class CandidateScorer:
-    """Scores candidates with one model: rewards or log-probabilities (nats), as the model's head gives.
+    """Scores candidates with one model: rewards or log-probabilities (nats), depending on the model's head.
 
     Raises:
-      UserError: the model is missing, or the mesh does not divide it or `config.eval.batch_rows`.
+      UserError: the model is missing, or its dimensions or `config.eval.batch_rows` cannot be divided by the mesh.
     """
 
     def __init__(self, config: ConfigDict, model_path: str, capacities: Capacities, *, sees_persona: bool):
@@ -63,9 +64,9 @@ class CandidateScorer:
         self._scorer = RowScorer(config, decoder, self._mesh)
 
     def __call__(self, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
-        """The scores of each prompt's candidates, by the prompt's id; None for a candidate that does not fit a row.
+        """Return the scores of each prompt's candidates, keyed by prompt id; None for a candidate that does not fit.
 
-        All candidates of a prompt are scored after the same turns: as many as fit with the longest candidate.
+        All candidates for a prompt are scored after the same turns: as many as fit with the longest candidate.
         """
         trees = [self._with_shared_context(item) for item in items]
         view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))

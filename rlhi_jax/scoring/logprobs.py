@@ -1,6 +1,6 @@
-"""Log-probabilities of replies: of scored tokens only, with the logits of one chunk of them in memory at a time.
+"""Computes reply log-probabilities from scored tokens only, with the logits of one chunk in memory at a time.
 
-Dimension key: B rows, T tokens, S scored slots, C slots of one chunk, R replies, P pairs, D width, V vocabulary.
+Dimension key: B rows, T tokens, S scored slots, C slots in a chunk, R replies, P pairs, D width, V vocabulary.
 """
 
 import jax
@@ -12,11 +12,11 @@ from rlhi_jax.parallel.sharding import constrain
 
 
 def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:
-    """log p(target | hidden) in float32, [B, S]; at most [B, chunk, V] logits exist at any time, also in the gradient.
+    """Return log p(target | hidden), [B, S] float32; at most [B, chunk, V] logits exist at a time, gradient included.
 
-    On a mesh, each device computes the logits of its part of the vocabulary, for the chunks of all devices that share a
-    copy of the parameters. So the hidden states of a chunk move between devices; the output matrix and its gradient
-    stay.
+    On a mesh, each device computes the logits for its part of the vocabulary, for the chunks of all devices that share
+    a copy of the parameters. So a chunk's hidden states move between devices, while the output matrix and its gradient
+    stay in place.
 
     Raises:
       UserError: `chunk` does not divide the number of scored slots.
@@ -36,7 +36,7 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
             'BCD,VD->BCV', hidden_BCD, output_VD.astype(hidden_BCD.dtype), preferred_element_type=jnp.float32
         )
         logits_BCV = constrain(logits_BCV, ('shared_rows', None, 'split_vocab'))
-        # Not a gather: along the split vocabulary it would collect all logits on every device.
+        # A gather along the split vocabulary would collect all logits on every device.
         chosen_BCV = jnp.arange(logits_BCV.shape[-1]) == target_BC[..., None]
         chosen_BC = jnp.where(chosen_BCV, logits_BCV, 0).sum(-1)
         return None, chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
@@ -50,9 +50,9 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
 def reply_logprobs(
     hidden_BTD: jax.Array, output_VD: jax.Array, batch: Batch, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Summed log-probability and number of scored tokens of every reply, [B, R] float32 each.
+    """Return the summed log-probability and the number of scored tokens of every reply, [B, R] float32 each.
 
-    A scored token i is predicted by the hidden state at `i - back[i]`, its predecessor on its own path.
+    Scored token i is predicted by the hidden state at `i - back[i]`, the token before it on the same path.
     """
     slot_BS = batch.slot_token_BS
     predictor_BS = slot_BS - jnp.take_along_axis(batch.back_BT, slot_BS, axis=1)
@@ -69,7 +69,7 @@ def reply_logprobs(
 
 
 def reply_rewards(hidden_BTD: jax.Array, score_D1: jax.Array, batch: Batch) -> jax.Array:
-    """Reward of every reply, read at its last token, [B, R] float32."""
+    """Return the reward of every reply, read at the reply's last token, [B, R] float32."""
     last_BRD = jnp.take_along_axis(hidden_BTD, batch.reply_last_BR[..., None], axis=1)
     reward_BR1 = jnp.einsum('BRD,DO->BRO', last_BRD.astype(jnp.float32), score_D1.astype(jnp.float32))
     return reward_BR1[..., 0]

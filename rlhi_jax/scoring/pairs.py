@@ -1,4 +1,4 @@
-"""From rows to scores of replies and pairs: the one path that policy, reference, reward model and evaluation share.
+"""Scores the replies and pairs in rows, for policy, reference, reward model and evaluation alike.
 
 Dimension key: B rows, T tokens, R replies, P pairs, 2 chosen and rejected.
 """
@@ -16,7 +16,7 @@ from rlhi_jax.scoring.logprobs import reply_logprobs, reply_rewards
 
 
 class ReplyScores(NamedTuple):
-    """Of each reply, [B, R] float32: its reward, or its log-probability (nats) and number of scored tokens."""
+    """Reply scores, [B, R] float32 each: rewards, or log-probabilities (nats) and numbers of scored tokens."""
 
     reward_BR: jax.Array | None = None
     logp_BR: jax.Array | None = None
@@ -24,7 +24,7 @@ class ReplyScores(NamedTuple):
 
 
 def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int) -> ReplyScores:
-    """Score every reply of a batch of rows; each token is computed once."""
+    """Score every reply in a batch of rows; each token is computed only once."""
     hidden_BTD = decoder.apply({'params': params}, batch.tokens_BT, batch.position_BT, batch.extent_BT)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
@@ -33,7 +33,7 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
 
 
 def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
-    """Gather the scores of each pair's replies, [B, P, 2]; the reference's come from the batch, if it has them."""
+    """Gather the scores of each pair's replies, [B, P, 2]; the batch provides the reference scores, if any."""
 
     def gather(values_BR: jax.Array | None) -> jax.Array | None:
         if values_BR is None:
@@ -57,7 +57,7 @@ def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
 def pair_losses(
     decoder: Decoder, objective: Objective, hyper: Any, params: Params, batch: Batch, *, chunk: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted loss and metrics of every pair slot, [B, P] each; 0 where a slot has no pair."""
+    """Return the weighted loss and the metrics of every pair slot, [B, P] each; 0 if a slot has no pair."""
     with jax.named_scope('policy'):
         replies = score_replies(decoder, params, batch, chunk=chunk)
     scores = pair_scores(replies, batch)

@@ -1,8 +1,8 @@
-"""Log-probabilities under the reference policy, computed once and cached by (tree, start, prompt, last message).
+"""Computes log-probabilities under the reference policy once, and caches them in a folder.
 
-The cache is a folder. Its identity.json names the model and data that the numbers were computed from; each part-N.npz
-holds the log-probabilities of some replies. Keys do not mention rows, so the cache stays valid when the trees are
-packed anew, and an interrupted pass resumes where it stopped.
+The folder's identity.json describes the model and data that the numbers were computed from. Each part-N.npz contains
+the log-probabilities of some replies, keyed by (tree, start, prompt, last message). Keys do not mention rows, so the
+cache stays valid if the trees are packed again, and an interrupted pass resumes where it stopped.
 """
 
 import io
@@ -34,7 +34,7 @@ class ReferenceCache:
     """A folder of cached log-probabilities.
 
     Raises:
-      UserError: the folder is damaged, or was made for another model, data set, template, persona setting or dtype.
+      UserError: the folder is damaged, or was made for a different model, data set, template, persona setting or dtype.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -46,7 +46,7 @@ class ReferenceCache:
             if stale:
                 raise UserError(f'the reference cache {folder} is stale (made for another {stale[0]}): {remedy}')
         elif any(folder.glob('part-*.npz')):
-            raise UserError(f'the reference cache {folder} does not say what it was made for: {remedy}')
+            raise UserError(f'the reference cache {folder} has no identity.json: {remedy}')
         self._identity = identity
         self._values: dict[Key, float] = {}
         for path in sorted(folder.glob('part-*.npz')):
@@ -54,8 +54,8 @@ class ReferenceCache:
                 with np.load(path) as part:
                     keys = map(tuple, part['keys'].tolist())
                     self._values.update(zip(keys, part['logp'].tolist(), strict=True))
-            except Exception as error:  # a damaged zip raises unrelated types
-                raise UserError(f'{path} of the reference cache is damaged ({error}): {remedy}') from None
+            except Exception as error:  # a damaged zip file can raise many types
+                raise UserError(f'{path} in the reference cache is damaged ({error}): {remedy}') from None
         self._parts = 1 + max((int(path.stem.split('-')[1]) for path in folder.glob('part-*.npz')), default=-1)
 
     def __contains__(self, key: Key) -> bool:
@@ -65,13 +65,13 @@ class ReferenceCache:
         return self._values[key]
 
     def add_rows(self, reader: RowReader, rows: list[int], logp: np.ndarray, *, write: bool) -> None:
-        """Add the replies of some rows (-1 for padding).
+        """Add the log-probabilities of the replies in some rows.
 
         Args:
-          reader: gives the rows' cache keys.
-          rows: row numbers.
+          reader: provides the rows' cache keys.
+          rows: row numbers; -1 is a padding row.
           logp: log-probabilities, [rows, R], nats.
-          write: whether this process also stores them on disk; exactly one process does.
+          write: whether this process also stores the values on disk; exactly one process does.
         """
         values: dict[Key, float] = {}
         for row, row_logp in zip(rows, logp, strict=True):
@@ -89,18 +89,18 @@ class ReferenceCache:
 
 
 def row_keys(reader: RowReader, row: int) -> list[Key]:
-    """Cache keys of a row's replies, in the order of its reply table."""
+    """Return the cache keys of a row's replies, in the order of the row's reply table."""
     pieces = reader.plan.rows[row] if row >= 0 else []
     return [(tree, *key) for tree, piece, _ in pieces for key in reply_keys(reader.trees[tree], piece)]
 
 
 def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) -> list[int]:
-    """Rows with a reply that the cache lacks, each once, in increasing order."""
+    """Return the rows with a reply that is not in the cache, without repeats, in increasing order."""
     return [row for row in sorted(set(rows)) if not all(key in cache for key in row_keys(reader, row))]
 
 
 def reference_identity(config: ConfigDict, model: ModelFolder, plan: RowPlan) -> dict[str, Any]:
-    """Everything that cached reference log-probabilities depend on."""
+    """Return everything that cached reference log-probabilities depend on."""
     return dict(
         model=model.weights,
         data=plan.identity['data'],
@@ -119,13 +119,13 @@ def fill_reference(
     model: ModelFolder,
     mesh: Mesh,
 ) -> None:
-    """Score the rows that the cache lacks with the initial policy, on the mesh and code path of training.
+    """Score the rows missing from the cache with the initial policy, using the mesh and code path of training.
 
     Raises:
-      UserError: the processes do not see the same cache.
+      UserError: the processes see different caches.
     """
     missing = missing_rows(cache, reader, rows)
-    folder = 'the reference cache (config.data.reference; if that is empty, in --workdir)'
+    folder = 'the reference cache (config.data.reference, or --workdir if that is empty)'
     processes.check_agreement(digest(missing), folder)
     if not missing:
         return
@@ -140,7 +140,7 @@ def fill_reference(
 
 
 def with_reference(reader: RowReader, cache: ReferenceCache) -> Callable[[int], Row]:
-    """A function that reads a row by its number, with `reference_logp_R` from the cache; padding replies have 0."""
+    """Return a function that reads a row by number and adds `reference_logp_R` from the cache (0 for padding)."""
 
     def read(number: int) -> Row:
         logp_R = np.zeros(reader.plan.capacities.replies, np.float32)

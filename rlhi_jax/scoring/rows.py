@@ -1,4 +1,4 @@
-"""Scores of the replies in batches of rows, from one jitted function."""
+"""Scores the replies in batches of rows with one jitted function."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,9 +18,9 @@ from rlhi_jax.scoring.pairs import score_replies
 def jit_score(
     config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score'
 ) -> Callable[[Params, Batch], jax.Array]:
-    """The jitted function from parameters and rows to the scores of replies, [B, R] float32 on every device.
+    """Return a jitted function from parameters and rows to reply scores, [B, R] float32 on every device.
 
-    Profiles show its operations under `scope`.
+    In profiles, its operations appear under `scope`.
     """
 
     def score(params: Params, batch: Batch) -> jax.Array:
@@ -32,9 +32,9 @@ def jit_score(
 
 
 class RowScorer:
-    """Scores the replies of given batches of rows: rewards or log-probabilities (nats), as the decoder's head gives.
+    """Scores the replies in batches of rows: rewards or log-probabilities (nats), depending on the decoder's head.
 
-    Profiles show its operations under `scope`.
+    In profiles, the scorer's operations appear under `scope`.
     """
 
     def __init__(self, config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score'):
@@ -42,7 +42,7 @@ class RowScorer:
         self._score = jit_score(config, decoder, mesh, scope=scope)
 
     def __call__(self, params: Params, reader: RowReader, order: list[list[int]]) -> Iterator[np.ndarray]:
-        """Yield the scores of each batch of row numbers in `order` (-1 for padding), [rows, R] float32."""
+        """Yield the reply scores, [rows, R] float32, for each batch of row numbers in `order` (-1 for padding)."""
         sharding, batch_rows = batch_sharding(self._mesh), len(order[0])
         local = local_rows(sharding, batch_rows)
         stream = batches(

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface: SentencePiece models and `tokenizers` (BPE) models.
+"""One small interface to SentencePiece tokenizers and to `tokenizers` (BPE) models.
 
 Worked example, with SmolLM2's tokenizer:
 
@@ -19,9 +19,9 @@ class Tokenizer(Protocol):
     """The interface that the rest of the library uses.
 
     Attributes:
-      vocab_size: number of ids, including control tokens.
-      control: the id of every control token by its text.
-      digest: sha256 of the tokenizer's file.
+      vocab_size: the number of ids, including control tokens.
+      control: the ids of all control tokens, keyed by the tokens' text.
+      digest: the sha256 of the tokenizer's file.
     """
 
     vocab_size: int
@@ -29,14 +29,14 @@ class Tokenizer(Protocol):
     digest: str
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
-        """Ids of ordinary text, never of control tokens, even if the text spells one.
+        """Return the ids of ordinary text, which never include control tokens, even if the text spells one.
 
-        `opens` means that the text follows a control token or nothing: there, SentencePiece and similar tokenizers add
-        a space before it.
+        `opens` means that the text comes first or follows a control token. SentencePiece and similar tokenizers then
+        add a space before the text.
         """
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids, without control tokens."""
+        """Return the text for a list of ids, without control tokens."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -11,21 +11,21 @@ from rlhi_jax.io.files import file_digest
 
 
 class BpeTokenizer:
-    """A tokenizer.json; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
+    """A tokenizer from a tokenizer.json; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
 
     def __init__(self, path: Path):
         self._path = path
         try:
             self._full = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding='utf-8'))
-            description = json.loads(self._full.to_str())  # written anew, so without older spellings of settings
+            description = json.loads(self._full.to_str())  # rewritten, so without outdated settings
             self.control = {token['content']: token['id'] for token in description['added_tokens']}
-            # Without its added tokens, the model does not recognise them in text.
+            # Without these added tokens, the model cannot recognise control tokens in text.
             plain = {**description, 'added_tokens': [], 'post_processor': None, 'truncation': None, 'padding': None}
             opening, inside = ({**plain, **_prefixing(plain, opens)} for opens in (True, False))
             self._opening = self._inside = tokenizers.Tokenizer.from_str(json.dumps(opening))
             if inside != opening:
                 self._inside = tokenizers.Tokenizer.from_str(json.dumps(inside))
-        except Exception as error:  # the Rust side raises bare Exception
+        except Exception as error:  # the Rust code raises bare Exceptions
             raise UserError(
                 f'{path} cannot be loaded as a tokenizer ({error}): download or import the model again'
             ) from None
@@ -33,7 +33,7 @@ class BpeTokenizer:
         self.digest = file_digest(path)
         model = description['model']
         unknown = model.get('unk_id', self._full.token_to_id(model.get('unk_token') or ''))
-        self._control_ids = frozenset(self.control.values()) - {unknown}  # ordinary text may contain unknown letters
+        self._control_ids = frozenset(self.control.values()) - {unknown}  # ordinary text can have unknown letters
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         ids = (self._opening if opens else self._inside).encode(text, add_special_tokens=False).ids
@@ -48,12 +48,12 @@ class BpeTokenizer:
 
 
 def _prefixing(description: dict[str, Any], opens: bool) -> dict[str, Any]:
-    """A normalizer and pre-tokenizer for text that opens a run (`opens`), or that continues one.
+    """The normalizer and pre-tokenizer for text that starts a run (`opens`) or continues a run.
 
-    Tokenizers made from SentencePiece models add a space before every run that follows a control token, by `Prepend` or
-    by `Metaspace` with scheme 'always'; `ByteLevel` with `add_prefix_space` does the same. Text that continues a run
-    must not get one. Metaspace's scheme 'first' adds a space only at the start of the whole input, where chats have a
-    control token.
+    Tokenizers made from SentencePiece models add a space before every run that follows a control token, using
+    `Prepend` or `Metaspace` with scheme 'always'. `ByteLevel` with `add_prefix_space` does the same. Text that
+    continues a run must not get such a space. Metaspace's scheme 'first' adds a space only at the start of the whole
+    input, where chats have a control token.
     """
     steps = _steps(description['normalizer'], 'normalizers')
     if not opens:

@@ -12,7 +12,7 @@ _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 class SentencePieceTokenizer:
-    """A tokenizer.model; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
+    """A tokenizer from a tokenizer.model; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
 
     def __init__(self, path: Path):
         model = sentencepiece_model_pb2.ModelProto()
@@ -30,10 +30,10 @@ class SentencePieceTokenizer:
                 if piece.type == _PIECE.USER_DEFINED:
                     piece.type = _PIECE.CONTROL
             self._opening = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-            # Text that continues a run must not get a space.
+            # Text that continues a run must not get a space before it.
             model.normalizer_spec.add_dummy_prefix = False
             self._inside = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-        except Exception as error:  # protobuf and sentencepiece raise unrelated types
+        except Exception as error:  # protobuf and sentencepiece raise exceptions of unrelated types
             raise UserError(
                 f'{path} cannot be loaded as a SentencePiece model ({error}): download or import the model again'
             ) from None

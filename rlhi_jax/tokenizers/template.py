@@ -1,11 +1,11 @@
-"""Chat templates: rendered in a sandbox, cut at message boundaries, each piece tokenised once.
+"""Chat templates, rendered in a sandbox and cut at message boundaries; each piece is tokenised once.
 
-We render a template with placeholders for the contents, so the text that a message adds does not depend on user text.
-For SmolLM2, the last of the roles (user, assistant, user) adds `<|im_start|>user\\n` + content + `<|im_end|>\\n`, and
-the prompt for a reply to it is `<|im_start|>assistant\\n`.
+We render a template with placeholders for message contents, so the template's text around a message does not depend on
+user text. With SmolLM2, the last of the roles (user, assistant, user) adds `<|im_start|>user\\n` + content +
+`<|im_end|>\\n`, and the prompt for a reply to that message is `<|im_start|>assistant\\n`.
 
-Replies can share a prefix only if rendering more turns never changes earlier text. We check this, on text and on
-tokens, when we load a template.
+Replies can share a prefix only if rendering more turns never changes earlier text. We check this on text and on
+tokens when we load a template.
 """
 
 import functools
@@ -36,19 +36,19 @@ _PROBE_ROLES = ('user', 'assistant', 'user', 'assistant', 'user', 'assistant')
 
 
 class Context(NamedTuple):
-    """The text before the first message of a conversation; either may be empty."""
+    """The system text and the persona, which precede a conversation's first message; either may be empty."""
 
     system: str = ''
     persona: str = ''
 
 
 class Encoded(NamedTuple):
-    """Tokens of one message.
+    """The tokens of one message.
 
     Attributes:
-      ids: its token ids.
-      scored: number of tokens up to and including the one that ends the turn.
-      escapes: number of markup strings in the text that were defused, such as `[INST]`.
+      ids: the message's token ids.
+      scored: number of tokens up to and including the end-of-turn token.
+      escapes: number of markup strings, such as `[INST]`, that were defused in the text.
     """
 
     ids: tuple[int, ...]
@@ -57,25 +57,26 @@ class Encoded(NamedTuple):
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """The special tokens that tokenizer_config.json names, such as `{'bos_token': '<s>', 'eos_token': '</s>'}`."""
+    """The special tokens in tokenizer_config.json, such as `{'bos_token': '<s>', 'eos_token': '</s>'}`."""
     config = read_json(Path(folder) / 'tokenizer_config.json', 'import the model again', fields=())
     named = {key: config.get(key) for key in ('bos_token', 'eos_token', 'pad_token', 'unk_token')}
     return {key: value['content'] if isinstance(value, dict) else value for key, value in named.items() if value}
 
 
 def layouts() -> dict[str, Path]:
-    """The files of our chat layouts by name, for models whose template is missing or changes earlier text."""
+    """Our chat layout files keyed by name, for models whose template is missing or changes earlier text."""
     return {path.stem: path for path in sorted(LAYOUTS.glob('*.jinja')) if not path.stem.startswith('persona_in_')}
 
 
 def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, placement: str) -> str:
-    """The template of a model, extended to accept `persona` and to defuse the template's markup in user text.
+    """Extend a model's template to accept `persona` and to defuse the template's markup in user text.
 
-    The persona opens the first user turn (placement 'user') or closes the system message ('system'). Contents are
-    trimmed, since outer whitespace would merge with the template's. An extended template is returned unchanged.
+    The persona comes at the start of the first user turn (placement 'user') or at the end of the system message
+    ('system'). Message contents are trimmed, because whitespace around them would merge with the template's. A template
+    that is already extended is returned unchanged.
 
     Raises:
-      UserError: the placement is unknown or differs from that of an extended template, or the template cannot be
+      UserError: the placement is unknown or differs from an extended template's placement, or the template cannot be
         rendered.
     """
     if placement not in PLACEMENTS:
@@ -84,7 +85,7 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     if template.startswith(_PROLOGUE_MARK):
         if not template.startswith(prologue.split('\n', 1)[0]):
             raise UserError(
-                f'--persona_in={placement}: the source was exported with another placement of personas: pass that one'
+                f'--persona_in={placement}: the source was exported with the other placement: pass that placement'
             )
         return template
     escapes = ''.join(
@@ -101,7 +102,7 @@ class ChatTemplate:
     """A chat template bound to its tokenizer.
 
     Raises:
-      UserError: the template is faulty, or later turns change the text that it renders for earlier ones.
+      UserError: the template is faulty, or later turns change the text that it renders for earlier turns.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, special: dict[str, str]):
@@ -123,15 +124,15 @@ class ChatTemplate:
         return cls(path.read_text(encoding='utf-8'), load_tokenizer(folder), special_tokens(folder))
 
     def encode(self, roles: Roles, content: str, context: Context) -> Encoded:
-        """The tokens that the last message of a path adds; a first message includes the context.
+        """Return the tokens that the last message on a path adds; a first message includes the context.
 
         Args:
-          roles: the roles on the path, oldest first; the last one is the message's.
+          roles: the roles on the path, oldest first; the last is the message's role.
           content: the message's text, which is trimmed here.
           context: system text and persona, the same for the whole path.
 
         Raises:
-          UserError: the template refuses this sequence of roles.
+          UserError: the template rejects this sequence of roles.
         """
         parts, opens = self.added(roles, context)
         texts = [content, *(context if len(roles) == 1 else ())]
@@ -139,11 +140,14 @@ class ChatTemplate:
         return Encoded(*self._join(parts, opens, context, content), escapes)
 
     def added(self, roles: Roles, context: Context) -> tuple[tuple[Part, ...], bool]:
-        """What the last message of a path adds around its text: equal results mean equal tokens for equal texts."""
+        """Return what the last message on a path adds around its text.
+
+        If two results are equal, the same text has the same tokens in both places.
+        """
         return self._parts(roles, bool(context.system), bool(context.persona), False)
 
     def generation_prompt(self, roles: Roles, context: Context) -> tuple[int, ...]:
-        """The tokens between the last message of a path and a reply to it, if any."""
+        """Return the tokens, if any, between the last message on a path and a reply to it."""
         parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
         return self._join(parts, opens, context, '')[0]
 
@@ -169,7 +173,7 @@ class ChatTemplate:
         return tuple(ids), scored
 
     def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
-        """What the last message of a path (or the prompt for a reply to it) adds, and whether that opens a run."""
+        """Return what the last message on a path (or the prompt for a reply) adds, and whether this starts a run."""
         skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)
         if generation:
             before, whole = skeleton(roles), skeleton(roles, generation=True)
@@ -182,7 +186,7 @@ class ChatTemplate:
         return tuple(_split(whole[len(before) :], self.tokenizer)), not earlier or earlier[-1][0] == 'control'
 
     def _check(self) -> None:
-        """Refuse a template whose shared prefix would differ from the same prefix rendered alone."""
+        """Reject a template if a shared prefix would differ from the same prefix rendered alone."""
         for system, persona in itertools.product((False, True), repeat=2):
             context = Context('Be kind.' if system else '', 'Likes tea.' if persona else '')
             skeleton = self._renderer.skeleton(_PROBE_ROLES, system=system, persona=persona)
@@ -215,13 +219,13 @@ class ChatTemplate:
     def _unstable(why: str) -> str:
         names = ', '.join(layouts())
         return (
-            f'this chat template does not keep prefixes stable ({why}), so replies cannot share one: import the model '
-            f'again with --template=NAME, one of our layouts ({names})'
+            f'this chat template does not keep prefixes stable ({why}), so replies cannot share a prefix: import '
+            f'the model again with --template=NAME, where NAME is one of: {names}'
         )
 
 
 class _Renderer:
-    """A compiled template with its special tokens, in Jinja's sandbox with the settings of transformers."""
+    """A compiled template with its special tokens, in Jinja's sandbox with the same settings as transformers."""
 
     def __init__(self, source: str, special: dict[str, str]):
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
@@ -242,13 +246,13 @@ class _Renderer:
         except Exception as error:  # a template's expressions can raise anything
             roles = ' > '.join(message['role'] for message in messages)
             raise UserError(
-                f'the chat template refuses the turns {roles} ({one_line(error)}): import the model again with '
-                f'--template=NAME, one of our layouts ({", ".join(layouts())})'
+                f'the chat template rejects the turns {roles} ({one_line(error)}): import the model again with '
+                f'--template=NAME, where NAME is one of: {", ".join(layouts())}'
             ) from None
 
     @functools.cache  # noqa: B019 - lives as long as its template
     def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
-        """A conversation of these roles, rendered with placeholders for all user text."""
+        """Render a conversation with these roles and with placeholders for all user text."""
         messages = _messages(roles, _SLOTS['content'], _SLOTS['system'] if system else '')
         return self.render(messages, _SLOTS['persona'] if persona else '', generation)
 
@@ -263,7 +267,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
-    """A skeleton cut into ordinary text, control tokens and slots for user text."""
+    """Cut a skeleton into ordinary text, control tokens and slots for user text."""
     controls = sorted(tokenizer.control, key=len, reverse=True)
     slots = {slot: name for name, slot in _SLOTS.items()}
     pattern = '|'.join(re.escape(string) for string in (*slots, *controls))
@@ -277,7 +281,7 @@ def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
 
 
 def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Bracketed markup that the template writes as ordinary text, such as `[INST]` where it is not a control token."""
+    """Bracketed markup that the template writes as ordinary text, such as `[INST]` if it is not a control token."""
     markup: set[str] = set()
     for system in (False, True):  # some markup, such as `<<SYS>>`, appears only around a system text
         skeleton = renderer.skeleton(_PROBE_ROLES[:2], system=system, persona=False)
@@ -288,5 +292,5 @@ def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ..
 
 
 def _defused(markup: str) -> str:
-    """Markup that no longer acts as markup: `[INST]` becomes `[ INST]`."""
+    """Change markup so that it no longer acts as markup: `[INST]` becomes `[ INST]`."""
     return f'{markup[0]} {markup[1:]}'

@@ -1,1 +1,1 @@
-"""The train step, the decoder and rows of a run, its workdir and its metrics."""
+"""The train step, and the decoder, rows, workdir and metrics of a training run."""

@@ -1,4 +1,4 @@
-"""A run's log of steps: JSON lines and TensorBoard events; a resumed run first removes the steps it will repeat."""
+"""Logs steps as JSON lines and TensorBoard events. A resumed run first removes the steps that it will repeat."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from rlhi_jax.io.files import complete_lines, write_bytes
 
 
 class StepLog:
-    """JSON lines, each with its `step`; lines of steps from `next_step` on are removed first."""
+    """A JSON lines file with a `step` in every line. Opening the file removes the lines from `next_step` on."""
 
     def __init__(self, path: Path, *, next_step: int):
         kept = [line for line in complete_lines(path) if json.loads(line)['step'] < next_step]
@@ -25,7 +25,7 @@ class StepLog:
 
 
 class RunLog:
-    """metrics.jsonl, examples.jsonl (which pairs each step trained on) and tensorboard/ in a workdir."""
+    """Writes metrics.jsonl, examples.jsonl (which pairs each step trained on) and tensorboard/ in a workdir."""
 
     def __init__(self, workdir: Path, *, next_step: int):
         self._metrics = StepLog(workdir / 'metrics.jsonl', next_step=next_step)

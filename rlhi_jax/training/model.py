@@ -1,4 +1,4 @@
-"""The decoder that an objective trains, and whether it reads the persona."""
+"""The decoder that an objective trains, and whether that decoder reads the persona."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from rlhi_jax.objectives import OBJECTIVES
 
 
 def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
-    """The decoder that the objective trains: the model as it is, or with a new reward head.
+    """Return the decoder that the objective trains: the model unchanged, or with a new reward head.
 
     Raises:
       UserError: the model's head does not suit the objective, or `config.model.new_head` does not suit the model.
@@ -21,15 +21,15 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
     if head != model.spec.head and not (head == 'reward' and config.model.new_head):
         raise UserError(
             f'config.objective {config.objective!r} needs a model with a {head!r} head, but {model.path} has a '
-            f'{model.spec.head!r} head: name another config.model.path'
+            f'{model.spec.head!r} head: set config.model.path to another model'
             + (', or set config.model.new_head=True' if head == 'reward' else '')
         )
     if head == model.spec.head and config.model.new_head:
-        raise UserError(f'config.model.new_head is set, but {model.path} has a {head!r} head already: unset it')
+        raise UserError(f'config.model.new_head is True, but {model.path} already has a {head!r} head: set it to False')
     spec = dataclasses.replace(model.spec, head=head)
     return Decoder(spec, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
 
 
 def sees_persona(config: ConfigDict) -> bool:
-    """Whether the model in training reads the persona: the switch of the reward model or of the policy."""
+    """Return whether the model being trained, a reward model or a policy, reads the persona."""
     return config.rm_sees_persona if OBJECTIVES[config.objective].head == 'reward' else config.policy_sees_persona

@@ -1,4 +1,4 @@
-"""A profiler trace of some train steps."""
+"""Writes a profiler trace of some train steps."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from rlhi_jax.parallel import processes
 
 
 class StepProfiler:
-    """Traces some steps of the loop that it surrounds into a folder, for TensorBoard or Perfetto to read.
+    """Traces some steps of the enclosed loop into a folder that TensorBoard or Perfetto can read.
 
-    The trace starts after the first step of this process, so that loading and first allocations are not in it. Each
+    The trace starts after this process's first step, so it does not include loading and initial allocations. Each
     process traces its own devices.
     """
 
@@ -28,7 +28,7 @@ class StepProfiler:
             self._stop()
 
     def after_step(self, outputs: Any) -> None:
-        """Count a step that was dispatched; wait for its outputs where the trace starts or stops."""
+        """Count a dispatched step; wait for its outputs if the trace starts or stops here."""
         if self._tracing:
             self._traced += 1
             if self._traced == self._num_steps:

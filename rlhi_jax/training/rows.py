@@ -1,4 +1,4 @@
-"""A run's rows: the plan with its shards and template, checked against each other, and the shapes of a batch."""
+"""A run's row plan, shards and template, checked against each other, and the shapes of a batch."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, ChatTemplate]:
-    """The row plan, its shards and the model's template, checked against each other.
+    """Open the row plan, its shards and the model's template, and check that they belong together.
 
     Raises:
-      UserError: one of them is missing or damaged, or the plan was made for other data, another template or other
+      UserError: a part is missing or damaged, or the plan was made for other data, another template or other
         capacities.
     """
     plan, _ = load_plan(Path(config.data.rows))
@@ -36,14 +36,14 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     for part, (other, source) in sources.items():
         if plan.identity[part] != expected[part]:
             raise UserError(
-                f'the row plan {config.data.rows} was made for {other} than {source} now has: make it again with '
+                f'the row plan {config.data.rows} was made for {other} and does not match {source}: make it again with '
                 '`python -m data_pipelines.rows`'
             )
     return plan, shards, template
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh, count: int) -> Batch:
-    """Shapes, dtypes and sharding of a batch of `count` rows, as the train step takes it."""
+    """Return the shapes, dtypes and sharding of a batch of `count` rows, as the train step expects it."""
     row = empty_row(capacities(config))
     if OBJECTIVES[config.objective].uses_reference:
         row = row._replace(reference_logp_R=np.zeros(len(row.reply_last_R), np.float32))

@@ -1,6 +1,6 @@
-"""One optimizer step: a pure function of state and batch, which can be jitted on any mesh.
+"""One optimizer step, as a pure function of state and batch that can be jitted on any mesh.
 
-Dimension key: B rows of a batch, A accumulation steps.
+Dimension key: B rows in a batch, A accumulation steps.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from rlhi_jax.scoring.pairs import pair_losses
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step changes: its number, the parameters and the optimizer state."""
+    """What a step updates: the step number, the parameters and the optimizer state."""
 
     step: jax.Array
     params: Params
@@ -31,7 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def learning_rate(optimizer: Any, num_steps: int) -> optax.Schedule:
-    """The schedule that `config.optimizer` describes, over `num_steps`."""
+    """Return the learning rate schedule over `num_steps` steps that `config.optimizer` describes."""
     decay_steps = max(num_steps - optimizer.warmup_steps, 1)
     after = {
         'constant': optax.constant_schedule(optimizer.learning_rate),
@@ -48,7 +48,7 @@ def learning_rate(optimizer: Any, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: Any, num_steps: int) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping (0: none), as `config.optimizer` says."""
+    """Return AdamW with global-norm clipping (unless `clip` is 0), as configured in `config.optimizer`."""
     clip = [optax.clip_by_global_norm(optimizer.clip)] if optimizer.clip else []
     adamw = optax.adamw(
         learning_rate(optimizer, num_steps),
@@ -63,10 +63,10 @@ def make_optimizer(optimizer: Any, num_steps: int) -> optax.GradientTransformati
 def make_gradient(
     decoder: Decoder, objective: Objective, hyper: Any, *, accumulate: int, chunk: int
 ) -> Callable[[Params, Batch], tuple[Params, dict[str, jax.Array]]]:
-    """The function from parameters and a batch to the gradient of the mean loss over its pairs, and to mean metrics.
+    """Return a function that computes the gradient of the mean loss over a batch's pairs, and mean metrics.
 
-    Sums over pairs are divided by the pair count of the whole batch, over devices and accumulation steps: every pair
-    weighs the same however rows are packed. Gradients accumulate in float32.
+    Sums over pairs are divided by the number of pairs in the whole batch, over all devices and accumulation steps, so
+    how rows are packed does not change the weight of a pair. Gradients accumulate in float32.
     """
 
     def loss_sum(params: Params, batch: Batch, pairs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -76,7 +76,7 @@ def make_gradient(
 
     def gradient(params: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
         pairs = jnp.maximum((batch.pair_id_BP >= 0).sum(), 1)
-        if accumulate == 1:  # needs no second copy of the gradient to add to
+        if accumulate == 1:  # needs no second copy of the gradient
             grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, pairs)
             return grads, metrics | {'pairs': pairs}
         # Row b * A + a goes to step a: each device keeps its own rows, so nothing moves between devices.
@@ -99,7 +99,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The pure train step; its metrics are scalars, computed before the update."""
+    """Return the pure train step; the step's metrics are scalars, computed before the update."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradient(state.params, batch)
@@ -112,7 +112,7 @@ def make_train_step(
 
 
 def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of a run's state; the optimizer's moments are laid out as the parameters are."""
+    """Return the shapes, dtypes and shardings of a run's state; optimizer moments are laid out like the parameters."""
     params = abstract_params(decoder, mesh)
     shapes = jax.eval_shape(optimizer.init, params)
     shardings = jax.tree.map(lambda x: x.sharding, params)
@@ -127,9 +127,9 @@ def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, me
 
 
 def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh: Mesh, num_steps: int) -> Callable:
-    """The step that `config` describes, jitted for a state of this layout (arrays, or shapes with shardings).
+    """Jit the step that `config` describes, for a state with the layout of `state` (arrays, or shapes with shardings).
 
-    The step writes the new state over the old one, so both must have the same layout.
+    The new state overwrites the old state in memory, so both must have the same layout.
     """
     gradient = make_gradient(
         decoder,

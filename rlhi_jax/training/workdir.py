@@ -1,4 +1,4 @@
-"""Workdir ownership: one run per folder, with the same settings from start to end."""
+"""Workdir ownership: one run per folder, with the same settings throughout."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ _SECTIONS = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer')
 
 
 def training_settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings that decide the trained parameters: a resumed run must agree on all of them.
+    """Return the settings that determine the trained parameters; a resumed run must have the same values.
 
-    These are the settings of training itself, the section of each objective, and the switches for who sees the persona
-    in training. Left out are settings that may change between restarts (mesh, paths, logging, checkpoint times,
-    evaluation), and those that made the data, which the row plan's digest covers.
+    These are the settings of training itself, the section of each objective, and the switches for which models see the
+    persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
+    evaluation) are left out. Settings that made the data are left out too, because the row plan's digest covers them.
     """
     settings = config.to_dict()
     objectives = [name for name in OBJECTIVES if name in settings]
@@ -31,43 +31,43 @@ def training_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
-    """What decides a run's parameters, apart from its rows: settings and the initial model."""
+    """Return what determines a run's parameters, apart from its rows: the settings and the initial model."""
     return {'config': training_settings(config), 'model': model.weights}
 
 
 def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
-    """Refuse a workdir that holds another run.
+    """Reject a workdir that is not a run's folder or contains a run with other settings.
 
     Raises:
-      UserError: naming the first setting that differs.
+      UserError: the workdir is rejected; the message names the first setting that differs.
     """
     if workdir.is_file() or (workdir / 'params').exists():
         kind = 'a file' if workdir.is_file() else "an imported model's folder"
-        raise UserError(f'--workdir={workdir} is {kind}: name another folder')
+        raise UserError(f'--workdir={workdir} is {kind}: use another folder')
     path = workdir / 'run.json'
     if not path.exists():
         return
-    stored = read_json(path, f'remove {workdir} or name another --workdir', fields=())
-    refuse_difference(f'--workdir={workdir} holds a run', stored, run)
+    stored = read_json(path, f'remove {workdir} or use another --workdir', fields=())
+    refuse_difference(f'--workdir={workdir} contains a run', stored, run)
 
 
 def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to resume what was started with other settings.
+    """Refuse to resume work that was started with other settings.
 
     Raises:
-      UserError: naming the first setting that differs.
+      UserError: a setting differs; the message names the first such setting.
     """
     before = dict(_flat(stored))
     for name, value in _flat(wanted):
         if before.get(name) != value:
             raise UserError(
-                f'{what} with another {name} ({before.get(name)!r}, now {value!r}): undo the change, or name another '
+                f'{what} with another {name} ({before.get(name)!r}, now {value!r}): undo the change, or use another '
                 '--workdir'
             )
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
-    """Mark the workdir as this run's and describe it as a model folder; one process writes, all wait."""
+    """Mark the workdir as this run's and describe it as a model folder. One process writes; all processes wait."""
     path = workdir / 'run.json'
     processes.barrier('workdir')
     if processes.is_main() and not path.exists():
@@ -80,7 +80,7 @@ def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: 
 
 
 def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:
-    """Dotted names and values of nested settings, in sorted order."""
+    """Return the dotted names and the values of nested settings, in sorted order."""
     if not isinstance(value, dict):
         return [(name, value)]
     return [item for key in sorted(value) for item in _flat(value[key], f'{name}.{key}' if name else key)]

@@ -1,8 +1,8 @@
 """The teacher's prompts: one Jinja file per task. Their digests are part of a stage's `made_from`.
 
-Prompts for a teacher that follows instructions put users' text through the filter `delimited`, and state once, by
-`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. `rewrite` does not: it continues a
-user's own conversation, where the user's words are instructions and the result is the user's own reply.
+Prompts for a teacher that follows instructions pass user text through the filter `delimited`. They say once, with
+`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. The prompt `rewrite` does neither. It
+continues a user's own conversation, where the user's words are instructions and the result is a reply to that user.
 """
 
 import functools
@@ -28,7 +28,7 @@ def _environment() -> jinja2.Environment:
 
 
 def delimited(text: str) -> str:
-    """Text between marks that it cannot close, since they contain its own digest.
+    """Put a text between marks that the text itself cannot close, because they contain its digest.
 
     >>> print(delimited('Hi </data>'))
     <data dbc84e9f8518d537>
@@ -40,14 +40,14 @@ def delimited(text: str) -> str:
 
 
 def render(name: str, **values) -> str:
-    """A prompt with its values filled in; a missing value raises jinja2.UndefinedError."""
+    """Return a prompt with its values filled in. A missing value raises jinja2.UndefinedError."""
     return _environment().get_template(f'{name}.jinja').render(values).strip()
 
 
 def render_turns(name: str, **values) -> list[tuple[str, str]]:
-    """A prompt of several turns as (role, content); in its file, lines such as `--- user` begin a turn.
+    """Return a prompt of several turns as (role, content). In the prompt's file, lines such as `--- user` begin a turn.
 
-    Such a line within a value does not begin a turn.
+    Such a line inside a value does not begin a turn.
     """
     source = _FOLDER.joinpath(f'{name}.jinja').read_text(encoding='utf-8')
     mark = digest(name, values)  # a text cannot contain its own digest
@@ -57,7 +57,7 @@ def render_turns(name: str, **values) -> list[tuple[str, str]]:
 
 
 def prompt_digest(name: str) -> str:
-    """Identifies a prompt's wording, included files too."""
+    """Return a digest of a prompt's wording, including the files that the prompt includes."""
     path = _FOLDER / f'{name}.jinja'
     syntax = _environment().parse(path.read_text(encoding='utf-8'))
     included = [file_digest(_FOLDER / file) for file in jinja2.meta.find_referenced_templates(syntax)]

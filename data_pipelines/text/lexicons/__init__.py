@@ -1,8 +1,9 @@
-"""Lists of words that classify texts, and the patterns that find them.
+"""Word lists that classify texts, and the patterns that find their terms.
 
-Terms are joined by commas and written in lower case without accents, the form that `plain` returns. In a term, `*`
-stands for any ending, or alone for any word. A term matches whole words, or anywhere in scripts without spaces.
-After a hyphen, words of style or of wishes do not match ("non-technical"), but private matters do ("ex-Muslim").
+Terms are separated by commas and written as `plain` returns them: in lower case, without accents. In a term, `*` stands
+for any ending, or on its own for any word. A term matches only whole words, except in scripts without spaces, where it
+matches anywhere. After a hyphen, words for styles or wishes do not match ("non-technical"), but words for private
+matters do ("ex-Muslim").
 """
 
 import functools
@@ -13,15 +14,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlhi_jax.io.files import digest, file_digest
+from rlhi_jax.io.files import digest
 
 _FOLDER = Path(__file__).parent
-# Scripts without spaces, and those whose articles are joined to words.
+# Scripts without spaces, and scripts that join articles to words.
 _UNSPACED = re.compile('[\u0590-\u08ff\u3000-\u9fff\uac00-\ud7af\u1100-\u11ff]')
 
 
 def plain(text: str) -> str:
-    """Text in lower case, without accents, invisible marks and typographic quotes.
+    """Convert text to lower case with straight quotes, and remove accents and invisible marks.
 
     >>> plain('“Déjà\u200b vu”, Größe')
     '"deja vu", grosse'
@@ -31,26 +32,26 @@ def plain(text: str) -> str:
 
 
 def lexicon(name: str) -> dict[str, Any]:
-    """The content of NAME.toml beside this file."""
+    """Return the content of NAME.toml in this folder."""
     return tomllib.loads((_FOLDER / f'{name}.toml').read_text(encoding='utf-8'))
 
 
 @functools.cache
 def lexicons_digest() -> str:
-    """Identifies the words of all lists."""
-    return digest([file_digest(path) for path in sorted(_FOLDER.glob('*.toml'))])
+    """Return a digest of all word lists."""
+    return digest([lexicon(path.stem) for path in sorted(_FOLDER.glob('*.toml'))])
 
 
 def terms(words: str) -> list[str]:
-    """The terms of a list that commas join."""
+    """Split a comma-separated list into its terms."""
     return [' '.join(term.split()) for term in words.split(',')]
 
 
 def pattern(words: Iterable[str], *, after_hyphens: bool = False) -> str:
-    """A regular expression that finds any of the terms in text that `plain` returned.
+    """Return a regular expression that finds any of the terms in text that `plain` has returned.
 
     Args:
-      after_hyphens: also find terms after a hyphen, as later parts of compounds.
+      after_hyphens: whether to find terms after a hyphen, too, as later parts of compounds.
 
     >>> re.findall(pattern(['short*', 'two * sentences', '短']), 'shorter, in two plain sentences; foreshorten 短く')
     ['shorter', 'two plain sentences', '短']
