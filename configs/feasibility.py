@@ -1,12 +1,12 @@
 """Can SmolLM2-135M learn to use a persona? Simulated users, three tastes with two opposite sides each, DPO.
 
-    --config=configs/feasibility.py:oracle       users state what they like; checkers pick the best and worst of 6
+    --config=configs/feasibility.py:oracle       users state what they like; checkers pick the best and worst reply of 6
     --config=configs/feasibility.py:inferred     the same, but personas are inferred from earlier conversations
     --config=configs/feasibility.py:complaints   inferred personas, and pairs made only from complaints
-    --config=configs/feasibility.py:oracle,smoke   a few replies and pairs, in two minutes; likewise for the others
+    --config=configs/feasibility.py:oracle,smoke   a few replies and pairs, in two minutes; also for the other variants
 
-Result (`tests/benchmarks/results/feasibility.json`): with oracle, the gap in satisfaction between a user's own
-persona and another user's rises by 0.175 [0.067, 0.300]. With inferred and complaints, the gap does not rise.
+Result (`tests/benchmarks/results/feasibility.json`): in the oracle variant, the gap in satisfaction between a
+user's own persona and another user's rises by 0.175 [0.067, 0.300]. In the other two variants, it does not rise.
 Hardware and time: two CPU cores, about half an hour for each variant.
 Command (`launch/feasibility.sh` runs all three):
 

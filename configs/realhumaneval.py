@@ -1,10 +1,10 @@
-"""Personas of programmers with earlier conversations: RealHumanEval's 823 requests from 79 users.
+"""Personas of programmers, made from their earlier conversations: RealHumanEval's 823 requests from 79 users.
 
     --config=configs/realhumaneval.py          all requests, labelled by the head that `launch/wildchat.sh` trains
     --config=configs/realhumaneval.py:smoke    forty conversations, labelled by the teacher, in minutes
 
-Result (`tests/benchmarks/results/realhumaneval.json`): almost no personas. Of 67 users with at least five requests, one
-has a persona, and that persona is about the task.
+Result (`tests/benchmarks/results/realhumaneval.json`): there are almost no personas. Of the 67 users with at least five
+requests, only one has a persona, and that persona is about the task.
 Hardware and time: two CPU cores, minutes.
 Command (each stage is a program; `launch/realhumaneval.sh` runs all of them):
 

@@ -1,4 +1,4 @@
-"""Real conversations: the whole loop with SmolLM2-135M on a WildChat file of 852, to two exported models.
+"""The whole loop on real conversations, from a WildChat file of 852 conversations to two exported SmolLM2-135M models.
 
     --config=configs/wildchat.py          all conversations, labelled by the head that `launch/wildchat.sh` trains
     --config=configs/wildchat.py:smoke    twelve conversations and a few pairs, labelled by the teacher
@@ -6,7 +6,7 @@
 The file has no user ids, so a persona is made from a user's first two turns, and pairs come from later turns.
 
 Result (`tests/benchmarks/results/wildchat.json`): the loop runs to its end, but SmolLM2-135M as its own teacher cannot
-rewrite replies in response to feedback: of 50 pairs that were read, 2 are right, and the artefact probe stops such
+rewrite replies in response to feedback: of 50 pairs that we read, 2 are right, and the artefact probe rejects such
 pairs. The loop needs a strong teacher (`config.teacher.path`).
 Hardware and time: two CPU cores, an hour and a half.
 Command (`launch/wildchat.sh` also trains the head):

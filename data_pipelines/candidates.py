@@ -43,10 +43,10 @@ _TEXT_FIELDS = ('id', 'user_id', 'persona', 'split')
 
 
 def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRecord]]:
-    """Return a function that reads the prompts to sample for: `config.candidates.max_prompts` training prompts at most.
+    """Return a function that reads at most `config.candidates.max_prompts` training prompts to sample replies for.
 
     Prompts with a persona are chosen first, because other prompts cannot teach a model to use personas. Within each
-    group, a hash decides. The function adds the counts of prompts that it leaves out to its argument.
+    group, a hash decides. The function counts the prompts that it leaves out in the Counter that it is given.
     """
 
     def rank(prompt: PromptRecord) -> tuple[bool, str]:
@@ -68,7 +68,7 @@ def _usable(config: ConfigDict, counts: Counter) -> Iterator[PromptRecord]:
 
 
 def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield the prompts in `config.data.prompts`. None of them counts as positive feedback."""
+    """Yield the prompts in `config.data.prompts`. None of these prompts counts as positive feedback."""
     path, seen = _prompts_file(config), set()
     personas = user_personas(config) if config.data.personas else None
     with open(path, 'rb') as file:
@@ -151,7 +151,7 @@ def _counted(candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candi
 
 
 def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[Candidate]:
-    """Yield the prompts with their sampled replies, if at least two replies differ."""
+    """Yield each prompt with its sampled replies if at least two of these replies differ."""
     config = task.config
     for block in in_blocks(prompts, BLOCK):
         asked = [

@@ -31,7 +31,7 @@ from rlhi_jax.io.progress import Progress
 
 
 def _interactions(config: ConfigDict) -> dict[str, Path]:
-    """The folder of interaction shards for each split."""
+    """Return the folder of interaction shards for each split that has one."""
     folders = dict(train=config.data.shards, validation=config.eval.shards)
     return {split: Path(folder) for split, folder in folders.items() if folder}
 
@@ -88,7 +88,7 @@ def _beam_options(beam: str) -> tfds.download.DownloadConfig:
 
 
 def _watched(shards: Mapping[str, Sequence[Shard]], progress: Progress) -> dict[str, list[Shard]]:
-    """Return the same shards, but reading a shard to its end updates the progress."""
+    """Wrap shards so that reading a shard to its end updates the progress."""
     done = itertools.count(1)
 
     def watched(shard: Shard) -> Shard:

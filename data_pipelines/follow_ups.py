@@ -1,10 +1,11 @@
-"""Labels each user turn after a reply, with a confidence and the words of the turn that support the label.
+"""Labels each user turn that follows a reply.
 
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
-`data_pipelines/labelling/labels.py` defines the labels. `config.follow_ups.labeller` is either 'teacher' or
-'head', a head trained with `data_pipelines/head_labels.py`. Rewrites and personas are made from turns labelled
-`reattempt_with_feedback`. Such a turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
+`data_pipelines/labelling/labels.py` defines the labels. Each label comes with a confidence and the words of the turn
+that support it. `config.follow_ups.labeller` is either 'teacher' or 'head', a head trained with
+`data_pipelines/head_labels.py`. Rewrites and personas are made from turns labelled `reattempt_with_feedback`. Such a
+turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
 """
 
 from collections import Counter
@@ -45,7 +46,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
-    """Return the judgements of turns, keyed by turn id; None if the labeller gives no judgement."""
+    """Return the judgement of each turn, keyed by turn id, or None for a turn without a judgement."""
     repeated = {turn.id: Judgement(AGAIN, 1.0, turn.text) for turn in turns if repeats(turn)}
     others = [turn for turn in turns if turn.id not in repeated]
     if task.config.follow_ups.labeller == 'head':

@@ -3,15 +3,15 @@
     python -m data_pipelines.forget --config=configs/NAME.py --user=ID [--user=ID …] [--workdir=DIR]
 
 Searches the paths in the config and all folders below them. With --workdir, it also searches everything in a loop's
-folder, or in a folder that contains several loops. If a stage is writing one of the folders found, the program stops
-and changes nothing. Pass user ids as they appear in records: as keys, if a salt is set.
+folder, or in a folder that contains several loops. If a stage is writing one of these folders, the program stops and
+changes nothing. Pass user ids as they appear in records: as keys, if a salt is set.
 
 First, the users are added to the list `config.ingest.opt_out`, which excludes them from later ingests. Everybody on
-that list is forgotten. Then, if anything from these users is found:
+that list is forgotten. Then, if any data from these users is found:
 
 - Records, preferences, claims and shards are rewritten without these users.
-- Folders that mix the texts of several users or are cheap to make again are removed: row plans, data sets, cards and
-  evaluations of simulated users. So are reports, the teacher's cache and unfinished work.
+- Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
+  cards and evaluations of simulated users. Reports, the teacher's cache and unfinished work are removed, too.
 - Manifests are updated so that finished stages stay up to date. They keep the counts from the original work, and record
   under `forgotten` how many records have since been removed from each file.
 
@@ -19,9 +19,10 @@ The remaining records are the ones that the stages would make from data without 
 conversations, turns or prompts was reached.
 
 Weights cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that started
-from such a run's parameters. Every call lists these runs: remove them and train again. No file records what was
-exported from them. Follow-up heads contain no text, but were trained on the turns of everyone who was labelled at the
-time. Files that no stage wrote (raw data, labels, preferences) are not changed, so clean them yourself.
+from such a run's parameters. Every call lists these runs: remove them and train again. Also remove what was
+exported from them, which no file records. Follow-up heads contain no text, but were trained on the turns of everyone
+who was labelled at the time. Files that no stage wrote (raw data, labels, preferences) are not changed, so clean them
+yourself.
 """
 
 import contextlib
@@ -67,7 +68,7 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: the number of records (keyed by file), trees or lines removed from each path; {} for a whole folder.
+      removed: how many records (keyed by file), trees or lines were removed, keyed by path; {} if the whole folder was.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
       heads: the folders of all follow-up heads, whoever they were trained on.
@@ -80,7 +81,9 @@ class Report(NamedTuple):
 
 
 class _State:
-    """What is known about forgotten users; stored on disk until the call is done, because cleaned folders lose it.
+    """What is known about forgotten users.
+
+    It is stored on disk until the call is done, because cleaned folders no longer contain it.
 
     Attributes:
       resumed: whether an interrupted call left its state on disk.
@@ -287,7 +290,7 @@ def _update_digests(folders: list[Path], state: _State) -> None:
 
 
 def _heads(config: ConfigDict, traces: Traces) -> list[Path]:
-    """The folders of follow-up heads among the traces, and the follow-up head in the config."""
+    """Return the folders of the follow-up heads among the traces and of the head in the config."""
     folders = [*traces.outputs, *([Path(config.follow_ups.head).resolve()] if config.follow_ups.head else [])]
     return sorted({path for path in folders if (manifest_of(path) or {}).get('stage') == 'head_labels'})
 
@@ -295,7 +298,7 @@ def _heads(config: ConfigDict, traces: Traces) -> list[Path]:
 def in_words(report: Report, opt_out: str) -> list[str]:
     """Return the lines to print for a report."""
     lines = [
-        f'{path}: {json.dumps(counts)} removed' if counts else f'{path}: removed: run its stage to make it again'
+        f'{path}: {json.dumps(counts)} removed' if counts else f'{path} was removed: rerun its stage to recreate it'
         for path, counts in report.removed.items()
     ]
     lines += [
@@ -311,7 +314,7 @@ def in_words(report: Report, opt_out: str) -> list[str]:
         for path in report.runs
     ]
     lines += [
-        f'{head}: this head contains no text, but was trained on the turns of everyone who was labelled: if that '
+        f'{head}: this head contains no text, but was trained on the turns of everyone who was labelled; if that '
         'includes a forgotten user, train it again'
         for head in report.heads
     ]

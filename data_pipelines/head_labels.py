@@ -3,7 +3,7 @@
     python -m data_pipelines.head_labels --config=configs/NAME.py --labels=LABELS.jsonl --to=DIR
 
 The labels are JSON lines with the `id` (CONVERSATION/TURN_INDEX) and `label` of turns in `config.data.conversations`.
-They can be written by hand, or be the records.jsonl of a `follow_ups` folder that a teacher labelled.
+Write them by hand, or use the records.jsonl of a `follow_ups` folder that a teacher labelled.
 `data_pipelines/labelling/by_head.py` describes the head. Before the head is written, heads are cross-validated over
 clusters of conversations. The report is printed and stored in the folder. It gives the precision of mining
 `reattempt_with_feedback` at each confidence threshold.
@@ -44,8 +44,8 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
     if not enough or not all(0 < sum(labels[i] == FEEDBACK for i in fit) < len(fit) for fit, _ in folds(clusters)):
         raise UserError(
             f'{path}: {len(turns)} of {len(label_of)} turns are in config.data.conversations, and {feedback} of them '
-            f'are {FEEDBACK}: label at least {FOLDS} turns as {FEEDBACK} and some as other labels, with turns of '
-            f'both kinds in several of at least {FOLDS} clusters'
+            f'are {FEEDBACK}: label at least {FOLDS} turns as {FEEDBACK} and some turns with other labels; both '
+            f'kinds must occur in several of at least {FOLDS} clusters'
         )
     return turns, labels, clusters
 

@@ -3,9 +3,9 @@
     python -m data_pipelines.ingest --config=configs/NAME.py
 
 Reads `config.data.raw`: files, folders and data sets on the Hugging Face hub (hf://OWNER/NAME, `rlhi_jax/io/hub.py`),
-separated by commas. The files are JSON lines (.jsonl, .jsonl.gz) or parquet; `config.ingest.fields` says where their
-fields are. The manifest records the commit that was read from the hub. A later commit counts as different input, so pin
-the commit that you want: hf://OWNER/NAME@COMMIT.
+separated by commas. The files are JSON lines (.jsonl, .jsonl.gz) or parquet; `config.ingest.fields` says where to
+find each field. The manifest records the commit that was read from the hub. A later commit counts as different input,
+so pin the commit that you want: hf://OWNER/NAME@COMMIT.
 
 Unusable records are skipped and counted by reason. So are duplicates and records that another record continues, because
 each call in a serving log repeats the conversation so far (`data_pipelines/raw/selection.py`).
@@ -66,13 +66,15 @@ from rlhi_jax.io.hub import Snapshot, on_hub, snapshot
 from rlhi_jax.io.progress import Progress
 
 READ = ('*.jsonl', '*.jsonl.gz', '*.parquet')
-MEMORY = '256MB'  # for DuckDB's buffers, which about 300,000 conversations fill; the rest is on disk
+MEMORY = '256MB'  # for DuckDB's buffers; about 300,000 conversations fill them, and the rest is on disk
 MAX_FILES = 500  # files open at once in the final sort
 _POLL_SECONDS = 0.2
 
 
 def raw_files(config: ConfigDict) -> list[Path]:
-    """List the files to read for `config.data.raw`; in a folder with files named after splits, only those files.
+    """List the files to read for `config.data.raw`.
+
+    If a folder contains files named after splits, only those files are listed.
 
     Raises:
       UserError: a path does not exist, contains no raw files, or cannot be fetched from the hub.
@@ -85,7 +87,7 @@ def _to_read(files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _skipped_files(config: ConfigDict) -> int:
-    """The number of files that are not read because other files in their folder are named after splits."""
+    """Count the files that are not read because other files in their folder are named after splits."""
     return sum(len(files) - len(_to_read(files)) for files in _files_by_name(config))
 
 
@@ -121,14 +123,14 @@ def from_hub(name: str) -> Snapshot:
 
 
 def file_split(path: Path) -> str:
-    """The split in a file name like `test.jsonl.gz` or `test-00000-of-00002.parquet`; '' if the name has no split."""
+    """Return the split in a name like `test.jsonl.gz` or `test-00000-of-00002.parquet`; '' if there is no split."""
     name = re.split(r'[.-]', path.name)[0]
     return name if name in SPLITS else ''
 
 
 @functools.cache
 def _digest_of(path: Path, size: int, changed: int) -> str:
-    """The digest of a file, cached so that an unchanged file is read only once per process."""
+    """Return the digest of a file, cached so that an unchanged file is read only once per process."""
     return file_digest(path)
 
 
@@ -176,8 +178,8 @@ def _chunks(config: ConfigDict) -> list[Chunk]:
     by_split = {file_split(path): path for path in files}
     if unnamed := len(by_split) > 1 and by_split.pop('', None):
         raise UserError(
-            f'config.data.raw: {next(iter(by_split.values()))} is named after a split, but {unnamed} is not: name all '
-            'files after splits, or none'
+            f'config.data.raw: {next(iter(by_split.values()))} is named after a split, but {unnamed} is not: name '
+            'either all files after splits or none of them'
         )
     all_chunks = [chunk for path in files for chunk in chunks(path, file_split(path) if len(by_split) > 1 else '')]
     if not all_chunks:
@@ -229,7 +231,7 @@ def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
                 if any(statuses) or (missing and None not in statuses):
                     raise UserError(
                         f'config.data.raw: a worker failed (exit status {statuses}): see its message above, fix the '
-                        'cause and run ingest again'
+                        "cause and rerun the 'ingest' stage"
                     )
             progress.update(len(parts))
         finally:

@@ -2,7 +2,7 @@
 
     python -m data_pipelines.oracle_scores --config=configs/NAME.py
 
-If no reply to a prompt satisfies any taste, the replies to that prompt get no scores, because none is the best.
+If no reply to a prompt satisfies any taste, the replies to that prompt get no scores, because no reply is the best.
 """
 
 from collections import Counter

@@ -39,7 +39,7 @@ def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRec
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
-    """Yield pairs in which the best-scored of N replies is preferred to the worst-scored."""
+    """Yield pairs in which the best-scored of N replies is preferred to the worst-scored reply."""
     scored = _scores(config) if config.data.scores else None
     for record in read_records(config, 'candidates'):
         counts['candidates_read'] += 1
@@ -47,7 +47,7 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceR
         if 'scores' not in record:
             raise UserError(
                 'the replies in config.data.candidates have no scores: either set config.candidates.reward_model and '
-                'run the stage candidates again, or set config.data.scores'
+                "rerun the 'candidates' stage, or set config.data.scores"
             )
         if sides := best_and_worst(record, config.pairs.min_score_gap, counts):
             yield _preference(record, *sides, BEST_WORST)
@@ -93,11 +93,9 @@ def _scores(config: ConfigDict) -> Iterator[CandidateScores]:
       UserError: the scores were made from other candidates.
     """
     folder, candidates = input_folder(config, 'scores'), input_digest(config, 'candidates')
-    manifest = read_json(folder / 'manifest.json', 'run its stage again', fields=())
+    manifest = read_json(folder / 'manifest.json', "rerun the 'oracle_scores' stage", fields=())
     if manifest.get('made_from', {}).get('candidates', candidates) != candidates:
-        raise UserError(
-            f'config.data.scores: {folder} was made from other candidates: run the stage oracle_scores again'
-        )
+        raise UserError(f"config.data.scores: {folder} was made from other candidates: rerun the 'oracle_scores' stage")
     return read_records(config, 'scores')
 
 
@@ -106,8 +104,8 @@ def _scores_of(record: Candidate, scored: Iterator[CandidateScores]) -> list[flo
     scores = next(scored, None)
     if scores is None or scores['id'] != record['id']:
         raise UserError(
-            f'config.data.scores: no scores of {record["id"]!r} at its place in config.data.candidates: run the stage '
-            'oracle_scores again'
+            f'config.data.scores: expected scores for {record["id"]!r} next, in the order of config.data.candidates: '
+            "rerun the 'oracle_scores' stage"
         )
     return scores['scores']
 

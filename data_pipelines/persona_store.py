@@ -74,7 +74,7 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
 
 
 def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
-    """Return the record in a file whose `field` is `name`."""
+    """Search a file for the record whose `field` is `name`, and return it."""
     for record in stream_records(path):
         if record[field] == name:
             return record
@@ -91,7 +91,7 @@ def _claim_in_words(claim: Claim) -> str:
 def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
     """Add a correction to the file of corrections, apply it to the store, and return the store's counts.
 
-    The result is what the stage would write with the correction. Only the counts of the teacher's answers can differ,
+    The result is the same as if the stage ran with the correction. Only the counts of the teacher's answers can differ,
     because the stage does not ask the teacher about deleted remarks.
 
     Raises:
@@ -110,9 +110,13 @@ def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
 def _add_correction(config: ConfigDict, folder: Path, correction: dict[str, str]) -> None:
     """Add a correction to the file of corrections, or raise a UserError if the correction cannot be applied."""
     path = corrections_path(config)
-    made_from = read_json(folder / 'manifest.json', 'run personas again', fields=['made_from', 'counts'])['made_from']
+    made_from = read_json(folder / 'manifest.json', "rerun the 'personas' stage", fields=['made_from', 'counts'])[
+        'made_from'
+    ]
     if made_from != REBUILD.made_from(config):
-        raise UserError(f'config.data.personas: {folder} was made from other input or settings: run personas again')
+        raise UserError(
+            f"config.data.personas: {folder} was made from other input or settings: rerun the 'personas' stage"
+        )
     if user := correction.get('delete_user'):
         _record_named(folder / USERS, 'user_id', user, '--user')
     else:
@@ -134,8 +138,8 @@ def _corrected_claims(config: ConfigDict, path: Path, counts: Counter) -> Iterat
 
 
 def _rebuild(task: Task) -> dict[str, int]:
-    """Rebuild the store from its corrected claims. Counts that the claims do not determine stay unchanged."""
-    manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', 'run personas again')
+    """Rebuild the store from its corrected claims. Counts that do not depend on the claims stay unchanged."""
+    manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', "rerun the 'personas' stage")
     before = Counter(manifest['counts'])
     before['remarks'] -= manifest.get('forgotten', {}).get(CLAIMS, 0)  # the claims of forgotten remarks are gone
     staying = ('remarks', 'remarks_without_answer', 'deleted')

@@ -1,4 +1,4 @@
-"""Turns user feedback into claims about what users like, and into a persona at every turn from earlier turns only.
+"""Turns user feedback into claims about what users like, and makes every turn's persona from earlier turns only.
 
     python -m data_pipelines.personas --config=configs/NAME.py
 
@@ -11,7 +11,7 @@ The stage has four steps:
 2. The teacher writes one sentence that says what each remark shows about its author's tastes. With
    `config.personas.writer='quotes'`, the remark itself is used as the sentence.
 3. Sentences that satisfy the rules in `data_pipelines/persona/audit.py` become claims. Other sentences are never
-   written. A remark without a claim is counted under the rule that it or its first sentence breaks.
+   stored. A remark without a claim is counted under the rule that it or its first sentence breaks.
 4. It writes the store, in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from
@@ -79,7 +79,7 @@ def _remark(author: Author, turn: FollowUp) -> Remark:
 
 
 def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
-    """Return the sentences that the teacher's samples say about each remark, keyed by the remark's quote.
+    """Return the sentences that the teacher wrote about each remark, keyed by the remark's quote.
 
     A sentence is '' if its sample was cut off within the first line. The list is empty if the prompt is too long or the
     teacher refuses it. With `config.personas.writer='quotes'`, the remark itself is the only sentence.
@@ -121,7 +121,7 @@ def _claims_of_author(
 ) -> list[Claim]:
     """Make a claim from each remark, using its first sentence that satisfies the rules.
 
-    If no sentence does, count the fault of the first sentence.
+    If no sentence satisfies them, count the fault of the first sentence.
     """
     claims = []
     for remark in remarks:

@@ -112,7 +112,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _feedback(config: ConfigDict, counts: Counter) -> Iterator[Case]:
-    """Yield the feedback turns that ask for a rewrite. Other turns are counted by reason."""
+    """Yield the feedback turns that ask for a rewrite. Other turns are skipped and counted by reason."""
     folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
     for conversation, (follow_ups, turn_personas) in side_by_side(config, *folders):
         personas = {turn['id']: turn['persona'] for turn in turn_personas}
@@ -153,7 +153,7 @@ def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Rew
 
 
 def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield the cases with the reply to improve: the logged reply, or the policy's own reply."""
+    """Yield each case with the reply to improve, which is the logged reply or the policy's own reply."""
     if not task.config.rewrites.regenerate:
         yield from (case._replace(original=case.turn['reply']) for case in cases)
         return
@@ -174,7 +174,7 @@ def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[C
 
 
 def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield the cases whose feedback is hardly less likely after the regenerated reply than after the logged reply."""
+    """Yield the cases whose feedback is at least nearly as likely after the regenerated as after the logged reply."""
     for block in in_blocks(cases, BLOCK):
         questions = []
         for case in block:
@@ -194,7 +194,7 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
 
 
 def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield the cases with the sampled rewrites that pass the filters. A case may have no such rewrites."""
+    """Yield each case with its sampled rewrites that pass the filters. There may be no such rewrites."""
     settings = task.config.rewrites
     keep = 1 if settings.from_scratch else 3  # request, reply and feedback
     for block in in_blocks(cases, BLOCK):
@@ -226,7 +226,7 @@ def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts
 
 
 def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield the cases with only the sample that has the largest gain."""
+    """Yield each case with only its best sample, which is the one with the largest gain."""
     for block in in_blocks(cases, BLOCK):
         gains = _gains(task, [case for case in block if case.samples])
         for case in block:
@@ -245,8 +245,8 @@ def _remark(case: Case, feedback: str) -> Turns:
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
     """Return log p(sample | request, original, feedback) - log p(sample | request, original, dislike) for each sample.
 
-    The gains are in nats and keyed by case id. A gain is None if its text fits no row. The samples of a case are leaves
-    of the same tree.
+    The gains are in nats and keyed by case id. A gain is None if its text does not fit in a row. The samples of
+    a case are leaves of the same tree.
     """
     questions = []
     for case in cases:

@@ -1,9 +1,9 @@
-"""Measure how well a policy satisfies simulated users with their own persona, another user's persona or none.
+"""Measure how well a policy satisfies simulated users with their own persona, another user's persona or no persona.
 
     python -m data_pipelines.satisfaction --config=configs/NAME.py
 
 The stage samples a reply from `config.satisfaction.model` to every prompt of the held-out users, in each condition of
-`config.satisfaction.conditions`. It checks each reply against the user's tastes. The gap G = own − other measures how
+`config.satisfaction.conditions`. It checks each reply against the user's tastes. The gap G = own − other shows how
 much the policy uses personas. The other user has the opposite of every taste, so a model that ignores the persona has
 G = 0. `data_pipelines/simulator/summary.py` uses the gap to compare models.
 """
@@ -83,7 +83,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Counter) -> list[Question]:
-    """Return the prompts to evaluate, each under every condition. Other prompts are counted by reason."""
+    """Return the prompts to evaluate, each under every condition. Other prompts are skipped and counted by reason."""
     settings = config.satisfaction
     prompts = load_prompts(config, settings.split)
     counts['prompts_read'] = len(prompts)
@@ -91,7 +91,8 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
     if not personas:
         raise NothingToEvaluate(
             f'config.satisfaction.split: no prompt in {settings.split!r} can be evaluated (counts: {dict(counts)}): '
-            'add users to the split. With inferred personas, use the test split: no other has users of opposite tastes'
+            'add users to the split. With inferred personas, use the test split, because it is the only split that has '
+            'users with opposite tastes'
         )
     prompts = [prompt for prompt in prompts if prompt['id'] in personas]
     if most := settings.max_prompts:
@@ -108,7 +109,7 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
 def _record(
     config: ConfigDict, users: dict[str, SimulatedUser], question: Question, reply: Reply
 ) -> SatisfactionRecord:
-    """Return the record of a reply, with the results of checking the user's tastes."""
+    """Return the record of a reply, with the results of checking it against the user's tastes."""
     prompt, request = question.prompt, request_of(question.prompt)
     tastes = tastes_of(config, users[prompt['user_id']], prompt)
     return SatisfactionRecord(

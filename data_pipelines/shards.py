@@ -35,8 +35,8 @@ from rlhi_jax.io.files import digest, file_digest
 def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:
     """Yield usable preferences in order, and count every line as kept or under the reason for dropping it.
 
-    Blank lines are skipped. A preference without an id gets the id FILE:LINE. If several files have the same name, it
-    gets N/FILE:LINE, where N is the position of the file in the list of inputs, counted from 1.
+    Blank lines are skipped. A preference without an id gets the id FILE:LINE, or N/FILE:LINE if several files have the
+    same name. N is the position of the file in the list of inputs, counted from 1.
 
     Raises:
       UserError: a compressed file is damaged.

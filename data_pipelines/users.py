@@ -1,4 +1,4 @@
-"""Prints the key that records contain instead of a user's address or id if `config.ingest.salt` is set.
+"""Prints the key that replaces a user's address or id in records if `config.ingest.salt` is set.
 
     python -m data_pipelines.users --config=configs/NAME.py --user=ADDRESS [--header='{"user-agent": …}']
 

@@ -1,12 +1,13 @@
-"""Compile the real programs for a TPU topology on a machine without a TPU, and report the needs per chip.
+"""Compile the real programs for a TPU topology on a machine without a TPU, and report what each chip needs.
 
     python -m rlhi_jax.aot --config=configs/NAME.py --topology=v5p:2x2x4 [--model=CONFIG.json]
 
 Prints one JSON object for each program in `--programs` (train, score, sample): HBM per chip, FLOPs in closed form,
-bytes that each chip sends to others, and compile time in seconds. Exits with status 1 if a program does not fit. With
-`--sweep`, compiles the train step for every mesh and remat policy instead, and prints the best combination that fits:
-the fewest FLOPs, then the fewest bytes sent. `--model` is a Hugging Face config.json, to plan for a model that is not
-on this machine. Needs libtpu (`pip install -e '.[aot]'`).
+bytes that each chip sends to other chips, and compile time in seconds. Exits with status 1 if a program does not fit.
+With `--sweep`, compiles the train step for every mesh and remat policy instead, and prints the best combination that
+fits. The best combination has the fewest FLOPs and, among combinations with equal FLOPs, the fewest bytes sent. To plan
+for a model that is not on this machine, set `--model` to its Hugging Face config.json. Needs libtpu
+(`pip install -e '.[aot]'`).
 
 FLOPs are for full rows: `config.rows.pairs` trees, each with one prefix and two replies, and `config.rows.scored` reply
 tokens in all.
@@ -87,7 +88,7 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
 
 
 def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
-    """The decoder for train and score, and the number of rows it takes at once, which the mesh must divide."""
+    """The decoder for train and score, and the number of rows in one call, which the mesh must divide."""
     rows = config.train.batch_rows // config.train.accumulate
     check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
     return Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat), rows
@@ -142,7 +143,8 @@ def row_work(config: ConfigDict) -> Work:
 def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
     """TFLOPs of one run of a program on all chips, grouped by part.
 
-    For train, also TFLOPs per pair, including one forward pass of the reference model if the objective uses one.
+    For train, the result also contains the TFLOPs per pair, which include one forward pass of the reference model if
+    the objective uses one.
     """
     if program == 'sample':  # one decode call, which reads the slots' whole caches
         how = sampling(config)
@@ -216,7 +218,7 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """Of the reports that fit, the one with the fewest FLOPs per pair, then with the fewest bytes between chips."""
+    """Return the report with the fewest FLOPs per pair, then the fewest bytes sent, among the programs that fit."""
     fitting = [report for report in reports if report['fits']]
     return min(fitting, key=lambda r: (r['tflops']['a_pair'], sum(r['collective_gib'].values())), default=None)
 

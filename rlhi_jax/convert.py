@@ -56,7 +56,7 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
         downloaded = snapshot(source, 'model', _HUB_FILES, '--source')
         path, origin = downloaded.folder, downloaded.name
     if not path.exists():
-        raise UserError(f'--source={source}: {path} does not exist: use an existing folder or file')
+        raise UserError(f'--source={source} points to {path}, which does not exist: use an existing folder or file')
     if template is not None and template not in layouts():
         raise UserError(f'--template={template} is not one of our layouts: choose one of {", ".join(layouts())}')
     with new_folder(to, overwrite=overwrite) as folder:
@@ -88,7 +88,7 @@ def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, ov
       overwrite: whether to replace an earlier export at `to`.
 
     Raises:
-      UserError: the checkpoint is missing or damaged, or no Hugging Face class computes the model.
+      UserError: the checkpoint is missing or damaged, or no Hugging Face class implements the model.
     """
     model = open_model(checkpoint, step)
     params = restore_params(model, _host_params(model.spec))
@@ -119,7 +119,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> None:
-    """Leave a single chat template in the folder, after extending it for personas and checking it."""
+    """Extend the chat template for personas, check it, and leave it as the only template in the folder."""
     config = read_json(folder / 'tokenizer_config.json', 'import the model again', fields=())
     jinja = config.pop('chat_template', None)
     if isinstance(jinja, list):  # several named templates
@@ -130,7 +130,7 @@ def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> No
     if template is not None:
         jinja = layouts()[template].read_text(encoding='utf-8')
     if jinja is None:
-        raise UserError(f'--source has no chat template: pass --template=NAME, one of: {", ".join(layouts())}')
+        raise UserError(f'--source has no chat template: pass --template=NAME (NAME is one of {", ".join(layouts())})')
     write_json(folder / 'tokenizer_config.json', config)
     extended = extend(jinja, load_tokenizer(folder), special_tokens(folder), placement=persona_in)
     write_bytes(path, extended.encode())

@@ -111,11 +111,12 @@ class HeldOut(NamedTuple):
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
     """Score the held-out pairs under each condition; return the result, also written to WORKDIR/evaluation.
 
-    Step 0 is the model that training starts from, with the same new reward head, if any, as training would create. None
-    is the latest step.
+    Step 0 is the model that training starts from; if training adds a reward head, this model gets the same new head. If
+    `step` is None, the latest step is evaluated.
 
     Raises:
-      UserError: the workdir or the held-out shards are missing, damaged or empty, or the run had other settings.
+      UserError: the workdir or the held-out shards are missing, damaged or empty, or the run was trained with other
+        settings.
     """
     initial = open_model(config.model.path)
     model = initial if step == 0 else open_model(workdir, step)
@@ -157,7 +158,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
     Raises:
       UserError: the shards are missing, damaged or empty.
-      NothingToEvaluate: no pair fits a row, or no two users have different personas.
+      NothingToEvaluate: no pair fits in a row, or no two users have different personas.
     """
     shards = Shards(Path(config.eval.shards))
     template = ChatTemplate.load(model.tokenizer_path)
@@ -175,7 +176,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
 
 def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
-    """Return the result that `evaluate` wrote for a step with these held-out shards and settings, or None."""
+    """Return the result that `evaluate` wrote for a step with these held-out shards and settings, if any."""
     shards = Shards(Path(config.eval.shards)).digest
     path = workdir / 'evaluation' / evaluation_name(step, shards)
     if not path.exists():

@@ -114,7 +114,7 @@ class Round:
             self.report['funnel'][name] = stage.run(config)
 
     def mine(self) -> None:
-        """Conversations → labelled follow-ups → personas → rewrites."""
+        """Turn conversations into labelled follow-ups, personas and rewrites."""
         if self.config.loop.simulated:
             self.make(simulated.STAGE, self.config)
         if not self.config.loop.oracle_personas:
@@ -124,13 +124,13 @@ class Round:
             self.make(rewrites.STAGE, self.config)
 
     def sample_candidates(self) -> None:
-        """Requests → sampled replies, scored by the reward model or by the oracle."""
+        """Sample replies to requests, and score them with the reward model or the oracle."""
         self.make(candidates.STAGE, self.config)
         if self.config.loop.method == 'oracle':
             self.make(oracle_scores.STAGE, self.config)
 
     def train(self, objective: str) -> None:
-        """Pairs → shards → rows → training → accuracy on held-out pairs."""
+        """Make pairs, shards and rows, train on them, and measure accuracy on held-out pairs."""
         config, folder = training_config(self.config, self.workdir, objective), self.workdir / objective / 'run'
         self.make(pairs.STAGE, config, f'{objective}: pairs')
         self.make(shards.STAGE, config, f'{objective}: shards')
@@ -143,7 +143,7 @@ class Round:
         with self.timed(f'{objective}: training'):
             if not train(config, folder):
                 raise Stopped
-        probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run again')['probe']
+        probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run the same command again')['probe']
         section = self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
         if has_validation:
             with self.timed(f'{objective}: evaluation'):
@@ -210,7 +210,7 @@ def _check(config: ConfigDict) -> None:
     if config.loop.oracle_personas and config.loop.method != 'oracle':
         raise UserError(
             f'config.loop.oracle_personas=True skips the conversations that config.loop.method={config.loop.method!r} '
-            "needs: set it to False, or set config.loop.method='oracle'"
+            "needs: set oracle_personas to False, or set config.loop.method='oracle'"
         )
     if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
         raise UserError(
@@ -223,7 +223,7 @@ def _check(config: ConfigDict) -> None:
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
-    """Reject a workdir that belongs to another config, whose stages would contradict those of this config."""
+    """Reject a workdir that was started with another config, because its results would not match this config."""
     settings = config.to_dict()
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
         *sections, key = name.split('.')
@@ -239,7 +239,10 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dict[str, Any]:
-    """Return the evaluation of each step under its name, or the reason in `not_evaluated` if none is possible."""
+    """Return the evaluation of each step under its name, and an empty `not_evaluated`.
+
+    If nothing can be evaluated, return only the reason, under `not_evaluated`.
+    """
     try:
         evaluations = {
             name: stored_evaluation(config, folder, step) or evaluate(config, folder, step)
@@ -258,7 +261,7 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
     if counts := report['funnel'].get('personas'):
         share = counts['turns_with_persona'] / max(counts['turns'], 1)
         lines.append(
-            f'{share:.0%} of the turns that can be mined have a persona; about the other users, nothing is known yet.'
+            f'{share:.0%} of the turns that can be mined have a persona; nothing is known yet about the other users.'
         )
     if not config.teacher.path and config.loop.method != 'oracle':
         lines.append(

@@ -40,7 +40,7 @@ from rlhi_jax.training.rows import abstract_batch, open_rows
 from rlhi_jax.training.step import TrainState, abstract_state, jit_train_step, make_optimizer
 from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
 
-STOPPED = 75  # exit status of a run that was asked to stop and is saved; start it again (EX_TEMPFAIL in sysexits.h)
+STOPPED = 75  # exit status if a run was asked to stop and can be resumed (EX_TEMPFAIL in sysexits.h)
 
 
 class Run(NamedTuple):
@@ -73,7 +73,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
       Whether the run is complete.
 
     Raises:
-      UserError: any user error before long work starts; during training, only if the loss or gradient is not finite.
+      UserError: the configuration or inputs are invalid (checked before training starts), or the loss or gradient
+        becomes non-finite during training.
     """
     run = set_up(config, workdir)
     RESIDENT.release()  # a stage in this process may have left a model in memory

@@ -96,7 +96,7 @@ VALUES = {
     'beam': ('nothing', "'nothing'", '--runner=DirectRunner'),
     'model.path': ('http://host/v1', 'is a URL', 'config.teacher.path'),
     'candidates.reward_model': ('gs://b/m', 'is a URL'),
-    'teacher.path': ('http://user:secret@host/v1', 'user and password', 'config.teacher.key_variable'),
+    'teacher.path': ('http://user:secret@host/v1', 'username or password', 'config.teacher.key_variable'),
     'satisfaction.conditions': ('own,opposing', "'own,opposing'", "'other'"),
     'train.accumulate': (3, '(3)', 'must divide config.train.batch_rows (32)'),
     'model.logprob_chunk': (100, '(100)', 'must divide config.rows.scored (1024)'),

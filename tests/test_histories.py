@@ -77,9 +77,7 @@ def test_records_in_another_order_are_refused(tmp_path, names):
 @pytest.mark.parametrize('users', ['vu', 'uvu', ' u'])
 def test_users_in_another_order_are_refused(tmp_path, users):
     c, *_ = written(tmp_path, [(user.strip(), (), ()) for user in users])
-    with pytest.raises(
-        UserError, match='config.data.conversations: the conversations are not sorted by user .*: run ingest again'
-    ):
+    with pytest.raises(UserError, match='config.data.conversations is not sorted by user .*: rerun the .ingest. stage'):
         list(authors(c))
 
 
@@ -209,9 +207,7 @@ def test_a_folder_of_another_stage_and_a_damaged_record_are_named(tmp_path):
         input_folder(c, 'personas')
     path = tmp_path / 'rewrites' / 'records.jsonl'
     path.write_bytes(path.read_bytes() + b'{"text": "half')
-    with pytest.raises(
-        UserError, match=r'records.jsonl, line 2 is damaged: remove \S+rewrites and run its stage again'
-    ):
+    with pytest.raises(UserError, match=r'records.jsonl, line 2 is damaged: remove \S+rewrites and rerun its stage'):
         list(read_records(c, 'rewrites'))
 
 

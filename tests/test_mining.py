@@ -222,8 +222,8 @@ def test_best_over_worst(tmp_path):
     'names, made_from, problem',
     [
         ('ab', 'these', ''),
-        ('a', 'these', "no scores of 'b'"),
-        ('ba', 'these', "no scores of 'a'"),
+        ('a', 'these', "expected scores for 'b' next"),
+        ('ba', 'these', "expected scores for 'a' next"),
         ('ab', 'others', 'made from other candidates'),
     ],
 )

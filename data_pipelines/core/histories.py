@@ -19,7 +19,8 @@ from rlhi_jax.io.progress import Progress
 def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversation, list[list[Record]]]]:
     """Yield each conversation with its records from each of the other files. Every file is read once.
 
-    The ids in the other files are turn ids. Their records must be in the order of `config.data.conversations`.
+    The ids of the records in the other files are turn ids. Those records must be in the order of
+    `config.data.conversations`.
 
     Raises:
       UserError: a file has records from an unknown conversation, or its records are in another order.
@@ -78,8 +79,7 @@ def authors(config: ConfigDict, *others: Path) -> Iterator[Author]:
     for (nameless, user, _), group in itertools.groupby(pairs, lambda pair: _author_key(pair[0])):
         if (nameless, user) < last:
             raise UserError(
-                f'config.data.conversations: the conversations are not sorted by user (see user {user!r}): run ingest '
-                'again'
+                f"config.data.conversations is not sorted by user (see user {user!r}): rerun the 'ingest' stage"
             )
         last = (nameless, user)
         conversations: dict[str, Conversation] = {}

@@ -34,12 +34,13 @@ def input_folder(config: ConfigDict, key: str) -> Path:
     folder, stage = Path(config.data[key]), stage_of(key)
     if not (folder / 'manifest.json').exists():
         raise UserError(
-            f'config.data.{key}: {folder} is not a finished folder of the stage {stage!r}: run that stage first'
+            f'config.data.{key}: {folder} is not a finished folder of the {stage!r} stage: run that stage first'
         )
-    made_by = read_json(folder / 'manifest.json', f'run the stage {stage!r} again', fields=()).get('stage', stage)
+    made_by = read_json(folder / 'manifest.json', f'rerun the {stage!r} stage', fields=()).get('stage', stage)
     if made_by != stage:
         raise UserError(
-            f'config.data.{key}: {folder} was made by the stage {made_by!r}, not by {stage!r}: set it to another folder'
+            f'config.data.{key}: {folder} was made by the stage {made_by!r}, not by {stage!r}: set the key to another '
+            'folder'
         )
     return folder
 

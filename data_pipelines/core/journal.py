@@ -1,4 +1,7 @@
-"""Journals store each result of long work on disk as soon as it exists, so that a killed run repeats nothing."""
+"""Journals save each result of a long-running job to disk as soon as it is available.
+
+A run that was killed can then resume without repeating any work.
+"""
 
 import json
 import sqlite3
@@ -28,8 +31,8 @@ def journal_name(made_from: Any) -> str:
 class Journal:
     """An SQLite file of results. Each entry is on disk as soon as it is added, and in memory only while it is read.
 
-    A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). A file that is not a journal, or that
-    belongs to other work, is discarded.
+    A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). If the file is not a journal, or if its
+    `made_from` differs, it is discarded.
 
     Raises:
       UserError: the file cannot be opened at the moment, although it may be intact.
@@ -74,7 +77,7 @@ class Journal:
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
-    """Open an SQLite file. Return the connection, and a list with the digest of the work that the file belongs to.
+    """Open an SQLite file. Return the connection and a list that contains the digest of the journal's `made_from`.
 
     The list is empty if the file is new or is not a journal.
     """

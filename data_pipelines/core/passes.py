@@ -20,9 +20,9 @@ def in_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:
     """Send items through several steps, each of which asks a model and writes the model's answers to the journal.
 
-    Every item completes a step before any item enters the next step. So memory never contains all items, nor more than
-    one model. In later passes, the earlier steps read their answers from the journal. The source is read to its end
-    before the first step, so bad input is found before any model is asked.
+    Every item completes a step before any item enters the next step. So memory never contains all items, and it
+    contains at most one model. In later passes, the earlier steps read their answers from the journal. The source is
+    read to its end before the first step, so bad input is found before any model is asked.
 
     Args:
       source: source(counts) yields the items for the first step. It is called once per pass.
@@ -37,10 +37,11 @@ def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable
 def at_most(
     most: int, source: Callable[[Counter], Iterator[T]], rank: Callable[[T], Any], counted: str
 ) -> Callable[[Counter], Iterator[T]]:
-    """Return a source that yields at most `most` items of another source (0: all items), in their original order.
+    """Return a source that yields at most `most` items of another source (all if `most` is 0), in their order.
 
     Args:
-      rank: a function that ranks an item. The items with the lowest ranks are chosen; no two items have the same rank.
+      rank: a function that ranks an item. The items with the lowest ranks are chosen. No two items may have the same
+        rank.
       counted: the name of the count of items that were not chosen.
     """
     if not most:

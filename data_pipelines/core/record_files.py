@@ -33,9 +33,7 @@ def stream_records(path: Path) -> Iterator[Record]:
             try:
                 record = json.loads(line)
             except ValueError:
-                raise UserError(
-                    f'{path}, line {number} is damaged: remove {path.parent} and run its stage again'
-                ) from None
+                raise UserError(f'{path}, line {number} is damaged: remove {path.parent} and rerun its stage') from None
             yield record
 
 

@@ -1,8 +1,8 @@
 """Types of the records that stages exchange as JSON lines.
 
 Ids are text. A turn's id is CONVERSATION/TURN_INDEX (see `data_pipelines.core.turns`). A pair's id is its turn's id, a
-space and the pair's kind. Times are ISO 8601 in UTC, so sorting them as text sorts them by time. A time that the data
-does not give is ''.
+space and the pair's kind. Times are ISO 8601 in UTC, so sorting them as text sorts them by time. A time is '' if
+the data does not contain it.
 """
 
 from typing import Any, NotRequired, TypedDict
@@ -78,7 +78,7 @@ class PersonaVersion(TypedDict):
 
 
 class UserPersona(TypedDict):
-    """A user's persona after their whole history (users.jsonl in `config.data.personas`)."""
+    """A user's persona, based on their whole history (users.jsonl in `config.data.personas`)."""
 
     user_id: str
     persona: str  # '' if nothing is known
@@ -122,11 +122,11 @@ class Candidate(TypedDict):
     persona: str
     messages: list[Message]  # the conversation, ending with the request
     replies: list[SampledReply]
-    scores: NotRequired[list[float | None]]  # rewards of the replies; None for a reply that fits no row
+    scores: NotRequired[list[float | None]]  # rewards of the replies; None for a reply that does not fit in a row
 
 
 class CandidateScores(TypedDict):
-    """Scores that something other than the reward model gave a request's replies (`config.data.scores`)."""
+    """Scores of a request's replies, from a source other than the reward model (`config.data.scores`)."""
 
     id: str
     scores: list[float | None]
@@ -178,4 +178,4 @@ class SatisfactionRecord(TypedDict):
     finished: bool
     valid: bool  # whether the reply could satisfy any user
     satisfaction: float  # fraction of the user's tastes that the reply satisfies, from 0 to 1; 0 if it is invalid
-    met: dict[str, float]  # the same for each taste
+    met: dict[str, float]  # for each taste, 1 if the reply is valid and satisfies the taste, otherwise 0

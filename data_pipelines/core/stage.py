@@ -103,10 +103,10 @@ class Stage:
         finished folder with the same identity and version is up to date.
       check: a function that raises UserError if the config does not accept a manifest. It runs on new and on finished
         folders.
-      files: for each record file, the name of the count that its number of lines must equal. KEPT stands for the sum
-        of all counts of kept items.
-      contents: a function that counts what a folder contains outside record files, keyed by the name of the count that
-        each number must equal.
+      files: the record files. Each is mapped to the name of the count that its number of lines must equal. KEPT stands
+        for the sum of all counts of kept items.
+      contents: a function that counts what a folder contains besides record files. Each number is keyed by the name of
+        the count that it must equal.
       digests: a function that returns more digests, besides those of the folder's files, by which later stages identify
         the folder.
       steps: the counts that must add up. The data card leaves out a stage without steps.
@@ -150,7 +150,7 @@ class Stage:
                 return manifest['counts']
             raise UserError(
                 f'config.{self.output}: {folder} was made from other input or settings, or by another version of the '
-                f'stage: remove or rename the folder, or run the stage {self.name!r} with --overwrite'
+                f'stage: remove or rename the folder, or run the {self.name!r} stage with --overwrite'
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             temporary.chmod(0o700)  # only the folder's owner may read user text

@@ -91,7 +91,7 @@ class Head:
 
     @classmethod
     def fit(cls, turns: Sequence[UserTurn], labels: Sequence[str]) -> 'Head':
-        """Fit a head to labelled turns. It distinguishes the labels that occur, which must be at least two."""
+        """Fit a head to turns with at least two different labels. The head distinguishes these labels."""
         counts, related = hashed([opening(turn) for turn in turns]), np.array([relations(turn) for turn in turns])
         idf = np.concatenate([TfidfTransformer().fit(part).idf_ for part in _by_kind(counts)])
         weights = dict(idf=idf, mean=related.mean(0), scale=related.std(0) + 1e-6)

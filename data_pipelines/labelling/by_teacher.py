@@ -1,9 +1,9 @@
 """Labels follow-ups with the teacher.
 
-A local teacher is not asked for a label. Instead, the teacher reads one prompt for each label, which describes what
-users say in that case. The label whose prompt makes the turn most likely wins. This is a noisy channel (arXiv
-2108.04106), which suits small models. All labels have equal priors. The prompts contain no conversation text, so no
-user can steer the teacher, and one tree per label scores many turns.
+A local teacher is not asked for a label. Instead, the teacher reads one prompt per label. Each prompt describes what
+users say in that case, and the turn gets the label whose prompt makes the turn most likely. This method, called a noisy
+channel (arXiv 2108.04106), suits small models. All labels have equal priors. The prompts contain no conversation text,
+so no user can steer the teacher, and one tree per label can score many turns.
 
 An endpoint is asked for JSON with a label, a confidence and a quote, which must be words from the turn.
 """

@@ -72,7 +72,7 @@ def sentences(text: str) -> list[str]:
 
 
 def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, float]) -> Judgement:
-    """Return a judgement that quotes the sentence with the greatest weight in the turn's opening; the first if tied."""
+    """Return a judgement that quotes the first of the sentences with the greatest weight in the turn's opening."""
     return Judgement(label, confidence, max(sentences(opening(turn)), key=weights.__getitem__))
 
 

@@ -1,6 +1,6 @@
-"""Rules that a claim about a user must satisfy before the claim is stored. They also apply to the remark behind it.
+"""Rules that a claim about a user must satisfy before the claim is stored.
 
-Some text is never stored:
+The rules also apply to the remark that the claim is made from. Some text is never stored:
 
 - text that identifies a person or mentions anyone's health, religion, politics or sexuality;
 - text that addresses the model or a grader instead of saying what a user likes.
@@ -77,7 +77,7 @@ def unsafe(text: str) -> str:
     """
     if control_tokens.spelled_in(text):
         return 'steering'
-    words = plain(text).replace('_', ' ')  # so that underscores, for emphasis or between words, hide no word
+    words = plain(text).replace('_', ' ')  # underscores, for emphasis or between words, would hide words
     for name, rule in _COMPILED.items():
         if rule.search(words):
             return name

@@ -79,7 +79,7 @@ def versions(history: Iterable[State]) -> list[PersonaVersion]:
 
 
 def persona(texts: Sequence[str], *, max_tokens: int, count: Callable[[str], int]) -> str:
-    """Join valid claims into one text, newest first, as many as fit within the budget; '' if no claim fits.
+    """Join as many valid claims as fit within the budget into one text, newest first; '' if no claim fits.
 
     A claim that does not fit is skipped, and older claims are still tried.
 

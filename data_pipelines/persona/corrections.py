@@ -34,7 +34,7 @@ class Corrections(NamedTuple):
 
 
 def corrections_path(config: ConfigDict) -> Path:
-    """Return the file of corrections. It is outside the store's folder, so the stage applies it whenever it runs."""
+    """Return the file of corrections. It is outside the store's folder, so it stays when the folder is replaced."""
     require(config, 'data.personas')
     folder = Path(config.data.personas)
     return Path(config.personas.corrections or folder.with_name(f'{folder.name}.corrections.jsonl'))

@@ -1,4 +1,4 @@
-"""Persona scopes, which say which earlier turns a persona may know. To add a scope, add an entry to SCOPES below."""
+"""Persona scopes define which earlier turns a persona may know. To add a scope, add an entry to SCOPES below."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ class Scope(NamedTuple):
 def states_at_turns(
     conversations: Iterable[Conversation], claims: Sequence[Claim], settings: ConfigDict
 ) -> Iterator[tuple[str, State]]:
-    """Yield the id of each of an author's turns that may be mined, with the claims that are valid at that turn.
+    """For each of an author's turns that may be mined, yield its id and the claims that are valid at that turn.
 
     Args:
       claims: the author's claims, oldest first.
@@ -109,7 +109,7 @@ def _state_after_the_first(claims: Sequence[Claim], settings: ConfigDict) -> Cal
 def _among_the_first(
     conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
 ) -> list[Claim] | None:
-    """Return the claims from the first `first_k` user turns; None at one of those turns, which must not be mined."""
+    """Return the claims from the first `first_k` user turns; None if this is one of them, which must not be mined."""
     if turn_index // 2 < settings.first_k:
         return None
     of_this = [claim for claim in claims if claim['conversation'] == conversation['id']]

@@ -37,7 +37,7 @@ def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
 
 
 def prompt_name(config: ConfigDict) -> str:
-    """Return the name of the teacher's prompt. Endpoints follow instructions, so theirs delimits user text."""
+    """Return the name of the teacher's prompt. Endpoints follow instructions, so their prompt delimits user text."""
     return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
 
 

@@ -50,7 +50,7 @@ def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
         counts.update(turns=len(records), with_persona=sum(bool(record.get('persona')) for record in records))
     if next(users, None):
         broken.append(f'{USERS}: more users than in the conversations')
-    of_stage = read_json(folder / 'manifest.json', 'run personas again', fields=['counts'])['counts']
+    of_stage = read_json(folder / 'manifest.json', "rerun the 'personas' stage", fields=['counts'])['counts']
     return _figures(counts, of_stage, broken), broken
 
 
@@ -107,7 +107,7 @@ def _broken_claim(claim: Record, author: Author, corrections: Corrections) -> st
     if turn['role'] != 'user' or not claim['quote'] or claim['quote'] not in turn['content']:
         return 'the quote is not in the turn'
     if (claim['user_id'], claim['said_at']) != (conversation['user_id'], conversation['ended']):
-        return 'its user or time differs from its conversation'
+        return 'its user or time differs from that of its conversation'
     if corrections.deletes(claim):
         return 'it should have been deleted'
     if (claim['text'] if claim['edited'] else None) != corrections.texts.get(claim['id']):

@@ -1,4 +1,4 @@
-"""Choose which sampled rewrite of a reply to learn from, and say why each other sample is dropped.
+"""Choose which sampled rewrite of a reply to learn from, and record why every other sample is dropped.
 
 Checks that need only the text come first, because the other checks ask the teacher. Each dropped sample is counted
 under the first reason that applies:
@@ -9,7 +9,7 @@ under the first reason that applies:
     preamble             the sample opens with words about itself, such as "Here is a shorter answer"
     refusal              the sample opens with a refusal
     copy                 the sample is nearly identical to a text in the conversation
-    another_language     the sample's language is not among those that `languages.wanted` returns
+    another_language     the sample's language is not one of the languages that `languages.wanted` returns
     longer_than_a_row    the sample is too long for the teacher to read
     not_better           the sample's gain is below `config.rewrites.min_gain`
     not_the_best         another sample has a larger gain
@@ -42,8 +42,8 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
     """Return the reason to drop a sample, judged by its text alone; '' if there is none.
 
     Args:
-      known: texts that the sample must not copy: the original reply, and the conversation up to the reply after the
-        feedback, which another model may have written.
+      known: texts that the sample must not copy, namely the original reply and the conversation up to and including the
+        reply after the feedback. (Another model may have written these replies.)
       wanted: codes of the accepted languages; if empty, every language is accepted.
       max_resemblance: the largest `resemblance` to a known text that is allowed.
     """
@@ -66,7 +66,7 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
 
 
 def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
-    """Return the (text, gain in nats) with the largest gain, or None if no gain is at least `min_gain`.
+    """Return the text with the largest gain, and that gain in nats, or None if no gain is at least `min_gain`.
 
     A hash of the text breaks ties. The gain is None for a text that the teacher cannot read. Every text except the best
     is counted under the reason for dropping it.

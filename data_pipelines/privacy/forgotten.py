@@ -63,7 +63,10 @@ class Forgotten:
 
 
 def records_of(folder: Path, stage: str) -> dict[str, Iterator[Record]]:
-    """The records in a stage's folder, keyed by file name; for shards, each tree's user and pair ids, under 'trees'."""
+    """Return the records in a stage's folder, keyed by file name.
+
+    For shards, return the user id and pair ids of each tree, under the key 'trees'.
+    """
     if stage == 'shards':
         shards = Shards(folder)
         trees = map(shards.__getitem__, range(len(shards)))
@@ -72,7 +75,7 @@ def records_of(folder: Path, stage: str) -> dict[str, Iterator[Record]]:
 
 
 def clean_log(run: Path, forgotten: Forgotten) -> None:
-    """Remove forgotten users' pairs and an incomplete last line from a run's log; each step counts removed pairs."""
+    """Remove forgotten users' pairs and an incomplete last line from a run's log; count the removed pairs per step."""
     lines = []
     for line in complete_lines(run / LOG):
         step = json.loads(line)

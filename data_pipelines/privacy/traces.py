@@ -71,7 +71,7 @@ def _add(path: Path, traces: Traces) -> None:
 
 
 def named_paths(config: ConfigDict) -> list[Path]:
-    """The paths in the config, whether they exist or not; a file in a stage's folder is replaced by that folder.
+    """Return the paths in the config, existing or not; a file in a stage's folder is replaced by that folder.
 
     Raw data are included only if a stage wrote them.
     """

@@ -1,4 +1,4 @@
-"""Child processes of a stage, which end soon after the stage, even if the stage is killed."""
+"""Runs child processes of a stage. They exit soon after the stage ends, even if the stage is killed."""
 
 import os
 import sys

@@ -53,7 +53,10 @@ def values(record: Any, paths: str) -> Iterator[Any]:
 
 
 def value(record: Any, paths: str) -> Any:
-    """Return the first of `values` that is not '' or []. If all are, return the first value; without values, None."""
+    """Return the first of `values` that is not '' or [].
+
+    If all values are '' or [], return the first. If there are no values, return None.
+    """
     first = None
     for each in values(record, paths):
         if each not in ('', []):
@@ -169,7 +172,7 @@ def turn_text(turn: dict[str, Any], paths: str) -> str:
     """Return a turn's text; the parts of an OpenAI-style message are joined by newlines.
 
     Raises:
-      BadRecord: the turn has no text, or one of its parts has no text, such as an image.
+      BadRecord: the turn has no text, or one of its parts (such as an image) has no text.
     """
     text = None
     for path in paths.split('|'):

@@ -51,7 +51,7 @@ SCHEMA = pa.schema(
         messages=pa.large_string(),  # JSON; all messages in a table may exceed 2 GB together
         turns=pa.int32(),
         content_hash=pa.uint64(),  # of the user, the system message and the texts
-        prefix_hashes=pa.list_(pa.uint64()),  # the same hash up to each reply before the last turn
+        prefix_hashes=pa.list_(pa.uint64()),  # the same hash of the conversation up to each reply before the last turn
         bands=pa.list_(pa.uint64()),  # of the opening
     )
 )

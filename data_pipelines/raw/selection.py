@@ -97,7 +97,7 @@ DROP TABLE IF EXISTS crowded;
 
 
 def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
-    """Create the table `chosen` of kept conversations with their splits and clusters. Count the others by reason.
+    """Create the table `chosen` of kept conversations with their splits and clusters. Count dropped records by reason.
 
     Also create the view `parts` of all records in the scan. `position` is the key of both.
 

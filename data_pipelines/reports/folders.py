@@ -36,7 +36,7 @@ class Folder(NamedTuple):
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / 'manifest.json', 'run its stage again', fields=('counts', 'made_from'))
+        return read_json(self.path / 'manifest.json', 'rerun its stage', fields=('counts', 'made_from'))
 
     @property
     def forgotten(self) -> dict[str, int]:
@@ -53,7 +53,7 @@ class Folder(NamedTuple):
 def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
     """Return the finished folders that the config points to, and the names of missing folders.
 
-    If a key lists several folders, each gets its path within the folder that contains them all as its name.
+    If a key lists several folders, each is named by its path within the folder that contains them all.
     """
     stages = {kind: stage_named(stage_of(kind)) for kind in base_config().data}
     paths = {kind: config.data[kind].split(',') for kind, stage in stages.items() if stage and stage.steps}
@@ -107,7 +107,10 @@ def digests(folder: Folder) -> dict[str, str]:
 
 
 def counted_on_disk(folder: Folder) -> Counter:
-    """Count what a folder contains, keyed by the count that each number must equal; add forgotten records back."""
+    """Count what a folder contains, including what was forgotten since.
+
+    Each number is keyed by the name of the count in the manifest that it must equal.
+    """
     counts, forgotten = Counter(), folder.forgotten
     for name, count in folder.stage.files.items():
         with open(folder.path / name, 'rb') as file:

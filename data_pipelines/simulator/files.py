@@ -31,7 +31,7 @@ def _load(config: ConfigDict, name: str) -> list[Record]:
     path = Path(config.data.raw) / name
     if not path.exists():
         raise UserError(
-            f'config.data.raw: {path} does not exist: set it to a folder that '
+            f'config.data.raw: {path} does not exist: set the key to a folder that '
             '`python -m data_pipelines.sources.simulated` wrote'
         )
     return load_records(path)

@@ -1,4 +1,4 @@
-"""Requests from simulated users about everyday topics, in several phrasings, with words that a reply would use.
+"""Requests from simulated users about everyday topics, in several phrasings, and words that a reply would use.
 
 No topic or phrasing occurs in two splits.
 """

@@ -15,7 +15,7 @@ Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condit
 
 
 def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the satisfaction by model and condition, the gap (own − other), and the gap's change from first to last.
+    """Return the satisfaction by model and condition, the gap (own − other), and its change from first to last model.
 
     Every number is a mean over the prompts that all models answered in all conditions, with a 95 % interval over users.
     Users with a held-out taste count only in `by_taste`, which compares the models on one taste at a time.
@@ -25,7 +25,7 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
       held_out: tastes that only users in the test split have.
 
     Raises:
-      NothingToEvaluate: a model has no replies under own or under other personas, or no prompt is left.
+      NothingToEvaluate: a model has no replies under the condition own or other, or no prompt is left.
     """
     tables = _read(by_model)
     answered = [set(table) for by_condition in tables.values() for table in by_condition.values()]

@@ -115,10 +115,10 @@ def opposites(tastes: Tastes) -> Tastes:
 
 
 def valid(reply: str, request: Request, finished: bool) -> bool:
-    """Whether a reply could satisfy any user: long enough, finished, on topic, and neither an echo nor repetitive.
+    """Whether a reply could satisfy any user: it is long enough, finished, on topic, and not an echo or repetitive.
 
     A reply is on topic if it names what the request is about, or contains two words related to the topic. Words copied
-    from the request do not count, so an echo of the request is invalid, whatever filler follows.
+    from the request do not count, so an echo of the request is invalid even if other words follow.
     """
     reply_words, request_words = words(reply), words(request.text)
     new = not_copied(reply_words, request_words)

@@ -50,10 +50,12 @@ def request_number(name: str) -> int:
 
 
 def population(config: ConfigDict) -> list[SimulatedUser]:
-    """Return the users of all splits, as set in `config.simulated`. Each split uses its combinations of tastes in turn.
+    """Return the users of all splits, as set in `config.simulated`.
+
+    Each split cycles through its combinations of tastes.
 
     Raises:
-      UserError: a taste is unknown or is in both keys, or `tastes` lists fewer than three tastes.
+      UserError: a taste is unknown or is in both `tastes` and `held_out`, or `tastes` lists fewer than three tastes.
     """
     settings = config.simulated
     tastes, held_out = settings.tastes.split(','), held_out_tastes(config)

@@ -31,7 +31,7 @@ TASTES: dict[str, Callable[[str], float]] = {
 
 
 def read_votes(path: Path, counts: Counter) -> list[Record]:
-    """Return the votes that are not ties, and count the others by reason.
+    """Return the usable votes. Ties and unusable lines are skipped and counted by reason.
 
     `chosen` and `rejected` are the messages after `prompt`. The judged reply is their last message.
     """
@@ -61,7 +61,7 @@ def read_votes(path: Path, counts: Counter) -> list[Record]:
 
 
 def leanings(vote: Record) -> dict[str, int]:
-    """Compare the replies in each taste: 1 if the chosen reply has more of it, -1 if less, 0 if both have the same."""
+    """Return, for each taste, 1 if the chosen reply has more of it, -1 if it has less, and 0 if both have the same."""
     chosen, rejected = vote['chosen'][-1]['content'], vote['rejected'][-1]['content']
     return {name: (measure(chosen) > measure(rejected)) - (measure(chosen) < measure(rejected))
             for name, measure in TASTES.items()}  # fmt: skip

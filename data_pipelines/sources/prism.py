@@ -68,7 +68,7 @@ def rated_turns(history: Sequence[Record]) -> list[RatedTurn]:
 
 
 def preferences(record: Record, persona: str, min_rating_gap: float, counts: Counter) -> Iterator[dict[str, Any]]:
-    """Yield the preferences in one conversation. A turn without a preference is counted under its reason."""
+    """Yield the preferences in one conversation. Turns that give no preference are counted by reason."""
     try:
         turns = rated_turns(record['conversation_history'])
         conversation, user = str(record['conversation_id']), record['user_id']

@@ -1,1 +1,1 @@
-"""Asks a local model or an endpoint for replies and judgements, and contains the prompts for it."""
+"""Asks a local model or an endpoint for replies and judgements. This package also contains the prompts."""

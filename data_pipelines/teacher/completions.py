@@ -171,7 +171,7 @@ def _status_and_body(error: openai.APIError) -> tuple[int, str]:
 
 
 class _Client(openai.DefaultAsyncHttpxClient):
-    """A client that treats a success without a completion as a failed request, and an endless answer as a timeout.
+    """A client that treats a response without a completion as a failed request, and an endless answer as a timeout.
 
     Args:
       longest: maximum number of seconds from a request to the end of its answer, whatever arrives in between.

@@ -88,7 +88,7 @@ def answers(
 
     Args:
       task: the stage's task. Its `made_from` must cover the questions and everything that `accept` depends on.
-      accept: a pure function. Resumed work passes it the same answers again.
+      accept: a pure function. It is called with the same answers again when interrupted work resumes.
 
     Raises:
       UserError: the endpoint refuses all requests or does not answer, or the budget is spent. All answers so far are in
@@ -122,7 +122,7 @@ def spending(task: Task) -> dict[str, int]:
 
     The currency is that of `config.teacher.price_in` and `price_out`. Interrupted runs are included, and answers from
     the cache are free. Answers lost to a timeout or a killed process are not counted, though the endpoint charges for
-    them. The counts are empty if the teacher is not an endpoint.
+    them. The result is empty if the teacher is not an endpoint.
     """
     teacher = task.config.teacher
     if not is_endpoint(teacher.path):
@@ -228,8 +228,8 @@ class _Teacher:
         budget = self._config.teacher.budget
         if budget and self.spent >= budget:
             raise UserError(
-                f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise it, or set it to 0, then '
-                'run again to resume'
+                f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise the budget, or set it to '
+                '0 for no limit, then run again to resume'
             )
 
 

@@ -127,7 +127,7 @@ def is_refusal(reply: str) -> bool:
 
 
 def has_preamble(reply: str) -> bool:
-    """Whether a reply opens by saying that it follows or has changed, or that an earlier reply was wrong.
+    """Whether a reply opens by announcing an answer or a change, or by saying that an earlier reply was wrong.
 
     "Here are five facts:" counts, although it may belong to a list: the rewrite prompt asks only for the answer.
 

@@ -113,7 +113,7 @@ def workdir_path(workdir: str | None) -> Path:
     """Return the run's folder as an absolute path.
 
     Raises:
-      UserError: the flag is missing, or is a URL (a run appends to its metrics, which object stores cannot do).
+      UserError: the flag is missing, or its value is a URL (a run appends to files, and object stores cannot append).
     """
     if not workdir:
         raise UserError('--workdir is missing: set it to a folder for this run')

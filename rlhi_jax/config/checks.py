@@ -72,9 +72,9 @@ def _check_teacher(config: ConfigDict) -> None:
     plain = path.isascii() and path.isprintable() and not set(' ?#') & set(path)
     if not (well_formed and plain and path.startswith(('http://', 'https://'))):
         raise UserError(  # does not quote the path, which may contain a password
-            'config.teacher.path: an endpoint has the form http(s)://HOST[:PORT]/PATH in ASCII, without spaces, ? or # '
-            'and without user and password, which would be written to disk: put the key in the environment variable '
-            'named by config.teacher.key_variable'
+            "config.teacher.path must be an ASCII URL of the form http(s)://HOST[:PORT]/PATH, without spaces, '?' or "
+            "'#'. Do not include a username or password, because the URL is written to disk: put the key in the "
+            'environment variable named by config.teacher.key_variable'
         )
     if not config.teacher.model:
         raise UserError('config.teacher.model is empty: set it to the name of the model at config.teacher.path')

@@ -27,8 +27,8 @@ SCHEMA = Section(
     ),
     beam=Key(
         '',
-        "Apache Beam options for the stages ingest and datasets, such as '--runner=DataflowRunner'. Empty: both stages "
-        'run on this machine without Beam.',
+        "Apache Beam options for the 'ingest' and 'datasets' stages, such as '--runner=DataflowRunner'. Empty: both "
+        'stages run on this machine without Beam.',
     ),
     model=training_keys.MODEL,
     data=stage_keys.DATA,
@@ -79,7 +79,7 @@ def reference() -> list[Entry]:
 
 
 def renamed(text: str) -> str:
-    """Explain what happened to an old key that a text mentions, in full or by its last part; '' if there is none.
+    """Explain what happened to an old key that a text mentions, in full or by its last part; '' if it mentions none.
 
     >>> renamed('c.pairs.margin = 0.1')
     'config.pairs.margin is now config.pairs.min_score_gap'

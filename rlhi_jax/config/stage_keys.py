@@ -13,24 +13,24 @@ DATA = Section(
         'Raw conversations: files, folders or Hugging Face data sets (hf://OWNER/NAME[@REVISION][/PATH]), separated '
         'by commas.',
     ),
-    conversations=Key('', 'Folder of the stage ingest: cleaned conversations, divided into splits.'),
-    follow_ups=Key('', 'Folder of the stage follow_ups: a label for each user turn after a reply.'),
-    personas=Key('', 'Folder of the stage personas: claims about users, and personas made from these claims.'),
-    rewrites=Key('', "Folder of the stage rewrites: replies rewritten in response to users' feedback."),
+    conversations=Key('', "Folder of the 'ingest' stage: cleaned conversations, divided into splits."),
+    follow_ups=Key('', "Folder of the 'follow_ups' stage: a label for each user turn after a reply."),
+    personas=Key('', "Folder of the 'personas' stage: claims about users, and personas made from these claims."),
+    rewrites=Key('', "Folder of the 'rewrites' stage: replies rewritten in response to users' feedback."),
     prompts=Key(
         '',
         'JSON lines file of prompts to sample candidates for, with id, user_id, persona, split and messages. Empty: '
         'use every user turn in the training conversations that asks for something, with its persona.',
     ),
-    candidates=Key('', 'Folder of the stage candidates: N sampled replies to each prompt, and their rewards.'),
+    candidates=Key('', "Folder of the 'candidates' stage: N sampled replies to each prompt, and their rewards."),
     scores=Key('', 'Folder of candidate scores, such as scores from checkers, to use instead of the rewards.'),
-    satisfaction=Key('', 'Folder of the evaluation satisfaction: checked replies to simulated users.'),
+    satisfaction=Key('', "Folder of the 'satisfaction' evaluation: checked replies to simulated users."),
     pairs=Key(
         '',
-        'Preference pairs as JSON lines: files, or folders of the stage pairs, separated by commas. The stage writes '
+        "Preference pairs as JSON lines: files, or folders of the 'pairs' stage, separated by commas. The stage writes "
         'one file per split.',
     ),
-    split=Key('train', 'Split that the stage shards reads if data.pairs is a folder: train, validation or test.'),
+    split=Key('train', "Split that the 'shards' stage reads if data.pairs is a folder: train, validation or test."),
     shards=Key('', 'Folder of the stage shards: interaction trees as ArrayRecord files.'),
     rows=Key('', 'Folder of the stage rows: which trees share a row.'),
     datasets=Key('', 'Folder of TFDS data sets of conversations and interactions, for other programs.'),
@@ -45,7 +45,7 @@ DATA = Section(
 )
 
 SIMULATED = Section(
-    'Simulated users, a source of raw conversations. Programs can check their tastes.',
+    'Simulated users, a source of raw conversations. Programs can check whether a reply suits their tastes.',
     users=Section(
         'Number of users in each split.',
         train=Key(48, 'Users to train on.', at_least=0),
@@ -86,7 +86,7 @@ TEACHER = Section(
         'Temperature of the first attempt at a judgement in JSON; later attempts use sampler.temperature.',
         at_least=0,
     ),
-    attempts=Key(3, 'Attempts at a judgement, each with another seed, before it counts as missing.', at_least=1),
+    attempts=Key(3, 'Attempts at a judgement, each with a new seed, before it counts as missing.', at_least=1),
     concurrency=Key(16, 'Maximum number of requests in flight at the same time.', at_least=1),
     timeout=Key(
         120.0,
@@ -135,7 +135,7 @@ INGEST_FIELDS = Section(
 )
 
 INGEST = Section(
-    'The stage ingest: which raw conversations are kept, and how they are split.',
+    "The 'ingest' stage: which raw conversations are kept, and how they are split.",
     languages=Key(
         '',
         'Languages to keep, separated by commas and spelled as in the data. Conversations without a language are kept '
@@ -183,7 +183,7 @@ INGEST = Section(
 )
 
 FOLLOW_UPS = Section(
-    'The stage follow_ups: a label for each user turn after a reply.',
+    "The 'follow_ups' stage: a label for each user turn after a reply.",
     labeller=Key(
         'teacher',
         'What labels the turns: the teacher, or a head trained by `python -m data_pipelines.head_labels`.',
@@ -196,7 +196,7 @@ FOLLOW_UPS = Section(
 )
 
 PERSONAS = Section(
-    'The stage personas: what users like, inferred from their feedback.',
+    "The 'personas' stage: what users like, inferred from their feedback.",
     scope=Key(
         'earlier_conversations',
         "Which feedback a persona is made from. earlier_conversations: feedback in the user's earlier conversations. "
@@ -226,7 +226,7 @@ PERSONAS = Section(
 )
 
 REWRITES = Section(
-    "The stage rewrites: replies rewritten in response to users' feedback.",
+    "The 'rewrites' stage: replies rewritten in response to users' feedback.",
     regenerate=Key(
         True,
         'Let the policy answer the request again; the new reply, not the logged one, is the rejected side of the pair.',
@@ -255,16 +255,18 @@ REWRITES = Section(
 )
 
 CANDIDATES = Section(
-    'The stage candidates: N sampled replies to each prompt, scored by the reward model.',
+    "The 'candidates' stage: N sampled replies to each prompt, scored by the reward model.",
     samples=Key(8, 'N, the number of replies sampled per prompt.', at_least=1),
     reward_model=Key('', 'Model folder or workdir of the reward model; empty: replies are not scored.'),
     max_prompts=Key(
-        0, 'Maximum number of prompts: prompts with a persona first, then selected by hash; 0: all.', at_least=0
+        0,
+        'Maximum number of prompts; prompts with a persona are selected first, then the rest by hash. 0: all.',
+        at_least=0,
     ),
 )
 
 PAIRS = Section(
-    'The stage pairs: preference pairs from rewrites and candidates, probed for artefacts.',
+    "The 'pairs' stage: preference pairs from rewrites and candidates, probed for artefacts.",
     sources=Key('rewrites,candidates', 'Stages that pairs come from, separated by commas: rewrites, candidates.'),
     min_score_gap=Key(
         0.0,
@@ -283,7 +285,7 @@ PAIRS = Section(
 )
 
 SATISFACTION = Section(
-    'The evaluation satisfaction: whether replies satisfy the tastes of simulated users.',
+    "The 'satisfaction' evaluation: whether replies satisfy the tastes of simulated users.",
     model=Key('', 'Model folder or workdir of the policy to evaluate; empty: model.path.'),
     split=Key('test', 'Split of the users: train, validation or test.'),
     conditions=Key(

@@ -48,7 +48,7 @@ ROWS = Section(
     ),
     scored=Key(
         1024,
-        'Maximum number of scored tokens in a row, which are the tokens of chosen and rejected replies.',
+        'Maximum number of scored tokens in a row. The scored tokens are those of chosen and rejected replies.',
         at_least=1,
     ),
     pairs=Key(8, 'Maximum number of preference pairs in a row.', at_least=1),
@@ -116,7 +116,7 @@ OPTIMIZER = Section(
 )
 
 DPO = Section(
-    'Settings of the objective dpo.',
+    "Settings of the 'dpo' objective.",
     variant=Key(
         'sigmoid',
         'Loss on the difference between log-ratios: sigmoid (DPO), hinge (SLiC) or ipo (IPO, on per-token averages).',
@@ -136,7 +136,7 @@ DPO = Section(
 )
 
 REWARD = Section(
-    'Settings of the objective reward.',
+    "Settings of the 'reward' objective.",
     center=Key(
         0.0, "Weight of the squared sum of a pair's two rewards, which keeps rewards near 0; 0: off.", at_least=0
     ),
@@ -155,7 +155,7 @@ LOOP = Section(
     oracle_personas=Key(
         False,
         'Simulated users state what they like, and this becomes their persona, so that neither conversations nor a '
-        'teacher are needed. Only with method oracle.',
+        'teacher are needed. Requires method oracle.',
     ),
     smoke=Key(False, 'State in the report that this run is a smoke test and that its figures are not evidence.'),
     reward=Section(
@@ -195,5 +195,5 @@ EVAL = Section(
         8, 'Rows scored at the same time, across all devices, in evaluation and when candidates are scored.', at_least=1
     ),
     max_trees=Key(0, 'Maximum number of interaction trees to evaluate, selected by hash; 0: all.', at_least=0),
-    shuffle_seed=Key(0, 'Seed for assigning each user another user, whose persona is used in the condition other.'),
+    shuffle_seed=Key(0, "Seed that decides which other user's persona each user gets in the condition 'other'."),
 )

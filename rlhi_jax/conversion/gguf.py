@@ -157,8 +157,8 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
 def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> RopeScaling:
     """The scaling that produced `rope_freqs.weight`, which contains only a divisor for each rotation speed.
 
-    Many sets of parameters give the same divisors. We try the set that Llama 3.1, 3.2 and 3.3 share except for the
-    factor, and reject the file unless this set reproduces the tensor.
+    Many sets of parameters give the same divisors. Llama 3.1, 3.2 and 3.3 differ only in the factor. We try the other
+    parameters that they share, and reject the file if the result does not reproduce the tensor.
     """
     divisors = _dequantised(tensors['rope_freqs.weight'])
     factor = _short(divisors.max())
@@ -289,7 +289,7 @@ def _tokenizer_config(kind: str, pieces: list[str], types: list[int], fields: Ma
         if token is not None:
             config[f'{name}_token'] = pieces[token]
     if kind == 'llama':
-        # SentencePiece never matches control tokens in text; Hugging Face tokenizers match the ones listed here.
+        # SentencePiece never matches control tokens in text; Hugging Face tokenizers match the tokens listed here.
         flags = {'lstrip': False, 'rstrip': False, 'normalized': False, 'single_word': False}
         special = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
         config['added_tokens_decoder'] = {

@@ -24,7 +24,7 @@ EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 _CLASSES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}
 _HEADS = {'lm': 'ForCausalLM', 'reward': 'ForSequenceClassification'}
 
-# Switches in Hugging Face configs, each with the only value that we support. A missing field has the same value.
+# Switches in Hugging Face configs, each with the only value that we support. A missing field means the same value.
 _FIXED = {
     'hidden_act': 'silu',
     'attention_bias': False,
@@ -41,8 +41,9 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of the model that a config.json describes.
 
     `...ForSequenceClassification` in `architectures` means a reward model. If the config states the number of labels
-    (`num_labels`, or the length of `id2label`), that number must be 1. If it does not, the model may have Hugging
-    Face's default of two labels, or a custom class whose head has one row; `read_params` checks the head's shape.
+    (`num_labels`, or the length of `id2label`), that number must be 1. If the config does not state it, the model
+    may have Hugging Face's default of two labels, or a custom class whose head has one row; `read_params` checks the
+    head's shape.
 
     Raises:
       UserError: a field is missing, or its value is not supported.
@@ -62,7 +63,7 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
         if kind != 'full_attention':
             raise _unsupported(f'layer_types contains {kind!r}', "'full_attention'")
     width, num_heads = _count(config, 'hidden_size'), _count(config, 'num_attention_heads')
-    # Published configs leave out only the fields that have a default here; all others are required.
+    # Published configs leave out only the fields that have a default here; all other fields are required.
     no_kv_heads = family == 'llama' and config.get('num_key_value_heads') is None
     no_head_dim = family != 'qwen3' and config.get('head_dim') is None
     theta, scaling = _rope(config)
@@ -151,8 +152,8 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
       dtype: the type of the exported weights, 'float32' or 'bfloat16'.
 
     Raises:
-      UserError: no stock Hugging Face class computes this model, a token is outside the vocabulary, or a reward model
-        has no pad token (which Hugging Face uses to find the end of each reply in a batch).
+      UserError: no stock Hugging Face class implements this model, a token is outside the vocabulary, or a reward
+        model has no pad token (which Hugging Face uses to find the end of each reply in a batch).
     """
     ids = {name: tokens.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
     _check_export(spec, ids, dtype)
@@ -187,7 +188,7 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
     if spec.family == 'qwen3':
         config.update(attention_bias=False)
     if spec.head == 'reward':
-        # 'regression', because servers otherwise apply a sigmoid to a single label.
+        # We set 'regression' because servers otherwise apply a sigmoid to a single label.
         config.update(num_labels=1, id2label={'0': 'LABEL_0'}, label2id={'LABEL_0': 0}, problem_type='regression')
     return config
 
@@ -195,7 +196,7 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
 def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
     if (spec.qkv_bias, spec.qk_norm) != (spec.family == 'qwen2', spec.family == 'qwen3'):
         raise UserError(
-            f'no Hugging Face class computes a {spec.family} model with qkv_bias={spec.qkv_bias} and '
+            f'no Hugging Face class implements a {spec.family} model with qkv_bias={spec.qkv_bias} and '
             f'qk_norm={spec.qk_norm}: export another --checkpoint'
         )
     if dtype not in EXPORT_DTYPES:
@@ -210,7 +211,7 @@ def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
     if spec.head == 'reward' and ids['pad_token_id'] is None:
         raise UserError(
             'pad_token_id is not set, but a reward model needs it: set it under "tokens" in the model.json of '
-            '--checkpoint, preferably to a token that ends no reply'
+            '--checkpoint, preferably to a token that never ends a reply'
         )
 
 
@@ -304,7 +305,7 @@ def write_params(
       max_shard_bytes: the maximum size of a file; a larger tensor gets its own file.
 
     Raises:
-      UserError: parameters and spec disagree, or the dtype is unknown.
+      UserError: the parameters do not match the spec, or the dtype is unknown.
     """
     if dtype not in EXPORT_DTYPES:
         raise UserError(f'--dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')

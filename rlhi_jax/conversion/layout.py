@@ -109,7 +109,7 @@ def _sizes(spec: ModelSpec) -> dict[str, int]:
 
 
 def placements(spec: ModelSpec) -> Iterator[tuple[Leaf, int | None]]:
-    """Yield every tensor of a model as (leaf, layer), in order of computation; `layer` is None outside the layers."""
+    """Yield every tensor of a model as (leaf, layer) in the order of computation; `layer` is None outside layers."""
     leaves = [leaf for leaf in LEAVES if leaf.when(spec)]
     stacked = [leaf for leaf in leaves if leaf.stacked]
     first = leaves.index(stacked[0])
@@ -138,7 +138,7 @@ def assemble(
       source: the source's name, for errors.
 
     Raises:
-      UserError: a tensor is missing, unknown or has the wrong shape. All are checked before any tensor is read.
+      UserError: a tensor is missing, unknown or has the wrong shape. This is checked before any tensor is read.
     """
     plan, taken = [], set()
     for leaf, layer in placements(spec):

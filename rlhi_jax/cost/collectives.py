@@ -1,4 +1,4 @@
-"""Bytes that each chip of a compiled program sends to others, read from its HLO text.
+"""Counts the bytes that each chip sends to other chips when a compiled program runs, from the program's HLO text.
 
 A loop's body appears in the text once but counts once per iteration. A collective is assumed to run in a ring of its N
 chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N bytes, reduce-scatter sends R (N - 1),
@@ -76,7 +76,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a line runs what it calls: for a loop, its trip count or the only bound in its condition; else 1."""
+    """How often a line runs what it calls: 1, or for a loop, its trip count or else the only bound in its condition."""
     if (loop := _WHILE.search(line)) is None:
         return 1
     if known := _TRIPS.search(line):
@@ -90,7 +90,7 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 def _chips(line: str) -> int:
     """Number of chips in a collective, parsed from its replica groups.
 
-    Their form is {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}.
+    The groups have the form {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}.
     """
     if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
         return listed[1].count(',') + 1

@@ -9,7 +9,7 @@ import dataclasses
 
 from rlhi_jax.models.spec import ModelSpec
 
-# The matrix products in a layer that each of the decoder's remat policies recomputes for the gradient.
+# For each of the decoder's remat policies, the matrix products of a layer that are recomputed for the gradient.
 REPEATED = {
     'save_all': (),
     'save_dots': (),
@@ -74,9 +74,9 @@ def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
 
 
 def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: int) -> dict[str, int]:
-    """FLOPs of one forward pass and its gradient, grouped by part: three times the pass, and what is `repeated`.
+    """FLOPs of one forward pass and its gradient, grouped by part.
 
-    The following are repeated:
+    Each part costs three times its forward pass. On top of that, `repeated` counts the work that is done again:
       in the body, the products that `remat` does not save;
       in the head, the logits;
       in attention, the products in its gradient beyond four and, with `save_nothing`, the whole forward pass.

@@ -143,7 +143,7 @@ def start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piec
 
 
 def _starts(tree: Interaction, alone: Piece) -> list[int]:
-    """Return where a pair's context may start: the first turn if the whole conversation fits, else the older half."""
+    """Return where a pair's context may start: the first turn if all fit, else the older half of the turns that fit."""
     (pair,) = alone.pairs
     turns = [turn for turn in _user_turns(tree, pair) if turn >= alone.start]
     return turns[: 1 + len(turns) // 2] if tree.messages[alone.start].parent >= 0 else turns[:1]

@@ -41,7 +41,7 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     Only trees with a persona are included, and only if another user's persona can be compared with it.
 
     Raises:
-      NothingToEvaluate: fewer than two users have different personas.
+      NothingToEvaluate: no two users have different personas.
     """
     others = other_personas(trees, seed)
     chosen = [

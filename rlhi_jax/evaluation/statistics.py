@@ -8,7 +8,9 @@ RESAMPLES = 2000
 
 
 def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
-    """Return the mean over pairs with a 95 % percentile interval, bootstrapped over users (their pairs stay together).
+    """Return the mean over pairs with a 95 % percentile interval, bootstrapped over users.
+
+    A user's pairs stay together in every resample.
 
     Args:
       values: the value of each pair, keyed by pair id.

@@ -132,7 +132,7 @@ class HeldFolder:
           UserError: someone removed or replaced the temporary folder while this process was writing it.
         """
         if not _leads_to(self.folder, self._lock):
-            raise UserError(f'{self.folder} was removed or replaced while this run was writing it: run again')
+            raise UserError(f'{self.folder} was removed or replaced while this run was writing it: rerun the command')
         if self.path.exists():
             self.path.replace(_replaced(self.path))
         self.folder.replace(self.path)
@@ -144,8 +144,8 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` if the block ends without an error.
 
     Raises:
-      UserError: `path` exists and `overwrite` is false, `path` exists and this program did not create it, or another
-        process is writing it.
+      UserError: another process is writing the folder, or `path` exists and either `overwrite` is false or this
+        program did not create the folder.
     """
     with HeldFolder(path) as held:
         settle(held.path)
@@ -169,7 +169,7 @@ def settle(path: Path) -> None:
 
 
 def settle_if_free(path: Path) -> None:
-    """Like `settle`, unless another process is writing the folder."""
+    """Call `settle`, unless another process is writing the folder."""
     if _replaced(Path(path).resolve()).exists():
         with suppress(UserError), HeldFolder(path) as held:
             settle(held.path)

@@ -1,4 +1,4 @@
-"""Shows the progress of long work: a live bar on a terminal, or a line every few seconds elsewhere."""
+"""Shows the progress of a long-running job: a live bar on a terminal, or a line every few seconds elsewhere."""
 
 import functools
 import sys
@@ -20,7 +20,7 @@ def _console() -> Console:
 class Progress:
     """Shows a count towards a total; use as a context manager. With `enabled=False`, it shows nothing.
 
-    When a nested `Progress` ends, its bar disappears from the terminal; elsewhere, it prints no last line.
+    When a nested `Progress` ends, its bar disappears from the terminal; without a terminal, it prints no last line.
     """
 
     _open = 0

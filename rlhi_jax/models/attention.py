@@ -35,7 +35,7 @@ def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, exte
 
 
 def _on_devices(batch: int):
-    """Return the attention function, with which each device of the mesh in context computes its own rows and heads."""
+    """Return the attention function; on the mesh in context, each device computes only its own rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _attend
@@ -87,10 +87,10 @@ class KVCache(NamedTuple):
 def cached_attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, filled_B: jax.Array
 ) -> tuple[jax.Array, KVCache]:
-    """Attention of one new token per sequence (T = 1) to the first `filled_B` tokens in its cache and to itself.
+    """Attend from one new token per sequence (T = 1) to the first `filled_B` tokens in its cache and to itself.
 
     The new token is first written to the cache (at the last position if the cache is full), and attention then reads
-    the updated cache. Only in this order does XLA write in place.
+    the updated cache. XLA updates the cache in place only in this order.
 
     Returns:
       The context [B, 1, N, H], computed with logits and softmax in float32 as in `tree_attention`, and the cache

@@ -1,8 +1,9 @@
 """Tree attention as Pallas kernels for TPUs; the forward and backward kernels visit only live blocks.
 
-A kernel reads the indices of live blocks from scalar memory before it fetches the blocks. The grid has as many steps as
-the row of blocks with the most live blocks, so a dead block costs neither arithmetic nor bandwidth. JAX's splash
-attention compiles its mask into the program or reads a dense mask; here, the mask follows from one number per key.
+A kernel reads the indices of live blocks from scalar memory before it fetches the blocks. The number of grid steps
+is the largest number of live blocks in any row of blocks, so a dead block costs neither arithmetic nor bandwidth. JAX's
+splash attention compiles its mask into the program or reads a dense mask; here, the mask follows from one number per
+key.
 
 Dimension key: B rows, T tokens (a multiple of 128), N query heads, K key-value heads, H head width; Q queries and S
 keys in one block.
@@ -17,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rlhi_jax.models.tree_blocks import NOTHING, ends, listed, live_blocks
 
-PRODUCTS = 7  # matrix products in the gradient; logits and d_weights are computed for queries and again for keys
+PRODUCTS = 7  # matrix products in the gradient; logits and d_weights are computed twice: for dq, and for dk and dv
 LANES = 128
 BLOCKS = (512, 256, 128)  # tokens per block: the largest of these that divides the row
 _NT = (((1,), (1,)), ((), ()))  # contract the last dimensions of both operands
@@ -26,7 +27,7 @@ _NT = (((1,), (1,)), ((), ()))  # contract the last dimensions of both operands
 def forward(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """The context [B, T, N, H] in q's dtype, and the log of each query's softmax denominator [B, N, T] in float32."""
+    """Return the context [B, T, N, H] in q's dtype, and the log of each softmax denominator [B, N, T] in float32."""
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
     batch, heads, length, width = q.shape
     live, counts, count, at_query, of_query, at_key, at_end = _over_queries(q, k, extent_BT)
@@ -97,7 +98,7 @@ def backward(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
+    """Return the gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
     q, k, v, d_out = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH, d_out_BTNH))
     rows = (q, k, v, d_out, lse_BNT[:, :, None], delta_BNT[:, :, None], ends(extent_BT)[:, None])
     dq = _d_queries(extent_BT, rows, interpret)
@@ -245,7 +246,10 @@ def _over_queries(q: jax.Array, k: jax.Array, extent_BT: jax.Array) -> tuple:
 
 
 def _seen(i, j, end, query_axis: int) -> jax.Array:
-    """Mask of which queries in block i see which keys in block j, [Q, S] or [S, Q]. `end` runs along the key axis."""
+    """Return a mask, [Q, S] or [S, Q], that is true where a query in block i sees a key in block j.
+
+    `end` runs along the key axis.
+    """
     block = end.size
     query = i * block + jax.lax.broadcasted_iota(jnp.int32, (block, block), query_axis)
     key = j * block + jax.lax.broadcasted_iota(jnp.int32, (block, block), 1 - query_axis)
@@ -261,7 +265,7 @@ def _block(length: int) -> int:
 
 
 def _listed(extent_BT: jax.Array, block: int, *, by_key: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Live key blocks for each query block or, if `by_key`, live query blocks for each key block.
+    """List the live key blocks for each query block or, if `by_key`, the live query blocks for each key block.
 
     The result is flattened because scalar memory would pad the last dimension.
     """

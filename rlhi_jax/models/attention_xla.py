@@ -26,12 +26,12 @@ class _Queries(NamedTuple):
 
     first: jax.Array  # index of the query block's first token in the row
     row: jax.Array  # index of the row's first block
-    live_J: jax.Array  # indices in the row of the key blocks that it attends to; only the first `count` are valid
+    live_J: jax.Array  # the key blocks that it attends to, as indices in the row; only the first `count` are valid
     count: jax.Array
 
 
 def forward(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> tuple:
-    """The context [B, T, N, H] in q's dtype, and the log of each query's softmax denominator [B, N, T] in float32."""
+    """Return the context [B, T, N, H] in q's dtype, and the log of each softmax denominator [B, N, T] in float32."""
     batch, kv_heads = q_BTNH.shape[0], k_BTKH.shape[2]
     keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KSH'), ends(extent_BT).reshape(-1, BLOCK)
 
@@ -67,7 +67,7 @@ def backward(
     delta_BNT: jax.Array,
     d_out_BTNH: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
+    """Return the gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
     batch, kv_heads, scale = q_BTNH.shape[0], k_BTKH.shape[2], q_BTNH.shape[-1] ** -0.5
     keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KHS'), ends(extent_BT).reshape(-1, BLOCK)
     keys_by_token = _of_keys(k_BTKH, 'KSH')

@@ -45,10 +45,12 @@ class ModelFolder:
 
 
 def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
-    """Open the model in a folder without reading its parameters. A run's model is at `step`, by default the latest.
+    """Open the model in a folder without reading its parameters.
+
+    For a run, this is the model saved at `step`, by default the latest.
 
     Raises:
-      UserError: the folder is not a model folder, or has no such checkpoint.
+      UserError: the folder is not a model folder, or has no checkpoint at `step`.
     """
     folder = Path(folder).absolute()
     description = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens'))
@@ -120,7 +122,7 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
 
 
 class RunCheckpoints:
-    """Writes a run's checkpoints asynchronously, stores only the newest `keep`, and reads only complete ones."""
+    """Writes a run's checkpoints asynchronously, keeps only the newest `keep`, and reads only complete checkpoints."""
 
     def __init__(self, workdir: Path, *, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)

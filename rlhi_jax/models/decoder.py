@@ -26,7 +26,7 @@ from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
-# Which values a layer saves for its gradient, from most to least; all others are recomputed.
+# The values that a layer saves for its gradient, from the most to the fewest; all other values are recomputed.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -41,7 +41,9 @@ _NORMAL = nn.initializers.normal(0.02)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm (arXiv 1910.07467) over the last axis, computed in float32, in the input's dtype.
+    """Root-mean-square norm (arXiv 1910.07467) over the last axis.
+
+    The norm is computed in float32 and returned in the input's dtype.
 
     With n = x / rms(x), the gradient of x is (g - n mean(g n)) / rms(x), where g = dy scale, and the gradient of the
     scale is the sum of dy n. We write both as products, which a CPU computes ten times as fast as the sums that JAX
@@ -171,8 +173,8 @@ class Decoder(nn.Module):
         if s.head == 'reward':
             table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
 
-        # Each device looks up its part of the width for all rows on the devices that share one copy of the parameters,
-        # so neither the table nor its gradient is moved.
+        # Several devices share one copy of the parameters. Each of them looks up its own part of the width for the rows
+        # of all of them, so neither the table nor its gradient is moved.
         tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))

@@ -33,7 +33,7 @@ def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
 def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
     """Load a model's parameters onto the mesh, in float32.
 
-    If the decoder has a reward head and the model does not, the head is randomly initialized using the seed.
+    If the decoder has a reward head and the model does not, the head is initialized randomly from the seed.
     """
     stored = Decoder(model.spec)
     params = restore_params(model, abstract_params(stored, mesh))
@@ -55,7 +55,7 @@ def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'confi
       source: the config key that sets `batch_rows`.
 
     Raises:
-      UserError: the mesh does not divide them; the message names the dimension and the mesh axis.
+      UserError: the mesh does not divide the model or the batch; the message names the dimension and the mesh axis.
     """
     needs = [
         ('tensor', 'num_heads', spec.num_heads),

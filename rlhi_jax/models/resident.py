@@ -24,7 +24,7 @@ class Resident:
         self._model: Any = None
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the model stored under `key`. If there is none, release any other model and call `make`.
+        """Return the model stored under `key`. If it is not there, release any other model and call `make`.
 
         Callers that hold a reference to the old model must drop that reference themselves, or the memory is not freed.
         """

@@ -13,9 +13,9 @@ from rlhi_jax.models.spec import ModelSpec
 def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
     """Rotation speeds in radians per position, [H/2], float32.
 
-    Under Llama 3's scaling, wavelengths beyond `original_max_positions / low_freq_factor` are stretched by `factor`,
-    those below `original_max_positions / high_freq_factor` are left unchanged, and between
-    them the two frequencies are blended.
+    Under Llama 3's scaling, wavelengths above `original_max_positions / low_freq_factor` are stretched by `factor`, and
+    wavelengths below `original_max_positions / high_freq_factor` are left unchanged. Between these two limits, the
+    stretched and the unchanged frequency are blended.
     """
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
     frequency = 1.0 / np.power(np.float32(spec.rope_theta), exponent, dtype=np.float32)
@@ -35,7 +35,7 @@ def rotation(position_BT: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Ar
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the halves of each head by the token's angles, in float32, and return the input's dtype."""
+    """Rotate the halves of each head by the token's angles in float32, and return the result in the input's dtype."""
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""Finds the blocks in a row's attention that need any computation.
+"""Finds the blocks of a row's attention that need to be computed.
 
 Dimension key: B rows, T tokens, I query blocks, J key blocks.
 """
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked key; finite, so that differences are finite too
-BLOCK = 128  # tokens per block; rows are padded to a multiple. The logits of two blocks fit in a CPU's cache
+BLOCK = 128  # tokens per block; rows are padded to a multiple of this. The logits of two blocks fit in a CPU's cache
 
 
 def ends(extent_BT: jax.Array) -> jax.Array:
@@ -19,7 +19,7 @@ def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
     """Whether any query in block i attends to any key in block j, [B, I, J] bool; a block has `block` tokens.
 
     One number per key block decides this exactly: for i >= j, some query sees some key iff the largest end of
-    the keys' subtrees is above the first query's index.
+    the keys' subtrees is greater than the first query's index.
 
     >>> live_blocks(jnp.array([[4, 1, 2, 1, 1, 1]]), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
@@ -31,7 +31,7 @@ def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
 
 
 def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The indices of the live blocks in each row of blocks, in order [B, I, J], and their count [B, I], as int32.
+    """The indices [B, I, J] of the live blocks in each row of blocks, in order, and their counts [B, I], as int32.
 
     The last live index is repeated to the end, so that a kernel that fetches ahead finds the block already in memory.
 

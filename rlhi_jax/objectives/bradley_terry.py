@@ -7,7 +7,9 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
-    """-log P(chosen > rejected) with P = σ(r_chosen - r_rejected) (Bradley and Terry 1952; arXiv 2203.02155, eq. 1).
+    """Compute -log P(chosen > rejected), where P = σ(r_chosen - r_rejected).
+
+    The model of P is from Bradley and Terry (1952), and the loss is from arXiv 2203.02155, eq. 1.
 
     Args:
       scores: the function reads `reward_P2`.

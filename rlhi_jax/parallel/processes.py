@@ -19,7 +19,7 @@ def start() -> None:
     `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES` must also be set.
 
     Raises:
-      UserError: the variables are incomplete.
+      UserError: one of these variables is missing or is not a number.
     """
     coordinator = os.environ.get(COORDINATOR)
     if coordinator is None:

@@ -86,7 +86,7 @@ def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
         for mesh_axis in mesh_axes:
             if mesh_axis in split_by:
                 raise ValueError(
-                    f'{array}: the rule {axis!r}: {mesh_axes} would split it over the mesh axis {mesh_axis!r}, which '
+                    f'{array}: the rule {axis!r} = {mesh_axes} would split it over the mesh axis {mesh_axis!r}, which '
                     f'already splits its axis {split_by[mesh_axis]!r}: use other axes, or change RULES in {__name__}'
                 )
             split_by[mesh_axis] = axis

@@ -104,7 +104,9 @@ def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
         raise ValueError('its messages are not a list of objects')
     roles = [('user', 'assistant')[turn_index % 2] for turn_index in range(len(messages) | 1)]  # an odd number
     if [message.get('role') for message in messages] != roles:
-        raise ValueError('the roles of its messages do not alternate between user and assistant, user first and last')
+        raise ValueError(
+            'the roles of its messages do not alternate between user and assistant, with the user first and last'
+        )
     if not all(_is_text(message.get('content')) and message['content'].strip() for message in messages):
         raise ValueError('the content of a message is blank or is not text')
     return tuple((message['role'], message['content']) for message in messages)

@@ -94,7 +94,7 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
     weight_SX = weight_SGX[every, group_S]
     left_S -= jnp.where(group_S > 0, sum_SG[every, group_S - 1], 0)
     passed_SX = (jnp.cumsum(weight_SX, axis=-1) > left_S[:, None]) & (weight_SX > 0)
-    # Because of rounding, no token may pass the number; the group's likeliest token is then as good as its last.
+    # Because of rounding, it can happen that no token passes the number; we then take the group's likeliest token.
     index_S = jnp.where(passed_SX.any(-1), jnp.argmax(passed_SX, axis=-1), jnp.argmax(weight_SX, axis=-1))
     return (group_S * GROUP + index_S).astype(jnp.int32)
 
@@ -165,7 +165,7 @@ def branch(
 
 
 def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
-    """Create empty slots; each cache has room for a padded prompt and for a prompt with its reply."""
+    """Create empty slots; each cache has room for a padded prompt, and for a prompt and its reply."""
     spec, count = decoder.spec, sampling.slots
     prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
     capacity = max(prompt, sampling.prompt_tokens + sampling.new_tokens)

@@ -66,7 +66,7 @@ class CandidateScorer:
     def __call__(self, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
         """Return the scores of each prompt's candidates, keyed by prompt id; None for a candidate that does not fit.
 
-        All candidates for a prompt are scored after the same turns: as many as fit with the longest candidate.
+        All candidates for a prompt are scored with the same context: as many turns as fit with the longest candidate.
         """
         trees = [self._with_shared_context(item) for item in items]
         view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))

@@ -12,7 +12,7 @@ from rlhi_jax.parallel.sharding import constrain
 
 
 def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:
-    """Return log p(target | hidden), [B, S] float32; at most [B, chunk, V] logits exist at a time, gradient included.
+    """Return log p(target | hidden), [B, S] float32; at most [B, chunk, V] logits exist at a time, also for gradients.
 
     On a mesh, each device computes the logits for its part of the vocabulary, for the chunks of all devices that share
     a copy of the parameters. So a chunk's hidden states move between devices, while the output matrix and its gradient

@@ -1,4 +1,4 @@
-"""Scores the replies and pairs in rows, for policy, reference, reward model and evaluation alike.
+"""Scores the replies and pairs in rows, for the policy, the reference, the reward model and evaluation.
 
 Dimension key: B rows, T tokens, R replies, P pairs, 2 chosen and rejected.
 """

@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Load `tokenizer.json`, or `tokenizer.model` if there is no such file.
 
     Raises:
-      UserError: the folder contains neither, or the file cannot be read.
+      UserError: the folder contains neither file, or the file cannot be read.
     """
     folder = Path(folder)
     for name, kind in (('tokenizer.json', BpeTokenizer), ('tokenizer.model', SentencePieceTokenizer)):

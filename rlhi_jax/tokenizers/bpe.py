@@ -17,7 +17,7 @@ class BpeTokenizer:
         self._path = path
         try:
             self._full = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding='utf-8'))
-            description = json.loads(self._full.to_str())  # rewritten, so without outdated settings
+            description = json.loads(self._full.to_str())  # rewritten by the library, which drops outdated settings
             self.control = {token['content']: token['id'] for token in description['added_tokens']}
             # Without these added tokens, the model cannot recognise control tokens in text.
             plain = {**description, 'added_tokens': [], 'post_processor': None, 'truncation': None, 'padding': None}
@@ -33,7 +33,7 @@ class BpeTokenizer:
         self.digest = file_digest(path)
         model = description['model']
         unknown = model.get('unk_id', self._full.token_to_id(model.get('unk_token') or ''))
-        self._control_ids = frozenset(self.control.values()) - {unknown}  # ordinary text can have unknown letters
+        self._control_ids = frozenset(self.control.values()) - {unknown}  # ordinary text may contain unknown letters
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         ids = (self._opening if opens else self._inside).encode(text, add_special_tokens=False).ids

@@ -72,8 +72,8 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     """Extend a model's template to accept `persona` and to defuse the template's markup in user text.
 
     The persona comes at the start of the first user turn (placement 'user') or at the end of the system message
-    ('system'). Message contents are trimmed, because whitespace around them would merge with the template's. A template
-    that is already extended is returned unchanged.
+    ('system'). Message contents are trimmed, because whitespace around them would merge with the template's own. A
+    template that is already extended is returned unchanged.
 
     Raises:
       UserError: the placement is unknown or differs from an extended template's placement, or the template cannot be
@@ -85,7 +85,7 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     if template.startswith(_PROLOGUE_MARK):
         if not template.startswith(prologue.split('\n', 1)[0]):
             raise UserError(
-                f'--persona_in={placement}: the source was exported with the other placement: pass that placement'
+                f'--persona_in is {placement!r}, but the source was exported with the other placement: pass that one'
             )
         return template
     escapes = ''.join(
@@ -124,7 +124,7 @@ class ChatTemplate:
         return cls(path.read_text(encoding='utf-8'), load_tokenizer(folder), special_tokens(folder))
 
     def encode(self, roles: Roles, content: str, context: Context) -> Encoded:
-        """Return the tokens that the last message on a path adds; a first message includes the context.
+        """Return the tokens that the last message on a path adds, including the context for a first message.
 
         Args:
           roles: the roles on the path, oldest first; the last is the message's role.
@@ -220,12 +220,12 @@ class ChatTemplate:
         names = ', '.join(layouts())
         return (
             f'this chat template does not keep prefixes stable ({why}), so replies cannot share a prefix: import '
-            f'the model again with --template=NAME, where NAME is one of: {names}'
+            f'the model again with --template=NAME (NAME is one of {names})'
         )
 
 
 class _Renderer:
-    """A compiled template with its special tokens, in Jinja's sandbox with the same settings as transformers."""
+    """A compiled template with its special tokens, in Jinja's sandbox, with the settings that transformers uses."""
 
     def __init__(self, source: str, special: dict[str, str]):
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
@@ -247,7 +247,7 @@ class _Renderer:
             roles = ' > '.join(message['role'] for message in messages)
             raise UserError(
                 f'the chat template rejects the turns {roles} ({one_line(error)}): import the model again with '
-                f'--template=NAME, where NAME is one of: {", ".join(layouts())}'
+                f'--template=NAME (NAME is one of {", ".join(layouts())})'
             ) from None
 
     @functools.cache  # noqa: B019 - lives as long as its template

@@ -67,7 +67,7 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any])
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
-    """Mark the workdir as this run's and describe it as a model folder. One process writes; all processes wait."""
+    """Mark the workdir as this run's own, and describe it as a model folder. One process writes; all processes wait."""
     path = workdir / 'run.json'
     processes.barrier('workdir')
     if processes.is_main() and not path.exists():
