@@ -4,8 +4,8 @@
 # It is chosen once, when .venv is made: `make clean` first to change it. All versions are those of requirements/, which
 # hold JAX 0.10 for Python 3.11, the last JAX for it, and the newest JAX for later ones.
 #
-# Only `make test-all` installs PyTorch, since on Linux the package index has it for CUDA only, several GB. PyTorch has a small CPU
-# build on its own index. Without PyTorch, the tests that compare with it skip.
+# Only `make test-all` installs PyTorch: on Linux the package index has it for CUDA only, several GB. Without PyTorch, the
+# tests that compare with it skip.
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 ifndef PYTHON
 PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \

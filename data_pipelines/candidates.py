@@ -91,7 +91,7 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
 
 
 def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield the user turns that have a persona, even an empty one, and whether each turn is positive feedback."""
+    """Yield each user turn that has a persona (which may be empty), and whether the turn is positive feedback."""
     folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
     for conversation, (turn_personas, follow_ups) in side_by_side(config, *folders):
         approvals = {follow_up['id'] for follow_up in follow_ups if follow_up['label'] == 'positive_feedback'}

@@ -3,7 +3,7 @@
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
 `data_pipelines/labelling/labels.py` defines the labels. Each label comes with a confidence and the words of the turn
-that support it. `config.follow_ups.labeller` is either 'teacher' or 'head', a head trained with
+that support it. `config.follow_ups.labeller` is 'teacher', or 'head' for a head trained with
 `data_pipelines/head_labels.py`. Rewrites and personas are made from turns labelled `reattempt_with_feedback`. Such a
 turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
 """

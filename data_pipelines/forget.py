@@ -19,10 +19,10 @@ The remaining records are the ones that the stages would make from data without 
 conversations, turns or prompts was reached.
 
 Weights cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that started
-from such a run's parameters. Every call lists these runs: remove them and train again. Also remove what was
-exported from them, which no file records. Follow-up heads contain no text, but were trained on the turns of everyone
-who was labelled at the time. Files that no stage wrote (raw data, labels, preferences) are not changed, so clean them
-yourself.
+from such a run's parameters. Every call lists these runs: remove them and train again. Also remove
+anything exported from them, because no file lists exports. Follow-up heads contain no text, but were trained on the
+turns of everyone who was labelled at the time. Files that no stage wrote (raw data, labels, preferences) are not
+changed, so clean them yourself.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: how many records (keyed by file), trees or lines were removed, keyed by path; {} if the whole folder was.
+      removed: for each path, how many records (keyed by file), trees or lines were removed; {} for a whole folder.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
       heads: the folders of all follow-up heads, whoever they were trained on.
@@ -117,7 +117,7 @@ class _State:
 
 
 class _Corrections(NamedTuple):
-    """A corrections file without forgotten users' lines: its bytes, digest ('' if empty) and count of removed lines."""
+    """What is left of a corrections file: its bytes, its digest ('' if empty), and the number of lines removed."""
 
     left: bytes
     digest: str

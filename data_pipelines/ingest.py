@@ -7,8 +7,8 @@ separated by commas. The files are JSON lines (.jsonl, .jsonl.gz) or parquet; `c
 find each field. The manifest records the commit that was read from the hub. A later commit counts as different input,
 so pin the commit that you want: hf://OWNER/NAME@COMMIT.
 
-Unusable records are skipped and counted by reason. So are duplicates and records that another record continues, because
-each call in a serving log repeats the conversation so far (`data_pipelines/raw/selection.py`).
+Unusable records are skipped and counted by reason. So are duplicates, and records that another record continues: in a
+serving log, each call repeats the conversation so far (`data_pipelines/raw/selection.py`).
 
 Splits never share a user or a cluster of near-duplicate openings:
 
@@ -266,7 +266,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _group(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
-    """Write the chosen records to files that fit in memory; each file contains one section of the output.
+    """Write the chosen records to files small enough for memory; each file contains one section of the output.
 
     DuckDB sorts only the records' positions, because sorting long texts would need much memory.
     """

@@ -4,8 +4,8 @@
 
 `config.pairs.sources` lists the stages that pairs come from (see `SOURCES`). The stage writes train.jsonl and
 validation.jsonl, with prompt, chosen and rejected in the format that TRL reads. A classifier that sees only the
-replies, without persona or request, must not tell chosen from rejected too well. Otherwise a policy would learn
-features such as length instead of what users want.
+replies, without persona or request, must not be able to tell too reliably which reply is chosen. Otherwise a policy
+would learn features such as length instead of what users want.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ SOURCES: dict[str, Callable[[ConfigDict, Counter], Iterator[PreferenceRecord]]] 
 
 
 def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> tuple[str, str] | None:
-    """Return the best and the worst reply by score. If they make no pair, return None and count the reason.
+    """Return the best and the worst reply by score, or count the reason and return None if they do not make a pair.
 
     A hash of the text breaks ties. A reply that was cut off is never the best. It is the worst only if no finished
     reply scores below the best by more than the gap. Otherwise most pairs would only teach that replies must end.

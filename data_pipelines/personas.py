@@ -4,8 +4,8 @@
 
 The stage has four steps:
 
-1. It collects remarks: the feedback turns that a persona may know. `config.personas.scope` determines which turns these
-   are (see `data_pipelines/persona/scopes.py`). With 'earlier_conversations', they are from the same user's
+1. It collects remarks: the feedback turns that a persona may draw on. `config.personas.scope` determines which turns
+   these are (see `data_pipelines/persona/scopes.py`). With 'earlier_conversations', they are from the same user's
    conversations that had ended when the current one began. With 'first_k_turns', for data without user ids, they are
    the first turns of the same conversation.
 2. The teacher writes one sentence that says what each remark shows about its author's tastes. With

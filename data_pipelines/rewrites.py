@@ -12,10 +12,10 @@ Four steps make a rewrite. Each step is done for all turns before the next step 
    `rlhi_jax.config.likelihood_path`).
 3. The teacher answers the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then drops
    samples that no model should learn from.
-4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is how
-   many nats more likely the sample is after the feedback than after a generic complaint, according to the same model as
-   in step 2. The gain is stored in the record. (Whether the rewrite makes the feedback less likely is not a usable
-   measure: "say more about history" becomes more likely after a reply that does say more about it.)
+4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
+   sample's log-probability after the feedback minus its log-probability after a generic complaint, in nats. It is
+   computed by the same model as in step 2 and stored in the record. (Whether the rewrite makes the feedback less likely
+   is not a usable measure: "say more about history" becomes more likely after a reply that does say more about it.)
 
 The control `config.rewrites.from_scratch` hides the feedback from the teacher. The teacher only answers the request
 again, and the samples go through the same filters. With one sample and a `min_gain` far below 0, the feedback then has
@@ -174,7 +174,7 @@ def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[C
 
 
 def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield the cases whose feedback is at least nearly as likely after the regenerated as after the logged reply."""
+    """Yield the cases whose feedback is not much less likely after the regenerated reply than after the logged one."""
     for block in in_blocks(cases, BLOCK):
         questions = []
         for case in block:
@@ -194,7 +194,7 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
 
 
 def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with its sampled rewrites that pass the filters. There may be no such rewrites."""
+    """Yield each case with those of its sampled rewrites that pass the filters. There may be none."""
     settings = task.config.rewrites
     keep = 1 if settings.from_scratch else 3  # request, reply and feedback
     for block in in_blocks(cases, BLOCK):
@@ -245,8 +245,8 @@ def _remark(case: Case, feedback: str) -> Turns:
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
     """Return log p(sample | request, original, feedback) - log p(sample | request, original, dislike) for each sample.
 
-    The gains are in nats and keyed by case id. A gain is None if its text does not fit in a row. The samples of
-    a case are leaves of the same tree.
+    The gains are in nats and keyed by case id. A gain is None if the sample, with the text before it, does not fit in a
+    row. The samples of a case are leaves of the same tree.
     """
     questions = []
     for case in cases:

@@ -1,10 +1,10 @@
-"""Measure how well a policy satisfies simulated users with their own persona, another user's persona or no persona.
+"""Measure how well a policy satisfies simulated users given their own persona, another user's persona, or none.
 
     python -m data_pipelines.satisfaction --config=configs/NAME.py
 
 The stage samples a reply from `config.satisfaction.model` to every prompt of the held-out users, in each condition of
 `config.satisfaction.conditions`. It checks each reply against the user's tastes. The gap G = own − other shows how
-much the policy uses personas. The other user has the opposite of every taste, so a model that ignores the persona has
+much the policy uses personas. The other user's tastes are the exact opposite, so a model that ignores the persona has
 G = 0. `data_pipelines/simulator/summary.py` uses the gap to compare models.
 """
 
@@ -109,7 +109,7 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
 def _record(
     config: ConfigDict, users: dict[str, SimulatedUser], question: Question, reply: Reply
 ) -> SatisfactionRecord:
-    """Return the record of a reply, with the results of checking it against the user's tastes."""
+    """Return the record of a reply, including how well it satisfies the user's tastes."""
     prompt, request = question.prompt, request_of(question.prompt)
     tastes = tastes_of(config, users[prompt['user_id']], prompt)
     return SatisfactionRecord(

@@ -88,7 +88,7 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
 
 
 def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
-    """The decoder for train and score, and the number of rows in one call, which the mesh must divide."""
+    """The decoder for train and score, and the number of rows in one call, which must split evenly over the mesh."""
     rows = config.train.batch_rows // config.train.accumulate
     check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
     return Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat), rows
@@ -193,7 +193,7 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
 
 
 def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Iterator[Report]:
-    """Yield a report on the train step for each remat policy on each mesh that divides the model and the batch."""
+    """Yield a report on the train step for each remat policy and each mesh that splits the model and batch evenly."""
     tries = []
     for tensor in (n for n in range(1, spec.num_kv_heads + 1) if len(devices) % n == 0):
         for fsdp in (n for n in range(1, len(devices) // tensor + 1) if len(devices) // tensor % n == 0):
@@ -218,7 +218,7 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """Return the report with the fewest FLOPs per pair, then the fewest bytes sent, among the programs that fit."""
+    """Return the report with the fewest FLOPs per pair (if equal, the fewest bytes sent) among programs that fit."""
     fitting = [report for report in reports if report['fits']]
     return min(fitting, key=lambda r: (r['tflops']['a_pair'], sum(r['collective_gib'].values())), default=None)
 

@@ -46,7 +46,7 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
 
     Raises:
       UserError: the source is missing, damaged or not supported, or `template` is None and the source's chat template
-        is missing or does not keep prefixes stable.
+        is missing or lets later turns change earlier text.
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:

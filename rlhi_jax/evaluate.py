@@ -1,4 +1,4 @@
-"""Evaluate a trained model on held-out pairs with the user's own persona, another user's persona, and no persona.
+"""Evaluate a trained model on held-out pairs, given the user's own persona, another user's persona, or none.
 
     python -m rlhi_jax.evaluate --config=configs/NAME.py[:variant] --workdir=DIR [--step=N]
 
@@ -52,7 +52,7 @@ def pair_values(
 
     Args:
       config: provides the objective and its settings.
-      decoder: the decoder, whose head determines what the scores are.
+      decoder: its head determines whether the scores are rewards or log-probabilities.
       reader: reads the rows of the plan.
       scores: scores of the replies in each row, [rows, R].
       reference: log-probabilities of the same replies under the reference, or None.
@@ -99,7 +99,7 @@ class HeldOut(NamedTuple):
 
     Attributes:
       shards: the shards that contain the pairs.
-      readers: for each persona condition, reads rows for the evaluated model.
+      readers: the reader of rows for the evaluated model, under each persona condition.
       users: the user of each pair, keyed by pair id.
     """
 
@@ -109,7 +109,7 @@ class HeldOut(NamedTuple):
 
 
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
-    """Score the held-out pairs under each condition; return the result, also written to WORKDIR/evaluation.
+    """Score the held-out pairs under each condition, write the result to WORKDIR/evaluation and return it.
 
     Step 0 is the model that training starts from; if training adds a reward head, this model gets the same new head. If
     `step` is None, the latest step is evaluated.
@@ -176,7 +176,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
 
 def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
-    """Return the result that `evaluate` wrote for a step with these held-out shards and settings, if any."""
+    """Return a step's stored result if it was computed with the shards and settings in `config`, else None."""
     shards = Shards(Path(config.eval.shards)).digest
     path = workdir / 'evaluation' / evaluation_name(step, shards)
     if not path.exists():
@@ -188,7 +188,7 @@ def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str,
 
 
 def evaluation_name(step: int, shards: str) -> str:
-    """Return the name of the file in WORKDIR/evaluation for a step and the digest of the held-out shards."""
+    """Return the name of a step's file in WORKDIR/evaluation; `shards` is the digest of the held-out shards."""
     return f'step-{step}-data-{shards[:8]}.json'
 
 

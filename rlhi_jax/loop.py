@@ -2,8 +2,8 @@
 
     python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR
 
-The loop runs the stages in `data_pipelines` and the programs in this folder in order. Each of them writes its own
-folder in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any point.
+The loop runs stages from `data_pipelines` and programs from this folder, one after another. Each writes its own folder
+in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any point.
 At the end, the loop writes WORKDIR/report.json and prints it. `config.loop.method` says where the preference pairs come
 from:
 
@@ -99,7 +99,7 @@ class Round:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Append the number of seconds that a part takes to times.jsonl; a part that is killed leaves no line."""
+        """Time a part, and append its seconds to times.jsonl when it ends; a part that is killed leaves no line."""
         start = time.monotonic()
         try:
             yield

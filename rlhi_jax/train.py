@@ -180,7 +180,7 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
 
 
 def _compiled_step(run: Run, state: TrainState) -> Callable:
-    """Compile the train step once; it rejects other shapes and layouts, so no later step can trigger a compilation."""
+    """Compile the train step once. The compiled step rejects other shapes and layouts, so nothing is compiled later."""
     shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
     return jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes).compile()
 

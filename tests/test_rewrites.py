@@ -370,7 +370,7 @@ def test_too_few_pairs_are_refused(tmp_path):
     (folder / 'manifest.json').write_text('{}')
     c = config(tmp_path, rewrites=str(folder), pairs=str(tmp_path / 'pairs'))
     c.pairs.sources = 'rewrites'
-    with pytest.raises(UserError, match=r'^5 pairs .* config.pairs.min_pairs \(16\).*"dropped_chosen_is_a_refusal": 1'):
+    with pytest.raises(UserError, match=r'^only 5 training pairs .* config.pairs.min_pairs \(16\).*refusal": 1'):
         pairs.STAGE.run(c)
     assert not (tmp_path / 'pairs').exists()
     c.pairs.min_pairs = 5
@@ -378,8 +378,8 @@ def test_too_few_pairs_are_refused(tmp_path):
     c.pairs.min_pairs = 4  # stops nothing, changes nothing
     pairs.STAGE.run(c)
     c.pairs.min_pairs = 6
-    with pytest.raises(UserError, match='^5 pairs'):
+    with pytest.raises(UserError, match='^only 5 training pairs'):
         pairs.STAGE.run(c)
     c.pairs.sources = 'rewrites,rewrites'
-    with pytest.raises(UserError, match='each once'):
+    with pytest.raises(UserError, match='unknown or repeated'):
         pairs.STAGE.run(c)

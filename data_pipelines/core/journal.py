@@ -31,8 +31,8 @@ def journal_name(made_from: Any) -> str:
 class Journal:
     """An SQLite file of results. Each entry is on disk as soon as it is added, and in memory only while it is read.
 
-    A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). If the file is not a journal, or if its
-    `made_from` differs, it is discarded.
+    A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). An existing file is discarded if it is not
+    a journal, or if it is one with another `made_from`.
 
     Raises:
       UserError: the file cannot be opened at the moment, although it may be intact.

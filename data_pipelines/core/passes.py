@@ -37,7 +37,7 @@ def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable
 def at_most(
     most: int, source: Callable[[Counter], Iterator[T]], rank: Callable[[T], Any], counted: str
 ) -> Callable[[Counter], Iterator[T]]:
-    """Return a source that yields at most `most` items of another source (all if `most` is 0), in their order.
+    """Return a source that yields at most `most` items of another source (all if `most` is 0), in their original order.
 
     Args:
       rank: a function that ranks an item. The items with the lowest ranks are chosen. No two items may have the same

@@ -1,7 +1,7 @@
 """Types of the records that stages exchange as JSON lines.
 
-Ids are text. A turn's id is CONVERSATION/TURN_INDEX (see `data_pipelines.core.turns`). A pair's id is its turn's id, a
-space and the pair's kind. Times are ISO 8601 in UTC, so sorting them as text sorts them by time. A time is '' if
+Ids are text. A turn's id is CONVERSATION/TURN_INDEX (see `data_pipelines.core.turns`). A pair's id is the turn's id, a
+space, and the pair's kind. Times are ISO 8601 in UTC, so sorting them as text sorts them by time. A time is '' if
 the data does not contain it.
 """
 
@@ -29,7 +29,7 @@ class Conversation(TypedDict):
     ended: str  # time of the last user turn, or of its reply
     language: str  # as stated in the data; '' if not stated
     split: str  # one of SPLITS
-    cluster: str  # the same for conversations with nearly the same opening or from the same user
+    cluster: str  # shared by conversations that have the same user or nearly the same opening
     system: str  # system text before the first turn; '' if there is none
     messages: list[Message]
 
@@ -48,7 +48,7 @@ class FollowUp(TypedDict):
     label: str  # one of `data_pipelines.labelling.labels.LABELS`
     confidence: float  # probability of the label, from 0 to 1
     quote: str  # words of the turn that support the label
-    mined: bool  # whether it is feedback with enough confidence for rewrites and personas
+    mined: bool  # whether the turn is feedback, with enough confidence to be used in rewrites and personas
 
 
 class Remark(TypedDict):
@@ -98,12 +98,12 @@ class Rewrite(TypedDict):
     id: str  # id of the feedback turn
     split: str
     user_id: str
-    persona: str  # persona of the request's author at the time of the request
+    persona: str  # the author's persona at the time of the request
     messages: list[Message]  # the conversation, ending with the request
     feedback: str
     original: str  # the reply to improve
     rewrite: str
-    gain: float  # how many nats more likely the rewrite is after the feedback than after a generic complaint
+    gain: float  # log p(rewrite | feedback) - log p(rewrite | generic complaint), in nats
 
 
 class SampledReply(TypedDict):

@@ -11,7 +11,7 @@ from data_pipelines.core.stage import Stage
 
 
 def stage_named(name: str) -> Stage | None:
-    """Return the stage with the name in a manifest, or None if another program wrote the manifest.
+    """Return the stage that a manifest names, or None if the program that wrote the manifest is not a stage.
 
     >>> stage_named('pairs').output, stage_named('head_labels')
     ('data.pairs', None)

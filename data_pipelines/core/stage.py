@@ -35,7 +35,7 @@ class Task:
       folder: the folder to write into, which becomes the output folder once the work is done.
       made_from: everything that the output depends on, as stored in the manifest.
       stage: the stage's name.
-      learned: changes to request fields that an endpoint demanded when it rejected earlier requests.
+      learned: changes to the fields of requests, which an endpoint demanded when it rejected earlier requests.
     """
 
     def __init__(self, config: ConfigDict, folder: Path, made_from: Any, stage: str):
@@ -76,7 +76,7 @@ class Task:
 class Step(NamedTuple):
     """The counts of one kind of item, which the data card adds up.
 
-    A count of dropped items belongs to the step with the longest matching prefix.
+    If a count of dropped items matches the prefixes of several steps, it belongs to the step with the longest prefix.
 
     Attributes:
       unit: the kind of item, in the plural.
@@ -95,14 +95,14 @@ class Stage:
 
     Attributes:
       name: the stage's name, as in its manifest. The module `data_pipelines.NAME` defines the stage.
-      version: a number that is raised whenever the same input and settings would give a different output.
-        `tests/test_golden.py` checks this for every stage.
+      version: a number that must be raised whenever a change to the code changes the output for the same input and
+        settings. `tests/test_golden.py` checks this for every stage.
       work: a function that writes the files of a task's folder, including the manifest, and returns the counts.
       output: the config key of the output folder, such as 'data.shards'.
       identity: a function that returns the digests of the inputs, and the settings, that the output depends on. A
         finished folder with the same identity and version is up to date.
-      check: a function that raises UserError if the config does not accept a manifest. It runs on new and on finished
-        folders.
+      check: a function that raises UserError if a manifest does not meet the requirements in the config. It runs on
+        new and on finished folders.
       files: the record files. Each is mapped to the name of the count that its number of lines must equal. KEPT stands
         for the sum of all counts of kept items.
       contents: a function that counts what a folder contains besides record files. Each number is keyed by the name of

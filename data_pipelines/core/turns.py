@@ -1,7 +1,7 @@
 """Turn ids, and conversion between messages and turns.
 
 A turn's id is CONVERSATION/TURN_INDEX. The index counts messages from 0, so user turns have even indices and replies
-have odd ones. A pair's id is its turn's id, a space and the pair's kind. Conversation ids come from the data and may
+have odd ones. A pair's id is the turn's id, a space, and the pair's kind. Conversation ids come from the data and may
 contain anything, even slashes, so turn ids and pair ids are parsed from the end.
 """
 

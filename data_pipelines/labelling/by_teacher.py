@@ -39,7 +39,7 @@ ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
 
 
 def by_likelihood(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | None]:
-    """Return a local teacher's judgements, keyed by turn id; None for a turn that is longer than a row."""
+    """Return a local teacher's judgements, keyed by turn id. The judgement of a turn longer than a row is None."""
     texts = pieces(turns)
     blocks = {digest(block): block for block in in_blocks(texts, PIECES)}
     questions = [
@@ -74,7 +74,7 @@ def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def by_answer(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | None]:
-    """Return an endpoint's judgements, keyed by turn id; None for a turn without a valid answer."""
+    """Return an endpoint's judgements, keyed by turn id. The judgement of a turn without a valid answer is None."""
     by_id = {turn.id: turn for turn in turns}
     questions = [
         Question(turn.id, (('user', render('label_follow_up', labels=LABELS, turn=turn)),), ANSWER) for turn in turns
@@ -84,7 +84,9 @@ def by_answer(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | No
 
 
 def quotes(quote: str, text: str) -> bool:
-    """Whether a quote is in a text and includes one of its whole words; any quote counts if the text has no words.
+    """Whether a quote occurs in a text and includes at least one whole word of the text.
+
+    If the text has no words, any quote that occurs in it and is not blank counts.
 
     >>> quotes('Too long', 'Too long!'), quotes('To', 'Too long!'), quotes('!', 'Too long!'), quotes('?', '??')
     (True, False, False, True)

@@ -1,4 +1,4 @@
-"""The labels for a user turn after a reply, and the code that all labellers share."""
+"""The labels for user turns that follow a reply, and the code that all labellers share."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -72,11 +72,11 @@ def sentences(text: str) -> list[str]:
 
 
 def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, float]) -> Judgement:
-    """Return a judgement that quotes the first of the sentences with the greatest weight in the turn's opening."""
+    """Return a judgement that quotes the opening's sentence with the greatest weight (the first, if tied)."""
     return Judgement(label, confidence, max(sentences(opening(turn)), key=weights.__getitem__))
 
 
 def pieces(turns: Sequence[UserTurn]) -> list[str]:
-    """Return the distinct texts to score: the openings of the turns and, to choose quotes, the sentences in them."""
+    """Return the distinct texts to score: the turns' openings and, for choosing quotes, each sentence of an opening."""
     openings = [opening(turn) for turn in turns]
     return list(dict.fromkeys(piece for text in openings for piece in (text, *sentences(text))))

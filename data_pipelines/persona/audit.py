@@ -6,8 +6,8 @@ The rules also apply to the remark that the claim is made from. Some text is nev
 - text that addresses the model or a grader instead of saying what a user likes.
 
 The word lists err on the safe side, because wrongly dropping a claim costs little. They cover English and, less fully,
-German, French, Spanish, Italian, Portuguese, Russian, Chinese, Japanese and Arabic. Names without an introduction
-("Anna says so") are missed.
+German, French, Spanish, Italian, Portuguese, Russian, Chinese, Japanese and Arabic. They miss names that no phrase
+such as "my name is" introduces ("Anna says so").
 """
 
 import re
@@ -100,8 +100,8 @@ def supported(text: str, quote: str, before: str) -> bool:
     """Whether a claim follows from a remark.
 
     If either is about a matter of style, the claim must be about style and take only sides that the remark takes.
-    Otherwise the remark must contain half of the claim's content words, each negated in both or in neither. Words in
-    `before` do not count, because the topic of a conversation is not a taste.
+    Otherwise the remark must contain at least half of the claim's content words, and each word that they share must be
+    negated in both or in neither. Words in `before` do not count, because the topic of a conversation is not a taste.
 
     >>> supported('I like bullet points.', 'No bullets for me.', before='')
     False

@@ -11,7 +11,7 @@ from data_pipelines.core.records import Claim, PersonaVersion
 from data_pipelines.persona.audit import MAX_CHARACTERS
 from data_pipelines.text.styles import stems, styles
 
-SAME = 0.5  # two claims not about style say the same if they share at least this fraction of stems (Jaccard)
+SAME = 0.5  # claims that are not about style say the same if they share at least this fraction of stems (Jaccard)
 
 State = tuple[Claim, ...]  # the claims that are valid at one time, oldest first
 
@@ -65,7 +65,10 @@ def step(state: State, claim: Claim, *, max_claims: int) -> State:
 
 
 def states(claims: Iterable[Claim], *, max_claims: int) -> list[State]:
-    """Return the valid claims before the first of `claims` and after each claim. `claims` must be oldest first."""
+    """Return the valid claims at each step: first before any of `claims`, then after each one.
+
+    `claims` must be ordered oldest first.
+    """
     return list(accumulate(claims, lambda state, claim: step(state, claim, max_claims=max_claims), initial=()))
 
 

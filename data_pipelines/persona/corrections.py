@@ -69,7 +69,7 @@ def read_corrections(path: Path) -> Corrections:
 
 
 def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
-    """Return an author's claims without the deleted claims, which are counted, and with the new texts of edited claims.
+    """Return an author's claims after corrections: deleted claims are left out and counted, edited ones have new texts.
 
     Raises:
       UserError: a new text breaks a rule of `data_pipelines/persona/audit.py`.

@@ -1,4 +1,4 @@
-"""Persona scopes define which earlier turns a persona may know. To add a scope, add an entry to SCOPES below."""
+"""Persona scopes define which earlier turns a persona may draw on. To add a scope, add an entry to SCOPES below."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,13 +16,13 @@ class Scope(NamedTuple):
     """The meaning of one value of `config.personas.scope`. The argument `settings` is always `config.personas`.
 
     Attributes:
-      may_know: may_know(turn, settings) returns whether any persona may know this feedback turn.
+      may_know: may_know(turn, settings) returns whether any persona may draw on this feedback turn.
       mined_turns: mined_turns(conversation, settings) returns the indices of the user turns that may be mined.
       state_at: state_at(claims, settings) takes one author's claims, oldest first, and returns a function. Given a
         conversation and the index of a turn that may be mined, that function returns the claims valid at the turn.
-      known_at: known_at(conversation, turn_index, claims, settings) returns the author's claims that a persona may know
-        at a user turn, in any order, or None if the turn must not be mined. The store audit uses this definition. It
-        shares no code with `mined_turns` and `state_at`, so that an error in either is noticed.
+      known_at: known_at(conversation, turn_index, claims, settings) returns, in any order, those of the author's claims
+        that a persona may draw on at a user turn, or None if the turn must not be mined. Only the store audit uses this
+        definition. It shares no code with `mined_turns` and `state_at`, so the audit notices an error in any of them.
       check: check(conversations) raises a UserError if the scope cannot be used with these conversations.
     """
 
@@ -109,7 +109,7 @@ def _state_after_the_first(claims: Sequence[Claim], settings: ConfigDict) -> Cal
 def _among_the_first(
     conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
 ) -> list[Claim] | None:
-    """Return the claims from the first `first_k` user turns; None if this is one of them, which must not be mined."""
+    """Return the claims from the first `first_k` user turns, or None for those turns, which must not be mined."""
     if turn_index // 2 < settings.first_k:
         return None
     of_this = [claim for claim in claims if claim['conversation'] == conversation['id']]

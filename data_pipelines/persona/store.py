@@ -26,7 +26,7 @@ CACHED = 2**12  # maximum number of entries in each cache, of token counts or of
 
 
 def user_personas(config: ConfigDict) -> dict[str, str]:
-    """Return the persona after each user's whole history, keyed by user id, from the finished stage."""
+    """Return each user's persona, based on their whole history, from the finished stage. The keys are user ids."""
     return {user['user_id']: user['persona'] for user in stream_records(input_folder(config, 'personas') / USERS)}
 
 

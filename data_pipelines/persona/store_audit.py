@@ -25,10 +25,10 @@ from rlhi_jax.io.files import read_json
 
 
 def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
-    """Return figures about the store on disk, and a description of every broken rule.
+    """Return figures about the store on disk, and a message for each broken rule.
 
     Each claim must come from a turn of a stored conversation, quote the turn word for word, and satisfy the rules for
-    claims. Each persona must follow from the claims that it may know.
+    claims. Each persona must follow from the claims that it may draw on.
     """
     folder = input_folder(config, 'personas')
     corrections, recompute = read_corrections(corrections_path(config)), _Recompute(config)
@@ -74,13 +74,13 @@ def _figures(counts: Counter, of_stage: dict[str, int], broken: Sequence[str]) -
 
 
 class _Recompute:
-    """Folds claims, starting again from the first claim each time."""
+    """Folds claims, always starting from the first one, and makes personas of the results."""
 
     def __init__(self, config: ConfigDict):
         self._settings, self._count = config.personas, token_counter(config)
 
     def history(self, claims: Iterable[Claim]) -> list[State]:
-        """Return the valid claims before the first of `claims` and after each claim."""
+        """Return the valid claims at each step: first before any of `claims`, then after each one."""
         return states(oldest_first(claims), max_claims=self._settings.max_claims)
 
     def persona(self, state: State) -> str:

@@ -1,4 +1,4 @@
-"""Probe for artefacts: test whether a classifier that sees only the replies can tell chosen from rejected."""
+"""Probe for artefacts: test whether a classifier that sees only the replies can tell which is chosen."""
 
 from collections.abc import Sequence
 

@@ -54,7 +54,7 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
 
 
 def _add(path: Path, traces: Traces) -> None:
-    """Add a path, or the folder it belongs to, to the traces if it may contain user text."""
+    """If a path may contain user text, add it, or the folder it belongs to, to the traces."""
     work = _WORK.fullmatch(path.name)
     if work and path.is_dir():
         traces.outputs.add(path.with_name(work[1]).resolve())
@@ -71,7 +71,7 @@ def _add(path: Path, traces: Traces) -> None:
 
 
 def named_paths(config: ConfigDict) -> list[Path]:
-    """Return the paths in the config, existing or not; a file in a stage's folder is replaced by that folder.
+    """Return the paths in the config, whether or not they exist; a file in a stage's folder is replaced by that folder.
 
     Raw data are included only if a stage wrote them.
     """
@@ -108,7 +108,7 @@ def _below(roots: Iterable[Path]) -> Iterator[Path]:
 
 
 def _beside(roots: Iterable[Path]) -> Iterator[Path]:
-    """Yield the roots' unfinished work, and corrections files and runs in the same folders, following links."""
+    """Yield unfinished work, corrections files and runs that lie next to the roots, following links."""
     for each in {each for root in roots for each in (root.absolute(), root.resolve()) if each.parent.is_dir()}:
         for path in each.parent.resolve().iterdir():
             if path.name.startswith(f'.{each.name}.') or path.name.endswith('.corrections.jsonl'):

@@ -28,7 +28,7 @@ def make_salt(path: str, *, outside: Path) -> None:
     Anyone with the salt and an address can find that user's texts, so the salt must not be stored with the data.
 
     Raises:
-      UserError: the file is in the folder `outside`.
+      UserError: the file is in the folder `outside`, where it must not be.
     """
     file = Path(path).expanduser().resolve()
     if file.is_relative_to(outside.resolve()):
@@ -83,7 +83,7 @@ def _ids(lines: bytes) -> frozenset[str]:
 
 
 def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
-    """Return these users and the users on the opt-out list, which need not exist yet.
+    """Return these users together with those on the opt-out list. The list need not exist yet.
 
     Raises:
       UserError: the list cannot be read, or an id cannot be stored on one line.

@@ -16,8 +16,8 @@ needs all conversations at once. Workers on other machines need:
 
 All these paths must be on a file system that every worker mounts, because paths in a bucket cannot be read. If a
 runner retries a chunk, the same bytes are written to another temporary file, which is then renamed into place. Finished
-parts are kept, so a killed run resumes after them, with or without Beam. A cloud job keeps running after this process
-is killed, so cancel the job in the cloud.
+parts are kept: if a run is killed, the next one, with or without Beam, writes only the missing parts. A cloud job keeps
+running after this process is killed, so cancel the job in the cloud.
 
 This has been tested with the direct runner, in one process and in several, but never run on Dataflow.
 """

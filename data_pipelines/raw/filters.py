@@ -88,7 +88,7 @@ class Filters:
     scrub: bool
 
     def reason_to_drop(self, conversation: RawConversation) -> str:
-        """Return the first reason to drop a conversation, as the name of a count, or '' if the conversation is kept."""
+        """Return the first reason to drop a conversation, which is the name of a count; return '' to keep it."""
         texts = [message['content'] for message in conversation['messages']]
         if conversation['toxic'] and not self.keep_toxic:
             return 'toxic'
@@ -106,7 +106,7 @@ class Filters:
 
 
 def scrub(text: str, counts: Counter) -> str:
-    """Replace e-mail and IP addresses and phone, card and account numbers with their kind in brackets, and count them.
+    """Replace e-mail and IP addresses, and phone, card and account numbers, with their kind in brackets; count them.
 
     Only valid numbers are replaced. Card and account numbers need correct check digits. Phone numbers must fit the
     numbering plan for their country code, or the North American plan if they are written like (415) 555-2671.

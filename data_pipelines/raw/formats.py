@@ -88,7 +88,7 @@ def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
 def parse_conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> RawConversation:
     """Parse one raw record.
 
-    In WildChat, a conversation has the time of its last turn, and only replies have times, not user turns. So
+    In WildChat, a conversation has the time of its last turn; replies have times, but user turns do not. So
     `began` is set only if the first turn or its reply has a time stamp, because a later time would give the first turn
     knowledge of the future. Likewise, `ended` is set only if the record, the last user turn or its reply has one.
 

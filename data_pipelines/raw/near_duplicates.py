@@ -1,6 +1,6 @@
-"""Finds near-duplicate openings by MinHash with locality-sensitive hashing, which needs a few numbers per conversation.
+"""Finds near-duplicate openings by MinHash with locality-sensitive hashing, which stores few numbers per conversation.
 
-Two openings that share a band are about as similar as the threshold, or more similar. Comparing bands needs no
+If two openings share a band, their similarity is probably near the threshold or above it. Comparing bands needs no
 index in memory.
 """
 
@@ -19,7 +19,7 @@ _BLANK = MinHash(PERMUTATIONS, seed=0)
 
 
 def banding(similarity: float) -> tuple[int, int]:
-    """Return the number of bands and of sketch values per band that best find openings of this Jaccard similarity."""
+    """Return how many bands, and sketch values per band, best find pairs of at least this Jaccard similarity."""
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
 

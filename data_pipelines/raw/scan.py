@@ -2,7 +2,7 @@
 
 A chunk is a section of a file. Many processes (`raw.worker`) scan chunks in parallel. A killed run resumes after its
 last finished part. A part's bytes depend only on its chunk and the rules. For users who have opted out, a part contains
-hashes, numbers and times instead of text and ids, so that leaving these users out changes nothing for anybody else.
+only hashes, numbers and times, no text or ids. These suffice to leave the users out without any change for the others.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Rules:
     Attributes:
       fields: paths keyed by field, as in `config.ingest.fields`.
       filters: which conversations to keep, and whether to scrub personal details.
-      banding: the number of bands per opening, and their width.
+      banding: the number of bands per opening, and the number of sketch values per band.
       salt: the file with the salt for user keys; '' leaves user ids unchanged.
       opt_out: the file with the ids of users who have opted out; '' if there is no such file.
     """
@@ -260,7 +260,7 @@ def _hashed(name: str) -> int:
 
 
 def _content_hashes(conversation: RawConversation) -> list[int]:
-    """Hash the user, the system message and the texts up to each reply, and up to a last turn without a reply."""
+    """Hash user, system message and the texts so far: after each reply, and after a last turn without a reply."""
     sha, hashes = blake2b(digest_size=8), []
 
     def add(text: str) -> None:
@@ -310,7 +310,7 @@ def part_counts(part: Path) -> Counter:
 
 
 def read_job(path: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]]:
-    """Return a job's rules, its numbered chunks whose parts are missing, and the whole content of the job file."""
+    """Return a job's rules, its chunks (numbered) that have no part yet, and the whole content of the job file."""
     job = json.loads(path.read_text())
     rules = Rules(**job['rules'] | {'filters': Filters(**job['rules']['filters'])})
     numbered = enumerate(Chunk(**chunk) for chunk in job['chunks'])

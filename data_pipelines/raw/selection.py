@@ -1,11 +1,12 @@
-"""Chooses conversations and their splits with DuckDB queries over the hashes, numbers and times in parts.
+"""Chooses conversations and their splits by DuckDB queries on the hashes, numbers and times stored in the part files.
 
 - Of exact duplicates (same user, system message and texts), the first record is kept.
-- A record that is a prefix of another record is dropped, so only the longest call of a conversation remains.
+- A record that is a prefix of another record is dropped. (Each API call logs the conversation so far, so only the
+  last, longest one is kept.)
 - Of the remaining records with the same id, the longest is kept, or the first if several are equally long. (The system
   message in a log may change from call to call.)
 
-WildChat's conversation_hash covers only the texts, so two users with the same words share an id.
+WildChat's conversation_hash covers only the texts, so two users who wrote the same text share an id.
 """
 
 import glob

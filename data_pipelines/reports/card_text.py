@@ -13,7 +13,7 @@ PERCENTILES |= {'100': 'max'}
 
 
 def escaped(text: str) -> str:
-    r"""Return foreign text as one line of plain words, so that nothing in it is read as Markdown or HTML.
+    r"""Return text from the data as one line of plain words, so that nothing in it is read as Markdown or HTML.
 
     >>> print(escaped('<b>|`*\n# x'))
     \<b\>\|\`\* \# x
@@ -23,7 +23,7 @@ def escaped(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Return foreign text as a code block, with a fence that is longer than any run of backticks in the text."""
+    """Return text from the data as a code block, with a fence that is longer than any run of backticks in the text."""
     shown = '\n'.join(text[:MAX_CHARACTERS].splitlines())
     shown = ''.join(
         letter if letter in '\n\t' or ord(letter) >= 160 or letter.isprintable() else '�' for letter in shown

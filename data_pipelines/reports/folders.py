@@ -107,7 +107,7 @@ def digests(folder: Folder) -> dict[str, str]:
 
 
 def counted_on_disk(folder: Folder) -> Counter:
-    """Count what a folder contains, including what was forgotten since.
+    """Count what a folder contains, plus what has been forgotten since it was made.
 
     Each number is keyed by the name of the count in the manifest that it must equal.
     """
@@ -146,7 +146,7 @@ def funnel(folder: Folder) -> list[dict[str, Any]]:
 
 
 def other_counts(folder: Folder) -> dict[str, int]:
-    """Return all counts other than those of items read, kept or dropped, and how much has been forgotten since."""
+    """Return all counts except those of items read, kept or dropped; and how much has been forgotten since."""
     read = {name for step in folder.stage.steps for name in step.read}
     prefixes = ('teacher_', *(prefix for step in folder.stage.steps for prefix in step.dropped))
     counts = folder.manifest['counts'].items()
@@ -159,7 +159,7 @@ def other_counts(folder: Folder) -> dict[str, int]:
 
 
 def teacher_costs(finished: list[Folder]) -> dict[str, Any] | None:
-    """Return the tokens and money that a teacher behind an endpoint cost in all stages, in total and per pair.
+    """Return what a teacher behind an endpoint cost in all stages, in tokens and money, as totals and per pair.
 
     Return None if no stage used such a teacher. Money is in the currency of `config.teacher.price_in`. A pair that
     occurs in several folders counts once.

@@ -125,7 +125,7 @@ def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str,
 
 
 def of_pairs(records: Iterable[PreferenceRecord], manifest: Manifest) -> dict[str, Any]:
-    """Count pairs by split, source and user; add the lengths of both sides and the result of the artefact probe."""
+    """Count pairs by split, source and user; summarise the lengths of replies; include the artefact probe's result."""
     splits: dict[str, Counter] = defaultdict(Counter)
     sources: dict[str, Counter] = defaultdict(Counter)
     users: dict[str, Counter] = defaultdict(Counter)

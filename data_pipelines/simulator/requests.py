@@ -1,4 +1,4 @@
-"""Requests from simulated users about everyday topics, in several phrasings, and words that a reply would use.
+"""Requests from simulated users about everyday topics, in several phrasings, and words to expect in the replies.
 
 No topic or phrasing occurs in two splits.
 """
@@ -126,7 +126,7 @@ class Request:
 
     text: str
     about: str  # stem of the topic's name
-    words: tuple[str, ...]  # stems of words that a reply on the topic would use
+    words: tuple[str, ...]  # stems of words to expect in a reply on the topic
 
 
 def requests(split: str) -> list[Request]:

@@ -15,10 +15,11 @@ Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condit
 
 
 def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the satisfaction by model and condition, the gap (own − other), and its change from first to last model.
+    """Return the satisfaction by model and condition, the gap (own − other), and the change of the gap.
 
-    Every number is a mean over the prompts that all models answered in all conditions, with a 95 % interval over users.
-    Users with a held-out taste count only in `by_taste`, which compares the models on one taste at a time.
+    The change is from the first model to the last. Every number is a mean over the prompts that all models answered in
+    all conditions, with a 95 % interval over users. Users with a held-out taste count only in `by_taste`, which
+    compares the models on one taste at a time.
 
     Args:
       by_model: folders of the stage `satisfaction`, keyed by model name.

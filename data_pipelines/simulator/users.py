@@ -100,8 +100,8 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
     """Return the combinations of tastes that users in a split may have. No combination occurs in two splits.
 
     - Test users have two tastes, with all combinations of sides.
-    - Training and validation users have three tastes. The number of second sides is even in training and odd in
-      validation. Each half is balanced, so no taste predicts another.
+    - Training and validation users have three tastes. Training users have the second side of an even number of them,
+      and validation users of an odd number. In both splits the sides are balanced, so no taste predicts another.
     - Some training users have a single taste.
     """
 
@@ -121,8 +121,8 @@ def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Req
 
     Args:
       user: the simulated user.
-      number: the request's number. Numbers below `conversations` belong to the user's history, and the taste `flips`
-        changes sides halfway through that history.
+      number: the request's number. Numbers below `conversations` belong to the user's history, halfway through which
+        the taste `flips` changes sides.
       conversations: the number of conversations in the user's history.
       request: the request. The taste `depends` applies to one kind of request only; for all other requests the user
         wants the opposite.

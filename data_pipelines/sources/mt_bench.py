@@ -33,7 +33,7 @@ TASTES: dict[str, Callable[[str], float]] = {
 def read_votes(path: Path, counts: Counter) -> list[Record]:
     """Return the usable votes. Ties and unusable lines are skipped and counted by reason.
 
-    `chosen` and `rejected` are the messages after `prompt`. The judged reply is their last message.
+    `chosen` and `rejected` are the messages after `prompt`. In each, the last message is the judged reply.
     """
     votes = []
     for number, line in enumerate(path.read_bytes().split(b'\n'), start=1):

@@ -36,7 +36,7 @@ def named_file(flag: str) -> Path:
 
 
 def held_out(name: Any, *, folds: int, fold: int) -> bool:
-    """Whether a user or question belongs to the held-out fold, by a hash of its id."""
+    """Whether a user or question belongs to the held-out fold, which a hash of the id decides."""
     return int(digest(name)[:8], 16) % folds == fold
 
 
@@ -48,7 +48,7 @@ def write_preferences(
     Args:
       stage: the name of the source's program in `data_pipelines`, for the manifest.
       files: the files that were read. The manifest stores their digests.
-      counts: what was read and dropped, by name.
+      counts: how many items were read and dropped, keyed by the name of the count.
       train: the training preferences.
       validation: the held-out preferences.
 

@@ -1,4 +1,4 @@
-"""Sends single requests to an OpenAI-compatible endpoint; they survive restarts, rate limits and malformed responses.
+"""Sends requests to an OpenAI-compatible endpoint, and copes with its restarts, rate limits and malformed responses.
 
 This module needs the extra `endpoint`. Stages use `data_pipelines.teacher.endpoint`, which imports this module only
 when it has requests to send.
@@ -86,7 +86,7 @@ class Endpoint:
         harmless request.
 
         Args:
-          doubted: the request has already failed once while the endpoint was up.
+          doubted: whether the request has already failed once while the endpoint was up.
 
         Raises:
           TooLong: the request does not fit in the endpoint's context.

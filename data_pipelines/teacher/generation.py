@@ -48,7 +48,7 @@ def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str
 
     Every reply is added to the journal as soon as it is sampled, so interrupted work resumes with the same result. A
     prompt longer than `config.sampler.prompt_tokens` loses its oldest exchanges. A prompt whose last `keep` turns do
-    not fit has no replies. An endpoint decides for itself which prompts fit.
+    not fit gets no replies. An endpoint decides for itself which prompts fit.
     """
     journal = task.journal
     missing = [prompt for prompt in prompts if any(key not in journal for key in endpoint.keys(prompt))]
@@ -92,7 +92,7 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 def scores(
     task: Task, model_path: str, items: Sequence[Candidates], *, capacities: Capacities, sees_persona: bool
 ) -> dict[str, list[float | None]]:
-    """Return the scores of each prompt's candidates, keyed by prompt id; None for a candidate that fits in no row.
+    """Return the scores of each prompt's candidates, keyed by prompt id; None for a candidate too long for any row.
 
     A model with a reward head gives rewards; any other model gives log-probabilities in nats. The model is loaded only
     if scores are missing from the journal.

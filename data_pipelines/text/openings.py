@@ -1,4 +1,4 @@
-"""Recognizes replies that open with a refusal or by talking about themselves, in twelve languages."""
+"""Recognizes replies that open with a refusal or with a remark about the reply itself, in twelve languages."""
 
 import itertools
 import re
@@ -96,7 +96,7 @@ _PREAMBLES = {
 
 
 def _opens_as(patterns: dict[str, list[str]]) -> re.Pattern:
-    """Return a pattern that matches texts that begin with one of the patterns, in any language."""
+    """Combine the patterns of all languages into one that matches texts beginning with any of them."""
     return re.compile(r'\W*(?:' + '|'.join(itertools.chain.from_iterable(patterns.values())) + ')')
 
 
@@ -129,7 +129,7 @@ def is_refusal(reply: str) -> bool:
 def has_preamble(reply: str) -> bool:
     """Whether a reply opens by announcing an answer or a change, or by saying that an earlier reply was wrong.
 
-    "Here are five facts:" counts, although it may belong to a list: the rewrite prompt asks only for the answer.
+    "Here are five facts:" counts even before a list, because the rewrite prompt asks for the answer alone.
 
     >>> has_preamble('Here is a shorter version:\\n\\nBees fly.'), has_preamble("You're right, bees do fly.")
     (True, True)

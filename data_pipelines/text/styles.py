@@ -1,7 +1,7 @@
 """Finds the side that a remark or claim takes in each matter of style, such as the length or layout of answers.
 
-Two claims that take different sides of the same matter contradict each other. A claim is not supported if it takes a
-side that its remark does not take. This works for short sentences, and best in English. The words are in
+Two claims that take different sides of the same matter contradict each other. A remark does not support a claim
+that takes a side which the remark does not take. This works for short sentences, and best in English. The words are in
 `data_pipelines/text/lexicons/styles.toml`.
 
 >>> styles('This is too long. As a list, please!')
@@ -60,7 +60,7 @@ def _styles(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _simplified(text: str) -> str:
-    """Return plain text without phrases that only look negative ("not enough") or things the user does not mind."""
+    """Make a text plain; remove phrases that only look negative ("not enough") and things the user does not mind."""
     return _IDLE.sub('', plain(text)).replace('no longer', 'not')
 
 

@@ -6,7 +6,7 @@ Reading them requires no code from this project:
     trees = tfds.data_source('interactions', data_dir=DIR, split='train')
 
 TFDS returns text as UTF-8 bytes and a list of messages as a dict of lists. `conversation` and `interaction` convert
-such an example back to what was written.
+such an example back to its original form.
 
 The builders derive from ShardBasedBuilder, which streams examples, preserves their order, and writes the same bytes
 with or without Beam. GeneratorBasedBuilder would sort each split in memory or, above 1 GB, on disk with TensorFlow's

@@ -60,7 +60,7 @@ def _check_model_paths(config: ConfigDict) -> None:
 
 
 def _check_teacher(config: ConfigDict) -> None:
-    """Check that a path that starts like a URL is the base URL of an endpoint; any other path is a folder."""
+    """Check that a path that looks like a URL is an endpoint's base URL; all other paths are folders."""
     path = config.teacher.path
     if not path.lower().startswith(('http:', 'https:')):
         return

@@ -1,4 +1,4 @@
-"""Configuration keys, each with a default, a meaning and allowed values, and sections, which group keys."""
+"""Configuration keys (each has a default, a meaning and allowed values), and sections, which group keys."""
 
 import dataclasses
 import importlib
@@ -41,7 +41,7 @@ class Key:
 
     @property
     def bound(self) -> str:
-        """Return the allowed values as words that follow "it must be"; '' if any value of the type is allowed.
+        """Return the allowed values, worded to follow "it must be"; '' if any value of the type is allowed.
 
         >>> Key(0.5, 'Similarity.', above=0, at_most=0.96).bound
         'above 0 and at most 0.96'

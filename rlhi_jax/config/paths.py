@@ -1,4 +1,4 @@
-"""Paths in a config, and which model a stage uses."""
+"""Looks up paths in a config, and decides which model a stage uses."""
 
 from operator import attrgetter
 

@@ -79,7 +79,7 @@ def reference() -> list[Entry]:
 
 
 def renamed(text: str) -> str:
-    """Explain what happened to an old key that a text mentions, in full or by its last part; '' if it mentions none.
+    """Explain what happened to the old keys that `text` contains, or to those whose last part is `text`; '' if none.
 
     >>> renamed('c.pairs.margin = 0.1')
     'config.pairs.margin is now config.pairs.min_score_gap'

@@ -1,6 +1,6 @@
 """Keys for the data pipeline: folders, the teacher, and one section for each stage.
 
-All values are ours, because RLHI's own values are not published.
+All default values are ours, because RLHI's own values are not published.
 """
 
 from rlhi_jax.config.keys import Key, Section

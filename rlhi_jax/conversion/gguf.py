@@ -157,8 +157,8 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
 def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> RopeScaling:
     """The scaling that produced `rope_freqs.weight`, which contains only a divisor for each rotation speed.
 
-    Many sets of parameters give the same divisors. Llama 3.1, 3.2 and 3.3 differ only in the factor. We try the other
-    parameters that they share, and reject the file if the result does not reproduce the tensor.
+    Many sets of parameters give the same divisors. Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume
+    their values for the other parameters, and reject the file if the result does not reproduce the tensor.
     """
     divisors = _dequantised(tensors['rope_freqs.weight'])
     factor = _short(divisors.max())

@@ -24,7 +24,7 @@ EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 _CLASSES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}
 _HEADS = {'lm': 'ForCausalLM', 'reward': 'ForSequenceClassification'}
 
-# Switches in Hugging Face configs, each with the only value that we support. A missing field means the same value.
+# Switches in Hugging Face configs, each with the only value that we support. A missing field counts as that value.
 _FIXED = {
     'hidden_act': 'silu',
     'attention_bias': False,

@@ -127,7 +127,7 @@ def assemble(
     ignorable: Callable[[str], bool],
     source: str,
 ) -> dict[str, Any]:
-    """Build our parameters as float32 arrays, one tensor at a time, so that memory stays close to one copy.
+    """Build our parameters as float32 arrays, one tensor at a time, so that memory holds little more than one copy.
 
     Args:
       spec: the model.

@@ -1,4 +1,4 @@
-"""Counts the bytes that each chip sends to other chips when a compiled program runs, from the program's HLO text.
+"""Counts, from a compiled program's HLO text, the bytes that each chip sends to other chips in one run.
 
 A loop's body appears in the text once but counts once per iteration. A collective is assumed to run in a ring of its N
 chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N bytes, reduce-scatter sends R (N - 1),
@@ -76,7 +76,10 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a line runs what it calls: 1, or for a loop, its trip count or else the only bound in its condition."""
+    """How many times a line runs the computation that it calls.
+
+    This is 1, except for a loop: there it is the trip count or, if none is given, the only bound in the condition.
+    """
     if (loop := _WHILE.search(line)) is None:
         return 1
     if known := _TRIPS.search(line):
@@ -103,7 +106,10 @@ def _chips(line: str) -> int:
 
 
 def _result_bytes(shapes: str, started: str) -> int:
-    """The size of a result in bytes, without the operands that an asynchronous start of a collective lists first."""
+    """The size of a collective's result in bytes.
+
+    An asynchronous start lists its operands before its result; they are not counted.
+    """
     sizes = []
     for dtype, dims in _SHAPE.findall(shapes):
         if dtype not in _BYTES:

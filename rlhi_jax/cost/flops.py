@@ -79,7 +79,7 @@ def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: 
     Each part costs three times its forward pass. On top of that, `repeated` counts the work that is done again:
       in the body, the products that `remat` does not save;
       in the head, the logits;
-      in attention, the products in its gradient beyond four and, with `save_nothing`, the whole forward pass.
+      in attention, any products beyond four in the gradient and, with `save_nothing`, the whole forward pass.
 
     Args:
       spec: the model.

@@ -98,7 +98,7 @@ class TreeEncoder:
 
 
 def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
-    """Return a key (start, prompt, last) for each reply in a piece, unique in the tree, in reply table order."""
+    """Return a key (start, prompt, last), unique within the tree, for each reply of a piece, in the row's order."""
     keys = dict.fromkeys(
         (piece.start, pair.prompt, last)
         for pair in (tree.pairs[i] for i in piece.pairs)
@@ -113,8 +113,8 @@ def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Itera
     - Pairs are taken in order and share a piece for as long as they fit.
     - A pair whose conversation is too long loses its oldest turns, one whole exchange at a time. The latest user turn,
       the persona and the replies are never shortened; if they do not fit, the pair is dropped.
-    - Shortened pairs share a later start if each pair keeps at least half of the exchanges that would fit on its own.
-      Their context is then computed only once.
+    - Shortened pairs share a start if each still keeps at least half of the exchanges that it would keep without the
+      others. Their context is then computed only once.
     - All other pairs keep their whole conversation.
     """
     piece: Piece | None = None
@@ -143,7 +143,10 @@ def start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piec
 
 
 def _starts(tree: Interaction, alone: Piece) -> list[int]:
-    """Return where a pair's context may start: the first turn if all fit, else the older half of the turns that fit."""
+    """Return the user turns at which a pair's context may start.
+
+    If the whole conversation fits, this is only its first turn; otherwise it is the older half of the turns that fit.
+    """
     (pair,) = alone.pairs
     turns = [turn for turn in _user_turns(tree, pair) if turn >= alone.start]
     return turns[: 1 + len(turns) // 2] if tree.messages[alone.start].parent >= 0 else turns[:1]

@@ -38,7 +38,7 @@ class Row(NamedTuple):
       pair_rejected_P: index of the pair's rejected reply.
       pair_id_P: number of the pair in the row plan; -1 if the slot has no pair.
       pair_weight_P: weight of the pair's loss, float32.
-      reference_logp_R: log-probability of each reply under the reference policy, nats, float32; None if the
+      reference_logp_R: log-probability of each reply under the reference policy, in nats, float32; None if the
         objective uses no reference.
     """
 

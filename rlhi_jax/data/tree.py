@@ -42,7 +42,7 @@ class Message:
 class Pair:
     """A preference between two replies to the same prompt.
 
-    `prompt`, `chosen` and `rejected` are message indices: the last prompt message and the two replies' last messages.
+    `prompt`, `chosen` and `rejected` are the indices of the prompt's last message and of each reply's last message.
     A reply consists of all assistant messages from the prompt down to, and including, its last message.
     """
 

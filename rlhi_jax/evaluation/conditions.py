@@ -20,7 +20,7 @@ def user_of(tree: Interaction) -> str:
 
 
 def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
-    """Map each user with a persona to another user's persona, shuffled with `seed`.
+    """Map each user who has a persona to the persona of another user, chosen by a shuffle with `seed`.
 
     Users who would get a persona that is identical to their own are left out.
     """
@@ -38,7 +38,7 @@ def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     """Return the held-out trees under each condition.
 
-    Only trees with a persona are included, and only if another user's persona can be compared with it.
+    Only trees with a persona are included, and only if the other user's persona differs from the tree's own.
 
     Raises:
       NothingToEvaluate: no two users have different personas.

@@ -8,7 +8,7 @@ RESAMPLES = 2000
 
 
 def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
-    """Return the mean over pairs with a 95 % percentile interval, bootstrapped over users.
+    """Return the mean over pairs, with a 95 % percentile interval from a bootstrap over users.
 
     A user's pairs stay together in every resample.
 

@@ -11,7 +11,7 @@ from rlhi_jax.objectives import OBJECTIVES
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the loop's report: kept and dropped records, accuracy on held-out pairs, satisfaction.
+    """Print the loop's report: kept and dropped records, accuracy on held-out pairs, and satisfaction.
 
     Intervals are 95 % confidence intervals over users.
     """
@@ -48,7 +48,7 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
 
 
 def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
-    """Return tables of simulated users' satisfaction under each persona condition, and of the gap for each taste."""
+    """Return two tables: simulated users' satisfaction under each persona condition, and the gap for each taste."""
     title = f'Satisfaction of {summary["users"]} held-out users with replies to {summary["prompts"]} requests'
     table = Table('policy', *CONDITIONS, 'gap own − other', title=title)
     for model, row in summary['models'].items():

@@ -14,7 +14,7 @@ from rlhi_jax.io.errors import UserError
 
 
 def digest(*parts: Any) -> str:
-    """Return the sha256 of bytes or JSON values as 64 hex digits; each part is hashed after its length."""
+    """Return the sha256 of bytes or JSON values as 64 hex digits; the length of each part is hashed before the part."""
     sha = hashlib.sha256()
     for part in parts:
         data = (
@@ -102,7 +102,7 @@ class HeldFolder:
     """A temporary folder beside `path`, initially empty, locked by this process, and removed when the block ends.
 
     Attributes:
-      path: where the finished folder will be; for a link, the target of the link.
+      path: where the finished folder will be, with links resolved.
       folder: the temporary folder.
 
     Raises:
@@ -159,7 +159,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def settle(path: Path) -> None:
-    """Finish replacing a folder if a process was killed halfway: keep the new folder if it exists, else the old one."""
+    """Finish a replacement during which a process was killed: keep the new folder if it exists, else the old one."""
     path = path.resolve()
     if (old := _replaced(path)).exists():
         if path.exists():

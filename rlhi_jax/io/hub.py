@@ -1,4 +1,4 @@
-"""Downloads hf://OWNER/NAME[@REVISION][/PATH] from the Hugging Face hub: files of one commit, into the local cache.
+"""Downloads files of one commit from the Hugging Face hub, given hf://OWNER/NAME[@REVISION][/PATH], to a local cache.
 
 PATH is a folder in the repository, or a file pattern such as data/train-*.parquet. Without a REVISION, the newest
 commit is used. Downloaded files stay in the cache: an interrupted download resumes, and complete downloads can be read
@@ -46,7 +46,7 @@ def snapshot(name: str, kind: Literal['dataset', 'model'], patterns: Sequence[st
     Args:
       name: hf://OWNER/NAME[@REVISION][/PATH]; for a data set, hf://datasets/OWNER/... works too.
       kind: the kind of repository.
-      patterns: patterns for file names, in any folder or, if `name` has a PATH, below that path.
+      patterns: file name patterns; they apply in any folder or, if `name` has a PATH, below that path.
       flag: the flag that the name was passed to, for error messages.
 
     Raises:

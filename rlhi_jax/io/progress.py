@@ -18,7 +18,7 @@ def _console() -> Console:
 
 
 class Progress:
-    """Shows a count towards a total; use as a context manager. With `enabled=False`, it shows nothing.
+    """A context manager that shows how much of a total is done. With `enabled=False`, it shows nothing.
 
     When a nested `Progress` ends, its bar disappears from the terminal; without a terminal, it prints no last line.
     """

@@ -1,4 +1,4 @@
-"""Attention over interaction trees: one rule for causal rows, shared prefixes, candidates and packing.
+"""Attention over interaction trees: one rule covers causal rows, shared prefixes, candidates and packing.
 
 Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` counts the tokens from j to the end of its
 node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1.
@@ -22,7 +22,7 @@ def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, exte
     """Grouped-query attention under the tree rule, [B, T, N, H], with logits and softmax in float32.
 
     Uses Pallas kernels on a TPU and blockwise XLA elsewhere. Both skip blocks in which no query attends to any key, and
-    recompute logits for the gradient. On a mesh, rows and heads stay on their devices.
+    recompute logits for the gradient. On a mesh, each device computes its own rows and heads.
     """
     length = q_BTNH.shape[1]
     padding = -length % BLOCK
@@ -90,7 +90,7 @@ def cached_attention(
     """Attend from one new token per sequence (T = 1) to the first `filled_B` tokens in its cache and to itself.
 
     The new token is first written to the cache (at the last position if the cache is full), and attention then reads
-    the updated cache. XLA updates the cache in place only in this order.
+    the updated cache. XLA can update the cache in place only if the write comes first.
 
     Returns:
       The context [B, 1, N, H], computed with logits and softmax in float32 as in `tree_attention`, and the cache

@@ -18,9 +18,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rlhi_jax.models.tree_blocks import NOTHING, ends, listed, live_blocks
 
-PRODUCTS = 7  # matrix products in the gradient; logits and d_weights are computed twice: for dq, and for dk and dv
+PRODUCTS = 7  # matrix products in the gradient; logits and d_weights are computed once for dq, and again for dk and dv
 LANES = 128
-BLOCKS = (512, 256, 128)  # tokens per block: the largest of these that divides the row
+BLOCKS = (512, 256, 128)  # tokens per block: the largest of these that divides the row length
 _NT = (((1,), (1,)), ((), ()))  # contract the last dimensions of both operands
 
 
@@ -248,7 +248,7 @@ def _over_queries(q: jax.Array, k: jax.Array, extent_BT: jax.Array) -> tuple:
 def _seen(i, j, end, query_axis: int) -> jax.Array:
     """Return a mask, [Q, S] or [S, Q], that is true where a query in block i sees a key in block j.
 
-    `end` runs along the key axis.
+    `end` contains the end of each key's subtree.
     """
     block = end.size
     query = i * block + jax.lax.broadcasted_iota(jnp.int32, (block, block), query_axis)

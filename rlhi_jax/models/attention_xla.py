@@ -7,8 +7,8 @@ Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-valu
 has X queries (from all heads that share a key-value head) and S keys. The blocks of all rows are on one axis, row after
 row.
 
-Queries are the last axis, so a CPU reduces over keys in whole vectors, and every product has the axis order that XLA
-multiplies fastest.
+Queries are on the last axis, so that a CPU can reduce over keys with whole vectors. Every product has its axes in the
+order that XLA multiplies fastest.
 """
 
 from typing import NamedTuple

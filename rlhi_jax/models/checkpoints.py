@@ -47,7 +47,7 @@ class ModelFolder:
 def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
     """Open the model in a folder without reading its parameters.
 
-    For a run, this is the model saved at `step`, by default the latest.
+    For a run, this is the model saved at `step`, by default the latest step.
 
     Raises:
       UserError: the folder is not a model folder, or has no checkpoint at `step`.

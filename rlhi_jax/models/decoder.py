@@ -26,7 +26,7 @@ from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
-# The values that a layer saves for its gradient, from the most to the fewest; all other values are recomputed.
+# Which values a layer saves for its gradient (it recomputes the rest); the policies go from most values to fewest.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -45,9 +45,9 @@ def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
     The norm is computed in float32 and returned in the input's dtype.
 
-    With n = x / rms(x), the gradient of x is (g - n mean(g n)) / rms(x), where g = dy scale, and the gradient of the
-    scale is the sum of dy n. We write both as products, which a CPU computes ten times as fast as the sums that JAX
-    derives.
+    With n = x / rms(x) and g = dy * scale, the gradient of x is (g - n * mean(g * n)) / rms(x), and the gradient of
+    the scale is the sum of dy * n. We write both as products, which a CPU computes ten times as fast as the
+    sums that JAX derives.
     """
     return scale.astype(x.dtype) * _normed(x, eps)[0].astype(x.dtype)
 
@@ -74,8 +74,8 @@ _rms_norm.defvjp(lambda x, scale, eps: (_rms_norm(x, scale, eps), (x, scale)), _
 def _linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`jnp.einsum(dims, x, kernel)`, with the kernel's gradient computed in the kernel's own axis order.
 
-    JAX would compute the transpose of that gradient, for which a CPU would recompute an activation's cotangent column
-    by column.
+    JAX would otherwise compute the transpose of that gradient, and a CPU would then recompute an activation's cotangent
+    column by column.
     """
     return jnp.einsum(dims, x, kernel)
 
@@ -144,8 +144,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Maps rows to final hidden states. The caller applies the head, and only to the tokens that it scores.
 
-    Training scans over the layers, whose parameters are all in one stack. A sampler reads every parameter for only a
-    few tokens, so it uses `unrolled` layers (see `unroll`); a scan would first copy each layer out of the stack.
+    Training scans over the layers, whose parameters are stacked. A scan copies each layer out of the stack before using
+    it. A sampler computes only a few tokens per layer, so this copy would be costly; it uses `unrolled` layers instead
+    (see `unroll`).
     """
 
     spec: ModelSpec
@@ -173,8 +174,8 @@ class Decoder(nn.Module):
         if s.head == 'reward':
             table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
 
-        # Several devices share one copy of the parameters. Each of them looks up its own part of the width for the rows
-        # of all of them, so neither the table nor its gradient is moved.
+        # Devices that share one copy of the parameters form a group. Each looks up its own part of the width, for the
+        # rows of the whole group, so neither the table nor its gradient is moved.
         tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))

@@ -46,7 +46,7 @@ def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) 
 
 
 def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:
-    """Check that the mesh divides the model and the batch.
+    """Check that the model and the batch can be split evenly over the mesh.
 
     Args:
       mesh: the mesh.
@@ -55,7 +55,8 @@ def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'confi
       source: the config key that sets `batch_rows`.
 
     Raises:
-      UserError: the mesh does not divide the model or the batch; the message names the dimension and the mesh axis.
+      UserError: the model or the batch cannot be split evenly over the mesh; the message names the dimension and the
+        mesh axis.
     """
     needs = [
         ('tensor', 'num_heads', spec.num_heads),

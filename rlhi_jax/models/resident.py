@@ -1,4 +1,4 @@
-"""The one model that a process keeps in memory, such as a sampler or a scorer, with its compiled steps.
+"""Keeps one model (for example in a sampler or a scorer) and its compiled steps in the process's memory.
 
 A model and its compiled steps are slow to make, so stages in the same process share them. Two models might not fit on
 the device, so the old model is released before a new one is made.

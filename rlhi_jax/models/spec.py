@@ -55,7 +55,7 @@ class ModelSpec:
 
     @property
     def has_unembed(self) -> bool:
-        """Whether the model has an output matrix besides the embedding."""
+        """Whether the model has an output matrix separate from the embedding."""
         return self.head == 'lm' and not self.tied_embeddings
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ BLOCK = 128  # tokens per block; rows are padded to a multiple of this. The logi
 
 
 def ends(extent_BT: jax.Array) -> jax.Array:
-    """The index just past each token's subtree, [B, T]: tokens from j to before this index attend to token j."""
+    """The index just past each token's subtree, [B, T]; tokens from j up to (not including) it attend to token j."""
     return jnp.arange(extent_BT.shape[1], dtype=jnp.int32) + extent_BT
 
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation and its variants, conditioned on the persona if the log-probabilities are."""
+"""The DPO objective and its variants. Log-probabilities depend on the persona if the models read it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def sigmoid(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
-    """DPO (arXiv 2305.18290, eq. 7): -log σ(β h), where h is the gap between log-ratios; [P], nats.
+    """DPO (arXiv 2305.18290, eq. 7): -log σ(β h), where h is the gap between the replies' log-ratios; [P], nats.
 
     With label smoothing ε, this is conservative DPO (Mitchell 2023): -(1 - ε) log σ(β h) - ε log σ(-β h).
     """

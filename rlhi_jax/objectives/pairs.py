@@ -31,7 +31,7 @@ class Objective(NamedTuple):
     """A loss over pairs.
 
     Attributes:
-      loss: function from scores and hyperparameters to a loss [P] and metrics [P], per pair.
+      loss: function from scores and hyperparameters to each pair's loss [P] and metrics [P].
       head: the decoder head that computes the scores, 'lm' or 'reward'.
       uses_reference: whether the loss reads reference log-probabilities.
     """

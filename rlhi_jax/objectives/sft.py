@@ -9,8 +9,8 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 def sft(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     """Compute the mean negative log-likelihood per token of each pair's chosen reply, [P], nats per token.
 
-    The mean is taken within each reply first, so that every pair has the same weight. `accuracy` compares the per-token
-    likelihoods of the two replies.
+    The mean is taken within each reply first, so that every pair has the same weight. `accuracy` compares the mean
+    log-likelihoods per token of the two replies.
     """
     del hyper
     mean_P2 = scores.logp_P2 / jnp.maximum(scores.length_P2, 1)

@@ -36,7 +36,7 @@ def start() -> None:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and prints."""
+    """Whether this process is the one that writes files and prints output."""
     return jax.process_index() == 0
 
 
@@ -47,7 +47,7 @@ def barrier(name: str) -> None:
 
 
 def check_agreement(value: str, what: str) -> None:
-    """Stop if processes see different files, because they would otherwise wait for each other forever.
+    """Raise an error if the processes see different files; otherwise they would wait for each other forever.
 
     Args:
       value: a hex digest of the files that this process sees.

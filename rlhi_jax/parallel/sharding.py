@@ -40,10 +40,10 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Make a mesh over all devices or the given ones. One axis may be -1, to take all remaining devices.
+    """Make a mesh over all devices or the given ones. One size may be -1, to take all remaining devices.
 
     Raises:
-      UserError: the product of the axes is not the number of devices.
+      UserError: the product of the sizes is not the number of devices.
     """
     sizes = {axis: sizes[axis] for axis in AXES}
     devices = jax.devices() if devices is None else list(devices)

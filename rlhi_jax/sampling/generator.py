@@ -17,7 +17,7 @@ Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
 
 
 class Prompt(NamedTuple):
-    """A conversation that ends in a user turn, to be replied to `samples` times.
+    """A conversation that ends in a user turn and should get `samples` replies.
 
     Given the model and its settings, a reply depends only on `id`, the text and the sample's number. The last `keep`
     turns are never left out; older turns are left out if they do not fit.
@@ -43,7 +43,8 @@ class Generator:
     """Samples replies from one model; generators with the same model and settings share a sampler (see `RESIDENT`).
 
     Raises:
-      UserError: the model is missing or is not a language model, or the mesh does not divide the model or the slots.
+      UserError: the model is missing or is not a language model, or the model or the slots cannot be split evenly
+        over the mesh.
     """
 
     def __init__(self, config: ConfigDict, model_path: str):

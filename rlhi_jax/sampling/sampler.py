@@ -62,7 +62,7 @@ def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
     """Set all logits outside the nucleus to -inf.
 
     The nucleus is the smallest set of most likely tokens whose total probability reaches `top_p` (arXiv 1904.09751).
-    Instead of sorting, bisection finds the lowest probability in the nucleus, with a relative error of a thousandth.
+    Its lowest probability is found by bisection instead of sorting, with a relative error of a thousandth.
     """
     probability_SV = jax.nn.softmax(logits_SV, axis=-1)
 
@@ -78,7 +78,7 @@ def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
 
 
 def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
-    """Return the token at which each slot's cumulative probability passes its uniform number in [0, 1), [S] int32.
+    """Return the first token at which each slot's cumulative probability exceeds its number in `uniform_S`; [S] int32.
 
     This needs one random number per token drawn; the Gumbel trick needs one for every entry of the vocabulary.
     Probabilities are first summed in groups. The cumulative sum over groups selects the group, and the cumulative sum
@@ -100,7 +100,7 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
 
 
 def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw each slot's next token using the slot's own key and position, [S] int32."""
+    """The next token of each slot, [S] int32, drawn with the slot's own key and position."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_SV, axis=-1).astype(jnp.int32)
     logits_SV = logits_SV / sampling.temperature
@@ -165,7 +165,7 @@ def branch(
 
 
 def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
-    """Create empty slots; each cache has room for a padded prompt, and for a prompt and its reply."""
+    """Create empty slots; each cache has room for a padded prompt, or for a prompt and its reply if longer."""
     spec, count = decoder.spec, sampling.slots
     prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
     capacity = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
@@ -176,7 +176,7 @@ def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
 
 
 def slots_layout(mesh: Mesh) -> Slots:
-    """The shardings of slots: slots are split over data and fsdp, and the cache's heads over tensor."""
+    """The shardings of slots: the mesh axes data and fsdp split the slots, and tensor splits the cache's heads."""
     rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     return Slots(rows, rows, rows, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor')))
 
@@ -193,8 +193,8 @@ class Sampler:
     """Samples continuations of prompts from one model, on one process's devices.
 
     Raises:
-      UserError: the model is not a language model or reads fewer tokens than the settings ask for, or the mesh does not
-        divide the model or the slots.
+      UserError: the model is not a language model, its context is shorter than the settings require, or the model or
+        the slots cannot be split evenly over the mesh.
     """
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):

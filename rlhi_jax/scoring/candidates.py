@@ -1,4 +1,4 @@
-"""Scores candidate replies with the same rows, template and forward pass as training, one tree per prompt."""
+"""Scores candidate replies, one tree per prompt, with the same rows, template and forward pass as training."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 class Candidates(NamedTuple):
-    """A prompt, as messages with `role` and `content`, and its candidate replies."""
+    """A prompt (messages with `role` and `content`), its persona and its candidate replies."""
 
     id: str
     messages: Sequence[dict[str, str]]
@@ -34,8 +34,8 @@ class Candidates(NamedTuple):
 def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
     """Build a tree whose trunk is the prompt from turn `start` on, and whose leaves are the replies.
 
-    Each reply is paired with itself, so whether it fits in a row, and with how much context, does not depend on the
-    other replies.
+    Each reply is paired with itself, so the other replies do not affect whether it fits in a row and how much context
+    fits with it.
     """
     turns = candidates.messages[start:]
     trunk = [Message(turn_index - 1, turn['role'], turn['content']) for turn_index, turn in enumerate(turns)]
@@ -49,7 +49,8 @@ class CandidateScorer:
     """Scores candidates with one model: rewards or log-probabilities (nats), depending on the model's head.
 
     Raises:
-      UserError: the model is missing, or its dimensions or `config.eval.batch_rows` cannot be divided by the mesh.
+      UserError: the model is missing, or its dimensions or `config.eval.batch_rows` cannot be split evenly over the
+        mesh.
     """
 
     def __init__(self, config: ConfigDict, model_path: str, capacities: Capacities, *, sees_persona: bool):

@@ -1,4 +1,4 @@
-"""Computes reply log-probabilities from scored tokens only, with the logits of one chunk in memory at a time.
+"""Computes the log-probabilities of replies from scored tokens only, with one chunk of logits in memory at a time.
 
 Dimension key: B rows, T tokens, S scored slots, C slots in a chunk, R replies, P pairs, D width, V vocabulary.
 """
@@ -12,14 +12,14 @@ from rlhi_jax.parallel.sharding import constrain
 
 
 def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:
-    """Return log p(target | hidden), [B, S] float32; at most [B, chunk, V] logits exist at a time, also for gradients.
+    """Return log p(target | hidden), [B, S] float32.
 
-    On a mesh, each device computes the logits for its part of the vocabulary, for the chunks of all devices that share
-    a copy of the parameters. So a chunk's hidden states move between devices, while the output matrix and its gradient
-    stay in place.
+    At most [B, chunk, V] logits exist at a time, even when gradients are computed. On a mesh, the devices that share a
+    copy of the parameters process their chunks together, and each device computes the logits for its own part of
+    the vocabulary. So hidden states move between these devices, while the output matrix and its gradient stay in place.
 
     Raises:
-      UserError: `chunk` does not divide the number of scored slots.
+      UserError: the number of scored slots is not a multiple of `chunk`.
     """
     batch, slots, width = hidden_BSD.shape
     chunk = min(chunk, slots)
@@ -69,7 +69,7 @@ def reply_logprobs(
 
 
 def reply_rewards(hidden_BTD: jax.Array, score_D1: jax.Array, batch: Batch) -> jax.Array:
-    """Return the reward of every reply, read at the reply's last token, [B, R] float32."""
+    """Return the reward of every reply, [B, R] float32, computed from the hidden state at the reply's last token."""
     last_BRD = jnp.take_along_axis(hidden_BTD, batch.reply_last_BR[..., None], axis=1)
     reward_BR1 = jnp.einsum('BRD,DO->BRO', last_BRD.astype(jnp.float32), score_D1.astype(jnp.float32))
     return reward_BR1[..., 0]

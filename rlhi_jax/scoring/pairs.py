@@ -57,7 +57,7 @@ def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
 def pair_losses(
     decoder: Decoder, objective: Objective, hyper: Any, params: Params, batch: Batch, *, chunk: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the weighted loss and the metrics of every pair slot, [B, P] each; 0 if a slot has no pair."""
+    """Return the weighted loss and the metrics of every pair slot, [B, P] each; 0 for slots without a pair."""
     with jax.named_scope('policy'):
         replies = score_replies(decoder, params, batch, chunk=chunk)
     scores = pair_scores(replies, batch)

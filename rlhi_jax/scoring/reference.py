@@ -95,7 +95,7 @@ def row_keys(reader: RowReader, row: int) -> list[Key]:
 
 
 def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) -> list[int]:
-    """Return the rows with a reply that is not in the cache, without repeats, in increasing order."""
+    """Return the numbers of the rows that have a reply missing from the cache, sorted and without repeats."""
     return [row for row in sorted(set(rows)) if not all(key in cache for key in row_keys(reader, row))]
 
 
@@ -119,7 +119,7 @@ def fill_reference(
     model: ModelFolder,
     mesh: Mesh,
 ) -> None:
-    """Score the rows missing from the cache with the initial policy, using the mesh and code path of training.
+    """Let the initial policy score the rows that are missing from the cache, with the mesh and code that training uses.
 
     Raises:
       UserError: the processes see different caches.

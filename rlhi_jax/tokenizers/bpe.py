@@ -48,7 +48,7 @@ class BpeTokenizer:
 
 
 def _prefixing(description: dict[str, Any], opens: bool) -> dict[str, Any]:
-    """The normalizer and pre-tokenizer for text that starts a run (`opens`) or continues a run.
+    """The normalizer and pre-tokenizer for text that starts a run (`opens`) or continues one.
 
     Tokenizers made from SentencePiece models add a space before every run that follows a control token, using
     `Prepend` or `Metaspace` with scheme 'always'. `ByteLevel` with `add_prefix_space` does the same. Text that

@@ -76,8 +76,8 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     template that is already extended is returned unchanged.
 
     Raises:
-      UserError: the placement is unknown or differs from an extended template's placement, or the template cannot be
-        rendered.
+      UserError: the placement is unknown, the template is already extended with another placement, or the template
+        cannot be rendered.
     """
     if placement not in PLACEMENTS:
         raise UserError(f'--persona_in is {placement!r}: choose one of {", ".join(PLACEMENTS)}')
@@ -124,7 +124,7 @@ class ChatTemplate:
         return cls(path.read_text(encoding='utf-8'), load_tokenizer(folder), special_tokens(folder))
 
     def encode(self, roles: Roles, content: str, context: Context) -> Encoded:
-        """Return the tokens that the last message on a path adds, including the context for a first message.
+        """Return the tokens that the last message on a path adds, including the context if it is the first message.
 
         Args:
           roles: the roles on the path, oldest first; the last is the message's role.
@@ -154,7 +154,7 @@ class ChatTemplate:
     def _join(
         self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
     ) -> tuple[tuple[int, ...], int]:
-        """Tokenise each run of text between control tokens; also count the tokens to the end of the content's turn."""
+        """Tokenise each run of text between control tokens; also count tokens up to the end of the content's turn."""
         values = {name: self._defuse(text.strip()) for name, text in (*context._asdict().items(), ('content', content))}
         ids: list[int] = []
         run, scored, in_reply = '', 0, False
@@ -173,7 +173,7 @@ class ChatTemplate:
         return tuple(ids), scored
 
     def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
-        """Return what the last message on a path (or the prompt for a reply) adds, and whether this starts a run."""
+        """Return what the last message on a path (or the prompt for a reply) adds, and whether that starts a run."""
         skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)
         if generation:
             before, whole = skeleton(roles), skeleton(roles, generation=True)
@@ -186,7 +186,7 @@ class ChatTemplate:
         return tuple(_split(whole[len(before) :], self.tokenizer)), not earlier or earlier[-1][0] == 'control'
 
     def _check(self) -> None:
-        """Reject a template if a shared prefix would differ from the same prefix rendered alone."""
+        """Reject a template if a prefix shared with other replies would differ from the same prefix rendered alone."""
         for system, persona in itertools.product((False, True), repeat=2):
             context = Context('Be kind.' if system else '', 'Likes tea.' if persona else '')
             skeleton = self._renderer.skeleton(_PROBE_ROLES, system=system, persona=persona)

@@ -12,7 +12,7 @@ from rlhi_jax.objectives import OBJECTIVES
 
 
 def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
-    """Return the decoder that the objective trains: the model unchanged, or with a new reward head.
+    """Return the decoder that the objective trains: the model itself, or the model with a new reward head.
 
     Raises:
       UserError: the model's head does not suit the objective, or `config.model.new_head` does not suit the model.
@@ -31,5 +31,5 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
 
 
 def sees_persona(config: ConfigDict) -> bool:
-    """Return whether the model being trained, a reward model or a policy, reads the persona."""
+    """Return whether the model being trained (a reward model or a policy) reads the persona."""
     return config.rm_sees_persona if OBJECTIVES[config.objective].head == 'reward' else config.policy_sees_persona

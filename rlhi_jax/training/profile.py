@@ -9,7 +9,7 @@ from rlhi_jax.parallel import processes
 
 
 class StepProfiler:
-    """Traces some steps of the enclosed loop into a folder that TensorBoard or Perfetto can read.
+    """Traces some of the steps taken in its `with` block, into a folder that TensorBoard or Perfetto can read.
 
     The trace starts after this process's first step, so it does not include loading and initial allocations. Each
     process traces its own devices.
@@ -28,7 +28,7 @@ class StepProfiler:
             self._stop()
 
     def after_step(self, outputs: Any) -> None:
-        """Count a dispatched step; wait for its outputs if the trace starts or stops here."""
+        """Count a dispatched step; wait for its outputs if the trace starts or stops after this step."""
         if self._tracing:
             self._traced += 1
             if self._traced == self._num_steps:

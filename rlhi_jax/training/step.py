@@ -31,7 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def learning_rate(optimizer: Any, num_steps: int) -> optax.Schedule:
-    """Return the learning rate schedule over `num_steps` steps that `config.optimizer` describes."""
+    """Return the learning rate schedule that `config.optimizer` describes, for a run of `num_steps` steps."""
     decay_steps = max(num_steps - optimizer.warmup_steps, 1)
     after = {
         'constant': optax.constant_schedule(optimizer.learning_rate),
@@ -63,10 +63,10 @@ def make_optimizer(optimizer: Any, num_steps: int) -> optax.GradientTransformati
 def make_gradient(
     decoder: Decoder, objective: Objective, hyper: Any, *, accumulate: int, chunk: int
 ) -> Callable[[Params, Batch], tuple[Params, dict[str, jax.Array]]]:
-    """Return a function that computes the gradient of the mean loss over a batch's pairs, and mean metrics.
+    """Return a function that returns two values for a batch: the gradient of its pairs' mean loss, and mean metrics.
 
     Sums over pairs are divided by the number of pairs in the whole batch, over all devices and accumulation steps, so
-    how rows are packed does not change the weight of a pair. Gradients accumulate in float32.
+    the weight of a pair does not depend on how rows are packed. Gradients accumulate in float32.
     """
 
     def loss_sum(params: Params, batch: Batch, pairs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -99,7 +99,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Return the pure train step; the step's metrics are scalars, computed before the update."""
+    """Return the train step, a pure function; its metrics are scalars, computed before the update."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradient(state.params, batch)
@@ -127,7 +127,7 @@ def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, me
 
 
 def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh: Mesh, num_steps: int) -> Callable:
-    """Jit the step that `config` describes, for a state with the layout of `state` (arrays, or shapes with shardings).
+    """Jit the step that `config` describes, for states laid out like `state` (arrays, or shapes with shardings).
 
     The new state overwrites the old state in memory, so both must have the same layout.
     """

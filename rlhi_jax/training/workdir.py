@@ -1,4 +1,4 @@
-"""Workdir ownership: one run per folder, with the same settings throughout."""
+"""Ensures that a workdir belongs to one run, which keeps the same settings throughout."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ _SECTIONS = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer')
 def training_settings(config: ConfigDict) -> dict[str, Any]:
     """Return the settings that determine the trained parameters; a resumed run must have the same values.
 
-    These are the settings of training itself, the section of each objective, and the switches for which models see the
-    persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
-    evaluation) are left out. Settings that made the data are left out too, because the row plan's digest covers them.
+    These are the settings of training itself, the section of each objective, and the switches that set which models
+    see the persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
+    evaluation) are left out. Settings that shape the data are left out too, because the row plan's digest covers them.
     """
     settings = config.to_dict()
     objectives = [name for name in OBJECTIVES if name in settings]
@@ -36,7 +36,7 @@ def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
 
 
 def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
-    """Reject a workdir that is not a run's folder or contains a run with other settings.
+    """Reject a workdir that is not a run's folder, or that contains a run with other settings.
 
     Raises:
       UserError: the workdir is rejected; the message names the first setting that differs.

@@ -1,8 +1,9 @@
 """The teacher's prompts: one Jinja file per task. Their digests are part of a stage's `made_from`.
 
-Prompts for a teacher that follows instructions pass user text through the filter `delimited`. They say once, with
-`{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. The prompt `rewrite` does neither. It
-continues a user's own conversation, where the user's words are instructions and the result is a reply to that user.
+Prompts for a teacher that follows instructions put user text between marks, with the filter `delimited`. Each of them
+says once, with `{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. The prompt `rewrite`
+does neither: it continues a user's own conversation, where the user's words are instructions and the result is a reply
+to that user.
 """
 
 import functools

@@ -1,9 +1,9 @@
 """Word lists that classify texts, and the patterns that find their terms.
 
-Terms are separated by commas and written as `plain` returns them: in lower case, without accents. In a term, `*` stands
-for any ending, or on its own for any word. A term matches only whole words, except in scripts without spaces, where it
-matches anywhere. After a hyphen, words for styles or wishes do not match ("non-technical"), but words for private
-matters do ("ex-Muslim").
+Terms are separated by commas and written as `plain` returns them: in lower case, without accents. As part of a
+word, `*` stands for any letters; on its own, for any word. A term matches only whole words, except in scripts without
+spaces, where it matches anywhere. After a hyphen, words for styles or wishes do not match ("non-technical"), but words
+for private matters do ("ex-Muslim").
 """
 
 import functools
@@ -48,10 +48,10 @@ def terms(words: str) -> list[str]:
 
 
 def pattern(words: Iterable[str], *, after_hyphens: bool = False) -> str:
-    """Return a regular expression that finds any of the terms in text that `plain` has returned.
+    """Return a regular expression that finds any of the terms in text returned by `plain`.
 
     Args:
-      after_hyphens: whether to find terms after a hyphen, too, as later parts of compounds.
+      after_hyphens: whether a term may also match after a hyphen, as the second or later part of a compound.
 
     >>> re.findall(pattern(['short*', 'two * sentences', '短']), 'shorter, in two plain sentences; foreshorten 短く')
     ['shorter', 'two plain sentences', '短']
