@@ -81,7 +81,7 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): give it a unique '
-                    'id, user_id, persona, split, and messages with role and content that end with a user turn'
+                    'id, and a user_id, persona, split and messages, each with role and content, the last from the user'
                 ) from None
             seen.add(record['id'])
             prompt = PromptRecord(**{name: record[name] for name in _TEXT_FIELDS}, messages=to_messages(turns))

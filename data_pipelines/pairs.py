@@ -39,7 +39,7 @@ def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRec
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
-    """Yield pairs in which the best-scored of N replies is preferred to the worst-scored reply."""
+    """Yield pairs in which the highest-scoring of N replies is preferred to the lowest-scoring reply."""
     scored = _scores(config) if config.data.scores else None
     for record in read_records(config, 'candidates'):
         counts['candidates_read'] += 1

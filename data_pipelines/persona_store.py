@@ -115,7 +115,7 @@ def _add_correction(config: ConfigDict, folder: Path, correction: dict[str, str]
     ]
     if made_from != REBUILD.made_from(config):
         raise UserError(
-            f"config.data.personas: {folder} was made from other input or settings: rerun the 'personas' stage"
+            f"config.data.personas: {folder} was made with different input or settings: rerun the 'personas' stage"
         )
     if user := correction.get('delete_user'):
         _record_named(folder / USERS, 'user_id', user, '--user')

@@ -8,10 +8,11 @@ The stage has four steps:
    these are (see `data_pipelines/persona/scopes.py`). With 'earlier_conversations', they are from the same user's
    conversations that had ended when the current one began. With 'first_k_turns', for data without user ids, they are
    the first turns of the same conversation.
-2. The teacher writes one sentence that says what each remark shows about its author's tastes. With
+2. For each remark, the teacher writes one sentence that says what the remark shows about its author's tastes. With
    `config.personas.writer='quotes'`, the remark itself is used as the sentence.
 3. Sentences that satisfy the rules in `data_pipelines/persona/audit.py` become claims. Other sentences are never
-   stored. A remark without a claim is counted under the rule that it or its first sentence breaks.
+   stored. A remark that yields no claim is counted under the rule that the remark, or the first sentence written for
+   it, breaks.
 4. It writes the store, in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from

@@ -10,8 +10,8 @@ Four steps make a rewrite. Each step is done for all turns before the next step 
    feedback may be at most `config.rewrites.max_feedback_drop` nats lower after the regenerated reply than after the
    logged reply. The teacher measures this (or the policy, if the teacher is an endpoint: see
    `rlhi_jax.config.likelihood_path`).
-3. The teacher answers the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then drops
-   samples that no model should learn from.
+3. The teacher responds to the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then
+   drops samples that no model should learn from.
 4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
    sample's log-probability after the feedback minus its log-probability after a generic complaint, in nats. It is
    computed by the same model as in step 2 and stored in the record. (Whether the rewrite makes the feedback less likely

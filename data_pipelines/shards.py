@@ -125,8 +125,8 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         yield tree
     if not counts['trees']:
         raise UserError(
-            f'config.data.pairs: no usable preference in {task.config.data.pairs} (counts: {dict(counts)}): list other '
-            'files'
+            f'config.data.pairs: no usable preferences in {task.config.data.pairs} (counts: {dict(counts)}): set '
+            'the key to other files'
         )
     counts['users'] = len(users - {''})
 

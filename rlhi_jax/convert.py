@@ -119,7 +119,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> None:
-    """Extend the chat template for personas, check it, and leave it as the only template in the folder."""
+    """Extend the chat template to support personas, check it, and leave it as the only template in the folder."""
     config = read_json(folder / 'tokenizer_config.json', 'import the model again', fields=())
     jinja = config.pop('chat_template', None)
     if isinstance(jinja, list):  # several named templates

@@ -343,7 +343,7 @@ def test_the_same_folders_give_the_same_bytes(run, tmp_path, monkeypatch):
     written = Path(c.data.card, 'card.md').stat().st_mtime_ns
     card.STAGE.run(c)
     assert Path(c.data.card, 'card.md').stat().st_mtime_ns == written
-    with monkeypatch.context() as older, pytest.raises(UserError, match='was made from other input'):
+    with monkeypatch.context() as older, pytest.raises(UserError, match='was made with different input'):
         older.setattr(card, 'STAGE', dataclasses.replace(card.STAGE, version=card.STAGE.version + 1))
         card.STAGE.run(c)
     elsewhere = tmp_path / 'moved'

@@ -160,7 +160,7 @@ def test_data_set_is_read_at_one_commit_that_the_manifest_names(hub, wild, tmp_p
 
     more = parquet(tmp_path, [raw_conversation('c.0', 'And what is that?', 'So.')])
     hub.repos[WILD][NEW] = hub.repos[WILD][OLD] | {'data/train-00002-of-00003.parquet': more}
-    assert 'made from other input' in refusal(start_ingest(hub, tmp_path, 'hf://own/wild/data', 'first'))
+    assert 'made with different input' in refusal(start_ingest(hub, tmp_path, 'hf://own/wild/data', 'first'))
     pinned = f'hf://datasets/own/wild@{OLD}/data/*.parquet'
     assert start_ingest(hub, tmp_path, pinned, 'first').wait() == 0
     assert len(hub.sent) == 3, 'cached files were downloaded again'

@@ -293,7 +293,7 @@ COMMANDS = {
     'empty': ('empty.jsonl', 'counts'),
     'bad gz': ('broken.jsonl.gz', 'cannot be read'),
     'too small': ('no pair fits', "'longer_than_a_row'", 'config.rows.tokens'),
-    'other output': ('config.data.rows', 'other input or settings', '--overwrite'),
+    'other output': ('config.data.rows', 'different input or settings', '--overwrite'),
     **{f'mesh: {name}': expected for name, (_, *expected) in MESHES.items()},
 }
 

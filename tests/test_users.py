@@ -76,7 +76,7 @@ def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
     counts = ingest.STAGE.run(c)
     assert counts['dropped_opted_out'] == 3 and b'heir' not in output(c)
     c.ingest.opt_out = ''
-    with pytest.raises(UserError, match='other input or settings'):
+    with pytest.raises(UserError, match='different input or settings'):
         ingest.STAGE.run(c)
     c.ingest.opt_out = str(tmp_path / 'none.txt')
     with pytest.raises(UserError, match=r'config\.ingest\.opt_out: .*none\.txt cannot be read'):

@@ -18,11 +18,12 @@ def in_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:
-    """Send items through several steps, each of which asks a model and writes the model's answers to the journal.
+    """Send items through several steps, each of which queries a model and writes its answers to the journal.
 
-    Every item completes a step before any item enters the next step. So memory never contains all items, and it
-    contains at most one model. In later passes, the earlier steps read their answers from the journal. The source is
-    read to its end before the first step, so bad input is found before any model is asked.
+    All items complete a step before any item enters the next step, so at most one model is in memory. Each pass streams
+    the items from the source again, so they are never all in memory. In later passes, the earlier steps read their
+    answers from the journal. The source is read to its end before the first step, so bad input is found before any
+    model is queried.
 
     Args:
       source: source(counts) yields the items for the first step. It is called once per pass.

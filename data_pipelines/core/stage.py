@@ -149,8 +149,8 @@ class Stage:
                 print(f'{folder}: up to date {json.dumps(manifest.get("counts"))}', flush=True)
                 return manifest['counts']
             raise UserError(
-                f'config.{self.output}: {folder} was made from other input or settings, or by another version of the '
-                f'stage: remove or rename the folder, or run the {self.name!r} stage with --overwrite'
+                f'config.{self.output}: {folder} was made with different input or settings, or by another version of '
+                f'the stage: remove or rename the folder, or run the {self.name!r} stage with --overwrite'
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             temporary.chmod(0o700)  # only the folder's owner may read user text

@@ -30,9 +30,9 @@ def quote_of(turn: str) -> str:
 
 
 def oldest_first(claims: Iterable[Claim]) -> list[Claim]:
-    """Sort an author's claims by time. They must be given in the order of their conversations and turns.
+    """Sort an author's claims by time.
 
-    Claims with the same time stay in the given order.
+    Claims with the same time keep their order, so pass them in the order of conversations and turns.
     """
     return sorted(claims, key=lambda claim: claim['said_at'])
 

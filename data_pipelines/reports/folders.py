@@ -1,4 +1,4 @@
-"""Find the finished folders of stages, and check that they contain what the stages counted."""
+"""Find the folders of finished stages, and check that their contents match the counts in their manifests."""
 
 import graphlib
 import json

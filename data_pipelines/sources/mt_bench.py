@@ -61,7 +61,7 @@ def read_votes(path: Path, counts: Counter) -> list[Record]:
 
 
 def leanings(vote: Record) -> dict[str, int]:
-    """Return, for each taste, 1 if the chosen reply has more of it, -1 if it has less, and 0 if both have the same."""
+    """Compare the replies by each taste: 1 if the chosen reply suits it better, -1 if less well, 0 if equally."""
     chosen, rejected = vote['chosen'][-1]['content'], vote['rejected'][-1]['content']
     return {name: (measure(chosen) > measure(rejected)) - (measure(chosen) < measure(rejected))
             for name, measure in TASTES.items()}  # fmt: skip

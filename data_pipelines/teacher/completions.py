@@ -157,8 +157,8 @@ class Endpoint:
             429: 'wait, or lower config.teacher.concurrency',
         }.get(status, 'check that the server is running')
         return UserError(
-            f'config.teacher.path: {self._teacher.path} gave no answer ({" ".join(answer.split())[:300]}): {remedy}, '
-            'then run again to resume'
+            f'config.teacher.path: {self._teacher.path} gave no usable answer ({" ".join(answer.split())[:300]}): '
+            f'{remedy}, then run again to resume'
         )
 
 

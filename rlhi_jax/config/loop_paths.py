@@ -29,7 +29,7 @@ _TRAINED = ('reward', 'dpo')  # all objectives that any method trains
 
 
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Return a copy of the config whose stage folders are in the workdir; so are the raw data, if simulated."""
+    """Return a copy of the config that puts the stages' folders, and simulated raw data, into the workdir."""
     config = config.copy_and_resolve_references()
     for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
         config.data[name] = str(workdir / name)

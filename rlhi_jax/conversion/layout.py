@@ -138,7 +138,7 @@ def assemble(
       source: the source's name, for errors.
 
     Raises:
-      UserError: a tensor is missing, unknown or has the wrong shape. This is checked before any tensor is read.
+      UserError: a tensor is missing or unknown, or has the wrong shape. This is checked before any tensor is read.
     """
     plan, taken = [], set()
     for leaf, layer in placements(spec):
@@ -168,7 +168,7 @@ def flattened(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     """Our parameters keyed by path, checked against `LEAVES`.
 
     Raises:
-      UserError: a parameter is missing, unknown or has the wrong shape.
+      UserError: a parameter is missing or unknown, or has the wrong shape.
     """
     flat = {name: value for name, value in params.items() if name != 'layers'}
     flat.update({f'layers/{name}': value for name, value in params.get('layers', {}).items()})

@@ -125,7 +125,7 @@ class TokenTree(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much of a row's capacities a tree uses."""
+    """How much of each of a row's capacities a tree uses."""
 
     tokens: int
     scored: int
