@@ -210,7 +210,7 @@ def test_the_cache_answers_a_second_run(model, proxy, tmp_path):
 def test_a_raised_budget_resumes_the_work(model, proxy, tmp_path):
     """Only the requests under way overspend it, and no paid answer is asked for again."""
     c = config(proxy.url, model, budget=1000, concurrency=2)
-    with pytest.raises(UserError, match='config.teacher.budget: .* raise it'):
+    with pytest.raises(UserError, match='config.teacher.budget: .* raise the budget'):
         ask(tmp_path / 'work', c)
     spent = [answer['usage']['total_tokens'] for _, answer in proxy.answered]
     assert 1000 <= sum(spent) < 1000 + 2 * max(spent)
