@@ -113,7 +113,7 @@ def test_files_named_by_split_stand_beside_no_others(tmp_path):
     for name in ('train-00000-of-00002.jsonl', 'test-00000-of-00001.jsonl', 'validation.jsonl', 'serving.jsonl'):
         write_lines(tmp_path / name, [raw_conversation(name[:2], f'What is {name} good for?', 'So.', user=name)])
     c = config(tmp_path, raw=f'{tmp_path},{tmp_path / "serving.jsonl"}')
-    with pytest.raises(UserError, match=r'test\S+ is named after a split, but \S+serving.jsonl is not: name either all'):
+    with pytest.raises(UserError, match=r'test\S+ is named after a split, but \S+serving.jsonl is not: name either'):
         ingest.STAGE.run(c)
     c.data.raw = str(tmp_path)
     assert ingest.STAGE.run(c)['files_passed_over'] == 1
