@@ -100,11 +100,11 @@ def _work(task: Task) -> dict[str, int]:
 
 
 STAGE = Stage(
-    'follow_ups',
-    1,
-    _work,
-    'data.follow_ups',
-    _identity,
+    name='follow_ups',
+    version=1,
+    work=_work,
+    output='data.follow_ups',
+    identity=_identity,
     files={RECORDS: KEPT},
     steps=(Step('turns after a reply', ('turns_read',)),),
     summary=of_follow_ups,

@@ -330,11 +330,11 @@ def _records(paths: list[Path]) -> Iterator[Record]:
 
 
 STAGE = Stage(
-    'ingest',
-    1,
-    _work,
-    'data.conversations',
-    _identity,
+    name='ingest',
+    version=1,
+    work=_work,
+    output='data.conversations',
+    identity=_identity,
     files={RECORDS: KEPT},
     steps=(Step('records', ('records_read',)),),
     summary=of_conversations,

@@ -1,6 +1,7 @@
 """Check the layout of the packages: programs at the top, folders below, and which module may import which."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -21,16 +22,26 @@ def module(path: Path) -> str:
     return '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
 
 
-def imports(path: Path) -> set[str]:
-    """Return the full names of this project's modules that a file imports, including imports inside functions."""
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse((tiny.ROOT / path).read_text())
+
+
+@functools.cache
+def imported_names(path: Path) -> frozenset[str]:
+    """Return the full names of all modules that a file imports, and of what it imports from them."""
     names = set()
-    for node in ast.walk(ast.parse((tiny.ROOT / path).read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
-    known = set(map(module, FILES))
-    return {name for name in names if name in known}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ''} | {f'{node.module}.{alias.name}' for alias in node.names}
+    return frozenset(names)
+
+
+def imports(path: Path) -> frozenset[str]:
+    """Return the full names of this project's modules that a file imports, including imports inside functions."""
+    return imported_names(path) & set(map(module, FILES))
 
 
 def room(path_or_module: Path | str) -> str:
@@ -41,7 +52,7 @@ def room(path_or_module: Path | str) -> str:
 
 @pytest.mark.parametrize('path', PROGRAMS, ids=str)
 def test_a_file_at_the_top_is_a_program(path):
-    tree = ast.parse((tiny.ROOT / path).read_text())
+    tree = parsed(path)
     entry = [node for node in tree.body if isinstance(node, ast.If) and '__main__' in ast.unparse(node.test)]
     assert len(entry) == 1, f'{path} cannot be run: move code that programs share into a folder'
     defines_main = any(isinstance(node, ast.FunctionDef) and node.name == 'main' for node in tree.body)
@@ -51,7 +62,7 @@ def test_a_file_at_the_top_is_a_program(path):
 
 @pytest.mark.parametrize('path', [path for path in FILES if path.name == '__init__.py'], ids=str)
 def test_a_folder_says_its_one_job_in_a_line(path):
-    docstring = ast.get_docstring(ast.parse((tiny.ROOT / path).read_text()))
+    docstring = ast.get_docstring(parsed(path))
     assert docstring and len(docstring.splitlines()[0]) <= 117
 
 
@@ -73,11 +84,7 @@ def test_rooms_import_each_other_in_no_circle():
 def test_the_library_stands_alone(path):
     """The library imports nothing else from this repository, except that the conductor also runs the stages."""
     foreign = {'configs', 'tests', 'launch'} | (set() if path == CONDUCTOR else {'data_pipelines'})
-    tree = ast.walk(ast.parse((tiny.ROOT / path).read_text()))
-    names = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
-    tree = ast.walk(ast.parse((tiny.ROOT / path).read_text()))
-    names |= {node.module or '' for node in tree if isinstance(node, ast.ImportFrom)}
-    assert not {name.split('.')[0] for name in names} & foreign
+    assert not {name.split('.')[0] for name in imported_names(path)} & foreign
 
 
 def test_objectives_know_no_model():
@@ -93,7 +100,7 @@ def test_config_knows_no_jax():
 @pytest.mark.parametrize('path', FILES, ids=str)
 def test_nothing_outgrows_the_head(path):
     """A file has at most 400 lines and a function at most 60. Tables of data may be longer."""
-    lines, tree = (tiny.ROOT / path).read_text().splitlines(), ast.parse((tiny.ROOT / path).read_text())
+    lines, tree = (tiny.ROOT / path).read_text().splitlines(), parsed(path)
     tables = sum(
         node.end_lineno - node.lineno
         for node in tree.body

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -135,10 +136,10 @@ class Stage:
           UserError: the folder was made from other input, settings or code and `overwrite` is false, or the work cannot
             be done.
         """
-        section, key = self.output.split('.')
-        if not config[section][key]:
+        path = attrgetter(self.output)(config)
+        if not path:
             raise UserError(f'config.{self.output} is empty: set it to the folder to write')
-        folder = Path(config[section][key])
+        folder = Path(path)
         settle_if_free(folder)
         made_from = self.made_from(config)
         if (folder / 'manifest.json').exists() and not overwrite:
