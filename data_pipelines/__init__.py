@@ -1,1 +1,1 @@
-"""The stages from raw conversations to row plans, one module each: `python -m data_pipelines.STAGE --config=…`."""
+"""Stages from raw conversations to training rows, one module each: `python -m data_pipelines.STAGE --config=…`."""

@@ -2,11 +2,14 @@
 
     python -m data_pipelines.candidates --config=configs/NAME.py
 
-Requests are the prompts in `config.data.prompts` (JSON lines with id, user_id, persona, split and messages). If that
-key is empty, requests are the user turns of the training conversations, except turns that `config.data.follow_ups`
-labels as positive feedback. Personas come from the folder `config.data.personas`. A user turn gets the persona at that
-turn, and a prompt gets the persona of its user's whole history. Without that folder, prompts have the persona in
-their file. Replies come from `config.model.path`, and scores from `config.candidates.reward_model` if it is set.
+The requests are the prompts in `config.data.prompts` (JSON lines with id, user_id, persona, split and messages). If
+that key is empty, the requests are the user turns of the training conversations, except turns that
+`config.data.follow_ups` labels as positive feedback.
+
+Personas come from the folder `config.data.personas`. A user turn gets the persona at that turn, and a prompt gets the
+persona based on its user's whole history. If no folder is set, each prompt keeps the persona given in its file.
+
+The replies are sampled from `config.model.path`. They are scored only if `config.candidates.reward_model` is set.
 """
 
 import dataclasses
@@ -45,8 +48,9 @@ _TEXT_FIELDS = ('id', 'user_id', 'persona', 'split')
 def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRecord]]:
     """Return a function that reads at most `config.candidates.max_prompts` training prompts to sample replies for.
 
-    Prompts with a persona are chosen first, because other prompts cannot teach a model to use personas. Within each
-    group, a hash decides. The function counts the prompts that it leaves out in the Counter that it is given.
+    Prompts with a persona are chosen before prompts without one, which cannot teach a model to use personas. Within
+    each of these two groups, a hash of the prompt's id decides. The returned function adds to its Counter how many
+    prompts it left out.
     """
 
     def rank(prompt: PromptRecord) -> tuple[bool, str]:
@@ -68,7 +72,7 @@ def _usable(config: ConfigDict, counts: Counter) -> Iterator[PromptRecord]:
 
 
 def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield the prompts in `config.data.prompts`. None of these prompts counts as positive feedback."""
+    """Yield each prompt in `config.data.prompts` and False, because prompts in a file are never positive feedback."""
     path, seen = _prompts_file(config), set()
     personas = user_personas(config) if config.data.personas else None
     with open(path, 'rb') as file:
@@ -80,8 +84,9 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
                     raise ValueError('an earlier prompt has the same id')
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): give it a unique '
-                    'id, and a user_id, persona, split and messages, each with role and content, the last from the user'
+                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): write a unique '
+                    'id, user_id, persona, split and messages; each message has role and content, and the last is from '
+                    'the user'
                 ) from None
             seen.add(record['id'])
             prompt = PromptRecord(**{name: record[name] for name in _TEXT_FIELDS}, messages=to_messages(turns))
@@ -91,7 +96,7 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
 
 
 def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield each user turn that has a persona (which may be empty), and whether the turn is positive feedback."""
+    """Yield a prompt for each user turn with a (possibly empty) persona, and whether the turn is positive feedback."""
     folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
     for conversation, (turn_personas, follow_ups) in side_by_side(config, *folders):
         approvals = {follow_up['id'] for follow_up in follow_ups if follow_up['label'] == 'positive_feedback'}
@@ -151,7 +156,7 @@ def _counted(candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candi
 
 
 def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[Candidate]:
-    """Yield each prompt with its sampled replies if at least two of these replies differ."""
+    """Yield each prompt that has at least two different replies, together with its non-empty replies."""
     config = task.config
     for block in in_blocks(prompts, BLOCK):
         asked = [

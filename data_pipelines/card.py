@@ -2,10 +2,10 @@
 
     python -m data_pipelines.card --config=configs/NAME.py
 
-Reads the stage folders in `config.data` (`pairs`, `shards` and `rows` may list several folders, separated by commas)
-and lists the stages that were not run. Writes card.md for people, and card.json with the same content, to
-`config.data.card`. This stage counts everything again from the records, line by line, and compares the result with each
-stage's own counts.
+Reads the stage folders in `config.data`, where `pairs`, `shards` and `rows` may list several folders, separated by
+commas. Writes card.md for people, and card.json with the same content, to `config.data.card`. The card also lists the
+stages that were not run. This stage counts everything again from the records, line by line, and compares the result
+with each stage's own counts.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ from rlhi_jax.io.progress import Progress
 
 
 def describe(finished: list[Folder], missing: list[str], inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Return the card's content as JSON. It depends only on the folders.
+    """Return the card's content, ready to be written as JSON. The same folders always give the same content.
 
     Args:
       finished: the finished folders.
@@ -58,7 +58,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if not finished:
         raise UserError(
             'config.data does not point to the finished folder of any stage: set at least one of '
-            f'data.{", data.".join(missing)}'
+            f'config.data.{", config.data.".join(missing)}'
         )
     return dict(inputs={folder.name: digests(folder) for folder in finished}, left_out=missing)
 

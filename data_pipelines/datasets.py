@@ -3,9 +3,9 @@
     python -m data_pipelines.datasets --config=configs/NAME.py
 
 Reads the conversations in `config.data.conversations` and the interactions in `config.data.shards` (split `train`) and
-`config.eval.shards` (split `validation`). At least one of these must be set. Writes `config.data.datasets`, which is
-the `data_dir` for `tfds.data_source` (`data_pipelines/tfds/builders.py`). If `config.beam` is set, a Beam pipeline
-writes the same bytes.
+`config.eval.shards` (split `validation`). At least one of these three keys must be set. Writes the data sets to the
+folder `config.data.datasets`, which readers pass to `tfds.data_source` as `data_dir`
+(`data_pipelines/tfds/builders.py`). If `config.beam` is set, a Beam pipeline writes exactly the same bytes.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def _beam_options(beam: str) -> tfds.download.DownloadConfig:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # an optional dependency
     except ImportError:
-        raise UserError('config.beam: apache-beam is not installed: run `pip install -e .[beam]`') from None
+        raise UserError("config.beam: apache-beam is not installed: run `pip install -e '.[beam]'`") from None
     options = PipelineOptions(shlex.split(beam))
     runner = options.view_as(StandardOptions).runner or 'DirectRunner'  # TFDS uses Beam only if a runner is named
     return tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)

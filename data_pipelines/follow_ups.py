@@ -3,9 +3,11 @@
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
 `data_pipelines/labelling/labels.py` defines the labels. Each label comes with a confidence and the words of the turn
-that support it. `config.follow_ups.labeller` is 'teacher', or 'head' for a head trained with
-`data_pipelines/head_labels.py`. Rewrites and personas are made from turns labelled `reattempt_with_feedback`. Such a
-turn is `mined` if its confidence is at least `config.follow_ups.min_confidence`.
+that support it. `config.follow_ups.labeller` is 'teacher' for the teacher model, or 'head' for a small classifier
+trained with `data_pipelines/head_labels.py`.
+
+Rewrites and personas are made only from turns that are labelled `reattempt_with_feedback` with a confidence of at least
+`config.follow_ups.min_confidence`. These turns are marked as `mined`.
 """
 
 from collections import Counter
@@ -46,7 +48,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
-    """Return the judgement of each turn, keyed by turn id, or None for a turn without a judgement."""
+    """Return each turn's judgement, keyed by turn id. The value is None for a turn that could not be judged."""
     repeated = {turn.id: Judgement(AGAIN, 1.0, turn.text) for turn in turns if repeats(turn)}
     others = [turn for turn in turns if turn.id not in repeated]
     if task.config.follow_ups.labeller == 'head':

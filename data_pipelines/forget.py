@@ -4,25 +4,26 @@
 
 Searches the paths in the config and all folders below them. With --workdir, it also searches everything in a loop's
 folder, or in a folder that contains several loops. If a stage is writing one of these folders, the program stops and
-changes nothing. Pass user ids as they appear in records: as keys, if a salt is set.
+changes nothing. Pass user ids as they appear in records. If a salt is set, these are the keys that `python -m
+data_pipelines.users` prints.
 
-First, the users are added to the list `config.ingest.opt_out`, which excludes them from later ingests. Everybody on
-that list is forgotten. Then, if any data from these users is found:
+First, the users are added to the list `config.ingest.opt_out`, which excludes them from later runs of `ingest`.
+Everybody on that list is forgotten. Then, if any data from these users is found:
 
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
   cards and evaluations of simulated users. Reports, the teacher's cache and unfinished work are removed, too.
-- Manifests are updated so that finished stages stay up to date. They keep the counts from the original work, and record
-  under `forgotten` how many records have since been removed from each file.
+- Digests in manifests are updated, so finished stages stay up to date. A manifest keeps the counts from the original
+  work, and records under `forgotten` how many records have since been removed from each file.
 
 The remaining records are the ones that the stages would make from data without these users, unless a limit on
 conversations, turns or prompts was reached.
 
-Weights cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that started
-from such a run's parameters. Every call lists these runs: remove them and train again. Also remove
-anything exported from them, because no file lists exports. Follow-up heads contain no text, but were trained on the
-turns of everyone who was labelled at the time. Files that no stage wrote (raw data, labels, preferences) are not
-changed, so clean them yourself.
+Trained models cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that
+started from such a run's parameters. Every call lists these runs: remove them and train again. Also remove everything
+exported from them, which this program cannot find. Follow-up heads contain no text, but were trained on the turns of
+everyone who was labelled at the time. Files that no stage wrote (raw data, labels, preferences) are not changed, so
+clean them yourself.
 """
 
 import contextlib
@@ -68,10 +69,11 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: for each path, how many records (keyed by file), trees or lines were removed; {} for a whole folder.
+      removed: the number of removed records (keyed by file name), trees or lines, for each path; {} if the whole folder
+        was removed.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
-      heads: the folders of all follow-up heads, whoever they were trained on.
+      heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user.
     """
 
     removed: dict[Path, dict[str, int]]
@@ -81,14 +83,15 @@ class Report(NamedTuple):
 
 
 class _State:
-    """What is known about forgotten users.
+    """The users to forget, the ids of their records, and the files changed so far.
 
-    It is stored on disk until the call is done, because cleaned folders no longer contain it.
+    This state is saved on disk until the call to `forget` finishes. An interrupted call can therefore be resumed,
+    although the folders that it has already cleaned no longer contain the ids.
 
     Attributes:
       resumed: whether an interrupted call left its state on disk.
-      forgotten: the users and the ids of their records.
-      changed: the new digests of files, keyed by old digest.
+      forgotten: the users, and the ids of their conversations and other records.
+      changed: the new digests of changed files, keyed by old digest.
     """
 
     def __init__(self, path: Path, users: frozenset[str]):
@@ -117,7 +120,7 @@ class _State:
 
 
 class _Corrections(NamedTuple):
-    """What is left of a corrections file: its bytes, its digest ('' if empty), and the number of lines removed."""
+    """The lines to keep in a corrections file, their digest ('' if there are none), and the number of lines removed."""
 
     left: bytes
     digest: str
@@ -125,7 +128,7 @@ class _Corrections(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What a call to `forget` will remove.
+    """The folders, records and corrections that a call to `forget` will remove.
 
     Attributes:
       manifests: the manifests of all finished folders.
@@ -144,7 +147,9 @@ class _Plan(NamedTuple):
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
-    """Remove these users and everybody on the list `config.ingest.opt_out`. After an interruption, call it again.
+    """Remove the data of these users and of everybody on the list `config.ingest.opt_out`, and return a report.
+
+    If a call is interrupted, the next call resumes it.
 
     Raises:
       UserError: config.ingest.opt_out is empty, no folder is found, a file cannot be read, or a stage is writing one of
@@ -195,7 +200,7 @@ def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
-    """Whether to remove a whole folder, because its stage can make it again or none of its trees would remain."""
+    """Return whether to remove a whole folder: its stage can make it again, or none of its trees would remain."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
     return (stage is not None and stage.forgetting == 'removed') or counts['trees'] == trees > 0
 
@@ -209,7 +214,10 @@ def _corrections(path: Path, forgotten: Forgotten) -> _Corrections:
 
 
 def _remove(plan: _Plan, state: _State, config: ConfigDict, traces: Traces) -> dict[Path, dict[str, int]]:
-    """Carry out a plan; the state on disk lets the next call resume after an interruption."""
+    """Carry out a plan and return what was removed, as in `Report.removed`.
+
+    The state on disk lets the next call resume after an interruption.
+    """
     removed: dict[Path, dict[str, int]] = {}
     state.changed |= {file_digest(path): each.digest for path, each in plan.corrections.items()}
     state.write()
@@ -290,7 +298,7 @@ def _update_digests(folders: list[Path], state: _State) -> None:
 
 
 def _heads(config: ConfigDict, traces: Traces) -> list[Path]:
-    """Return the folders of the follow-up heads among the traces and of the head in the config."""
+    """Return the folders of all follow-up heads that were found, including the head named in the config."""
     folders = [*traces.outputs, *([Path(config.follow_ups.head).resolve()] if config.follow_ups.head else [])]
     return sorted({path for path in folders if (manifest_of(path) or {}).get('stage') == 'head_labels'})
 

@@ -1,12 +1,14 @@
-"""Trains a small head that labels follow-ups, for `config.follow_ups.labeller='head'`.
+"""Trains a head, a small classifier that labels follow-ups, for `config.follow_ups.labeller='head'`.
 
     python -m data_pipelines.head_labels --config=configs/NAME.py --labels=LABELS.jsonl --to=DIR
 
-The labels are JSON lines with the `id` (CONVERSATION/TURN_INDEX) and `label` of turns in `config.data.conversations`.
-Write them by hand, or use the records.jsonl of a `follow_ups` folder that a teacher labelled.
-`data_pipelines/labelling/by_head.py` describes the head. Before the head is written, heads are cross-validated over
-clusters of conversations. The report is printed and stored in the folder. It gives the precision of mining
-`reattempt_with_feedback` at each confidence threshold.
+Each line of LABELS.jsonl is a JSON object with the `id` (CONVERSATION/TURN_INDEX) and `label` of a turn in
+`config.data.conversations`. Write the labels by hand, or use the records.jsonl of a `follow_ups` folder that a teacher
+labelled. `data_pipelines/labelling/by_head.py` describes the head.
+
+Before the head is written, heads are cross-validated on held-out clusters of conversations. The report is printed and
+stored in the head's folder. For each confidence threshold, the report gives the precision of mining turns as
+`reattempt_with_feedback`.
 """
 
 import json
@@ -28,7 +30,7 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
     """Return the labelled turns, their labels, and the clusters of their conversations.
 
     Raises:
-      UserError: the file is missing, a line is not a label, or the labels do not suffice for cross-validation.
+      UserError: the file is missing, a line is not a label, or there are too few labels for cross-validation.
     """
     label_of = _labels_by_turn(path)
     turns, clusters = [], []
@@ -43,9 +45,10 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
     # Every head in the cross-validation must see both feedback and other labels.
     if not enough or not all(0 < sum(labels[i] == FEEDBACK for i in fit) < len(fit) for fit, _ in folds(clusters)):
         raise UserError(
-            f'{path}: {len(turns)} of {len(label_of)} turns are in config.data.conversations, and {feedback} of them '
-            f'are {FEEDBACK}: label at least {FOLDS} turns as {FEEDBACK} and some turns with other labels; both '
-            f'kinds must occur in several of at least {FOLDS} clusters'
+            f'--labels={path} does not suffice for cross-validation ({len(turns)} of its {len(label_of)} turns are in '
+            f'config.data.conversations, and {feedback} of these are {FEEDBACK}): label turns from at least {FOLDS} '
+            f'clusters of conversations, at least {FOLDS} of them as {FEEDBACK}, so that {FEEDBACK} and other labels '
+            'each occur in several clusters'
         )
     return turns, labels, clusters
 
@@ -60,9 +63,13 @@ def _labels_by_turn(path: Path) -> dict[str, str]:
             record = json.loads(line)
             label_of[record['id']] = label = record['label']
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'{path}:{number} is not a JSON object with id and label: fix the line') from None
+            raise UserError(
+                f'--labels={path}, line {number} is not a JSON object with id and label: fix the line'
+            ) from None
         if label not in tuple(LABELS):  # a tuple, because the label may be unhashable
-            raise UserError(f'{path}:{number}: {label!r} is not a label: choose from {", ".join(LABELS)}')
+            raise UserError(
+                f'--labels={path}, line {number}: {label!r} is not a label: choose from {", ".join(LABELS)}'
+            )
     return label_of
 
 

@@ -1,29 +1,30 @@
-"""Turns raw conversations into checked records, one per conversation, grouped by user and split without leaks.
+"""Turns raw conversations into checked records, one per conversation, grouped by user and split without leakage.
 
     python -m data_pipelines.ingest --config=configs/NAME.py
 
-Reads `config.data.raw`: files, folders and data sets on the Hugging Face hub (hf://OWNER/NAME, `rlhi_jax/io/hub.py`),
-separated by commas. The files are JSON lines (.jsonl, .jsonl.gz) or parquet; `config.ingest.fields` says where to
+Reads `config.data.raw`, a comma-separated list of files, folders and Hugging Face hub data sets (hf://OWNER/NAME, see
+`rlhi_jax/io/hub.py`). The files are JSON lines (.jsonl, .jsonl.gz) or parquet; `config.ingest.fields` says where to
 find each field. The manifest records the commit that was read from the hub. A later commit counts as different input,
 so pin the commit that you want: hf://OWNER/NAME@COMMIT.
 
-Unusable records are skipped and counted by reason. So are duplicates, and records that another record continues: in a
-serving log, each call repeats the conversation so far (`data_pipelines/raw/selection.py`).
+Unusable records and duplicates are skipped and counted by reason. The same applies to records that another record
+continues: in a serving log, each call repeats the conversation so far (`data_pipelines/raw/selection.py`).
 
-Splits never share a user or a cluster of near-duplicate openings:
+No two splits share a user or a cluster of conversations with near-duplicate openings. The splits are chosen as follows:
 
 - If at least two splits have files named after them (`validation.jsonl`, `test-00000-of-00002.parquet`), the file names
   determine the splits. In a folder with such files, the other files are counted but not read. If files are listed one
   by one, either all of them or none must be named after splits.
 - Otherwise, clusters are drawn at random for the validation split.
 
-At most `config.ingest.max_nearly_same` conversations with nearly the same opening are kept, so that a template pasted
-by thousands of users does not dominate.
+At most `config.ingest.max_nearly_same` conversations with nearly the same opening are kept. This limit keeps a template
+pasted by thousands of users from dominating the data.
 
-The stage is made for millions of conversations on one machine. `raw.scan` reads chunks of files in parallel and keeps
-finished parts. DuckDB, which works on disk, does everything that needs all conversations at once. If `config.beam` is
-set, a Beam pipeline reads the chunks, on many machines if you wish (`data_pipelines/raw/beam.py`), and the resulting
-records are byte-identical.
+The stage can handle millions of conversations on one machine. `data_pipelines.raw.scan` reads chunks of files in
+parallel and writes each chunk's usable records to a part file. An interrupted run resumes without reading finished
+chunks again. Every step that needs all conversations at once runs in DuckDB, which works on disk. If `config.beam` is
+set, a Beam pipeline reads the chunks instead, on many machines if you wish (`data_pipelines/raw/beam.py`). The
+resulting records are byte-identical.
 """
 
 import contextlib
@@ -113,7 +114,7 @@ def _files_by_name(config: ConfigDict) -> list[Sequence[Path]]:
 
 
 def _is_raw(path: Path) -> bool:
-    """Whether a path in a folder has the name of a raw file and is not hidden."""
+    """Return whether a path within a folder has the name of a raw file and is not hidden."""
     return any(map(path.match, READ)) and not any(part.startswith('.') for part in path.parts)
 
 
@@ -123,7 +124,7 @@ def from_hub(name: str) -> Snapshot:
 
 
 def file_split(path: Path) -> str:
-    """Return the split in a name like `test.jsonl.gz` or `test-00000-of-00002.parquet`; '' if there is no split."""
+    """Return the split that a file like `test.jsonl.gz` or `test-00000-of-00002.parquet` is named after; '' if none."""
     name = re.split(r'[.-]', path.name)[0]
     return name if name in SPLITS else ''
 
@@ -152,7 +153,7 @@ def _scan(task: Task) -> list[Path]:
     """Write the missing parts of all raw files to the task's work folder; return the paths of all parts."""
     config, all_chunks = task.config, _chunks(task.config)
     if config.beam and not find_spec('apache_beam'):
-        raise UserError('config.beam: apache-beam is not installed: run `pip install -e .[beam]`')
+        raise UserError("config.beam: apache-beam is not installed: run `pip install -e '.[beam]'`")
     job = dict(rules=dataclasses.asdict(_rules(config)), chunks=[dataclasses.asdict(chunk) for chunk in all_chunks])
     folder = _parts_folder(work_folder(task.folder), digest(task.made_from, job, str(SCHEMA))[:16])
     workers = min(config.ingest.workers, len(all_chunks))
@@ -211,7 +212,7 @@ def _parts_folder(folder: Path, name: str) -> Path:
 
 
 def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
-    """Run programs that write parts, and wait for them to finish.
+    """Run programs that write parts, all at the same time, and wait for them to finish.
 
     Raises:
       UserError: a program failed; it has printed the reason to stderr.
@@ -230,7 +231,7 @@ def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
                     progress.update(len(parts) - len(missing))
                 if any(statuses) or (missing and None not in statuses):
                     raise UserError(
-                        f'config.data.raw: a worker failed (exit status {statuses}): see its message above, fix the '
+                        f'config.data.raw: a worker failed (exit statuses: {statuses}): see its message above, fix the '
                         "cause and rerun the 'ingest' stage"
                     )
             progress.update(len(parts))
@@ -266,9 +267,10 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _group(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
-    """Write the chosen records to files small enough for memory; each file contains one section of the output.
+    """Write the chosen records to files that each fit in memory, and return the paths.
 
-    DuckDB sorts only the records' positions, because sorting long texts would need much memory.
+    Each file contains one section of the output. DuckDB sorts only the positions of the records, because sorting long
+    texts would need a lot of memory.
     """
     base.execute(_ORDER)
     sizes = base.execute('SELECT size FROM ordered ORDER BY output_index').fetchnumpy()['size']
@@ -307,7 +309,7 @@ def _chosen_tables(base: duckdb.DuckDBPyConnection, parts: list[Path], progress:
 
 
 def _chosen_rows(base: duckdb.DuckDBPyConnection, rows: pa.Table) -> pa.Table:
-    """Return the chosen rows of a part's row group, with the columns of `ordered` instead of `position`."""
+    """Return the chosen rows of a part's row group, with columns from the table `ordered` in place of `position`."""
     ends = pyarrow.compute.min_max(rows['position']).as_py()
     query = """
         SELECT position, output_index, began, cluster, split FROM ordered

@@ -1,8 +1,9 @@
-"""Score candidates with the simulated users' own checks, for runs without a reward model.
+"""Score candidate replies by the simulated users' tastes, for runs without a reward model.
 
     python -m data_pipelines.oracle_scores --config=configs/NAME.py
 
-If no reply to a prompt satisfies any taste, the replies to that prompt get no scores, because no reply is the best.
+If no valid reply to a prompt satisfies any taste, all replies to that prompt get None as their score, because none is
+the best.
 """
 
 from collections import Counter
@@ -25,8 +26,8 @@ def oracle_score(reply: str, request: Request, finished: bool, tastes: Tastes) -
     """Return the fraction of tastes that a valid reply satisfies, from 0 to 1. Invalid replies score from -0.1 to 0.1.
 
     An invalid reply scores below every valid reply that satisfies a taste. But an invalid reply that satisfies all
-    tastes scores above a valid reply that satisfies none, so that the worst of N replies differs from the best in
-    tastes, not only in validity.
+    tastes scores above a valid reply that satisfies none. The worst of N replies then differs from the best in tastes,
+    not only in validity.
     """
     met = share_met(reply, tastes)
     return met if valid(reply, request, finished) else 0.2 * met - 0.1

@@ -2,10 +2,12 @@
 
     python -m data_pipelines.pairs --config=configs/NAME.py
 
-`config.pairs.sources` lists the stages that pairs come from (see `SOURCES`). The stage writes train.jsonl and
-validation.jsonl, with prompt, chosen and rejected in the format that TRL reads. A classifier that sees only the
-replies, without persona or request, must not be able to tell too reliably which reply is chosen. Otherwise a policy
-would learn features such as length instead of what users want.
+`config.pairs.sources` lists the stages that pairs come from (see `SOURCES`). The pairs are written to train.jsonl and
+validation.jsonl, with prompt, chosen and rejected in the format that TRL reads.
+
+The stage fails if a classifier that sees only the replies, without persona or request, can tell too reliably which
+reply is chosen. A policy trained on such pairs would learn features such as length instead of what users want.
+`config.pairs.accept_artefacts` turns this check off.
 """
 
 import contextlib
@@ -61,10 +63,11 @@ SOURCES: dict[str, Callable[[ConfigDict, Counter], Iterator[PreferenceRecord]]] 
 
 
 def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> tuple[str, str] | None:
-    """Return the best and the worst reply by score, or count the reason and return None if they do not make a pair.
+    """Return the texts of the best and the worst reply by score, or None if the replies do not make a pair.
 
-    A hash of the text breaks ties. A reply that was cut off is never the best. It is the worst only if no finished
-    reply scores below the best by more than the gap. Otherwise most pairs would only teach that replies must end.
+    The reason for None is counted. A hash of the text breaks ties. A reply that was cut off is never the best. It is
+    the worst only if no finished reply scores more than `min_score_gap` below the best. Without these rules, most pairs
+    would only teach that replies must end.
     """
     scored = zip(record['scores'], record['replies'], strict=True)
     ranked = sorted(
@@ -90,7 +93,7 @@ def _scores(config: ConfigDict) -> Iterator[CandidateScores]:
     """Return the records of `config.data.scores`.
 
     Raises:
-      UserError: the scores were made from other candidates.
+      UserError: the scores were not made from the current candidates.
     """
     folder, candidates = input_folder(config, 'scores'), input_digest(config, 'candidates')
     manifest = read_json(folder / 'manifest.json', "rerun the 'oracle_scores' stage", fields=())
@@ -100,12 +103,12 @@ def _scores(config: ConfigDict) -> Iterator[CandidateScores]:
 
 
 def _scores_of(record: Candidate, scored: Iterator[CandidateScores]) -> list[float | None]:
-    """Return the next record's scores, which must belong to this candidate."""
+    """Return the scores in the next record of `scored`, which must have the id of the candidate `record`."""
     scores = next(scored, None)
     if scores is None or scores['id'] != record['id']:
         raise UserError(
-            f'config.data.scores: expected scores for {record["id"]!r} next, in the order of config.data.candidates: '
-            "rerun the 'oracle_scores' stage"
+            'config.data.scores does not have the same order as config.data.candidates (expected scores for '
+            f"{record['id']!r} next): rerun the 'oracle_scores' stage"
         )
     return scores['scores']
 
@@ -124,7 +127,7 @@ def _preference(record: Rewrite | Candidate, chosen: str, rejected: str, kind: s
 
 
 def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
-    """Yield the pairs from all sources, except pairs that would teach something other than what a user wants."""
+    """Yield the pairs from all sources, except pairs of identical replies and pairs in which a reply is a refusal."""
     for source in _sources(config):
         for record in SOURCES[source](config, counts):
             chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
@@ -178,7 +181,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
-    """Reject the pairs if there are too few, or if the replies alone show too clearly which one is chosen."""
+    """Raise UserError if there are too few training pairs, or if the replies alone show too clearly which is chosen."""
     counts, auc, settings = manifest['counts'], manifest['probe']['artefact_auc'], config.pairs
     number = sum(n for name, n in counts.items() if name.startswith('kept_') and name.endswith('_train'))
     if number < settings.min_pairs:

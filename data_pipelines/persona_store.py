@@ -10,10 +10,11 @@ The store is the folder `config.data.personas`. With --workdir=DIR, it is the pe
 
 - `show` prints each user's persona, its claims with the turns that they come from, and its versions.
 - `edit` and `delete` apply a correction to the store immediately. They also add it to the file
-  `config.personas.corrections` (by default next to the store), which the stage applies whenever it runs. A deleted user
-  gets no claims from later turns either. An edit must satisfy the same rules as the teacher's claims. After a
-  correction, the output of stages that read personas counts as out of date until those stages are run again.
-- `audit` checks the files on disk, prints figures, and exits with status 1 if a rule is broken.
+  `config.personas.corrections` (by default next to the store), which the stage `personas` applies whenever it runs. A
+  deleted user gets no claims from later turns either. An edited claim must satisfy the same rules as the teacher's
+  claims. After a correction, the output of stages that read personas counts as out of date until those stages are run
+  again.
+- `audit` checks the files on disk, prints statistics, and exits with status 1 if a rule is broken.
 """
 
 import json
@@ -46,7 +47,7 @@ MAX_SHOWN = 20  # maximum number of broken rules to print
 
 
 def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
-    """Describe personas, claims and versions as text, for one user, one claim, or everybody who has claims.
+    """Return a text that shows one claim, or the persona, claims and versions of one user or of everybody with claims.
 
     Raises:
       UserError: the store has no such user or claim.
@@ -74,7 +75,7 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
 
 
 def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
-    """Search a file for the record whose `field` is `name`, and return it."""
+    """Return the first record in a file whose `field` equals `name`."""
     for record in stream_records(path):
         if record[field] == name:
             return record
@@ -91,8 +92,8 @@ def _claim_in_words(claim: Claim) -> str:
 def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
     """Add a correction to the file of corrections, apply it to the store, and return the store's counts.
 
-    The result is the same as if the stage ran with the correction. Only the counts of the teacher's answers can differ,
-    because the stage does not ask the teacher about deleted remarks.
+    The store is then the same as after a run of the stage `personas` with this correction. Only the counts of the
+    teacher's answers can differ, because the stage does not ask the teacher about deleted remarks.
 
     Raises:
       UserError: the store does not contain the user or claim, is out of date, or is being corrected by another process;
@@ -166,7 +167,7 @@ def main(command: str) -> None:
         correct(config, dict(edit_claim=claim, text=text))
     elif command == 'delete':
         if bool(claim) == bool(user):
-            raise UserError('delete: pass either --claim=ID or --user=ID')
+            raise UserError('delete: pass either --claim=ID or --user=ID, not both')
         correct(config, dict(delete_user=user) if user else dict(delete_claim=claim))
     else:
         figures, broken = audit(config)

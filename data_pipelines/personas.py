@@ -4,16 +4,16 @@
 
 The stage has four steps:
 
-1. It collects remarks: the feedback turns that a persona may draw on. `config.personas.scope` determines which turns
-   these are (see `data_pipelines/persona/scopes.py`). With 'earlier_conversations', they are from the same user's
-   conversations that had ended when the current one began. With 'first_k_turns', for data without user ids, they are
-   the first turns of the same conversation.
-2. For each remark, the teacher writes one sentence that says what the remark shows about its author's tastes. With
-   `config.personas.writer='quotes'`, the remark itself is used as the sentence.
-3. Sentences that satisfy the rules in `data_pipelines/persona/audit.py` become claims. Other sentences are never
-   stored. A remark that yields no claim is counted under the rule that the remark, or the first sentence written for
-   it, breaks.
-4. It writes the store, in the order of the conversations, which are sorted by user:
+1. It collects remarks, which are feedback turns that a persona may draw on. `config.personas.scope` determines which
+   turns these are (see `data_pipelines/persona/scopes.py`). With 'earlier_conversations', a persona draws on the user's
+   conversations that had ended before the current conversation began. With 'first_k_turns', for data without user ids,
+   a persona draws on the first turns of the same conversation.
+2. For each remark, the teacher writes `config.personas.samples` sentences. Each says what the remark shows about its
+   author's tastes. With `config.personas.writer='quotes'`, the remark itself is used as the only sentence.
+3. A remark's first sentence that satisfies the rules in `data_pipelines/persona/audit.py` becomes a claim. Other
+   sentences are never stored. A remark that yields no claim is counted under the rule that the remark, or the first
+   sentence written for it, breaks.
+4. It writes the files of the store, in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from
     users.jsonl     for every user with an id, the persona after their whole history, and its versions
@@ -82,8 +82,9 @@ def _remark(author: Author, turn: FollowUp) -> Remark:
 def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
     """Return the sentences that the teacher wrote about each remark, keyed by the remark's quote.
 
-    A sentence is '' if its sample was cut off within the first line. The list is empty if the prompt is too long or the
-    teacher refuses it. With `config.personas.writer='quotes'`, the remark itself is the only sentence.
+    Each sentence is the first line of a sample, or '' if the sample was cut off within that line. A remark's list is
+    empty if its prompt is too long or the teacher refuses it. With `config.personas.writer='quotes'`, the remark itself
+    is the only sentence.
     """
     if task.config.personas.writer == 'quotes':
         return {quote: [' '.join(quote.split())] for quote in quotes}
@@ -120,9 +121,9 @@ def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[t
 def _claims_of_author(
     author: Author, remarks: Sequence[Remark], sentences: dict[str, list[str]], counts: Counter
 ) -> list[Claim]:
-    """Make a claim from each remark, using its first sentence that satisfies the rules.
+    """Return a claim for each remark with a sentence that satisfies the rules.
 
-    If no sentence satisfies them, count the fault of the first sentence.
+    The claim uses the first such sentence. For any other remark, count the fault of its first sentence.
     """
     claims = []
     for remark in remarks:

@@ -2,24 +2,24 @@
 
     python -m data_pipelines.rewrites --config=configs/NAME.py
 
-Four steps make a rewrite. Each step is done for all turns before the next step starts:
+A rewrite is made in four steps. Each step is done for all turns before the next step starts:
 
-1. The policy regenerates the reply that the user was unhappy with (`config.rewrites.regenerate`). The rejected side is
-   then what the policy itself would say. If the policy is its own teacher, both sides have the same author.
+1. If `config.rewrites.regenerate` is set, the policy regenerates the reply that the user was unhappy with. The rejected
+   reply of a pair then comes from the policy itself. If the policy is its own teacher, it has written both replies.
 2. The feedback was about the logged reply, so it must still apply to the regenerated reply. The log-probability of the
    feedback may be at most `config.rewrites.max_feedback_drop` nats lower after the regenerated reply than after the
-   logged reply. The teacher measures this (or the policy, if the teacher is an endpoint: see
+   logged reply. The teacher computes these log-probabilities (or the policy, if the teacher is an endpoint: see
    `rlhi_jax.config.likelihood_path`).
 3. The teacher responds to the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then
    drops samples that no model should learn from.
 4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
    sample's log-probability after the feedback minus its log-probability after a generic complaint, in nats. It is
-   computed by the same model as in step 2 and stored in the record. (Whether the rewrite makes the feedback less likely
-   is not a usable measure: "say more about history" becomes more likely after a reply that does say more about it.)
+   computed by the same model as in step 2 and stored in the record. (A rewrite cannot be judged by whether it makes the
+   feedback less likely: "say more about history" becomes more likely after a reply that does say more about history.)
 
 The control `config.rewrites.from_scratch` hides the feedback from the teacher. The teacher only answers the request
-again, and the samples go through the same filters. With one sample and a `min_gain` far below 0, the feedback then has
-no influence at all. The teacher never sees the persona.
+again, and the samples go through the same filters. With one sample and a `min_gain` far below 0, the gain, which
+depends on the feedback, has no influence either. The teacher never sees the persona.
 """
 
 import functools
@@ -54,16 +54,16 @@ BLOCK = 256  # turns that a model processes together
 
 
 class Case(NamedTuple):
-    """A feedback turn on its way to a rewrite.
+    """A feedback turn, with the results of the steps so far.
 
     Attributes:
       turn: the record of the feedback turn.
       turns: the conversation, ending with the request.
       persona: the persona of the request's author at the time of the request.
       next_reply: the reply after the feedback; '' if the conversation ends with the feedback.
-      original: the reply to improve; '' until the first step has chosen this reply.
+      original: the reply to improve; '' before the first step.
       samples: the rewrites that have passed all steps so far.
-      gain: the gain, in nats, of the rewrite that the last step has chosen.
+      gain: the gain, in nats, of the rewrite that the last step chooses; 0 before that step.
     """
 
     turn: FollowUp
@@ -112,7 +112,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _feedback(config: ConfigDict, counts: Counter) -> Iterator[Case]:
-    """Yield the feedback turns that ask for a rewrite. Other turns are skipped and counted by reason."""
+    """Yield a case for each feedback turn to make a rewrite for. Other turns are skipped and counted by reason."""
     folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
     for conversation, (follow_ups, turn_personas) in side_by_side(config, *folders):
         personas = {turn['id']: turn['persona'] for turn in turn_personas}
@@ -194,7 +194,7 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
 
 
 def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with those of its sampled rewrites that pass the filters. There may be none."""
+    """Yield each case with its sampled rewrites that pass the filters. A case may have none."""
     settings = task.config.rewrites
     keep = 1 if settings.from_scratch else 3  # request, reply and feedback
     for block in in_blocks(cases, BLOCK):
@@ -238,15 +238,15 @@ def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
 
 
 def _remark(case: Case, feedback: str) -> Turns:
-    """Return the reply to improve and a remark on that reply, as the teacher reads them."""
+    """Return two turns for the teacher: the reply to improve, and a prompt that contains the feedback on that reply."""
     return ('assistant', case.original), ('user', render('rewrite', feedback=feedback))
 
 
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
     """Return log p(sample | request, original, feedback) - log p(sample | request, original, dislike) for each sample.
 
-    The gains are in nats and keyed by case id. A gain is None if the sample, with the text before it, does not fit in a
-    row. The samples of a case are leaves of the same tree.
+    The gains are in nats and keyed by case id. A gain is None if the sample and the text before it do not fit in a row.
+    The samples of a case are scored as leaves of the same tree.
     """
     questions = []
     for case in cases:

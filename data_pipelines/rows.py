@@ -1,4 +1,4 @@
-"""Plan which trees of the interaction shards share a row, within the capacities in `config.rows`.
+"""Plan how to pack the trees in `config.data.shards` into training rows, within the capacities in `config.rows`.
 
     python -m data_pipelines.rows --config=configs/NAME.py
 

@@ -1,11 +1,13 @@
-"""Measure how well a policy satisfies simulated users given their own persona, another user's persona, or none.
+"""Measure how well a policy satisfies simulated users if it sees their own persona, another user's persona, or none.
 
     python -m data_pipelines.satisfaction --config=configs/NAME.py
 
-The stage samples a reply from `config.satisfaction.model` to every prompt of the held-out users, in each condition of
-`config.satisfaction.conditions`. It checks each reply against the user's tastes. The gap G = own − other shows how
-much the policy uses personas. The other user's tastes are the exact opposite, so a model that ignores the persona has
-G = 0. `data_pipelines/simulator/summary.py` uses the gap to compare models.
+The stage samples a reply from `config.satisfaction.model` to every prompt of the users in `config.satisfaction.split`,
+in each condition of `config.satisfaction.conditions`. It checks each reply against the user's tastes.
+
+The gap G is the satisfaction in the condition 'own' minus that in the condition 'other'. It shows how much the policy
+uses personas. The other user has exactly the opposite tastes. A model that ignores the persona has G = 0 on average.
+`data_pipelines/simulator/summary.py` uses the gap to compare models.
 """
 
 from collections import Counter
@@ -27,7 +29,7 @@ from rlhi_jax.io.files import digest, file_digest
 from rlhi_jax.sampling.generator import Prompt, Reply
 from rlhi_jax.tokenizers.template import Context
 
-# Condition names in the sampler's seed. Other names would change the replies.
+# The name of each condition in the sampler's seed. Changing these names would change the replies.
 SAMPLED_AS = {'own': 'own', 'other': 'opposing', 'empty': 'empty'}
 
 

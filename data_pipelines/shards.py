@@ -3,9 +3,9 @@
     python -m data_pipelines.shards --config=configs/NAME.py
 
 Reads `config.data.pairs`: a comma-separated list of .jsonl files, .jsonl.gz files or folders of the stage `pairs`.
-Preferences with the same opening become one tree, and the trees are written to `config.data.shards`. Lines that are not
-usable preferences are skipped and counted by reason in the manifest. Memory contains the ids of all preferences, and
-the preferences of one tree at a time.
+Preferences with the same user, persona, system message and first message become one tree. The trees are written to
+`config.data.shards`. Lines that are not usable preferences are skipped and counted by reason in the manifest. Memory
+contains the ids of all preferences, and the preferences of one tree at a time.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from rlhi_jax.io.files import digest, file_digest
 
 
 def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:
-    """Yield usable preferences in order, and count every line as kept or under the reason for dropping it.
+    """Yield the usable preferences of all files in order. Count kept lines, and count dropped lines by reason.
 
     Blank lines are skipped. A preference without an id gets the id FILE:LINE, or N/FILE:LINE if several files have the
     same name. N is the position of the file in the list of inputs, counted from 1.
@@ -78,7 +78,8 @@ def _inputs(config: ConfigDict) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise UserError(
-                f'config.data.pairs: {path} does not exist or is not a file: list files of preference JSONL'
+                f'config.data.pairs: {path} does not exist or is not a file: set the key to preference JSONL files, '
+                'separated by commas'
             )
     return paths
 

@@ -1,16 +1,19 @@
-"""Compile the real programs for a TPU topology on a machine without a TPU, and report what each chip needs.
+"""Compile the train, score and sample programs for a TPU topology, and report the memory that each chip needs.
 
     python -m rlhi_jax.aot --config=configs/NAME.py --topology=v5p:2x2x4 [--model=CONFIG.json]
 
-Prints one JSON object for each program in `--programs` (train, score, sample): HBM per chip, FLOPs in closed form,
-bytes that each chip sends to other chips, and compile time in seconds. Exits with status 1 if a program does not fit.
-With `--sweep`, compiles the train step for every mesh and remat policy instead, and prints the best combination that
-fits. The best combination has the fewest FLOPs and, among combinations with equal FLOPs, the fewest bytes sent. To plan
-for a model that is not on this machine, set `--model` to its Hugging Face config.json. Needs libtpu
-(`pip install -e '.[aot]'`).
+This needs libtpu (`pip install -e '.[aot]'`) but no TPU. To plan for a model that is not on this machine, set `--model`
+to its Hugging Face config.json.
 
-FLOPs are for full rows: `config.rows.pairs` trees, each with one prefix and two replies, and `config.rows.scored` reply
-tokens in all.
+The output is one JSON object for each program in `--programs`. It contains the HBM per chip, the FLOPs in closed form,
+the bytes that each chip sends to other chips, and the compile time in seconds. If a program does not fit, the exit
+status is 1.
+
+With `--sweep`, the train step is compiled for every mesh and remat policy instead, and the best combination that fits
+is printed. The best combination has the fewest FLOPs and, among combinations with equal FLOPs, the fewest bytes sent.
+
+The FLOPs of train and score are for full rows. A full row has `config.rows.pairs` trees, each with one prefix and two
+replies, and `config.rows.scored` reply tokens in total.
 """
 
 import dataclasses
@@ -59,7 +62,7 @@ Report = dict[str, Any]
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU topology such as v5p:2x2x4, for compilation only.
+    """Return the devices of a TPU topology such as v5p:2x2x4, for compilation only.
 
     Raises:
       UserError: libtpu is missing or does not know the topology.
@@ -76,7 +79,7 @@ def topology_devices(name: str) -> list[jax.Device]:
 
 
 def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
-    """The model to plan for, with the head that the objective trains."""
+    """Return the spec of the model to plan for, with the head that the objective trains."""
     if file:
         spec = spec_from_hf(
             read_json(Path(file), 'use the config.json of a Hugging Face model', fields=('model_type',))
@@ -88,7 +91,11 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
 
 
 def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
-    """The decoder for train and score, and the number of rows in one call, which must split evenly over the mesh."""
+    """Return the decoder for train and score, and the number of rows in one call.
+
+    Raises:
+      UserError: the model or the rows cannot be split evenly over the mesh.
+    """
     rows = config.train.batch_rows // config.train.accumulate
     check_fit(mesh, spec, rows, 'config.train.batch_rows / config.train.accumulate')
     return Decoder(spec, jnp.dtype(config.model.dtype), remat=config.model.remat), rows
@@ -123,7 +130,9 @@ PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]]
 
 
 def row_work(config: ConfigDict) -> Work:
-    """The work in a full row: `config.rows.pairs` trees of one prefix and two replies, with every scored slot used.
+    """Return the work in a full row, which has `config.rows.pairs` trees of one prefix and two replies.
+
+    Every scored slot of the row is used.
 
     Raises:
       UserError: the replies leave no tokens for a prefix.
@@ -141,10 +150,10 @@ def row_work(config: ConfigDict) -> Work:
 
 
 def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
-    """TFLOPs of one run of a program on all chips, grouped by part.
+    """Return the TFLOPs of one run of a program on all chips, grouped by part.
 
-    For train, the result also contains the TFLOPs per pair, which include one forward pass of the reference model if
-    the objective uses one.
+    For train, the result also contains the TFLOPs per pair, including a forward pass of the reference model if the
+    objective uses one.
     """
     if program == 'sample':  # one decode call, which reads the slots' whole caches
         how = sampling(config)
@@ -164,7 +173,10 @@ def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
 
 
 def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> Report:
-    """Compile a program and measure it. If the program does not fit, `fits` is False and `why` quotes the compiler."""
+    """Compile a program, and return its FLOPs, HBM per chip, bytes sent and compile time.
+
+    If the program does not fit, `fits` is False, and `why` quotes the compiler's error.
+    """
     start = time.monotonic()
     report: Report = dict(program=program, mesh=dict(mesh.shape), remat=config.model.remat, chips=mesh.size)
     report |= dict(tflops=flops(program, config, spec))
@@ -179,7 +191,7 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
     memory = compiled.memory_analysis()
     parts = dict(
         arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,  # without outputs written over arguments
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,  # without outputs that reuse argument memory
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
     )
@@ -206,8 +218,8 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
             tries += [(mesh, remat) for remat in REMAT_POLICIES]
     if not tries:
         raise UserError(
-            f'no mesh of {len(devices)} chips divides the model and config.train.batch_rows / config.train.accumulate: '
-            'choose another number of rows or another --topology'
+            f'no mesh of {len(devices)} chips can split the model and a batch of config.train.batch_rows / '
+            'config.train.accumulate rows evenly: change one of these keys, or choose another --topology'
         )
     with Progress('sweep', len(tries), unit='compiles') as progress:
         for done, (mesh, remat) in enumerate(tries, start=1):
@@ -218,7 +230,10 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """Return the report with the fewest FLOPs per pair (if equal, the fewest bytes sent) among programs that fit."""
+    """Return the best report among programs that fit, or None if no program fits.
+
+    The best report has the fewest FLOPs per pair and, among reports with equal FLOPs, the fewest bytes sent.
+    """
     fitting = [report for report in reports if report['fits']]
     return min(fitting, key=lambda r: (r['tflops']['a_pair'], sum(r['collective_gib'].values())), default=None)
 
@@ -239,7 +254,10 @@ def main() -> None:
             print(json.dumps(common | report), flush=True)
             reports.append(report)
         if (chosen := best(reports)) is None:
-            sys.exit(f'error: no mesh fits {flags.FLAGS.topology}: use more chips, or raise config.train.accumulate')
+            sys.exit(
+                f'error: with --topology={flags.FLAGS.topology}, the train step does not fit in memory on any mesh: '
+                'use more chips, or raise config.train.accumulate'
+            )
         summary = f'{chosen["mesh"]}, {chosen["remat"]}, {chosen["hbm_gib"]["total"]:.1f} GiB'
         print(f'best that fits: {summary}', file=sys.stderr)
         return

@@ -35,7 +35,7 @@ _HUB_FILES = ('config.json', hf.INDEX, 'model*.safetensors', 'chat_template.jinj
 
 
 def import_model(source: str, to: Path, *, template: str | None, persona_in: str, overwrite: bool = False) -> None:
-    """Write a model folder, with float32 parameters, from a Hugging Face folder (local or on the hub) or a GGUF file.
+    """Convert a Hugging Face folder (local or on the hub) or a GGUF file to a model folder with float32 parameters.
 
     Args:
       source: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.
@@ -45,8 +45,8 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
       overwrite: whether to replace a model folder at `to`.
 
     Raises:
-      UserError: the source is missing, damaged or not supported, or `template` is None and the source's chat template
-        is missing or lets later turns change earlier text.
+      UserError: the source is missing, damaged or not supported. If `template` is None, also: the source has no chat
+        template, or its chat template lets later turns change earlier text.
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
@@ -138,7 +138,7 @@ def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> No
 
 
 def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The bos, eos and pad token ids.
+    """Return the bos, eos and pad token ids of a Hugging Face folder.
 
     generation_config.json takes precedence over config.json, because it lists all tokens that end a turn.
     """

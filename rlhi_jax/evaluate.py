@@ -2,9 +2,9 @@
 
     python -m rlhi_jax.evaluate --config=configs/NAME.py[:variant] --workdir=DIR [--step=N]
 
-Pass the config and workdir of the training run; `config.eval` has the settings. A model that ignores the persona scores
-the same under all three conditions, so differences between them measure what the persona contributes. Intervals are
-95 % bootstrap intervals over users.
+Pass the config and workdir of the training run; `config.eval` contains the evaluation settings. A model that ignores
+the persona scores the same under all three conditions, so differences between the conditions measure what the persona
+contributes. Each metric has a 95 % bootstrap interval over users.
 """
 
 import dataclasses
@@ -55,7 +55,8 @@ def pair_values(
       decoder: its head determines whether the scores are rewards or log-probabilities.
       reader: reads the rows of the plan.
       scores: scores of the replies in each row, [rows, R].
-      reference: log-probabilities of the same replies under the reference, or None.
+      reference: log-probabilities of the same replies under the reference model; None if the objective uses no
+        reference.
     """
     values: Values = {}
     for number, scores_R in enumerate(scores):
@@ -78,7 +79,14 @@ def pair_values(
 
 
 def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
-    """Return each condition's metrics and the paired accuracy differences, over the pairs that all conditions share."""
+    """Return the metrics of each condition, and the difference in accuracy between 'own' and each other condition.
+
+    Only pairs that have values under all conditions are used.
+
+    Args:
+      by_condition: the values of all pairs under each persona condition.
+      users: the user of each pair, keyed by pair id.
+    """
     shared = set.intersection(*(set(values) for values in by_condition.values()))
     result: dict[str, Any] = dict(pairs=len(shared), users=len({users[pair] for pair in shared}), conditions={})
     for name, values in by_condition.items():
@@ -99,7 +107,7 @@ class HeldOut(NamedTuple):
 
     Attributes:
       shards: the shards that contain the pairs.
-      readers: the reader of rows for the evaluated model, under each persona condition.
+      readers: the reader of the evaluated model's rows, keyed by persona condition.
       users: the user of each pair, keyed by pair id.
     """
 
@@ -109,10 +117,10 @@ class HeldOut(NamedTuple):
 
 
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
-    """Score the held-out pairs under each condition, write the result to WORKDIR/evaluation and return it.
+    """Score the held-out pairs under each persona condition, write the result to WORKDIR/evaluation and return it.
 
-    Step 0 is the model that training starts from; if training adds a reward head, this model gets the same new head. If
-    `step` is None, the latest step is evaluated.
+    If `step` is None, the latest step is evaluated. Step 0 is the model that training starts from. If training adds a
+    reward head, step 0 gets the same new head.
 
     Raises:
       UserError: the workdir or the held-out shards are missing, damaged or empty, or the run was trained with other
@@ -154,7 +162,7 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
 
 
 def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
-    """Plan the rows of the held-out pairs under each persona condition.
+    """Open the held-out shards, and plan the rows of their pairs under each persona condition.
 
     Raises:
       UserError: the shards are missing, damaged or empty.
@@ -188,14 +196,14 @@ def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str,
 
 
 def evaluation_name(step: int, shards: str) -> str:
-    """Return the name of a step's file in WORKDIR/evaluation; `shards` is the digest of the held-out shards."""
+    """Return the file name of a step's evaluation, given the digest of the held-out shards."""
     return f'step-{step}-data-{shards[:8]}.json'
 
 
 def _score(
     config: ConfigDict, decoder: Decoder, model: ModelFolder, readers: dict[str, RowReader], mesh: Mesh, label: str
 ) -> dict[str, np.ndarray]:
-    """Return the scores of all replies in each reader's plan, [rows, R]."""
+    """Return the scores of all replies in each reader's plan: arrays [rows, R] with the same keys as `readers`."""
     params = load_params(decoder, model, mesh, seed=config.seed)
     scorer = RowScorer(config, decoder, mesh)
     batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}

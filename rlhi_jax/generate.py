@@ -2,9 +2,10 @@
 
     python -m rlhi_jax.generate --config=configs/NAME.py --prompts=FILE.jsonl --to=REPLIES.jsonl
 
-Each line of the prompts file is `{"messages": [{"role", "content"}…], "id", "persona", "system", "samples"}`. Only
-`messages` is required. Each output line is `{"id", "sample", "text", "finished"}`; replies are in the order of the
-prompts. `config.model.path` is the model, and `config.sampler` contains the sampling settings.
+Each line of the prompts file is a JSON object with `messages`, a list of objects with `role` and `content`. The fields
+`id`, `persona`, `system` and `samples` (the number of replies) are optional. The output file has one line per reply, in
+the order of the prompts: a JSON object with `id`, `sample`, `text` and `finished`. `config.model.path` is the model,
+and `config.sampler` contains the sampling settings.
 """
 
 import json

@@ -2,10 +2,9 @@
 
     python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR
 
-The loop runs stages from `data_pipelines` and programs from this folder, one after another. Each writes its own folder
-in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any point.
-At the end, the loop writes WORKDIR/report.json and prints it. `config.loop.method` says where the preference pairs come
-from:
+The loop runs stages from `data_pipelines` and programs from `rlhi_jax`, one after another. Each writes its own folder
+in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any point. At the
+end, the loop writes WORKDIR/report.json and prints it. `config.loop.method` selects the source of the preference pairs:
 
     rewrites   replies rewritten in response to users' feedback
     rewards    the best and worst of N sampled replies, scored by a reward model trained on the rewrites
@@ -67,10 +66,10 @@ CHANGEABLE = (  # settings that may change when a loop resumes
     # How requests are sent, not what they ask. (An endpoint's address may change too; a model folder's path must not.)
     *('teacher.key_variable', 'teacher.concurrency', 'teacher.timeout', 'teacher.retries'),
     *('teacher.budget', 'teacher.price_in', 'teacher.price_out', 'teacher.cache'),
-    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # may be changed after one of these stopped the run
+    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # may change after a check on the pairs stopped the run
     'ingest.opt_out',  # the ingest stage itself checks whether the list has changed
 )
-IGNORED = {  # settings of single programs, and what the loop uses instead
+IGNORED = {  # settings that only single programs use, and what the loop uses instead
     'objective': 'config.loop.method',
     'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
     'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
@@ -81,14 +80,14 @@ IGNORED = {  # settings of single programs, and what the loop uses instead
 
 
 class Stopped(Exception):
-    """Training was asked to stop and has saved its state."""
+    """Raised when training was asked to stop and has saved its state."""
 
 
 class Round:
     """One round of the loop, in a workdir.
 
     Attributes:
-      config: the loop's config, in which every stage's folder is set.
+      config: the loop's config, in which the stages' folders are set.
       workdir: the round's folder.
       report: the results so far, in the format of report.json.
     """
@@ -99,7 +98,10 @@ class Round:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Time a part, and append its seconds to times.jsonl when it ends; a part that is killed leaves no line."""
+        """Time a part of the round, and append its seconds to times.jsonl when it ends or fails.
+
+        If the process is killed, nothing is appended.
+        """
         start = time.monotonic()
         try:
             yield
@@ -108,7 +110,10 @@ class Round:
                 file.write(json.dumps(dict(part=part, seconds=round(time.monotonic() - start, 1))) + '\n')
 
     def make(self, stage: Stage, config: ConfigDict, name: str = '') -> None:
-        """Run a stage unless its folder is up to date, and report its counts under `name` or the stage's name."""
+        """Run a stage unless its folder is up to date, and add its counts to the report.
+
+        The report lists the counts under `name` or, if `name` is empty, under the stage's name.
+        """
         name = name or stage.name
         with self.timed(name):
             self.report['funnel'][name] = stage.run(config)
@@ -124,13 +129,13 @@ class Round:
             self.make(rewrites.STAGE, self.config)
 
     def sample_candidates(self) -> None:
-        """Sample replies to requests, and score them with the reward model or the oracle."""
+        """Sample replies and score them with the reward model or, for method oracle, the simulated users' checkers."""
         self.make(candidates.STAGE, self.config)
         if self.config.loop.method == 'oracle':
             self.make(oracle_scores.STAGE, self.config)
 
     def train(self, objective: str) -> None:
-        """Make pairs, shards and rows, train on them, and measure accuracy on held-out pairs."""
+        """Make pairs, shards and rows, train on them, and evaluate the trained model on held-out pairs."""
         config, folder = training_config(self.config, self.workdir, objective), self.workdir / objective / 'run'
         self.make(pairs.STAGE, config, f'{objective}: pairs')
         self.make(shards.STAGE, config, f'{objective}: shards')
@@ -147,7 +152,7 @@ class Round:
         section = self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
         if has_validation:
             with self.timed(f'{objective}: evaluation'):
-                # Before training, a policy's implicit reward is 0 everywhere; a reward model's reward is not.
+                # A policy is not evaluated before training, because its implicit reward is then 0 everywhere.
                 steps = dict(evaluation=saved_steps(folder)[-1]) | (dict(before=0) if objective == 'reward' else {})
                 section |= _evaluations(config, folder, steps)
 
@@ -174,7 +179,7 @@ class Round:
 
 
 def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Run the loop, or what remains of it, and return the report.
+    """Start or resume the loop, run it to its end, and return the report.
 
     Raises:
       UserError: settings in the config contradict each other, or a stage cannot continue.
@@ -214,7 +219,8 @@ def _check(config: ConfigDict) -> None:
         )
     if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
         raise UserError(
-            'config.simulated.users has no users to train on or to evaluate on: set train and test to at least 1'
+            'the loop needs simulated users to train on and to evaluate on: set config.simulated.users.train and '
+            'config.simulated.users.test to at least 1'
         )
     default = base_config()
     for name, instead in IGNORED.items():
@@ -223,7 +229,10 @@ def _check(config: ConfigDict) -> None:
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
-    """Reject a workdir that was started with another config, because its results would not match this config."""
+    """Check that the workdir is new or was started with this config and initial model.
+
+    A new workdir records both. A config may differ in the settings in `CHANGEABLE` and in the address of an endpoint.
+    """
     settings = config.to_dict()
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
         *sections, key = name.split('.')
@@ -239,9 +248,9 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dict[str, Any]:
-    """Return the evaluation of each step under its name, and an empty `not_evaluated`.
+    """Return the evaluation of each step in `steps`, keyed by the step's name, and an empty `not_evaluated`.
 
-    If nothing can be evaluated, return only the reason, under `not_evaluated`.
+    If the evaluation is not possible, return only `not_evaluated`, which contains the reason.
     """
     try:
         evaluations = {

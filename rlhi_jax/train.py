@@ -1,4 +1,4 @@
-"""Train a reward model, a DPO policy or an SFT control on a row plan.
+"""Train a reward model, a DPO policy or an SFT control on the rows of a row plan.
 
     python -m rlhi_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.a.b=value]
 
@@ -44,13 +44,13 @@ STOPPED = 75  # exit status if a run was asked to stop and can be resumed (EX_TE
 
 
 class Run(NamedTuple):
-    """A training run that has been checked and owns its workdir.
+    """A training run that has passed all checks and is ready to start or resume.
 
     Attributes:
       rows: the row numbers in each step's batch.
       reader: reads rows for the model being trained.
       reference_reader: reads rows for the reference.
-      reference: cached log-probabilities; None if the objective uses no reference.
+      reference: cached log-probabilities under the reference; None if the objective uses no reference.
     """
 
     config: ConfigDict
@@ -67,7 +67,7 @@ class Run(NamedTuple):
 
 
 def train(config: ConfigDict, workdir: Path) -> bool:
-    """Start or resume a training run, and continue to its end or until it is asked to stop.
+    """Start or resume a training run, and train until the run is complete or is asked to stop.
 
     Returns:
       Whether the run is complete.
@@ -120,7 +120,11 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
 
 
 def read_with_reference(run: Run) -> Callable[[int], Row]:
-    """Return the function that reads a row by number; first compute reference scores if the objective uses them."""
+    """Return a function that reads a row by its number.
+
+    If the objective uses a reference, rows include log-probabilities under the reference. Those missing from the cache
+    are computed first.
+    """
     if run.reference is None:
         return run.reader.__getitem__
     needed = (row for step in range(run.num_steps) for row in run.rows[step])
@@ -129,7 +133,7 @@ def read_with_reference(run: Run) -> Callable[[int], Row]:
 
 
 def first_state(run: Run) -> TrainState:
-    """Return the state in the newest checkpoint, or the state at step 0."""
+    """Return the state in the newest checkpoint or, if there is no checkpoint, the state at step 0."""
     optimizer = make_optimizer(run.config.optimizer, run.num_steps)
     abstract = abstract_state(run.decoder, optimizer, run.mesh)
     step = run.checkpoints.latest_step
@@ -146,7 +150,10 @@ def _scalar(value: int, mesh: Mesh) -> jax.Array:
 
 
 def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
-    """Take the remaining steps, log them and save checkpoints; return the state after the last step."""
+    """Run the remaining steps, or stop early if asked to, and return the state after the last step that ran.
+
+    Metrics are logged and checkpoints are saved along the way.
+    """
     config, first_step = run.config, int(state.step)
     sharding = batch_sharding(run.mesh)
     local = local_rows(sharding, config.train.batch_rows)
@@ -180,7 +187,7 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
 
 
 def _compiled_step(run: Run, state: TrainState) -> Callable:
-    """Compile the train step once. The compiled step rejects other shapes and layouts, so nothing is compiled later."""
+    """Return the compiled train step, which rejects other shapes and layouts instead of compiling again."""
     shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
     return jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes).compile()
 
@@ -192,7 +199,10 @@ def _pair_names(run: Run, step: int) -> list[str]:
 
 
 class _Pending:
-    """Metrics of the step in flight, read after the next step is dispatched, so that the device never waits."""
+    """The metrics of the latest step. To keep the device busy, they are usually read after the next step is dispatched.
+
+    At a checkpoint, they are read at once.
+    """
 
     def __init__(self, config: ConfigDict, log: RunLog | None, num_steps: int, first_step: int):
         self._every, self._log, self._last = config.log.every_steps, log, num_steps - 1
@@ -209,7 +219,7 @@ class _Pending:
             return
         step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
         self._metrics = None
-        # Every process reads the same numbers, so all processes stop here, before a checkpoint is saved.
+        # Every process reads the same numbers, so if one stops here, all do. No checkpoint of this step is saved.
         if not np.isfinite(values['loss'] + values['gradient_norm']):
             raise UserError(
                 f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '

@@ -281,7 +281,7 @@ def test_tokenizers_refused_by_name(gguf, tmp_path):
     with pytest.raises(UserError, match='tokenizer.ggml.merges'):
         write_tokenizer(path, out)
     write_tokenizer_gguf(gguf, path, model='llama', pieces=['a', 'a'], types=[1, 2], scores=[0.0, 0.0])
-    with pytest.raises(UserError, match='tokenizer.ggml.tokens are not distinct'):
+    with pytest.raises(UserError, match='tokenizer.ggml.tokens contains duplicates'):
         write_tokenizer(path, out)
     write_tokenizer_gguf(gguf, path, model='llama', pieces=['a', 'b'], types=[1, 1], scores=[0.0, 0.0])
     with pytest.raises(UserError, match='marks 0 unknown tokens'):

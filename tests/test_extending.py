@@ -11,7 +11,7 @@ import tiny
 
 PAGE = (tiny.ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
 SECTIONS = dict(re.findall(r'^## (.+?)\n(.*?)(?=^## |\Z)', PAGE, re.MULTILINE | re.DOTALL))
-MOST_FILES = {'Objective': 2, 'DPO variant': 1, 'Persona conditioning': 1, 'Preference source': 1, 'Stage': 3}
+MOST_FILES = {'Objective': 2, 'DPO variant': 1, 'Persona scope': 1, 'Preference source': 1, 'Stage': 3}
 CHECKS = {
     'Objective': """
         import jax.numpy as jnp
@@ -29,7 +29,7 @@ CHECKS = {
         expected = VARIANTS['sigmoid'](gap_P, beta=0.5, label_smoothing=0.0)  # the mean over label flips
         assert jnp.allclose((1 - noise) * loss(gap_P) + noise * loss(-gap_P), expected, atol=1e-6)
     """,
-    'Persona conditioning': """
+    'Persona scope': """
         from rlhi_jax.config import base_config
         from data_pipelines.persona.scopes import states_at_turns
         settings = base_config().personas

@@ -145,11 +145,11 @@ def test_bad_labels_are_refused(tmp_path):
     c = conversations(tmp_path, varied(12))
     path = tmp_path / 'labels.jsonl'
     for lines, message in (
-        (['{'], 'labels.jsonl:1 is not a JSON object'),
+        (['{'], 'labels.jsonl, line 1 is not a JSON object'),
         ([json.dumps(dict(id='c000/2', label='bad'))], "'bad' is not a label"),
-        ([json.dumps(dict(id='c000/2', label=[]))], r'labels.jsonl:1: \[\] is not a label'),
-        (['[' * 10**5], 'labels.jsonl:1 is not a JSON object'),
-        ([json.dumps(dict(id='c000/2', label=FEEDBACK))], '1 of 1 turns'),
+        ([json.dumps(dict(id='c000/2', label=[]))], r'labels.jsonl, line 1: \[\] is not a label'),
+        (['[' * 10**5], 'labels.jsonl, line 1 is not a JSON object'),
+        ([json.dumps(dict(id='c000/2', label=FEEDBACK))], '1 of its 1 turns'),
     ):
         path.write_text('\n'.join(lines))
         with pytest.raises(UserError, match=message):
@@ -167,7 +167,7 @@ def test_labels_that_cannot_be_cross_validated_are_refused(tmp_path):
         if label_of[each['messages'][2]['content']] == FEEDBACK:
             each['cluster'] = 'one'
     write_lines(tiny.Path(c.data.conversations) / 'records.jsonl', changed)
-    with pytest.raises(UserError, match='12 of them are reattempt_with_feedback: .* in several of at least 5 clusters'):
+    with pytest.raises(UserError, match='12 of these are reattempt_with_feedback.*each occur in several clusters'):
         head_labels.read_labels(labels_file(c, tmp_path, label_of), c)
 
 

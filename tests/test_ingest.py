@@ -139,14 +139,9 @@ def test_mutated_records_are_counted_and_crash_nothing(tmp_path):
     c.ingest.salt, c.ingest.max_characters = str(tmp_path / 'salt'), 0
     counts = ingest.STAGE.run(c)
     assert counts['records_read'] == len(lines) and nothing_is_lost(counts)
-    reasons = {
-        'not_json',
-        'nested_too_deeply',
-        'no_messages',
-        'message_without_text',
-        'roles_do_not_alternate',
-        'empty_message',
-    }
+    reasons = {'not_json', 'no_messages', 'message_without_text', 'roles_do_not_alternate', 'empty_message'}
+    if sys.version_info < (3, 12):  # newer interpreters can write whatever their parser reads
+        reasons.add('nested_too_deeply')
     assert {f'dropped_{reason}' for reason in reasons} <= counts.keys()
     for record in records(c):
         assert [m['role'] for m in record['messages']] == [

@@ -186,12 +186,12 @@ def test_reference_of_another_model(made, tmp_path, refusal):
         (tmp_path / folder).mkdir(parents=True)
     for name, value in dict(model='n', ref_sees_persona=False, dtype='bfloat16').items():
         write_json(tmp_path / 'cache' / 'identity.json', identity | {name: value})
-        with pytest.raises(UserError, match=f'another {name}.*remove the folder'):
+        with pytest.raises(UserError, match=f'{name} has changed.*remove the folder'):
             ReferenceCache(tmp_path / 'cache', identity)
     write_json(tmp_path / 'cache' / 'identity.json', identity)
     ReferenceCache(tmp_path / 'cache', identity)
     write_json(tmp_path / 'run' / 'reference' / 'identity.json', identity)
-    words(refusal(left=['reference']), str(tmp_path / 'run' / 'reference'), 'stale', 'another', 'remove the folder')
+    words(refusal(left=['reference']), str(tmp_path / 'run' / 'reference'), 'stale', 'has changed', 'remove the folder')
 
 
 def test_damaged_checkpoint_of_the_run(made, tmp_path):

@@ -17,13 +17,13 @@ from rlhi_jax.io.progress import Progress
 
 
 def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversation, list[list[Record]]]]:
-    """Yield each conversation with its records from each of the other files. Every file is read once.
+    """Yield each conversation in `config.data.conversations`, with the records about it from each of the other files.
 
-    The ids of the records in the other files are turn ids. Those records must be in the order of
-    `config.data.conversations`.
+    Every file is read once. The ids of the records in the other files are turn ids. Those records must be in the same
+    order as the conversations.
 
     Raises:
-      UserError: a file has records from an unknown conversation, or its records are in another order.
+      UserError: a file has records about an unknown conversation, or its records are in a different order.
     """
     conversations = input_folder(config, 'conversations') / RECORDS
     groups = [itertools.groupby(stream_records(path), lambda record: conversation_of(record['id'])) for path in others]
@@ -72,7 +72,7 @@ def authors(config: ConfigDict, *others: Path) -> Iterator[Author]:
     """Yield every author of the conversations, with the records about the author from the other files.
 
     Raises:
-      UserError: the conversations are not sorted by user, as `ingest` writes them.
+      UserError: the conversations are not sorted by user, which is the order in which `ingest` writes them.
     """
     last = (False, '')
     pairs = side_by_side(config, *others)

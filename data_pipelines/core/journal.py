@@ -13,12 +13,12 @@ from rlhi_jax.io.files import digest
 
 
 def output_name(folder: Path) -> str:
-    """Return the name of an output folder, given that folder or its temporary twin."""
+    """Return the name of an output folder, given the path of that folder or of its temporary folder."""
     return folder.name.removeprefix('.').removesuffix('.tmp')
 
 
 def work_folder(folder: Path) -> Path:
-    """Return the folder for a stage's unfinished work, given the stage's output folder or its temporary twin."""
+    """Return the folder for a stage's unfinished work, given the path of its output folder or temporary folder."""
     folder = folder.resolve()
     return folder.with_name(f'.{output_name(folder)}.journal')
 
@@ -32,10 +32,10 @@ class Journal:
     """An SQLite file of results. Each entry is on disk as soon as it is added, and in memory only while it is read.
 
     A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). An existing file is discarded if it is not
-    a journal, or if it is one with another `made_from`.
+    a journal, or if it is a journal with a different `made_from`.
 
     Raises:
-      UserError: the file cannot be opened at the moment, although it may be intact.
+      UserError: the file cannot be opened, for example because another process is using it.
     """
 
     def __init__(self, path: Path, made_from: Any):

@@ -18,7 +18,7 @@ def in_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:
-    """Send items through several steps, each of which queries a model and writes its answers to the journal.
+    """Pass items through several steps, which query models and journal the answers; yield the items of the last step.
 
     All items complete a step before any item enters the next step, so at most one model is in memory. Each pass streams
     the items from the source again, so they are never all in memory. In later passes, the earlier steps read their
@@ -41,9 +41,9 @@ def at_most(
     """Return a source that yields at most `most` items of another source (all if `most` is 0), in their original order.
 
     Args:
-      rank: a function that ranks an item. The items with the lowest ranks are chosen. No two items may have the same
-        rank.
-      counted: the name of the count of items that were not chosen.
+      rank: a function that returns an item's rank. The items with the lowest ranks are chosen. No two items may have
+        the same rank.
+      counted: the name under which the items that were not chosen are counted.
     """
     if not most:
         return source

@@ -1,4 +1,4 @@
-"""Record files: JSON lines that are written whole or not at all, and read one record at a time."""
+"""Record files: files of JSON lines that are written atomically and read one record at a time."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ RECORDS = 'records.jsonl'
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write a record file, whole or not at all."""
+    """Write a record file atomically."""
     with new_file(path) as file:
         file.writelines(map(as_line, records))
 
@@ -38,5 +38,5 @@ def stream_records(path: Path) -> Iterator[Record]:
 
 
 def load_records(path: Path) -> list[Record]:
-    """Return all records of a file, which must fit in memory."""
+    """Return all records of a file. They must fit in memory."""
     return list(stream_records(path))

@@ -133,7 +133,7 @@ class CandidateScores(TypedDict):
 
 
 class PreferenceRecord(TypedDict):
-    """A preference pair (SPLIT.jsonl in `config.data.pairs`). TRL reads the last three fields as they are."""
+    """A preference pair (SPLIT.jsonl in `config.data.pairs`). TRL reads its last three fields without conversion."""
 
     id: str
     conversation: str

@@ -1,7 +1,7 @@
-"""Find a stage by its name, without a list of stages: the module `data_pipelines.NAME` defines the stage NAME.
+"""Find a stage by its name: the module `data_pipelines.NAME` defines the stage NAME.
 
 The data card and `forget` handle folders of any stage. They ask each stage how to treat its folder, so neither of them
-needs an edit when a stage is added.
+has to be edited when a stage is added.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""Stages and tasks. A stage makes an output folder, which appears whole or not at all.
+"""Stages of the pipeline and their tasks: a stage makes an output folder, which appears only when it is complete.
 
 Stages read and write records one after another. Memory contains at most one block of text, or one user's history, at a
-time. Only counters, user ids and the ids of chosen items are in memory for the whole run.
+time. Only counters, user ids and the ids of chosen items stay in memory for the whole run.
 """
 
 import contextlib
@@ -29,14 +29,15 @@ KEPT = 'kept'  # stands for the sum of all counts of kept items
 
 
 class Task:
-    """One run of a stage's work.
+    """One run of a stage.
 
     Attributes:
       config: the settings.
       folder: the folder to write into, which becomes the output folder once the work is done.
       made_from: everything that the output depends on, as stored in the manifest.
       stage: the stage's name.
-      learned: changes to the fields of requests, which an endpoint demanded when it rejected earlier requests.
+      learned: request fields that an endpoint has rejected, mapped to the names that it expects instead, or to '' for
+        fields to omit.
     """
 
     def __init__(self, config: ConfigDict, folder: Path, made_from: Any, stage: str):
@@ -50,7 +51,7 @@ class Task:
 
     @functools.cached_property
     def journal(self) -> Journal:
-        """The answers obtained so far by this process, or by a killed one with the same settings."""
+        """The journal of answers obtained so far, by this process or by a killed one with the same settings."""
         return Journal(work_folder(self.folder) / journal_name(self.made_from), self.made_from)
 
     def write(self, records: Iterable[Record], counts: Counter) -> dict[str, int]:
@@ -65,19 +66,20 @@ class Task:
         return counts
 
     def manifest(self, counts: Mapping[str, int], **more: Any) -> dict[str, Any]:
-        """Return the manifest's content: the stage, what the output was made from, and the counts."""
+        """Return the manifest's content: the stage, `made_from`, the counts and any extra fields."""
         return dict(more, stage=self.stage, made_from=self.made_from, counts=counts)
 
     def close(self) -> None:
-        """Close the journal if it was opened, because an open file takes up disk space even after its removal."""
+        """Close the journal if it was opened. (An open file takes up disk space even after it is removed.)"""
         if 'journal' in vars(self):
             self.journal.close()
 
 
 class Step(NamedTuple):
-    """The counts of one kind of item, which the data card adds up.
+    """The names of the counts of one kind of item. The data card checks that all items read were kept or dropped.
 
-    If a count of dropped items matches the prefixes of several steps, it belongs to the step with the longest prefix.
+    If a count of dropped items matches the prefixes of several steps, it belongs to the step with the longest matching
+    prefix.
 
     Attributes:
       unit: the kind of item, in the plural.
@@ -108,8 +110,8 @@ class Stage:
         for the sum of all counts of kept items.
       contents: a function that counts what a folder contains besides record files. Each number is keyed by the name of
         the count that it must equal.
-      digests: a function that returns more digests, besides those of the folder's files, by which later stages identify
-        the folder.
+      digests: a function that returns further digests, besides those of the folder's files. Later stages use them to
+        identify the folder.
       steps: the counts that must add up. The data card leaves out a stage without steps.
       summary: a function that computes statistics for the data card from the folder's records and manifest.
       forgetting: how a user is forgotten: 'rewritten' if the folder's records are rewritten without that user, or
@@ -130,7 +132,7 @@ class Stage:
     forgetting: Literal['rewritten', 'removed'] = 'rewritten'
 
     def run(self, config: ConfigDict, *, overwrite: bool = False) -> dict[str, int]:
-        """Make the output folder unless it is up to date; return its counts.
+        """Make the output folder, unless it is up to date and `overwrite` is false; return its counts.
 
         Raises:
           UserError: the folder was made from other input, settings or code and `overwrite` is false, or the work cannot
@@ -163,7 +165,7 @@ class Stage:
         return counts
 
     def made_from(self, config: ConfigDict) -> dict[str, Any]:
-        """Return all that the output depends on, as stored in the manifest: the identity and the stage's version."""
+        """Return everything the output depends on, as stored in the manifest: the identity and the stage's version."""
         return self.identity(config) | dict(version=self.version)
 
     def main(self) -> None:

@@ -87,7 +87,7 @@ def to_turns(messages: Iterable[Mapping[str, str]]) -> tuple[Turn, ...]:
 
 
 def to_messages(turns: Iterable[Turn]) -> list[Message]:
-    """Return turns in the form in which records store them.
+    """Return turns as messages, the form used in records.
 
     >>> to_messages([('user', 'Why?')])
     [{'role': 'user', 'content': 'Why?'}]

@@ -1,7 +1,8 @@
-"""Labels follow-ups with a small trained head instead of a teacher, at three thousand turns per second on one core.
+"""Labels follow-up turns with a small trained head instead of a teacher.
 
-The head is a logistic regression on three kinds of features: a turn's hashed words and characters, its first words, and
-its relations to the request and the reply before it. Words are hashed, so a head contains no user text.
+The head is a logistic regression on two kinds of features: a turn's hashed text (words, characters and first words),
+and its relations to the request and the reply before it. Because the text is hashed, a head contains no user text. One
+core labels three thousand turns per second.
 """
 
 import functools
@@ -45,7 +46,9 @@ def _hashers() -> tuple[HashingVectorizer, ...]:
 
 
 def _beginnings(text: str) -> list[str]:
-    """Return the first word, the first two words, and so on; a turn's beginning is more telling than its set of words.
+    """Return the first word of a text, its first two words, and so on up to its first BEGINNING words.
+
+    How a turn begins says more about its label than which words it contains.
 
     >>> _beginnings('No, make it short, please.')
     ['no', 'no make', 'no make it', 'no make it short']
@@ -55,7 +58,7 @@ def _beginnings(text: str) -> list[str]:
 
 
 def hashed(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
-    """Return counts of words, characters and beginnings, with shape [texts, 3 * WIDTH]."""
+    """Return how often each hashed word, run of characters and beginning occurs: shape [texts, 3 * WIDTH]."""
     return scipy.sparse.hstack([hasher.transform(texts) for hasher in _hashers()], format='csr')
 
 
@@ -79,12 +82,12 @@ def _words(text: str) -> set[str]:
 
 
 class Head:
-    """Computes p(label) for a turn from its hashed text and its relations.
+    """A logistic regression that computes p(label) for a turn from its hashed text and its relations to earlier turns.
 
     Each kind of text feature is weighted by idf and then scaled to unit length.
 
     Attributes:
-      labels: the labels that the head distinguishes, in the order of its probabilities.
+      labels: the labels that the head distinguishes, in the order in which `probabilities` returns them.
     """
 
     def __init__(self, labels: Sequence[str], weights: dict[str, np.ndarray]):
@@ -93,7 +96,7 @@ class Head:
 
     @classmethod
     def fit(cls, turns: Sequence[UserTurn], labels: Sequence[str]) -> 'Head':
-        """Fit a head to turns with at least two different labels. The head distinguishes these labels."""
+        """Fit a head that distinguishes the labels of these turns. There must be at least two different labels."""
         counts, related = hashed([opening(turn) for turn in turns]), np.array([relations(turn) for turn in turns])
         idf = np.concatenate([TfidfTransformer().fit(part).idf_ for part in _by_kind(counts)])
         weights = dict(idf=idf, mean=related.mean(0), scale=related.std(0) + 1e-6)
@@ -119,11 +122,11 @@ class Head:
             raise UserError(f'{folder / HEAD} is missing or corrupt: {_REMEDY}')
         weights = load_file(folder / HEAD)
         if len(weights['idf']) != WIDTH * len(_hashers()):
-            raise UserError(f'{folder} contains a head from another version, with other features: {_REMEDY}')
+            raise UserError(f'{folder} contains a head that another version made with other features: {_REMEDY}')
         return cls(manifest['labels'], weights)
 
     def save(self, folder: Path, **about: Any) -> None:
-        """Write the head to a folder, with a manifest that includes the fields `about`."""
+        """Write the head to a folder, with a manifest that also contains the fields in `about`."""
         save_file(self._weights, folder / HEAD)
         weights = file_digest(folder / HEAD)
         write_json(folder / 'manifest.json', dict(about, stage='head_labels', labels=self.labels, weights=weights))
@@ -138,7 +141,12 @@ class Head:
         return self._probabilities([opening(turn) for turn in turns], np.array(list(map(relations, turns))))
 
     def _probabilities(self, texts: Sequence[str], related: np.ndarray) -> np.ndarray:
-        """Return p(label) for each text, given the relations of the turn it is from, with shape [texts, labels]."""
+        """Return p(label) for each text, with shape [texts, labels].
+
+        Args:
+          texts: openings of turns, or sentences from them.
+          related: for each text, the relations of the turn that contains the text.
+        """
         features = self._features(hashed(texts), related)
         return softmax(features @ self._weights['coef'].T + self._weights['bias'], axis=1)
 

@@ -1,11 +1,11 @@
-"""Labels follow-ups with the teacher.
+"""Labels follow-up turns with the teacher.
 
-A local teacher is not asked for a label. Instead, the teacher reads one prompt per label. Each prompt describes what
-users say in that case, and the turn gets the label whose prompt makes the turn most likely. This method, called a noisy
+A local teacher is not asked for a label. Instead, the teacher reads one prompt per label, which shows what users say
+when that label applies. A turn gets the label whose prompt makes the turn most likely. This method, called a noisy
 channel (arXiv 2108.04106), suits small models. All labels have equal priors. The prompts contain no conversation text,
-so no user can steer the teacher, and one tree per label can score many turns.
+so no user can steer the teacher. For the same reason, many turns can be scored together after each prompt.
 
-An endpoint is asked for JSON with a label, a confidence and a quote, which must be words from the turn.
+An endpoint is asked for JSON with a label, a confidence, and a quote of words from the turn.
 """
 
 import re
@@ -23,7 +23,7 @@ from data_pipelines.teacher.prompts import render, render_turns
 from rlhi_jax.io.files import digest
 from rlhi_jax.scoring.candidates import Candidates
 
-PIECES = 32  # texts scored by one tree
+PIECES = 32  # number of texts that are scored together
 _UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'  # Thai to Khmer, kana, Chinese
 _WORD = re.compile(rf'[{_UNSPACED}]|[^\W{_UNSPACED}]+')  # in scripts without spaces, each letter is a word
 ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
@@ -39,7 +39,10 @@ ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
 
 
 def by_likelihood(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | None]:
-    """Return a local teacher's judgements, keyed by turn id. The judgement of a turn longer than a row is None."""
+    """Return a local teacher's judgements, keyed by turn id.
+
+    The judgement is None if the opening of the turn does not fit in a row of `config.teacher.row_tokens` tokens.
+    """
     texts = pieces(turns)
     blocks = {digest(block): block for block in in_blocks(texts, PIECES)}
     questions = [
@@ -63,7 +66,10 @@ def by_likelihood(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement 
 
 
 def posterior(scores: Sequence[float | None]) -> dict[str, float] | None:
-    """Compute p(label | turn) from log p(turn | label) in nats, in the order of LABELS; None if a score is missing.
+    """Return p(label | turn), keyed by label, or None if a score is missing.
+
+    Args:
+      scores: log p(turn | label) in nats, in the order of LABELS.
 
     >>> {label: round(p, 2) for label, p in posterior([-2.0, -9.0, -9.0, -2.0, -9.0, -9.0, -9.0]).items() if p > 0.1}
     {'reattempt_with_feedback': 0.5, 'new_request': 0.5}
@@ -86,7 +92,7 @@ def by_answer(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | No
 def quotes(quote: str, text: str) -> bool:
     """Whether a quote occurs in a text and includes at least one whole word of the text.
 
-    If the text has no words, any quote that occurs in it and is not blank counts.
+    If the text has no words, the quote must occur in the text and must not be blank.
 
     >>> quotes('Too long', 'Too long!'), quotes('To', 'Too long!'), quotes('!', 'Too long!'), quotes('?', '??')
     (True, False, False, True)

@@ -26,7 +26,7 @@ def folds(groups: Sequence[str], *, seed: int = 0) -> list[tuple[np.ndarray, np.
 def held_out_probabilities(
     turns: Sequence[UserTurn], labels: Sequence[str], groups: Sequence[str], *, seed: int = 0
 ) -> tuple[list[str], np.ndarray]:
-    """Return the sorted labels, and p(label) for each turn from a head fitted without turns from the same group."""
+    """Return the sorted labels and, for each turn, p(label) from a head that was fitted without the turn's group."""
     names = sorted(set(labels))
     probabilities = np.zeros((len(turns), len(names)))
     for fit, test in folds(groups, seed=seed):
@@ -40,9 +40,13 @@ def cross_validated(turns: Sequence[UserTurn], labels: Sequence[str], groups: Se
     """Measure heads on turns from groups that the heads have not seen.
 
     Returns:
-      `turns`, the number of turns; `macro_f1` over all labels; `auc` and `average_precision` for FEEDBACK against all
-      other labels; and `mining`, which says for each confidence threshold how many turns would be mined, and with what
-      precision (None if no turn is mined) and recall.
+      A dictionary with these entries:
+
+      - `turns`: the number of turns;
+      - `macro_f1`: the F1 score, averaged over all labels;
+      - `auc` and `average_precision`: for FEEDBACK against all other labels;
+      - `mining`: for each confidence threshold, the number of turns that would be mined, the precision (None if no turn
+        is mined) and the recall.
     """
     names, probabilities = held_out_probabilities(turns, labels, groups)
     predicted = [names[best] for best in probabilities.argmax(axis=1)]

@@ -38,7 +38,7 @@ class Judgement(NamedTuple):
 
 
 def turns_after_replies(conversation: Conversation) -> list[tuple[int, UserTurn]]:
-    """Return the user turns of a conversation that follow a reply, each with its turn index."""
+    """Return a conversation's user turns that follow a reply, each with its turn index."""
     texts, turns = [message['content'] for message in conversation['messages']], []
     for turn_index in user_turn_indices(conversation['messages'], first=2):
         request_to_turn = texts[request_index(turn_index) : turn_index + 1]
@@ -47,7 +47,7 @@ def turns_after_replies(conversation: Conversation) -> list[tuple[int, UserTurn]
 
 
 def repeats(turn: UserTurn) -> bool:
-    """Whether a turn repeats its request word for word, so that no labeller needs to read it.
+    """Whether a turn repeats the request before it word for word. No labeller needs to read such a repeat.
 
     Case, punctuation and spacing are ignored. A turn with any added or changed word does not count as a repeat, however
     long the repeated text is, because that word may be the only feedback.
@@ -62,7 +62,9 @@ def opening(turn: UserTurn) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a text into its sentences or lines, otherwise unchanged. The result is never empty.
+    """Split a text after sentences and at line breaks, and drop the parts that contain no word.
+
+    If no part contains a word, the whole text is the only part.
 
     >>> sentences('Too long. Say it in 1.5 lines!\\nThanks')
     ['Too long.', 'Say it in 1.5 lines!', 'Thanks']
@@ -72,11 +74,16 @@ def sentences(text: str) -> list[str]:
 
 
 def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, float]) -> Judgement:
-    """Return a judgement that quotes the opening's sentence with the greatest weight (the first, if tied)."""
+    """Return a judgement of a turn that quotes one sentence from the turn's opening.
+
+    Args:
+      weights: the weight of each sentence in the opening. The sentence with the greatest weight is quoted. If several
+        are tied, the first of them is quoted.
+    """
     return Judgement(label, confidence, max(sentences(opening(turn)), key=weights.__getitem__))
 
 
 def pieces(turns: Sequence[UserTurn]) -> list[str]:
-    """Return the distinct texts to score: the turns' openings and, for choosing quotes, each sentence of an opening."""
+    """Return the distinct texts to score: the turns' openings, and the openings' sentences to choose quotes from."""
     openings = [opening(turn) for turn in turns]
     return list(dict.fromkeys(piece for text in openings for piece in (text, *sentences(text))))

@@ -17,7 +17,7 @@ State = tuple[Claim, ...]  # the claims that are valid at one time, oldest first
 
 
 def quote_of(turn: str) -> str:
-    """Return the opening of a user turn, to make a claim from. If the turn is too long, cut it between words.
+    """Return a user turn as the quote for a claim. A turn that is too long is cut, if possible between words.
 
     >>> len(quote_of('word ' * 100)), quote_of(' Shorter. ')
     (199, 'Shorter.')
@@ -65,7 +65,7 @@ def step(state: State, claim: Claim, *, max_claims: int) -> State:
 
 
 def states(claims: Iterable[Claim], *, max_claims: int) -> list[State]:
-    """Return the valid claims at each step: first before any of `claims`, then after each one.
+    """Return the claims that are valid at each step: first the empty state, then the state after each of `claims`.
 
     `claims` must be ordered oldest first.
     """
@@ -73,7 +73,7 @@ def states(claims: Iterable[Claim], *, max_claims: int) -> list[State]:
 
 
 def versions(history: Iterable[State]) -> list[PersonaVersion]:
-    """Return a persona's versions, oldest first: one for each conversation that changed which claims are valid."""
+    """Return a persona's versions, oldest first: one for each conversation that added a claim."""
     last = {state[-1]['conversation']: state for state in history if state}
     return [
         PersonaVersion(since=conversation, at=state[-1]['said_at'], claims=[claim['id'] for claim in state])
@@ -82,7 +82,7 @@ def versions(history: Iterable[State]) -> list[PersonaVersion]:
 
 
 def persona(texts: Sequence[str], *, max_tokens: int, count: Callable[[str], int]) -> str:
-    """Join as many valid claims as fit within the budget into one text, newest first; '' if no claim fits.
+    """Join valid claims into one text of at most `max_tokens` tokens, newest first; return '' if no claim fits.
 
     A claim that does not fit is skipped, and older claims are still tried.
 

@@ -34,7 +34,10 @@ class Corrections(NamedTuple):
 
 
 def corrections_path(config: ConfigDict) -> Path:
-    """Return the file of corrections. It is outside the store's folder, so it stays when the folder is replaced."""
+    """Return the path of the corrections file.
+
+    The file is outside the store's folder, so replacing the folder does not remove the file.
+    """
     require(config, 'data.personas')
     folder = Path(config.data.personas)
     return Path(config.personas.corrections or folder.with_name(f'{folder.name}.corrections.jsonl'))
@@ -69,7 +72,9 @@ def read_corrections(path: Path) -> Corrections:
 
 
 def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
-    """Return an author's claims after corrections: deleted claims are left out and counted, edited ones have new texts.
+    """Return an author's claims after corrections.
+
+    Deleted claims are left out and counted. Reworded claims get their new texts.
 
     Raises:
       UserError: a new text breaks a rule of `data_pipelines/persona/audit.py`.
@@ -83,8 +88,8 @@ def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections,
             claim = Claim(**claim | dict(text=text, edited=True))
             if reason := fault(text, claim['quote'], author.text_before(claim)):
                 raise UserError(
-                    f'the new text {text!r} for claim {claim["id"]} cannot be stored ({reason}): word it '
-                    'differently, or delete the claim'
+                    f'the new text {text!r} for claim {claim["id"]} cannot be stored (reason: {reason}; see "What is '
+                    'never stored" in docs/personas.md): word it differently, or delete the claim'
                 )
         kept.append(claim)
     return kept

@@ -21,8 +21,9 @@ class Scope(NamedTuple):
       state_at: state_at(claims, settings) takes one author's claims, oldest first, and returns a function. Given a
         conversation and the index of a turn that may be mined, that function returns the claims valid at the turn.
       known_at: known_at(conversation, turn_index, claims, settings) returns, in any order, those of the author's claims
-        that a persona may draw on at a user turn, or None if the turn must not be mined. Only the store audit uses this
-        definition. It shares no code with `mined_turns` and `state_at`, so the audit notices an error in any of them.
+        that a persona may draw on at a user turn, or None if the turn must not be mined. Only the store audit calls
+        this function. It shares no code with `mined_turns` and `state_at`, so the audit notices an error in any of the
+        three functions.
       check: check(conversations) raises a UserError if the scope cannot be used with these conversations.
     """
 
@@ -36,7 +37,7 @@ class Scope(NamedTuple):
 def states_at_turns(
     conversations: Iterable[Conversation], claims: Sequence[Claim], settings: ConfigDict
 ) -> Iterator[tuple[str, State]]:
-    """For each of an author's turns that may be mined, yield its id and the claims that are valid at that turn.
+    """Yield the id of each user turn that may be mined, with the claims that are valid at that turn.
 
     Args:
       claims: the author's claims, oldest first.
@@ -109,7 +110,10 @@ def _state_after_the_first(claims: Sequence[Claim], settings: ConfigDict) -> Cal
 def _among_the_first(
     conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
 ) -> list[Claim] | None:
-    """Return the claims from the first `first_k` user turns, or None for those turns, which must not be mined."""
+    """Return the claims from the first `first_k` user turns, or None if this turn is one of them.
+
+    The first `first_k` user turns must not be mined.
+    """
     if turn_index // 2 < settings.first_k:
         return None
     of_this = [claim for claim in claims if claim['conversation'] == conversation['id']]

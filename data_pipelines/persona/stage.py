@@ -1,7 +1,8 @@
-"""Defines what the folder of the stage `personas` depends on and contains, for the two programs that write the folder.
+"""Defines the inputs and contents of the `personas` folder, for the two programs that write the folder.
 
-`data_pipelines.personas` builds the folder from the conversations. After a correction, `data_pipelines.persona_store`
-rebuilds the folder from its stored claims, and the stage then considers the folder up to date.
+The stage `data_pipelines.personas` builds the folder from the conversations. After a correction,
+`data_pipelines.persona_store` rebuilds the folder from its stored claims. The stage considers the rebuilt folder up to
+date.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,8 @@ def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
 def prompt_name(config: ConfigDict) -> str:
     """Return the name of the teacher's prompt.
 
-    Endpoints follow instructions, so the prompt for endpoints marks where user text begins and ends.
+    Endpoints follow instructions, which user text may contain. The prompt for endpoints therefore marks where user text
+    begins and ends.
     """
     return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
 

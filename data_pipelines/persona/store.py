@@ -83,7 +83,10 @@ def write_store(
 
 
 def _persona_of(config: ConfigDict) -> Callable[[State], str]:
-    """Return a function that makes a persona within the budget from valid claims. Results are cached by claim texts."""
+    """Return a function that makes a persona from valid claims.
+
+    A persona has at most `config.personas.max_tokens` tokens. The function caches personas, keyed by the claims' texts.
+    """
     max_tokens, count = config.personas.max_tokens, token_counter(config)
     of_texts = functools.lru_cache(CACHED)(lambda texts: persona(texts, max_tokens=max_tokens, count=count))
     return lambda state: of_texts(tuple(claim['text'] for claim in state))

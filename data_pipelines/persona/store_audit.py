@@ -74,13 +74,13 @@ def _figures(counts: Counter, of_stage: dict[str, int], broken: Sequence[str]) -
 
 
 class _Recompute:
-    """Folds claims, always starting from the first one, and makes personas of the results."""
+    """A recomputation of valid claims and personas that starts from the first claim each time."""
 
     def __init__(self, config: ConfigDict):
         self._settings, self._count = config.personas, token_counter(config)
 
     def history(self, claims: Iterable[Claim]) -> list[State]:
-        """Return the valid claims at each step: first before any of `claims`, then after each one."""
+        """Return the claims that are valid at each step: first the empty state, then the state after each claim."""
         return states(oldest_first(claims), max_claims=self._settings.max_claims)
 
     def persona(self, state: State) -> str:
@@ -127,7 +127,7 @@ def _broken_order(author: Author, claims: Sequence[Claim]) -> Iterator[str]:
 
 
 def _broken_user(author: Author, claims: Sequence[Claim], user: Record | None, recompute: _Recompute) -> Iterator[str]:
-    """Yield what is wrong with a known user's record."""
+    """Yield a message for each fault in the record of a known user."""
     if user is None or user['user_id'] != author.user_id:
         yield f'{USERS}: users differ from the conversations, starting with {author.user_id}'
         return
@@ -143,7 +143,7 @@ def _broken_user(author: Author, claims: Sequence[Claim], user: Record | None, r
 def _broken_turns(
     config: ConfigDict, author: Author, claims: Sequence[Claim], records: Sequence[Record], recompute: _Recompute
 ) -> Iterator[str]:
-    """Yield what is wrong with the personas at an author's turns."""
+    """Yield a message for each fault in the personas at an author's turns."""
     known_at = SCOPES[config.personas.scope].known_at
     known: dict[str, list[Claim]] = {}
     for conversation in author.conversations.values():

@@ -1,7 +1,8 @@
 """Choose which sampled rewrite of a reply to learn from, and record why every other sample is dropped.
 
-Checks that need only the text come first, because the other checks ask the teacher. Each dropped sample is counted
-under the first reason that applies:
+Checks that need only the text come first, because the last three need the teacher. A sample's gain says how much more
+likely the sample is after the user's feedback than after a generic complaint. Each dropped sample is counted under the
+first reason that applies:
 
     empty                the sample has no text
     cut_off              the sample was cut off before its end
@@ -42,8 +43,8 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
     """Return the reason to drop a sample, judged by its text alone; '' if there is none.
 
     Args:
-      known: texts that the sample must not copy, namely the original reply and the conversation up to and including the
-        reply after the feedback. (Another model may have written these replies.)
+      known: texts that the sample must not copy: the original reply, and all turns of the conversation up to and
+        including the reply after the feedback. (The replies in the conversation may be from another model.)
       wanted: codes of the accepted languages; if empty, every language is accepted.
       max_resemblance: the largest `resemblance` to a known text that is allowed.
     """
@@ -68,8 +69,8 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
 def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
     """Return the text with the largest gain, and that gain in nats, or None if no gain is at least `min_gain`.
 
-    A hash of the text breaks ties. The gain is None for a text that the teacher cannot read. Every text except the best
-    is counted under the reason for dropping it.
+    A hash of the text breaks ties. The gain is None for a text that is too long for the teacher to read. Every text
+    except the best is counted under the reason for dropping it.
     """
     ranked = sorted((gain, digest(text), text) for text, gain in samples if gain is not None)
     better = [(text, gain) for gain, _, text in ranked if gain >= min_gain]

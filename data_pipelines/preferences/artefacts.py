@@ -1,4 +1,4 @@
-"""Probe for artefacts: test whether a classifier that sees only the replies can tell which is chosen."""
+"""Probe for artefacts: test whether a classifier that sees only the replies can tell which one is chosen."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,9 @@ def _shape(replies: Sequence[str]) -> np.ndarray:
 
 
 def reply_only_auc(pairs: Sequence[tuple[str, str]], groups: Sequence[str], *, seed: int) -> float | None:
-    """Return the cross-validated area under the ROC curve of a logistic regression on words, length and layout.
+    """Return the cross-validated area under the ROC curve of a classifier that tells chosen replies from rejected ones.
+
+    The classifier is a logistic regression on the words, length and layout of a reply.
 
     Args:
       pairs: (chosen, rejected) texts.

@@ -1,4 +1,4 @@
-"""Pick a few pairs from a file, the same ones every time."""
+"""Pick a few preference pairs from a file. The same pairs are picked every time."""
 
 import heapq
 from pathlib import Path

@@ -13,13 +13,15 @@ from rlhi_jax.io.files import complete_lines, read_json, write_bytes, write_json
 from rlhi_jax.models.checkpoints import weights_at
 
 LOG, NOTE = 'examples.jsonl', 'trained_on_forgotten.json'  # in a run's folder
-_USER = ('user_id', 'hashed_ip')  # the field with the user's id in records, and in raw records
+_USER = ('user_id', 'hashed_ip')  # fields with the user's id: the first in records, the second in raw records
 _REMEDY = 'remove the run'
 
 
 @dataclasses.dataclass
 class Forgotten:
-    """Tells whether a record belongs to a forgotten user: by its user field or, if it has no user field, by its id.
+    """The ids of forgotten users and of their records, for finding all records that belong to these users.
+
+    A record with a user field is recognized by that field, and any other record by its id.
 
     Attributes:
       users: the ids of the forgotten users.
@@ -75,7 +77,10 @@ def records_of(folder: Path, stage: str) -> dict[str, Iterator[Record]]:
 
 
 def clean_log(run: Path, forgotten: Forgotten) -> None:
-    """Remove forgotten users' pairs and an incomplete last line from a run's log; count the removed pairs per step."""
+    """Remove forgotten users' pairs from a run's log, and record in the log how many pairs each step has lost.
+
+    An incomplete last line is removed, too.
+    """
     lines = []
     for line in complete_lines(run / LOG):
         step = json.loads(line)
@@ -89,7 +94,10 @@ def clean_log(run: Path, forgotten: Forgotten) -> None:
 
 
 def write_notes(runs: Iterable[Path]) -> None:
-    """Write a note to each run whose log has lost pairs, and to each run that started from such a run's parameters."""
+    """Write a note to each run that was trained on forgotten users' pairs.
+
+    These are the runs whose logs have lost pairs, and all runs that started from the parameters of a run with a note.
+    """
     removed = {run: [json.loads(line).get('forgotten', 0) for line in complete_lines(run / LOG)] for run in runs}
     started_from = {run: read_json(run / 'run.json', _REMEDY, fields=['model'])['model'] for run in removed}
     to_note: set[Path] = set()

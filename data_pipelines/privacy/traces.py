@@ -33,7 +33,10 @@ class Traces(NamedTuple):
 
 
 def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
-    """Search the paths in the config and --workdir, all folders below them, and unfinished work next to them.
+    """Return all paths that contain user text.
+
+    The search covers everything below the config's paths and --workdir. Next to each of the config's paths, it also
+    covers unfinished work, corrections files and runs.
 
     Raises:
       UserError: --workdir is not a folder, or it is not given and the config does not point to a stage folder.
@@ -71,9 +74,10 @@ def _add(path: Path, traces: Traces) -> None:
 
 
 def named_paths(config: ConfigDict) -> list[Path]:
-    """Return the paths in the config, whether or not they exist; a file in a stage's folder is replaced by that folder.
+    """Return the paths in the config, whether or not they exist.
 
-    Raw data are included only if a stage wrote them.
+    If a path leads to a file in a stage's folder, the folder is returned instead. Raw data is included only if a stage
+    wrote it.
     """
     names = {key: value.split(',') for key, value in config.data.items() if isinstance(value, str) and key != 'split'}
     names |= {'': [config.eval.shards, config.personas.corrections]}

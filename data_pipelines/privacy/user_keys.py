@@ -25,10 +25,15 @@ SALT_BYTES = 32
 def make_salt(path: str, *, outside: Path) -> None:
     """Write a random salt to a file, unless the file exists.
 
-    Anyone with the salt and an address can find that user's texts, so the salt must not be stored with the data.
+    Anyone who knows the salt and a user's address can find the user's texts, so the salt must not be stored with the
+    data.
+
+    Args:
+      path: the file.
+      outside: the data folder, which must not contain the file.
 
     Raises:
-      UserError: the file is in the folder `outside`, where it must not be.
+      UserError: the file is in the folder `outside`.
     """
     file = Path(path).expanduser().resolve()
     if file.is_relative_to(outside.resolve()):
@@ -57,7 +62,10 @@ def read_salt(path: str) -> bytes:
     except (OSError, ValueError):
         salt = b''
     if len(salt) != SALT_BYTES:
-        raise UserError(f'config.ingest.salt: {file} does not contain {SALT_BYTES} bytes in hex: set it to a new file')
+        raise UserError(
+            f'config.ingest.salt: {file} does not contain {SALT_BYTES} bytes in hex: restore the file, or set the '
+            "key to a path at which the 'ingest' stage can create a salt"
+        )
     return salt
 
 
@@ -83,7 +91,7 @@ def _ids(lines: bytes) -> frozenset[str]:
 
 
 def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
-    """Return these users together with those on the opt-out list. The list need not exist yet.
+    """Return `users` together with the users on the opt-out list. The file with the list need not exist yet.
 
     Raises:
       UserError: the list cannot be read, or an id cannot be stored on one line.
@@ -110,7 +118,9 @@ def _as_list(users: Iterable[str]) -> bytes:
 
 
 def user_key(name: str, header: Any, salt: bytes) -> str:
-    """Return a user's key: the name itself if the salt is empty, or '' if the name is empty.
+    """Return a user's key, which is a salted hash of the name and the header.
+
+    If the salt is empty, the key is the name itself. If the name is empty, the key is ''.
 
     Args:
       name: the user's id or address.

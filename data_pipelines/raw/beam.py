@@ -7,8 +7,8 @@
     --runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8
     --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/temp --sdk_container_image=IMAGE
 
-As without Beam, `scan.write_part` writes each chunk's part. The stage then does the rest on one machine, because it
-needs all conversations at once. Workers on other machines need:
+As without Beam, `scan.write_part` writes one part, a parquet file, for each chunk of the raw files. The rest of the
+stage then runs on one machine, because it needs all conversations at once. Workers on other machines need:
 
 - this package;
 - the raw files, the salt and the opt-out list under the same paths as on this machine;

@@ -1,4 +1,4 @@
-"""Runs child processes of a stage. They exit soon after the stage ends, even if the stage is killed."""
+"""Runs the work of a stage's child processes, which exit soon after the stage ends, even if the stage is killed."""
 
 import os
 import sys
@@ -13,9 +13,10 @@ _WATCH_SECONDS = 0.5
 
 
 def run_worker(write: Callable[..., None]) -> None:
-    """Run `write` in a child process of a stage; exit soon after the stage ends, even if the stage is killed.
+    """Run `write` in this process, which is a child of a stage's process.
 
-    The flags are --parent, the process id of the stage, and the arguments of `write`, which are passed as text.
+    This process exits soon after the stage ends, even if the stage is killed. Its flags are --parent, which is the
+    process id of the stage, and one flag for each argument of `write`. The arguments are passed to `write` as text.
     """
     arguments = dict(argument.removeprefix('--').split('=', 1) for argument in sys.argv[1:])
     parent = int(arguments.pop('parent'))

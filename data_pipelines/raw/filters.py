@@ -1,6 +1,6 @@
 """Filters conversations by language, flags, length, jailbreaks and refusals, and scrubs personal details.
 
-Every function looks at one conversation at a time and is fast, so that a million conversations do not take hours.
+Every function handles one conversation at a time and is fast enough that a million conversations do not take hours.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ def _is_telephone(number: str) -> bool:
 
 
 # Each entry has the kind of number, a quick pattern, the number's full pattern, and a check that the number is valid.
-# Such a number always matches its quick pattern, but few texts do. Searching for that pattern first takes a third of
-# the time.
+# Every text with a valid number matches the quick pattern, and few other texts do. Searching for the quick pattern
+# first reduces the time to a third.
 _NUMBERS = (
     ('account', re.compile(r'\d\d(?<=[A-Za-z]{2}\d\d) ?[\dA-Za-z]'), _IBAN, iban.is_valid),
     ('card', re.compile(r'\d(?:[ -]?\d){12}'), _CARD, _is_card),
@@ -77,7 +77,7 @@ _NUMBERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """Which conversations to keep, and whether to scrub personal details. The fields are keys of `config.ingest`."""
+    """Settings for filtering conversations and scrubbing personal details. The fields are keys of `config.ingest`."""
 
     languages: Sequence[str]  # empty for all languages
     keep_toxic: bool
@@ -88,7 +88,7 @@ class Filters:
     scrub: bool
 
     def reason_to_drop(self, conversation: RawConversation) -> str:
-        """Return the first reason to drop a conversation, which is the name of a count; return '' to keep it."""
+        """Return the first reason to drop a conversation, such as 'toxic'; '' if there is none."""
         texts = [message['content'] for message in conversation['messages']]
         if conversation['toxic'] and not self.keep_toxic:
             return 'toxic'

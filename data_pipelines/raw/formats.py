@@ -1,8 +1,9 @@
-"""Parses raw records in any published layout into conversations.
+"""Parses raw records in various published layouts into conversations.
 
-A path is a series of keys, starting at the record and joined by dots. Alternative paths are joined by `|` and tried in
-order. The default `config.ingest.fields` can read WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEval and OpenAI-style
-messages as published. Data with other field names needs different paths, but no new code.
+`config.ingest.fields` contains the paths to each field of a conversation. A path is a series of keys, starting at the
+record and joined by dots. Alternative paths are joined by `|` and tried in order. The default paths can read
+WildChat-1M, LMSYS-Chat-1M, ShareGPT, RealHumanEval and OpenAI-style messages as published. Data with other field names
+needs different paths, but no new code.
 """
 
 import re
@@ -29,7 +30,7 @@ class RawConversation(TypedDict):
 
     id: str  # as in the data; if the data has no id, a digest of user and text
     user_id: str  # as in the data, or a key if a salt is set; '' if the user is unknown
-    began: str  # earliest time stamp in ISO 8601, UTC; '' if the first turn and its reply have no time
+    began: str  # earliest time stamp in ISO 8601, UTC; '' if the first turn and its reply have no time stamp
     ended: str  # latest time stamp; '' if the record, the last user turn and its reply have no time stamp
     language: str  # as named in the data; '' if the data does not say
     toxic: bool  # whether any flag marks the record as toxic
@@ -39,7 +40,7 @@ class RawConversation(TypedDict):
 
 
 def values(record: Any, paths: str) -> Iterator[Any]:
-    """Yield every value that the paths lead to; a path through a list leads through every item of the list.
+    """Yield every value that the paths lead to, except None. A path through a list follows every item of the list.
 
     >>> list(values(dict(a=dict(b=1), c=[dict(d=2), dict(d=None)]), 'x|a.b|c.d'))
     [1, 2]
@@ -88,9 +89,10 @@ def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
 def parse_conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> RawConversation:
     """Parse one raw record.
 
-    In WildChat, a conversation has the time of its last turn; replies have times, but user turns do not. So
-    `began` is set only if the first turn or its reply has a time stamp, because a later time would give the first turn
-    knowledge of the future. Likewise, `ended` is set only if the record, the last user turn or its reply has one.
+    Some turns have no time stamp. In WildChat, for example, the record has the time of the last turn, and replies have
+    times, but user turns do not. `began` is set only if the first turn or its reply has a time stamp, because a later
+    time would give the first turn knowledge of the future. `ended` is set only if the record, the last user turn or its
+    reply has a time stamp.
 
     Args:
       record: any value that JSON or parquet can represent.
@@ -98,7 +100,7 @@ def parse_conversation(record: Any, fields: Mapping[str, str], salt: bytes = b''
       salt: the salt for user keys (`data_pipelines/privacy/user_keys.py`); b'' leaves user ids unchanged.
 
     Raises:
-      BadRecord: the record cannot be used; the exception's reason is the name of a count.
+      BadRecord: the record cannot be used. The exception contains the reason under which to count the record.
     """
     raw_turns = _raw_turns(record, fields)
     system, turns = _split_off_system(_turns(record, raw_turns, fields))
@@ -131,7 +133,10 @@ def _raw_turns(record: Any, fields: Mapping[str, str]) -> list[Any]:
 
 
 def _turns(record: dict[str, Any], raw_turns: list[Any], fields: Mapping[str, str]) -> list[Turn]:
-    """Return (role, text) of each turn, and of a last reply outside the messages; an unknown role becomes ''."""
+    """Return the role and text of each turn. An unknown role becomes ''.
+
+    If the record has its last reply outside the messages, that reply is the last turn.
+    """
     roles = _role_names(*(fields[f'{ours}_role'] for ours in ROLES))
     turns = []
     for turn in raw_turns:
@@ -217,11 +222,13 @@ def as_text(name: Any) -> str:
 
 
 def iso_time(stamp: Any) -> str:
-    """Convert a time stamp to ISO 8601 in UTC, so that sorting text sorts by time; '' if it is missing or unreadable.
+    """Convert a time stamp to ISO 8601 in UTC, or to '' if it is missing or unreadable.
+
+    Sorting the results as text sorts them by time.
 
     Args:
       stamp: a datetime, text in ISO format, or the time since 1970 as a number or as digits. The size of the number
-        tells whether it is in seconds, milli-, micro- or nanoseconds.
+        determines its unit: seconds, milliseconds, microseconds or nanoseconds.
 
     >>> iso_time('2024-05-01 10:00:00+02:00'), iso_time(1714550400), iso_time('yesterday')
     ('2024-05-01T08:00:00+00:00', '2024-05-01T08:00:00+00:00', '')

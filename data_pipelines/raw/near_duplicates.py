@@ -1,7 +1,7 @@
 """Finds near-duplicate openings by MinHash with locality-sensitive hashing, which stores few numbers per conversation.
 
-If two openings share a band, their similarity is probably near the threshold or above it. Comparing bands needs no
-index in memory.
+The MinHash sketch of an opening is divided into bands. If two openings share a band, their similarity is probably near
+the threshold or above it. Comparing bands needs no index in memory.
 """
 
 from hashlib import blake2b
@@ -19,13 +19,18 @@ _BLANK = MinHash(PERMUTATIONS, seed=0)
 
 
 def banding(similarity: float) -> tuple[int, int]:
-    """Return how many bands, and sketch values per band, best find pairs of at least this Jaccard similarity."""
+    """Return the number of bands and the number of sketch values per band for finding pairs of openings.
+
+    With these numbers, sharing a band best separates pairs with at least this Jaccard similarity from all other pairs.
+    """
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
 
 
 def shingles(opening: str) -> set[str]:
-    """Return every three consecutive words; in Chinese and Japanese, which have no spaces, every five characters.
+    """Return all runs of three consecutive words. Each Chinese or Japanese character counts as a word.
+
+    A run that begins with a Chinese or Japanese character has five words, or fewer at the end of the opening.
 
     >>> sorted(shingles('Say "hello" in 日本語 now'))
     ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']
@@ -41,7 +46,7 @@ def shingles(opening: str) -> set[str]:
 
 
 def bands(opening: str, count: int, width: int) -> list[int]:
-    """Compute the bands of an opening: 64-bit numbers, each of which also depends on the index of its band.
+    """Return the bands of an opening. Each band is a 64-bit hash of its index and its sketch values.
 
     Args:
       opening: the text of the first message.

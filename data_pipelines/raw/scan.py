@@ -1,8 +1,9 @@
 """The first pass of ingest: turns each chunk of a raw file into a parquet part with one row per usable record.
 
-A chunk is a section of a file. Many processes (`raw.worker`) scan chunks in parallel. A killed run resumes after its
-last finished part. A part's bytes depend only on its chunk and the rules. For users who have opted out, a part contains
-only hashes, numbers and times, no text or ids. These suffice to leave the users out without any change for the others.
+A chunk is a section of a file. Many processes (`raw.worker`) scan chunks in parallel. If a run is killed, the next one
+writes only the missing parts. A part's bytes depend only on its chunk and the rules. For users who have opted out, a
+part contains only hashes, numbers and times, but no text or ids. With these, `ingest` can leave out such users without
+changing anything for other users.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How records are parsed and filtered.
+    """Rules for parsing and filtering records.
 
     Attributes:
       fields: paths keyed by field, as in `config.ingest.fields`.
@@ -122,8 +123,10 @@ def chunks(path: Path, split: str) -> list[Chunk]:
 def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
     """Yield the records of a chunk; unreadable records are counted and skipped.
 
+    A damaged .gz file is counted, and the records before the damage are used.
+
     Raises:
-      UserError: the file cannot be read, or is damaged.
+      UserError: the file cannot be read, or is a damaged parquet file.
     """
     path = Path(chunk.path)
     try:
@@ -255,12 +258,15 @@ def _row(conversation: RawConversation, position: int, split: str, rules: Rules)
 
 
 def _hashed(name: str) -> int:
-    """The first 64 bits of a name's digest."""
+    """Return the first 64 bits of a name's digest."""
     return int(digest(name)[:16], 16)
 
 
 def _content_hashes(conversation: RawConversation) -> list[int]:
-    """Hash user, system message and the texts so far: after each reply, and after a last turn without a reply."""
+    """Return one hash after each reply, and one after a last turn without a reply.
+
+    Each hash covers the user, the system message and the texts so far.
+    """
     sha, hashes = blake2b(digest_size=8), []
 
     def add(text: str) -> None:
@@ -310,7 +316,7 @@ def part_counts(part: Path) -> Counter:
 
 
 def read_job(path: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]]:
-    """Return a job's rules, its chunks (numbered) that have no part yet, and the whole content of the job file."""
+    """Return a job's rules, its chunks that have no part yet (with their numbers), and the content of the job file."""
     job = json.loads(path.read_text())
     rules = Rules(**job['rules'] | {'filters': Filters(**job['rules']['filters'])})
     numbered = enumerate(Chunk(**chunk) for chunk in job['chunks'])

@@ -1,4 +1,6 @@
-"""Chooses conversations and their splits by DuckDB queries on the hashes, numbers and times stored in the part files.
+"""Chooses conversations and their splits with DuckDB queries on the hashes, numbers and times in the part files.
+
+The queries drop duplicates by these rules:
 
 - Of exact duplicates (same user, system message and texts), the first record is kept.
 - A record that is a prefix of another record is dropped. (Each API call logs the conversation so far, so only the
@@ -163,10 +165,10 @@ def _cuts(base: duckdb.DuckDBPyConnection, config: ConfigDict) -> Iterator[tuple
 
 
 def components(count: int, edges: Iterable[pa.RecordBatch]) -> pa.Table:
-    """Find the connected component of each of `count` conversations; return columns `number` and `component`.
+    """Return the connected component of each of `count` conversations, in the columns `number` and `component`.
 
     Args:
-      edges: batches of number pairs. Each batch merges components; only one batch is in memory at a time.
+      edges: batches of edges, each with the numbers of two conversations. Only one batch is in memory at a time.
     """
     component = np.arange(count, dtype=np.int32)
     for batch in edges:

@@ -13,7 +13,7 @@ PERCENTILES |= {'100': 'max'}
 
 
 def escaped(text: str) -> str:
-    r"""Return text from the data as one line of plain words, so that nothing in it is read as Markdown or HTML.
+    r"""Return text from the data as one line, escaped so that nothing in it is read as Markdown or HTML.
 
     >>> print(escaped('<b>|`*\n# x'))
     \<b\>\|\`\* \# x
@@ -34,7 +34,7 @@ def fenced(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table whose first column contains text and whose other columns contain numbers."""
+    """Return a Markdown table with text in the first column and numbers in the other columns."""
     lines = [head, ['---', *['--:'] * (len(head) - 1)], *([_cell(value) for value in row] for row in rows)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -214,7 +214,7 @@ def _probe(probe: Mapping[str, Any]) -> str:
 
 
 def _other(section: Mapping[str, Any]) -> list[str]:
-    """Present a stage that has no section function here: first its numbers, then its distributions."""
+    """Present a stage whose kind is not in `SECTIONS`: first its numbers, then its distributions."""
     numbers = [[_words(name), value] for name, value in section.items() if isinstance(value, int | float)]
     distributions = {
         _words(name): value for name, value in section.items() if isinstance(value, dict) and 'percentiles' in value
@@ -274,7 +274,11 @@ def _inputs(card: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    """Return the card as Markdown, given the result of `data_pipelines.card.describe`. Sections are in stage order."""
+    """Return a data card as Markdown.
+
+    Args:
+      card: the result of `data_pipelines.card.describe`. Its sections stay in the same order.
+    """
     blocks = [
         '# Data card',
         'Conversations between users and a language model, and preferences mined from them. The terms of the raw data '

@@ -40,7 +40,10 @@ class Folder(NamedTuple):
 
     @property
     def forgotten(self) -> dict[str, int]:
-        """How many records of each file, or how many trees, `forget` removed after the stage had counted them."""
+        """The numbers of records that `forget` has removed since the stage ran, keyed by file name.
+
+        A folder of shards has the number of removed trees under the key 'trees' instead.
+        """
         return self.manifest.get('forgotten', {})
 
     @property
@@ -53,7 +56,8 @@ class Folder(NamedTuple):
 def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
     """Return the finished folders that the config points to, and the names of missing folders.
 
-    If a key lists several folders, each is named by its path within the folder that contains them all.
+    A folder is named by its key in `config.data`. If a key lists several folders, they are named by their paths
+    relative to the deepest folder that contains all of them.
     """
     stages = {kind: stage_named(stage_of(kind)) for kind in base_config().data}
     paths = {kind: config.data[kind].split(',') for kind, stage in stages.items() if stage and stage.steps}
@@ -89,7 +93,7 @@ def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[s
 
 
 def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> list[Folder]:
-    """Return the folders in pipeline order: each after the folders that it was made from, and otherwise by name."""
+    """Return the folders in pipeline order: each one after those that it was made from, with ties sorted by name."""
     sorter = graphlib.TopologicalSorter(made_of)
     sorter.prepare()
     names: list[str] = []
@@ -101,15 +105,15 @@ def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> lis
 
 
 def digests(folder: Folder) -> dict[str, str]:
-    """Return the sha256 of a folder's record files and manifest, and any digests by which later stages identify it."""
+    """Return the sha256 of a folder's record files and manifest, plus any digests that identify it in later stages."""
     files = {name: file_digest(folder.path / name) for name in (*folder.stage.files, 'manifest.json')}
     return files | folder.stage.digests(folder.path)
 
 
 def counted_on_disk(folder: Folder) -> Counter:
-    """Count what a folder contains, plus what has been forgotten since it was made.
+    """Count the items in a folder, including those that `forget` has removed since the stage ran.
 
-    Each number is keyed by the name of the count in the manifest that it must equal.
+    Each number must equal the manifest's count of the same name. `KEPT` is the sum of all counts of kept items.
     """
     counts, forgotten = Counter(), folder.forgotten
     for name, count in folder.stage.files.items():
@@ -121,10 +125,10 @@ def counted_on_disk(folder: Folder) -> Counter:
 
 
 def funnel(folder: Folder) -> list[dict[str, Any]]:
-    """Return, for each step of the stage, the items read, kept, and dropped by reason, and whether the counts add up.
+    """Return the counts of items read, kept and dropped in each step of a stage, and whether the counts add up.
 
-    They add up if read = kept + dropped and the folder contains what was counted. `read` and `adds_up` are None for a
-    step that does not count the items it reads.
+    Dropped items are counted by reason. The counts add up if read = kept + dropped and if the folder contains as many
+    items as were counted. `read` and `adds_up` are None for a step that does not count the items it reads.
     """
     counts = folder.manifest['counts']
     steps = [step for step in folder.stage.steps if not step.read or any(name in counts for name in step.read)]
@@ -146,7 +150,7 @@ def funnel(folder: Folder) -> list[dict[str, Any]]:
 
 
 def other_counts(folder: Folder) -> dict[str, int]:
-    """Return all counts except those of items read, kept or dropped; and how much has been forgotten since."""
+    """Return the counts of items removed by `forget`, and the counts that `funnel` and `teacher_costs` do not use."""
     read = {name for step in folder.stage.steps for name in step.read}
     prefixes = ('teacher_', *(prefix for step in folder.stage.steps for prefix in step.dropped))
     counts = folder.manifest['counts'].items()
@@ -159,10 +163,10 @@ def other_counts(folder: Folder) -> dict[str, int]:
 
 
 def teacher_costs(finished: list[Folder]) -> dict[str, Any] | None:
-    """Return what a teacher behind an endpoint cost in all stages, in tokens and money, as totals and per pair.
+    """Return the cost of a teacher behind an endpoint, as totals over all stages and as averages per pair.
 
-    Return None if no stage used such a teacher. Money is in the currency of `config.teacher.price_in`. A pair that
-    occurs in several folders counts once.
+    The cost is given in tokens and in millionths of the currency of `config.teacher.price_in`. A pair that occurs in
+    several folders counts once. The result is None if no stage used such a teacher.
     """
     counts = [folder.manifest['counts'] for folder in finished]
     if not any('teacher_tokens_in' in stage_counts for stage_counts in counts):

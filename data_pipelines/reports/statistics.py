@@ -13,9 +13,12 @@ PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
 
 
 def summary(values: Counter) -> dict[str, Any] | None:
-    """Return the number, mean and percentiles of values, given how often each occurs; None if there are no values.
+    """Return the number, mean and percentiles of values, or None if there are no values.
 
     The p-th percentile is the smallest value v for which at least p % of the values are <= v.
+
+    Args:
+      values: how often each value occurs, keyed by value.
     """
     if not values:
         return None
@@ -31,11 +34,14 @@ def summary(values: Counter) -> dict[str, Any] | None:
 def by_user(counts: Counter) -> dict[str, Any]:
     """Describe how items are distributed over users.
 
-    The result contains the number of items per known user, the share of the most active 1 % of known users (at least
-    one user), and the number of items from unknown users.
+    The result contains:
+
+    - per_user: the distribution of the number of items per known user;
+    - share_of_the_most_active: the share of known users' items that come from the most active 1 % (at least one user);
+    - without_user: the number of items from unknown users.
 
     Args:
-      counts: number of items, keyed by user id; '' stands for unknown users.
+      counts: the number of items from each user, keyed by user id; '' stands for unknown users.
     """
     known = Counter({user: number for user, number in counts.items() if user})
     most = known.most_common(math.ceil(len(known) / 100))
@@ -48,7 +54,11 @@ def by_user(counts: Counter) -> dict[str, Any]:
 
 
 def of_conversations(records: Iterable[Conversation], manifest: Manifest) -> dict[str, Any]:
-    """Count conversations, users and user turns by split, conversations by language, and turns per conversation."""
+    """Summarise conversations by split, language, length and user.
+
+    The result contains the numbers of conversations, users and user turns in each split, the number of conversations in
+    each language, and the distributions of user turns per conversation and of conversations per user.
+    """
     splits: dict[str, Counter] = defaultdict(Counter)
     users: dict[str, Counter] = defaultdict(Counter)
     turns: Counter = Counter()
@@ -72,7 +82,7 @@ def of_conversations(records: Iterable[Conversation], manifest: Manifest) -> dic
 
 
 def of_follow_ups(records: Iterable[FollowUp], manifest: Manifest) -> dict[str, Any]:
-    """Return the number, share and mean confidence of turns with each label, and the mined turns in each split."""
+    """Return the number, share and mean confidence of turns by label, and the number of mined turns by split."""
     turns: Counter = Counter()
     confidence: Counter = Counter()
     mined: Counter = Counter()

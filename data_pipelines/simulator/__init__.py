@@ -1,1 +1,1 @@
-"""Simulated users: their tastes, requests and wordings, and how the evaluation compares models on them."""
+"""Simulated users: their tastes, requests and wordings, and the comparison of models that reply to them."""

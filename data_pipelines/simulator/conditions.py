@@ -18,10 +18,16 @@ def personas_by_condition(
 ) -> dict[str, dict[str, str]]:
     """Return personas keyed by prompt id, then by condition.
 
-    The conditions are the user's own persona (own), the persona of a user with opposite tastes (other) and no persona
-    (empty). If `config.data.personas` is empty, the oracle states the tastes of both users. Otherwise both personas are
-    inferred and come from that folder. The other user is then a user of the same split whose tastes are opposite, never
-    change and apply to every request. Prompts are left out and counted if no such user exists or a persona is missing.
+    The conditions are:
+
+    - own: the user's own persona;
+    - other: the persona of a user with opposite tastes;
+    - empty: no persona.
+
+    If `config.data.personas` is empty, the personas state the tastes exactly (`oracle_persona`). Otherwise, the folder
+    `config.data.personas` provides inferred personas. In this case, the other user is from the same split and has
+    opposite tastes that never change and apply to every request. If no such user exists or a persona is missing, the
+    prompt is left out and counted.
 
     Args:
       users: the simulated users, keyed by user id.

@@ -22,7 +22,7 @@ def load_users(config: ConfigDict) -> dict[str, SimulatedUser]:
 
 
 def load_prompts(config: ConfigDict, split: str) -> list[PromptRecord]:
-    """Return the prompts of the users in a split, each with the oracle's persona."""
+    """Return the prompts of the users in a split, each with a persona that states the user's tastes exactly."""
     return [prompt for prompt in _load(config, PROMPTS) if prompt['split'] == split]
 
 
@@ -43,5 +43,5 @@ def request_of(prompt: PromptRecord | Candidate) -> Request:
 
 
 def tastes_of(config: ConfigDict, user: SimulatedUser, prompt: PromptRecord | Candidate) -> Tastes:
-    """Return the tastes by which a user judges a reply to one of their prompts."""
+    """Return the tastes that a user wants a reply to one of their prompts to satisfy."""
     return tastes_at(user, request_number(prompt['id']), config.simulated.conversations, request_of(prompt))

@@ -15,11 +15,11 @@ Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condit
 
 
 def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the satisfaction by model and condition, the gap (own − other), and the change of the gap.
+    """Return each model's satisfaction under each condition, its gap (own − other), and the change of the gap.
 
-    The change is from the first model to the last. Every number is a mean over the prompts that all models answered in
-    all conditions, with a 95 % interval over users. Users with a held-out taste count only in `by_taste`, which
-    compares the models on one taste at a time.
+    The change is the last model's gap minus the first model's gap. Every number is a mean over the prompts that all
+    models answered in all conditions, with a 95 % interval from a bootstrap over users. Users with a held-out taste
+    count only in `by_taste`, which compares the models on one taste at a time.
 
     Args:
       by_model: folders of the stage `satisfaction`, keyed by model name.
@@ -35,7 +35,10 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     met = {name: first[name]['met'] for name in shared}
     known = [name for name in shared if not set(met[name]) & set(held_out)]
     if not known:
-        raise NothingToEvaluate('no prompt from a user without held-out tastes was answered in every condition')
+        raise NothingToEvaluate(
+            'no prompt from a user without tastes in config.simulated.held_out was answered in every condition: raise '
+            'config.simulated.users.test or config.sampler.prompt_tokens'
+        )
     users = {name: first[name]['user_id'] for name in shared}
     result = _compare(tables, known, lambda record: record['satisfaction'])
     for model, by_condition in tables.items():

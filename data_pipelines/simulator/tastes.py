@@ -26,7 +26,7 @@ class Side:
     """One side of a taste, such as short replies.
 
     Attributes:
-      check: a function that tells whether a reply satisfies this side.
+      check: a function that returns whether a reply satisfies this side.
       personas: sentences in which users describe themselves, keyed by split.
       complaints: follow-ups to a reply that fails the check, keyed by split.
     """
@@ -115,10 +115,11 @@ def opposites(tastes: Tastes) -> Tastes:
 
 
 def valid(reply: str, request: Request, finished: bool) -> bool:
-    """Whether a reply could satisfy any user: it is long enough, finished, on topic, and not an echo or repetitive.
+    """Whether a reply is valid: finished, long enough, on topic, not repetitive and not an echo of the request.
 
-    A reply is on topic if it names what the request is about, or contains two words related to the topic. Words copied
-    from the request do not count, so an echo of the request is invalid even if other words follow.
+    A reply is on topic if it names the topic of the request or contains two words related to it. Runs of words copied
+    from the request do not count (see `not_copied`). A reply is an echo if it contains fewer than `MIN_NEW_WORDS`
+    distinct words that are not in the request.
     """
     reply_words, request_words = words(reply), words(request.text)
     new = not_copied(reply_words, request_words)

@@ -100,8 +100,8 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
     """Return the combinations of tastes that users in a split may have. No combination occurs in two splits.
 
     - Test users have two tastes, with all combinations of sides.
-    - Training and validation users have three tastes. Training users have the second side of an even number of them,
-      and validation users of an odd number. In both splits the sides are balanced, so no taste predicts another.
+    - Training and validation users have three tastes. The number of tastes with the second side is even for training
+      users and odd for validation users. In both splits, the sides are balanced, so no taste predicts another.
     - Some training users have a single taste.
     """
 
@@ -117,15 +117,17 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
 
 
 def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Request) -> Tastes:
-    """Return the tastes by which a user judges a reply to a request.
+    """Return the tastes that a user wants a reply to a request to satisfy.
+
+    The taste `flips` changes sides halfway through the user's history. The taste `depends` applies to one kind of
+    request only; for all other requests, the user wants the opposite.
 
     Args:
       user: the simulated user.
-      number: the request's number. Numbers below `conversations` belong to the user's history, halfway through which
-        the taste `flips` changes sides.
+      number: the request's number among the user's requests. Requests with numbers below `conversations` form the
+        user's history.
       conversations: the number of conversations in the user's history.
-      request: the request. The taste `depends` applies to one kind of request only; for all other requests the user
-        wants the opposite.
+      request: the request that the reply answers.
     """
     tastes = dict(user['tastes'])
     if user['flips'] and number < conversations // 2:
@@ -136,7 +138,7 @@ def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Req
 
 
 def oracle_persona(user: SimulatedUser, tastes: Tastes) -> str:
-    """Return a persona that states tastes exactly, in the wordings of the user's split."""
+    """Return a persona that states the given tastes exactly, in the wordings of the user's split."""
     sentences = []
     for taste, side in tastes.items():
         wordings = TASTES[taste][side].personas[user['split']]
@@ -155,8 +157,8 @@ def requests_of(config: ConfigDict, user: SimulatedUser) -> list[Request]:
     count = settings.conversations + settings.prompts
     if count > len(topics):
         raise UserError(
-            f'config.simulated.conversations + prompts is {count}, but the split {user["split"]} has only '
-            f'{len(topics)} topics: lower either setting'
+            f'config.simulated.conversations + config.simulated.prompts is {count}, but the split {user["split"]} has '
+            f'only {len(topics)} topics: lower one of these keys'
         )
     choices = requests(user['split'])  # all phrasings of the first topic, then all of the second, and so on
     picks = rng.permutation(len(topics))[:count] * len(phrasings) + rng.integers(len(phrasings), size=count)

@@ -33,7 +33,8 @@ TASTES: dict[str, Callable[[str], float]] = {
 def read_votes(path: Path, counts: Counter) -> list[Record]:
     """Return the usable votes. Ties and unusable lines are skipped and counted by reason.
 
-    `chosen` and `rejected` are the messages after `prompt`. In each, the last message is the judged reply.
+    In each vote, `chosen` and `rejected` contain the messages after `prompt`. The last message of each is the judged
+    reply.
     """
     votes = []
     for number, line in enumerate(path.read_bytes().split(b'\n'), start=1):
@@ -61,16 +62,17 @@ def read_votes(path: Path, counts: Counter) -> list[Record]:
 
 
 def leanings(vote: Record) -> dict[str, int]:
-    """Compare the replies by each taste: 1 if the chosen reply suits it better, -1 if less well, 0 if equally."""
+    """Return, for each taste, 1 if the chosen reply suits it better, -1 if the rejected one does, and 0 otherwise."""
     chosen, rejected = vote['chosen'][-1]['content'], vote['rejected'][-1]['content']
     return {name: (measure(chosen) > measure(rejected)) - (measure(chosen) < measure(rejected))
             for name, measure in TASTES.items()}  # fmt: skip
 
 
 def persona(votes: list[Record]) -> str:
-    """Return a judge's persona, based on some of their votes.
+    """Return a judge's persona, based on the given votes.
 
-    A taste is included only if the two replies differ in it in at least `MIN_VOTES` votes.
+    The persona mentions a taste only if at least `MIN_VOTES` of the votes are on two replies that differ in that
+    respect.
     """
     phrases = []
     for name in TASTES:

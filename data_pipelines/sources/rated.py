@@ -1,4 +1,4 @@
-"""Flags, folds and output shared by the sources of rated replies."""
+"""Flags, folds and output shared by the sources `prism` and `mt_bench`."""
 
 import json
 from collections import Counter
@@ -36,7 +36,7 @@ def named_file(flag: str) -> Path:
 
 
 def held_out(name: Any, *, folds: int, fold: int) -> bool:
-    """Whether a user or question belongs to the held-out fold, which a hash of the id decides."""
+    """Whether a user or question is in the held-out fold. A hash of the id determines the fold."""
     return int(digest(name)[:8], 16) % folds == fold
 
 
@@ -46,9 +46,9 @@ def write_preferences(
     """Write train.jsonl, validation.jsonl and manifest.json to the folder --to.
 
     Args:
-      stage: the name of the source's program in `data_pipelines`, for the manifest.
+      stage: the name of the source's program, such as 'sources.prism', for the manifest.
       files: the files that were read. The manifest stores their digests.
-      counts: how many items were read and dropped, keyed by the name of the count.
+      counts: the numbers of items read and dropped, keyed by the names of the counts.
       train: the training preferences.
       validation: the held-out preferences.
 

@@ -6,9 +6,9 @@ The model `config.model.path` writes the replies. The program writes these files
 
     train.jsonl, validation.jsonl, test.jsonl   conversations in the WildChat-1M schema
     users.jsonl                                 the users and their tastes, for evaluation only
-    prompts.jsonl                               further requests from every user, with the oracle's persona
+    prompts.jsonl                               more requests from every user, with personas that state tastes exactly
 
-Splits share no topics, phrasings, wordings of personas and complaints, or combinations of tastes. The tastes in
+No two splits share a topic, a phrasing, a persona or complaint wording, or a combination of tastes. The tastes in
 `config.simulated.held_out` occur only in the test split. Some users change a taste halfway through their history
 (`flips`). Others have a taste for one kind of request only, and want the opposite for all other requests (`depends`).
 """
@@ -45,7 +45,7 @@ from rlhi_jax.sampling.generator import Prompt
 
 
 class Asked(NamedTuple):
-    """A simulated user's request, with its number among the requests of that user."""
+    """A simulated user's request, with its number among that user's requests."""
 
     user: SimulatedUser
     number: int

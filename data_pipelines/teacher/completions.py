@@ -43,18 +43,18 @@ class Completion(NamedTuple):
 
 
 class TooLong(Exception):
-    """The request does not fit in the endpoint's context."""
+    """Raised when a request does not fit in the endpoint's context window."""
 
 
 class Endpoint:
     """The endpoint `config.teacher.path`, for use as an async context manager.
 
     Args:
-      learned: maps the request fields that the endpoint rejects to the names that it expects instead, or to '' for
-        fields to omit. Each rejection that explains itself adds an entry.
+      learned: maps each request field that the endpoint rejects to the name that it expects instead, or to '' if the
+        field must be omitted. An entry is added whenever an error message shows what to change.
 
     Raises:
-      UserError: the key cannot be sent in a request.
+      UserError: the API key is not one line of printable ASCII characters.
     """
 
     def __init__(self, teacher: ConfigDict, learned: dict[str, str]):
@@ -82,16 +82,16 @@ class Endpoint:
     async def complete(self, request: dict[str, Any], *, doubted: bool = False) -> Completion:
         """Return the completion of a request, after retrying failures that may be temporary.
 
-        The completion has no text if the endpoint refuses this request, or fails on it repeatedly, but answers a
-        harmless request.
+        The completion's `text` is None if the endpoint refuses this request or fails on it repeatedly, even though it
+        answers a harmless request.
 
         Args:
           doubted: whether the request has already failed once while the endpoint was up.
 
         Raises:
-          TooLong: the request does not fit in the endpoint's context.
-          UserError: the endpoint also refuses a harmless request, or gave no answer after `config.teacher.retries`
-            retries.
+          TooLong: the request does not fit in the endpoint's context window.
+          UserError: the endpoint refuses all requests, gives no answer after `config.teacher.retries` retries, or does
+            not report how many tokens it used although `config.teacher` sets a budget or a price.
         """
         fields = {self._learned.get(name, name): value for name, value in request.items()}
         fields.pop('', None)
@@ -130,7 +130,7 @@ class Endpoint:
         return completion
 
     def _learn(self, fields: dict[str, Any], refusal: str) -> bool:
-        """Return whether a refusal says how requests must change; if it does, change all later requests."""
+        """Adapt all later requests to a refusal; return whether the refusal says what to change."""
         if 'max_tokens' in fields and 'max_completion_tokens' in refusal:
             self._learned['max_tokens'] = 'max_completion_tokens'
             return True

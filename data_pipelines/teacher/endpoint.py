@@ -1,10 +1,10 @@
 """Gets replies to prompts, and judgements in JSON, from a teacher behind an OpenAI-compatible endpoint.
 
 `config.teacher.path` is the endpoint's base URL, such as http://localhost:8000/v1, and `config.teacher.model` is the
-endpoint's name for the model. The environment variable `config.teacher.key_variable` contains the key. Many requests
-are sent at the same time, and the result does not depend on the order of the answers. Every answer is written to the
-stage's journal, with its token count, as soon as it arrives. If `config.teacher.cache` is set, the answer is also
-written to that file.
+endpoint's name for the model. `config.teacher.key_variable` names the environment variable that contains the API key.
+Many requests are sent at the same time, and the result does not depend on the order of the answers. Every answer is
+written to the stage's journal, with its token count, as soon as it arrives. If `config.teacher.cache` is set, the
+answer is also written to that file.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ Key = tuple[str, str, int]  # kind, id, number
 
 
 class Question(NamedTuple):
-    """A question: turns that end with a user turn, and the JSON schema of the answer, which must be an object."""
+    """A question to the teacher: turns that end with a user turn, and the schema of the answer, a JSON object."""
 
     id: str
     turns: Turns
@@ -46,7 +46,7 @@ class Question(NamedTuple):
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """Return the model name and sampling settings: the known inputs that determine an endpoint's answers."""
+    """Return the known settings that determine an endpoint's answers: the model name, sampling settings and seed."""
     teacher, sampler = config.teacher, config.sampler
     sampled = dict(temperature=sampler.temperature, top_p=sampler.top_p, new_tokens=sampler.new_tokens)
     judged = dict(temperature=teacher.temperature, attempts=teacher.attempts)
@@ -73,7 +73,10 @@ def draw(task: Task, prompts: Sequence[Prompt]) -> None:
 
 
 def keys(prompt: Prompt) -> list[Key]:
-    """Return the journal keys of a prompt's replies; an entry has `text` (None if there is no reply) and `finished`."""
+    """Return the journal keys of a prompt's replies.
+
+    Each key's entry contains `text` (None if there is no reply) and `finished`.
+    """
     return [('reply', prompt.id, sample) for sample in range(prompt.samples)]
 
 
@@ -88,7 +91,8 @@ def answers(
 
     Args:
       task: the stage's task. Its `made_from` must cover the questions and everything that `accept` depends on.
-      accept: a pure function. It is called with the same answers again when interrupted work resumes.
+      accept: a pure function that returns whether an answer to a question is acceptable. When interrupted work resumes,
+        it is called with the same answers again.
 
     Raises:
       UserError: the endpoint refuses all requests or does not answer, or the budget is spent. All answers so far are in
@@ -118,11 +122,11 @@ def answers(
 
 
 def spending(task: Task) -> dict[str, int]:
-    """Return the cost of a stage's answers so far, as counts of tokens and of millionths of the currency.
+    """Return the cost of a stage's answers so far, in tokens and in money.
 
-    The currency is that of `config.teacher.price_in` and `price_out`. Interrupted runs are included, and answers from
-    the cache are free. Answers lost to a timeout or a killed process are not counted, though the endpoint charges for
-    them. The result is empty if the teacher is not an endpoint.
+    Money is in millionths of the currency of `config.teacher.price_in` and `price_out`. Interrupted runs are included,
+    and answers from the cache are free. Answers lost to a timeout or a killed process are not counted, although the
+    endpoint charges for them. The result is empty if the teacher is not an endpoint.
     """
     teacher = task.config.teacher
     if not is_endpoint(teacher.path):
@@ -139,7 +143,7 @@ def _tokens(journal: Journal) -> tuple[int, int]:
 def _settle_all(
     task: Task, items: Sequence[Any], settle: Callable[['_Teacher', Any], Awaitable[None]], unit: str
 ) -> None:
-    """Settle every item, several at a time. After a failure, finish the items in progress so that no answer is lost."""
+    """Call `settle` on all items, several at a time. After a failure, finish those in progress to keep the answers."""
     if not items:  # later passes of a stage find all answers in the journal
         return
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
@@ -183,7 +187,9 @@ class _Teacher:
     async def ask(
         self, key: Key, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
     ) -> 'Completion':
-        """Return the answer stored in the journal under `key`, or ask the endpoint with the first version that fits.
+        """Return the answer stored in the journal under `key`, or else ask the endpoint.
+
+        The endpoint gets the first version of the messages that it does not reject as too long.
 
         Raises:
           UserError: the endpoint refuses all requests or does not answer, or the budget is spent.

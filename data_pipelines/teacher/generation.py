@@ -92,10 +92,10 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 def scores(
     task: Task, model_path: str, items: Sequence[Candidates], *, capacities: Capacities, sees_persona: bool
 ) -> dict[str, list[float | None]]:
-    """Return the scores of each prompt's candidates, keyed by prompt id; None for a candidate too long for any row.
+    """Return the scores of each prompt's candidates, keyed by prompt id.
 
-    A model with a reward head gives rewards; any other model gives log-probabilities in nats. The model is loaded only
-    if scores are missing from the journal.
+    The score of a candidate that is too long for a row is None. A model with a reward head gives rewards; any other
+    model gives log-probabilities in nats. The model is loaded only if scores are missing from the journal.
     """
     journal = task.journal
     # A score's last bits depend on what else is in its row, so an interruption must not change the blocks.

@@ -1,8 +1,9 @@
 """Finds text that spells control tokens, which a server may mistake for real control tokens.
 
 A local model's tokenizer never makes this mistake, and knows its own tokens exactly. The tokenizer behind an endpoint
-or a log is unknown, so this module looks for the forms of control tokens in the published templates and tokenizers of
-model families. Text that only looks like a turn, such as `### Human:`, is not a token in any of these families.
+or a log is unknown. This module therefore recognizes the forms that control tokens have in the published templates and
+tokenizers of model families. Text that only looks like a turn, such as `### Human:`, is not a token in any of these
+families.
 """
 
 import re
@@ -12,7 +13,7 @@ _ANGLED = (
     r'[|｜][/"\w][^<>\s]*>',  # <|im_end|>, DeepSeek's <｜User｜>, Gemma 4's <|turn>; not UML's <|-- or code's <|>
     r'/?\w+[|｜]>',  # Gemma 4's <turn|>
     # <s> is also the HTML tag for struck-out text. Because it counts as a token, messages that mention the tag get an
-    # extra space, and replies that use it are lost. Otherwise, users could end the turns of Llama 2 and Mistral.
+    # extra space, and replies that use it are lost. If it did not count, users could end turns of Llama 2 and Mistral.
     r'/?(?:s|bos|eos|pad|unk|sop|eop|BOS_TOKEN|EOS_TOKEN)>',
     r'(?:start|beginning|end)_of_\w+>',  # Gemma's <start_of_turn>
     r'/?(?:think|tool_calls?|tool_responses?|(?:seed|minimax):\w+)>',

@@ -1,7 +1,7 @@
 """Identifies the language of a text, and the languages in which a reply may be rewritten.
 
-py3langid identifies languages (langid.py, Lui and Baldwin, ACL 2012; the package contains its model). Language names,
-in every language, come from CLDR through Babel.
+Languages are identified by the package py3langid, which contains its model (langid.py: Lui and Baldwin, ACL 2012).
+Language names, in every language, come from CLDR through Babel.
 """
 
 import functools
@@ -132,9 +132,10 @@ def _mentions(name: str, clause: str, words: Sequence[str], few: bool) -> Iterat
 
 @functools.cache
 def _names(locale: str) -> list[tuple[str, str]]:
-    """Return (name, code) of all identifiable languages, named in one language or, for 'native', each in its own.
+    """Return the names and codes of all identifiable languages.
 
-    Inflected names have '-' in place of their ending.
+    The names are in the language `locale`. If `locale` is 'native', each language is named in itself. Inflected names
+    have '-' in place of their ending.
     """
     labels = [label for label in _identifier().labels if label != _NO_LANGUAGE and len(label) == 2]
     names = []

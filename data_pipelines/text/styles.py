@@ -1,8 +1,8 @@
 """Finds the side that a remark or claim takes in each matter of style, such as the length or layout of answers.
 
-Two claims that take different sides of the same matter contradict each other. A remark does not support a claim
-that takes a side which the remark does not take. This works for short sentences, and best in English. The words are in
-`data_pipelines/text/lexicons/styles.toml`.
+Two claims that take different sides of the same matter contradict each other. A remark can support a claim only if it
+takes every side that the claim takes. This works for short sentences, and best in English. The words for each side are
+in `data_pipelines/text/lexicons/styles.toml`.
 
 >>> styles('This is too long. As a list, please!')
 {'length': 'short', 'layout': 'list'}
@@ -23,7 +23,7 @@ _WORDS = lexicon('styles')
 _NEGATION, _UNSPACED, _NO_NEGATION = (
     pattern(terms(_WORDS[name])) for name in ('negations', 'unspaced_negations', 'no_negations')
 )
-# At most three words, or four characters that do not begin another wish, come between negation and negated word.
+# At most three words, or four characters that do not begin another wish, come between a negation and the negated word.
 _BEFORE = re.compile(rf'(?:(?:{_NEGATION})(?: [\w\'"]+){{0,3}}|(?:{_UNSPACED})[^\W要请而]{{0,4}}) ?$')
 _IDLE = re.compile(rf"{_NO_NEGATION}|(?:\bnot|n't|\bnever) mind\b[^.!?;:,\n]*")
 _IN_LANGUAGE = r'(?:\b(?:in|into|to|auf|ins|en|em|an|use|speak|write|translate|на|по)[ -]|用|以|说|成)(?:{})'
@@ -60,7 +60,7 @@ def _styles(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _simplified(text: str) -> str:
-    """Make a text plain; remove phrases that only look negative ("not enough") and things the user does not mind."""
+    """Apply `plain`, and remove phrases that only look negative ("not enough") and things the user does not mind."""
     return _IDLE.sub('', plain(text)).replace('no longer', 'not')
 
 

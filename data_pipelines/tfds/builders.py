@@ -66,7 +66,7 @@ def _conversations(path: str, offsets: Sequence[int]) -> Iterator[tuple[str, Exa
 
 
 def conversation(example: Example, split: str) -> Conversation:
-    """Convert an example from a split back to the original conversation."""
+    """Convert a TFDS example back to the original conversation, which belongs to the given split."""
     texts = {name: _plain(example[name]) for name in _TEXTS}
     return Conversation(split=split, messages=_rows(example['messages']), **texts)
 
@@ -89,7 +89,7 @@ def _interactions(path: str) -> Iterator[tuple[str, Example]]:
 
 
 def interaction(example: Example) -> Interaction:
-    """Convert an example back to the original interaction."""
+    """Convert a TFDS example back to the original interaction."""
     texts = {name: _plain(example[name]) for name in ('id', 'user_id', 'persona', 'system')}
     messages = tuple(Message(**row) for row in _rows(example['messages']))
     return Interaction(messages=messages, pairs=tuple(Pair(**row) for row in _rows(example['pairs'])), **texts)
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 class _InOrder(ExampleWriter):
-    """Writes each example's features sorted by name, because TFDS's own writer does not fix their order."""
+    """A writer that sorts each example's features by name, because TFDS's own writer does not fix their order."""
 
     def write(self, path, examples):
         def sorted_examples():
@@ -115,7 +115,7 @@ class _InOrder(ExampleWriter):
 
 
 class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """A data set in ArrayRecord files.
+    """A builder for a data set in ArrayRecord files.
 
     Attributes:
       shards: the shards, keyed by split; needed to build the data set, but not to read it.
@@ -155,7 +155,7 @@ class Conversations(_Builder):
 
 
 class Interactions(_Builder):
-    """Interaction trees: a persona, a conversation's messages with all branches, and pairs of replies."""
+    """Interaction trees, each with a persona, a conversation's messages in all branches, and pairs of replies."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         weight = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # a plain float would be float32

@@ -1,1 +1,1 @@
-"""The command line of every program: flags → checked config → main → exit status."""
+"""The command line that all programs share."""

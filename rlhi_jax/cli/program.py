@@ -1,4 +1,4 @@
-"""How every program runs: flags → checked config → main → exit status."""
+"""Functions that all programs share: they define flags, check the config, run `main` and set the exit status."""
 
 import re
 import sys
@@ -21,7 +21,11 @@ def refuse(message: str) -> None:
 
 
 def require_flags(*names: str) -> None:
-    """Raise UserError for the first of these flags that is not given; the message quotes the flag's help text."""
+    """Check that these flags are given.
+
+    Raises:
+      UserError: a flag is missing; the message quotes the flag's help text.
+    """
     for name in names:
         flag = flags.FLAGS[name]
         if not flag.value:
@@ -29,7 +33,7 @@ def require_flags(*names: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    logging.set_verbosity(logging.WARNING)  # hide what libraries log; --verbosity=0 shows it
+    logging.set_verbosity(logging.WARNING)  # hide log messages of libraries; --verbosity=0 shows them
     try:
         left = flags.FLAGS(argv)
         if 'config' in flags.FLAGS:
@@ -42,7 +46,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
-    """Describe what is wrong with a flag or config file, without tracebacks and listings from ml_collections."""
+    """Return what is wrong with a flag or config file, without the tracebacks and lists of keys from ml_collections."""
     text = one_line(error)
     where, line = _failing_line(error)
     if part := re.match(r"""["']+(\w+)["']+""", text):  # a --config.KEY flag for a key that does not exist
@@ -59,7 +63,10 @@ def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _failing_line(error: Exception) -> tuple[str, str]:
-    """Return where a config file's `get_config` failed ('FILE, line N: ') and the text of that line, else ('', '')."""
+    """Return the place where a config file's `get_config` failed, as 'FILE, line N: ', and the text of that line.
+
+    Both are '' if `get_config` did not fail.
+    """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == 'get_config']
     if frames and Path(frames[-1].filename).is_file():
         return f'{frames[-1].filename}, line {frames[-1].lineno}: ', frames[-1].line or ''
@@ -71,10 +78,10 @@ def _failing_line(error: Exception) -> tuple[str, str]:
 def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
     """Run a program: parse flags and call `main()`.
 
-    A UserError becomes one line and exit status 2; Ctrl-C becomes exit status 130.
+    A UserError is printed as one line, and the exit status is 2. After Ctrl-C, the exit status is 130.
 
     Args:
-      main: the program.
+      main: the main function of the program.
       commands: if not empty, the first argument must be one of these commands, and `main` is called with it.
     """
 
@@ -113,7 +120,7 @@ def workdir_path(workdir: str | None) -> Path:
     """Return the run's folder as an absolute path.
 
     Raises:
-      UserError: the flag is missing, or its value is a URL (a run appends to files, and object stores cannot append).
+      UserError: --workdir is missing or is a URL (a run appends to files, and object stores cannot append).
     """
     if not workdir:
         raise UserError('--workdir is missing: set it to a folder for this run')
@@ -123,7 +130,7 @@ def workdir_path(workdir: str | None) -> Path:
 
 
 def load_config(config: ConfigDict) -> ConfigDict:
-    """Check a program's config, and let JAX cache compiled programs in `config.compilation_cache` from now on.
+    """Return a program's config after checking it, and set JAX's compilation cache to `config.compilation_cache`.
 
     Raises:
       UserError: the config is not valid; the message names the key and its allowed values.

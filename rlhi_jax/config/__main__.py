@@ -1,4 +1,4 @@
-"""Prints the configuration's keys, each with its default, bound and meaning.
+"""Prints the configuration's keys, each with its default, allowed values and meaning.
 
 python -m rlhi_jax.config                  every section and key
 python -m rlhi_jax.config ingest dpo.beta  these sections and keys

@@ -1,4 +1,4 @@
-"""Validates a configuration: first keys and types, then the bound of each value, then combinations of values."""
+"""Validates a configuration: first keys and types, then each value, then combinations of values."""
 
 import shlex
 from operator import attrgetter
@@ -43,7 +43,7 @@ def _check_keys(path: str, config: ConfigDict, section: Section) -> None:
         part, value = section.parts[key], config[key]
         if isinstance(part, Section):
             if not isinstance(value, ConfigDict):
-                raise UserError(f'{name} is {value!r}: it must be a section of keys')
+                raise UserError(f'{name} is {value!r}, but it is a section of keys: set the keys in it instead')
             _check_keys(name, value, part)
         elif type(value) is not type(part.default):
             kind, given = type(part.default).__name__, type(value).__name__
@@ -60,7 +60,10 @@ def _check_model_paths(config: ConfigDict) -> None:
 
 
 def _check_teacher(config: ConfigDict) -> None:
-    """Check that a path that looks like a URL is an endpoint's base URL; all other paths are folders."""
+    """Check `teacher.path` if it looks like a URL: it must be a valid base URL, and `teacher.model` must be set.
+
+    Any other path is a folder, and is not checked here.
+    """
     path = config.teacher.path
     if not path.lower().startswith(('http:', 'https:')):
         return
@@ -103,7 +106,13 @@ def _check_conditions(config: ConfigDict) -> None:
 def _check_divisors(config: ConfigDict) -> None:
     rows, parts = config.train.batch_rows, config.train.accumulate
     if rows % parts:
-        raise UserError(f'config.train.accumulate ({parts}) must divide config.train.batch_rows ({rows})')
+        raise UserError(
+            f'config.train.accumulate ({parts}) must divide config.train.batch_rows ({rows}): choose a divisor of '
+            f'{rows}'
+        )
     scored, chunk = config.rows.scored, config.model.logprob_chunk
     if scored % min(chunk, scored):
-        raise UserError(f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({scored})')
+        raise UserError(
+            f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({scored}): choose a divisor of '
+            f'{scored}'
+        )

@@ -1,4 +1,4 @@
-"""Configuration keys (each has a default, a meaning and allowed values), and sections, which group keys."""
+"""Configuration keys, each with a default, a meaning and allowed values, and the sections that group them."""
 
 import dataclasses
 import importlib
@@ -25,9 +25,12 @@ class Key:
       default: the value in `base_config()`.
       meaning: what the key sets, with its unit, for a reader who has not seen the code.
       choices: the allowed values of a text key.
-      registry: 'MODULE:NAME' of a dictionary whose keys are the allowed values, so that additions to the dictionary
-        need no edit here. The module is imported only to check a value other than the default.
-      at_least: the lowest allowed value of a number; `above`, `at_most` and `below` are other bounds.
+      registry: 'MODULE:NAME' of a dictionary whose keys are the allowed values. The module is imported only to check a
+        value other than the default.
+      at_least: inclusive lower bound of a number.
+      above: exclusive lower bound of a number.
+      at_most: inclusive upper bound of a number.
+      below: exclusive upper bound of a number.
     """
 
     default: Value
@@ -41,7 +44,7 @@ class Key:
 
     @property
     def bound(self) -> str:
-        """Return the allowed values, worded to follow "it must be"; '' if any value of the type is allowed.
+        """Return the allowed values as words that can follow "it must be", or '' if any value of the type is allowed.
 
         >>> Key(0.5, 'Similarity.', above=0, at_most=0.96).bound
         'above 0 and at most 0.96'
@@ -77,7 +80,7 @@ class Key:
 
 
 class Section:
-    """A group of keys: a description of the group, and its keys and subsections by name."""
+    """A group of keys and subsections, with a description of the group."""
 
     def __init__(self, meaning: str, /, **parts: 'Key | Section'):
         self.meaning, self.parts = meaning, parts

@@ -29,7 +29,7 @@ _TRAINED = ('reward', 'dpo')  # all objectives that any method trains
 
 
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Return a copy of the config that puts the stages' folders, and simulated raw data, into the workdir."""
+    """Return a copy of the config in which the stages' folders, and simulated raw data, are in the workdir."""
     config = config.copy_and_resolve_references()
     for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
         config.data[name] = str(workdir / name)
@@ -46,7 +46,7 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def training_config(config: ConfigDict, workdir: Path, objective: str) -> ConfigDict:
-    """Return the config of one training run, which has its own data in WORKDIR/OBJECTIVE.
+    """Return the config of the training run for one objective, with its data folders in WORKDIR/OBJECTIVE.
 
     Args:
       config: the loop's config, as returned by `with_paths`.

@@ -23,16 +23,21 @@ def is_endpoint(path: str) -> bool:
 
 
 def likelihood_path(config: ConfigDict) -> str:
-    """Return the model folder for log-probabilities: the teacher's or, if the teacher is an endpoint, the policy's.
+    """Return the folder of the model that computes log-probabilities.
 
-    Endpoints do not provide the log-probabilities of a given text.
+    This is the teacher or, if the teacher is an endpoint, the policy. Endpoints do not provide the log-probabilities of
+    a given text.
     """
     path = teacher_path(config)
     return config.model.path if is_endpoint(path) else path
 
 
 def require(config: ConfigDict, *names: str) -> None:
-    """Raise UserError for the first of these paths that is empty in the config."""
+    """Check that these paths are set in the config.
+
+    Raises:
+      UserError: a path is empty; the message names the first empty path.
+    """
     for name in names:
         if not attrgetter(name)(config):
             raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')

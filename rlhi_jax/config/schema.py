@@ -1,4 +1,4 @@
-"""The schema: every configuration key, with its meaning, default and bound.
+"""The schema: every configuration key, with its meaning, default and allowed values.
 
     python -m rlhi_jax.config [NAME...]   # print all keys, or only these sections and keys
 
@@ -79,7 +79,9 @@ def reference() -> list[Entry]:
 
 
 def renamed(text: str) -> str:
-    """Explain what happened to the old keys that `text` contains, or to those whose last part is `text`; '' if none.
+    """Return a message that says how the old keys in `text` were renamed or removed, or '' if there are none.
+
+    If `text` contains no old key, it is compared with the last part of each old key.
 
     >>> renamed('c.pairs.margin = 0.1')
     'config.pairs.margin is now config.pairs.min_score_gap'

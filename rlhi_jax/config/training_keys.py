@@ -1,7 +1,7 @@
 """Keys for models, training, sampling and evaluation.
 
-Values marked "sibling default" follow the same team's published DPO runs on WildChat (arXiv 2506.21495), because RLHI's
-own values are not published. All other values are ours.
+Values marked "sibling default" are from the DPO runs on WildChat that the RLHI team published in arXiv 2506.21495,
+because RLHI's own values are not published. All other values are ours.
 """
 
 from rlhi_jax.config.keys import Key, Section

@@ -1,4 +1,4 @@
-"""Reads GGUF files (llama.cpp's format): weights as our parameters, and tokenizers as Hugging Face files."""
+"""Converts GGUF files (llama.cpp's format): weights to our parameters, and tokenizers to Hugging Face files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """Read a language model from a GGUF file, dequantising one tensor at a time.
 
     Returns:
-      The spec, our parameters (float32 numpy arrays, layers stacked on axis 0), and the special token ids:
-      `bos_token_id`, `eos_token_id` (a list if the file has both an end-of-turn and an end-of-text token) and
-      `pad_token_id`. Each may be None.
+      The spec, our parameters (float32 numpy arrays, layers stacked on axis 0) and the special token ids. The ids are
+      `bos_token_id`, `eos_token_id` (a list if the file has different end-of-turn and end-of-text tokens) and
+      `pad_token_id`. Each id may be None.
 
     Raises:
       UserError: the file is missing or damaged, or its architecture, rotary scaling, tensors or tensor types are not
@@ -83,7 +83,7 @@ def _open(path: Path):
 
 
 def _fields(reader) -> dict[str, Any]:
-    """The metadata without its long lists, which are read only where they are needed."""
+    """Return the metadata without the tokenizer's long lists, which are read only where they are needed."""
     long = ('tokenizer.ggml.tokens', 'tokenizer.ggml.merges', 'tokenizer.ggml.scores', 'tokenizer.ggml.token_type')
     return {name: field.contents() for name, field in reader.fields.items() if name not in long}
 
@@ -103,7 +103,7 @@ def _dequantised(tensor) -> np.ndarray:
 
 
 def _short(value: float) -> float:
-    """The shortest decimal that rounds to the same float32, which is the number that the model's author wrote."""
+    """Return the shortest decimal that rounds to the same float32, presumably the number that the author wrote."""
     return float(str(np.float32(value)))
 
 
@@ -155,10 +155,11 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
 
 
 def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> RopeScaling:
-    """The scaling that produced `rope_freqs.weight`, which contains only a divisor for each rotation speed.
+    """Return the rotary scaling that produced the tensor `rope_freqs.weight`.
 
-    Many sets of parameters give the same divisors. Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume
-    their values for the other parameters, and reject the file if the result does not reproduce the tensor.
+    The tensor contains only a divisor for each rotation speed, and many sets of parameters give the same divisors.
+    Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume their values for the other parameters, and reject the
+    file if the result does not reproduce the tensor.
     """
     divisors = _dequantised(tensors['rope_freqs.weight'])
     factor = _short(divisors.max())
@@ -166,7 +167,7 @@ def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> Ro
     scaled = dataclasses.replace(spec, rope_scaling=scaling)
     expected = inverse_frequencies(spec) / inverse_frequencies(scaled)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
-        raise _unsupported(path, 'tensor rope_freqs.weight is for another rotary scaling', "Llama 3's")
+        raise _unsupported(path, 'the rotary scaling in tensor rope_freqs.weight is unknown', "Llama 3's")
     return scaling
 
 
@@ -203,8 +204,8 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     kind, pieces, types = fields.get('tokenizer.ggml.model'), need('tokens'), need('token_type')
     if len(set(pieces)) != len(pieces) or len(types) != len(pieces):
         raise UserError(
-            f'{path}: tokenizer.ggml.tokens are not distinct, or do not match tokenizer.ggml.token_type: choose '
-            'another file'
+            f'{path}: field tokenizer.ggml.tokens contains duplicates, or its length differs from that of '
+            'tokenizer.ggml.token_type: choose another file'
         )
     if kind == 'gpt2':
         split = fields.get('tokenizer.ggml.pre')
@@ -226,7 +227,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
 
 def _byte_level(pieces: list[str], types: list[int], merges: list[str], split: str) -> str:
-    """The text of tokenizer.json for a byte-level BPE tokenizer."""
+    """Return the text of tokenizer.json for a byte-level BPE tokenizer."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     # For ids that a vocabulary skips, converters add unused tokens called [PAD...]. We leave these tokens out.
@@ -249,7 +250,7 @@ def _byte_level(pieces: list[str], types: list[int], merges: list[str], split: s
 
 
 def _sentencepiece(pieces: list[str], types: list[int], scores: list[float], fields: Mapping[str, Any]) -> bytes:
-    """The bytes of a tokenizer.model with the settings that Llama and Mistral use."""
+    """Return the bytes of a tokenizer.model with the settings that Llama and Mistral use."""
     from sentencepiece import sentencepiece_model_pb2 as proto
 
     model = proto.ModelProto()

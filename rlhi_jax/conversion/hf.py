@@ -2,7 +2,7 @@
 
 We read configs with the older field names (`rope_theta`, `rope_scaling`) and with the new name in transformers 5
 (`rope_parameters`). We write the older names, which transformers 4 and 5 and vLLM all read. We reject a config that
-asks for anything we do not compute; the error names the field.
+needs a feature we do not support; the error names the field.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,12 +38,11 @@ _FIXED = {
 
 
 def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the model that a config.json describes.
+    """Return the spec of the model that a config.json describes.
 
     `...ForSequenceClassification` in `architectures` means a reward model. If the config states the number of labels
-    (`num_labels`, or the length of `id2label`), that number must be 1. If the config does not state it, the model
-    may have Hugging Face's default of two labels, or a custom class whose head has one row; `read_params` checks the
-    head's shape.
+    (`num_labels`, or the length of `id2label`), that number must be 1. If the config does not state it, the head may
+    have two rows (Hugging Face's default) or one row (some custom classes), so `read_params` checks its shape.
 
     Raises:
       UserError: a field is missing, or its value is not supported.
@@ -92,11 +91,11 @@ def _unsupported(fault: str, supported: str) -> UserError:
 
 
 def _head(config: Mapping[str, Any]) -> str:
-    """'lm' or 'reward', depending on the model class named in the config."""
+    """Return 'lm' or 'reward', depending on the model class named in the config."""
     named = config.get('architectures') or []
     heads = [head for head, suffix in _HEADS.items() if len(named) == 1 and named[0].endswith(suffix)]
     if not heads:
-        raise _unsupported(f'architectures is {named}', f'one ...{" or ...".join(_HEADS.values())}')
+        raise _unsupported(f'architectures is {named}', f'a single class named ...{" or ...".join(_HEADS.values())}')
     if heads == ['reward']:
         labels = config.get('num_labels')
         if labels is None and config.get('id2label') is not None:
@@ -107,7 +106,7 @@ def _head(config: Mapping[str, Any]) -> str:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """The rotary base and its scaling."""
+    """Return the base of the rotary embedding, and its scaling or None."""
     name = 'rope_scaling' if config.get('rope_scaling') else 'rope_parameters'
     rope = config.get(name) or {}
     theta = float(rope.get('rope_theta') or config.get('rope_theta') or 10_000.0)
@@ -144,7 +143,7 @@ def _count(fields: Mapping[str, Any], name: str, inside: str = '') -> int:
 
 
 def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The contents of config.json for an export.
+    """Return the contents of config.json for an exported model.
 
     Args:
       spec: the model.
@@ -263,7 +262,7 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors in all weight files of a folder, keyed by name."""
+    """Return the tensors in all weight files of a folder, keyed by name."""
     if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return read_header(folder / SINGLE)
     index = read_json(folder / INDEX, 'download the model again')

@@ -1,4 +1,4 @@
-"""The table that maps our parameter tree to the tensors of published files, and back.
+"""The table that maps our parameters to the tensors in Hugging Face and GGUF files, and back.
 
 Dimension key: V vocabulary, D width, F mlp width, N query heads, K key-value heads, H head width, L layers, S scores.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.spec import ModelSpec
 
-_REMEDY = 'download it again, or check that its configuration describes this model'
+_REMEDY = 'download the model again, or check that its configuration matches its tensors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Leaf:
       path: the parameter's path in our tree.
       axes: the parameter's axes in our tree, without the axis of stacked layers.
       stored: the axes in the file, with a space between dimensions: 'NH D' is a matrix [N * H, D].
-      hf: the names in Hugging Face files, with `{}` for the layer; we write the first name and read any of them.
-      gguf: the names in GGUF files, in the same form.
-      when: tells whether a model has this parameter.
+      hf: possible names in Hugging Face files, with `{}` for the layer; we read any of them and write the first.
+      gguf: possible names in GGUF files, with `{}` for the layer.
+      when: returns whether a model has this parameter, given its spec.
     """
 
     path: str
@@ -41,12 +41,12 @@ class Leaf:
         return self.path.startswith('layers/')
 
     def shape(self, spec: ModelSpec) -> tuple[int, ...]:
-        """The shape of the parameter in our tree, including stacked layers."""
+        """Return the shape of the parameter in our tree, including the axis of stacked layers."""
         sizes = _sizes(spec)
         return (spec.num_layers,) * self.stacked + tuple(sizes[axis] for axis in self.axes)
 
     def stored_shape(self, spec: ModelSpec) -> tuple[int, ...]:
-        """The shape of one tensor in the file."""
+        """Return the shape of one tensor in the file."""
         sizes = _sizes(spec)
         return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored.split())
 
@@ -127,15 +127,15 @@ def assemble(
     ignorable: Callable[[str], bool],
     source: str,
 ) -> dict[str, Any]:
-    """Build our parameters as float32 arrays, one tensor at a time, so that memory holds little more than one copy.
+    """Build our parameters as float32 arrays, reading one tensor at a time to save memory.
 
     Args:
       spec: the model.
-      naming: which names to look for, 'hf' or 'gguf'.
+      naming: the kind of tensor names in the source, 'hf' or 'gguf'.
       shapes: the shape of every tensor in the source, keyed by name.
       read: returns the tensor with a given name, in its stored shape and in any float type.
-      ignorable: tells whether the tensor with a given name may be left unread.
-      source: the source's name, for errors.
+      ignorable: returns whether a tensor with a given name may be ignored if the model does not use it.
+      source: the name of the file or folder, for error messages.
 
     Raises:
       UserError: a tensor is missing or unknown, or has the wrong shape. This is checked before any tensor is read.
@@ -165,7 +165,7 @@ def assemble(
 
 
 def flattened(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """Our parameters keyed by path, checked against `LEAVES`.
+    """Return our parameters keyed by path, after checking them against `LEAVES`.
 
     Raises:
       UserError: a parameter is missing or unknown, or has the wrong shape.

@@ -1,8 +1,8 @@
 """Reads and writes safetensors files one tensor at a time, with only the current tensor in memory.
 
-A file starts with eight bytes that give the length of a JSON header. The header (dtype, shape and byte range of each
-tensor, keyed by name) comes next, followed by the tensors' bytes. The safetensors library, in contrast, memory-maps
-whole files to read them, and needs all tensors in memory to write a file.
+A file starts with eight bytes that give the length of a JSON header. Next come the header (the dtype, shape and byte
+range of each tensor, keyed by name) and the tensors' bytes. The safetensors library, in contrast, memory-maps whole
+files to read them, and needs all tensors in memory to write a file.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dt
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """The location of a tensor, whose data begins `start` bytes into the file."""
+    """A tensor in a safetensors file. Its data begins `start` bytes into the file."""
 
     file: Path
     name: str
@@ -37,14 +37,16 @@ class StoredTensor:
           UserError: the tensor's type is not one of `DTYPES`.
         """
         if self.dtype not in DTYPES:
-            raise UserError(f'{self.file}: tensor {self.name} is {self.dtype}: convert it to {", ".join(DTYPES)}')
+            raise UserError(
+                f'{self.file}: tensor {self.name} has type {self.dtype}: convert it to one of {", ".join(DTYPES)}'
+            )
         with open(self.file, 'rb') as f:
             f.seek(self.start)
             return np.fromfile(f, DTYPES[self.dtype], math.prod(self.shape)).reshape(self.shape)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors in a safetensors file, keyed by name; only the header is read.
+    """Return the tensors in a safetensors file, keyed by name, without reading their data.
 
     Raises:
       UserError: the file is missing, damaged or cut short.

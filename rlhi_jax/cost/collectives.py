@@ -1,4 +1,4 @@
-"""Counts, from a compiled program's HLO text, the bytes that each chip sends to other chips in one run.
+"""Calculates, from the HLO text of a compiled program, how many bytes each chip sends to other chips in one run.
 
 A loop's body appears in the text once but counts once per iteration. A collective is assumed to run in a ring of its N
 chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N bytes, reduce-scatter sends R (N - 1),
@@ -31,7 +31,7 @@ _OPERATION = re.compile(rf'= (.*?) ({"|".join(SENT)})(-start)?\(')
 
 
 def collective_bytes(hlo: str) -> dict[str, float]:
-    """Bytes that one chip sends in one run of the program, grouped by kind of collective.
+    """Return the bytes that one chip sends in one run of a program, grouped by kind of collective.
 
     >>> collective_bytes('''
     ... %body (p: f32[8]) -> f32[8] {
@@ -76,9 +76,10 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How many times a line runs the computation that it calls.
+    """Return how many times a line of HLO runs the computation that it calls.
 
-    This is 1, except for a loop: there it is the trip count or, if none is given, the only bound in the condition.
+    For a loop, this is the stated trip count or, if there is none, the only integer constant in the loop's condition.
+    For any other line, it is 1.
     """
     if (loop := _WHILE.search(line)) is None:
         return 1
@@ -91,7 +92,7 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 
 
 def _chips(line: str) -> int:
-    """Number of chips in a collective, parsed from its replica groups.
+    """Return the number of chips in a collective, parsed from its replica groups.
 
     The groups have the form {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}.
     """
@@ -106,9 +107,14 @@ def _chips(line: str) -> int:
 
 
 def _result_bytes(shapes: str, started: str) -> int:
-    """The size of a collective's result in bytes.
+    """Return the size of a collective's result in bytes.
 
-    An asynchronous start lists its operands before its result; they are not counted.
+    An asynchronous all-gather or collective-permute lists its operands before its result. These operands are not
+    counted.
+
+    Args:
+      shapes: the types and shapes in the line of HLO.
+      started: the kind of collective if it is asynchronous, or ''.
     """
     sizes = []
     for dtype, dims in _SHAPE.findall(shapes):

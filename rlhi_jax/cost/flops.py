@@ -1,8 +1,8 @@
-"""Floating-point operations in closed form: body × tokens + head × scored tokens + allowed attention.
+"""Counts a model's floating-point operations in closed form: body × tokens + head × scored tokens + attention.
 
-A multiplication and an addition count as two operations. Norms, rotations, activations and softmax, about 1 % of the
-total, are left out, as is customary. A row's allowed attention is the sum of its extents: token j is attended to by
-`extent[j]` tokens.
+A multiplication and an addition count as two operations. As is customary, norms, rotations, activations and softmax are
+left out; they are about 1 % of the total. Attention is counted only for the (query, key) pairs that the mask allows. In
+a row, the number of these pairs is the sum of the extents, because `extent[j]` tokens attend to token j.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ REPEATED = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The amount of work in one run of a model, in tokens.
+    """The amount of work in one run of a model.
 
     Attributes:
       tokens: number of tokens computed.
-      scored: number of tokens whose log-probability is read; a reward head costs next to nothing.
+      scored: number of tokens whose log-probability is computed. Ignored for reward models, whose head costs almost
+        nothing.
       attended: number of (query, key) pairs that the mask allows.
     """
 
@@ -38,7 +39,7 @@ class Work:
 
 
 def causal(length: int, scored: int) -> Work:
-    """The work in one plain sequence of `length` tokens.
+    """Return the work in a single sequence of `length` tokens with causal attention.
 
     >>> causal(4, 2)
     Work(tokens=4, scored=2, attended=10)
@@ -47,7 +48,7 @@ def causal(length: int, scored: int) -> Work:
 
 
 def shared_prefix(prefix: int, *replies: int) -> Work:
-    """The work in a tree of one prefix and some replies, with every reply token scored.
+    """Return the work in a tree of one prefix and some replies, given their lengths; every reply token is scored.
 
     >>> shared_prefix(2, 1, 1)   # 3 + (3 + 3): each reply token attends to the prefix and itself
     Work(tokens=4, scored=2, attended=9)
@@ -57,14 +58,14 @@ def shared_prefix(prefix: int, *replies: int) -> Work:
 
 
 def _products(spec: ModelSpec) -> dict[str, int]:
-    """Number of parameters in each matrix product of a layer."""
+    """Return the number of parameters in each weight matrix of a layer."""
     heads, kv_heads = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     mlp = dict.fromkeys(('gate', 'up', 'down'), spec.mlp_width * spec.width)
     return {'q': heads * spec.width, 'o': heads * spec.width, **dict.fromkeys('kv', kv_heads * spec.width), **mlp}
 
 
 def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
-    """FLOPs of one forward pass, grouped by part."""
+    """Return the FLOPs of one forward pass, grouped by part."""
     logits = 2 * work.scored * spec.vocab_size * spec.width
     return {
         'body': 2 * work.tokens * spec.num_layers * sum(_products(spec).values()),
@@ -74,18 +75,19 @@ def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
 
 
 def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: int) -> dict[str, int]:
-    """FLOPs of one forward pass and its gradient, grouped by part.
+    """Return the FLOPs of one forward pass and its gradient, grouped by part.
 
-    Each part costs three times its forward pass. On top of that, `repeated` counts the work that is done again:
-      in the body, the products that `remat` does not save;
+    Each part costs three times its forward pass. An additional part, `repeated`, counts the work that is recomputed:
+      in the body, the matrix products that `remat` does not save;
       in the head, the logits;
       in attention, any products beyond four in the gradient and, with `save_nothing`, the whole forward pass.
 
     Args:
       spec: the model.
       work: the tokens that the model runs on.
-      remat: the decoder's policy.
-      attention_products: matrix products in attention's gradient (`PRODUCTS` in the backends); a forward pass has two.
+      remat: the decoder's remat policy.
+      attention_products: number of matrix products in the gradient of attention (`PRODUCTS` of the backend); a forward
+        pass has two.
     """
     forward = forward_flops(spec, work)
     products = _products(spec)

@@ -10,17 +10,17 @@ from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 
 class Piece(NamedTuple):
-    """A part of a tree that fits in one row: the indices of some pairs, and the turn at which their context starts."""
+    """A part of a tree for one row: the indices of some pairs, and of the message at which their context starts."""
 
     start: int
     pairs: tuple[int, ...]
 
 
 class TreeEncoder:
-    """Turns pieces of an interaction into token trees; each message is tokenised only once.
+    """An encoder that turns pieces of an interaction into token trees and caches the tokens of each message.
 
     Attributes:
-      escapes: how many times user text contained the template's markup and was escaped.
+      escapes: number of times that the template's markup was found in text and escaped.
     """
 
     def __init__(self, tree: Interaction, template: ChatTemplate):
@@ -70,7 +70,7 @@ class TreeEncoder:
         return TokenTree(nodes, scored, table)
 
     def size(self, piece: Piece) -> Size:
-        """Return how much of a row a piece uses, with or without its persona, whichever is larger.
+        """Return a piece's size: the larger of its sizes with and without the persona.
 
         If the template has a default system text, the rendering without a persona can be longer.
         """
@@ -78,7 +78,7 @@ class TreeEncoder:
         return with_persona._replace(tokens=with_persona.tokens + self._more_without_persona(piece.start))
 
     def _more_without_persona(self, start: int) -> int:
-        """Return how many tokens longer the first turn of a piece is without a persona; 0 if it is not longer."""
+        """Return the number of extra tokens in a piece's first turn if the persona is left out; 0 if there are none."""
         if start not in self._more:
             root = self.tree.messages[start]
             lengths = [
@@ -98,7 +98,10 @@ class TreeEncoder:
 
 
 def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
-    """Return a key (start, prompt, last), unique within the tree, for each reply of a piece, in the row's order."""
+    """Return a key for each reply of a piece, in the order in which the row numbers the replies.
+
+    A key (start, prompt, last) consists of message indices. It identifies a reply and its context within the tree.
+    """
     keys = dict.fromkeys(
         (piece.start, pair.prompt, last)
         for pair in (tree.pairs[i] for i in piece.pairs)
@@ -108,14 +111,14 @@ def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
 
 
 def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Iterator[Piece]:
-    """Cut a tree into pieces that each fit in a row; count the pairs that are too long in `dropped`.
+    """Cut a tree into pieces that each fit in a row; `dropped` counts the pairs that are too long.
 
-    - Pairs are taken in order and share a piece for as long as they fit.
+    - Pairs are taken in order, and consecutive pairs share a piece as long as they fit.
+    - A pair whose conversation fits in a row keeps its whole conversation.
     - A pair whose conversation is too long loses its oldest turns, one whole exchange at a time. The latest user turn,
       the persona and the replies are never shortened; if they do not fit, the pair is dropped.
-    - Shortened pairs share a start if each still keeps at least half of the exchanges that it would keep without the
-      others. Their context is then computed only once.
-    - All other pairs keep their whole conversation.
+    - Shortened pairs share a piece only if each pair keeps at least half of the exchanges that it would keep in a piece
+      of its own. Their common context is then computed only once.
     """
     piece: Piece | None = None
     starts: list[int] = []  # starts that every pair in the piece allows
@@ -138,14 +141,15 @@ def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Itera
 
 
 def start_piece(encoder: TreeEncoder, pair: int, capacities: Capacities) -> Piece | None:
-    """Return a piece with one pair and as much context as fits; None if not even its latest user turn fits."""
+    """Return a piece with one pair and as much context as fits; None if even the latest user turn is too long."""
     return _widest(encoder, (pair,), _user_turns(encoder.tree, pair), capacities)
 
 
 def _starts(tree: Interaction, alone: Piece) -> list[int]:
     """Return the user turns at which a pair's context may start.
 
-    If the whole conversation fits, this is only its first turn; otherwise it is the older half of the turns that fit.
+    If the whole conversation fits, the context starts at the first turn. Otherwise, the context may start at any turn
+    that keeps at least half of the exchanges that fit.
     """
     (pair,) = alone.pairs
     turns = [turn for turn in _user_turns(tree, pair) if turn >= alone.start]
@@ -158,6 +162,9 @@ def _user_turns(tree: Interaction, pair: int) -> list[int]:
 
 
 def _widest(encoder: TreeEncoder, pairs: tuple[int, ...], starts: list[int], capacities: Capacities) -> Piece | None:
-    """Return the first piece that fits when `starts` are tried in order, oldest turn first; None if none fits."""
+    """Return the piece with the most context that fits in a row, or None if none fits.
+
+    The context starts at one of `starts`, which are ordered from the oldest turn to the latest.
+    """
     pieces = (Piece(start, pairs) for start in starts)
     return next((piece for piece in pieces if encoder.size(piece).fits(capacities)), None)

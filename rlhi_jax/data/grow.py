@@ -1,4 +1,4 @@
-"""Builds interaction trees from preferences; openings that several preferences share become the trunk."""
+"""Builds interaction trees from preferences by merging the openings that the preferences share."""
 
 from collections.abc import Iterable
 
@@ -29,8 +29,8 @@ def root(preference: Preference) -> tuple[str, str, str, str]:
 def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
     """Join all preferences with the same `root` into one tree; return the trees in order of first appearance.
 
-    A message that two preferences share (the same text after the same history) becomes one node. So if a conversation
-    continued after a rejected reply, that reply is on the trunk of later pairs.
+    A message that two preferences share (the same text after the same history) becomes one node. For example, if a
+    conversation continued after a rejected reply, the reply's node is also part of the prompts of later pairs.
     """
     tries: dict[tuple[str, ...], _Trie] = {}
     pairs: dict[tuple[str, ...], list[Pair]] = {}

@@ -1,4 +1,7 @@
-"""Turns a row plan into batches of rows with Grain. The loader's entire state is the number of the next step."""
+"""Turns a row plan into batches of rows with Grain.
+
+The loader's entire state is the number of the next step.
+"""
 
 import dataclasses
 import math
@@ -22,7 +25,10 @@ def without_persona(tree: Interaction) -> Interaction:
 
 @dataclasses.dataclass(frozen=True)
 class RowReader:
-    """Builds the rows of a plan. With `sees_persona=False`, the same pieces are written without their personas."""
+    """The rows of a plan, built when they are read.
+
+    With `sees_persona=False`, the rows contain the same pieces without their personas.
+    """
 
     plan: RowPlan
     trees: Shards | View
@@ -73,9 +79,10 @@ def batches(
     local_rows: Sequence[int],
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Yield this process's rows of each step's batch, and read rows ahead of time.
+    """Yield this process's rows of each step's batch; threads read the rows ahead of time.
 
-    An exception in `read` always reaches the caller; it is never mistaken for the end of the data.
+    An exception in `read` always reaches the caller. A StopIteration becomes a RuntimeError, because Grain would
+    mistake it for the end of the data.
 
     Args:
       read: function that reads the row with a given number.

@@ -1,6 +1,6 @@
 """The row plan: which pieces of which trees share a row.
 
-The plan is made before training, so a loader's entire state is one integer.
+The plan is made before training, so the loader's entire state is the number of the next step.
 """
 
 import bisect
@@ -26,7 +26,7 @@ _REMEDY = 'make the row plan again with `python -m data_pipelines.rows`'
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """A plan of which pieces are in each row.
+    """An assignment of pieces to rows.
 
     Attributes:
       rows: for each row, a list of (tree index, piece, number of the piece's first pair).
@@ -52,7 +52,7 @@ class RowPlan:
 
 
 def plan_identity(trees: Shards | View, template: ChatTemplate, capacities: Capacities) -> dict[str, Any]:
-    """Return everything that a row plan depends on."""
+    """Return everything that a row plan depends on: digests of the data and of the template, and the capacities."""
     return dict(data=trees.digest, template=template.digest, capacities=dataclasses.asdict(capacities))
 
 
@@ -64,10 +64,10 @@ def make_plan(
     *,
     may_be_empty: bool = False,
 ) -> RowPlan:
-    """Cut every tree into pieces and pack them with best-fit decreasing (longest first).
+    """Cut every tree into pieces, and return a plan that packs them into rows with best-fit decreasing (longest first).
 
     Raises:
-      UserError: no pair fits in a row and an empty plan is not allowed.
+      UserError: no pair fits in a row and `may_be_empty` is false.
     """
     counts: Counter = Counter()
     dropped: Counter = Counter()
@@ -87,8 +87,8 @@ def make_plan(
         progress(index + 1)
     if not pieces and not may_be_empty:
         raise UserError(
-            f'no pair fits in a row of {capacities} (dropped: {dict(dropped)}): raise config.rows.tokens or '
-            'config.rows.scored'
+            f'no pair fits in a row of {capacities.tokens} tokens with {capacities.scored} scored tokens (dropped: '
+            f'{dict(dropped)}): raise config.rows.tokens or config.rows.scored'
         )
     rows = [[pieces[i] for i in row] for row in pack_bins(sizes, capacities)]
     tokens = sum(s.tokens for s in sizes)
@@ -98,9 +98,9 @@ def make_plan(
 
 
 def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
-    """Pack sizes into bins with best-fit decreasing by tokens, respecting all three capacities.
+    """Pack items of the given sizes into bins with best-fit decreasing by tokens, within all three capacities.
 
-    Return the indices into `sizes` for each bin; bins are in the order in which they were opened.
+    Each bin is a list of indices into `sizes`. Bins are returned in the order in which they were opened.
     """
     bins: list[list[int]] = []
     left: list[list[int]] = []  # per bin: tokens, scored, pairs

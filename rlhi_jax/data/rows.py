@@ -3,8 +3,8 @@
 Dimension key: B rows in a batch, T tokens, S scored slots, R replies (2 P), P pairs.
 
 Token i attends to token j iff `0 <= i - j < extent[j]`. The hidden state at `i - back[i]` predicts token i. Position,
-extent and back are relative, so trees can be concatenated into a row without changing them. Padding tokens have
-extent 1, and padding slots belong to reply R.
+extent and back are relative, so they stay the same when trees are concatenated into a row. The extent of padding
+tokens is 1. Padding slots have the reply index R, one past the last reply.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ class Row(NamedTuple):
       extent_T: number of tokens from this one, inclusive, to the end of its node's subtree; 1 for padding.
       back_T: distance in tokens to the predecessor on the same path: 1 inside a node, 1 or more for the first token of
         a branch, and 0 for the first token of a root, which is never scored.
-      slot_token_S: the index in the row of a scored token; each reply has one slot per scored token.
-      slot_reply_S: the reply that the slot belongs to; R for padding.
+      slot_token_S: index in the row of the slot's token; each reply has one slot per scored token.
+      slot_reply_S: index of the reply that the slot belongs to; R for padding.
       reply_last_R: index in the row of the reply's last token, where the reward is read.
       pair_chosen_P: index of the pair's chosen reply.
       pair_rejected_P: index of the pair's rejected reply.
-      pair_id_P: number of the pair in the row plan; -1 if the slot has no pair.
+      pair_id_P: number of the pair in the row plan; -1 for padding.
       pair_weight_P: weight of the pair's loss, float32.
       reference_logp_R: log-probability of each reply under the reference policy, in nats, float32; None if the
         objective uses no reference.
@@ -57,7 +57,10 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows stacked along a leading axis, with the fields of `Row`: NumPy arrays at first, JAX arrays on the mesh."""
+    """Rows stacked along a leading axis, with the same fields as `Row`.
+
+    The fields are NumPy arrays at first, and JAX arrays once they are on the mesh.
+    """
 
     tokens_BT: 'Array'
     position_BT: 'Array'
@@ -74,14 +77,14 @@ class Batch(NamedTuple):
 
 
 def stack(rows: Sequence[Row]) -> Batch:
-    """Stack rows that have the same capacities. Either all or none of the rows have reference log-probabilities."""
+    """Stack rows of the same capacities into a batch; either all rows or none must have reference log-probabilities."""
     columns = zip(*rows, strict=True)
     return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)
 class Capacities:
-    """How many tokens, scored tokens and pairs fit in one row."""
+    """The numbers of tokens, scored tokens and pairs that fit in one row."""
 
     tokens: int
     scored: int
@@ -103,7 +106,10 @@ def capacities(config: ConfigDict) -> Capacities:
 
 
 class TokenNode(NamedTuple):
-    """A run of tokens that all paths through the node share; in a reply, the first `scored` tokens are scored."""
+    """A run of tokens in a token tree, shared by all paths through it.
+
+    If the node is part of a reply, its first `scored` tokens are scored.
+    """
 
     parent: int
     ids: tuple[int, ...]
@@ -125,7 +131,7 @@ class TokenTree(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much of each of a row's capacities a tree uses."""
+    """The numbers of tokens, scored tokens and pairs in a token tree."""
 
     tokens: int
     scored: int
@@ -238,7 +244,7 @@ def pack(parts: Sequence[Row], capacities: Capacities) -> Row:
 
 
 def _moved(part: Row, token: int, reply: int) -> Row:
-    """Shift a tree's indices to its place in a row, after `token` tokens and `reply` replies of earlier trees."""
+    """Return a tree with its indices shifted by the `token` tokens and `reply` replies that precede it in the row."""
     return part._replace(
         slot_token_S=part.slot_token_S + token,
         slot_reply_S=part.slot_reply_S + reply,

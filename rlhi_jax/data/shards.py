@@ -37,7 +37,7 @@ class Shards:
     """Random access to the trees of a shards folder.
 
     Attributes:
-      digest: identifies the data, regardless of where the folder is.
+      digest: digest of the shards' contents; it does not depend on the folder's location.
       manifest: the manifest, as written by the stage that made the shards.
 
     Raises:

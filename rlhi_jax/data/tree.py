@@ -22,7 +22,7 @@ MAX_WEIGHT = 1e30  # per pair, so that sums over a batch stay finite in float32
 
 
 class BadRecord(Exception):
-    """Raised for a record that cannot be used; such records are counted by `reason`."""
+    """The error for a record that cannot be used; unusable records are counted by `reason`."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -43,7 +43,7 @@ class Pair:
     """A preference between two replies to the same prompt.
 
     `prompt`, `chosen` and `rejected` are the indices of the prompt's last message and of each reply's last message.
-    A reply consists of all assistant messages from the prompt down to, and including, its last message.
+    A reply consists of all assistant messages after the prompt, up to and including the reply's last message.
     """
 
     id: str
@@ -95,7 +95,7 @@ class Interaction:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """A checked line of preference JSONL: two continuations of the same prompt."""
+    """A parsed and checked line of preference JSONL: two continuations of the same prompt."""
 
     id: str
     prompt: tuple[tuple[str, str], ...]  # (role, content)

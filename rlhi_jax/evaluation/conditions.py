@@ -36,9 +36,9 @@ def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
 
 
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
-    """Return the held-out trees under each condition.
+    """Return the held-out trees under each persona condition.
 
-    Only trees with a persona are included, and only if the other user's persona differs from the tree's own.
+    A tree is included only if it has a persona and the other user's persona differs from it.
 
     Raises:
       NothingToEvaluate: no two users have different personas.

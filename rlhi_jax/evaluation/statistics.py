@@ -8,7 +8,7 @@ RESAMPLES = 2000
 
 
 def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
-    """Return the mean over pairs, with a 95 % percentile interval from a bootstrap over users.
+    """Return the mean over pairs and its 95 % confidence interval, from a percentile bootstrap over users.
 
     A user's pairs stay together in every resample.
 

@@ -48,7 +48,7 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
 
 
 def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
-    """Return two tables: simulated users' satisfaction under each persona condition, and the gap for each taste."""
+    """Return two tables of simulated users' satisfaction: by persona condition, and the gap (own − other) by taste."""
     title = f'Satisfaction of {summary["users"]} held-out users with replies to {summary["prompts"]} requests'
     table = Table('policy', *CONDITIONS, 'gap own − other', title=title)
     for model, row in summary['models'].items():
@@ -63,7 +63,7 @@ def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print an evaluation: accuracy, margin and loss under each persona condition, with intervals."""
+    """Print an evaluation: accuracy, margin and loss under each persona condition, with confidence intervals."""
     title = (
         f'{result["objective"]}, step {result["step"]}: {result["pairs"]} held-out pairs from {result["users"]} users'
     )

@@ -1,15 +1,18 @@
-"""Errors that the user can fix. Programs print the message on one line and exit with status 2."""
+"""Errors that the user can fix.
+
+Programs print the message on one line and exit with status 2.
+"""
 
 
 class UserError(Exception):
     """An error that the user can fix.
 
-    The message is one sentence that names the file, field or flag at fault, then a colon, then what to do about it.
+    The message is one sentence. It names the file, field or flag at fault and, after a colon, says what to do about it.
     """
 
 
 class NothingToEvaluate(UserError):
-    """The held-out set cannot support this evaluation; the trained model is unaffected.
+    """The error for a held-out set that cannot be used for an evaluation; the trained model is unaffected.
 
     The message goes into reports that people share, so it names settings but no paths.
     """

@@ -14,7 +14,10 @@ from rlhi_jax.io.errors import UserError
 
 
 def digest(*parts: Any) -> str:
-    """Return the sha256 of bytes or JSON values as 64 hex digits; the length of each part is hashed before the part."""
+    """Return the sha256 of bytes or JSON values as 64 hex digits.
+
+    The length of each part is hashed before the part itself.
+    """
     sha = hashlib.sha256()
     for part in parts:
         data = (
@@ -64,7 +67,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def complete_lines(path: Path) -> list[bytes]:
-    """Return the file's complete lines; a killed run may leave half a line at the end."""
+    """Return a file's complete lines, without the partial line that a killed run may leave at the end."""
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
@@ -99,10 +102,12 @@ def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -
 
 
 class HeldFolder:
-    """A temporary folder beside `path`, initially empty, locked by this process, and removed when the block ends.
+    """A context manager for a temporary folder beside `path`, which this process locks.
+
+    The folder is empty at first, and it is removed when the block ends.
 
     Attributes:
-      path: where the finished folder will be, with links resolved.
+      path: the path of the finished folder, with links resolved.
       folder: the temporary folder.
 
     Raises:
@@ -144,8 +149,8 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` if the block ends without an error.
 
     Raises:
-      UserError: another process is writing the folder, or `path` exists and either `overwrite` is false or this
-        program did not create the folder.
+      UserError: another process is writing the folder; `path` exists and `overwrite` is false; or `path` exists and
+        is not a folder that this function made.
     """
     with HeldFolder(path) as held:
         settle(held.path)
@@ -188,7 +193,9 @@ def remove(path: Path) -> None:
 
 
 def locked(folder: Path) -> int:
-    """Lock a folder and return its open descriptor; closing the descriptor or ending this process unlocks the folder.
+    """Lock a folder and return its open file descriptor.
+
+    The folder is unlocked when the descriptor is closed or this process ends.
 
     Raises:
       UserError: another process has locked the folder.

@@ -1,9 +1,9 @@
-"""Downloads files of one commit from the Hugging Face hub, given hf://OWNER/NAME[@REVISION][/PATH], to a local cache.
+"""Downloads files from the Hugging Face hub to a local cache, given hf://OWNER/NAME[@REVISION][/PATH].
 
-PATH is a folder in the repository, or a file pattern such as data/train-*.parquet. Without a REVISION, the newest
-commit is used. Downloaded files stay in the cache: an interrupted download resumes, and complete downloads can be read
-without a network. huggingface_hub does the work, and reads `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT` as
-usual.
+PATH is a folder in the repository, or a file pattern such as data/train-*.parquet. All files come from the same commit;
+without a REVISION, this is the newest one. Downloaded files stay in the cache: an interrupted download resumes, and
+complete downloads can be read without a network. huggingface_hub does the work, and reads `HF_TOKEN`, `HF_HOME`,
+`HF_HUB_OFFLINE` and `HF_ENDPOINT` as usual.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Snapshot:
     """Files downloaded from a repository at one commit.
 
     Attributes:
-      name: hf://OWNER/NAME@COMMIT, whichever revision was requested.
+      name: hf://OWNER/NAME@COMMIT, even if a branch or a tag was requested.
       folder: the local copy of the repository, or of the requested folder in it.
       files: the requested files, sorted by path.
     """
@@ -47,7 +47,7 @@ def snapshot(name: str, kind: Literal['dataset', 'model'], patterns: Sequence[st
       name: hf://OWNER/NAME[@REVISION][/PATH]; for a data set, hf://datasets/OWNER/... works too.
       kind: the kind of repository.
       patterns: file name patterns; they apply in any folder or, if `name` has a PATH, below that path.
-      flag: the flag that the name was passed to, for error messages.
+      flag: the flag or config key that set `name`, for error messages.
 
     Raises:
       UserError: the repository, revision or file does not exist or is not accessible, or the hub cannot be reached.

@@ -4,7 +4,7 @@ Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` count
 node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1.
 
 Dimension key: B rows, T tokens, C tokens in a cache, K key-value heads, G query heads per key-value head,
-N = K G query heads, H head width.
+N = K * G query heads, H head width.
 """
 
 from typing import NamedTuple
@@ -19,10 +19,11 @@ from rlhi_jax.parallel.sharding import resolve
 
 
 def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> jax.Array:
-    """Grouped-query attention under the tree rule, [B, T, N, H], with logits and softmax in float32.
+    """Return the context [B, T, N, H] of grouped-query attention under the tree rule.
 
-    Uses Pallas kernels on a TPU and blockwise XLA elsewhere. Both skip blocks in which no query attends to any key, and
-    recompute logits for the gradient. On a mesh, each device computes its own rows and heads.
+    Logits and softmax are computed in float32, by Pallas kernels on a TPU and by blockwise XLA elsewhere. Both skip
+    blocks in which no query attends to any key, and recompute logits for the gradient. On a mesh, each device computes
+    its own rows and heads.
     """
     length = q_BTNH.shape[1]
     padding = -length % BLOCK
@@ -35,7 +36,7 @@ def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, exte
 
 
 def _on_devices(batch: int):
-    """Return the attention function; on the mesh in context, each device computes only its own rows and heads."""
+    """Return the attention function; if a mesh is in context, each device computes only its own rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _attend
@@ -93,8 +94,8 @@ def cached_attention(
     the updated cache. XLA can update the cache in place only if the write comes first.
 
     Returns:
-      The context [B, 1, N, H], computed with logits and softmax in float32 as in `tree_attention`, and the cache
-      including the new token.
+      The context [B, 1, N, H], and the cache including the new token. As in `tree_attention`, logits and softmax are
+      computed in float32.
     """
     batch, _, heads, width = q_BTNH.shape
     kv_heads, capacity = cache.v_BKCH.shape[1:3]

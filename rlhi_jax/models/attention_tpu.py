@@ -1,9 +1,11 @@
-"""Tree attention as Pallas kernels for TPUs; the forward and backward kernels visit only live blocks.
+"""Tree attention as Pallas kernels for TPUs.
 
-A kernel reads the indices of live blocks from scalar memory before it fetches the blocks. The number of grid steps
-is the largest number of live blocks in any row of blocks, so a dead block costs neither arithmetic nor bandwidth. JAX's
-splash attention compiles its mask into the program or reads a dense mask; here, the mask follows from one number per
-key.
+The forward and backward kernels visit only live blocks, in which some query attends to some key. A kernel first reads
+the indices of live blocks from scalar memory and then fetches only these blocks, so a dead block costs neither
+arithmetic nor bandwidth. The number of grid steps is the largest number of live blocks in any row of blocks.
+
+JAX's splash attention compiles its mask into the program or reads a dense mask; here, the mask follows from one number
+per key.
 
 Dimension key: B rows, T tokens (a multiple of 128), N query heads, K key-value heads, H head width; Q queries and S
 keys in one block.
@@ -222,11 +224,11 @@ def _d_key(
 
 
 def _over_queries(q: jax.Array, k: jax.Array, extent_BT: jax.Array) -> tuple:
-    """Return the inputs and block specs for the grid (rows, heads, query blocks, live key blocks).
+    """Return the live blocks and the block specs for the grid (rows, heads, query blocks, live key blocks).
 
     Returns:
-      The live blocks, their counts, the number of blocks in a row, and the block specs for queries, for one number per
-      query, for keys, and for the ends of the keys' subtrees.
+      The live blocks, their counts, the number of blocks in a row, and four block specs: for queries, for arrays with
+      one number per query, for keys, and for the ends of the keys' subtrees.
     """
     length, width, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
     block = _block(length)
@@ -246,7 +248,7 @@ def _over_queries(q: jax.Array, k: jax.Array, extent_BT: jax.Array) -> tuple:
 
 
 def _seen(i, j, end, query_axis: int) -> jax.Array:
-    """Return a mask, [Q, S] or [S, Q], that is true where a query in block i sees a key in block j.
+    """Return a mask, [Q, S] or [S, Q], that is true where a query in block i attends to a key in block j.
 
     `end` contains the end of each key's subtree.
     """
@@ -265,9 +267,9 @@ def _block(length: int) -> int:
 
 
 def _listed(extent_BT: jax.Array, block: int, *, by_key: bool = False) -> tuple[jax.Array, jax.Array]:
-    """List the live key blocks for each query block or, if `by_key`, the live query blocks for each key block.
+    """Return the live key blocks of each query block or, if `by_key`, the live query blocks of each key block.
 
-    The result is flattened because scalar memory would pad the last dimension.
+    The block indices and their counts are flattened, because scalar memory would pad the last dimension.
     """
     live_BIJ = live_blocks(extent_BT, block)
     indices, counts = listed(live_BIJ.swapaxes(1, 2) if by_key else live_BIJ)

@@ -1,4 +1,7 @@
-"""Tree attention in plain XLA for any backend, computed for one query block and one live key block at a time.
+"""Tree attention in plain XLA for any backend, computed for one query block and one key block at a time.
+
+For each query block, only live key blocks are computed. A key block is live if some query in the query block attends
+to some of its keys.
 
 Memory is linear in the row length: thanks to a running softmax (arXiv 2205.14135), logits exist for only one block at a
 time, and they are recomputed for the gradient.
@@ -98,7 +101,7 @@ def backward(
 
 
 def _logits(q_KHX: jax.Array, first: jax.Array, j: jax.Array, k_KHS: jax.Array, end_S: jax.Array) -> jax.Array:
-    """Scaled and masked logits between one query block and key block j, float32 [K, S, X]."""
+    """Return the scaled and masked logits between one query block and key block j, [K, S, X] float32."""
     logits_KSX = _dot('KHS,KHX->KSX', k_KHS, q_KHX) * q_KHX.shape[1] ** -0.5
     query_X = first + jnp.tile(jnp.arange(BLOCK), q_KHX.shape[2] // BLOCK)
     key_S1 = j * BLOCK + jnp.arange(BLOCK)[:, None]

@@ -29,7 +29,7 @@ class ModelFolder:
     """A model on disk.
 
     Attributes:
-      weights: identifies the parameters by a digest of their bytes, or of the run and step that produced them.
+      weights: digest that identifies the parameters, computed from their bytes or from the run and step that made them.
       tokens: `bos_token_id`, `eos_token_id`, `pad_token_id`.
     """
 
@@ -68,12 +68,12 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
 
 
 def weights_at(run: str, step: int) -> str:
-    """The digest that identifies a run's parameters at one step; `run` is `weights` in the run's model.json."""
+    """Return the digest that identifies a run's parameters at one step; `run` is `weights` in the run's model.json."""
     return digest(run, step)
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps of a run's complete checkpoints, in increasing order."""
+    """Return the steps of a run's complete checkpoints, in increasing order."""
     folder = Path(workdir) / 'checkpoints'
     # Orbax removes the metadata first when it deletes a checkpoint.
     complete = [path.parent.name for path in folder.glob('*/_CHECKPOINT_METADATA')]
@@ -93,7 +93,7 @@ def describe_model(
 
 
 def params_digest(params: Any) -> str:
-    """A digest of the names, shapes and bytes of all parameters."""
+    """Return a digest of the names, shapes and bytes of all parameters."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {jax.tree_util.keystr(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
     return digest(*(digest(name, list(leaf.shape), leaf.data.cast('B')) for name, leaf in named.items()))
@@ -122,7 +122,10 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
 
 
 class RunCheckpoints:
-    """Writes a run's checkpoints asynchronously, keeps only the newest `keep`, and reads only complete checkpoints."""
+    """The newest `keep` checkpoints of a run.
+
+    Checkpoints are written asynchronously, and only complete checkpoints are read.
+    """
 
     def __init__(self, workdir: Path, *, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
@@ -133,7 +136,7 @@ class RunCheckpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Start writing a checkpoint, which readers see only once all of it is on disk."""
+        """Start writing a checkpoint; readers see it only when all of it is on disk."""
         items = dict(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
@@ -169,5 +172,5 @@ class RunCheckpoints:
 
 
 def abstract_with_shardings(shapes: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs that tell Orbax where to place each array."""
+    """Return ShapeDtypeStructs that tell Orbax where to place each array."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -1,6 +1,7 @@
 """The Llama-family decoder, as a Flax Linen module over interaction-tree rows.
 
-Dimension key: B rows, T tokens, D width, F mlp width, N query heads, K key-value heads, H head width, V vocabulary.
+Dimension key: B rows, T tokens, L layers, D width, F mlp width, N query heads, K key-value heads, H head width,
+V vocabulary.
 
 Parameters are float32 master weights, cast to the compute dtype where they are used. Each parameter is declared once,
 with its logical axes (`rlhi_jax/parallel/sharding.py` maps these to the mesh):
@@ -41,19 +42,19 @@ _NORMAL = nn.initializers.normal(0.02)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm (arXiv 1910.07467) over the last axis.
+    """Return `x` normalized by its root mean square over the last axis (RMSNorm, arXiv 1910.07467), times `scale`.
 
     The norm is computed in float32 and returned in the input's dtype.
 
     With n = x / rms(x) and g = dy * scale, the gradient of x is (g - n * mean(g * n)) / rms(x), and the gradient of
-    the scale is the sum of dy * n. We write both as products, which a CPU computes ten times as fast as the
-    sums that JAX derives.
+    the scale is the sum of dy * n. We compute the mean and the sum with `einsum`, which is ten times as fast on a CPU
+    as the sums that JAX derives.
     """
     return scale.astype(x.dtype) * _normed(x, eps)[0].astype(x.dtype)
 
 
 def _normed(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    """x divided by its root mean square, and the inverse of that root mean square; float32."""
+    """Return x divided by its root mean square, and the inverse of that root mean square, both float32."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return x32 * inverse, inverse
@@ -72,7 +73,7 @@ _rms_norm.defvjp(lambda x, scale, eps: (_rms_norm(x, scale, eps), (x, scale)), _
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`jnp.einsum(dims, x, kernel)`, with the kernel's gradient computed in the kernel's own axis order.
+    """Return `jnp.einsum(dims, x, kernel)`; the kernel's gradient is computed in the kernel's own axis order.
 
     JAX would otherwise compute the transpose of that gradient, and a CPU would then recompute an activation's cotangent
     column by column.
@@ -142,11 +143,13 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps rows to final hidden states. The caller applies the head, and only to the tokens that it scores.
+    """A decoder that maps rows to final hidden states.
+
+    The caller applies the head, but only to the tokens that it scores.
 
     Training scans over the layers, whose parameters are stacked. A scan copies each layer out of the stack before using
-    it. A sampler computes only a few tokens per layer, so this copy would be costly; it uses `unrolled` layers instead
-    (see `unroll`).
+    it. This copy would be costly in a sampler, which computes only a few tokens per layer. Samplers therefore use
+    `unrolled` layers (see `unroll`).
     """
 
     spec: ModelSpec
@@ -174,8 +177,8 @@ class Decoder(nn.Module):
         if s.head == 'reward':
             table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
 
-        # Devices that share one copy of the parameters form a group. Each looks up its own part of the width, for the
-        # rows of the whole group, so neither the table nor its gradient is moved.
+        # Devices that share one copy of the parameters form a group. Each device looks up its own part of the width,
+        # for the rows of the whole group, so neither the table nor its gradient is moved.
         tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
         x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))
@@ -207,7 +210,7 @@ def _with_remat(name: str, unrolled: bool) -> type[Block]:
 
 
 def unroll(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters for the `unrolled` decoder: `layers_0`, `layers_1` and so on instead of the stack `layers`."""
+    """Return the parameters of the `unrolled` decoder, with `layers_0`, `layers_1`, … instead of the stack `layers`."""
     stack = params['layers']
     count = len(stack['attention_norm'])
     layers = {f'layers_{layer}': jax.tree.map(lambda x, layer=layer: x[layer], stack) for layer in range(count)}
@@ -215,5 +218,5 @@ def unroll(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def output_matrix(params: dict[str, Any]) -> jax.Array:
-    """The matrix that turns hidden states into next-token logits, [V, D]: `unembed`, or the tied embedding."""
+    """Return the matrix that turns hidden states into next-token logits, [V, D]: `unembed`, or the tied embedding."""
     return params.get('unembed', params['embed'])

@@ -17,13 +17,13 @@ Params = dict[str, Any]
 
 
 def init_params(decoder: Decoder, key: jax.Array) -> Any:
-    """Randomly initialized parameters, boxed with their logical axes."""
+    """Return randomly initialized parameters, boxed with their logical axes."""
     row = jnp.zeros((1, 1), jnp.int32)
     return decoder.init(key, row, row, row + 1)['params']
 
 
 def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
-    """The shapes, dtypes and shardings of a decoder's parameters."""
+    """Return the shapes, dtypes and shardings of a decoder's parameters."""
     boxed = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
     # We do not use `nn.unbox`, which would constrain these shapes as if they were arrays.
     shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))

@@ -1,4 +1,4 @@
-"""Keeps one model (for example in a sampler or a scorer) and its compiled steps in the process's memory.
+"""Keeps one model (for example, a sampler's or a scorer's) and its compiled steps in the process's memory.
 
 A model and its compiled steps are slow to make, so stages in the same process share them. Two models might not fit on
 the device, so the old model is released before a new one is made.
@@ -12,7 +12,7 @@ T = TypeVar('T')
 
 
 class Resident:
-    """Stores at most one model, under a key that contains everything the model depends on.
+    """A store for at most one model, under a key that contains everything the model depends on.
 
     >>> resident = Resident()
     >>> resident.get('small', lambda: 'a model'), resident.get('small', lambda: 'not made again')
@@ -24,9 +24,9 @@ class Resident:
         self._model: Any = None
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the model stored under `key`. If it is not there, release any other model and call `make`.
+        """Return the model stored under `key`; if there is none, release any other model and call `make`.
 
-        Callers that hold a reference to the old model must drop that reference themselves, or the memory is not freed.
+        The old model's memory is freed only if callers have dropped their own references to that model.
         """
         if self._model is None or self._key != key:
             self.release()

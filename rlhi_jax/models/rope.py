@@ -11,7 +11,7 @@ from rlhi_jax.models.spec import ModelSpec
 
 
 def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Rotation speeds in radians per position, [H/2], float32.
+    """Return the rotation speeds in radians per position, [H/2], float32.
 
     Under Llama 3's scaling, wavelengths above `original_max_positions / low_freq_factor` are stretched by `factor`, and
     wavelengths below `original_max_positions / high_freq_factor` are left unchanged. Between these two limits, the
@@ -29,13 +29,16 @@ def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
 
 
 def rotation(position_BT: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine tables, [B, T, H/2] each, float32."""
+    """Return the cosines and sines of each token's rotation angles, [B, T, H/2] each, float32."""
     angle = position_BT[..., None].astype(jnp.float32) * inverse_frequencies(spec)
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the halves of each head by the token's angles in float32, and return the result in the input's dtype."""
+    """Rotate each head by its token's angles in float32, and return the result in the input's dtype.
+
+    Each rotated pair consists of the values at the same index in the head's first and second half.
+    """
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

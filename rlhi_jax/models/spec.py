@@ -46,7 +46,7 @@ class ModelSpec:
         if self.family not in FAMILIES:
             raise UserError(f'model family {self.family!r} is not supported: choose one of {", ".join(FAMILIES)}')
         if self.head not in ('lm', 'reward'):
-            raise UserError(f"model head {self.head!r} is neither 'lm' nor 'reward': import the model again")
+            raise UserError(f"the model's head is {self.head!r}, but must be 'lm' or 'reward': import the model again")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f'num_heads is {self.num_heads}, which is not a multiple of num_kv_heads ({self.num_kv_heads}): choose '
@@ -68,5 +68,5 @@ class ModelSpec:
             return cls(**{**fields, 'rope_scaling': RopeScaling(**scaling) if scaling else None})
         except TypeError as error:
             raise UserError(
-                f'the model description has missing or unknown fields ({error}): import the model again'
+                f'model.json has missing or unknown fields under "spec" ({error}): import the model again'
             ) from None

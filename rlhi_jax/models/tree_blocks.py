@@ -11,15 +11,15 @@ BLOCK = 128  # tokens per block; rows are padded to a multiple of this. The logi
 
 
 def ends(extent_BT: jax.Array) -> jax.Array:
-    """The index just past each token's subtree, [B, T]; tokens from j up to (not including) it attend to token j."""
+    """Return the index just past each token's subtree, `end` [B, T]; tokens j to `end[j] - 1` attend to token j."""
     return jnp.arange(extent_BT.shape[1], dtype=jnp.int32) + extent_BT
 
 
 def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
-    """Whether any query in block i attends to any key in block j, [B, I, J] bool; a block has `block` tokens.
+    """Return whether any query in block i attends to any key in block j, [B, I, J] bool; a block has `block` tokens.
 
-    One number per key block decides this exactly: for i >= j, some query sees some key iff the largest end of
-    the keys' subtrees is greater than the first query's index.
+    One number per key block decides this exactly: for i >= j, some query attends to some key iff the largest end of the
+    keys' subtrees is greater than the first query's index.
 
     >>> live_blocks(jnp.array([[4, 1, 2, 1, 1, 1]]), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
@@ -31,9 +31,10 @@ def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
 
 
 def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The indices [B, I, J] of the live blocks in each row of blocks, in order, and their counts [B, I], as int32.
+    """Return the indices j of the live blocks of each i, in order, [B, I, J], and their counts, [B, I], as int32.
 
-    The last live index is repeated to the end, so that a kernel that fetches ahead finds the block already in memory.
+    The last live index is repeated to fill J entries. A kernel that fetches ahead then finds that block already in
+    memory.
 
     >>> indices, counts = listed(jnp.array([[[True, False, True]]]))
     >>> indices.tolist(), counts.tolist()

@@ -1,4 +1,4 @@
-"""Objectives by name: pure functions of log-probabilities or rewards."""
+"""Training objectives as pure functions of log-probabilities or rewards, keyed by name."""
 
 from rlhi_jax.objectives.bradley_terry import bradley_terry
 from rlhi_jax.objectives.dpo import dpo

@@ -1,4 +1,7 @@
-"""The Bradley-Terry reward objective. Rewards depend on the persona if the reward model reads it."""
+"""The Bradley-Terry objective for reward models.
+
+Rewards depend on the persona if the reward model reads it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +10,15 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
-    """Compute -log P(chosen > rejected), where P = σ(r_chosen - r_rejected).
+    """Return each pair's Bradley-Terry loss and metrics.
 
-    The model of P is from Bradley and Terry (1952), and the loss is from arXiv 2203.02155, eq. 1.
+    The loss is -log σ(r_chosen - r_rejected) (arXiv 2203.02155, eq. 1). Bradley and Terry (1952) model the probability
+    that the chosen reply is preferred as σ(r_chosen - r_rejected).
 
     Args:
       scores: the function reads `reward_P2`.
-      hyper: `config.reward`. `center` is the weight of (r_chosen + r_rejected)², which fixes the otherwise arbitrary
-        offset of the rewards (arXiv 2312.09244).
+      hyper: `config.reward`. `center` is the weight of an additional loss term, (r_chosen + r_rejected)², which fixes
+        the otherwise arbitrary offset of the rewards (arXiv 2312.09244).
 
     Returns:
       The loss [P], in nats, and metrics [P].

@@ -1,6 +1,6 @@
-"""The input to an objective: scores of each pair's chosen and rejected replies, along an axis of length 2.
+"""The types of an objective and of its input, the scores of each pair's chosen and rejected replies.
 
-Dimension key: P pairs (any leading shape), 2 chosen and rejected, in this order.
+Dimension key: P pairs (one or more leading dimensions), 2 the chosen and the rejected reply, in this order.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ class PairScores(NamedTuple):
     """Scores of each pair's replies; scores that were not computed are None.
 
     Attributes:
-      logp_P2: log-probability under the policy, summed over the scored tokens, nats.
-      reference_logp_P2: the same under the reference policy.
+      logp_P2: log-probability under the policy, summed over the scored tokens, in nats.
+      reference_logp_P2: log-probability under the reference policy, summed over the scored tokens, in nats.
       length_P2: number of scored tokens in the reply.
       reward_P2: output of the reward head.
     """
@@ -28,10 +28,10 @@ class PairScores(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A loss over pairs.
+    """A loss over pairs, with the scores that it needs.
 
     Attributes:
-      loss: function from scores and hyperparameters to each pair's loss [P] and metrics [P].
+      loss: function of scores and hyperparameters that returns each pair's loss [P] and metrics [P].
       head: the decoder head that computes the scores, 'lm' or 'reward'.
       uses_reference: whether the loss reads reference log-probabilities.
     """

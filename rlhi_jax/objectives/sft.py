@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on chosen replies: the control for preference training."""
+"""Supervised fine-tuning on chosen replies, as a baseline for preference training."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,11 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def sft(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
-    """Compute the mean negative log-likelihood per token of each pair's chosen reply, [P], nats per token.
+    """Return each pair's loss [P], in nats per token, and metrics [P].
 
-    The mean is taken within each reply first, so that every pair has the same weight. `accuracy` compares the mean
-    log-likelihoods per token of the two replies.
+    The loss is the mean negative log-likelihood per token of the chosen reply. The mean is taken within each reply, so
+    long replies do not count more than short ones. `accuracy` and `margin` compare the mean log-likelihoods per token
+    of the two replies.
     """
     del hyper
     mean_P2 = scores.logp_P2 / jnp.maximum(scores.length_P2, 1)

@@ -1,1 +1,1 @@
-"""The device mesh with its sharding rules, and the processes of a pod."""
+"""The device mesh, its sharding rules, and the coordination of processes."""

@@ -1,4 +1,4 @@
-"""Starts this process as one of several, and stops all of them together when one of them is asked to stop."""
+"""Coordinates the processes of one run: they start together, wait for each other and stop at the same step."""
 
 import os
 import signal
@@ -13,13 +13,13 @@ COORDINATOR, PROCESS_ID, NUM_PROCESSES = 'RLHI_COORDINATOR', 'RLHI_PROCESS_ID', 
 
 
 def start() -> None:
-    """Join the other processes, if the launcher started any (see `launch/`).
+    """Connect to the other processes of the run, if `RLHI_COORDINATOR` is set (see `launch/`).
 
-    `RLHI_COORDINATOR` is `auto` on TPU pods, which know their own topology. Elsewhere it is `host:port`, and
+    On TPU pods, which know their own topology, `RLHI_COORDINATOR` is `auto`. Elsewhere it is `host:port`, and
     `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES` must also be set.
 
     Raises:
-      UserError: one of these variables is missing or is not a number.
+      UserError: `RLHI_COORDINATOR` is `host:port`, and another variable is missing or is not a number.
     """
     coordinator = os.environ.get(COORDINATOR)
     if coordinator is None:
@@ -36,34 +36,39 @@ def start() -> None:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and prints output."""
+    """Return whether this is the one process that writes files and prints output."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until every process has called this."""
+    """Wait until every process has called this function with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def check_agreement(value: str, what: str) -> None:
-    """Raise an error if the processes see different files; otherwise they would wait for each other forever.
+    """Raise an error if the processes see different files.
+
+    Without this check, processes that see different files would wait for each other forever.
 
     Args:
       value: a hex digest of the files that this process sees.
-      what: describes the files in the error.
+      what: a description of the files for the error message.
 
     Raises:
-      UserError: the processes have different values.
+      UserError: the processes passed different values.
     """
     if jax.process_count() > 1:
         start = np.frombuffer(bytes.fromhex(value)[:4], np.int32)
         if len(set(multihost_utils.process_allgather(start).ravel().tolist())) > 1:
-            raise UserError(f'the processes do not agree on {what}: use a folder that all hosts mount')
+            raise UserError(f'the processes see different files in {what}: use a folder that all hosts mount')
 
 
 class Preemption:
-    """Records whether SIGTERM or a first Ctrl-C asked the run to stop."""
+    """A record of whether SIGTERM or Ctrl-C has asked the run to stop.
+
+    A second Ctrl-C ends the process at once.
+    """
 
     def __init__(self):
         self._asked = False
@@ -83,7 +88,10 @@ class Preemption:
         signal.signal(number, signal.SIG_DFL)  # a second signal stops the run at once
 
     def reached(self, step: int) -> bool:
-        """True in every process at the same step, once any process has been asked to stop."""
+        """Return whether to stop at this step.
+
+        Once any process has been asked to stop, the result becomes True in every process at the same step.
+        """
         if jax.process_count() == 1:
             return self._asked
         if self._asked:  # Ctrl-C in one process: pass it on as the signal that JAX relays

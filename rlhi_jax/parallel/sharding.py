@@ -1,8 +1,8 @@
-"""The mesh, and the one table that maps logical axes of parameters and activations to mesh axes.
+"""The device mesh, and the table that maps logical axes of parameters and activations to mesh axes.
 
-Parameters and activations name their axes (`embed`, `heads`, …); `RULES` says which mesh axes split each of them. An
-axis without a rule is an error, and so is a mesh axis that would split two axes of the same array, so nothing is
-replicated silently.
+Parameters and activations name their axes (`embed`, `heads`, …), and `RULES` says which mesh axes split each named
+axis. An axis without a rule is an error; it is never replicated silently. It is also an error if one mesh axis would
+split two axes of the same array.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ AXES = ('data', 'fsdp', 'tensor')
 # The mesh axes that split each logical axis; () if the axis is not split.
 RULES: dict[str, tuple[str, ...]] = {
     'batch': ('data', 'fsdp'),  # rows
-    'shared_rows': ('data',),  # rows of all devices that share one copy of the parameters
+    'shared_rows': ('data',),  # rows, where the devices that share one copy of the parameters process them together
     'length': (),
     'activation': (),  # the width of a hidden state
     'embed': ('fsdp',),  # the width, in parameters
@@ -40,10 +40,14 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Make a mesh over all devices or the given ones. One size may be -1, to take all remaining devices.
+    """Return a device mesh with the given sizes.
+
+    Args:
+      sizes: the number of devices along each mesh axis. One size may be -1; that axis takes all remaining devices.
+      devices: the devices, or None for all devices.
 
     Raises:
-      UserError: the product of the sizes is not the number of devices.
+      UserError: a size is invalid, or the product of the sizes is not the number of devices.
     """
     sizes = {axis: sizes[axis] for axis in AXES}
     devices = jax.devices() if devices is None else list(devices)
@@ -55,21 +59,21 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
     if free and count % fixed == 0:
         sizes[free[0]] = count // fixed
     if int(np.prod(list(sizes.values()))) != count:
-        raise UserError(f'config.mesh is {sizes}, but there are {count} devices: set axes whose product is {count}')
+        raise UserError(f'config.mesh is {sizes}, but there are {count} devices: set sizes whose product is {count}')
     # A mesh axis may use part of a pod's physical axis, for example to split heads over two of a row's four chips.
     grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
-    """Look up the mesh axes for an array's logical axes; None means that an axis is not split.
+    """Return the PartitionSpec for an array's logical axes, as given by `RULES`.
 
     >>> tuple(resolve(('vocab', 'embed', None), 'the parameter embed'))
     ('tensor', 'fsdp', None)
 
     Args:
-      axes: logical axes, one per dimension.
-      array: describes the array in errors.
+      axes: logical axes, one per dimension; None for a dimension that is not split.
+      array: a description of the array for error messages.
 
     Raises:
       ValueError: an axis has no rule, or one mesh axis would split two axes of the array.
@@ -95,10 +99,14 @@ def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
 
 
 def shardings_of(abstract: Any, mesh: Mesh) -> Any:
-    """The NamedShardings for a boxed abstract tree (from `jax.eval_shape` of Flax's init), as an unboxed tree.
+    """Return the sharding of each parameter, as an unboxed tree.
+
+    Args:
+      abstract: the boxed tree of shapes that `jax.eval_shape` returns for Flax's init.
+      mesh: the mesh.
 
     Raises:
-      ValueError: a parameter has no logical axes, or `resolve` rejects them.
+      ValueError: a parameter does not name one logical axis per dimension, or `resolve` rejects the axes.
     """
 
     def one(path: tuple, box: Any) -> NamedSharding:
@@ -115,7 +123,7 @@ def _is_box(x: Any) -> bool:
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Shard an activation by its logical axes over the mesh in context; without a mesh, return it unchanged.
+    """Shard an activation over the current mesh by its logical axes; without a mesh, return it unchanged.
 
     Raises:
       ValueError: `axes` does not have one entry per dimension, or `resolve` rejects the axes.
@@ -128,17 +136,17 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding that splits rows over data and fsdp."""
+    """Return the sharding that splits rows over the mesh axes data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding that puts a whole copy on every device."""
+    """Return the sharding that puts a complete copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def local_rows(sharding: NamedSharding, batch_rows: int) -> list[int]:
-    """The indices, in the global batch, of the rows on this process's devices, in increasing order."""
+    """Return the global-batch indices of the rows on this process's devices, in increasing order."""
     slices = sharding.addressable_devices_indices_map((batch_rows,)).values()
     return sorted({row for (rows,) in slices for row in range(*rows.indices(batch_rows))})
 
@@ -158,6 +166,6 @@ def to_global(batch: Batch, local: Sequence[int], sharding: NamedSharding, batch
 
 @contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Trace and run on this mesh, which `constrain` and attention read from the context."""
+    """Make `mesh` the current mesh, which `constrain` and attention use, within the `with` block."""
     with jax.set_mesh(mesh):
         yield

@@ -1,1 +1,1 @@
-"""Sampling settings, the slot-based sampler, and text replies to conversations."""
+"""Samples text replies to conversations, with a sampler that decodes a fixed number of slots."""

@@ -1,4 +1,4 @@
-"""Text replies to text conversations, generated with the sampler."""
+"""Generates text replies to conversations with the sampler."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
 
 
 class Prompt(NamedTuple):
-    """A conversation that ends in a user turn and should get `samples` replies.
+    """A conversation that ends in a user turn, and the number of replies (`samples`) to generate for it.
 
-    Given the model and its settings, a reply depends only on `id`, the text and the sample's number. The last `keep`
-    turns are never left out; older turns are left out if they do not fit.
+    With the same model and settings, a reply depends only on the prompt's id, the prompt's text and the sample's
+    number. `Generator.fit` may drop older turns, but it never drops the last `keep` turns.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One reply to the prompt `id`; `finished` is False if it was cut off at `config.sampler.new_tokens`."""
+    """One reply to the prompt `id`; `finished` is False if the reply was cut off at `config.sampler.new_tokens`."""
 
     id: str
     sample: int
@@ -40,11 +40,12 @@ class Reply(NamedTuple):
 
 
 class Generator:
-    """Samples replies from one model; generators with the same model and settings share a sampler (see `RESIDENT`).
+    """A generator of text replies, sampled from one model.
+
+    Generators with the same model and settings share a sampler as long as it stays in memory (see `RESIDENT`).
 
     Raises:
-      UserError: the model is missing or is not a language model, or the model or the slots cannot be split evenly
-        over the mesh.
+      UserError: the model is missing, or `Sampler` rejects the model or the settings.
     """
 
     def __init__(self, config: ConfigDict, model_path: str):
@@ -56,7 +57,7 @@ class Generator:
         self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, make_mesh(dict(axes)), dtype=dtype))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids that the model reads before its reply begins."""
+        """Return the token ids that the model reads before its reply begins."""
         roles = tuple(role for role, _ in prompt.turns)
         pieces: list[int] = []
         for end, (role, content) in enumerate(prompt.turns, start=1):
@@ -89,7 +90,8 @@ def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
     """Read the turns of a prompt from its record in a JSON lines file.
 
     Args:
-      record: has `messages`, a list of `role` and `content` pairs whose roles alternate, with the user first and last.
+      record: a JSON object whose `messages` is a list of objects with `role` and `content`. The roles alternate between
+        user and assistant, with the user first and last.
       texts: names of other required text fields.
 
     Raises:
@@ -114,5 +116,8 @@ def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether the value is text that a file can store. JSON allows lone surrogates, which UTF-8 cannot encode."""
+    """Return whether the value is text that UTF-8 can encode.
+
+    JSON also allows lone surrogates, which UTF-8 cannot encode.
+    """
     return isinstance(value, str) and not re.search('[\ud800-\udfff]', value)

@@ -1,11 +1,11 @@
 """Sampling with a KV cache: each prompt is read once, and its samples are decoded in a fixed number of slots.
 
-Each slot contains one unfinished sequence. When the sequence ends, the next sample takes the slot, so the compiled step
-never changes shape. A sample depends only on the prompt and its name, the sample's number and the seed. It does not
-depend on its slot, the other slots or the order of requests.
+Each slot decodes one sequence at a time. When the sequence ends, the next sample takes the slot. The number of slots is
+fixed, so the shapes in the compiled step never change. A sample depends only on the prompt and its name, the sample's
+number and the seed. It does not depend on its slot, the other slots or the order of requests.
 
-Dimension key: S slots, C tokens in a slot's cache, N tokens decoded before the host looks at the slots again,
-P tokens in a padded prompt, K key-value heads, H head width, V vocabulary.
+Dimension key: S slots, C tokens in a slot's cache, N tokens decoded in each slot before the host reads them,
+P tokens in a padded prompt, K key-value heads, H head width, D width, V vocabulary, G groups of X vocabulary entries.
 """
 
 import functools
@@ -27,7 +27,7 @@ from rlhi_jax.models.parameters import Params, check_fit, load_params
 from rlhi_jax.parallel.sharding import on_mesh
 from rlhi_jax.sampling.settings import Sampling
 
-STEPS = 8  # tokens decoded before the host looks at the slots again
+STEPS = 8  # tokens decoded in each slot before the host reads them
 GROUP = 128  # vocabulary entries per group; to draw a token, probabilities are first summed within groups
 BUCKET = 32  # prompts are padded to a multiple of this, so that only a few lengths are compiled
 
@@ -41,7 +41,14 @@ class Request(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One continuation. `tokens` excludes the end-of-turn token; `finished` is False if `new_tokens` cut it off."""
+    """One continuation of a prompt.
+
+    Attributes:
+      request: index of the request.
+      sample: number of the sample within its request.
+      tokens: token ids, without the end-of-turn token.
+      finished: False if the continuation was cut off at `new_tokens` tokens.
+    """
 
     request: int
     sample: int
@@ -50,7 +57,7 @@ class Sample(NamedTuple):
 
 
 class Slots(flax.struct.PyTreeNode):
-    """All slots on the device: each slot's next token to read, that token's position, a random key and the cache."""
+    """The state of all slots: each slot's next token to read, that token's position, the random key and the cache."""
 
     token_S: jax.Array
     position_S: jax.Array
@@ -62,7 +69,7 @@ def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
     """Set all logits outside the nucleus to -inf.
 
     The nucleus is the smallest set of most likely tokens whose total probability reaches `top_p` (arXiv 1904.09751).
-    Its lowest probability is found by bisection instead of sorting, with a relative error of a thousandth.
+    The lowest probability in it is found by bisection instead of sorting, with a relative error of a thousandth.
     """
     probability_SV = jax.nn.softmax(logits_SV, axis=-1)
 
@@ -78,7 +85,7 @@ def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
 
 
 def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
-    """Return the first token at which each slot's cumulative probability exceeds its number in `uniform_S`; [S] int32.
+    """Draw one token per slot, [S] int32: the first whose cumulative probability exceeds the number in `uniform_S`.
 
     This needs one random number per token drawn; the Gumbel trick needs one for every entry of the vocabulary.
     Probabilities are first summed in groups. The cumulative sum over groups selects the group, and the cumulative sum
@@ -100,7 +107,7 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
 
 
 def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling) -> jax.Array:
-    """The next token of each slot, [S] int32, drawn with the slot's own key and position."""
+    """Return the next token of each slot, [S] int32, drawn with the slot's own key and position."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_SV, axis=-1).astype(jnp.int32)
     logits_SV = logits_SV / sampling.temperature
@@ -114,7 +121,7 @@ def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, 
 
 
 def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -> tuple[Slots, jax.Array]:
-    """Read `STEPS` tokens in every slot; return the slots and the tokens drawn, [S, N]."""
+    """Decode `STEPS` tokens in every slot; return the updated slots and the new tokens, [S, N]."""
 
     def step(slots: Slots, _):
         # Free slots are decoded too, because the shape is fixed; in a full cache, the last token is overwritten.
@@ -131,7 +138,7 @@ def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -
 
 
 def prefill(decoder: Decoder, params: Params, token_P: jax.Array) -> dict[str, dict[str, KVCache]]:
-    """The keys and values of a prompt, keyed by layer: [1, K, H, P] and [1, K, P, H]."""
+    """Return the keys [1, K, H, P] and the values [1, K, P, H] of a prompt, keyed by layer."""
     position_1P = jnp.arange(len(token_P))[None]
     inputs = (token_P[None], position_1P, len(token_P) - position_1P)
     _, new = decoder.apply({'params': params}, *inputs, mutable=['new'])
@@ -151,7 +158,11 @@ def branch(
     position: jax.Array,
     key_2: jax.Array,
 ) -> Slots:
-    """Write a prompt's keys and values to a slot; the slot will next read the prompt's last token."""
+    """Return the slots, with a new sample in one slot.
+
+    The prompt's keys and values are written to the slot's cache. The slot will next read `token`, the prompt's last
+    token.
+    """
 
     def put(cache: jax.Array, prefix: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(cache, prefix, (slot, *jnp.zeros((3,), slot.dtype)))
@@ -165,7 +176,10 @@ def branch(
 
 
 def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
-    """Create empty slots; each cache has room for a padded prompt, or for a prompt and its reply if longer."""
+    """Return empty slots.
+
+    Each slot's cache has room for a padded prompt or for a prompt and its reply, whichever is longer.
+    """
     spec, count = decoder.spec, sampling.slots
     prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
     capacity = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
@@ -176,13 +190,13 @@ def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
 
 
 def slots_layout(mesh: Mesh) -> Slots:
-    """The shardings of slots: the mesh axes data and fsdp split the slots, and tensor splits the cache's heads."""
+    """Return the shardings of slots: the mesh axes data and fsdp split slots, and tensor splits the cache's heads."""
     rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     return Slots(rows, rows, rows, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor')))
 
 
 def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Params, Slots], tuple[Slots, jax.Array]]:
-    """The jitted `decode`, which reuses the memory of the slots passed to it."""
+    """Return the jitted `decode`, which reuses the memory of the slots passed to it."""
     layout = slots_layout(mesh)
     return jax.jit(
         functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, layout.token_S)
@@ -190,11 +204,11 @@ def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Pa
 
 
 class Sampler:
-    """Samples continuations of prompts from one model, on one process's devices.
+    """A sampler that continues prompts with one model, on the devices of a single process.
 
     Raises:
-      UserError: the model is not a language model, its context is shorter than the settings require, or the model or
-        the slots cannot be split evenly over the mesh.
+      UserError: the model is not a language model, its context is shorter than the settings require, the model or the
+        slots cannot be split evenly over the mesh, or there is more than one process.
     """
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
@@ -202,8 +216,8 @@ class Sampler:
             raise UserError(f'{model.path} is a reward model and cannot generate text: use a language model')
         if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
             raise UserError(
-                f'config.sampler.prompt_tokens + new_tokens is {tokens}, but {model.path} reads at most '
-                f'{model.spec.max_positions} tokens: lower one of the settings'
+                f'config.sampler.prompt_tokens + config.sampler.new_tokens is {tokens}, but {model.path} reads at most '
+                f'{model.spec.max_positions} tokens: lower one of these keys'
             )
         if jax.process_count() > 1:
             raise UserError('sampling runs in a single process: unset RLHI_COORDINATOR')
@@ -220,7 +234,7 @@ class Sampler:
             self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
 
     def key(self, request: Request, sample: int) -> np.ndarray:
-        """The random key of one sample, [2] uint32: a hash of the seed, prompt, name and sample number."""
+        """Return the random key of one sample, [2] uint32: a hash of the seed, prompt, name and sample number."""
         words = digest(self.sampling.seed, request.prompt, request.name, sample)
         return np.array([int(words[:8], 16), int(words[8:16], 16)], np.uint32)
 
@@ -265,7 +279,10 @@ class Sampler:
         return None
 
     def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], Any, Request]]:
-        """Yield samples in order, each with its prompt's keys and values, which are computed once per prompt."""
+        """Yield each sample's (request, sample) numbers, its prompt's keys and values, and its request, in order.
+
+        The keys and values are computed once per prompt.
+        """
         for number, request in enumerate(requests):
             length = len(request.prompt)
             if not 0 < length <= self.sampling.prompt_tokens:

@@ -1,4 +1,4 @@
-"""Sampling settings as plain numbers."""
+"""Reads and checks the sampling settings."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from rlhi_jax.io.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """`config.sampler` and `config.seed` as plain numbers."""
+    """The sampling settings: the values in `config.sampler`, and `config.seed`."""
 
     slots: int
     prompt_tokens: int
@@ -29,5 +29,5 @@ class Sampling:
 
 
 def sampling(config: ConfigDict) -> Sampling:
-    """The settings in `config.sampler` and `config.seed`."""
+    """Return the settings in `config.sampler` and `config.seed`."""
     return Sampling(**config.sampler.to_dict(), seed=config.seed)

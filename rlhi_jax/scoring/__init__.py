@@ -1,1 +1,1 @@
-"""Scores rows: computes log-probabilities and rewards for replies, pairs and candidates."""
+"""Computes the log-probabilities and rewards of replies, pairs and candidates."""

@@ -1,4 +1,4 @@
-"""Scores candidate replies, one tree per prompt, with the same rows, template and forward pass as training."""
+"""Scores candidate replies with the same row format, template and forward pass as training."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,10 +32,10 @@ class Candidates(NamedTuple):
 
 
 def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
-    """Build a tree whose trunk is the prompt from turn `start` on, and whose leaves are the replies.
+    """Return a tree whose trunk is the prompt from turn `start` on, and whose leaves are the replies.
 
-    Each reply is paired with itself, so the other replies do not affect whether it fits in a row and how much context
-    fits with it.
+    Each reply is paired with itself. The other replies therefore do not affect whether a reply fits in a row, or how
+    much context fits with it.
     """
     turns = candidates.messages[start:]
     trunk = [Message(turn_index - 1, turn['role'], turn['content']) for turn_index, turn in enumerate(turns)]
@@ -46,7 +46,9 @@ def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
 
 
 class CandidateScorer:
-    """Scores candidates with one model: rewards or log-probabilities (nats), depending on the model's head.
+    """A scorer for candidates, with one model.
+
+    Scores are rewards or log-probabilities (nats), depending on the model's head.
 
     Raises:
       UserError: the model is missing, or its dimensions or `config.eval.batch_rows` cannot be split evenly over the
@@ -65,9 +67,10 @@ class CandidateScorer:
         self._scorer = RowScorer(config, decoder, self._mesh)
 
     def __call__(self, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
-        """Return the scores of each prompt's candidates, keyed by prompt id; None for a candidate that does not fit.
+        """Return the scores of each prompt's candidates, keyed by prompt id.
 
-        All candidates for a prompt are scored with the same context: as many turns as fit with the longest candidate.
+        The score of a candidate that does not fit in a row is None. All other candidates for a prompt are scored with
+        the same context: as many turns as fit with the longest of them.
         """
         trees = [self._with_shared_context(item) for item in items]
         view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))

@@ -1,6 +1,9 @@
-"""Computes the log-probabilities of replies from scored tokens only, with one chunk of logits in memory at a time.
+"""Computes the log-probabilities and rewards of replies.
 
-Dimension key: B rows, T tokens, S scored slots, C slots in a chunk, R replies, P pairs, D width, V vocabulary.
+Logits are computed only for scored tokens, and only one chunk of logits is in memory at a time.
+
+Dimension key: B rows, T tokens, S slots for scored tokens, C slots in a chunk, R replies, P pairs, D width,
+V vocabulary.
 """
 
 import jax
@@ -19,12 +22,15 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
     the vocabulary. So hidden states move between these devices, while the output matrix and its gradient stay in place.
 
     Raises:
-      UserError: the number of scored slots is not a multiple of `chunk`.
+      UserError: the number of slots is greater than `chunk` and is not a multiple of it.
     """
     batch, slots, width = hidden_BSD.shape
     chunk = min(chunk, slots)
     if slots % chunk:
-        raise UserError(f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({slots})')
+        raise UserError(
+            f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({slots}): choose a divisor of '
+            f'{slots}'
+        )
 
     output_VD = constrain(output_VD, ('split_vocab', None))
 

@@ -1,4 +1,4 @@
-"""Scores the replies and pairs in rows, for the policy, the reference, the reward model and evaluation.
+"""Scores the replies and pairs in rows, with a policy, the reference policy or a reward model.
 
 Dimension key: B rows, T tokens, R replies, P pairs, 2 chosen and rejected.
 """
@@ -24,7 +24,7 @@ class ReplyScores(NamedTuple):
 
 
 def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int) -> ReplyScores:
-    """Score every reply in a batch of rows; each token is computed only once."""
+    """Score every reply in a batch of rows; each token passes through the decoder only once."""
     hidden_BTD = decoder.apply({'params': params}, batch.tokens_BT, batch.position_BT, batch.extent_BT)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
@@ -33,7 +33,7 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
 
 
 def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
-    """Gather the scores of each pair's replies, [B, P, 2]; the batch provides the reference scores, if any."""
+    """Return the scores of each pair's replies, [B, P, 2] each; reference scores, if any, come from the batch."""
 
     def gather(values_BR: jax.Array | None) -> jax.Array | None:
         if values_BR is None:

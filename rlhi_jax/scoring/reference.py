@@ -1,8 +1,8 @@
 """Computes log-probabilities under the reference policy once, and caches them in a folder.
 
-The folder's identity.json describes the model and data that the numbers were computed from. Each part-N.npz contains
-the log-probabilities of some replies, keyed by (tree, start, prompt, last message). Keys do not mention rows, so the
-cache stays valid if the trees are packed again, and an interrupted pass resumes where it stopped.
+The folder's identity.json describes the model, data and settings that the log-probabilities were computed with. Each
+part-N.npz contains the log-probabilities of some replies and their keys (see `Key`). Keys do not mention rows, so the
+cache stays valid if the trees are packed again. An interrupted pass resumes where it stopped.
 """
 
 import io
@@ -44,7 +44,9 @@ class ReferenceCache:
             stored = read_json(folder / 'identity.json', remedy, fields=())
             stale = [name for name in identity if stored.get(name) != identity[name]]
             if stale:
-                raise UserError(f'the reference cache {folder} is stale (made for another {stale[0]}): {remedy}')
+                raise UserError(
+                    f'the reference cache {folder} is stale ({stale[0]} has changed since it was made): {remedy}'
+                )
         elif any(folder.glob('part-*.npz')):
             raise UserError(f'the reference cache {folder} has no identity.json: {remedy}')
         self._identity = identity
@@ -89,7 +91,7 @@ class ReferenceCache:
 
 
 def row_keys(reader: RowReader, row: int) -> list[Key]:
-    """Return the cache keys of a row's replies, in the order of the row's reply table."""
+    """Return the cache keys of a row's replies, in the order in which the row contains them."""
     pieces = reader.plan.rows[row] if row >= 0 else []
     return [(tree, *key) for tree, piece, _ in pieces for key in reply_keys(reader.trees[tree], piece)]
 
@@ -119,7 +121,9 @@ def fill_reference(
     model: ModelFolder,
     mesh: Mesh,
 ) -> None:
-    """Let the initial policy score the rows that are missing from the cache, with the mesh and code that training uses.
+    """Add the reference policy's log-probabilities for all rows that are missing from the cache.
+
+    The reference policy is the initial policy. It runs on the same mesh and with the same code as training.
 
     Raises:
       UserError: the processes see different caches.

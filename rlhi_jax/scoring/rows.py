@@ -32,9 +32,10 @@ def jit_score(
 
 
 class RowScorer:
-    """Scores the replies in batches of rows: rewards or log-probabilities (nats), depending on the decoder's head.
+    """A scorer for the replies in batches of rows.
 
-    In profiles, the scorer's operations appear under `scope`.
+    Scores are rewards or log-probabilities (nats), depending on the decoder's head. In profiles, the scorer's
+    operations appear under `scope`.
     """
 
     def __init__(self, config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score'):

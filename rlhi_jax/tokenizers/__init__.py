@@ -1,4 +1,4 @@
-"""One small interface to SentencePiece tokenizers and to `tokenizers` (BPE) models.
+"""One interface to SentencePiece models and to models of the `tokenizers` library (BPE).
 
 Worked example, with SmolLM2's tokenizer:
 
@@ -16,7 +16,7 @@ from rlhi_jax.tokenizers.spm import SentencePieceTokenizer
 
 
 class Tokenizer(Protocol):
-    """The interface that the rest of the library uses.
+    """The tokenizer interface that the rest of `rlhi_jax` uses.
 
     Attributes:
       vocab_size: the number of ids, including control tokens.
@@ -29,10 +29,10 @@ class Tokenizer(Protocol):
     digest: str
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
-        """Return the ids of ordinary text, which never include control tokens, even if the text spells one.
+        """Return the ids of ordinary text.
 
-        `opens` means that the text comes first or follows a control token. SentencePiece and similar tokenizers then
-        add a space before the text.
+        The ids never include control tokens, even if the text spells one. `opens` means that the text comes first or
+        follows a control token. SentencePiece and similar tokenizers then add a space before the text.
         """
 
     def decode(self, ids: list[int]) -> str:
@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load `tokenizer.json`, or `tokenizer.model` if there is no such file.
+    """Load the `tokenizer.json` in a folder, or the `tokenizer.model` if there is no `tokenizer.json`.
 
     Raises:
       UserError: the folder contains neither file, or the file cannot be read.

@@ -1,4 +1,4 @@
-"""Models of the `tokenizers` library (tokenizer.json)."""
+"""A tokenizer for models of the `tokenizers` library (tokenizer.json)."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from rlhi_jax.io.files import file_digest
 
 
 class BpeTokenizer:
-    """A tokenizer from a tokenizer.json; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
+    """A tokenizer loaded from a tokenizer.json; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -27,7 +27,8 @@ class BpeTokenizer:
                 self._inside = tokenizers.Tokenizer.from_str(json.dumps(inside))
         except Exception as error:  # the Rust code raises bare Exceptions
             raise UserError(
-                f'{path} cannot be loaded as a tokenizer ({error}): download or import the model again'
+                f'{path} cannot be loaded as a tokenizer ({error}): download or import the model again, or '
+                'use another model'
             ) from None
         self.vocab_size = self._full.get_vocab_size(with_added_tokens=True)
         self.digest = file_digest(path)
@@ -48,12 +49,12 @@ class BpeTokenizer:
 
 
 def _prefixing(description: dict[str, Any], opens: bool) -> dict[str, Any]:
-    """The normalizer and pre-tokenizer for text that starts a run (`opens`) or continues one.
+    """Return the normalizer and pre-tokenizer for text that starts a run (`opens`) or continues one.
 
-    Tokenizers made from SentencePiece models add a space before every run that follows a control token, using
-    `Prepend` or `Metaspace` with scheme 'always'. `ByteLevel` with `add_prefix_space` does the same. Text that
-    continues a run must not get such a space. Metaspace's scheme 'first' adds a space only at the start of the whole
-    input, where chats have a control token.
+    A run is the text between two control tokens. Tokenizers made from SentencePiece models add a space at the start of
+    every run, using `Prepend` or `Metaspace` with scheme 'always'. `ByteLevel` with `add_prefix_space` does the same.
+    Text that continues a run must not get such a space. Metaspace's scheme 'first' adds a space only at the start of
+    the whole input, where chats have a control token, so we replace 'first' with 'never'.
     """
     steps = _steps(description['normalizer'], 'normalizers')
     if not opens:
@@ -74,7 +75,7 @@ def _prefixing(description: dict[str, Any], opens: bool) -> dict[str, Any]:
 
 
 def _steps(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer in order, with nested sequences flattened."""
+    """Return the steps of a normalizer or pre-tokenizer in order, with nested sequences flattened."""
     if component is None:
         return []
     if component['type'] != 'Sequence':

@@ -1,4 +1,4 @@
-"""SentencePiece models (tokenizer.model)."""
+"""A tokenizer for SentencePiece models (tokenizer.model)."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 class SentencePieceTokenizer:
-    """A tokenizer from a tokenizer.model; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
+    """A tokenizer loaded from a tokenizer.model; see `rlhi_jax.tokenizers.Tokenizer` for the interface."""
 
     def __init__(self, path: Path):
         model = sentencepiece_model_pb2.ModelProto()
@@ -35,7 +35,8 @@ class SentencePieceTokenizer:
             self._inside = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and sentencepiece raise exceptions of unrelated types
             raise UserError(
-                f'{path} cannot be loaded as a SentencePiece model ({error}): download or import the model again'
+                f'{path} cannot be loaded as a SentencePiece model ({error}): download or import the model again, or '
+                'use another model'
             ) from None
         self.vocab_size = self._inside.vocab_size()
         self.digest = file_digest(path)

@@ -1,8 +1,8 @@
-"""Chat templates, rendered in a sandbox and cut at message boundaries; each piece is tokenised once.
+"""Renders chat templates in a sandbox, cuts the text at message boundaries and tokenises the pieces separately.
 
 We render a template with placeholders for message contents, so the template's text around a message does not depend on
-user text. With SmolLM2, the last of the roles (user, assistant, user) adds `<|im_start|>user\\n` + content +
-`<|im_end|>\\n`, and the prompt for a reply to that message is `<|im_start|>assistant\\n`.
+user text. For example, take SmolLM2 and a conversation with the roles user, assistant and user. The last message adds
+`<|im_start|>user\\n` + content + `<|im_end|>\\n`, and the prompt for a reply to it is `<|im_start|>assistant\\n`.
 
 Replies can share a prefix only if rendering more turns never changes earlier text. We check this on text and on
 tokens when we load a template.
@@ -36,7 +36,7 @@ _PROBE_ROLES = ('user', 'assistant', 'user', 'assistant', 'user', 'assistant')
 
 
 class Context(NamedTuple):
-    """The system text and the persona, which precede a conversation's first message; either may be empty."""
+    """The system text and the persona at the start of a conversation; either may be empty."""
 
     system: str = ''
     persona: str = ''
@@ -48,7 +48,7 @@ class Encoded(NamedTuple):
     Attributes:
       ids: the message's token ids.
       scored: number of tokens up to and including the end-of-turn token.
-      escapes: number of markup strings, such as `[INST]`, that were defused in the text.
+      escapes: number of markup strings, such as `[INST]`, that were escaped in the text.
     """
 
     ids: tuple[int, ...]
@@ -57,23 +57,26 @@ class Encoded(NamedTuple):
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """The special tokens in tokenizer_config.json, such as `{'bos_token': '<s>', 'eos_token': '</s>'}`."""
+    """Return the special tokens in tokenizer_config.json, such as `{'bos_token': '<s>', 'eos_token': '</s>'}`."""
     config = read_json(Path(folder) / 'tokenizer_config.json', 'import the model again', fields=())
     named = {key: config.get(key) for key in ('bos_token', 'eos_token', 'pad_token', 'unk_token')}
     return {key: value['content'] if isinstance(value, dict) else value for key, value in named.items() if value}
 
 
 def layouts() -> dict[str, Path]:
-    """Our chat layout files keyed by name, for models whose template is missing or changes earlier text."""
+    """Return the paths of our own chat templates, keyed by name.
+
+    They are for models whose template is missing or changes the text of earlier turns.
+    """
     return {path.stem: path for path in sorted(LAYOUTS.glob('*.jinja')) if not path.stem.startswith('persona_in_')}
 
 
 def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, placement: str) -> str:
-    """Extend a model's template to accept `persona` and to defuse the template's markup in user text.
+    """Return a model's template, extended to accept `persona` and to escape the template's markup in user text.
 
     The persona comes at the start of the first user turn (placement 'user') or at the end of the system message
-    ('system'). Message contents are trimmed, because whitespace around them would merge with the template's own. A
-    template that is already extended is returned unchanged.
+    ('system'). Message contents are trimmed, because whitespace around them would merge with the template's own
+    whitespace. A template that is already extended is returned unchanged.
 
     Raises:
       UserError: the placement is unknown, the template is already extended with another placement, or the template
@@ -85,7 +88,8 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     if template.startswith(_PROLOGUE_MARK):
         if not template.startswith(prologue.split('\n', 1)[0]):
             raise UserError(
-                f'--persona_in is {placement!r}, but the source was exported with the other placement: pass that one'
+                f'--persona_in is {placement!r}, but the source was exported with the other placement: pass '
+                f'--persona_in={next(each for each in PLACEMENTS if each != placement)}'
             )
         return template
     escapes = ''.join(
@@ -124,12 +128,12 @@ class ChatTemplate:
         return cls(path.read_text(encoding='utf-8'), load_tokenizer(folder), special_tokens(folder))
 
     def encode(self, roles: Roles, content: str, context: Context) -> Encoded:
-        """Return the tokens that the last message on a path adds, including the context if it is the first message.
+        """Return the tokens that a conversation's last message adds; the first message also adds the context.
 
         Args:
-          roles: the roles on the path, oldest first; the last is the message's role.
+          roles: the roles in the conversation, oldest first; the last is the message's role.
           content: the message's text, which is trimmed here.
-          context: system text and persona, the same for the whole path.
+          context: the system text and persona, which are the same throughout the conversation.
 
         Raises:
           UserError: the template rejects this sequence of roles.
@@ -140,21 +144,24 @@ class ChatTemplate:
         return Encoded(*self._join(parts, opens, context, content), escapes)
 
     def added(self, roles: Roles, context: Context) -> tuple[tuple[Part, ...], bool]:
-        """Return what the last message on a path adds around its text.
+        """Return the template parts that a conversation's last message adds, and whether they start a run of text.
 
-        If two results are equal, the same text has the same tokens in both places.
+        If the results for two conversations are equal, the same text has the same tokens in both.
         """
         return self._parts(roles, bool(context.system), bool(context.persona), False)
 
     def generation_prompt(self, roles: Roles, context: Context) -> tuple[int, ...]:
-        """Return the tokens, if any, between the last message on a path and a reply to it."""
+        """Return the tokens, if any, between a conversation's last message and a reply to it."""
         parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
         return self._join(parts, opens, context, '')[0]
 
     def _join(
         self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
     ) -> tuple[tuple[int, ...], int]:
-        """Tokenise each run of text between control tokens; also count tokens up to the end of the content's turn."""
+        """Tokenise each run of text between control tokens.
+
+        Return the token ids, and the number of tokens up to and including the end-of-turn token after the content.
+        """
         values = {name: self._defuse(text.strip()) for name, text in (*context._asdict().items(), ('content', content))}
         ids: list[int] = []
         run, scored, in_reply = '', 0, False
@@ -173,7 +180,11 @@ class ChatTemplate:
         return tuple(ids), scored
 
     def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
-        """Return what the last message on a path (or the prompt for a reply) adds, and whether that starts a run."""
+        """Return the template parts that a conversation's last message adds, and whether they start a run of text.
+
+        If `generation` is True, the parts are those of the prompt for a reply. Parts start a run if they come first or
+        follow a control token.
+        """
         skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)
         if generation:
             before, whole = skeleton(roles), skeleton(roles, generation=True)
@@ -186,7 +197,7 @@ class ChatTemplate:
         return tuple(_split(whole[len(before) :], self.tokenizer)), not earlier or earlier[-1][0] == 'control'
 
     def _check(self) -> None:
-        """Reject a template if a prefix shared with other replies would differ from the same prefix rendered alone."""
+        """Reject the template if messages encoded one by one differ from the same messages rendered together."""
         for system, persona in itertools.product((False, True), repeat=2):
             context = Context('Be kind.' if system else '', 'Likes tea.' if persona else '')
             skeleton = self._renderer.skeleton(_PROBE_ROLES, system=system, persona=persona)
@@ -225,7 +236,7 @@ class ChatTemplate:
 
 
 class _Renderer:
-    """A compiled template with its special tokens, in Jinja's sandbox, with the settings that transformers uses."""
+    """A compiled template and its special tokens, in Jinja's sandbox with the settings that `transformers` uses."""
 
     def __init__(self, source: str, special: dict[str, str]):
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
@@ -281,7 +292,7 @@ def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
 
 
 def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Bracketed markup that the template writes as ordinary text, such as `[INST]` if it is not a control token."""
+    """Return the markup that the template writes as ordinary text, such as `[INST]` if it is not a control token."""
     markup: set[str] = set()
     for system in (False, True):  # some markup, such as `<<SYS>>`, appears only around a system text
         skeleton = renderer.skeleton(_PROBE_ROLES[:2], system=system, persona=False)
@@ -292,5 +303,5 @@ def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ..
 
 
 def _defused(markup: str) -> str:
-    """Change markup so that it no longer acts as markup: `[INST]` becomes `[ INST]`."""
+    """Return the markup with a space in it, so that it no longer acts as markup: `[INST]` becomes `[ INST]`."""
     return f'{markup[0]} {markup[1:]}'

@@ -1,4 +1,7 @@
-"""Logs steps as JSON lines and TensorBoard events. A resumed run first removes the steps that it will repeat."""
+"""Logs training steps as JSON lines and TensorBoard events.
+
+A resumed run first removes the steps that it will repeat.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,10 @@ from rlhi_jax.io.files import complete_lines, write_bytes
 
 
 class StepLog:
-    """A JSON lines file with a `step` in every line. Opening the file removes the lines from `next_step` on."""
+    """A JSON lines file with a `step` in every line.
+
+    Opening the file removes the lines from step `next_step` on.
+    """
 
     def __init__(self, path: Path, *, next_step: int):
         kept = [line for line in complete_lines(path) if json.loads(line)['step'] < next_step]
@@ -25,7 +31,7 @@ class StepLog:
 
 
 class RunLog:
-    """Writes metrics.jsonl, examples.jsonl (which pairs each step trained on) and tensorboard/ in a workdir."""
+    """The logs in a workdir: metrics.jsonl, examples.jsonl (the pairs that each step trained on) and tensorboard/."""
 
     def __init__(self, workdir: Path, *, next_step: int):
         self._metrics = StepLog(workdir / 'metrics.jsonl', next_step=next_step)

@@ -1,4 +1,4 @@
-"""The decoder that an objective trains, and whether that decoder reads the persona."""
+"""Makes the decoder that an objective trains, and determines whether that decoder reads the persona."""
 
 import dataclasses
 
@@ -20,12 +20,14 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
     head = OBJECTIVES[config.objective].head
     if head != model.spec.head and not (head == 'reward' and config.model.new_head):
         raise UserError(
-            f'config.objective {config.objective!r} needs a model with a {head!r} head, but {model.path} has a '
+            f'config.objective={config.objective!r} needs a model with the {head!r} head, but {model.path} has the '
             f'{model.spec.head!r} head: set config.model.path to another model'
             + (', or set config.model.new_head=True' if head == 'reward' else '')
         )
     if head == model.spec.head and config.model.new_head:
-        raise UserError(f'config.model.new_head is True, but {model.path} already has a {head!r} head: set it to False')
+        raise UserError(
+            f'config.model.new_head is True, but {model.path} already has the {head!r} head: set it to False'
+        )
     spec = dataclasses.replace(model.spec, head=head)
     return Decoder(spec, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
 

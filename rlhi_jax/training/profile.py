@@ -9,10 +9,10 @@ from rlhi_jax.parallel import processes
 
 
 class StepProfiler:
-    """Traces some of the steps taken in its `with` block, into a folder that TensorBoard or Perfetto can read.
+    """A context manager that traces up to `num_steps` of the steps in its `with` block.
 
-    The trace starts after this process's first step, so it does not include loading and initial allocations. Each
-    process traces its own devices.
+    The trace is written to a folder that TensorBoard or Perfetto can read. It starts after this process's first step,
+    so it does not include loading and initial allocations. Each process traces its own devices.
     """
 
     def __init__(self, folder: Path, num_steps: int):
@@ -28,7 +28,10 @@ class StepProfiler:
             self._stop()
 
     def after_step(self, outputs: Any) -> None:
-        """Count a dispatched step; wait for its outputs if the trace starts or stops after this step."""
+        """Start, continue or stop the trace after a dispatched step.
+
+        If the trace starts or stops, first wait for the step's outputs.
+        """
         if self._tracing:
             self._traced += 1
             if self._traced == self._num_steps:

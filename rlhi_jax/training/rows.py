@@ -1,4 +1,4 @@
-"""A run's row plan, shards and template, checked against each other, and the shapes of a batch."""
+"""Opens a run's row plan, shards and template, checks that they match, and describes the shapes of a batch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One optimizer step, as a pure function of state and batch that can be jitted on any mesh.
+"""The train step: a pure function of state and batch, which can be jitted on any mesh.
 
 Dimension key: B rows in a batch, A accumulation steps.
 """
@@ -23,7 +23,7 @@ from rlhi_jax.scoring.pairs import pair_losses
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step updates: the step number, the parameters and the optimizer state."""
+    """The state that a train step updates: the step number, the parameters and the optimizer state."""
 
     step: jax.Array
     params: Params
@@ -63,10 +63,11 @@ def make_optimizer(optimizer: Any, num_steps: int) -> optax.GradientTransformati
 def make_gradient(
     decoder: Decoder, objective: Objective, hyper: Any, *, accumulate: int, chunk: int
 ) -> Callable[[Params, Batch], tuple[Params, dict[str, jax.Array]]]:
-    """Return a function that returns two values for a batch: the gradient of its pairs' mean loss, and mean metrics.
+    """Return a function that computes the gradient of the mean loss over a batch's pairs, and the mean metrics.
 
-    Sums over pairs are divided by the number of pairs in the whole batch, over all devices and accumulation steps, so
-    the weight of a pair does not depend on how rows are packed. Gradients accumulate in float32.
+    Sums over pairs are divided by the number of pairs in the whole batch, counted over all devices and accumulation
+    steps. A pair's weight therefore does not depend on its row, device or accumulation step. Gradients accumulate in
+    float32.
     """
 
     def loss_sum(params: Params, batch: Batch, pairs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -99,7 +100,10 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Return the train step, a pure function; its metrics are scalars, computed before the update."""
+    """Return the train step as a pure function.
+
+    The step's metrics are scalars, computed before the update.
+    """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = gradient(state.params, batch)
@@ -127,9 +131,10 @@ def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, me
 
 
 def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh: Mesh, num_steps: int) -> Callable:
-    """Jit the step that `config` describes, for states laid out like `state` (arrays, or shapes with shardings).
+    """Return the jitted train step that `config` describes.
 
-    The new state overwrites the old state in memory, so both must have the same layout.
+    The step's input and output states are laid out like `state`, which contains arrays or shapes with shardings. The
+    new state overwrites the old state in memory, so both must have the same layout.
     """
     gradient = make_gradient(
         decoder,

@@ -1,4 +1,4 @@
-"""Ensures that a workdir belongs to one run, which keeps the same settings throughout."""
+"""Ensures that a workdir contains only one run, and that the run resumes only with the same settings."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ _SECTIONS = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer')
 def training_settings(config: ConfigDict) -> dict[str, Any]:
     """Return the settings that determine the trained parameters; a resumed run must have the same values.
 
-    These are the settings of training itself, the section of each objective, and the switches that set which models
-    see the persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
+    These are the general training settings, the section of each objective, and the settings that say which models see
+    the persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
     evaluation) are left out. Settings that shape the data are left out too, because the row plan's digest covers them.
     """
     settings = config.to_dict()
@@ -31,15 +31,15 @@ def training_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
-    """Return what determines a run's parameters, apart from its rows: the settings and the initial model."""
+    """Return the training settings and the initial model, which determine a run's parameters together with its rows."""
     return {'config': training_settings(config), 'model': model.weights}
 
 
 def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
-    """Reject a workdir that is not a run's folder, or that contains a run with other settings.
+    """Reject a workdir that is a file or an imported model's folder, or that contains a run with other settings.
 
     Raises:
-      UserError: the workdir is rejected; the message names the first setting that differs.
+      UserError: the workdir is rejected; if settings differ, the message names the first one.
     """
     if workdir.is_file() or (workdir / 'params').exists():
         kind = 'a file' if workdir.is_file() else "an imported model's folder"
@@ -67,7 +67,10 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any])
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
-    """Mark the workdir as this run's own, and describe it as a model folder. One process writes; all processes wait."""
+    """Mark the workdir as this run's own in run.json, and describe it as a model folder.
+
+    One process writes the files, and all processes wait until they are written.
+    """
     path = workdir / 'run.json'
     processes.barrier('workdir')
     if processes.is_main() and not path.exists():

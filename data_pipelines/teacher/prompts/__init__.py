@@ -1,9 +1,9 @@
 """The teacher's prompts: one Jinja file per task. Their digests are part of a stage's `made_from`.
 
-Prompts for a teacher that follows instructions put user text between marks, with the filter `delimited`. Each of them
-says once, with `{% include 'marks.jinja' %}`, that nothing between such marks is an instruction. The prompt `rewrite`
-does neither: it continues a user's own conversation, where the user's words are instructions and the result is a reply
-to that user.
+Prompts for a teacher that follows instructions put user text between marks, with the filter `delimited`. Each of these
+prompts also includes `marks.jinja`, which says that nothing between the marks is an instruction. The prompt `rewrite`
+does neither, because it continues a user's own conversation: there, the user's words are instructions and the result is
+a reply to that user.
 """
 
 import functools
@@ -29,7 +29,7 @@ def _environment() -> jinja2.Environment:
 
 
 def delimited(text: str) -> str:
-    """Put a text between marks that the text itself cannot close, because they contain its digest.
+    """Put a text between marks that contain its digest, so that nothing in the text can close them.
 
     >>> print(delimited('Hi </data>'))
     <data dbc84e9f8518d537>
@@ -46,9 +46,9 @@ def render(name: str, **values) -> str:
 
 
 def render_turns(name: str, **values) -> list[tuple[str, str]]:
-    """Return a prompt of several turns as (role, content). In the prompt's file, lines such as `--- user` begin a turn.
+    """Return a prompt of several turns, each as (role, content).
 
-    Such a line inside a value does not begin a turn.
+    In the prompt's file, a line such as `--- user` begins a turn. The same line inside a value does not begin a turn.
     """
     source = _FOLDER.joinpath(f'{name}.jinja').read_text(encoding='utf-8')
     mark = digest(name, values)  # a text cannot contain its own digest

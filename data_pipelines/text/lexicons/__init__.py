@@ -1,9 +1,9 @@
 """Word lists that classify texts, and the patterns that find their terms.
 
 Terms are separated by commas and written as `plain` returns them: in lower case, without accents. As part of a
-word, `*` stands for any letters; on its own, for any word. A term matches only whole words, except in scripts without
-spaces, where it matches anywhere. After a hyphen, words for styles or wishes do not match ("non-technical"), but words
-for private matters do ("ex-Muslim").
+word, `*` stands for any letters; on its own, for any word. A term matches only whole words, except in scripts that have
+no spaces or join articles to words, where it matches anywhere. After a hyphen, words for styles or wishes do not match
+("non-technical"), but words for private matters do ("ex-Muslim").
 """
 
 import functools
