@@ -1,1 +1,1 @@
-"""Stages from raw conversations to training rows, one module each: `python -m data_pipelines.STAGE --config=…`."""
+"""Stages that turn raw conversations into training rows, each run by `python -m data_pipelines.STAGE --config=…`."""

@@ -7,7 +7,7 @@ that key is empty, the requests are the user turns of the training conversations
 `config.data.follow_ups` labels as positive feedback.
 
 Personas come from the folder `config.data.personas`. A user turn gets the persona at that turn, and a prompt gets the
-persona based on its user's whole history. If no folder is set, each prompt keeps the persona given in its file.
+persona based on its user's whole history. If that key is empty, each prompt keeps the persona in its own record.
 
 The replies are sampled from `config.model.path`. They are scored only if `config.candidates.reward_model` is set.
 """
@@ -49,8 +49,8 @@ def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRec
     """Return a function that reads at most `config.candidates.max_prompts` training prompts to sample replies for.
 
     Prompts with a persona are chosen before prompts without one, which cannot teach a model to use personas. Within
-    each of these two groups, a hash of the prompt's id decides. The returned function adds to its Counter how many
-    prompts it left out.
+    each of these two groups, prompts are chosen by a hash of their ids. The returned function takes a Counter, in which
+    it counts the prompts that it leaves out.
     """
 
     def rank(prompt: PromptRecord) -> tuple[bool, str]:
@@ -72,7 +72,7 @@ def _usable(config: ConfigDict, counts: Counter) -> Iterator[PromptRecord]:
 
 
 def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield each prompt in `config.data.prompts` and False, because prompts in a file are never positive feedback."""
+    """Yield each prompt in `config.data.prompts`, paired with False because it is never positive feedback."""
     path, seen = _prompts_file(config), set()
     personas = user_personas(config) if config.data.personas else None
     with open(path, 'rb') as file:
@@ -96,7 +96,7 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
 
 
 def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield a prompt for each user turn with a (possibly empty) persona, and whether the turn is positive feedback."""
+    """Yield a prompt for each user turn that has a persona record, and whether the turn is positive feedback."""
     folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
     for conversation, (turn_personas, follow_ups) in side_by_side(config, *folders):
         approvals = {follow_up['id'] for follow_up in follow_ups if follow_up['label'] == 'positive_feedback'}

@@ -37,7 +37,7 @@ def describe(finished: list[Folder], missing: list[str], inputs: dict[str, dict[
     Args:
       finished: the finished folders.
       missing: names of folders that are not set in the config or are not finished.
-      inputs: the `digests` of each folder, keyed by folder name.
+      inputs: the digests that `digests` returns for each folder, keyed by folder name.
     """
     card: dict[str, Any] = dict(inputs=inputs, left_out=missing, funnel={}, sections={}, examples={})
     card['made_of'] = sources(finished, inputs)

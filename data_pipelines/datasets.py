@@ -4,8 +4,9 @@
 
 Reads the conversations in `config.data.conversations` and the interactions in `config.data.shards` (split `train`) and
 `config.eval.shards` (split `validation`). At least one of these three keys must be set. Writes the data sets to the
-folder `config.data.datasets`, which readers pass to `tfds.data_source` as `data_dir`
-(`data_pipelines/tfds/builders.py`). If `config.beam` is set, a Beam pipeline writes exactly the same bytes.
+folder `config.data.datasets`. To read them, pass this folder to `tfds.data_source` as `data_dir` (see
+`data_pipelines/tfds/builders.py`). If `config.beam` is set, a Beam pipeline writes the data sets, with exactly the same
+bytes.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from rlhi_jax.io.progress import Progress
 
 
 def _interactions(config: ConfigDict) -> dict[str, Path]:
-    """Return the folder of interaction shards for each split that has one."""
+    """Return the folders of interaction shards, keyed by split. Splits without a folder are left out."""
     folders = dict(train=config.data.shards, validation=config.eval.shards)
     return {split: Path(folder) for split, folder in folders.items() if folder}
 

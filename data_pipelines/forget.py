@@ -13,17 +13,17 @@ Everybody on that list is forgotten. Then, if any data from these users is found
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
   cards and evaluations of simulated users. Reports, the teacher's cache and unfinished work are removed, too.
-- Digests in manifests are updated, so finished stages stay up to date. A manifest keeps the counts from the original
-  work, and records under `forgotten` how many records have since been removed from each file.
+- Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
+  `forgotten` contains the number of records that have since been removed from each file.
 
 The remaining records are the ones that the stages would make from data without these users, unless a limit on
 conversations, turns or prompts was reached.
 
 Trained models cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that
 started from such a run's parameters. Every call lists these runs: remove them and train again. Also remove everything
-exported from them, which this program cannot find. Follow-up heads contain no text, but were trained on the turns of
-everyone who was labelled at the time. Files that no stage wrote (raw data, labels, preferences) are not changed, so
-clean them yourself.
+exported from them, which this program cannot find. Heads that label follow-up turns contain no text, but were trained
+on all turns that were labelled at the time. Files that no stage wrote (raw data, labels, your own preferences) are not
+changed, so clean them yourself.
 """
 
 import contextlib
@@ -69,8 +69,8 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: the number of removed records (keyed by file name), trees or lines, for each path; {} if the whole folder
-        was removed.
+      removed: for each changed path, how many records (keyed by file name), trees or lines were removed; {} if the
+        whole folder was removed.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
       heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user.
@@ -85,8 +85,8 @@ class Report(NamedTuple):
 class _State:
     """The users to forget, the ids of their records, and the files changed so far.
 
-    This state is saved on disk until the call to `forget` finishes. An interrupted call can therefore be resumed,
-    although the folders that it has already cleaned no longer contain the ids.
+    This state is saved on disk until the call to `forget` finishes. An interrupted call can therefore be resumed, even
+    though the folders that it has already cleaned no longer contain the ids.
 
     Attributes:
       resumed: whether an interrupted call left its state on disk.
@@ -134,7 +134,7 @@ class _Plan(NamedTuple):
       manifests: the manifests of all finished folders.
       counts: for each folder, how many records in each file belong to forgotten users.
       whole: the folders to remove completely.
-      corrections: the corrections files that lose lines.
+      corrections: the remaining contents of each corrections file that loses lines, keyed by path.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -282,7 +282,7 @@ def _write_corrections(path: Path, left: bytes) -> None:
 
 
 def _update_digests(folders: list[Path], state: _State) -> None:
-    """Write the new digests of inputs to the remaining manifests and cards."""
+    """Replace old digests of inputs with new ones in the manifests and cards that were not removed."""
     manifests = {folder / 'manifest.json': manifest for folder in folders if (manifest := manifest_of(folder))}
     for path, manifest in manifests.items():
         made_from = json.loads(state.updated(json.dumps(manifest.get('made_from'))))

@@ -1,4 +1,4 @@
-"""Trains a head, a small classifier that labels follow-ups, for `config.follow_ups.labeller='head'`.
+"""Trains a head, a small classifier that labels follow-up turns, for `config.follow_ups.labeller='head'`.
 
     python -m data_pipelines.head_labels --config=configs/NAME.py --labels=LABELS.jsonl --to=DIR
 
@@ -7,8 +7,8 @@ Each line of LABELS.jsonl is a JSON object with the `id` (CONVERSATION/TURN_INDE
 labelled. `data_pipelines/labelling/by_head.py` describes the head.
 
 Before the head is written, heads are cross-validated on held-out clusters of conversations. The report is printed and
-stored in the head's folder. For each confidence threshold, the report gives the precision of mining turns as
-`reattempt_with_feedback`.
+stored in the head's folder. For each confidence threshold, the report gives the precision and recall of the turns that
+would be mined, which are those labelled `reattempt_with_feedback`.
 """
 
 import json
@@ -54,7 +54,7 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
 
 
 def _labels_by_turn(path: Path) -> dict[str, str]:
-    """Read the labels in a file, keyed by turn id."""
+    """Return the labels in a file, keyed by turn id."""
     if not path.is_file():
         raise UserError(f'--labels={path} does not exist: use a file of JSON lines with id and label')
     label_of = {}

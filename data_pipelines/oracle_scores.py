@@ -2,8 +2,8 @@
 
     python -m data_pipelines.oracle_scores --config=configs/NAME.py
 
-If no valid reply to a prompt satisfies any taste, all replies to that prompt get None as their score, because none is
-the best.
+If no valid reply to a prompt satisfies any taste, all replies to that prompt get the score None, because there is no
+best reply.
 """
 
 from collections import Counter
@@ -26,8 +26,8 @@ def oracle_score(reply: str, request: Request, finished: bool, tastes: Tastes) -
     """Return the fraction of tastes that a valid reply satisfies, from 0 to 1. Invalid replies score from -0.1 to 0.1.
 
     An invalid reply scores below every valid reply that satisfies a taste. But an invalid reply that satisfies all
-    tastes scores above a valid reply that satisfies none. The worst of N replies then differs from the best in tastes,
-    not only in validity.
+    tastes scores above a valid reply that satisfies none. As a result, the worst of N replies differs from the best in
+    the tastes that it satisfies, not only in validity.
     """
     met = share_met(reply, tastes)
     return met if valid(reply, request, finished) else 0.2 * met - 0.1

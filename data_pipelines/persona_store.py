@@ -47,7 +47,9 @@ MAX_SHOWN = 20  # maximum number of broken rules to print
 
 
 def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
-    """Return a text that shows one claim, or the persona, claims and versions of one user or of everybody with claims.
+    """Return a text that describes one claim, one user, or (if neither is given) everybody with claims.
+
+    The description of a user consists of the user's persona, claims and persona versions.
 
     Raises:
       UserError: the store has no such user or claim.
@@ -75,7 +77,7 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
 
 
 def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
-    """Return the first record in a file whose `field` equals `name`."""
+    """Return a file's first record whose `field` equals `name`."""
     for record in stream_records(path):
         if record[field] == name:
             return record
@@ -92,8 +94,8 @@ def _claim_in_words(claim: Claim) -> str:
 def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
     """Add a correction to the file of corrections, apply it to the store, and return the store's counts.
 
-    The store is then the same as after a run of the stage `personas` with this correction. Only the counts of the
-    teacher's answers can differ, because the stage does not ask the teacher about deleted remarks.
+    The store is then the same as if the stage `personas` had run with this correction. Only the counts of the teacher's
+    answers can differ, because the stage does not ask the teacher about deleted remarks.
 
     Raises:
       UserError: the store does not contain the user or claim, is out of date, or is being corrected by another process;
@@ -132,14 +134,14 @@ def _add_correction(config: ConfigDict, folder: Path, correction: dict[str, str]
 
 
 def _corrected_claims(config: ConfigDict, path: Path, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
-    """Yield every author with their stored claims, after applying a file of corrections."""
+    """Yield every author with their claims from the store, to which a file of corrections has been applied."""
     corrections = read_corrections(path)
     for author in authors(config, input_folder(config, 'personas') / CLAIMS):
         yield author, corrected(author, *author.records, corrections, counts)
 
 
 def _rebuild(task: Task) -> dict[str, int]:
-    """Rebuild the store from its corrected claims. Counts that do not depend on the claims stay unchanged."""
+    """Rebuild the store from its corrected claims. Counts that do not depend on the claims are carried over."""
     manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', "rerun the 'personas' stage")
     before = Counter(manifest['counts'])
     before['remarks'] -= manifest.get('forgotten', {}).get(CLAIMS, 0)  # the claims of forgotten remarks are gone

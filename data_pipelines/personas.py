@@ -10,10 +10,10 @@ The stage has four steps:
    a persona draws on the first turns of the same conversation.
 2. For each remark, the teacher writes `config.personas.samples` sentences. Each says what the remark shows about its
    author's tastes. With `config.personas.writer='quotes'`, the remark itself is used as the only sentence.
-3. A remark's first sentence that satisfies the rules in `data_pipelines/persona/audit.py` becomes a claim. Other
-   sentences are never stored. A remark that yields no claim is counted under the rule that the remark, or the first
-   sentence written for it, breaks.
-4. It writes the files of the store, in the order of the conversations, which are sorted by user:
+3. For each remark, the first sentence that satisfies the rules in `data_pipelines/persona/audit.py` becomes a claim.
+   Other sentences are never stored. A remark that yields no claim is counted under the rule that is broken by the
+   remark itself or by its first sentence.
+4. The stage writes the files of the store. Their lines are in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from
     users.jsonl     for every user with an id, the persona after their whole history, and its versions
@@ -83,8 +83,8 @@ def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
     """Return the sentences that the teacher wrote about each remark, keyed by the remark's quote.
 
     Each sentence is the first line of a sample, or '' if the sample was cut off within that line. A remark's list is
-    empty if its prompt is too long or the teacher refuses it. With `config.personas.writer='quotes'`, the remark itself
-    is the only sentence.
+    empty if the prompt is too long or the teacher refuses to answer. With `config.personas.writer='quotes'`, the remark
+    itself is the only sentence.
     """
     if task.config.personas.writer == 'quotes':
         return {quote: [' '.join(quote.split())] for quote in quotes}
@@ -123,7 +123,8 @@ def _claims_of_author(
 ) -> list[Claim]:
     """Return a claim for each remark with a sentence that satisfies the rules.
 
-    The claim uses the first such sentence. For any other remark, count the fault of its first sentence.
+    Each claim uses the first such sentence. A remark without such a sentence is counted under the fault of its first
+    sentence.
     """
     claims = []
     for remark in remarks:

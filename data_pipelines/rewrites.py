@@ -4,12 +4,13 @@
 
 A rewrite is made in four steps. Each step is done for all turns before the next step starts:
 
-1. If `config.rewrites.regenerate` is set, the policy regenerates the reply that the user was unhappy with. The rejected
-   reply of a pair then comes from the policy itself. If the policy is its own teacher, it has written both replies.
-2. The feedback was about the logged reply, so it must still apply to the regenerated reply. The log-probability of the
-   feedback may be at most `config.rewrites.max_feedback_drop` nats lower after the regenerated reply than after the
-   logged reply. The teacher computes these log-probabilities (or the policy, if the teacher is an endpoint: see
-   `rlhi_jax.config.likelihood_path`).
+1. If `config.rewrites.regenerate` is set, the policy regenerates the logged reply, with which the user was unhappy. The
+   rejected reply of a pair then comes from the policy itself. If the policy is its own teacher, it has written both
+   replies.
+2. The feedback is about the logged reply, so this step checks whether it also applies to the regenerated reply. The
+   log-probability of the feedback may be at most `config.rewrites.max_feedback_drop` nats lower after the regenerated
+   reply than after the logged reply. The teacher computes these log-probabilities (or the policy, if the teacher is an
+   endpoint: see `rlhi_jax.config.likelihood_path`).
 3. The teacher responds to the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then
    drops samples that no model should learn from.
 4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
@@ -18,8 +19,8 @@ A rewrite is made in four steps. Each step is done for all turns before the next
    feedback less likely: "say more about history" becomes more likely after a reply that does say more about history.)
 
 The control `config.rewrites.from_scratch` hides the feedback from the teacher. The teacher only answers the request
-again, and the samples go through the same filters. With one sample and a `min_gain` far below 0, the gain, which
-depends on the feedback, has no influence either. The teacher never sees the persona.
+again, and the samples go through the same filters. The gain still depends on the feedback, but it has no influence if
+there is only one sample and `min_gain` is far below 0. The teacher never sees the persona.
 """
 
 import functools
@@ -112,7 +113,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _feedback(config: ConfigDict, counts: Counter) -> Iterator[Case]:
-    """Yield a case for each feedback turn to make a rewrite for. Other turns are skipped and counted by reason."""
+    """Yield a case for each feedback turn that should get a rewrite. Other turns are skipped and counted by reason."""
     folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
     for conversation, (follow_ups, turn_personas) in side_by_side(config, *folders):
         personas = {turn['id']: turn['persona'] for turn in turn_personas}
@@ -194,7 +195,7 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
 
 
 def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with its sampled rewrites that pass the filters. A case may have none."""
+    """Yield each case with those of its sampled rewrites that pass the filters, possibly none."""
     settings = task.config.rewrites
     keep = 1 if settings.from_scratch else 3  # request, reply and feedback
     for block in in_blocks(cases, BLOCK):

@@ -1,13 +1,14 @@
-"""Measure how well a policy satisfies simulated users if it sees their own persona, another user's persona, or none.
+"""Measure how well a policy satisfies simulated users when it sees their own persona, another user's persona, or none.
 
     python -m data_pipelines.satisfaction --config=configs/NAME.py
 
 The stage samples a reply from `config.satisfaction.model` to every prompt of the users in `config.satisfaction.split`,
 in each condition of `config.satisfaction.conditions`. It checks each reply against the user's tastes.
 
-The gap G is the satisfaction in the condition 'own' minus that in the condition 'other'. It shows how much the policy
-uses personas. The other user has exactly the opposite tastes. A model that ignores the persona has G = 0 on average.
-`data_pipelines/simulator/summary.py` uses the gap to compare models.
+In the condition 'other', the policy sees the persona of a user with exactly the opposite tastes. The gap G is the
+satisfaction in the condition 'own' minus the satisfaction in the condition 'other'. It shows how much the policy uses
+personas: a policy that ignores them has G = 0 on average. `data_pipelines/simulator/summary.py` uses the gap to compare
+policies.
 """
 
 from collections import Counter

@@ -6,8 +6,8 @@ This needs libtpu (`pip install -e '.[aot]'`) but no TPU. To plan for a model th
 to its Hugging Face config.json.
 
 The output is one JSON object for each program in `--programs`. It contains the HBM per chip, the FLOPs in closed form,
-the bytes that each chip sends to other chips, and the compile time in seconds. If a program does not fit, the exit
-status is 1.
+the bytes that each chip sends to other chips, and the compile time in seconds. If a program does not fit in memory,
+the exit status is 1.
 
 With `--sweep`, the train step is compiled for every mesh and remat policy instead, and the best combination that fits
 is printed. The best combination has the fewest FLOPs and, among combinations with equal FLOPs, the fewest bytes sent.
@@ -91,7 +91,7 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
 
 
 def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
-    """Return the decoder for train and score, and the number of rows in one call.
+    """Return the decoder of the train and score programs, and the number of rows that it computes in one call.
 
     Raises:
       UserError: the model or the rows cannot be split evenly over the mesh.
@@ -130,9 +130,9 @@ PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]]
 
 
 def row_work(config: ConfigDict) -> Work:
-    """Return the work in a full row, which has `config.rows.pairs` trees of one prefix and two replies.
+    """Return the work in a full row.
 
-    Every scored slot of the row is used.
+    A full row has `config.rows.pairs` trees, each with one prefix and two replies. The replies use all scored slots.
 
     Raises:
       UserError: the replies leave no tokens for a prefix.
@@ -150,7 +150,7 @@ def row_work(config: ConfigDict) -> Work:
 
 
 def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
-    """Return the TFLOPs of one run of a program on all chips, grouped by part.
+    """Return the TFLOPs of one run of a program, summed over all chips and split into parts such as body and head.
 
     For train, the result also contains the TFLOPs per pair, including a forward pass of the reference model if the
     objective uses one.
@@ -175,7 +175,7 @@ def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
 def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> Report:
     """Compile a program, and return its FLOPs, HBM per chip, bytes sent and compile time.
 
-    If the program does not fit, `fits` is False, and `why` quotes the compiler's error.
+    If the program does not fit in memory, `fits` is False in the report, and `why` quotes the compiler's error.
     """
     start = time.monotonic()
     report: Report = dict(program=program, mesh=dict(mesh.shape), remat=config.model.remat, chips=mesh.size)
@@ -205,7 +205,7 @@ def compile_report(program: str, config: ConfigDict, spec: ModelSpec, mesh: Mesh
 
 
 def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Iterator[Report]:
-    """Yield a report on the train step for each remat policy and each mesh that splits the model and batch evenly."""
+    """Yield a report on the train step for every remat policy on every mesh that splits the model and batch evenly."""
     tries = []
     for tensor in (n for n in range(1, spec.num_kv_heads + 1) if len(devices) % n == 0):
         for fsdp in (n for n in range(1, len(devices) // tensor + 1) if len(devices) // tensor % n == 0):
@@ -230,7 +230,7 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """Return the best report among programs that fit, or None if no program fits.
+    """Return the best report among programs that fit in memory, or None if no program fits.
 
     The best report has the fewest FLOPs per pair and, among reports with equal FLOPs, the fewest bytes sent.
     """

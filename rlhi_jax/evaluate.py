@@ -54,7 +54,7 @@ def pair_values(
       config: provides the objective and its settings.
       decoder: its head determines whether the scores are rewards or log-probabilities.
       reader: reads the rows of the plan.
-      scores: scores of the replies in each row, [rows, R].
+      scores: scores of the R replies in each row, [rows, R].
       reference: log-probabilities of the same replies under the reference model; None if the objective uses no
         reference.
     """
@@ -79,7 +79,7 @@ def pair_values(
 
 
 def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
-    """Return the metrics of each condition, and the difference in accuracy between 'own' and each other condition.
+    """Return the metrics of each condition, and the difference in accuracy between 'own' and every other condition.
 
     Only pairs that have values under all conditions are used.
 
@@ -107,7 +107,7 @@ class HeldOut(NamedTuple):
 
     Attributes:
       shards: the shards that contain the pairs.
-      readers: the reader of the evaluated model's rows, keyed by persona condition.
+      readers: one reader per persona condition, for the rows that the evaluated model scores.
       users: the user of each pair, keyed by pair id.
     """
 
@@ -120,11 +120,11 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     """Score the held-out pairs under each persona condition, write the result to WORKDIR/evaluation and return it.
 
     If `step` is None, the latest step is evaluated. Step 0 is the model that training starts from. If training adds a
-    reward head, step 0 gets the same new head.
+    reward head, step 0 is evaluated with the same new head.
 
     Raises:
-      UserError: the workdir or the held-out shards are missing, damaged or empty, or the run was trained with other
-        settings.
+      UserError: the workdir or the held-out shards are missing, damaged or empty, or the run was trained with settings
+        that differ from `config`.
     """
     initial = open_model(config.model.path)
     model = initial if step == 0 else open_model(workdir, step)
@@ -184,7 +184,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
 
 def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
-    """Return a step's stored result if it was computed with the shards and settings in `config`, else None."""
+    """Return a step's stored evaluation, or None if it is missing or was made with other held-out data or settings."""
     shards = Shards(Path(config.eval.shards)).digest
     path = workdir / 'evaluation' / evaluation_name(step, shards)
     if not path.exists():
@@ -203,7 +203,7 @@ def evaluation_name(step: int, shards: str) -> str:
 def _score(
     config: ConfigDict, decoder: Decoder, model: ModelFolder, readers: dict[str, RowReader], mesh: Mesh, label: str
 ) -> dict[str, np.ndarray]:
-    """Return the scores of all replies in each reader's plan: arrays [rows, R] with the same keys as `readers`."""
+    """Return the scores of all replies in each reader's plan, as one array [rows, R] for each key of `readers`."""
     params = load_params(decoder, model, mesh, seed=config.seed)
     scorer = RowScorer(config, decoder, mesh)
     batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}

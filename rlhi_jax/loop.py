@@ -2,9 +2,10 @@
 
     python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR
 
-The loop runs stages from `data_pipelines` and programs from `rlhi_jax`, one after another. Each writes its own folder
-in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any point. At the
-end, the loop writes WORKDIR/report.json and prints it. `config.loop.method` selects the source of the preference pairs:
+The loop runs stages from `data_pipelines` and programs from `rlhi_jax`, one after another. Each of them writes to its
+own folder in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any
+point. At the end, the loop writes WORKDIR/report.json and prints it. `config.loop.method` selects the source of the
+preference pairs:
 
     rewrites   replies rewritten in response to users' feedback
     rewards    the best and worst of N sampled replies, scored by a reward model trained on the rewrites
@@ -98,7 +99,7 @@ class Round:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Time a part of the round, and append its seconds to times.jsonl when it ends or fails.
+        """Time a part of the round, and append its duration to times.jsonl when it ends or fails.
 
         If the process is killed, nothing is appended.
         """
@@ -119,7 +120,7 @@ class Round:
             self.report['funnel'][name] = stage.run(config)
 
     def mine(self) -> None:
-        """Turn conversations into labelled follow-ups, personas and rewrites."""
+        """Turn conversations into follow-up labels, personas and rewrites."""
         if self.config.loop.simulated:
             self.make(simulated.STAGE, self.config)
         if not self.config.loop.oracle_personas:
@@ -129,7 +130,7 @@ class Round:
             self.make(rewrites.STAGE, self.config)
 
     def sample_candidates(self) -> None:
-        """Sample replies and score them with the reward model or, for method oracle, the simulated users' checkers."""
+        """Sample replies and score them with the reward model or (method oracle) with the simulated users' checkers."""
         self.make(candidates.STAGE, self.config)
         if self.config.loop.method == 'oracle':
             self.make(oracle_scores.STAGE, self.config)
@@ -229,9 +230,9 @@ def _check(config: ConfigDict) -> None:
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:
-    """Check that the workdir is new or was started with this config and initial model.
+    """Check that the workdir is new, or contains a loop with the same config and initial model.
 
-    A new workdir records both. A config may differ in the settings in `CHANGEABLE` and in the address of an endpoint.
+    In a new workdir, both are recorded. The settings in `CHANGEABLE` and the address of an endpoint may differ.
     """
     settings = config.to_dict()
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
@@ -248,9 +249,9 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dict[str, Any]:
-    """Return the evaluation of each step in `steps`, keyed by the step's name, and an empty `not_evaluated`.
+    """Return the evaluation of each step under the step's key in `steps`, and '' under 'not_evaluated'.
 
-    If the evaluation is not possible, return only `not_evaluated`, which contains the reason.
+    If the evaluation is not possible, return only the reason, under 'not_evaluated'.
     """
     try:
         evaluations = {
@@ -285,7 +286,7 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
 
 
 def time_spent(workdir: Path) -> dict[str, float]:
-    """Return the seconds that each part of the loop took, over all restarts."""
+    """Return the seconds that each part of the loop took, summed over all restarts."""
     seconds: Counter = Counter()
     for record in load_records(workdir / TIMES):
         seconds[record['part']] += record['seconds']

@@ -49,8 +49,8 @@ class Run(NamedTuple):
     Attributes:
       rows: the row numbers in each step's batch.
       reader: reads rows for the model being trained.
-      reference_reader: reads rows for the reference.
-      reference: cached log-probabilities under the reference; None if the objective uses no reference.
+      reference_reader: reads rows for the reference model.
+      reference: cached log-probabilities under the reference model; None if the objective uses no reference.
     """
 
     config: ConfigDict
@@ -122,8 +122,8 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
 def read_with_reference(run: Run) -> Callable[[int], Row]:
     """Return a function that reads a row by its number.
 
-    If the objective uses a reference, rows include log-probabilities under the reference. Those missing from the cache
-    are computed first.
+    If the objective uses a reference model, the rows include log-probabilities under that model. Log-probabilities that
+    are missing from the cache are computed first.
     """
     if run.reference is None:
         return run.reader.__getitem__
@@ -187,7 +187,7 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
 
 
 def _compiled_step(run: Run, state: TrainState) -> Callable:
-    """Return the compiled train step, which rejects other shapes and layouts instead of compiling again."""
+    """Return the train step, compiled for one shape and layout of inputs; it rejects all others."""
     shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
     return jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes).compile()
 
@@ -199,9 +199,9 @@ def _pair_names(run: Run, step: int) -> list[str]:
 
 
 class _Pending:
-    """The metrics of the latest step. To keep the device busy, they are usually read after the next step is dispatched.
+    """The metrics of the latest step, which are read late to keep the device busy.
 
-    At a checkpoint, they are read at once.
+    They are read after the next step is dispatched or, before a checkpoint is saved, at once.
     """
 
     def __init__(self, config: ConfigDict, log: RunLog | None, num_steps: int, first_step: int):

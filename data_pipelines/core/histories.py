@@ -1,4 +1,4 @@
-"""Read conversations together with the records that other stages wrote about them, one by one or author by author."""
+"""Read conversations, one at a time or author by author, together with the records of other stages about them."""
 
 import itertools
 import json
@@ -17,10 +17,10 @@ from rlhi_jax.io.progress import Progress
 
 
 def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversation, list[list[Record]]]]:
-    """Yield each conversation in `config.data.conversations`, with the records about it from each of the other files.
+    """Yield each conversation in `config.data.conversations`, with the records about it from each file in `others`.
 
-    Every file is read once. The ids of the records in the other files are turn ids. Those records must be in the same
-    order as the conversations.
+    Every file is read once. In the files in `others`, the records' ids must be turn ids, and the records must be in the
+    same order as the conversations.
 
     Raises:
       UserError: a file has records about an unknown conversation, or its records are in a different order.
@@ -55,7 +55,7 @@ class Author(NamedTuple):
     Attributes:
       user_id: '' if the author is unknown.
       conversations: the author's conversations, keyed by id, oldest first.
-      records: the records about those conversations, one list for each of the other files.
+      records: the records about those conversations, one list for each file that was passed to `authors`.
     """
 
     user_id: str
@@ -69,7 +69,7 @@ class Author(NamedTuple):
 
 
 def authors(config: ConfigDict, *others: Path) -> Iterator[Author]:
-    """Yield every author of the conversations, with the records about the author from the other files.
+    """Yield every author of the conversations, with the records about their conversations from each file in `others`.
 
     Raises:
       UserError: the conversations are not sorted by user, which is the order in which `ingest` writes them.

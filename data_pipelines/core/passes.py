@@ -1,4 +1,4 @@
-"""Process items in blocks and passes, so that memory contains only a few items and one model at a time."""
+"""Process items in blocks and passes, to keep only a few items and one model in memory at a time."""
 
 import functools
 import heapq
@@ -18,12 +18,12 @@ def in_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def in_passes(source: Callable[[Counter], Iterator[T]], steps: Sequence[Callable], counts: Counter) -> Iterator[T]:
-    """Pass items through several steps, which query models and journal the answers; yield the items of the last step.
+    """Pass items through several steps and yield the items from the last step.
 
-    All items complete a step before any item enters the next step, so at most one model is in memory. Each pass streams
-    the items from the source again, so they are never all in memory. In later passes, the earlier steps read their
-    answers from the journal. The source is read to its end before the first step, so bad input is found before any
-    model is queried.
+    The steps query models and journal the answers. All items complete a step before any item enters the next step, so
+    at most one model is in memory. Each pass streams the items from the source again, so they are never all in memory.
+    In later passes, the earlier steps read their answers from the journal. The source is read to its end before the
+    first step, so bad input is found before any model is queried.
 
     Args:
       source: source(counts) yields the items for the first step. It is called once per pass.

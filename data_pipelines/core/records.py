@@ -48,7 +48,7 @@ class FollowUp(TypedDict):
     label: str  # one of `data_pipelines.labelling.labels.LABELS`
     confidence: float  # probability of the label, from 0 to 1
     quote: str  # words of the turn that support the label
-    mined: bool  # whether the turn is feedback, with enough confidence to be used in rewrites and personas
+    mined: bool  # whether the turn is labelled as feedback with enough confidence for use in rewrites and personas
 
 
 class Remark(TypedDict):

@@ -1,6 +1,6 @@
 """Stages of the pipeline and their tasks: a stage makes an output folder, which appears only when it is complete.
 
-Stages read and write records one after another. Memory contains at most one block of text, or one user's history, at a
+Stages read and write records one after another. At most one block of text, or one user's history, is in memory at a
 time. Only counters, user ids and the ids of chosen items stay in memory for the whole run.
 """
 
@@ -36,8 +36,8 @@ class Task:
       folder: the folder to write into, which becomes the output folder once the work is done.
       made_from: everything that the output depends on, as stored in the manifest.
       stage: the stage's name.
-      learned: request fields that an endpoint has rejected, mapped to the names that it expects instead, or to '' for
-        fields to omit.
+      learned: request fields that an endpoint has rejected. Each is mapped to the name that the endpoint expects
+        instead, or to '' if the field must be omitted.
     """
 
     def __init__(self, config: ConfigDict, folder: Path, made_from: Any, stage: str):
@@ -51,7 +51,7 @@ class Task:
 
     @functools.cached_property
     def journal(self) -> Journal:
-        """The journal of answers obtained so far, by this process or by a killed one with the same settings."""
+        """The journal of answers obtained so far by this run or by an earlier, killed run with the same settings."""
         return Journal(work_folder(self.folder) / journal_name(self.made_from), self.made_from)
 
     def write(self, records: Iterable[Record], counts: Counter) -> dict[str, int]:
@@ -76,7 +76,7 @@ class Task:
 
 
 class Step(NamedTuple):
-    """The names of the counts of one kind of item. The data card checks that all items read were kept or dropped.
+    """The names of the counts for one kind of item. The data card checks that all items read were kept or dropped.
 
     If a count of dropped items matches the prefixes of several steps, it belongs to the step with the longest matching
     prefix.
@@ -84,7 +84,7 @@ class Step(NamedTuple):
     Attributes:
       unit: the kind of item, in the plural.
       read: names of the counts of items read; empty if the stage does not count the items it reads.
-      dropped: prefixes of the names of the counts of dropped items.
+      dropped: prefixes. A count is a count of dropped items if its name starts with one of them.
     """
 
     unit: str
@@ -102,14 +102,14 @@ class Stage:
         settings. `tests/test_golden.py` checks this for every stage.
       work: a function that writes the files of a task's folder, including the manifest, and returns the counts.
       output: the config key of the output folder, such as 'data.shards'.
-      identity: a function that returns the digests of the inputs, and the settings, that the output depends on. A
-        finished folder with the same identity and version is up to date.
+      identity: a function that returns the input digests and the settings that the output depends on. A finished folder
+        with the same identity and version is up to date.
       check: a function that raises UserError if a manifest does not meet the requirements in the config. It runs on
         new and on finished folders.
       files: the record files. Each is mapped to the name of the count that its number of lines must equal. KEPT stands
         for the sum of all counts of kept items.
-      contents: a function that counts what a folder contains besides record files. Each number is keyed by the name of
-        the count that it must equal.
+      contents: a function that counts the contents of a folder that are not in record files. Each number is keyed by
+        the name of the count that it must equal.
       digests: a function that returns further digests, besides those of the folder's files. Later stages use them to
         identify the folder.
       steps: the counts that must add up. The data card leaves out a stage without steps.

@@ -60,7 +60,7 @@ def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:
 
 
 def request_index(feedback_index: int) -> int:
-    """Return the index of the request whose reply a feedback turn is about.
+    """Return the turn index of the request before the reply that a feedback turn is about.
 
     >>> request_index(4)
     2

@@ -1,8 +1,8 @@
 """Labels follow-up turns with a small trained head instead of a teacher.
 
 The head is a logistic regression on two kinds of features: a turn's hashed text (words, characters and first words),
-and its relations to the request and the reply before it. Because the text is hashed, a head contains no user text. One
-core labels three thousand turns per second.
+and its relations to the request and the reply before it. Because the text is hashed, a head contains no user text. A
+single CPU core labels three thousand turns per second.
 """
 
 import functools
@@ -58,12 +58,12 @@ def _beginnings(text: str) -> list[str]:
 
 
 def hashed(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
-    """Return how often each hashed word, run of characters and beginning occurs: shape [texts, 3 * WIDTH]."""
+    """Return the counts of the hashed words, character runs and beginnings in each text: shape [texts, 3 * WIDTH]."""
     return scipy.sparse.hstack([hasher.transform(texts) for hasher in _hashers()], format='csr')
 
 
 def relations(turn: UserTurn) -> list[float]:
-    """Return features of how a turn relates to the request and the reply before it."""
+    """Return features that describe how a turn relates to the request and the reply before it."""
     words, of_request, of_reply = (_words(text) for text in (turn.text, turn.request, turn.reply))
     return [
         *(np.log1p(len(text)) for text in (turn.text, turn.request, turn.reply)),

@@ -5,7 +5,7 @@ when that label applies. A turn gets the label whose prompt makes the turn most 
 channel (arXiv 2108.04106), suits small models. All labels have equal priors. The prompts contain no conversation text,
 so no user can steer the teacher. For the same reason, many turns can be scored together after each prompt.
 
-An endpoint is asked for JSON with a label, a confidence, and a quote of words from the turn.
+An endpoint is asked for JSON with a label, a confidence, and a quote from the turn.
 """
 
 import re

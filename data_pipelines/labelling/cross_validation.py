@@ -37,7 +37,7 @@ def held_out_probabilities(
 
 
 def cross_validated(turns: Sequence[UserTurn], labels: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
-    """Measure heads on turns from groups that the heads have not seen.
+    """Evaluate heads on turns from groups that the heads have not seen.
 
     Returns:
       A dictionary with these entries:

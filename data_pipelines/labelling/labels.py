@@ -74,7 +74,7 @@ def sentences(text: str) -> list[str]:
 
 
 def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, float]) -> Judgement:
-    """Return a judgement of a turn that quotes one sentence from the turn's opening.
+    """Return a judgement that quotes one sentence from the turn's opening.
 
     Args:
       weights: the weight of each sentence in the opening. The sentence with the greatest weight is quoted. If several
@@ -84,6 +84,6 @@ def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, f
 
 
 def pieces(turns: Sequence[UserTurn]) -> list[str]:
-    """Return the distinct texts to score: the turns' openings, and the openings' sentences to choose quotes from."""
+    """Return the distinct texts to score: the openings of the turns, and the sentences that may be quoted from them."""
     openings = [opening(turn) for turn in turns]
     return list(dict.fromkeys(piece for text in openings for piece in (text, *sentences(text))))

@@ -105,8 +105,8 @@ def remark_fault(quote: str, before: str) -> str:
 def supported(text: str, quote: str, before: str) -> bool:
     """Whether a claim follows from a remark.
 
-    If the claim or the remark is about a matter of style, both must be. The claim must then take only sides that the
-    remark takes. Otherwise, these rules apply:
+    If the claim or the remark is about style, both must be. On every matter of style in the claim, such as length, the
+    remark must then take the same side. If neither is about style, these rules apply:
 
     - At least half of the claim's content words, and at least one, must occur in the remark but not in `before`. Words
       in `before` do not count, because the topic of a conversation is not a taste.

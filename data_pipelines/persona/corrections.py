@@ -44,9 +44,10 @@ def corrections_path(config: ConfigDict) -> Path:
 
 
 def read_corrections(path: Path) -> Corrections:
-    """Read JSON lines of the forms {"delete_user": ID}, {"delete_claim": ID} and {"edit_claim": ID, "text": TEXT}.
+    """Read a file of corrections. If the file does not exist, there are no corrections.
 
-    A deletion is final. If a claim is edited several times, the last edit counts. A missing file means no corrections.
+    Each line has the form {"delete_user": ID}, {"delete_claim": ID} or {"edit_claim": ID, "text": TEXT}. A deletion is
+    final. If a claim is edited several times, the last edit counts.
 
     Raises:
       UserError: a line has none of these forms.

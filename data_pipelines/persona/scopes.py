@@ -17,13 +17,14 @@ class Scope(NamedTuple):
 
     Attributes:
       may_know: may_know(turn, settings) returns whether any persona may draw on this feedback turn.
-      mined_turns: mined_turns(conversation, settings) returns the indices of the user turns that may be mined.
+      mined_turns: mined_turns(conversation, settings) returns the indices of the user turns that may be mined, that is,
+        used to make training data.
       state_at: state_at(claims, settings) takes one author's claims, oldest first, and returns a function. Given a
         conversation and the index of a turn that may be mined, that function returns the claims valid at the turn.
-      known_at: known_at(conversation, turn_index, claims, settings) returns, in any order, those of the author's claims
-        that a persona may draw on at a user turn, or None if the turn must not be mined. Only the store audit calls
-        this function. It shares no code with `mined_turns` and `state_at`, so the audit notices an error in any of the
-        three functions.
+      known_at: known_at(conversation, turn_index, claims, settings) returns the author's claims that a persona may draw
+        on at a user turn, in any order. It returns None if the turn must not be mined. Only the store audit calls this
+        function. It shares no code with `mined_turns` and `state_at`, so the audit notices an error in any of the three
+        functions.
       check: check(conversations) raises a UserError if the scope cannot be used with these conversations.
     """
 
@@ -110,7 +111,7 @@ def _state_after_the_first(claims: Sequence[Claim], settings: ConfigDict) -> Cal
 def _among_the_first(
     conversation: Conversation, turn_index: int, claims: Sequence[Claim], settings: ConfigDict
 ) -> list[Claim] | None:
-    """Return the claims from the first `first_k` user turns, or None if this turn is one of them.
+    """Return the claims from the conversation's first `first_k` user turns, or None if this turn is one of them.
 
     The first `first_k` user turns must not be mined.
     """

@@ -40,8 +40,8 @@ def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
 def prompt_name(config: ConfigDict) -> str:
     """Return the name of the teacher's prompt.
 
-    Endpoints follow instructions, which user text may contain. The prompt for endpoints therefore marks where user text
-    begins and ends.
+    An endpoint might follow instructions in user text. The prompt for endpoints therefore marks where user text begins
+    and ends.
     """
     return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
 

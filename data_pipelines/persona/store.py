@@ -26,7 +26,7 @@ CACHED = 2**12  # maximum number of entries in each cache, of token counts or of
 
 
 def user_personas(config: ConfigDict) -> dict[str, str]:
-    """Return each user's persona, based on their whole history, from the finished stage. The keys are user ids."""
+    """Return each user's persona from the store, based on the user's whole history. The keys are user ids."""
     return {user['user_id']: user['persona'] for user in stream_records(input_folder(config, 'personas') / USERS)}
 
 
@@ -36,7 +36,7 @@ def user_personas_digest(config: ConfigDict) -> str:
 
 
 def token_counter(config: ConfigDict) -> Callable[[str], int]:
-    """Return a function that counts tokens with the tokenizer of the policy, which reads the personas."""
+    """Return a function that counts tokens with the policy's tokenizer, because the policy reads the personas."""
     require(config, 'model.path')
     tokenizer = load_tokenizer(open_model(config.model.path).tokenizer_path)
     return functools.lru_cache(CACHED)(lambda text: len(tokenizer.encode(text)))

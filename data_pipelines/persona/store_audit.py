@@ -1,7 +1,7 @@
 """Audits the persona store: checks its files against the conversations, and recomputes every persona.
 
-The stage folds claims once per author. The audit folds them again for each turn, with the claims that `Scope.known_at`
-returns for that turn. The two computations thus check each other.
+The stage makes all personas of an author in one pass over the author's claims. The audit instead starts anew for each
+turn, from the claims that `Scope.known_at` returns for that turn. The two computations thus check each other.
 """
 
 import itertools
@@ -94,7 +94,7 @@ def _has_the_fields(claim: Record) -> bool:
 
 
 def _broken_claim(claim: Record, author: Author, corrections: Corrections) -> str:
-    """Describe the rule that a stored claim breaks; '' if it breaks no rule."""
+    """Return a description of the rule that a stored claim breaks, or '' if it breaks none."""
     if not _has_the_fields(claim):
         return 'its fields are not the fields of a claim'
     conversation = author.conversations.get(claim['conversation'])

@@ -1,1 +1,1 @@
-"""User keys, the opt-out list, and how all traces of a user are found and removed."""
+"""Makes user keys, reads and writes the opt-out list, and finds the data of users who are to be forgotten."""

@@ -1,4 +1,4 @@
-"""Finds the records of forgotten users, and the runs that were trained on them."""
+"""Finds the records of forgotten users, and the training runs that used these records."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from rlhi_jax.io.files import complete_lines, read_json, write_bytes, write_json
 from rlhi_jax.models.checkpoints import weights_at
 
 LOG, NOTE = 'examples.jsonl', 'trained_on_forgotten.json'  # in a run's folder
-_USER = ('user_id', 'hashed_ip')  # fields with the user's id: the first in records, the second in raw records
+_USER = ('user_id', 'hashed_ip')  # the user's id: `user_id` in records, `hashed_ip` in raw records
 _REMEDY = 'remove the run'
 
 
@@ -26,8 +26,8 @@ class Forgotten:
     Attributes:
       users: the ids of the forgotten users.
       conversations: the ids of these users' conversations.
-      records: the ids of these users' other records.
-      seen: the ids of the users whose records have been found.
+      records: the ids of these users' records other than conversations.
+      seen: the ids of the forgotten users whose records have been found.
     """
 
     users: frozenset[str]
@@ -36,7 +36,12 @@ class Forgotten:
     seen: set[str] = dataclasses.field(default_factory=set)
 
     def learn(self, record: Record, stage: str) -> None:
-        """Remember the ids in a record if the record belongs to a forgotten user."""
+        """Remember the ids in a record if the record belongs to a forgotten user.
+
+        Args:
+          record: a record or raw record.
+          stage: the stage that wrote the record. The ids of records from 'ingest' are conversation ids.
+        """
         users = {record[key] for key in _USER if key in record} & self.users
         if not users:
             return
@@ -94,9 +99,10 @@ def clean_log(run: Path, forgotten: Forgotten) -> None:
 
 
 def write_notes(runs: Iterable[Path]) -> None:
-    """Write a note to each run that was trained on forgotten users' pairs.
+    """Write a note into the folder of each run that was trained, directly or indirectly, on forgotten users' pairs.
 
-    These are the runs whose logs have lost pairs, and all runs that started from the parameters of a run with a note.
+    These are the runs whose logs have lost pairs and, in turn, all runs that started from the parameters of a run with
+    a note.
     """
     removed = {run: [json.loads(line).get('forgotten', 0) for line in complete_lines(run / LOG)] for run in runs}
     started_from = {run: read_json(run / 'run.json', _REMEDY, fields=['model'])['model'] for run in removed}

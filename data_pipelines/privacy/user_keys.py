@@ -1,6 +1,6 @@
 """User keys, their salt, and the opt-out list.
 
-A key is a salted hash of an address (WildChat's `hashed_ip`) and the browser's header. All keys made from logs have
+A key is a salted hash of an address (WildChat's `hashed_ip`) and the browser's header. Keys made from logs have
 limits: people who share an address and use the same browser count as one user, and a person whose address or browser
 changes counts as a new user. So a persona may contain other people's preferences, and a history may be incomplete.
 """
@@ -29,11 +29,11 @@ def make_salt(path: str, *, outside: Path) -> None:
     data.
 
     Args:
-      path: the file.
-      outside: the data folder, which must not contain the file.
+      path: the path of the salt file.
+      outside: the data folder, which must not contain the salt file.
 
     Raises:
-      UserError: the file is in the folder `outside`.
+      UserError: the salt file is in the folder `outside`.
     """
     file = Path(path).expanduser().resolve()
     if file.is_relative_to(outside.resolve()):

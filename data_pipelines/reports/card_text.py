@@ -23,7 +23,10 @@ def escaped(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Return text from the data as a code block, with a fence that is longer than any run of backticks in the text."""
+    """Return text from the data as a code block, with a fence that is longer than any run of backticks in the text.
+
+    Only the first `MAX_CHARACTERS` characters are shown. A note says how many more there are.
+    """
     shown = '\n'.join(text[:MAX_CHARACTERS].splitlines())
     shown = ''.join(
         letter if letter in '\n\t' or ord(letter) >= 160 or letter.isprintable() else '�' for letter in shown
@@ -52,7 +55,7 @@ def _percent(share: float | None) -> str:
 
 
 def _words(key: str) -> str:
-    """Return a key as escaped words.
+    """Return a key as words separated by spaces, escaped for Markdown.
 
     >>> print(_words('no_feedback'))
     no feedback
@@ -214,7 +217,7 @@ def _probe(probe: Mapping[str, Any]) -> str:
 
 
 def _other(section: Mapping[str, Any]) -> list[str]:
-    """Present a stage whose kind is not in `SECTIONS`: first its numbers, then its distributions."""
+    """Return Markdown for a section whose kind is not in `SECTIONS`: first its numbers, then its distributions."""
     numbers = [[_words(name), value] for name, value in section.items() if isinstance(value, int | float)]
     distributions = {
         _words(name): value for name, value in section.items() if isinstance(value, dict) and 'percentiles' in value
@@ -277,7 +280,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     """Return a data card as Markdown.
 
     Args:
-      card: the result of `data_pipelines.card.describe`. Its sections stay in the same order.
+      card: the result of `data_pipelines.card.describe`. The Markdown keeps the order of its sections.
     """
     blocks = [
         '# Data card',

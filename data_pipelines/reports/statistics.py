@@ -82,7 +82,7 @@ def of_conversations(records: Iterable[Conversation], manifest: Manifest) -> dic
 
 
 def of_follow_ups(records: Iterable[FollowUp], manifest: Manifest) -> dict[str, Any]:
-    """Return the number, share and mean confidence of turns by label, and the number of mined turns by split."""
+    """Return the number, share and mean confidence of turns per label, and the number of mined turns per split."""
     turns: Counter = Counter()
     confidence: Counter = Counter()
     mined: Counter = Counter()
@@ -100,14 +100,14 @@ def of_follow_ups(records: Iterable[FollowUp], manifest: Manifest) -> dict[str, 
 
 
 def of_personas(records: Iterable[TurnPersona], manifest: Manifest) -> dict[str, Any]:
-    """Count turns with and without a persona, and summarise the lengths of personas in words."""
+    """Count turns with and without a persona, and summarise the personas' word counts."""
     words = Counter(len(record['persona'].split()) for record in records)
     turns, empty = words.total(), words.pop(0, 0)
     return dict(turns=turns, turns_with_persona=turns - empty, words=summary(words))
 
 
 def of_rewrites(records: Iterable[Rewrite], manifest: Manifest) -> dict[str, Any]:
-    """Count the rewrites in each split, and summarise their gains in nats."""
+    """Count the rewrites in each split, and summarise their gains (nats)."""
     splits: Counter = Counter()
     gains: Counter = Counter()
     for record in records:
@@ -118,7 +118,7 @@ def of_rewrites(records: Iterable[Rewrite], manifest: Manifest) -> dict[str, Any
 
 
 def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str, Any]:
-    """Count prompts and replies per prompt, and compute the share of replies that were not cut off."""
+    """Count prompts, summarise how many replies they have, and compute the share of replies that were not cut off."""
     replies: Counter = Counter()
     with_persona = finished = 0
     for record in records:
@@ -135,7 +135,11 @@ def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str,
 
 
 def of_pairs(records: Iterable[PreferenceRecord], manifest: Manifest) -> dict[str, Any]:
-    """Count pairs by split, source and user; summarise the lengths of replies; include the artefact probe's result."""
+    """Count pairs by split, source and user, and summarise the lengths of their replies.
+
+    The result also contains the share of pairs whose chosen reply is longer than the rejected one, and the result of
+    the artefact probe.
+    """
     splits: dict[str, Counter] = defaultdict(Counter)
     sources: dict[str, Counter] = defaultdict(Counter)
     users: dict[str, Counter] = defaultdict(Counter)

@@ -15,7 +15,7 @@ Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condit
 
 
 def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return each model's satisfaction under each condition, its gap (own − other), and the change of the gap.
+    """Return each model's satisfaction under each condition and its gap (own − other), and the change in the gap.
 
     The change is the last model's gap minus the first model's gap. Every number is a mean over the prompts that all
     models answered in all conditions, with a 95 % interval from a bootstrap over users. Users with a held-out taste
@@ -66,7 +66,7 @@ def _read(by_model: Mapping[str, Path]) -> Tables:
 
 
 def _compare(tables: Tables, names: Sequence[str], value: Callable[[SatisfactionRecord], float]) -> dict[str, Any]:
-    """Return the mean of a value by model and condition, the gap between own and other, and the change of the gap."""
+    """Return the mean of a value for each model and condition, each model's gap (own − other), and the gap's change."""
     first, last = next(iter(tables)), next(reversed(tables))
     users = {name: tables[first]['own'][name]['user_id'] for name in names}
 

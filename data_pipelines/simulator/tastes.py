@@ -48,7 +48,7 @@ def has_stem(word: str, stem: str) -> bool:
 
 
 def not_copied(reply: list[str], request: list[str]) -> list[str]:
-    """Return the words of a reply without any run of three or more words that also occurs in the request.
+    """Return the words of a reply, leaving out every run of three or more words that also occurs in the request.
 
     >>> not_copied('why might i like bees bees make honey'.split(), 'why might i like bees'.split())
     ['bees', 'make', 'honey']

@@ -52,7 +52,7 @@ def request_number(name: str) -> int:
 def population(config: ConfigDict) -> list[SimulatedUser]:
     """Return the users of all splits, as set in `config.simulated`.
 
-    Each split cycles through its combinations of tastes.
+    In each split, the users get the split's combinations of tastes in turn.
 
     Raises:
       UserError: a taste is unknown or is in both `tastes` and `held_out`, or `tastes` lists fewer than three tastes.
@@ -119,8 +119,8 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
 def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Request) -> Tastes:
     """Return the tastes that a user wants a reply to a request to satisfy.
 
-    The taste `flips` changes sides halfway through the user's history. The taste `depends` applies to one kind of
-    request only; for all other requests, the user wants the opposite.
+    The taste that the user's field `flips` names changes sides halfway through the history. The taste that the field
+    `depends` names applies to one kind of request only; for all other requests, the user wants the opposite.
 
     Args:
       user: the simulated user.

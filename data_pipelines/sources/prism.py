@@ -37,7 +37,7 @@ class RatedTurn(NamedTuple):
 
 
 def read_lines(path: Path, counts: Counter) -> Iterator[Record]:
-    """Yield the objects in a file of JSON lines. Lines without an object are counted."""
+    """Yield the objects in a JSON Lines file. Lines that do not contain an object are skipped and counted."""
     for line in path.read_bytes().split(b'\n'):
         if line.strip():
             try:

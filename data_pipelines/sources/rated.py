@@ -1,4 +1,4 @@
-"""Flags, folds and output shared by the sources `prism` and `mt_bench`."""
+"""Code that the sources `prism` and `mt_bench` share: flags, folds and output."""
 
 import json
 from collections import Counter
@@ -14,7 +14,11 @@ from rlhi_jax.io.files import digest, file_digest, new_folder, write_bytes, writ
 
 
 def define_flags(*files: str) -> None:
-    """Define --FILE for each file to read, and --to, --folds, --fold and --overwrite."""
+    """Define a flag for the path of each input file, and the flags --to, --folds, --fold and --overwrite.
+
+    Args:
+      files: the names of the flags for input files.
+    """
     for name in files:
         flags.DEFINE_string(name, None, f'Path of the published {name}.jsonl.')
     flags.DEFINE_string('to', None, 'Output folder.')
@@ -48,7 +52,7 @@ def write_preferences(
     Args:
       stage: the name of the source's program, such as 'sources.prism', for the manifest.
       files: the files that were read. The manifest stores their digests.
-      counts: the numbers of items read and dropped, keyed by the names of the counts.
+      counts: the numbers of items read and dropped, keyed by name.
       train: the training preferences.
       validation: the held-out preferences.
 

@@ -34,7 +34,14 @@ _FINISHED = ('stop', 'eos_token', 'end_turn', 'stop_sequence')  # OpenAI, TGI, A
 
 
 class Completion(NamedTuple):
-    """An endpoint's answer and the tokens charged for it; `text` is None if the endpoint refuses to answer."""
+    """An endpoint's answer to a request.
+
+    Attributes:
+      text: the answer; None if the endpoint gives no answer to this request.
+      finished: whether the answer is complete.
+      tokens_in: the number of prompt tokens charged for.
+      tokens_out: the number of answer tokens charged for.
+    """
 
     text: str | None
     finished: bool
@@ -82,8 +89,8 @@ class Endpoint:
     async def complete(self, request: dict[str, Any], *, doubted: bool = False) -> Completion:
         """Return the completion of a request, after retrying failures that may be temporary.
 
-        The completion's `text` is None if the endpoint refuses this request or fails on it repeatedly, even though it
-        answers a harmless request.
+        The completion's `text` is None if the endpoint refuses this request or fails on it repeatedly, although the
+        endpoint does answer a harmless request.
 
         Args:
           doubted: whether the request has already failed once while the endpoint was up.
@@ -174,7 +181,7 @@ class _Client(openai.DefaultAsyncHttpxClient):
     """A client that treats a response without a completion as a failed request, and an endless answer as a timeout.
 
     Args:
-      longest: maximum number of seconds from a request to the end of its answer, whatever arrives in between.
+      longest: maximum number of seconds from a request to the end of its answer, even if parts of it keep arriving.
     """
 
     def __init__(self, longest: float):
@@ -197,7 +204,9 @@ class _Client(openai.DefaultAsyncHttpxClient):
 
 
 def _completion(body: bytes) -> tuple[Completion, bool]:
-    """Return the completion in an answer, and whether the answer states its token counts; if it does not, they are 0.
+    """Return the completion in an answer, and whether the answer states both token counts.
+
+    If it does not, both counts are 0 in the completion.
 
     Raises:
       ValueError: the answer is not a completion.

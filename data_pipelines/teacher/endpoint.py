@@ -38,7 +38,7 @@ Key = tuple[str, str, int]  # kind, id, number
 
 
 class Question(NamedTuple):
-    """A question to the teacher: turns that end with a user turn, and the schema of the answer, a JSON object."""
+    """A question to the teacher: turns that end with a user turn, and a JSON schema for the answer."""
 
     id: str
     turns: Turns
@@ -83,11 +83,13 @@ def keys(prompt: Prompt) -> list[Key]:
 def answers(
     task: Task, questions: Sequence[Question], accept: Callable[[Question, Any], bool]
 ) -> dict[str, Any | None]:
-    """Return the answers, keyed by question id: JSON that fits the schema and passes `accept`, or None.
+    """Return the answers, keyed by question id.
+
+    An answer is a JSON object that fits the question's schema and passes `accept`, or None if no attempt gave one.
 
     Both the prompt and the request state the schema. The first attempt is sampled at `config.teacher.temperature`.
-    After a bad answer, the question is asked again at `config.sampler.temperature`, with a new seed each time. A
-    question is asked at most `config.teacher.attempts` times in all.
+    After an unacceptable answer, the question is asked again at `config.sampler.temperature`, with a new seed each
+    time. A question is asked at most `config.teacher.attempts` times in all.
 
     Args:
       task: the stage's task. Its `made_from` must cover the questions and everything that `accept` depends on.
@@ -143,7 +145,10 @@ def _tokens(journal: Journal) -> tuple[int, int]:
 def _settle_all(
     task: Task, items: Sequence[Any], settle: Callable[['_Teacher', Any], Awaitable[None]], unit: str
 ) -> None:
-    """Call `settle` on all items, several at a time. After a failure, finish those in progress to keep the answers."""
+    """Call `settle` on all items, several at a time.
+
+    After a failure, no new calls are started, but those in progress are finished so that their answers are kept.
+    """
     if not items:  # later passes of a stage find all answers in the journal
         return
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
@@ -178,7 +183,7 @@ def _settle_all(
 
 
 class _Teacher:
-    """An endpoint with the journal, the cache and the budget for its answers."""
+    """An endpoint, with the journal and the cache that store its answers and the budget that limits them."""
 
     def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: '_Cache'):
         self._config, self._journal, self._endpoint, self._cache = config, journal, endpoint, cache
@@ -187,9 +192,9 @@ class _Teacher:
     async def ask(
         self, key: Key, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
     ) -> 'Completion':
-        """Return the answer stored in the journal under `key`, or else ask the endpoint.
+        """Return an answer from the journal, from the cache or, if neither has it, from the endpoint.
 
-        The endpoint gets the first version of the messages that it does not reject as too long.
+        The versions of the messages are tried in order until one is not rejected as too long.
 
         Raises:
           UserError: the endpoint refuses all requests or does not answer, or the budget is spent.
@@ -266,7 +271,7 @@ class _Cache:
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:
-    """Yield a prompt's messages: first all of them, then with more and more of the oldest exchanges dropped."""
+    """Yield ever shorter versions of a prompt's messages: first all messages, then without the oldest exchanges."""
     system, persona = (defused(text.strip()) for text in prompt.context)
     opening = to_messages([('system', system)] if system else [])
     for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):

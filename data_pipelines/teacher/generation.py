@@ -27,7 +27,7 @@ BLOCK = 16  # prompts that are scored together before their scores are added to 
 
 
 def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
-    """Return what determines a model's replies and scores: its weights, template, control tokens and dtype.
+    """Return the properties that determine a model's replies and scores: weights, template, control tokens and dtype.
 
     For an endpoint, return the model name and the sampling settings.
     """
@@ -38,7 +38,7 @@ def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
     return dict(weights=model.weights, template=template, tokens=model.tokens, dtype=config.model.dtype)
 
 
-@functools.cache  # called several times per stage; `weights` tells apart two imports into the same folder
+@functools.cache  # called several times per stage; `weights` distinguishes imports into the same folder
 def _template_digest(folder: Path, weights: str) -> str:
     return ChatTemplate.load(folder).digest
 

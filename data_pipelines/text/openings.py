@@ -129,7 +129,8 @@ def is_refusal(reply: str) -> bool:
 def has_preamble(reply: str) -> bool:
     """Whether a reply opens by announcing an answer or a change, or by saying that an earlier reply was wrong.
 
-    "Here are five facts:" counts even before a list, because the rewrite prompt asks for the answer alone.
+    "Here are five facts:" counts as a preamble even if a list follows, because the rewrite prompt asks for the answer
+    alone.
 
     >>> has_preamble('Here is a shorter version:\\n\\nBees fly.'), has_preamble("You're right, bees do fly.")
     (True, True)

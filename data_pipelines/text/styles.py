@@ -1,8 +1,8 @@
 """Finds the side that a remark or claim takes in each matter of style, such as the length or layout of answers.
 
 Two claims that take different sides of the same matter contradict each other. A remark can support a claim only if it
-takes every side that the claim takes. This works for short sentences, and best in English. The words for each side are
-in `data_pipelines/text/lexicons/styles.toml`.
+takes every side that the claim takes. The method is meant for short sentences and works best in English. The words for
+each side are in `data_pipelines/text/lexicons/styles.toml`.
 
 >>> styles('This is too long. As a list, please!')
 {'length': 'short', 'layout': 'list'}

@@ -41,7 +41,7 @@ Shard = Callable[[], Iterator[tuple[str, Example]]]  # yields a shard's examples
 
 
 def conversation_shards(path: Path) -> dict[str, list[Shard]]:
-    """Return the shards of a conversations file, keyed by split; the order in the file is preserved."""
+    """Return shards of the conversations in a file, keyed by split. Each split keeps the order of the file."""
     offsets_by_split: dict[str, list[int]] = defaultdict(list)
     with open(path, 'rb') as file:
         offset = 0
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 class _InOrder(ExampleWriter):
-    """A writer that sorts each example's features by name, because TFDS's own writer does not fix their order."""
+    """A writer that sorts each example's features by name; TFDS's own writer does not guarantee their order."""
 
     def write(self, path, examples):
         def sorted_examples():
@@ -155,7 +155,7 @@ class Conversations(_Builder):
 
 
 class Interactions(_Builder):
-    """Interaction trees, each with a persona, a conversation's messages in all branches, and pairs of replies."""
+    """Interaction trees. Each has a persona, the messages of all branches of a conversation, and pairs of replies."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         weight = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # a plain float would be float32

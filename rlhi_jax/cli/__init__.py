@@ -1,1 +1,1 @@
-"""The command line that all programs share."""
+"""Command-line code that all programs share."""

@@ -46,7 +46,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
-    """Return what is wrong with a flag or config file, without the tracebacks and lists of keys from ml_collections."""
+    """Return a message that says what is wrong with a flag or config file.
+
+    Tracebacks and lists of keys from ml_collections are left out.
+    """
     text = one_line(error)
     where, line = _failing_line(error)
     if part := re.match(r"""["']+(\w+)["']+""", text):  # a --config.KEY flag for a key that does not exist
@@ -130,7 +133,7 @@ def workdir_path(workdir: str | None) -> Path:
 
 
 def load_config(config: ConfigDict) -> ConfigDict:
-    """Return a program's config after checking it, and set JAX's compilation cache to `config.compilation_cache`.
+    """Check a program's config, set JAX's compilation cache to `config.compilation_cache`, and return the config.
 
     Raises:
       UserError: the config is not valid; the message names the key and its allowed values.

@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 
 class Method(NamedTuple):
-    """A value of `config.loop.method`.
+    """The training runs and pair sources that a value of `config.loop.method` selects.
 
     Attributes:
-      trains: the objectives to train, in order; the last one trains the policy.
+      trains: the objective of each training run, in order; the last run trains the policy.
       sources: where the policy's pairs come from, as a value of `config.pairs.sources`.
     """
 
@@ -29,7 +29,7 @@ _TRAINED = ('reward', 'dpo')  # all objectives that any method trains
 
 
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Return a copy of the config in which the stages' folders, and simulated raw data, are in the workdir."""
+    """Return a copy of the config in which the folders of the stages and of simulated raw data are in the workdir."""
     config = config.copy_and_resolve_references()
     for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
         config.data[name] = str(workdir / name)

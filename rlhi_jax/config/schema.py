@@ -79,9 +79,9 @@ def reference() -> list[Entry]:
 
 
 def renamed(text: str) -> str:
-    """Return a message that says how the old keys in `text` were renamed or removed, or '' if there are none.
+    """Return a message about the keys in `text` that were renamed or removed, or '' if there are none.
 
-    If `text` contains no old key, it is compared with the last part of each old key.
+    If `text` contains no such key, it is compared with the last part of each old key.
 
     >>> renamed('c.pairs.margin = 0.1')
     'config.pairs.margin is now config.pairs.min_score_gap'

@@ -65,7 +65,7 @@ def _products(spec: ModelSpec) -> dict[str, int]:
 
 
 def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
-    """Return the FLOPs of one forward pass, grouped by part."""
+    """Return the FLOPs of one forward pass, split into body, head and attention."""
     logits = 2 * work.scored * spec.vocab_size * spec.width
     return {
         'body': 2 * work.tokens * spec.num_layers * sum(_products(spec).values()),
@@ -75,16 +75,16 @@ def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
 
 
 def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: int) -> dict[str, int]:
-    """Return the FLOPs of one forward pass and its gradient, grouped by part.
+    """Return the FLOPs of one forward pass and its gradient, split into body, head, attention and repeated work.
 
-    Each part costs three times its forward pass. An additional part, `repeated`, counts the work that is recomputed:
+    Body, head and attention each cost three times their forward pass. `repeated` counts the work that is recomputed:
       in the body, the matrix products that `remat` does not save;
       in the head, the logits;
       in attention, any products beyond four in the gradient and, with `save_nothing`, the whole forward pass.
 
     Args:
       spec: the model.
-      work: the tokens that the model runs on.
+      work: the amount of work in the forward pass.
       remat: the decoder's remat policy.
       attention_products: number of matrix products in the gradient of attention (`PRODUCTS` of the backend); a forward
         pass has two.

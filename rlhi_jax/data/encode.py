@@ -10,7 +10,12 @@ from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 
 class Piece(NamedTuple):
-    """A part of a tree for one row: the indices of some pairs, and of the message at which their context starts."""
+    """A part of a tree that goes into one row.
+
+    Attributes:
+      start: index of the message at which the context of the pairs starts.
+      pairs: indices of the pairs.
+    """
 
     start: int
     pairs: tuple[int, ...]
@@ -98,7 +103,7 @@ class TreeEncoder:
 
 
 def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
-    """Return a key for each reply of a piece, in the order in which the row numbers the replies.
+    """Return a key for each reply of a piece, in the same order as the replies in the row.
 
     A key (start, prompt, last) consists of message indices. It identifies a reply and its context within the tree.
     """

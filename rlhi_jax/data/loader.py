@@ -1,4 +1,4 @@
-"""Turns a row plan into batches of rows with Grain.
+"""Uses Grain to turn a row plan into batches of rows.
 
 The loader's entire state is the number of the next step.
 """
@@ -27,7 +27,7 @@ def without_persona(tree: Interaction) -> Interaction:
 class RowReader:
     """The rows of a plan, built when they are read.
 
-    With `sees_persona=False`, the rows contain the same pieces without their personas.
+    With `sees_persona=False`, the rows contain the same pieces of trees, but no personas.
     """
 
     plan: RowPlan
@@ -79,7 +79,7 @@ def batches(
     local_rows: Sequence[int],
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Yield this process's rows of each step's batch; threads read the rows ahead of time.
+    """Yield the part of each step's batch that this process needs; threads read the rows ahead of time.
 
     An exception in `read` always reaches the caller. A StopIteration becomes a RuntimeError, because Grain would
     mistake it for the end of the data.
@@ -88,7 +88,7 @@ def batches(
       read: function that reads the row with a given number.
       order: the row numbers in each step's global batch.
       first_step: the step to start at; a resumed run passes the step it resumes from.
-      num_steps: the step to stop before.
+      num_steps: total number of steps in the run; the last batch is for step `num_steps - 1`.
       local_rows: indices, within a global batch, of the rows that this process needs.
       threads: number of threads that read ahead.
     """

@@ -26,14 +26,14 @@ _REMEDY = 'make the row plan again with `python -m data_pipelines.rows`'
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """An assignment of pieces to rows.
+    """An assignment of pieces of trees to rows.
 
     Attributes:
       rows: for each row, a list of (tree index, piece, number of the piece's first pair).
       pair_names: the ids of all pairs that were kept; a pair's number is its index in this list.
       capacities: the row capacities that the plan was made for.
       identity: digests of the data and of the template (including its tokenizer), and the capacities.
-      counts: numbers for the manifest, such as pairs kept and pairs dropped for each reason.
+      counts: numbers for the manifest, such as how many pairs were kept, and how many were dropped for each reason.
     """
 
     rows: list[list[tuple[int, Piece, int]]]

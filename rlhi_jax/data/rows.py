@@ -31,9 +31,9 @@ class Row(NamedTuple):
       extent_T: number of tokens from this one, inclusive, to the end of its node's subtree; 1 for padding.
       back_T: distance in tokens to the predecessor on the same path: 1 inside a node, 1 or more for the first token of
         a branch, and 0 for the first token of a root, which is never scored.
-      slot_token_S: index in the row of the slot's token; each reply has one slot per scored token.
+      slot_token_S: index of the slot's token within the row; each reply has one slot per scored token.
       slot_reply_S: index of the reply that the slot belongs to; R for padding.
-      reply_last_R: index in the row of the reply's last token, where the reward is read.
+      reply_last_R: index of the reply's last token within the row; the reward is read at this token.
       pair_chosen_P: index of the pair's chosen reply.
       pair_rejected_P: index of the pair's rejected reply.
       pair_id_P: number of the pair in the row plan; -1 for padding.
@@ -77,7 +77,7 @@ class Batch(NamedTuple):
 
 
 def stack(rows: Sequence[Row]) -> Batch:
-    """Stack rows of the same capacities into a batch; either all rows or none must have reference log-probabilities."""
+    """Stack rows with equal capacities into a batch; all of them or none must have reference log-probabilities."""
     columns = zip(*rows, strict=True)
     return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
 
@@ -106,7 +106,7 @@ def capacities(config: ConfigDict) -> Capacities:
 
 
 class TokenNode(NamedTuple):
-    """A run of tokens in a token tree, shared by all paths through it.
+    """A node of a token tree: a run of tokens that all paths through the node share.
 
     If the node is part of a reply, its first `scored` tokens are scored.
     """
@@ -122,7 +122,7 @@ class TokenTree(NamedTuple):
     Attributes:
       nodes: the nodes in depth-first order; no node is empty.
       replies: for each reply, the indices of its scored nodes, first to last.
-      pairs: for each pair, (chosen reply, rejected reply, weight, pair id).
+      pairs: for each pair, (chosen reply, rejected reply, weight, pair id); the replies are indices into `replies`.
     """
 
     nodes: Sequence[TokenNode]

@@ -41,8 +41,8 @@ class Shards:
       manifest: the manifest, as written by the stage that made the shards.
 
     Raises:
-      UserError: the folder or its manifest is missing, the data set is empty, or a shard's contents do not match
-        the manifest.
+      UserError: the folder or its manifest is missing, there are no trees, or a shard is missing or does not match the
+        manifest.
     """
 
     def __init__(self, folder: Path):

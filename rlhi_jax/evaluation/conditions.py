@@ -38,7 +38,7 @@ def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     """Return the held-out trees under each persona condition.
 
-    A tree is included only if it has a persona and the other user's persona differs from it.
+    A tree is included only if it has a persona and gets a different persona under the condition 'other'.
 
     Raises:
       NothingToEvaluate: no two users have different personas.

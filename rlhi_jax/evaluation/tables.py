@@ -11,7 +11,7 @@ from rlhi_jax.objectives import OBJECTIVES
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the loop's report: kept and dropped records, accuracy on held-out pairs, and satisfaction.
+    """Print the loop's report: record counts, accuracy on held-out pairs, satisfaction, example pairs and notes.
 
     Intervals are 95 % confidence intervals over users.
     """
@@ -48,7 +48,7 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
 
 
 def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
-    """Return two tables of simulated users' satisfaction: by persona condition, and the gap (own − other) by taste."""
+    """Return two tables: satisfaction of simulated users by persona condition, and the gap (own − other) by taste."""
     title = f'Satisfaction of {summary["users"]} held-out users with replies to {summary["prompts"]} requests'
     table = Table('policy', *CONDITIONS, 'gap own − other', title=title)
     for model, row in summary['models'].items():

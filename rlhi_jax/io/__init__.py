@@ -1,1 +1,1 @@
-"""Files that are never half-written, Hugging Face downloads, progress bars, and errors that users can fix."""
+"""Crash-safe file writes, Hugging Face downloads, progress bars, and errors that users can fix."""

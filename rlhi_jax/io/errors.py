@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 class NothingToEvaluate(UserError):
-    """The error for a held-out set that cannot be used for an evaluation; the trained model is unaffected.
+    """The error raised when a held-out set cannot be used for an evaluation; the trained model is unaffected.
 
     The message goes into reports that people share, so it names settings but no paths.
     """

@@ -1,4 +1,4 @@
-"""Files and folders that are never half-written, and digests of their contents."""
+"""Writes files and folders that are never left half-written, reads JSON files, and computes digests."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,7 @@ from rlhi_jax.io.errors import UserError
 
 
 def digest(*parts: Any) -> str:
-    """Return the sha256 of bytes or JSON values as 64 hex digits.
+    """Return one sha256 of all parts (bytes or JSON values), as 64 hex digits.
 
     The length of each part is hashed before the part itself.
     """
@@ -38,9 +38,10 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """Yield a file under a temporary name; if the block ends without an error, sync the file and rename it to `path`.
+    """Yield a new file under a temporary name; if the `with` block succeeds, sync the file and rename it to `path`.
 
-    The folder must exist: if someone removes a running stage's folder, the stage must fail instead of recreating it.
+    The folder that contains `path` must exist: if someone removes a running stage's folder, the stage must fail instead
+    of recreating it.
 
     Args:
       path: the file to write.
@@ -61,7 +62,7 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing."""
+    """Write `data` to a file, completely or not at all."""
     with new_file(path) as file:
         file.write(data)
 
@@ -74,7 +75,7 @@ def complete_lines(path: Path) -> list[bytes]:
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    """Write the whole JSON file or nothing; with `private`, only the owner may read it."""
+    """Write a value to a JSON file, completely or not at all; with `private`, only the owner may read the file."""
     with new_file(path, private=private) as file:
         file.write((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + '\n').encode())
 
@@ -102,16 +103,16 @@ def read_json(path: Path, remedy: str, *, fields: Sequence[str] | None = None) -
 
 
 class HeldFolder:
-    """A context manager for a temporary folder beside `path`, which this process locks.
+    """A context manager that creates a temporary folder beside `path` and locks it.
 
-    The folder is empty at first, and it is removed when the block ends.
+    The temporary folder is empty at first. It is removed when the `with` block ends, unless `put_in_place` moved it.
 
     Attributes:
       path: the path of the finished folder, with links resolved.
       folder: the temporary folder.
 
     Raises:
-      UserError: another process is writing the folder.
+      UserError: another process is writing to the temporary folder.
     """
 
     def __init__(self, path: Path):
@@ -146,7 +147,7 @@ class HeldFolder:
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` if the block ends without an error.
+    """Yield a temporary folder that is moved to `path` if the `with` block ends without an error.
 
     Raises:
       UserError: another process is writing the folder; `path` exists and `overwrite` is false; or `path` exists and
@@ -164,7 +165,10 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def settle(path: Path) -> None:
-    """Finish a replacement during which a process was killed: keep the new folder if it exists, else the old one."""
+    """Finish replacing the folder at `path` if a process was killed while replacing it.
+
+    The new folder is kept if it exists; otherwise, the old one is kept.
+    """
     path = path.resolve()
     if (old := _replaced(path)).exists():
         if path.exists():

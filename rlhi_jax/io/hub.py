@@ -1,9 +1,9 @@
-"""Downloads files from the Hugging Face hub to a local cache, given hf://OWNER/NAME[@REVISION][/PATH].
+"""Downloads files named hf://OWNER/NAME[@REVISION][/PATH] from the Hugging Face hub to a local cache.
 
 PATH is a folder in the repository, or a file pattern such as data/train-*.parquet. All files come from the same commit;
-without a REVISION, this is the newest one. Downloaded files stay in the cache: an interrupted download resumes, and
-complete downloads can be read without a network. huggingface_hub does the work, and reads `HF_TOKEN`, `HF_HOME`,
-`HF_HUB_OFFLINE` and `HF_ENDPOINT` as usual.
+without a REVISION, this is the newest commit. Downloaded files stay in the cache: an interrupted download resumes, and
+complete downloads can be read without a network connection. The library huggingface_hub downloads the files; it reads
+`HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT` as usual.
 """
 
 import dataclasses
@@ -41,12 +41,13 @@ def on_hub(name: str) -> bool:
 
 @functools.cache  # a run always sees the same commit, even if someone pushes a new one
 def snapshot(name: str, kind: Literal['dataset', 'model'], patterns: Sequence[str], flag: str) -> Snapshot:
-    """Download the files in a repository that match any of the patterns, unless they are in the cache.
+    """Return the files in a repository that match any of the patterns, after downloading those not yet in the cache.
 
     Args:
       name: hf://OWNER/NAME[@REVISION][/PATH]; for a data set, hf://datasets/OWNER/... works too.
       kind: the kind of repository.
-      patterns: file name patterns; they apply in any folder or, if `name` has a PATH, below that path.
+      patterns: shell-style patterns, such as *.parquet, for paths in the repository or, if `name` has a PATH, for paths
+        below PATH. * also matches slashes. If PATH itself matches a pattern, only files that match PATH are returned.
       flag: the flag or config key that set `name`, for error messages.
 
     Raises:

@@ -13,14 +13,15 @@ _LINE_SECONDS = 10.0
 
 @functools.cache
 def _console() -> Console:
-    """Return the console that all bars share, so that nested bars appear below each other."""
+    """Return the console that all bars share; with a shared console, nested bars appear below each other."""
     return Console(stderr=True)
 
 
 class Progress:
     """A context manager that shows how much of a total is done. With `enabled=False`, it shows nothing.
 
-    When a nested `Progress` ends, its bar disappears from the terminal; without a terminal, it prints no last line.
+    When a nested `Progress` ends, its bar disappears from the terminal. Without a terminal, a nested `Progress` prints
+    no final line.
     """
 
     _open = 0

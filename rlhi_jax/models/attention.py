@@ -78,7 +78,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 class KVCache(NamedTuple):
     """Keys and values of C earlier tokens in each of B sequences.
 
-    Tokens are the last axis of the keys, because logits read keys in this order.
+    The token axis is the last axis of the keys, because the logits are computed from keys in this order.
     """
 
     k_BKHC: jax.Array

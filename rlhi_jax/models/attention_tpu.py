@@ -2,10 +2,11 @@
 
 The forward and backward kernels visit only live blocks, in which some query attends to some key. A kernel first reads
 the indices of live blocks from scalar memory and then fetches only these blocks, so a dead block costs neither
-arithmetic nor bandwidth. The number of grid steps is the largest number of live blocks in any row of blocks.
+arithmetic nor bandwidth. The last axis of the grid is as long as the largest number of live key blocks of any query
+block (or, for the gradients of keys and values, of live query blocks of any key block).
 
-JAX's splash attention compiles its mask into the program or reads a dense mask; here, the mask follows from one number
-per key.
+JAX's splash attention compiles its mask into the program or reads a dense mask. The kernels in this module compute the
+mask from one number per key.
 
 Dimension key: B rows, T tokens (a multiple of 128), N query heads, K key-value heads, H head width; Q queries and S
 keys in one block.
@@ -224,11 +225,12 @@ def _d_key(
 
 
 def _over_queries(q: jax.Array, k: jax.Array, extent_BT: jax.Array) -> tuple:
-    """Return the live blocks and the block specs for the grid (rows, heads, query blocks, live key blocks).
+    """Return the live key blocks and the block specs for the grid (rows, heads, query blocks, live key blocks).
 
     Returns:
-      The live blocks, their counts, the number of blocks in a row, and four block specs: for queries, for arrays with
-      one number per query, for keys, and for the ends of the keys' subtrees.
+      The live key blocks of each query block, the number of live key blocks of each query block, the number of blocks
+      that a row is divided into, and four block specs. The specs are for queries, for arrays with one number per query,
+      for keys, and for the ends of the keys' subtrees.
     """
     length, width, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
     block = _block(length)

@@ -1,17 +1,17 @@
 """Tree attention in plain XLA for any backend, computed for one query block and one key block at a time.
 
-For each query block, only live key blocks are computed. A key block is live if some query in the query block attends
-to some of its keys.
+For each query block, the computation visits only live key blocks. A key block is live if some query in the query block
+attends to some of its keys.
 
-Memory is linear in the row length: thanks to a running softmax (arXiv 2205.14135), logits exist for only one block at a
-time, and they are recomputed for the gradient.
+Memory use is linear in the row length: thanks to a running softmax (arXiv 2205.14135), logits exist for only one block
+at a time, and they are recomputed for the gradient.
 
 Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-value heads, H head width. One block
-has X queries (from all heads that share a key-value head) and S keys. The blocks of all rows are on one axis, row after
+has X queries (from all heads that share a key-value head) and S keys. The blocks of all rows lie along one axis, row by
 row.
 
-Queries are on the last axis, so that a CPU can reduce over keys with whole vectors. Every product has its axes in the
-order that XLA multiplies fastest.
+Queries lie along the last axis, so a CPU can reduce over keys with vector instructions. Every product has its axes in
+the order that XLA multiplies fastest.
 """
 
 from typing import NamedTuple
@@ -123,21 +123,21 @@ def _queries(extent_BT: jax.Array) -> _Queries:
 
 
 def _of_queries(x_BTNH: jax.Array, kv_heads: int) -> jax.Array:
-    """Rearrange to [blocks, K, H, X], where queries that share a key-value head are the columns of one matrix."""
+    """Rearrange [B, T, N, H] to [blocks, K, H, X]; queries that share a key-value head become columns of one matrix."""
     batch, length, heads, width = x_BTNH.shape
     x = x_BTNH.reshape(batch * length // BLOCK, BLOCK, kv_heads, heads // kv_heads, width)
     return x.transpose(0, 2, 4, 3, 1).reshape(-1, kv_heads, width, heads // kv_heads * BLOCK)
 
 
 def _to_heads(x: jax.Array, batch: int) -> jax.Array:
-    """Rearrange back to [B, T, N, H], the inverse of `_of_queries`."""
+    """Rearrange [blocks, K, H, X] back to [B, T, N, H], inverting `_of_queries`."""
     blocks, kv_heads, width, queries = x.shape
     x = x.reshape(blocks, kv_heads, width, queries // BLOCK, BLOCK).transpose(0, 4, 1, 3, 2)
     return x.reshape(batch, blocks // batch * BLOCK, -1, width)
 
 
 def _of_keys(x_BTKH: jax.Array, order: str) -> jax.Array:
-    """Rearrange to [blocks, ...], where each block has the axes K, S and H in the given order."""
+    """Rearrange [B, T, K, H] to [blocks, ...], where each block has the axes K, S and H in the given order."""
     return jnp.einsum(f'ZSKH->Z{order}', x_BTKH.reshape(-1, BLOCK, *x_BTKH.shape[2:]))
 
 

@@ -30,7 +30,7 @@ class ModelFolder:
 
     Attributes:
       weights: digest that identifies the parameters, computed from their bytes or from the run and step that made them.
-      tokens: `bos_token_id`, `eos_token_id`, `pad_token_id`.
+      tokens: special token ids, under the keys `bos_token_id`, `eos_token_id` and `pad_token_id`.
     """
 
     path: Path
@@ -68,7 +68,10 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
 
 
 def weights_at(run: str, step: int) -> str:
-    """Return the digest that identifies a run's parameters at one step; `run` is `weights` in the run's model.json."""
+    """Return the digest that identifies a run's parameters at one step.
+
+    `run` is the digest stored as `weights` in the run's model.json.
+    """
     return digest(run, step)
 
 
@@ -83,7 +86,7 @@ def saved_steps(workdir: Path) -> list[int]:
 def describe_model(
     folder: Path, spec: ModelSpec, *, weights: str, tokens: dict[str, Any], source: str, tokenizer: Path | None = None
 ) -> None:
-    """Write model.json, and copy the tokenizer's files unless the folder already has them."""
+    """Write model.json, and copy the folder `tokenizer`, if given, unless the model folder already has a tokenizer."""
     if tokenizer is not None and not (folder / 'tokenizer').exists():
         temporary = folder / '.tokenizer.tmp'
         shutil.rmtree(temporary, ignore_errors=True)
@@ -106,7 +109,7 @@ def save_params(folder: Path, params: Any) -> None:
 
 
 def restore_params(model: ModelFolder, abstract: Any) -> Any:
-    """Read parameters into the shapes, dtypes and shardings of `abstract`.
+    """Return a model's stored parameters, with the shapes, dtypes and shardings of `abstract`.
 
     Raises:
       UserError: the checkpoint is damaged, or its parameters do not match the model's description.
@@ -145,7 +148,9 @@ class RunCheckpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Read a checkpoint into the shapes, dtypes and shardings of the abstract trees `params` and `optimizer`.
+        """Return the parameters, the optimizer state and the progress in a checkpoint.
+
+        The abstract trees `params` and `optimizer` give the shapes, dtypes and shardings to restore.
 
         Raises:
           UserError: the checkpoint is damaged.
@@ -166,7 +171,7 @@ class RunCheckpoints:
         return restored['params'], restored['optimizer'], restored['progress']
 
     def close(self) -> None:
-        """Wait until every started checkpoint is complete."""
+        """Wait until every checkpoint that `save` started is complete, then close the checkpoint manager."""
         self._manager.wait_until_finished()
         self._manager.close()
 

@@ -27,7 +27,7 @@ from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
-# Which values a layer saves for its gradient (it recomputes the rest); the policies go from most values to fewest.
+# The values that a layer saves for its gradient; it recomputes the rest. The first policy saves most, the last fewest.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -44,7 +44,7 @@ _NORMAL = nn.initializers.normal(0.02)
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Return `x` normalized by its root mean square over the last axis (RMSNorm, arXiv 1910.07467), times `scale`.
 
-    The norm is computed in float32 and returned in the input's dtype.
+    The normalization is computed in float32. The result has the input's dtype.
 
     With n = x / rms(x) and g = dy * scale, the gradient of x is (g - n * mean(g * n)) / rms(x), and the gradient of
     the scale is the sum of dy * n. We compute the mean and the sum with `einsum`, which is ten times as fast on a CPU
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
 
         Args:
           tokens_BT: token ids.
-          position_BT: depth of each token along its own path.
+          position_BT: number of tokens before each token on its path from the root of its tree.
           extent_BT: number of tokens from each token to the end of its node's subtree, including the token itself.
         """
         s = self.spec

@@ -1,6 +1,6 @@
-"""Keeps one model (for example, a sampler's or a scorer's) and its compiled steps in the process's memory.
+"""Keeps one model (for example, a sampler's or a scorer's) and its compiled steps in this process's memory.
 
-A model and its compiled steps are slow to make, so stages in the same process share them. Two models might not fit on
+Loading a model and compiling its steps is slow, so stages in the same process share them. Two models might not fit on
 the device, so the old model is released before a new one is made.
 """
 
@@ -12,7 +12,7 @@ T = TypeVar('T')
 
 
 class Resident:
-    """A store for at most one model, under a key that contains everything the model depends on.
+    """A store that holds at most one model; its key contains everything that the model depends on.
 
     >>> resident = Resident()
     >>> resident.get('small', lambda: 'a model'), resident.get('small', lambda: 'not made again')

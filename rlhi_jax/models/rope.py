@@ -37,7 +37,7 @@ def rotation(position_BT: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Ar
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate each head by its token's angles in float32, and return the result in the input's dtype.
 
-    Each rotated pair consists of the values at the same index in the head's first and second half.
+    Each rotated pair consists of the values at the same index in the first and the second half of the head.
     """
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]

@@ -31,10 +31,10 @@ def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
 
 
 def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the indices j of the live blocks of each i, in order, [B, I, J], and their counts, [B, I], as int32.
+    """Return, for each block i, the indices j of its live blocks, [B, I, J], and their number, [B, I], as int32.
 
-    The last live index is repeated to fill J entries. A kernel that fetches ahead then finds that block already in
-    memory.
+    The indices are in increasing order, and the last one is repeated to fill J entries. A kernel that fetches ahead
+    then finds that block already in memory.
 
     >>> indices, counts = listed(jnp.array([[[True, False, True]]]))
     >>> indices.tolist(), counts.tolist()

@@ -16,7 +16,7 @@ def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     that the chosen reply is preferred as σ(r_chosen - r_rejected).
 
     Args:
-      scores: the function reads `reward_P2`.
+      scores: the scores of each pair's replies; only `reward_P2` is used.
       hyper: `config.reward`. `center` is the weight of an additional loss term, (r_chosen + r_rejected)², which fixes
         the otherwise arbitrary offset of the rewards (arXiv 2312.09244).
 

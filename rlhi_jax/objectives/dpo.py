@@ -12,8 +12,9 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 def sigmoid(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
     """Return the DPO loss (arXiv 2305.18290, eq. 7), [P], in nats.
 
-    The loss is -log σ(β h), where h is `log_ratio_gap_P`, the gap between the two replies' log-ratios. With label
-    smoothing ε, the loss is that of conservative DPO (Mitchell 2023): -(1 - ε) log σ(β h) - ε log σ(-β h).
+    The loss is -log σ(β h), where h is `log_ratio_gap_P`: the log-ratio log(π / π_ref) of the chosen reply, minus that
+    of the rejected reply. With label smoothing ε, the function returns the conservative DPO loss (Mitchell 2023):
+    -(1 - ε) log σ(β h) - ε log σ(-β h).
     """
     logit_P = beta * log_ratio_gap_P
     return -(1 - label_smoothing) * jax.nn.log_sigmoid(logit_P) - label_smoothing * jax.nn.log_sigmoid(-logit_P)
@@ -22,7 +23,7 @@ def sigmoid(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) 
 def hinge(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
     """Return SLiC's hinge loss (arXiv 2305.10425; arXiv 2309.06657, eq. 10), [P].
 
-    The loss is max(0, 1 - β h), where h is `log_ratio_gap_P`.
+    The loss is max(0, 1 - β h), where h is `log_ratio_gap_P` (see `sigmoid`).
     """
     del label_smoothing
     return jax.nn.relu(1 - beta * log_ratio_gap_P)
@@ -31,7 +32,8 @@ def hinge(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) ->
 def ipo(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
     """Return the IPO loss (arXiv 2310.12036, eq. 17), [P].
 
-    The loss is (h - 1 / (2β))², where h is `log_ratio_gap_P`. IPO averages log-ratios over each reply's tokens.
+    The loss is (h - 1 / (2β))², where h is `log_ratio_gap_P` (see `sigmoid`). In IPO, each reply's log-ratio is
+    averaged over its tokens.
     """
     del label_smoothing
     return jnp.square(log_ratio_gap_P - 1 / (2 * beta))
@@ -44,7 +46,7 @@ def dpo(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     """Return each pair's loss and metrics, computed from policy and reference log-probabilities.
 
     Args:
-      scores: the function reads `logp_P2`, `reference_logp_P2` and `length_P2`.
+      scores: the scores of each pair's replies; `logp_P2`, `reference_logp_P2` and `length_P2` are used.
       hyper: `config.dpo`, with `variant`, `beta` and `label_smoothing`.
 
     Returns:

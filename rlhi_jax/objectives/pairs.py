@@ -1,4 +1,4 @@
-"""The types of an objective and of its input, the scores of each pair's chosen and rejected replies.
+"""The type of an objective, and the type of its input: the scores of each pair's chosen and rejected replies.
 
 Dimension key: P pairs (one or more leading dimensions), 2 the chosen and the rejected reply, in this order.
 """
@@ -28,7 +28,7 @@ class PairScores(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A loss over pairs, with the scores that it needs.
+    """A loss over pairs, and a description of the scores that it needs.
 
     Attributes:
       loss: function of scores and hyperparameters that returns each pair's loss [P] and metrics [P].

@@ -9,9 +9,8 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 def sft(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     """Return each pair's loss [P], in nats per token, and metrics [P].
 
-    The loss is the mean negative log-likelihood per token of the chosen reply. The mean is taken within each reply, so
-    long replies do not count more than short ones. `accuracy` and `margin` compare the mean log-likelihoods per token
-    of the two replies.
+    The loss is the chosen reply's negative log-likelihood, averaged over the reply's tokens. Long replies therefore do
+    not count more than short ones. `accuracy` and `margin` compare the averaged log-likelihoods of the two replies.
     """
     del hyper
     mean_P2 = scores.logp_P2 / jnp.maximum(scores.length_P2, 1)

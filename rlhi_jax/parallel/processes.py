@@ -19,7 +19,7 @@ def start() -> None:
     `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES` must also be set.
 
     Raises:
-      UserError: `RLHI_COORDINATOR` is `host:port`, and another variable is missing or is not a number.
+      UserError: `RLHI_COORDINATOR` is `host:port`, and one of the other two variables is missing or is not a number.
     """
     coordinator = os.environ.get(COORDINATOR)
     if coordinator is None:
@@ -53,7 +53,7 @@ def check_agreement(value: str, what: str) -> None:
 
     Args:
       value: a hex digest of the files that this process sees.
-      what: a description of the files for the error message.
+      what: a description of the folder that contains the files, for the error message.
 
     Raises:
       UserError: the processes passed different values.

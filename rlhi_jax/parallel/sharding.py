@@ -141,7 +141,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that puts a complete copy on every device."""
+    """Return the sharding that puts a complete copy of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -166,6 +166,6 @@ def to_global(batch: Batch, local: Sequence[int], sharding: NamedSharding, batch
 
 @contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Make `mesh` the current mesh, which `constrain` and attention use, within the `with` block."""
+    """Make `mesh` the current mesh within the `with` block; `constrain` and attention use the current mesh."""
     with jax.set_mesh(mesh):
         yield

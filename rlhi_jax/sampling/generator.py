@@ -19,8 +19,8 @@ Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
 class Prompt(NamedTuple):
     """A conversation that ends in a user turn, and the number of replies (`samples`) to generate for it.
 
-    With the same model and settings, a reply depends only on the prompt's id, the prompt's text and the sample's
-    number. `Generator.fit` may drop older turns, but it never drops the last `keep` turns.
+    With the same model and settings, a reply depends only on the prompt's id, the prompt's text and the reply's
+    `sample` number. `Generator.fit` may drop older turns, but it never drops the last `keep` turns.
     """
 
     id: str
@@ -67,7 +67,10 @@ class Generator:
         return (*pieces, *self._template.generation_prompt(roles, prompt.context))
 
     def fit(self, prompt: Prompt) -> Prompt | None:
-        """Drop the oldest exchanges until the prompt fits; return None if not even the last `keep` turns fit."""
+        """Return the prompt, shortened if necessary to fit in `config.sampler.prompt_tokens`.
+
+        The oldest exchanges are dropped first. The result is None if not even the last `keep` turns fit.
+        """
         for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):
             shorter = prompt._replace(turns=prompt.turns[start:])
             if len(self.tokens(shorter)) <= self._sampler.sampling.prompt_tokens:
@@ -87,7 +90,7 @@ class Generator:
 
 
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
-    """Read the turns of a prompt from its record in a JSON lines file.
+    """Return the turns of a prompt, given its record in a JSON lines file.
 
     Args:
       record: a JSON object whose `messages` is a list of objects with `role` and `content`. The roles alternate between

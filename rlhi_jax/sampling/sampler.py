@@ -1,8 +1,8 @@
 """Sampling with a KV cache: each prompt is read once, and its samples are decoded in a fixed number of slots.
 
 Each slot decodes one sequence at a time. When the sequence ends, the next sample takes the slot. The number of slots is
-fixed, so the shapes in the compiled step never change. A sample depends only on the prompt and its name, the sample's
-number and the seed. It does not depend on its slot, the other slots or the order of requests.
+fixed, so the shapes in the compiled step never change. A sample depends only on its request's prompt and name, its
+number within the request and the seed. It does not depend on its slot, the other slots or the order of requests.
 
 Dimension key: S slots, C tokens in a slot's cache, N tokens decoded in each slot before the host reads them,
 P tokens in a padded prompt, K key-value heads, H head width, D width, V vocabulary, G groups of X vocabulary entries.
@@ -33,7 +33,7 @@ BUCKET = 32  # prompts are padded to a multiple of this, so that only a few leng
 
 
 class Request(NamedTuple):
-    """A tokenised prompt to be continued `samples` times; equal prompts with different names get different samples."""
+    """A prompt (token ids) to continue `samples` times; equal prompts with different names get different samples."""
 
     prompt: tuple[int, ...]
     samples: int = 1
@@ -57,19 +57,19 @@ class Sample(NamedTuple):
 
 
 class Slots(flax.struct.PyTreeNode):
-    """The state of all slots: each slot's next token to read, that token's position, the random key and the cache."""
+    """The state of all slots: for each slot, the next token to read, its position, the random key and the cache."""
 
     token_S: jax.Array
     position_S: jax.Array
     key_S2: jax.Array
-    cache: dict[str, dict[str, KVCache]]  # of the unrolled decoder, keyed by layer: [S, K, H, C] and [S, K, C, H]
+    cache: dict[str, dict[str, KVCache]]  # keyed by layer; keys [S, K, H, C], values [S, K, C, H]
 
 
 def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
-    """Set all logits outside the nucleus to -inf.
+    """Return the logits, with all logits outside the nucleus replaced by -inf.
 
     The nucleus is the smallest set of most likely tokens whose total probability reaches `top_p` (arXiv 1904.09751).
-    The lowest probability in it is found by bisection instead of sorting, with a relative error of a thousandth.
+    The lowest probability in the nucleus is found by bisection instead of sorting, with a relative error below 0.001.
     """
     probability_SV = jax.nn.softmax(logits_SV, axis=-1)
 
@@ -158,10 +158,10 @@ def branch(
     position: jax.Array,
     key_2: jax.Array,
 ) -> Slots:
-    """Return the slots, with a new sample in one slot.
+    """Return the slots after starting a new sample in slot `slot`.
 
-    The prompt's keys and values are written to the slot's cache. The slot will next read `token`, the prompt's last
-    token.
+    The prompt's keys and values (`prefix`) are written to the slot's cache. The slot will next read `token`, the
+    prompt's last token.
     """
 
     def put(cache: jax.Array, prefix: jax.Array) -> jax.Array:
@@ -190,7 +190,7 @@ def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
 
 
 def slots_layout(mesh: Mesh) -> Slots:
-    """Return the shardings of slots: the mesh axes data and fsdp split slots, and tensor splits the cache's heads."""
+    """Return the shardings of the slots: the mesh axes data and fsdp split slots; tensor splits heads in the cache."""
     rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     return Slots(rows, rows, rows, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor')))
 
@@ -207,8 +207,8 @@ class Sampler:
     """A sampler that continues prompts with one model, on the devices of a single process.
 
     Raises:
-      UserError: the model is not a language model, its context is shorter than the settings require, the model or the
-        slots cannot be split evenly over the mesh, or there is more than one process.
+      UserError: the model is not a language model; its context is shorter than the settings require; the model or the
+        slots cannot be split evenly over the mesh; or there is more than one process.
     """
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
@@ -279,7 +279,7 @@ class Sampler:
         return None
 
     def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], Any, Request]]:
-        """Yield each sample's (request, sample) numbers, its prompt's keys and values, and its request, in order.
+        """Yield the samples in order: each one's (request, sample) numbers, prompt keys and values, and request.
 
         The keys and values are computed once per prompt.
         """

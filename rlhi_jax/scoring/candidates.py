@@ -1,4 +1,4 @@
-"""Scores candidate replies with the same row format, template and forward pass as training."""
+"""Scores candidate replies with the same row format, template and forward pass as in training."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
 
 
 def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
-    """Return a tree whose trunk is the prompt from turn `start` on, and whose leaves are the replies.
+    """Return a tree whose trunk is the prompt from turn index `start` on, and whose leaves are the replies.
 
     Each reply is paired with itself. The other replies therefore do not affect whether a reply fits in a row, or how
     much context fits with it.
@@ -46,7 +46,7 @@ def candidate_tree(candidates: Candidates, start: int = 0) -> Interaction:
 
 
 class CandidateScorer:
-    """A scorer for candidates, with one model.
+    """A callable that scores candidate replies with one model.
 
     Scores are rewards or log-probabilities (nats), depending on the model's head.
 
@@ -70,7 +70,7 @@ class CandidateScorer:
         """Return the scores of each prompt's candidates, keyed by prompt id.
 
         The score of a candidate that does not fit in a row is None. All other candidates for a prompt are scored with
-        the same context: as many turns as fit with the longest of them.
+        the same context: as many of the prompt's last turns as fit in a row with the longest of these candidates.
         """
         trees = [self._with_shared_context(item) for item in items]
         view = View(trees, range(len(trees)), lambda tree: tree, digest([item.id for item in items]))

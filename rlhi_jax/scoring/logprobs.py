@@ -58,7 +58,7 @@ def reply_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the summed log-probability and the number of scored tokens of every reply, [B, R] float32 each.
 
-    Scored token i is predicted by the hidden state at `i - back[i]`, the token before it on the same path.
+    Scored token i is predicted by the hidden state at `i - back[i]`, the index of the previous token on its path.
     """
     slot_BS = batch.slot_token_BS
     predictor_BS = slot_BS - jnp.take_along_axis(batch.back_BT, slot_BS, axis=1)

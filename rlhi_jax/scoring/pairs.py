@@ -1,6 +1,6 @@
 """Scores the replies and pairs in rows, with a policy, the reference policy or a reward model.
 
-Dimension key: B rows, T tokens, R replies, P pairs, 2 chosen and rejected.
+Dimension key: B rows, T tokens, R replies, P pairs, 2 the chosen and the rejected reply.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from rlhi_jax.scoring.logprobs import reply_logprobs, reply_rewards
 
 
 class ReplyScores(NamedTuple):
-    """Reply scores, [B, R] float32 each: rewards, or log-probabilities (nats) and numbers of scored tokens."""
+    """Reply scores, [B, R] float32 each: either rewards, or log-probabilities (nats) and numbers of scored tokens."""
 
     reward_BR: jax.Array | None = None
     logp_BR: jax.Array | None = None
@@ -24,7 +24,7 @@ class ReplyScores(NamedTuple):
 
 
 def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int) -> ReplyScores:
-    """Score every reply in a batch of rows; each token passes through the decoder only once."""
+    """Return the scores of every reply in a batch of rows; each token passes through the decoder only once."""
     hidden_BTD = decoder.apply({'params': params}, batch.tokens_BT, batch.position_BT, batch.extent_BT)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
@@ -57,7 +57,7 @@ def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
 def pair_losses(
     decoder: Decoder, objective: Objective, hyper: Any, params: Params, batch: Batch, *, chunk: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the weighted loss and the metrics of every pair slot, [B, P] each; 0 for slots without a pair."""
+    """Return the weighted loss and the metrics of every pair slot, [B, P] each; all are 0 in slots without a pair."""
     with jax.named_scope('policy'):
         replies = score_replies(decoder, params, batch, chunk=chunk)
     scores = pair_scores(replies, batch)

@@ -1,8 +1,8 @@
 """Computes log-probabilities under the reference policy once, and caches them in a folder.
 
 The folder's identity.json describes the model, data and settings that the log-probabilities were computed with. Each
-part-N.npz contains the log-probabilities of some replies and their keys (see `Key`). Keys do not mention rows, so the
-cache stays valid if the trees are packed again. An interrupted pass resumes where it stopped.
+part-N.npz contains the log-probabilities of some replies and their keys (see `Key`). Keys do not refer to rows, so the
+cache stays valid if the trees are packed into rows again. An interrupted computation resumes where it stopped.
 """
 
 import io
@@ -73,7 +73,7 @@ class ReferenceCache:
           reader: provides the rows' cache keys.
           rows: row numbers; -1 is a padding row.
           logp: log-probabilities, [rows, R], nats.
-          write: whether this process also stores the values on disk; exactly one process does.
+          write: whether this process also stores the values on disk; set it in exactly one process.
         """
         values: dict[Key, float] = {}
         for row, row_logp in zip(rows, logp, strict=True):
@@ -102,7 +102,7 @@ def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) 
 
 
 def reference_identity(config: ConfigDict, model: ModelFolder, plan: RowPlan) -> dict[str, Any]:
-    """Return everything that cached reference log-probabilities depend on."""
+    """Return the model, data and settings that cached reference log-probabilities depend on."""
     return dict(
         model=model.weights,
         data=plan.identity['data'],
@@ -121,7 +121,7 @@ def fill_reference(
     model: ModelFolder,
     mesh: Mesh,
 ) -> None:
-    """Add the reference policy's log-probabilities for all rows that are missing from the cache.
+    """Compute the reference policy's log-probabilities for rows not fully in the cache, and add them to the cache.
 
     The reference policy is the initial policy. It runs on the same mesh and with the same code as training.
 

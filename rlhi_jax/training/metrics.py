@@ -1,6 +1,6 @@
 """Logs training steps as JSON lines and TensorBoard events.
 
-A resumed run first removes the steps that it will repeat.
+A resumed run first removes the log entries of the steps that it will repeat.
 """
 
 import json
@@ -13,9 +13,9 @@ from rlhi_jax.io.files import complete_lines, write_bytes
 
 
 class StepLog:
-    """A JSON lines file with a `step` in every line.
+    """A JSON lines file in which every line has a `step` field.
 
-    Opening the file removes the lines from step `next_step` on.
+    Opening the file removes all lines whose `step` is `next_step` or later.
     """
 
     def __init__(self, path: Path, *, next_step: int):

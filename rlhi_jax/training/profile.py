@@ -11,8 +11,8 @@ from rlhi_jax.parallel import processes
 class StepProfiler:
     """A context manager that traces up to `num_steps` of the steps in its `with` block.
 
-    The trace is written to a folder that TensorBoard or Perfetto can read. It starts after this process's first step,
-    so it does not include loading and initial allocations. Each process traces its own devices.
+    The trace is written to a folder that TensorBoard or Perfetto can read. Tracing starts after this process's first
+    step, so the trace does not include loading and initial allocations. Each process traces its own devices.
     """
 
     def __init__(self, folder: Path, num_steps: int):
@@ -30,7 +30,7 @@ class StepProfiler:
     def after_step(self, outputs: Any) -> None:
         """Start, continue or stop the trace after a dispatched step.
 
-        If the trace starts or stops, first wait for the step's outputs.
+        Before the trace is started or stopped, wait for the step's outputs.
         """
         if self._tracing:
             self._traced += 1

@@ -21,8 +21,8 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     """Open the row plan, its shards and the model's template, and check that they belong together.
 
     Raises:
-      UserError: a part is missing or damaged, or the plan was made for other data, another template or other
-        capacities.
+      UserError: the row plan, a shard or the template is missing or damaged, or the plan was made for other data,
+        another template or other capacities.
     """
     plan, _ = load_plan(Path(config.data.rows))
     shards = Shards(Path(config.data.shards))
@@ -43,7 +43,7 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh, count: int) -> Batch:
-    """Return the shapes, dtypes and sharding of a batch of `count` rows, as the train step expects it."""
+    """Return the shapes, dtypes and sharding that the train step expects of a batch of `count` rows."""
     row = empty_row(capacities(config))
     if OBJECTIVES[config.objective].uses_reference:
         row = row._replace(reference_logp_R=np.zeros(len(row.reply_last_R), np.float32))

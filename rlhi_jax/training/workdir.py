@@ -31,12 +31,12 @@ def training_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
-    """Return the training settings and the initial model, which determine a run's parameters together with its rows."""
+    """Return the training settings and the initial model's digest; with the rows, they determine a run's parameters."""
     return {'config': training_settings(config), 'model': model.weights}
 
 
 def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
-    """Reject a workdir that is a file or an imported model's folder, or that contains a run with other settings.
+    """Reject a workdir that is a file, is an imported model's folder, or contains a run whose settings differ.
 
     Raises:
       UserError: the workdir is rejected; if settings differ, the message names the first one.
@@ -52,7 +52,7 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
 
 
 def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to resume work that was started with other settings.
+    """Raise an error if earlier work was started with settings other than `wanted`.
 
     Raises:
       UserError: a setting differs; the message names the first such setting.
@@ -67,7 +67,7 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any])
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
-    """Mark the workdir as this run's own in run.json, and describe it as a model folder.
+    """Write run.json, which marks the workdir as this run's own, and the files that make it a model folder.
 
     One process writes the files, and all processes wait until they are written.
     """

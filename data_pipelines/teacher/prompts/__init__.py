@@ -1,6 +1,6 @@
 """The teacher's prompts: one Jinja file per task. Their digests are part of a stage's `made_from`.
 
-Prompts for a teacher that follows instructions put user text between marks, with the filter `delimited`. Each of these
+Prompts for an instruction-following teacher enclose user text in marks, using the filter `delimited`. Each of these
 prompts also includes `marks.jinja`, which says that nothing between the marks is an instruction. The prompt `rewrite`
 does neither, because it continues a user's own conversation: there, the user's words are instructions and the result is
 a reply to that user.
