@@ -55,18 +55,18 @@ from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import SPLITS, Record
 from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.privacy.user_keys import make_salt, read_opt_out, read_salt
+from data_pipelines.raw.files import BATCH, PATTERNS, TEXT, Files, files_of
 from data_pipelines.raw.filters import Filters
 from data_pipelines.raw.near_duplicates import banding
-from data_pipelines.raw.scan import BATCH, SCHEMA, TEXT, Chunk, Rules, chunks, part_counts, part_path, work
+from data_pipelines.raw.scan import SCHEMA, Chunk, Rules, chunks, part_counts, part_path, work
 from data_pipelines.raw.selection import choose
 from data_pipelines.reports.statistics import of_conversations
-from rlhi_jax.config import require
+from rlhi_jax.config import listed
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, file_digest, write_json
 from rlhi_jax.io.hub import Snapshot, on_hub, snapshot
 from rlhi_jax.io.progress import Progress
 
-READ = ('*.jsonl', '*.jsonl.gz', '*.parquet')
 MEMORY = '256MB'  # for DuckDB's buffers; about 300,000 conversations fill them, and the rest is on disk
 MAX_FILES = 500  # files open at once in the final sort
 _POLL_SECONDS = 0.2
@@ -80,7 +80,7 @@ def raw_files(config: ConfigDict) -> list[Path]:
     Raises:
       UserError: a path does not exist, contains no raw files, or cannot be fetched from the hub.
     """
-    return [path for files in _files_by_name(config) for path in _to_read(files)]
+    return [path for found in _files_by_name(config) for path in _to_read(found.files)]
 
 
 def _to_read(files: Sequence[Path]) -> Sequence[Path]:
@@ -89,38 +89,17 @@ def _to_read(files: Sequence[Path]) -> Sequence[Path]:
 
 def _skipped_files(config: ConfigDict) -> int:
     """Count the files that are not read because other files in their folder are named after splits."""
-    return sum(len(files) - len(_to_read(files)) for files in _files_by_name(config))
+    return sum(len(found.files) - len(_to_read(found.files)) for found in _files_by_name(config))
 
 
-def _files_by_name(config: ConfigDict) -> list[Sequence[Path]]:
-    """List all raw files for each name in `config.data.raw`."""
-    require(config, 'data.raw')
-    files_by_name: list[Sequence[Path]] = []
-    for name in config.data.raw.split(','):
-        path = Path(name)
-        if on_hub(name):
-            files = from_hub(name).files
-        elif path.is_dir():
-            files = sorted(each for each in path.rglob('*') if _is_raw(each.relative_to(path)) and each.is_file())
-        else:
-            files = [path]
-        if not files or not all(each.is_file() for each in files):
-            raise UserError(
-                f'config.data.raw: {path} does not exist or contains no .jsonl, .jsonl.gz or .parquet file: set it '
-                'to a different path'
-            )
-        files_by_name.append(files)
-    return files_by_name
-
-
-def _is_raw(path: Path) -> bool:
-    """Return whether a path within a folder has the name of a raw file and is not hidden."""
-    return any(map(path.match, READ)) and not any(part.startswith('.') for part in path.parts)
+def _files_by_name(config: ConfigDict) -> list[Files]:
+    """Return all files for each name in `config.data.raw`."""
+    return [files_of(name, 'config.data.raw') for name in listed(config, 'data.raw')]
 
 
 def from_hub(name: str) -> Snapshot:
     """Return a snapshot of a hub data set listed in `config.data.raw`."""
-    return snapshot(name, 'dataset', READ, 'config.data.raw')
+    return snapshot(name, 'dataset', PATTERNS, 'config.data.raw')
 
 
 def file_split(path: Path) -> str:
@@ -142,7 +121,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.ingest.salt:
         make_salt(config.ingest.salt, outside=Path(config.data.conversations).parent)
         settings['salted'] = digest(read_salt(config.ingest.salt))
-    if commits := [from_hub(name).name for name in filter(on_hub, config.data.raw.split(','))]:
+    if commits := [from_hub(name).name for name in filter(on_hub, listed(config, 'data.raw'))]:
         settings['hub'] = commits
     if opted_out := read_opt_out(config.ingest.opt_out):
         settings['opted_out'] = digest(sorted(opted_out))
@@ -256,7 +235,11 @@ _COLUMNS = ['position', 'ended', 'id', 'language', 'messages', 'system', 'user_i
 def _work(task: Task) -> dict[str, int]:
     config = task.config
     parts = _scan(task)
-    counts = sum(map(part_counts, parts), Counter(files_passed_over=_skipped_files(config)))
+    found = _files_by_name(config)
+    for each in found:
+        each.say_what_is_not_read('config.data.raw')
+    not_read = Counter(files_passed_over=_skipped_files(config), files_of_other_kinds=sum(len(f.others) for f in found))
+    counts = sum(map(part_counts, parts), not_read)
     with duckdb.connect() as base:
         base.execute(f'SET threads = {config.ingest.workers}')
         base.execute('SET memory_limit = ?', [MEMORY])
@@ -333,7 +316,7 @@ def _records(paths: list[Path]) -> Iterator[Record]:
 
 STAGE = Stage(
     name='ingest',
-    version=1,
+    version=2,
     work=_work,
     output='data.conversations',
     identity=_identity,

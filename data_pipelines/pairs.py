@@ -27,6 +27,7 @@ from data_pipelines.preferences.artefacts import reply_only_auc
 from data_pipelines.preferences.reading import first_by_hash
 from data_pipelines.reports.statistics import of_pairs
 from data_pipelines.text.openings import is_refusal
+from rlhi_jax.config import listed
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_file, read_json
 
@@ -144,7 +145,7 @@ def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
 
 
 def _sources(config: ConfigDict) -> list[str]:
-    sources = config.pairs.sources.split(',')
+    sources = listed(config, 'pairs.sources')
     for source in sources:
         if source not in SOURCES or sources.count(source) > 1:
             raise UserError(

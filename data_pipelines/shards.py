@@ -1,87 +1,140 @@
-"""Join preferences from JSON lines into interaction trees, and write the trees as shards.
+"""Join preferences into interaction trees, and write the trees as shards.
 
     python -m data_pipelines.shards --config=configs/NAME.py
 
-Reads `config.data.pairs`: a comma-separated list of .jsonl files, .jsonl.gz files or folders of the stage `pairs`.
-Preferences with the same user, persona, system message and first message become one tree. The trees are written to
-`config.data.shards`. Lines that are not usable preferences are skipped and counted by reason in the manifest. Memory
-contains the ids of all preferences, and the preferences of one tree at a time.
+Reads `config.data.pairs`: files, folders and Hugging Face hub data sets, separated by commas. Preferences may be in any
+layout that `data_pipelines/preferences/layouts.py` reads. Preferences with the same user, persona, system message and
+first message become one tree, and the trees are written to `config.data.shards`. Records that are not usable
+preferences are skipped and counted by reason in the manifest. The ids of all preferences are in memory, but only one
+tree's preferences at a time.
 """
 
 import contextlib
-import gzip
 import itertools
 import operator
 import pickle
+import re
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.stage import Stage, Step, Task
-from rlhi_jax.config import require
+from data_pipelines.preferences.layouts import Rated, parse_preferences, rated_preference
+from data_pipelines.preferences.ratings import Ratings
+from data_pipelines.raw.files import files_of, form_of, json_records, parquet_records
+from rlhi_jax.config import listed
 from rlhi_jax.data.grow import grow_trees, root
 from rlhi_jax.data.shards import Shards, write_shards
-from rlhi_jax.data.tree import BadRecord, Interaction, Preference, parse_preference
-from rlhi_jax.io.errors import UserError
+from rlhi_jax.data.tree import BadRecord, Interaction, Preference
+from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, file_digest
 
+# `train_prefs` and `test_prefs` of published data sets count as `train` and `test`.
+_SPLIT = re.compile(r'(train|validation|test)(?![A-Za-z])')
 
-def read_preferences(paths: list[Path], counts: Counter) -> Iterator[Preference]:
-    """Yield the usable preferences of all files in order. Count kept lines, and count dropped lines by reason.
 
-    Blank lines are skipped. A preference without an id gets the id FILE:LINE, or N/FILE:LINE if several files have the
-    same name. N is the position of the file in the list of inputs, counted from 1.
+def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | None = None) -> Iterator[Preference]:
+    """Yield usable preferences in order, and count every preference as kept or under the reason for dropping it.
+
+    A preference without an id gets the id FILE:LINE, or N/FILE:LINE if several files have the same name. N is the
+    position of the file in the list of inputs, counted from 1. Preferences made from rated replies come last, because
+    the replies to a prompt may be anywhere in the files.
+
+    Args:
+      paths: the files, in any form and layout (`data_pipelines/raw/files.py`, `data_pipelines/preferences/layouts.py`).
+      counts: receives the counts.
+      scratch: a file for rated replies, which is removed at the end; None keeps them in memory.
 
     Raises:
-      UserError: a compressed file is damaged.
+      UserError: a file is damaged or is not in a form that we read.
     """
     seen = set()
-    names = Counter(path.name for path in paths)
-    for index, path in enumerate(paths, start=1):
-        name = path.name if names[path.name] == 1 else f'{index}/{path.name}'
-        with gzip.open(path, 'rb') if path.suffix == '.gz' else open(path, 'rb') as file:
-            for number, line in enumerate(_lines(file, path), start=1):
-                if not line.strip():
-                    continue
+
+    def kept(preference: Preference) -> bool:
+        counts['lines_read'] += 1
+        if preference.id in seen:
+            counts['dropped_id_seen_before'] += 1
+            return False
+        seen.add(preference.id)
+        counts['pairs_kept'] += 1
+        return True
+
+    with Ratings(scratch) as ratings:
+        for default_id, record in _records(paths):
+            try:
+                if isinstance(record, BadRecord):
+                    raise record
+                parsed = parse_preferences(record, default_id, counts)
+            except BadRecord as bad:
                 counts['lines_read'] += 1
-                try:
-                    preference = parse_preference(line, f'{name}:{number}')
-                    if preference.id in seen:
-                        raise BadRecord('id_seen_before')
-                except BadRecord as bad:
-                    counts[f'dropped_{bad.reason}'] += 1
-                    continue
-                seen.add(preference.id)
-                counts['pairs_kept'] += 1
+                counts[f'dropped_{bad.reason}'] += 1
+                continue
+            for each in parsed:
+                if isinstance(each, Rated):
+                    counts['rated_replies_read'] += 1
+                    ratings.add(each, default_id)
+                elif kept(each):
+                    yield each
+        for default_id, best, worst in ratings:
+            try:
+                preference = rated_preference(best, worst, default_id, counts)
+            except BadRecord as bad:
+                counts['lines_read'] += 1
+                counts[f'dropped_{bad.reason}'] += 1
+                continue
+            if kept(preference):
                 yield preference
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    try:
-        yield from file
-    except (EOFError, OSError, zlib.error) as error:  # raised by a damaged .gz
-        raise UserError(
-            f'config.data.pairs: {path} cannot be read ({error}): download or create the file again'
-        ) from None
+def _records(paths: Sequence[Path]) -> Iterator[tuple[str, Any | BadRecord]]:
+    """Yield the records of all files, each with the id that it has if it states none."""
+    names = Counter(path.name for path in paths)
+    for index, path in enumerate(paths, start=1):
+        name = path.name if names[path.name] == 1 else f'{index}/{path.name}'
+        form = form_of(path, 'config.data.pairs')
+        try:
+            if form.layout == 'parquet':
+                groups = range(pyarrow.parquet.read_metadata(path).num_row_groups)
+                numbered = enumerate((record for group in groups for record in parquet_records(path, group)), start=1)
+            else:
+                numbered = json_records(path, form)
+            for number, record in numbered:
+                yield f'{name}:{number}', record
+        except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+            raise UserError(
+                f'config.data.pairs: {path} cannot be read ({one_line(error)}): download or create the file again'
+            ) from None
 
 
 def _inputs(config: ConfigDict) -> list[Path]:
-    require(config, 'data.pairs')
-    paths = [Path(name) for name in config.data.pairs.split(',')]
-    paths = [path / f'{config.data.split}.jsonl' if path.is_dir() else path for path in paths]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(
-                f'config.data.pairs: {path} does not exist or is not a file: set the key to preference JSONL files, '
-                'separated by commas'
-            )
-    return paths
+    return [path for name in listed(config, 'data.pairs') for path in _files(name, config.data.split)]
+
+
+def _files(name: str, split: str) -> Sequence[Path]:
+    """Return the files for a name in `config.data.pairs`; in a folder with files per split, only those of `split`."""
+    of_stage = Path(name) / f'{split}.jsonl'
+    if of_stage.is_file():
+        return [of_stage]
+    found = files_of(name, 'config.data.pairs')
+    if found.files == [Path(name)]:
+        return found.files
+    found.say_what_is_not_read('config.data.pairs')
+    splits = {path: match[1] for path in found.files if (match := _SPLIT.match(path.name))}
+    chosen = [path for path in found.files if splits.get(path, split) == split] if splits else found.files
+    if not chosen:
+        raise UserError(
+            f'config.data.pairs: {name} has no files for config.data.split={split}, only for '
+            f'{", ".join(sorted(set(splits.values())))}: set config.data.split, or list the files by name'
+        )
+    return chosen
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -119,8 +172,9 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
     users, scratch = set(), work_folder(task.folder)
     scratch.mkdir(exist_ok=True)
     scratch.chmod(0o700)
-    for preferences in by_tree(read_preferences(_inputs(task.config), counts), scratch / 'preferences.sqlite'):
-        (tree,) = grow_trees(preferences)
+    preferences = read_preferences(_inputs(task.config), counts, scratch / 'ratings.sqlite')
+    for together in by_tree(preferences, scratch / 'preferences.sqlite'):
+        (tree,) = grow_trees(together)
         users.add(tree.user_id)
         counts.update(trees=1, trees_with_persona=bool(tree.persona))
         yield tree
@@ -145,7 +199,7 @@ def _work(task: Task) -> dict[str, int]:
 
 STAGE = Stage(
     name='shards',
-    version=1,
+    version=2,
     work=_work,
     output='data.shards',
     identity=_identity,

@@ -1,7 +1,5 @@
 """Rows to batches: no row is skipped or repeated, whatever the number of processes, and errors reach the caller."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.data.plan import load_plan, make_plan, save_plan
 from rlhi_jax.data.rows import Capacities, empty_row, stack
 from rlhi_jax.data.shards import Shards, write_shards
-from rlhi_jax.data.tree import parse_preference
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -49,7 +46,7 @@ def test_row_order_is_shuffled_anew():
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_processes_read_the_same_rows(processes, template, tmp_path):
     """Whatever the number of processes, and whatever step they resume from, together they read the same batches."""
-    trees = grow_trees(parse_preference(json.dumps(r), '') for r in tiny.preferences(30))
+    trees = grow_trees(tiny.parsed(r) for r in tiny.preferences(30))
     write_shards(trees, tmp_path, trees_per_shard=7, manifest={})
     shards = Shards(tmp_path)
     assert [shards[i] for i in range(len(shards))] == trees

@@ -1,7 +1,6 @@
 """Trees to rows: every pair is in one row or dropped, with as much context as fits."""
 
 import dataclasses
-import json
 import re
 
 import numpy as np
@@ -15,7 +14,6 @@ from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities, size
-from rlhi_jax.data.tree import parse_preference
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -49,7 +47,7 @@ def turns_before(row, tokenizer, last: int) -> list[tuple[str, str]]:
 @given(st.integers(0, 2**32 - 1), st.integers(60, 400), st.integers(20, 120), st.integers(1, 6))
 def test_every_pair_is_in_one_row_or_dropped(template, seed, tokens, scored, pairs):
     records = tiny.branching_preferences(np.random.default_rng(seed))
-    preferences = [parse_preference(json.dumps(r), '') for r in records]
+    preferences = [tiny.parsed(r) for r in records]
     trees, capacities = Trees(grow_trees(preferences)), Capacities(tokens, scored, pairs)
     assert sum(len(tree.pairs) for tree in trees) == len(records)
     try:
@@ -94,8 +92,8 @@ def test_every_pair_is_in_one_row_or_dropped(template, seed, tokens, scored, pai
 def test_context_is_shortened_as_little_as_need_be(template):
     """In shorter rows the oldest exchanges are left out first; a pair without its last user turn is dropped instead."""
     turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i}'} for i in range(7)]
-    record = json.dumps(dict(prompt=turns, chosen='yes', rejected='no', persona='Likes tea.'))
-    trees = Trees(grow_trees([parse_preference(record, 'a')]))
+    record = dict(prompt=turns, chosen='yes', rejected='no', persona='Likes tea.')
+    trees = Trees(grow_trees([tiny.parsed(record)]))
     encoder = TreeEncoder(trees[0], template)
     for start in (0, 2, 4, 6):
         need = size(encoder.encode(Piece(start, (0,)))).tokens
@@ -114,10 +112,9 @@ def test_pairs_of_a_long_conversation_share_a_context(template, exchanges):
     """Each keeps at least half of the exchanges that would fit if it were alone, and all of them if they fit."""
     turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i:02}'} for i in range(24)]
     records = [
-        json.dumps(dict(id=str(at), prompt=turns[: at + 1], chosen='Better.', rejected=[turns[at + 1]]))
-        for at in range(0, 24, 2)
+        dict(id=str(at), prompt=turns[: at + 1], chosen='Better.', rejected=[turns[at + 1]]) for at in range(0, 24, 2)
     ]
-    trees = Trees(grow_trees([parse_preference(record, '') for record in records]))
+    trees = Trees(grow_trees([tiny.parsed(record) for record in records]))
     encoder = TreeEncoder(trees[0], template)
     limit = size(encoder.encode(Piece(0, (exchanges - 1,)))).tokens
     plan = make_plan(trees, template, Capacities(limit, 1024, 16))
@@ -138,7 +135,7 @@ def test_what_is_shared_is_stored_once(template):
     both = dict(chosen='Hello', rejected=[other], persona='Likes tea.')
     first = both | dict(id='a', prompt=[user])
     later = both | dict(id='b', prompt=[user, other, dict(role='user', content='Be polite')])
-    preferences = [parse_preference(json.dumps(r), '') for r in (first, later)]
+    preferences = [tiny.parsed(r) for r in (first, later)]
     (tree,) = grow_trees(preferences)
     assert tree.pairs[0].rejected in tree.path(tree.pairs[1].prompt)
     assert len(tree.messages) == 6

@@ -16,52 +16,76 @@ import pytest
 import tiny
 
 import data_pipelines.shards
-import rlhi_jax.data.tree
+from data_pipelines.preferences import layouts
+from data_pipelines.raw import files as raw_files
+from data_pipelines.raw import messages
 from data_pipelines.shards import by_tree, read_preferences
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.plan import load_plan
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.data.tree import parse_preference
 
 USER = {'role': 'user', 'content': 'Hi'}
 REPLY = {'role': 'assistant', 'content': 'Hello'}
 OTHER = {'role': 'assistant', 'content': 'Go away'}
 GOOD = dict(prompt=[USER], chosen=[REPLY], rejected=[OTHER])
 
+CALL = {'role': 'assistant', 'content': None, 'tool_calls': [{'function': {'name': 'look'}}]}
+RATED = dict(prompt='Hi', response='Hello', helpfulness=4)
+ARENA = dict(conversation_a=[USER, REPLY], conversation_b=[USER, OTHER])
+
 DROPPED = {
-    'not_json': ['no', '{"prompt": ', b'{"prompt": "\xff"}', '[' * 100_000],
-    'not_an_object': ['[]', '"text"', 'null', '3'],
+    'not_json': ['no', '{"prompt": ', '[1, ' * 100_000],
+    'not_utf8': [b'{"prompt": "\xff"}'],
+    'not_an_object': ['"text"', 'null', '3', '[]'],
     'chosen_or_rejected_missing': [{}, dict(prompt='a', chosen='b'), dict(prompt='a', rejected='b')],
-    'turns_not_a_list_of_messages': [GOOD | {'chosen': 3}, GOOD | {'rejected': None}, GOOD | {'prompt': ['Hi']}],
-    'message_without_role_or_text': [
-        GOOD | {'prompt': [{'content': 'Hi'}]},
-        GOOD | {'chosen': [{'role': 'assistant', 'content': None}]},
-        GOOD | {'chosen': [{'role': 'assistant', 'content': ['parts']}]},
+    'turns_not_a_list_of_messages': [
+        GOOD | {'chosen': 3}, GOOD | {'rejected': None}, GOOD | {'prompt': ['Hi']}, GOOD | {'prompt': [[USER]]},
     ],
-    'lone_surrogate': ['{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}', GOOD | {'persona': '\ud800'}],
+    'message_without_role': [GOOD | {'prompt': [{'content': 'Hi'}]}, GOOD | {'chosen': {'content': 'Hi', 'role': 3}}],
+    'message_without_text': [
+        GOOD | {'chosen': [{'role': 'assistant', 'content': None}]}, GOOD | {'chosen': {'role': 'assistant'}},
+    ],
+    'part_without_text': [GOOD | {'prompt': [{'role': 'user', 'content': [{'type': 'image_url', 'image_url': 'x'}]}]}],
+    'unknown_role:narrator': [GOOD | {'prompt': [{'role': 'narrator', 'content': 'Once'}, USER]}],
+    'unknown_role': [GOOD | {'prompt': [{'role': 'n' * 99, 'content': 'Once'}, USER]}],
+    'has_images': [GOOD | {'images': ['x.png']}],
+    'reply_calls_tools': [GOOD | {'chosen': [CALL]}, GOOD | {'rejected': [OTHER | {'function_call': {'name': 'f'}}]}],
+    'lone_surrogate': [GOOD | {'persona': '\ud800'}],
+    'no_prompt': [dict(chosen='b', rejected='c'), dict(chosen=[REPLY], rejected=[OTHER])],
     'prompt_does_not_end_in_a_user_turn': [
         GOOD | {'prompt': []},
         GOOD | {'prompt': [USER, REPLY]},
         GOOD | {'prompt': [{'role': 'system', 'content': 'Be kind.'}]},
-        dict(chosen='b', rejected='c'),
+    ],
+    'prompt_and_replies_disagree': [
+        GOOD | {'chosen': [USER, REPLY]},
+        dict(prompt='Ho', chosen=[USER, REPLY], rejected=[USER, OTHER]),
     ],
     'reply_does_not_end_in_an_assistant_turn': [GOOD | {'chosen': []}, GOOD | {'rejected': [OTHER, USER]}],
-    'roles_do_not_alternate': [
-        GOOD | {'prompt': [USER, USER]},
-        GOOD | {'prompt': [REPLY, USER]},
-        GOOD | {'prompt': [USER, {'role': 'system', 'content': 'Late'}, USER]},
-        GOOD | {'rejected': [OTHER, OTHER]},
-    ],
+    'history_is_not_pairs_of_texts': [dict(instruction='a', history=['b'], chosen='c', rejected='d')],
     'empty_message': [GOOD | {'prompt': ' \n'}, GOOD | {'chosen': ''}, GOOD | {'rejected': '\t'}],
     'chosen_equals_rejected': [GOOD | {'rejected': [REPLY]}, GOOD | {'rejected': 'Hello \n'}],
+    'tie': [
+        GOOD | dict(score_chosen=3, score_rejected=3.0),
+        ARENA | dict(winner='tie (bothbad)'),
+        dict(prompt='Hi', response_1='a', response_2='b', preference_strength=0),
+    ],
+    'chosen_has_the_lower_score': [GOOD | dict(chosen_score=1, rejected_score=2)],
+    'comparison_without_a_winner': [dict(prompt='Hi', response_1='a', response_2='b', preference_strength='left')],
+    'rating_is_not_a_number': [RATED | dict(helpfulness='high'), RATED | dict(helpfulness=float('nan'))],
+    'prompt_with_one_rated_reply': [RATED],
     'weight_not_a_number_from_0': [
         GOOD | {'weight': w} for w in ('1', True, [], -1, float('nan'), float('inf'), 1e39, 10**400)
     ],
     'id_not_text': [GOOD | {'id': ['a']}, GOOD | {'id': True}, GOOD | {'id': 1.5}],
     'persona_not_text': [GOOD | {'persona': 3}, GOOD | {'persona': {'likes': 'tea'}}],
     'user_id_not_text': [GOOD | {'user_id': {}}],
+    'system_not_text': [GOOD | {'system': ['Be kind.']}],
     'id_seen_before': [],  # tested separately
-}
+    'too_long': [],  # tested in test_raw_files, as are the next two
+    'unreadable_value': [],
+    'message_is_not_an_object': [],  # only conversations can contain such a list
+}  # fmt: skip
 
 
 def as_line(record) -> bytes:
@@ -72,7 +96,7 @@ def read(tmp_path: Path, records, name: str = 'pairs.jsonl'):
     """Preferences of some records, and the counts."""
     (tmp_path / name).write_bytes(b'\n'.join(map(as_line, records)))
     counts = Counter()
-    return list(read_preferences([tmp_path / name], counts)), dict(counts)
+    return list(read_preferences([tmp_path / name], counts)), dict(+counts)
 
 
 @pytest.mark.parametrize(('reason', 'bad'), DROPPED.items(), ids=DROPPED)
@@ -80,14 +104,17 @@ def test_bad_records_are_counted_by_reason(reason, bad, tmp_path):
     kept, counts = read(tmp_path, [GOOD, *bad, '', GOOD, '  '])
     assert [p.id for p in kept] == ['pairs.jsonl:1', f'pairs.jsonl:{len(bad) + 3}']
     dropped = {f'dropped_{reason}': len(bad)} if bad else {}
-    assert counts == {'lines_read': len(bad) + 2, 'pairs_kept': 2, **dropped}
+    read_as_ratings = {'rated_replies_read': len(bad)} if reason == 'prompt_with_one_rated_reply' else {}
+    assert counts == {'lines_read': len(bad) + 2, 'pairs_kept': 2, **dropped, **read_as_ratings}
 
 
 def test_every_reason_is_tested():
-    sources = [Path(module.__file__).read_text() for module in (rlhi_jax.data.tree, data_pipelines.shards)]
-    reasons = set(re.findall(r"BadRecord\(f?'([^']*)'\)", '\n'.join(sources)))
+    modules = (data_pipelines.shards, layouts, messages, raw_files)
+    sources = '\n'.join(Path(module.__file__).read_text() for module in modules)
+    reasons = set(re.findall(r"BadRecord\(f?'([^']*)'", sources)) | set(re.findall(r"f'dropped_([a-z_]+)'", sources))
     reasons |= {f'{name}_not_text' for name in ('id', 'persona', 'user_id')}
-    assert reasons - {'{name}_not_text'} == set(DROPPED)
+    reasons -= {'{name}_not_text', 'unknown_role:{name}'}
+    assert reasons <= set(DROPPED)
 
 
 def test_ids_seen_before(tmp_path):
@@ -126,7 +153,7 @@ def test_formats(tmp_path):
 @pytest.mark.parametrize('seed', range(20))
 def test_preferences_of_a_tree_are_brought_together_on_disk(seed, tmp_path):
     records = tiny.branching_preferences(np.random.default_rng(seed))
-    preferences = [parse_preference(json.dumps(record), '') for record in records]
+    preferences = [tiny.parsed(record) for record in records]
     groups = list(by_tree(iter(preferences), tmp_path / 'scratch'))
     assert [tree for group in groups for tree in grow_trees(group)] == grow_trees(preferences)
     assert all(len(grow_trees(group)) == 1 for group in groups) and not (tmp_path / 'scratch').exists()

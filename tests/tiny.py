@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,6 +15,8 @@ import numpy as np
 import tokenizers
 
 from data_pipelines.core.journal import work_folder
+from data_pipelines.preferences.layouts import parse_preferences
+from rlhi_jax.data.tree import Preference
 from rlhi_jax.io.files import write_json
 from rlhi_jax.models.checkpoints import describe_model, params_digest, save_params
 from rlhi_jax.models.decoder import Decoder
@@ -96,6 +99,12 @@ def preferences(count: int, *, seed: int = 0) -> list[dict]:
                 dict(common, id=f'p{i}b', prompt=prompt, chosen=_reply(text(5)), rejected=_reply(text(5) + '?'))
             )
     return records
+
+
+def parsed(record: dict) -> Preference:
+    """The preference in a record that contains one."""
+    (preference,) = parse_preferences(record, '', Counter())
+    return preference
 
 
 def branching_preferences(rng: np.random.Generator) -> list[dict]:

@@ -35,8 +35,8 @@ class Traces(NamedTuple):
 def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
     """Return all paths that contain user text.
 
-    The search covers everything below the config's paths and --workdir. Next to each of the config's paths, it also
-    covers unfinished work, corrections files and runs.
+    The search covers everything below the config's paths and --workdir. It also covers unfinished work, corrections
+    files and runs that lie next to one of the config's paths.
 
     Raises:
       UserError: --workdir is not a folder, or it is not given and the config does not point to a stage folder.
@@ -74,12 +74,16 @@ def _add(path: Path, traces: Traces) -> None:
 
 
 def named_paths(config: ConfigDict) -> list[Path]:
-    """Return the paths in the config, whether or not they exist.
+    """Return the data paths in the config, whether or not they exist.
 
     If a path leads to a file in a stage's folder, the folder is returned instead. Raw data is included only if a stage
     wrote it.
     """
-    names = {key: value.split(',') for key, value in config.data.items() if isinstance(value, str) and key != 'split'}
+    names = {
+        key: [name.strip() for name in value.split(',')]
+        for key, value in config.data.items()
+        if isinstance(value, str) and key != 'split'
+    }
     names |= {'': [config.eval.shards, config.personas.corrections]}
     paths = []
     for key, name in ((key, name) for key, each in names.items() for name in each if name):

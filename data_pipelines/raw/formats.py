@@ -7,18 +7,29 @@ needs different paths, but no new code.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, TypedDict
 
 from data_pipelines.core.records import Message
-from data_pipelines.core.turns import Turn, to_messages
+from data_pipelines.core.turns import to_messages
 from data_pipelines.privacy.user_keys import user_key
+from data_pipelines.raw.exports import unfolded
+from data_pipelines.raw.messages import (
+    OTHER_KEYS,
+    SpokenTurn,
+    clean,
+    message_list,
+    read_messages,
+    split_paths,
+    value,
+    values,
+    without_greeting,
+)
 from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.io.files import digest
 
-ROLES = ('user', 'assistant', 'system')
 _TURN_FIELDS = ('role', 'content', 'said_at')  # the other fields belong to the record
 _MAX_SECONDS = 1e11  # the year 5138; larger numbers are in milliseconds or finer units
 _NUMBER = re.compile(r'\d{10}(?:\d{3}){0,3}(?:\.\d+)?')  # a time in seconds, milli-, micro- or nanoseconds
@@ -39,54 +50,17 @@ class RawConversation(TypedDict):
     messages: list[Message]  # alternately from user and assistant, at least one from each
 
 
-def values(record: Any, paths: str) -> Iterator[Any]:
-    """Yield every value that the paths lead to, except None. A path through a list follows every item of the list.
-
-    >>> list(values(dict(a=dict(b=1), c=[dict(d=2), dict(d=None)]), 'x|a.b|c.d'))
-    [1, 2]
-    """
-    for keys in _keys(paths):
-        reached = [record]
-        for key in keys:
-            items = [item for each in reached for item in (each if isinstance(each, list) else [each])]
-            reached = [item[key] for item in items if isinstance(item, dict) and item.get(key) is not None]
-        yield from reached
-
-
-def value(record: Any, paths: str) -> Any:
-    """Return the first of `values` that is not '' or [].
-
-    If all values are '' or [], return the first. If there are no values, return None.
-    """
-    first = None
-    for each in values(record, paths):
-        if each not in ('', []):
-            return each
-        first = each if first is None else first
-    return first
-
-
-@cache
-def _keys(paths: str) -> tuple[tuple[str, ...], ...]:
-    """Split paths into keys; cached, because every record needs the result."""
-    return tuple(tuple(path.split('.')) for path in paths.split('|'))
-
-
-@cache
-def _role_names(*theirs: str) -> dict[str, str]:
-    """Map the role names in the data to our role names."""
-    return {name: ours for ours, names in zip(ROLES, theirs, strict=True) for name in names.split('|')}
-
-
 def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
     """Return the path to every value that `parse_conversation` reads, as a list of keys starting at the record."""
-    turn_keys = [keys for name in _TURN_FIELDS for keys in _keys(fields[name])]
-    in_turns = [[*turn, *keys] for turn in _keys(fields['messages']) for keys in turn_keys]
+    turn_keys = [keys for name in _TURN_FIELDS for keys in split_paths(fields[name])] + [(key,) for key in OTHER_KEYS]
+    in_turns = [[*turn, *keys] for turn in split_paths(fields['messages']) for keys in turn_keys]
     others = [name for name in fields if name not in ('messages', *_TURN_FIELDS) and not name.endswith('_role')]
-    return in_turns + [list(keys) for name in others for keys in _keys(fields[name])]
+    return in_turns + [list(keys) for name in others for keys in split_paths(fields[name])] + [['tools'], ['system']]
 
 
-def parse_conversation(record: Any, fields: Mapping[str, str], salt: bytes = b'') -> RawConversation:
+def parse_conversation(
+    record: Any, fields: Mapping[str, str], salt: bytes = b'', counts: Counter | None = None
+) -> RawConversation:
     """Parse one raw record.
 
     Some turns have no time stamp. In WildChat, for example, the record has the time of the last turn, and replies have
@@ -98,102 +72,87 @@ def parse_conversation(record: Any, fields: Mapping[str, str], salt: bytes = b''
       record: any value that JSON or parquet can represent.
       fields: paths keyed by field, as in `config.ingest.fields`.
       salt: the salt for user keys (`data_pipelines/privacy/user_keys.py`); b'' leaves user ids unchanged.
+      counts: receives the numbers of messages that were left out or joined, keyed by the name of the count.
 
     Raises:
       BadRecord: the record cannot be used. The exception contains the reason under which to count the record.
     """
-    raw_turns = _raw_turns(record, fields)
-    system, turns = _split_off_system(_turns(record, raw_turns, fields))
+    found: Counter = Counter()
+    if isinstance(record, dict):
+        record = unfolded(record, found)
+    raw = _raw_messages(record, fields)
+    messages = read_messages(raw, fields, found)
+    turns = without_greeting(messages.turns, found)
     _check(turns)
-    messages = to_messages(turns)
+    found['tools_left_out'] += bool(record.get('tools'))
+    stated = record.get('system')  # beside the messages
+    system = '\n\n'.join(
+        dict.fromkeys(filter(None, (clean(stated) if isinstance(stated, str) else '', *messages.system)))
+    )
+    texts = to_messages((turn.role, turn.text) for turn in turns)
     user = user_key(as_text(value(record, fields['user'])), value(record, fields['header']), salt)
-    times = [iso_time(value(turn, fields['said_at'])) for turn in raw_turns]
-    began, ended = _span(times, iso_time(value(record, fields['ended'])), len(system), len(messages))
+    times = [iso_time(value(message, fields['said_at'])) for message in raw]
+    began, ended = _span(
+        [[times[i] for i in turn.sources if i < len(times)] for turn in turns],
+        iso_time(value(record, fields['ended'])),
+        times,
+    )
+    if counts is not None:
+        counts.update(+found)
     return RawConversation(
-        id=as_text(value(record, fields['id'])) or digest(user, messages, *filter(None, system))[:32],
+        id=as_text(value(record, fields['id'])) or digest(user, texts, *messages.system)[:32],
         user_id=user,
         began=began,
         ended=ended,
         language=as_text(value(record, fields['language'])),
         toxic=any(map(is_set, values(record, fields['toxic']))),
         redacted=any(map(is_set, values(record, fields['redacted']))),
-        system='\n\n'.join(filter(None, system)),
-        messages=messages,
+        system=system,
+        messages=texts,
     )
 
 
-def _raw_turns(record: Any, fields: Mapping[str, str]) -> list[Any]:
-    """Return the record's turns unchanged; raise BadRecord if there are no turns."""
+def _raw_messages(record: Any, fields: Mapping[str, str]) -> list[Any]:
+    """Return the record's messages, and after them the reply outside the messages, if there is one."""
     if isinstance(record, list):
         raise BadRecord('array_of_records')
-    raw_turns = value(record, fields['messages']) if isinstance(record, dict) else None
-    if not isinstance(raw_turns, list) or not raw_turns:
-        raise BadRecord('no_messages')
-    return raw_turns
+    raw = message_list(value(record, fields['messages'])) if isinstance(record, dict) else None
+    if not raw:
+        raise BadRecord(
+            'single_message_of_a_tree' if isinstance(record, dict) and 'parent_id' in record else 'no_messages'
+        )
+    reply = next((each for each in values(record, fields['reply']) if isinstance(each, str)), None)
+    return raw if reply is None else [*raw, _message(fields, 'assistant', reply)]
 
 
-def _turns(record: dict[str, Any], raw_turns: list[Any], fields: Mapping[str, str]) -> list[Turn]:
-    """Return the role and text of each turn. An unknown role becomes ''.
-
-    If the record has its last reply outside the messages, that reply is the last turn.
-    """
-    roles = _role_names(*(fields[f'{ours}_role'] for ours in ROLES))
-    turns = []
-    for turn in raw_turns:
-        if not isinstance(turn, dict):
-            raise BadRecord('message_without_text')
-        role, text = value(turn, fields['role']), turn_text(turn, fields['content'])
-        turns.append((roles.get(role, '') if isinstance(role, str) else '', text))
-    if (reply := next((each for each in values(record, fields['reply']) if isinstance(each, str)), None)) is not None:
-        turns.append(('assistant', clean(reply)))
-    return turns
+def _message(fields: Mapping[str, str], role: str, text: str) -> dict[str, Any]:
+    """Return a message in the data's own layout."""
+    message: dict[str, Any] = {}
+    for name, item in (('role', fields[f'{role}_role'].split('|')[0]), ('content', text)):
+        *outer, last = split_paths(fields[name])[0]
+        inner = message
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = item
+    return message
 
 
-def _split_off_system(turns: Sequence[Turn]) -> tuple[list[str], list[Turn]]:
-    """Return the texts of the system messages at the beginning, and the remaining turns."""
-    first = next((index for index, (role, _) in enumerate(turns) if role != 'system'), len(turns))
-    return [text for _, text in turns[:first]], list(turns[first:])
-
-
-def _check(turns: Sequence[Turn]) -> None:
-    """Raise BadRecord unless user and assistant alternate, no turn is empty, and there is a reply."""
-    if any(role != ROLES[index % 2] for index, (role, _) in enumerate(turns)):
-        raise BadRecord('roles_do_not_alternate')
-    if not all(text for _, text in turns):
+def _check(turns: Sequence[SpokenTurn]) -> None:
+    """Raise BadRecord unless the user begins, no turn is empty, and there is a reply."""
+    if not turns:
+        raise BadRecord('no_user_turn')
+    if not all(turn.text for turn in turns):
         raise BadRecord('empty_message')
     if len(turns) < 2:
         raise BadRecord('no_reply')
 
 
-def _span(times: Sequence[str], of_record: str, system_messages: int, messages: int) -> tuple[str, str]:
-    """Return when a conversation began and ended, given the times of its raw turns and the record; '' if unknown."""
-    first_exchange = times[: system_messages + 2]
-    last_exchange = times[system_messages + (messages - 1) // 2 * 2 :]
-    began = min(filter(None, times)) if any(first_exchange) else ''
-    return began, max([*times, of_record]) if of_record or any(last_exchange) else ''
-
-
-def turn_text(turn: dict[str, Any], paths: str) -> str:
-    """Return a turn's text; the parts of an OpenAI-style message are joined by newlines.
-
-    Raises:
-      BadRecord: the turn has no text, or one of its parts (such as an image) has no text.
-    """
-    text = None
-    for path in paths.split('|'):
-        texts, fault = list(values(turn, path)), 'message_without_text'
-        if texts and isinstance(texts[0], list):
-            texts = [part.get('text') if isinstance(part, dict) else part for part in texts[0]]
-            fault = 'part_without_text'
-        try:
-            text = '\n'.join(texts) if texts else text
-        except TypeError:
-            raise BadRecord(fault) from None
-        if text:
-            return clean(text)
-    if text is None:
-        raise BadRecord('message_without_text')
-    return text
+def _span(times: Sequence[Sequence[str]], of_record: str, every: Sequence[str]) -> tuple[str, str]:
+    """Return when a conversation began and ended, given the times of each turn and of the record; '' if unknown."""
+    first_exchange = [time for turn in times[:2] for time in turn]
+    last_exchange = [time for turn in times[(len(times) - 1) // 2 * 2 :] for time in turn]
+    began = min(filter(None, every)) if any(first_exchange) else ''
+    return began, max([*every, of_record]) if of_record or any(last_exchange) else ''
 
 
 def is_set(flag: Any) -> bool:
@@ -203,11 +162,6 @@ def is_set(flag: Any) -> bool:
     [True, True, True, False, False, False, False]
     """
     return bool(flag) and str(flag).strip().lower() not in _UNSET
-
-
-def clean(text: str) -> str:
-    """Strip white space from both ends of a text, and replace lone surrogates, which UTF-8 cannot encode."""
-    return text.encode('utf-8', 'replace').decode().strip()
 
 
 def as_text(name: Any) -> str:

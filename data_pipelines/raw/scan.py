@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from data_pipelines.privacy.user_keys import read_opt_out, read_salt
+from data_pipelines.raw.files import BATCH, TEXT, Form, form_of, json_records, parquet_records
 from data_pipelines.raw.filters import Filters, scrub
 from data_pipelines.raw.formats import RawConversation, parse_conversation, paths_read
 from data_pipelines.raw.near_duplicates import bands
@@ -30,7 +31,6 @@ from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest
 
 CHUNK = 32 * 2**20  # bytes of JSON lines per chunk
-BATCH, TEXT = 500, 16 * 2**20  # limits on records in memory at once, and on bytes of text
 _CHUNK_POSITIONS = 2**32  # a record's position is its chunk's number × this + its index in the chunk
 _UNREADABLE = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError)  # raised by damaged files
 
@@ -107,7 +107,8 @@ def chunks(path: Path, split: str) -> list[Chunk]:
     Raises:
       UserError: a .parquet file cannot be read, or is not in that format.
     """
-    if path.suffix == '.parquet':
+    form = form_of(path, 'config.data.raw')
+    if form.layout == 'parquet':
         try:
             groups = pyarrow.parquet.read_metadata(path).num_row_groups
         except _UNREADABLE as error:
@@ -116,7 +117,7 @@ def chunks(path: Path, split: str) -> list[Chunk]:
             ) from None
         return [Chunk(str(path), split, group, group + 1) for group in range(groups)]
     length = path.stat().st_size
-    step = length if path.suffix == '.gz' else CHUNK
+    step = CHUNK if form == Form('lines') else length
     return [Chunk(str(path), split, first, min(first + step, length)) for first in range(0, length, max(step, 1))]
 
 
@@ -129,59 +130,27 @@ def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterat
       UserError: the file cannot be read, or is a damaged parquet file.
     """
     path = Path(chunk.path)
+    form = form_of(path, 'config.data.raw')
     try:
-        if path.suffix == '.parquet':
-            yield from _parquet_records(path, chunk, fields, counts)
-            return
-        for line in filter(bytes.strip, _lines(path, chunk)):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                _drop('not_json', counts)
-                continue
-            yield record
+        if form.layout == 'parquet':
+            columns = wanted_columns(pyarrow.parquet.ParquetFile(path), fields)
+            records = parquet_records(path, chunk.first, columns)
+        else:
+            border = (chunk.first, chunk.last) if form == Form('lines') else ()
+            records = (record for _, record in json_records(path, form, *border))
+        for record in records:
+            if isinstance(record, BadRecord):
+                counts['records_read'] += 1
+                counts[f'dropped_{record.reason}'] += 1
+            else:
+                yield record
     except (EOFError, gzip.BadGzipFile, zlib.error):
         counts['files_broken_off'] += 1
     except _UNREADABLE as error:
+        if form.compression:
+            counts['files_broken_off'] += 1
+            return
         raise UserError(f'config.data.raw: {path} cannot be read ({one_line(error)}): fetch it again') from None
-
-
-def _parquet_records(path: Path, chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
-    """Yield the records of a row group; their average size determines how many are in memory at once."""
-    file = pyarrow.parquet.ParquetFile(path)
-    group = file.metadata.row_group(chunk.first)
-    at_once = min(BATCH, TEXT * group.num_rows // max(group.total_byte_size, 1)) or 1
-    for batch in file.iter_batches(at_once, row_groups=[chunk.first], columns=wanted_columns(file, fields)):
-        schema = pa.schema([field.with_type(_in_microseconds(field.type)) for field in batch.schema])
-        yield from _as_python(batch.cast(schema, safe=False), counts)
-
-
-def _in_microseconds(kind: pa.DataType) -> pa.DataType:
-    """Return the type with time stamps in µs instead of ns, which Python's datetime cannot represent."""
-    if pa.types.is_timestamp(kind) and kind.unit == 'ns':
-        return pa.timestamp('us', kind.tz)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(kind.value_field.with_type(_in_microseconds(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
-    return kind
-
-
-def _as_python(batch: pa.RecordBatch, counts: Counter) -> list[dict[str, Any]]:
-    """Convert a batch to Python records; records with a value that Python cannot represent are counted and skipped."""
-    try:
-        return batch.to_pylist()
-    except (ValueError, OverflowError, KeyError):  # text that is not UTF-8, the year 10000, …
-        if len(batch) > 1:
-            return [record for index in range(len(batch)) for record in _as_python(batch.slice(index, 1), counts)]
-        _drop('unreadable_value', counts)
-        return []
-
-
-def _drop(reason: str, counts: Counter) -> None:
-    """Count a record that cannot be read."""
-    counts['records_read'] += 1
-    counts[f'dropped_{reason}'] += 1
 
 
 def wanted_columns(file: pyarrow.parquet.ParquetFile, fields: dict[str, str]) -> list[str]:
@@ -195,28 +164,12 @@ def wanted_columns(file: pyarrow.parquet.ParquetFile, fields: dict[str, str]) ->
     return [column for column in columns if any(holds(column.split('.'), keys) for keys in wanted)]
 
 
-def _lines(path: Path, chunk: Chunk) -> Iterator[bytes]:
-    """Yield the lines that begin inside the chunk."""
-    with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
-        if path.suffix == '.gz':
-            yield from file
-            return
-        offset = 0
-        if chunk.first:  # the previous chunk reads the line that crosses the border
-            offset = chunk.first - 1
-            file.seek(offset)
-            offset += len(file.readline())
-        while offset < chunk.last and (line := file.readline()):
-            offset += len(line)
-            yield line
-
-
 def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[dict[str, Any]]:
     """Yield one row for each usable record of a chunk; the other records are counted by reason."""
     for index, raw in enumerate(raw_records(chunk, rules.fields, counts)):
         counts['records_read'] += 1
         try:
-            conversation = parse_conversation(raw, rules.fields, rules.users_salt)
+            conversation = parse_conversation(raw, rules.fields, rules.users_salt, counts)
             if reason := rules.filters.reason_to_drop(conversation):
                 raise BadRecord(reason)
         except BadRecord as bad:

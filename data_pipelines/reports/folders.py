@@ -15,7 +15,7 @@ from data_pipelines.core.record_files import RECORDS, stream_records
 from data_pipelines.core.records import Record
 from data_pipelines.core.registry import stage_named
 from data_pipelines.core.stage import KEPT, Stage
-from rlhi_jax.config import base_config
+from rlhi_jax.config import base_config, listed
 from rlhi_jax.io.files import file_digest, read_json
 
 
@@ -60,7 +60,11 @@ def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
     relative to the deepest folder that contains all of them.
     """
     stages = {kind: stage_named(stage_of(kind)) for kind in base_config().data}
-    paths = {kind: config.data[kind].split(',') for kind, stage in stages.items() if stage and stage.steps}
+    paths = {
+        kind: listed(config, f'data.{kind}') if config.data[kind] else ['']
+        for kind, stage in stages.items()
+        if stage and stage.steps
+    }
     shared = [os.path.abspath(path) for several in paths.values() if len(several) > 1 for path in several]
     above = os.path.commonpath(shared) if shared else ''
     finished, missing = [], []
@@ -81,7 +85,7 @@ def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[s
 
     Args:
       finished: the finished folders.
-      inputs: the `digests` of each folder, keyed by folder name.
+      inputs: the result of `digests` for each folder, keyed by folder name.
     """
     made_from = {folder.name: json.dumps(folder.manifest['made_from']) for folder in finished}
     return {
@@ -93,7 +97,14 @@ def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[s
 
 
 def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> list[Folder]:
-    """Return the folders in pipeline order: each one after those that it was made from, with ties sorted by name."""
+    """Return the folders in pipeline order, in which each folder comes after the folders that it was made from.
+
+    Folders that may come in any order are sorted by name.
+
+    Args:
+      finished: the finished folders.
+      made_of: the result of `sources`.
+    """
     sorter = graphlib.TopologicalSorter(made_of)
     sorter.prepare()
     names: list[str] = []
@@ -105,7 +116,10 @@ def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> lis
 
 
 def digests(folder: Folder) -> dict[str, str]:
-    """Return the sha256 of a folder's record files and manifest, plus any digests that identify it in later stages."""
+    """Return the sha256 of a folder's record files and manifest, keyed by file name.
+
+    The result also contains any other digests that identify the folder in later stages.
+    """
     files = {name: file_digest(folder.path / name) for name in (*folder.stage.files, 'manifest.json')}
     return files | folder.stage.digests(folder.path)
 
@@ -113,7 +127,8 @@ def digests(folder: Folder) -> dict[str, str]:
 def counted_on_disk(folder: Folder) -> Counter:
     """Count the items in a folder, including those that `forget` has removed since the stage ran.
 
-    Each number must equal the manifest's count of the same name. `KEPT` is the sum of all counts of kept items.
+    Each number must equal the manifest's count of the same name. The number named `KEPT` must equal the sum of the
+    manifest's counts of kept items.
     """
     counts, forgotten = Counter(), folder.forgotten
     for name, count in folder.stage.files.items():
@@ -150,7 +165,7 @@ def funnel(folder: Folder) -> list[dict[str, Any]]:
 
 
 def other_counts(folder: Folder) -> dict[str, int]:
-    """Return the counts of items removed by `forget`, and the counts that `funnel` and `teacher_costs` do not use."""
+    """Return the counts of items removed by `forget`, and all counts that `funnel` and `teacher_costs` do not use."""
     read = {name for step in folder.stage.steps for name in step.read}
     prefixes = ('teacher_', *(prefix for step in folder.stage.steps for prefix in step.dropped))
     counts = folder.manifest['counts'].items()
@@ -181,5 +196,5 @@ def teacher_costs(finished: list[Folder]) -> dict[str, Any] | None:
 
 
 def _is_kept(count: str) -> bool:
-    """Whether a count gives a number of kept items, in the same unit as the items read."""
+    """Whether the count with this name is a number of kept items, in the same unit as the items read."""
     return count.startswith('kept_') or count.endswith('_kept') or count == 'claims'

@@ -1,7 +1,7 @@
 """The configuration: its schema, checks and paths. `python -m rlhi_jax.config` prints every key."""
 
 from rlhi_jax.config.checks import check_config
-from rlhi_jax.config.paths import is_endpoint, likelihood_path, require, teacher_path
+from rlhi_jax.config.paths import is_endpoint, likelihood_path, listed, require, teacher_path
 from rlhi_jax.config.schema import base_config, reference
 from rlhi_jax.config.variants import parse_variant
 
@@ -10,6 +10,7 @@ __all__ = [
     'check_config',
     'is_endpoint',
     'likelihood_path',
+    'listed',
     'parse_variant',
     'reference',
     'require',

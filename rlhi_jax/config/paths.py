@@ -41,3 +41,21 @@ def require(config: ConfigDict, *names: str) -> None:
     for name in names:
         if not attrgetter(name)(config):
             raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')
+
+
+def listed(config: ConfigDict, name: str) -> list[str]:
+    """Return the comma-separated items in a key's value, without surrounding blanks.
+
+    Args:
+      config: the config.
+      name: the key, such as 'data.raw'.
+
+    Raises:
+      UserError: the key or one of its items is empty. (As a path, '' would mean the current folder.)
+    """
+    require(config, name)
+    text = attrgetter(name)(config)
+    items = [item.strip() for item in text.split(',')]
+    if '' in items:
+        raise UserError(f'config.{name}={text} has an empty item before or after a comma: remove that comma')
+    return items

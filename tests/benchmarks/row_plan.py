@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from peers.next_reply import pairs_by_conversation
 
+from data_pipelines.preferences.layouts import parse_preferences
 from rlhi_jax.data.encode import TreeEncoder
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities
-from rlhi_jax.data.tree import BadRecord, Interaction, parse_preference
+from rlhi_jax.data.tree import BadRecord, Interaction
 from rlhi_jax.io.files import digest, write_json
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.tree_blocks import BLOCK, live_blocks
@@ -50,7 +51,7 @@ def grown(path: Path, *, regenerated: bool) -> Trees:
             if regenerated:
                 preference = preference | dict(rejected=[of_its_length(reply) for reply in preference['rejected']])
             try:
-                parsed.append(parse_preference(json.dumps(preference).encode(), preference['id']))
+                parsed += parse_preferences(preference, preference['id'], Counter())
             except BadRecord:
                 continue
         trees += grow_trees(parsed)

@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 from next_reply import pairs_by_conversation
 
+from data_pipelines.preferences.layouts import parse_preferences
 from data_pipelines.sources.mt_bench import preferences, read_votes
 from rlhi_jax.config import base_config
 from rlhi_jax.convert import export_model
 from rlhi_jax.data.encode import Piece, TreeEncoder
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.shards import write_shards
-from rlhi_jax.data.tree import BadRecord, Interaction, parse_preference
+from rlhi_jax.data.tree import BadRecord, Interaction
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, file_digest, new_folder, read_json, write_json
 from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, save_params
@@ -52,7 +53,7 @@ def vote_trees(path: Path, template: ChatTemplate, *, pairs: int, longest: int) 
     trees: list[Interaction] = []
     for vote in sorted(first_turns, key=lambda vote: digest(vote['id'])):
         try:
-            (tree,) = grow_trees([parse_preference(json.dumps(vote).encode(), vote['id'])])
+            (tree,) = grow_trees(parse_preferences(vote, vote['id'], Counter()))
         except BadRecord:
             continue
         if max(len(whole) for record in in_tokens(tree, template) for whole in wholes(record)) <= longest:
@@ -70,7 +71,7 @@ def conversation_trees(path: Path, template: ChatTemplate, *, pairs: int, longes
             continue
         left = pairs - sum(len(tree.pairs) for tree in trees)
         try:
-            parsed = [parse_preference(json.dumps(line).encode(), line['id']) for line in lines[:left]]
+            parsed = [each for line in lines[:left] for each in parse_preferences(line, line['id'], Counter())]
         except BadRecord:
             continue
         (tree,) = grow_trees(parsed)

@@ -1,0 +1,316 @@
+"""Reads preferences in the layouts that people publish, as a prompt with a chosen and a rejected reply.
+
+A layout is recognised by its keys. Rows of `_COMPARISONS` name a winner of two replies; rows of `_RATINGS` rate one or
+several replies, and the best-rated reply to a prompt is preferred to the worst. Everything else has the keys `chosen`
+and `rejected`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from data_pipelines.raw.messages import NAMES, Messages, calls_tools, message_list, read_messages, without_greeting
+from rlhi_jax.data.tree import MAX_WEIGHT, BadRecord, Preference
+
+_PROMPTS = ('prompt', 'conversations', 'question', 'instruction', 'context')
+_SYSTEMS = ('system', 'system_prompt')
+_SCORES = (
+    ('score_chosen', 'score_rejected'),
+    ('chosen_score', 'rejected_score'),
+    ('chosen-rating', 'rejected-rating'),
+    ('chosen_rating', 'rejected_rating'),
+)
+
+
+class Rated(NamedTuple):
+    """A reply and its rating; the highest and the lowest rating of a prompt make a preference."""
+
+    prompt: Any
+    reply: Any
+    rating: float
+
+
+def _signed(strength: Any) -> float:
+    """Return a number; above 0 means that the second reply is better."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise BadRecord('comparison_without_a_winner')
+    return strength
+
+
+def _named(second: str, first: str) -> Callable[[Any], float]:
+    def better(winner: Any) -> float:
+        return {second: 1, first: -1}.get(str(winner), 0)
+
+    return better
+
+
+# Prompt, both replies, the winner, and a function of the winner that is above 0 if the second reply is better.
+_COMPARISONS: tuple[tuple[tuple[str, str, str, str], Callable[[Any], float]], ...] = (
+    (('prompt', 'response_1', 'response_2', 'preference_strength'), _signed),  # HelpSteer2
+    (('context', 'response1', 'response2', 'overall_preference'), _signed),  # HelpSteer3
+    (('prompt', 'response_0', 'response_1', 'better_response_id'), _named('1', '0')),  # PKU-SafeRLHF
+    (('history', 'human_ref_A', 'human_ref_B', 'labels'), _named('0', '1')),  # SHP
+    (('', 'conversation_a', 'conversation_b', 'winner'), _named('model_b', 'model_a')),  # Chatbot Arena
+)
+
+# Prompt, the rated replies, and inside them the reply and its rating; '' if the record itself is the rated reply.
+_RATINGS = (
+    ('prompt', '', 'completion', 'label'),  # KTO
+    ('prompt', '', 'response', 'helpfulness'),  # HelpSteer
+    ('instruction', 'completions', 'response', 'overall_score'),  # UltraFeedback
+    ('prompt', 'answers', 'answer', 'rank'),  # Nectar
+)
+_LOWER_IS_BETTER = ('rank',)
+
+
+def parse_preferences(record: Any, default_id: str, counts: Counter) -> list[Preference | Rated]:
+    """Parse one record in any layout.
+
+    Args:
+      record: any value that JSON or parquet can represent.
+      default_id: the id if the record has none. If the record contains several preferences, a number is appended.
+      counts: what was left out of the record, keyed by the name of the count.
+
+    Raises:
+      BadRecord: the record cannot be used; the exception's reason is the name of a count.
+    """
+    if not isinstance(record, dict):
+        raise BadRecord('not_an_object')
+    if any(record.get(key) for key in ('images', 'image', 'videos')):
+        raise BadRecord('has_images')
+    if record.get('tools'):
+        counts['tools_left_out'] += 1
+    for (prompt, *replies, winner), better in _COMPARISONS:
+        if all(record.get(key) is not None for key in (*filter(None, (prompt,)), *replies, winner)):
+            strength = better(record[winner])
+            if not strength:
+                raise BadRecord('tie')
+            first, second = (record[key] for key in replies)
+            sides = dict(prompt=record.get(prompt), chosen=second, rejected=first)
+            return [_preference(record | (sides if strength > 0 else _swapped(sides)), default_id, counts)]
+    for prompt, inside, reply, rating in _RATINGS:
+        if record.get(prompt) is not None and record.get(inside or reply) is not None and 'chosen' not in record:
+            if not inside and rating not in record:
+                continue
+            rated = record[inside] if inside else [record]
+            return [_rated(record, record[prompt], each, reply, rating) for each in rated]
+    record = _as_trl(record)
+    if not {'chosen', 'rejected'} <= record.keys():
+        raise BadRecord('chosen_or_rejected_missing')
+    lists = [record[side] if _strings(record[side]) else [record[side]] for side in ('chosen', 'rejected')]
+    pairs = [(chosen, rejected) for chosen in lists[0] for rejected in lists[1]]
+    return [
+        _preference(
+            record | dict(chosen=chosen, rejected=rejected),
+            default_id,
+            counts,
+            suffix=f' {number}' if len(pairs) > 1 else '',
+        )
+        for number, (chosen, rejected) in enumerate(pairs, start=1)
+    ]
+
+
+def _swapped(sides: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sides, chosen=sides['rejected'], rejected=sides['chosen'])
+
+
+def _strings(value: Any) -> bool:
+    """Whether a side is a list of alternative replies, as in RewardBench 2."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _rated(record: Mapping[str, Any], prompt: Any, rated: Any, reply: str, rating: str) -> Rated:
+    value = rated.get(rating) if isinstance(rated, dict) else None
+    if not isinstance(value, bool | int | float) or value != value or rated.get(reply) is None:
+        raise BadRecord('rating_is_not_a_number')
+    prompt = {**{key: record.get(key) for key in (*_SYSTEMS, 'persona', 'user_id')}, 'prompt': prompt}
+    return Rated(prompt, rated[reply], -float(value) if rating in _LOWER_IS_BETTER else float(value))
+
+
+def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter) -> Preference:
+    """Return the preference for the best of a prompt's rated replies over the worst.
+
+    Raises:
+      BadRecord: they are the same reply or have the same rating, or the texts cannot be used.
+    """
+    if best.reply == worst.reply:
+        raise BadRecord('prompt_with_one_rated_reply')
+    if best.rating == worst.rating:
+        raise BadRecord('tie')
+    return _preference(dict(best.prompt, chosen=best.reply, rejected=worst.reply), default_id, counts)
+
+
+def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the keys `prompt`, `chosen` and `rejected`, as far as it has them under other names."""
+    if isinstance(record.get('input'), dict) and 'preferred_output' in record:  # OpenAI
+        return record | dict(
+            prompt=record['input'].get('messages'),
+            chosen=record['preferred_output'],
+            rejected=record.get('non_preferred_output'),
+        )
+    if 'response_j' in record and 'response_k' in record:  # pairs from Stack Exchange
+        return record | dict(chosen=record['response_j'], rejected=record['response_k'])
+    if 'instruction' in record and isinstance(record.get('input'), str) and record['input'].strip():  # Alpaca
+        return record | dict(instruction=f'{record["instruction"]}\n\n{record["input"]}')
+    return record
+
+
+def _preference(record: Mapping[str, Any], default_id: str, counts: Counter, suffix: str = '') -> Preference:
+    """Check a record with the keys `prompt`, `chosen` and `rejected`."""
+    chosen, rejected = (_messages(record[side], 'assistant', counts) for side in ('chosen', 'rejected'))
+    opening = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
+    prompt = Messages((), ()) if opening is None else _messages(opening, 'user', counts)
+    prompt = _history(record.get('history'), prompt)
+    if opening is None or all(side.turns and side.turns[0].role == 'user' for side in (chosen, rejected)):
+        shared = _shared_opening(chosen, rejected)  # both sides are whole conversations
+        if not shared.turns:
+            raise BadRecord('no_prompt')
+        if _texts(shared)[: len(prompt.turns)] != _texts(prompt):
+            raise BadRecord('prompt_and_replies_disagree')
+        chosen, rejected = (side._replace(turns=side.turns[len(shared.turns) :]) for side in (chosen, rejected))
+        prompt = Messages(shared.system or prompt.system, shared.turns)
+    turns = without_greeting(prompt.turns, counts)
+    _check_roles(turns, chosen, rejected)
+    if _texts(chosen) == _texts(rejected):
+        raise BadRecord('chosen_equals_rejected')
+    _check_scores(record)
+    if record.get('margin'):
+        counts['margins_left_out'] += 1
+    texts = {name: _text(record, name) for name in ('id', 'persona', 'user_id')}
+    return Preference(
+        id=(texts['id'] or default_id) + suffix,
+        prompt=tuple((turn.role, turn.text) for turn in turns),
+        chosen=_texts(chosen),
+        rejected=_texts(rejected),
+        system=_system(record, prompt),
+        persona=texts['persona'],
+        user_id=texts['user_id'],
+        weight=_weight(record),
+    )
+
+
+def _messages(value: Any, role: str, counts: Counter) -> Messages:
+    """Read one side of a preference: a text, a transcript, a message or a list of messages."""
+    if isinstance(value, dict):
+        value = [value]
+    raw = message_list(value)
+    if raw is None and isinstance(value, str):
+        raw = transcript(value) or [{'role': role, 'content': value}]
+    if raw is None or not all(isinstance(message, dict) for message in raw):
+        raise BadRecord('turns_not_a_list_of_messages')
+    if role == 'assistant' and raw and calls_tools(raw[-1:], NAMES):
+        raise BadRecord('reply_calls_tools')
+    return read_messages(raw, NAMES, counts)
+
+
+# Ways in which a whole conversation is written as one text: how the text begins, and what opens each turn.
+_TRANSCRIPTS = (
+    (re.compile(r'\n*(?:Human|Assistant):'), re.compile(r'(?:^|\n\n)(Human|Assistant):')),  # hh-rlhf
+    (re.compile(r'\s*### ?(?:Human|User|Assistant|System):'), re.compile(r'### ?(Human|User|Assistant|System):')),
+    (re.compile(r'\s*<\|im_start\|>\w'), re.compile(r'<\|im_start\|>(\w+)\n')),
+)
+
+
+def transcript(text: str) -> list[dict[str, str]]:
+    """Return the messages of a conversation that is written as one text; [] for any other text.
+
+    A text counts as a conversation only if it begins with the name of a speaker and names another one.
+
+    >>> transcript('\\n\\nHuman: Hi\\n\\nAssistant: Hello')
+    [{'role': 'human', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+    >>> transcript('Human: a word with five letters')
+    []
+    """
+    for beginning, speaker in _TRANSCRIPTS:
+        marks = list(speaker.finditer(text)) if beginning.match(text) else []
+        if len(marks) > 1 or (marks and text.startswith('\n\n')):
+            ends = [*(mark.start() for mark in marks[1:]), len(text)]
+            turns = [
+                dict(role=mark[1].lower(), content=text[mark.end() : end].removesuffix('<|im_end|>\n').strip())
+                for mark, end in zip(marks, ends, strict=True)
+            ]
+            turns = [dict(turn, content=turn['content'].removesuffix('<|im_end|>').strip()) for turn in turns]
+            return turns[:-1] if len(turns) > 1 and not turns[-1]['content'] else turns  # an opening for the reply
+    return []
+
+
+def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
+    """Return the turns that both sides begin with, leaving at least one turn to each."""
+    shared, ours, theirs = 0, _texts(chosen), _texts(rejected)
+    while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
+        shared += 1
+    return chosen._replace(turns=chosen.turns[:shared])
+
+
+def _history(history: Any, prompt: Messages) -> Messages:
+    """Return the prompt with earlier exchanges before it, as Alpaca's layout stores them."""
+    if not isinstance(history, list) or not history:
+        return prompt
+    if not all(isinstance(each, list) and len(each) == 2 for each in history):
+        raise BadRecord('history_is_not_pairs_of_texts')
+    raw = [
+        dict(role=role, content=text)
+        for each in history
+        for role, text in zip(('user', 'assistant'), each, strict=True)
+    ]
+    return prompt._replace(turns=read_messages(raw, NAMES, Counter()).turns + prompt.turns)
+
+
+def _texts(messages: Messages) -> tuple[tuple[str, str], ...]:
+    return tuple((turn.role, turn.text) for turn in messages.turns)
+
+
+def _check_roles(prompt: tuple, chosen: Messages, rejected: Messages) -> None:
+    if not prompt or prompt[-1].role != 'user':
+        raise BadRecord('prompt_does_not_end_in_a_user_turn')
+    for side in (chosen, rejected):
+        if not side.turns or side.turns[-1].role != 'assistant':
+            raise BadRecord('reply_does_not_end_in_an_assistant_turn')
+        if side.turns[0].role != 'assistant':
+            raise BadRecord('prompt_and_replies_disagree')
+    if not all(turn.text for turn in (*prompt, *chosen.turns, *rejected.turns)):
+        raise BadRecord('empty_message')
+
+
+def _check_scores(record: Mapping[str, Any]) -> None:
+    for names in _SCORES:
+        better, worse = (record.get(name) for name in names)
+        if isinstance(better, int | float) and isinstance(worse, int | float):
+            if better == worse:
+                raise BadRecord('tie')
+            if better < worse:
+                raise BadRecord('chosen_has_the_lower_score')
+
+
+def _system(record: Mapping[str, Any], prompt: Messages) -> str:
+    """Return the system texts of the record and of its prompt, each once, with blank lines between them."""
+    stated = [record[key] for key in _SYSTEMS if record.get(key) is not None]
+    if not all(isinstance(text, str) for text in stated):
+        raise BadRecord('system_not_text')
+    return '\n\n'.join(dict.fromkeys(filter(None, (*(_plain(text) for text in stated), *prompt.system))))
+
+
+def _weight(record: Mapping[str, Any]) -> float:
+    weight = 1.0 if record.get('weight') is None else record['weight']
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+        raise BadRecord('weight_not_a_number_from_0')
+    return float(weight)
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    """Return an optional text; ids may be whole numbers."""
+    text = record.get(name)
+    if isinstance(text, int) and not isinstance(text, bool) and name != 'persona':
+        text = str(text)
+    if text is not None and not isinstance(text, str):
+        raise BadRecord(f'{name}_not_text')
+    return _plain(text or '')
+
+
+def _plain(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRecord('lone_surrogate') from None
+    return text.strip()
