@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from rlhi_jax.config import require
-from rlhi_jax.data.plan import load_plan, make_plan, plan_identity, save_plan
+from rlhi_jax.data.plan import check_positions, load_plan, make_plan, plan_identity, save_plan
 from rlhi_jax.data.rows import capacities
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.progress import Progress
@@ -35,6 +35,7 @@ def _work(task: Task) -> dict[str, int]:
     shards, template = _open(task.config)
     with Progress('rows', len(shards), unit='trees') as progress:
         plan = make_plan(shards, template, capacities(task.config), progress.update)
+    check_positions(plan, shards, template, open_model(task.config.model.path))
     save_plan(plan, task.folder, task.manifest(plan.counts))
     return plan.counts
 

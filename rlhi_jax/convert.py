@@ -1,7 +1,7 @@
 """Converts Hugging Face folders and GGUF files to our model folders, and our model folders to Hugging Face folders.
 
     python -m rlhi_jax.convert import --source=hf:DIR|hf://OWNER/NAME[@REVISION]|gguf:FILE --to=DIR [--template=NAME]
-        [--persona_in=user|system]
+        [--persona_in=user|system] [--pad_token=TOKEN]
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
 
 Both commands accept policies and reward models. The exported chat template accepts `persona` and renders exactly the
@@ -9,6 +9,7 @@ text that training used.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from jax.sharding import SingleDeviceSharding
 
 from rlhi_jax.cli.program import require_flags, run
 from rlhi_jax.conversion import gguf, hf
+from rlhi_jax.conversion.source import TOKENIZER_FILES, chat_template, check_source, copy_tokenizer, token_ids
+from rlhi_jax.conversion.special_tokens import finish_tokens
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import new_folder, read_json, write_bytes, write_json
 from rlhi_jax.io.hub import on_hub, snapshot
@@ -27,14 +30,31 @@ from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import init_params
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.tokenizers import load_tokenizer
-from rlhi_jax.tokenizers.template import ChatTemplate, extend, layouts, special_tokens
+from rlhi_jax.tokenizers.renderer import layouts
+from rlhi_jax.tokenizers.template import extend, special_tokens
+from rlhi_jax.tokenizers.trial import try_tokenizer
+from rlhi_jax.training.model import check_pad_token
 
-_TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
-                    'added_tokens.json', 'generation_config.json')  # fmt: skip
-_HUB_FILES = ('config.json', hf.INDEX, 'model*.safetensors', 'chat_template.jinja', *_TOKENIZER_FILES)
+_HUB_FILES = (
+    'config.json',
+    hf.INDEX,
+    'model*.safetensors',
+    'chat_template.jinja',
+    'adapter_config.json',
+    *TOKENIZER_FILES,
+)
+_SAMPLING = dict(do_sample=True, temperature=1.0, top_p=1.0)  # for models that come without settings
 
 
-def import_model(source: str, to: Path, *, template: str | None, persona_in: str, overwrite: bool = False) -> None:
+def import_model(
+    source: str,
+    to: Path,
+    *,
+    template: str | None,
+    persona_in: str,
+    pad_token: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Convert a Hugging Face folder (local or on the hub) or a GGUF file to a model folder with float32 parameters.
 
     Args:
@@ -42,6 +62,7 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
       to: the folder to write.
       template: the name of one of our chat layouts, to use instead of the source's template, or None.
       persona_in: where the template places the persona, 'user' or 'system'.
+      pad_token: the pad token, or None for the model's own or, if that does not suit, a spare token.
       overwrite: whether to replace a model folder at `to`.
 
     Raises:
@@ -60,17 +81,24 @@ def import_model(source: str, to: Path, *, template: str | None, persona_in: str
     if template is not None and template not in layouts():
         raise UserError(f'--template={template} is not one of our layouts: choose one of {", ".join(layouts())}')
     with new_folder(to, overwrite=overwrite) as folder:
-        (folder / 'tokenizer').mkdir()
+        (tokenizer := folder / 'tokenizer').mkdir()
         if kind == 'gguf':
-            gguf.write_tokenizer(path, folder / 'tokenizer')
-            _finish_tokenizer(folder / 'tokenizer', template, persona_in)
+            gguf.write_tokenizer(path, tokenizer)
+        else:
+            check_source(path)
+            copy_tokenizer(path, tokenizer)
+        jinja = chat_template(tokenizer) if template is None else layouts()[template].read_text(encoding='utf-8')
+        write_bytes(tokenizer / 'chat_template.jinja', jinja.encode())
+        try_tokenizer(tokenizer, persona_in, origin)
+        extended = extend(jinja, load_tokenizer(tokenizer), special_tokens(tokenizer), placement=persona_in)
+        write_bytes(tokenizer / 'chat_template.jinja', extended.encode())
+        if kind == 'gguf':
             spec, params, tokens = gguf.read_gguf(path)
+            tokens = finish_tokens(tokens, tokenizer, spec, pad_token, origin)
         else:
             config = read_json(path / 'config.json', 'set --source to a Hugging Face model folder', fields=())
-            spec, tokens = hf.spec_from_hf(config), _token_ids(path, config)
-            load_tokenizer(path)  # before the copy, so that errors name the source
-            _copy_tokenizer(path, folder / 'tokenizer')
-            _finish_tokenizer(folder / 'tokenizer', template, persona_in)
+            spec = hf.spec_from_hf(config)
+            tokens = finish_tokens(token_ids(path, config, spec.vocab_size), tokenizer, spec, pad_token, origin)
             params = hf.read_params(path, spec)
         weights = params_digest(params)
         save_params(folder / 'params', params)
@@ -91,18 +119,29 @@ def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, ov
       UserError: the checkpoint is missing or damaged, or no Hugging Face class implements the model.
     """
     model = open_model(checkpoint, step)
+    if model.spec.head == 'reward':
+        check_pad_token(model)
     params = restore_params(model, _host_params(model.spec))
     with new_folder(to, overwrite=overwrite) as folder:
         for path in sorted(model.tokenizer_path.iterdir()):
             shutil.copyfile(path, folder / path.name)
         write_json(folder / 'config.json', hf.hf_config(model.spec, tokens=model.tokens, dtype=dtype))
-        generation = {name: value for name, value in model.tokens.items() if value is not None}
-        write_json(
-            folder / 'generation_config.json', {'do_sample': True, 'temperature': 1.0, 'top_p': 1.0, **generation}
-        )
         if model.spec.head == 'reward':
-            (folder / 'generation_config.json').unlink()
+            (folder / 'generation_config.json').unlink(missing_ok=True)
+        else:
+            write_json(folder / 'generation_config.json', _generation_config(folder, model.tokens))
         hf.write_params(folder, params, model.spec, dtype=dtype)
+
+
+def _generation_config(folder: Path, tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the source's sampling settings, or ours if it has none, with the model's special tokens."""
+    path = folder / 'generation_config.json'
+    theirs = read_json(path, 'import the model again', fields=()) if path.exists() else {}
+    settings = {
+        name: value for name, value in theirs.items() if name not in ('transformers_version', '_from_model_config')
+    }
+    stated = settings.keys() - tokens.keys()
+    return (settings if stated else _SAMPLING) | {name: id_ for name, id_ in tokens.items() if id_ is not None}
 
 
 def _host_params(spec: ModelSpec) -> Any:
@@ -111,48 +150,14 @@ def _host_params(spec: ModelSpec) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    read_json(source / 'tokenizer_config.json', 'use a --source that includes its tokenizer', fields=())
-    for name in (*_TOKENIZER_FILES, 'chat_template.jinja'):
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
-
-
-def _finish_tokenizer(folder: Path, template: str | None, persona_in: str) -> None:
-    """Extend the chat template to support personas, check it, and leave it as the only template in the folder."""
-    config = read_json(folder / 'tokenizer_config.json', 'import the model again', fields=())
-    jinja = config.pop('chat_template', None)
-    if isinstance(jinja, list):  # several named templates
-        jinja = next((each['template'] for each in jinja if each['name'] == 'default'), None)
-    path = folder / 'chat_template.jinja'
-    if path.exists():
-        jinja = path.read_text(encoding='utf-8')
-    if template is not None:
-        jinja = layouts()[template].read_text(encoding='utf-8')
-    if jinja is None:
-        raise UserError(f'--source has no chat template: pass --template=NAME (NAME is one of {", ".join(layouts())})')
-    write_json(folder / 'tokenizer_config.json', config)
-    extended = extend(jinja, load_tokenizer(folder), special_tokens(folder), placement=persona_in)
-    write_bytes(path, extended.encode())
-    ChatTemplate.load(folder)
-
-
-def _token_ids(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the bos, eos and pad token ids of a Hugging Face folder.
-
-    generation_config.json takes precedence over config.json, because it lists all tokens that end a turn.
-    """
-    path = folder / 'generation_config.json'
-    generation = read_json(path, 'fix this file or remove it from --source', fields=()) if path.exists() else {}
-    names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
-    return {name: generation.get(name, config.get(name)) for name in names}
-
-
 def _define_flags() -> None:
     flags.DEFINE_string('source', None, 'import: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.')
     flags.DEFINE_string('to', None, 'Folder to write.')
     flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
     flags.DEFINE_string('persona_in', 'user', 'import: where the template places the persona, user or system.')
+    flags.DEFINE_string(
+        'pad_token', None, 'import: special token that pads batches; by default, a spare one if needed.'
+    )
     flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
     flags.DEFINE_integer('step', None, 'export: step of the run; by default, the latest.')
     flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the written weights.')
@@ -168,6 +173,7 @@ def main(command: str) -> None:
             to,
             template=flags.FLAGS.template,
             persona_in=flags.FLAGS.persona_in,
+            pad_token=flags.FLAGS.pad_token,
             overwrite=flags.FLAGS.overwrite,
         )
     else:

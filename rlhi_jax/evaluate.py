@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
 from rlhi_jax.config import require
 from rlhi_jax.data.loader import RowReader, in_order
-from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.plan import check_positions, make_plan
 from rlhi_jax.data.rows import capacities, stack
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.evaluation.conditions import CONDITIONS, user_of, views
@@ -94,10 +94,11 @@ def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[st
         result['conditions'][name] = {
             metric: interval({pair: values[pair][metric] for pair in shared}, users) for metric in sorted(metrics)
         }
-    own = by_condition['own']
+    own = by_condition.get('own', {})
     result['accuracy_difference'] = {
-        f'own - {name}': interval({p: own[p]['accuracy'] - by_condition[name][p]['accuracy'] for p in shared}, users)
-        for name in CONDITIONS[1:]
+        f'own - {name}': interval({p: own[p]['accuracy'] - values[p]['accuracy'] for p in shared}, users)
+        for name, values in by_condition.items()
+        if own and name != 'own'
     }
     return result
 
@@ -139,18 +140,18 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(mesh):
         scores = _score(config, decoder, model, readers, mesh, 'evaluate')
-        references: dict[str, np.ndarray | None] = dict.fromkeys(CONDITIONS)
+        references: dict[str, np.ndarray | None] = dict.fromkeys(readers)
         if OBJECTIVES[config.objective].uses_reference:
             ref_readers = {n: dataclasses.replace(r, sees_persona=config.ref_sees_persona) for n, r in readers.items()}
             references = _score(config, decoder, initial, ref_readers, mesh, 'reference')
     by_condition = {
-        name: pair_values(config, decoder, readers[name], scores[name], references[name]) for name in CONDITIONS
+        name: pair_values(config, decoder, reader, scores[name], references[name]) for name, reader in readers.items()
     }
     result = summarise(by_condition, held_out.users) | dict(
         objective=config.objective,
         step=0 if step == 0 else int(model.params_path.parent.name),
         data=held_out.shards.digest,
-        counts={name: readers[name].plan.counts for name in CONDITIONS},
+        counts={name: reader.plan.counts for name, reader in readers.items()},
         max_trees=config.eval.max_trees,
         shuffle_seed=config.eval.shuffle_seed,
         model=model.weights,
@@ -173,13 +174,15 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
     conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
     limits = capacities(config)
     plans = {name: make_plan(view, template, limits, may_be_empty=True) for name, view in conditions.items()}
+    for name, view in conditions.items():
+        check_positions(plans[name], view, template, model)
     if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
         raise NothingToEvaluate(
             f'config.eval.shards: no pair fits in a row of {limits.tokens} tokens with {limits.scored} scored tokens: '
             'raise config.rows.tokens and config.rows.scored'
         )
     readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
-    trees = map(shards.__getitem__, conditions['own'].indices)
+    trees = map(shards.__getitem__, next(iter(conditions.values())).indices)
     return HeldOut(shards, readers, {pair.id: user_of(tree) for tree in trees for pair in tree.pairs})
 
 
@@ -191,7 +194,8 @@ def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str,
         return None
     result = read_json(path, f'remove {path}', fields=())
     asked = dict(data=shards, max_trees=config.eval.max_trees, shuffle_seed=config.eval.shuffle_seed)
-    same = asked.items() <= result.items() and result['conditions'].keys() == set(CONDITIONS)
+    conditions = set(result['conditions'])
+    same = asked.items() <= result.items() and conditions in (set(CONDITIONS), {'empty'})
     return result if same else None
 
 

@@ -57,8 +57,9 @@ from rlhi_jax.evaluate import evaluate, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
 from rlhi_jax.io.errors import NothingToEvaluate, UserError
 from rlhi_jax.io.files import read_json, write_json
-from rlhi_jax.models.checkpoints import saved_steps
+from rlhi_jax.models.checkpoints import open_model, saved_steps
 from rlhi_jax.train import STOPPED, train
+from rlhi_jax.training.model import check_pad_token
 from rlhi_jax.training.workdir import refuse_difference
 
 TIMES = 'times.jsonl'
@@ -211,6 +212,8 @@ def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def _check(config: ConfigDict) -> None:
     """Reject a config whose settings contradict each other, and print which settings the loop ignores."""
     require(config, 'model.path')
+    if 'reward' in METHODS[config.loop.method].trains:
+        check_pad_token(open_model(config.model.path))
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
     if config.loop.oracle_personas and config.loop.method != 'oracle':

@@ -24,6 +24,8 @@ SLOW = (
     'test_endpoint.py',
     'test_follow_ups.py::test_developer_labels_of_wildchat',
     'test_hub.py::test_killed_download_resumes_and_is_not_mistaken_for_a_whole_one',
+    'test_import.py::test_exported_rewards_and_tokens_are_those_of_transformers',
+    'test_import.py::test_hostile_templates_end_in_time',
     'test_ingest.py::test_killed_again_and_again_it_ends_in_the_same_bytes',
     'test_ingest.py::test_workers_end_with_the_stage',
     'test_loop.py',

@@ -140,7 +140,7 @@ def test_weights_refused_by_name(tmp_path):
     with pytest.raises(UserError, match='model.safetensors is damaged or cut short'):
         read_params(tmp_path, reward)
     file.write_bytes(data.replace(b'"F32"', b'"I32"'))
-    with pytest.raises(UserError, match='tensor model.embed_tokens.weight is I32'):
+    with pytest.raises(UserError, match='tensor model.embed_tokens.weight has type I32'):
         read_params(tmp_path, reward)
     file.unlink()
     with pytest.raises(UserError, match='model.safetensors does not exist'):

@@ -239,8 +239,8 @@ def test_unknown_placement_and_missing_template(tmp_path):
 
 
 def test_digest_follows_what_tokens_depend_on():
-    tokenizer, source = load('chatml').ours.tokenizer, FAMILIES['chatml'].template
-    special = {'eos_token': '<|im_end|>'}
+    tokenizer, special = load('chatml').ours.tokenizer, {'eos_token': '<|im_end|>'}
+    source = extend(FAMILIES['chatml'].template, tokenizer, special, placement='user')
     first = ChatTemplate(source, tokenizer, special).digest
     assert first == ChatTemplate(source, tokenizer, dict(special)).digest and len(first) == 64
     others = [

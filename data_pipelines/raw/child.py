@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from rlhi_jax.cli.program import refuse
-from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.errors import UserError, fault_of_the_machine, one_line
 
 _WATCH_SECONDS = 0.5
 
@@ -31,3 +31,7 @@ def run_worker(write: Callable[..., None]) -> None:
         write(**arguments)
     except UserError as error:
         refuse(one_line(error))
+    except Exception as error:
+        if fault := fault_of_the_machine(error):
+            refuse(fault)
+        raise

@@ -4,6 +4,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rlhi_jax.config import check_config
 from rlhi_jax.config.schema import renamed
-from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.errors import UserError, fault_of_the_machine, one_line
 
 
 def refuse(message: str) -> None:
@@ -33,6 +34,7 @@ def require_flags(*names: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    getLogger('asyncio').setLevel(CRITICAL)  # Orbax raises what its tasks raise, which asyncio would also print
     logging.set_verbosity(logging.WARNING)  # hide log messages of libraries; --verbosity=0 shows them
     try:
         left = flags.FLAGS(argv)
@@ -59,6 +61,8 @@ def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
         text = str(error).strip().splitlines()[-1]
     elif not isinstance(error, flags.Error | UserError | AttributeError | KeyError | OSError):
         text = f'{type(error).__name__}: {text}'
+    if missing := re.search(r"No such file or directory: '([^']+)'", text):
+        return f'--config={missing[1]} does not exist: use a config file such as configs/demo.py'
     text = re.sub(r' Other fields present: "\{.*\}"', '', text)
     unknown = re.search(r'Key "(\w+)" does not exist', text)
     news = renamed(line) or renamed(unknown[1]) if unknown else ''
@@ -99,6 +103,10 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
             main(*words[:1])
         except UserError as error:
             refuse(one_line(error))
+        except Exception as error:
+            if fault := fault_of_the_machine(error):
+                refuse(fault)
+            raise
         except KeyboardInterrupt:
             print('stopped: finished work is kept; run the same command to resume', file=sys.stderr, flush=True)
             sys.exit(130)

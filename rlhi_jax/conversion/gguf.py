@@ -14,7 +14,10 @@ from rlhi_jax.models.rope import inverse_frequencies
 from rlhi_jax.models.spec import ModelSpec, RopeScaling
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
-TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')
+TENSOR_TYPES = (
+    *('F32', 'F16', 'BF16', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q8_0'),
+    *('Q2_K', 'Q3_K', 'Q4_K', 'Q5_K', 'Q6_K', 'IQ4_NL', 'IQ4_XS'),
+)
 
 # Token types, which have the same numbers in GGUF and in SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6

@@ -5,6 +5,8 @@ We read configs with the older field names (`rope_theta`, `rope_scaling`) and wi
 needs a feature we do not support; the error names the field.
 """
 
+import json
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ SINGLE = 'model.safetensors'
 EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
 _CLASSES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}
+_MAX_NUMBER = 2**40  # sizes and bases above it are damage
 _HEADS = {'lm': 'ForCausalLM', 'reward': 'ForSequenceClassification'}
 
 # Switches in Hugging Face configs, each with the only value that we support. A missing field counts as that value.
@@ -93,6 +96,8 @@ def _unsupported(fault: str, supported: str) -> UserError:
 def _head(config: Mapping[str, Any]) -> str:
     """Return 'lm' or 'reward', depending on the model class named in the config."""
     named = config.get('architectures') or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise _unsupported(f'architectures is {json.dumps(named)[:80]}', 'a list of class names')
     heads = [head for head, suffix in _HEADS.items() if len(named) == 1 and named[0].endswith(suffix)]
     if not heads:
         raise _unsupported(f'architectures is {named}', f'a single class named ...{" or ...".join(_HEADS.values())}')
@@ -109,7 +114,10 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Return the base of the rotary embedding, and its scaling or None."""
     name = 'rope_scaling' if config.get('rope_scaling') else 'rope_parameters'
     rope = config.get(name) or {}
-    theta = float(rope.get('rope_theta') or config.get('rope_theta') or 10_000.0)
+    if not isinstance(rope, Mapping):
+        raise UserError(f'config.json: {name} is {json.dumps(rope)[:80]}: set it to an object')
+    stated = rope.get('rope_theta') or config.get('rope_theta') or 10_000.0
+    theta = _number(dict(rope_theta=stated), 'rope_theta')
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise _unsupported(f'{name} differs between layer types', 'one rotation for all layers')
     if (share := rope.get('partial_rotary_factor', 1.0)) != 1.0:
@@ -130,8 +138,9 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 def _number(fields: Mapping[str, Any], name: str, inside: str = '') -> float:
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}: set it to a number above 0')
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MAX_NUMBER:
+        shown = str(value) if isinstance(value, float) else json.dumps(value)[:40]
+        raise UserError(f'config.json: {inside and inside + "."}{name} is {shown}: set it to a number above 0')
     return float(value)
 
 
@@ -209,8 +218,8 @@ def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
                 )
     if spec.head == 'reward' and ids['pad_token_id'] is None:
         raise UserError(
-            'pad_token_id is not set, but a reward model needs it: set it under "tokens" in the model.json of '
-            '--checkpoint, preferably to a token that never ends a reply'
+            'pad_token_id is not set, but a reward model needs it: import the model again with --pad_token=TOKEN and a '
+            'token that never ends a reply, or set its id under "tokens" in the model.json of --checkpoint'
         )
 
 
@@ -270,7 +279,11 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if not isinstance(weight_map, dict):
         raise UserError(f'{folder / INDEX} has no weight_map: download the model again')
     tensors: dict[str, StoredTensor] = {}
-    for file in sorted(set(weight_map.values())):
+    for file in sorted({str(file) for file in weight_map.values()}):
+        if Path(file).name != file or not _is_file(folder / file):
+            raise UserError(
+                f'{folder / INDEX} names the file {file!r}, which is not a file in the folder: download the model again'
+            )
         for name, tensor in read_header(folder / file).items():
             if name in tensors:
                 raise UserError(
@@ -281,6 +294,11 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         if name not in tensors or tensors[name].file.name != file:
             raise UserError(f'{folder / file} does not contain tensor {name}, which {INDEX} lists: download it again')
     return tensors
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file to read to its end, and not, for example, a pipe; a missing file counts too."""
+    return not path.exists() or stat.S_ISREG(path.stat().st_mode)
 
 
 def write_params(

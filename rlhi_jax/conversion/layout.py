@@ -138,7 +138,8 @@ def assemble(
       source: the name of the file or folder, for error messages.
 
     Raises:
-      UserError: a tensor is missing or unknown, or has the wrong shape. This is checked before any tensor is read.
+      UserError: a tensor is missing or unknown, or has the wrong shape (checked before any tensor is read), or contains
+        a number that is not finite.
     """
     plan, taken = [], set()
     for leaf, layer in placements(spec):
@@ -160,7 +161,10 @@ def assemble(
         if leaf.path not in params:
             params[leaf.path] = np.empty(leaf.shape(spec), np.float32)
         target = params[leaf.path]
-        (target if layer is None else target[layer])[...] = leaf.to_ours(read(name, leaf), spec)
+        part = target if layer is None else target[layer]
+        part[...] = leaf.to_ours(read(name, leaf), spec)
+        if not np.isfinite(part).all():
+            raise UserError(f'{source}: tensor {name} contains NaN or infinite numbers: download the model again')
     return _nested(params)
 
 

@@ -19,6 +19,8 @@ from rlhi_jax.io.errors import UserError
 
 DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
 
+MAX_HEADER = 100 * 2**20  # bytes, the limit of the safetensors library
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
@@ -56,23 +58,27 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         with open(path, 'rb') as f:
             size = os.fstat(f.fileno()).st_size
             length = int.from_bytes(f.read(8), 'little')
-            if not 2 <= length <= size - 8:
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise ValueError(f'it claims a header of {length} bytes in a file of {size} bytes')
             header = json.loads(f.read(length))
         header.pop('__metadata__', None)
         tensors, end = {}, 0
-        for name, entry in header.items():
+        for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
             start, stop = entry['data_offsets']
             dtype, shape = entry['dtype'], tuple(entry['shape'])
+            if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
+                raise ValueError(f'tensor {name} has a shape or offsets that are not whole numbers from 0')
+            if start != end or stop < start:
+                raise ValueError(f'the bytes of tensor {name} do not begin where those of the tensor before it end')
             if dtype in DTYPES and stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
                 raise ValueError(f'tensor {name} has the wrong number of bytes')
             tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + start)
-            end = max(end, stop)
+            end = stop
         if 8 + length + end != size:
             raise ValueError(f'its header describes {8 + length + end} bytes, but the file has {size}')
     except FileNotFoundError:
         raise UserError(f'{path} does not exist, so the model folder is incomplete: download it again') from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{path} is damaged or cut short ({error}): download it again') from None
     return tensors
 

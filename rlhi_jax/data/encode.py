@@ -1,5 +1,6 @@
 """Tokenises interaction trees and cuts them into pieces that fit in a row."""
 
+import bisect
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
@@ -54,7 +55,7 @@ class TreeEncoder:
         stack: list[tuple[int, int, tuple[str, ...]]] = [(piece.start, -1, ())]  # message, parent node, roles above
         while stack:
             message, parent, roles = stack.pop()
-            roles = (*roles, self.tree.messages[message].role)
+            roles = self._template.shortened((*roles, self.tree.messages[message].role))
             last = node_of[message] = len(nodes)
             nodes.append(self._message(message, roles)._replace(parent=parent))
             below = children.get(message, [])
@@ -171,5 +172,12 @@ def _widest(encoder: TreeEncoder, pairs: tuple[int, ...], starts: list[int], cap
 
     The context starts at one of `starts`, which are ordered from the oldest turn to the latest.
     """
-    pieces = (Piece(start, pairs) for start in starts)
-    return next((piece for piece in pieces if encoder.size(piece).fits(capacities)), None)
+    pieces = [Piece(start, pairs) for start in starts]
+
+    def fits(piece: Piece) -> bool:
+        return encoder.size(piece).fits(capacities)
+
+    if pieces and fits(pieces[0]):
+        return pieces[0]
+    first = bisect.bisect_left(pieces, True, key=fits)  # a later start leaves out whole exchanges, so sizes decrease
+    return pieces[first] if first < len(pieces) else None

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from rlhi_jax.data.encode import Piece, TreeEncoder, cut
-from rlhi_jax.data.rows import Capacities, Size
+from rlhi_jax.data.rows import Capacities, Size, lay_out
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, file_digest, read_json, write_bytes, write_json
+from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 _REMEDY = 'make the row plan again with `python -m data_pipelines.rows`'
@@ -95,6 +96,28 @@ def make_plan(
     counts.update(pairs_kept=len(names), trees=len(trees), pieces=len(pieces), rows=len(rows), tokens=tokens)
     counts.update({f'dropped_{reason}': n for reason, n in dropped.items()})
     return RowPlan(rows, names, capacities, plan_identity(trees, template, capacities), dict(sorted(counts.items())))
+
+
+def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate, model: ModelFolder) -> None:
+    """Check that the model can read every conversation in a plan.
+
+    Raises:
+      UserError: a conversation with its reply has more tokens than the model has positions.
+    """
+    most = model.spec.max_positions
+    if plan.capacities.tokens <= most:
+        return  # no path is longer than its row
+    longest = 0
+    for row in plan.rows:
+        for tree, piece, _ in row:
+            encoder = TreeEncoder(trees[tree], template)
+            longest = max(longest, int(lay_out(encoder.encode(piece)).position_T.max()) + 1)
+    if longest > most:
+        raise UserError(
+            f'config.rows.tokens is {plan.capacities.tokens}, and a conversation has {longest} tokens, but '
+            f'{model.path} reads at most {most} tokens: set config.rows.tokens to at most {most}, so that longer '
+            "conversations are shortened, and rerun the 'rows' stage"
+        )
 
 
 def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:

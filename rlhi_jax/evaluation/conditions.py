@@ -38,17 +38,18 @@ def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     """Return the held-out trees under each persona condition.
 
-    A tree is included only if it has a persona and gets a different persona under the condition 'other'.
+    A tree is included only if it has a persona and gets a different persona under the condition 'other'. If no tree has
+    a persona, all trees are included, under the only condition 'empty'.
 
     Raises:
       NothingToEvaluate: no two users have different personas.
     """
     others = other_personas(trees, seed)
-    chosen = [
-        i
-        for i, tree in enumerate(map(trees.__getitem__, range(len(trees))))
-        if tree.persona and tree.persona != others.get(user_of(tree), tree.persona)
-    ]
+    with_persona = [i for i in range(len(trees)) if trees[i].persona]
+    chosen = [i for i in with_persona if trees[i].persona != others.get(user_of(trees[i]), trees[i].persona)]
+    conditions = CONDITIONS
+    if not with_persona:
+        conditions, chosen = ('empty',), list(range(len(trees)))
     if not chosen:
         raise NothingToEvaluate(
             'config.eval.shards: no two users have different personas, so the effect of a persona cannot be measured: '
@@ -61,4 +62,4 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
         return dataclasses.replace(tree, persona=others[user_of(tree)])
 
     edits: dict[str, Callable] = dict(own=lambda tree: tree, other=with_other, empty=without_persona)
-    return {name: View(trees, chosen, edits[name], digest(trees.digest, chosen, name, seed)) for name in CONDITIONS}
+    return {name: View(trees, chosen, edits[name], digest(trees.digest, chosen, name, seed)) for name in conditions}

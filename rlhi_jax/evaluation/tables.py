@@ -40,7 +40,8 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
         probed = 'too few pairs' if auc is None else f'{auc:.2f}'
         for when, evaluation in (('before', section.get('before')), ('after', section['evaluation'])):
             if evaluation:
-                cells = [shown(evaluation['conditions'][name]['accuracy']) for name in CONDITIONS]
+                conditions = evaluation['conditions']
+                cells = [shown(conditions[name]['accuracy']) if name in conditions else '' for name in CONDITIONS]
                 table.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, probed)
             elif when == 'after':
                 table.add_row(objective, f'not evaluated: {section["not_evaluated"]}', '', '', probed)
@@ -72,4 +73,7 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row(name, *(shown(metrics[metric]) for metric in ('accuracy', 'margin', 'loss')))
     for name, difference in result['accuracy_difference'].items():
         table.add_row(name, shown(difference), '', '')
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    if not result['accuracy_difference']:
+        console.print('The held-out pairs have no personas, so this is accuracy alone.')

@@ -3,6 +3,8 @@
 Programs print the message on one line and exit with status 2.
 """
 
+import re
+
 
 class UserError(Exception):
     """An error that the user can fix.
@@ -26,3 +28,29 @@ def one_line(error: BaseException) -> str:
     """
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return ' '.join(str(text).replace('\\n', ' ').split())
+
+
+# What the operating system says when a resource ends, as libraries quote it, and what a user can do.
+_FAULTS = {
+    'No space left on device|disk is full|Disk quota exceeded': 'free some space',
+    'Read-only file system|readonly database|Permission denied|Operation not permitted': 'use another folder',
+    'Too many open files': 'raise the limit with `ulimit -n`',
+    'File too large': 'raise the limit with `ulimit -f`, or use another disk',
+    'Cannot allocate memory': 'free some memory',
+}
+
+
+def fault_of_the_machine(error: BaseException) -> str:
+    """Return one line about a full disk, a missing permission or another limit that caused an error, or ''.
+
+    Libraries wrap such errors in exceptions of their own, so the messages of the error and of its causes are searched.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        for pattern, remedy in _FAULTS.items():
+            if match := re.search(pattern, str(error), re.IGNORECASE):
+                path = f' ({error.filename})' if isinstance(error, OSError) and error.filename else ''
+                return f'{match[0]}{path}: {remedy}, and run the same command to resume'
+        error = error.__cause__ or error.__context__
+    return ''

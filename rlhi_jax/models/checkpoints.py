@@ -139,7 +139,17 @@ class RunCheckpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Start writing a checkpoint; readers see it only when all of it is on disk."""
+        """Start writing a checkpoint; readers see it only when all of it is on disk.
+
+        Raises:
+          UserError: the disk has less free space than the checkpoint needs.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
+        if (free := shutil.disk_usage(self._manager.directory).free) < needed:
+            raise UserError(
+                f'{self._manager.directory} has {free / 1e6:,.1f} MB of free space, but a checkpoint needs '
+                f'{needed / 1e6:,.1f} MB: free some space, and run the same command to resume'
+            )
         items = dict(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),

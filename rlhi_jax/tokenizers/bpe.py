@@ -30,7 +30,7 @@ class BpeTokenizer:
                 f'{path} cannot be loaded as a tokenizer ({error}): download or import the model again, or '
                 'use another model'
             ) from None
-        self.vocab_size = self._full.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
         self.digest = file_digest(path)
         model = description['model']
         unknown = model.get('unk_id', self._full.token_to_id(model.get('unk_token') or ''))

@@ -6,7 +6,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import file_digest
+from rlhi_jax.io.files import digest, file_digest, read_json
 
 _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
@@ -38,8 +38,10 @@ class SentencePieceTokenizer:
                 f'{path} cannot be loaded as a SentencePiece model ({error}): download or import the model again, or '
                 'use another model'
             ) from None
-        self.vocab_size = self._inside.vocab_size()
-        self.digest = file_digest(path)
+        added = _added_tokens(Path(path).parent, [piece.piece for piece in model.pieces])
+        self.control |= added
+        self.vocab_size = max([self._inside.vocab_size() - 1, *added.values()]) + 1
+        self.digest = digest(file_digest(path), added) if added else file_digest(path)
         self._control_ids = frozenset(self.control.values())
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
@@ -48,3 +50,24 @@ class SentencePieceTokenizer:
     def decode(self, ids: list[int]) -> str:
         text = self._inside.decode([i for i in ids if i not in self._control_ids])
         return text.removeprefix(' ') if self._prefixes else text
+
+
+def _added_tokens(folder: Path, pieces: list[str]) -> dict[str, int]:
+    """Return the tokens that tokenizer_config.json or added_tokens.json add to a model's pieces, with their ids.
+
+    Raises:
+      UserError: a file is damaged, or gives one of the model's ids to another token.
+    """
+    remedy, tokens = 'download or import the model again', {}
+    if (folder / 'added_tokens.json').exists():
+        tokens |= read_json(folder / 'added_tokens.json', remedy, fields=())
+    if (folder / 'tokenizer_config.json').exists():
+        decoder = read_json(folder / 'tokenizer_config.json', remedy, fields=()).get('added_tokens_decoder') or {}
+        tokens |= {fields['content']: int(token) for token, fields in decoder.items()}
+    for text, token in tokens.items():
+        if token < len(pieces) and pieces[token] != text:
+            raise UserError(
+                f'{folder}: tokenizer_config.json gives the id {token} to {text!r}, but in tokenizer.model it is '
+                f'{pieces[token]!r}: {remedy}'
+            )
+    return {text: token for text, token in tokens.items() if token >= len(pieces)}

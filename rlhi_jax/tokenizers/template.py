@@ -14,25 +14,21 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from rlhi_jax.io.errors import UserError, one_line
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, read_json
 from rlhi_jax.tokenizers import Tokenizer, load_tokenizer
+from rlhi_jax.tokenizers.renderer import FIXED_DATE, LAYOUTS, SLOTS, Renderer, Roles, layouts, messages_of
 
-LAYOUTS = Path(__file__).parent / 'layouts'
 PLACEMENTS = ('user', 'system')
 
-Roles = tuple[str, ...]
 Part = tuple[str, str]  # ('text' | 'control' | 'slot', string)
 
-_SLOTS = {name: f'\ue000{name}\ue001' for name in ('system', 'persona', 'content')}
 _MARKUP = re.compile(r'\[/?[A-Z_]+\]|<</?[A-Z]+>>|<\|[^|<>\s]+\|>')
 _PROLOGUE_MARK = '{#- rlhi_jax: '
 _PROBE_CONTENTS = ('Hello there.', "'s up", '1. a\n\n2. b', '🙂 naïve', '<think>a</think>b', '- x\n- y', '[{"k": 1}]')
 _PROBE_ROLES = ('user', 'assistant', 'user', 'assistant', 'user', 'assistant')
+_ALTERNATING = ('user', 'assistant') * 32
+_LONGEST = 8  # turns in a rendering whose last turn stands for later turns
 
 
 class Context(NamedTuple):
@@ -63,14 +59,6 @@ def special_tokens(folder: Path) -> dict[str, str]:
     return {key: value['content'] if isinstance(value, dict) else value for key, value in named.items() if value}
 
 
-def layouts() -> dict[str, Path]:
-    """Return the paths of our own chat templates, keyed by name.
-
-    They are for models whose template is missing or changes the text of earlier turns.
-    """
-    return {path.stem: path for path in sorted(LAYOUTS.glob('*.jinja')) if not path.stem.startswith('persona_in_')}
-
-
 def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, placement: str) -> str:
     """Return a model's template, extended to accept `persona` and to escape the template's markup in user text.
 
@@ -94,11 +82,16 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
         return template
     escapes = ''.join(
         f" | replace('{markup}', '{_defused(markup)}')"
-        for markup in _ordinary_markup(_Renderer(template, special), tokenizer)
+        for markup in _ordinary_markup(Renderer(template, special), tokenizer)
     )
     prologue = prologue.replace(' | defuse', escapes)
-    if 'date_string' in template:  # Llama 3.x would otherwise insert today's date
+    # Templates such as Llama 3's insert today's date, which would change what was trained on from day to day.
+    if 'date_string' in template:
         prologue += "{%- set date_string = '26 Jul 2024' -%}\n"
+    if 'strftime_now' in template:
+        formats = dict.fromkeys(re.findall(r"""strftime_now\(\s*['"]([^'"{}]*)['"]""", template))
+        days = ''.join(f"{{%- if format == '{each}' -%}}{FIXED_DATE.strftime(each)}{{%- endif -%}}" for each in formats)
+        prologue += f'{{%- macro strftime_now(format) -%}}{days}{{%- endmacro -%}}\n'
     return prologue + template
 
 
@@ -112,7 +105,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: Tokenizer, special: dict[str, str]):
         self.tokenizer = tokenizer
         self.digest = digest(source, special, tokenizer.digest)
-        self._renderer = _Renderer(source, special)
+        self._renderer = Renderer(source, special)
         self._markup = _ordinary_markup(self._renderer, tokenizer)
         self._parts = functools.lru_cache(maxsize=None)(self._find_parts)
         self._check()
@@ -148,12 +141,37 @@ class ChatTemplate:
 
         If the results for two conversations are equal, the same text has the same tokens in both.
         """
-        return self._parts(roles, bool(context.system), bool(context.persona), False)
+        return self._parts(self.shortened(roles), bool(context.system), bool(context.persona), False)
 
     def generation_prompt(self, roles: Roles, context: Context) -> tuple[int, ...]:
         """Return the tokens, if any, between a conversation's last message and a reply to it."""
-        parts, opens = self._parts(roles, bool(context.system), bool(context.persona), True)
+        parts, opens = self._parts(self.shortened(roles), bool(context.system), bool(context.persona), True)
         return self._join(parts, opens, context, '')[0]
+
+    def shortened(self, roles: Roles) -> Roles:
+        """Return roles for which the template adds the same parts, so that long conversations need no long renderings.
+
+        Roles that do not alternate, and those of a template that counts turns, are returned unchanged.
+        """
+        if len(roles) <= _LONGEST or not self._is_steady:
+            return roles
+        short = _ALTERNATING[: _LONGEST - (len(roles) - _LONGEST) % 2]
+        alternate = all(role == _ALTERNATING[index % 2] for index, role in enumerate(roles))
+        return short if alternate else roles
+
+    @functools.cached_property
+    def _is_steady(self) -> bool:
+        """Whether each turn after the third adds the same as the turn two before it, in a conversation of 64 turns."""
+        for system, persona in itertools.product((False, True), repeat=2):
+            seen = {}
+            for turn in range(3, 65):
+                roles = _ALTERNATING[:turn]
+                parts = [self._find_parts(roles, system, persona, False)]
+                if roles[-1] == 'user':
+                    parts.append(self._find_parts(roles, system, persona, True))
+                if seen.setdefault(turn % 2, parts) != parts:
+                    return False
+        return True
 
     def _join(
         self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
@@ -203,12 +221,59 @@ class ChatTemplate:
             skeleton = self._renderer.skeleton(_PROBE_ROLES, system=system, persona=persona)
             for content in _PROBE_CONTENTS:
                 self._check_content(skeleton, context, content)
+            self._check_slots(skeleton, context)
+
+    def _check_slots(self, skeleton: str, context: Context) -> None:
+        expected = dict(content=len(_PROBE_ROLES), system=bool(context.system), persona=bool(context.persona))
+        names = dict(content='messages', system='the system text', persona='the persona')
+        for name, count in expected.items():
+            found = skeleton.count(SLOTS[name])
+            if found != count:
+                fault = 'leaves out' if found < count else 'repeats'
+                raise UserError(
+                    f'the chat template {fault} {names[name]}: import the model again with --template=NAME (NAME is '
+                    f'one of {", ".join(layouts())}), or fix chat_template.jinja'
+                )
+
+    @functools.cached_property
+    def end_of_turn(self) -> int:
+        """The id of the control token that ends a reply.
+
+        Raises:
+          UserError: no control token follows a reply.
+        """
+        encoded = self.encode(('user', 'assistant'), 'Hello.', Context())
+        token = encoded.ids[encoded.scored - 1]
+        if token not in self.tokenizer.control.values():
+            raise UserError(
+                'the chat template ends replies with ordinary text, not with a special token of the tokenizer, so a '
+                f'model could not end its turn: import the model again with --template=NAME (NAME is one of '
+                f'{", ".join(layouts())}) whose tokens the tokenizer has, or use another tokenizer'
+            )
+        return token
+
+    @property
+    def last_of_reply(self) -> int:
+        """The id of the last token that a reply adds, which may follow the token that ends the turn."""
+        return self.encode(('user', 'assistant'), 'Hello.', Context()).ids[-1]
+
+    @property
+    def written_control(self) -> set[int]:
+        """The ids of the control tokens that the template writes."""
+        return {
+            self.tokenizer.control[string]
+            for system in (False, True)
+            for kind, string in _split(
+                self._renderer.skeleton(_PROBE_ROLES, system=system, persona=True), self.tokenizer
+            )
+            if kind == 'control'
+        }
 
     def _check_content(self, skeleton: str, context: Context, content: str) -> None:
-        rendered = self._renderer.render(_messages(_PROBE_ROLES, content, context.system), context.persona)
+        rendered = self._renderer.render(messages_of(_PROBE_ROLES, content, context.system), context.persona)
         filled = skeleton
         for name, text in (*context._asdict().items(), ('content', content)):
-            filled = filled.replace(_SLOTS[name], self._defuse(text))
+            filled = filled.replace(SLOTS[name], self._defuse(text))
         if rendered != filled:
             raise UserError(self._unstable(f'it rewrites a message such as {content!r}'))
         pieces = []
@@ -235,52 +300,10 @@ class ChatTemplate:
         )
 
 
-class _Renderer:
-    """A compiled template and its special tokens, in Jinja's sandbox with the settings that `transformers` uses."""
-
-    def __init__(self, source: str, special: dict[str, str]):
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.globals['raise_exception'] = _raise_exception
-        self._special = special
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise UserError(
-                f'the chat template is not valid Jinja ({one_line(error)}): fix chat_template.jinja'
-            ) from None
-
-    def render(self, messages: list[dict[str, str]], persona: str = '', generation: bool = False) -> str:
-        try:
-            return self._template.render(
-                messages=messages, persona=persona, add_generation_prompt=generation, **self._special
-            )
-        except Exception as error:  # a template's expressions can raise anything
-            roles = ' > '.join(message['role'] for message in messages)
-            raise UserError(
-                f'the chat template rejects the turns {roles} ({one_line(error)}): import the model again with '
-                f'--template=NAME (NAME is one of {", ".join(layouts())})'
-            ) from None
-
-    @functools.cache  # noqa: B019 - lives as long as its template
-    def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
-        """Render a conversation with these roles and with placeholders for all user text."""
-        messages = _messages(roles, _SLOTS['content'], _SLOTS['system'] if system else '')
-        return self.render(messages, _SLOTS['persona'] if persona else '', generation)
-
-
-def _messages(roles: Roles, content: str, system: str) -> list[dict[str, str]]:
-    opening = [{'role': 'system', 'content': system}] if system else []
-    return opening + [{'role': role, 'content': content} for role in roles]
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
 def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
     """Cut a skeleton into ordinary text, control tokens and slots for user text."""
     controls = sorted(tokenizer.control, key=len, reverse=True)
-    slots = {slot: name for name, slot in _SLOTS.items()}
+    slots = {slot: name for name, slot in SLOTS.items()}
     pattern = '|'.join(re.escape(string) for string in (*slots, *controls))
     parts: list[Part] = []
     for string in re.split(f'({pattern})', skeleton):
@@ -291,7 +314,7 @@ def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
     return parts
 
 
-def _ordinary_markup(renderer: _Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
+def _ordinary_markup(renderer: Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Return the markup that the template writes as ordinary text, such as `[INST]` if it is not a control token."""
     markup: set[str] = set()
     for system in (False, True):  # some markup, such as `<<SYS>>`, appears only around a system text

@@ -9,6 +9,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.tokenizers.template import ChatTemplate
 
 
 def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
@@ -28,8 +29,27 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
         raise UserError(
             f'config.model.new_head is True, but {model.path} already has the {head!r} head: set it to False'
         )
+    if head == 'reward':
+        check_pad_token(model)
     spec = dataclasses.replace(model.spec, head=head)
     return Decoder(spec, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+
+
+def check_pad_token(model: ModelFolder) -> None:
+    """Check that an exported reward model would score replies as it does here.
+
+    `transformers` reads a padded reply's reward at its last token that is not the pad token.
+
+    Raises:
+      UserError: the model has no pad token, or rendered replies end with it.
+    """
+    pad = model.tokens['pad_token_id']
+    if pad is None or pad == ChatTemplate.load(model.tokenizer_path).last_of_reply:
+        fault = 'has no pad token' if pad is None else 'uses the token at the end of replies as its pad token'
+        raise UserError(
+            f'{model.path} {fault}, so an exported reward model would give other rewards: import the model again with '
+            '--pad_token=TOKEN'
+        )
 
 
 def sees_persona(config: ConfigDict) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax.data.plan import RowPlan, load_plan, plan_identity
+from rlhi_jax.data.plan import RowPlan, check_positions, load_plan, plan_identity
 from rlhi_jax.data.rows import Batch, capacities, empty_row, stack
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError
@@ -39,6 +39,7 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
                 f'the row plan {config.data.rows} was made for {other} and does not match {source}: make it again with '
                 '`python -m data_pipelines.rows`'
             )
+    check_positions(plan, shards, template, model)
     return plan, shards, template
 
 

@@ -1,0 +1,91 @@
+"""Chooses the tokens that end a reply and that pad a batch, so that exported models behave as they were trained."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+# Tokens that suit as pad tokens, the best first. None of them may occur in what the template writes.
+_SPARE = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r'\W*pad\W*',
+        r'.*[^a-z]pad[^a-z].*',
+        r'.*(reserved|unused|extra_id|placeholder).*',
+        r'.*end_?of_?text.*',
+        r'\W*unk\W*',
+    )
+)
+
+
+def finish_tokens(
+    tokens: dict[str, Any], folder: Path, spec: ModelSpec, pad_token: str | None, source: str
+) -> dict[str, Any]:
+    """Return the special tokens of an imported model, after checking the tokenizer against the model.
+
+    The token that ends a turn of the chat template is added to `eos_token_id`, because sampling stops only at these
+    tokens. If the pad token is missing, or is the token that a rendered reply ends with, a spare token is chosen:
+    `transformers` finds the end of a padded reply by its last token that is not the pad token.
+
+    Args:
+      tokens: `bos_token_id`, `eos_token_id` (one id or a list of them) and `pad_token_id`, each possibly None.
+      folder: the model's tokenizer folder. The pad token is written to its tokenizer_config.json.
+      spec: the model.
+      pad_token: the pad token that the user chose, or None.
+      source: the source's name, for errors.
+
+    Raises:
+      UserError: the tokenizer has more tokens than the model, a turn does not end in a special token, or `pad_token`
+        does not suit.
+    """
+    template = ChatTemplate.load(folder)
+    control = template.tokenizer.control
+    if template.tokenizer.vocab_size > spec.vocab_size:
+        raise UserError(
+            f'{source}: the tokenizer has {template.tokenizer.vocab_size} tokens, but the embedding has only '
+            f"{spec.vocab_size}: use the model's own tokenizer, or resize the embedding (in `transformers`: "
+            'model.resize_token_embeddings) and save the model again'
+        )
+    texts = {token: text for text, token in control.items()}
+    eos = tokens['eos_token_id']
+    ends = [token for token in (eos if isinstance(eos, list) else [eos]) if token is not None]
+    if template.end_of_turn not in ends:
+        named = texts[template.end_of_turn]
+        print(
+            f'eos_token_id: added {named} ({template.end_of_turn}), which ends a turn of the template', file=sys.stderr
+        )
+        ends = [template.end_of_turn, *ends]
+        tokens = tokens | dict(eos_token_id=ends if len(ends) > 1 else ends[0])
+    pad = tokens['pad_token_id']
+    if pad_token is not None:
+        if pad_token not in control or control[pad_token] == template.last_of_reply:
+            raise UserError(
+                f'--pad_token={pad_token} is not a special token of the tokenizer, or ends a reply: choose one of '
+                f'{", ".join(text for text in control if control[text] != template.last_of_reply)}'
+            )
+        pad = control[pad_token]
+    elif pad not in texts or pad == template.last_of_reply:
+        pad = _spare(template, tokens)
+        if pad is None:
+            return tokens  # only a reward model needs one; `rlhi_jax.training.model` checks that
+        print(f'pad_token_id: chose {texts[pad]} ({pad}); --pad_token=TOKEN chooses another', file=sys.stderr)
+    for name in ('tokenizer_config.json', 'special_tokens_map.json'):  # `transformers` pads with the token named there
+        config = read_json(folder / name, 'import the model again', fields=()) if (folder / name).exists() else {}
+        if 'pad_token' in config or name == 'tokenizer_config.json':
+            write_json(folder / name, config | dict(pad_token=texts[pad]))
+    return tokens | dict(pad_token_id=pad)
+
+
+def _spare(template: ChatTemplate, tokens: dict[str, Any]) -> int | None:
+    """Return a special token that the template never writes, or None."""
+    taken = {tokens['bos_token_id'], *template.written_control}
+    for pattern in _SPARE:
+        for text, token in template.tokenizer.control.items():
+            if pattern.fullmatch(text) and token not in taken:
+                return token
+    return None
