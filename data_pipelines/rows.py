@@ -35,7 +35,7 @@ def _work(task: Task) -> dict[str, int]:
     shards, template = _open(task.config)
     with Progress('rows', len(shards), unit='trees') as progress:
         plan = make_plan(shards, template, capacities(task.config), progress.update)
-    check_positions(plan, shards, template, open_model(task.config.model.path))
+    check_positions(plan, shards, template, most=open_model(task.config.model.path).spec.max_positions)
     save_plan(plan, task.folder, task.manifest(plan.counts))
     return plan.counts
 

@@ -175,7 +175,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
     limits = capacities(config)
     plans = {name: make_plan(view, template, limits, may_be_empty=True) for name, view in conditions.items()}
     for name, view in conditions.items():
-        check_positions(plans[name], view, template, model)
+        check_positions(plans[name], view, template, most=model.spec.max_positions)
     if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
         raise NothingToEvaluate(
             f'config.eval.shards: no pair fits in a row of {limits.tokens} tokens with {limits.scored} scored tokens: '

@@ -139,8 +139,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 def _number(fields: Mapping[str, Any], name: str, inside: str = '') -> float:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MAX_NUMBER:
-        shown = str(value) if isinstance(value, float) else json.dumps(value)[:40]
-        raise UserError(f'config.json: {inside and inside + "."}{name} is {shown}: set it to a number above 0')
+        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r:.40}: set it to a number above 0')
     return float(value)
 
 

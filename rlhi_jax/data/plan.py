@@ -19,7 +19,6 @@ from rlhi_jax.data.rows import Capacities, Size, lay_out
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, file_digest, read_json, write_bytes, write_json
-from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 _REMEDY = 'make the row plan again with `python -m data_pipelines.rows`'
@@ -98,13 +97,12 @@ def make_plan(
     return RowPlan(rows, names, capacities, plan_identity(trees, template, capacities), dict(sorted(counts.items())))
 
 
-def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate, model: ModelFolder) -> None:
-    """Check that the model can read every conversation in a plan.
+def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate, *, most: int) -> None:
+    """Check that a model which reads at most `most` tokens can read every conversation in a plan.
 
     Raises:
-      UserError: a conversation with its reply has more tokens than the model has positions.
+      UserError: a conversation with its reply is longer.
     """
-    most = model.spec.max_positions
     if plan.capacities.tokens <= most:
         return  # no path is longer than its row
     longest = 0
@@ -114,9 +112,9 @@ def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate,
             longest = max(longest, int(lay_out(encoder.encode(piece)).position_T.max()) + 1)
     if longest > most:
         raise UserError(
-            f'config.rows.tokens is {plan.capacities.tokens}, and a conversation has {longest} tokens, but '
-            f'{model.path} reads at most {most} tokens: set config.rows.tokens to at most {most}, so that longer '
-            "conversations are shortened, and rerun the 'rows' stage"
+            f'config.rows.tokens is {plan.capacities.tokens}, and a conversation has {longest} tokens, but the model '
+            f'reads at most {most} tokens: set config.rows.tokens to at most {most}, so that longer conversations are '
+            "shortened, and rerun the 'rows' stage"
         )
 
 

@@ -39,7 +39,7 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
                 f'the row plan {config.data.rows} was made for {other} and does not match {source}: make it again with '
                 '`python -m data_pipelines.rows`'
             )
-    check_positions(plan, shards, template, model)
+    check_positions(plan, shards, template, most=model.spec.max_positions)
     return plan, shards, template
 
 
