@@ -152,7 +152,11 @@ def test_gguf_llama3_scaling_is_recovered(gguf, tmp_path, factor):
     ('changes', 'options', 'message'),
     [
         ({'family': 'mistral'}, {}, "general.architecture is 'mistral'"),
-        ({'width': 256, 'mlp_width': 256}, {'kind': 'TQ2_0'}, 'tensor token_embd.weight has type TQ2_0'),
+        (
+            {'width': 256, 'mlp_width': 256, 'num_heads': 16},
+            {'kind': 'TQ2_0'},
+            'tensor token_embd.weight has type TQ2_0',
+        ),
         ({}, {'fields': {'llama.rope.scaling.type': 'yarn'}}, "llama.rope.scaling.type is 'yarn'"),
         ({}, {'fields': {'llama.rope.dimension_count': 8}}, 'llama.rope.dimension_count is 8'),
         ({}, {'fields': {'llama.expert_count': 4}}, 'llama.expert_count is 4'),
