@@ -62,11 +62,12 @@ _UNSAFE = {
 _COMPILED = {name: re.compile(rule) for name, rule in _UNSAFE.items()}
 _WISH, _TASK = re.compile(_WORDS['wish']), re.compile(_WORDS['task'])
 _QUESTION = re.compile(
-    r'\W*(?:and |so |ok )?(?:how|what(?! about)|why|when|where(?! did you)|which|who|is|are|do(?:es)?(?! not)|can i'
+    r'\A\W*(?:and |so |ok )?(?:how|what(?! about)|why|when|where(?! did you)|which|who|is|are|do(?:es)?(?! not)|can i'
     r'|given)\b'
 )
 _CODE = re.compile(
-    r'```|\btraceback\b|\b\w+error\b|\bdef \w+\(|\bimport \w+\n|\bassert\b|\w+\([^)]*\)[.:;]|\w+ ?[=!]= ?\w|null$'
+    r'```|\btraceback\b|\b\w+error\b|\bdef \w+\(|\bimport \w+\n|\bassert\b|\b\w+\([^)]{0,200}\)[.:;]'
+    r'|\b\w+ ?[=!]= ?\w|null$'
 )
 
 

@@ -206,9 +206,9 @@ def _messages(value: Any, role: str, counts: Counter) -> Messages:
 
 # Ways in which a whole conversation is written as one text: how the text begins, and what opens each turn.
 _TRANSCRIPTS = (
-    (re.compile(r'\n*(?:Human|Assistant):'), re.compile(r'(?:^|\n\n)(Human|Assistant):')),  # hh-rlhf
-    (re.compile(r'\s*### ?(?:Human|User|Assistant|System):'), re.compile(r'### ?(Human|User|Assistant|System):')),
-    (re.compile(r'\s*<\|im_start\|>\w'), re.compile(r'<\|im_start\|>(\w+)\n')),
+    (re.compile(r'\A\n*(?:Human|Assistant):'), re.compile(r'(?:^|\n\n)(Human|Assistant):')),  # hh-rlhf
+    (re.compile(r'\A\s*### ?(?:Human|User|Assistant|System):'), re.compile(r'### ?(Human|User|Assistant|System):')),
+    (re.compile(r'\A\s*<\|im_start\|>\w'), re.compile(r'<\|im_start\|>(\w+)\n')),
 )
 
 

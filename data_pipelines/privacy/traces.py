@@ -1,7 +1,6 @@
 """Finds the paths where stages, runs and loops leave user text, including unfinished work."""
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
 
-_WORK = re.compile(r'\.(.+)\.(?:tmp|old|journal)', re.DOTALL)  # group 1: the folder or file being written
+_UNFINISHED = ('.tmp', '.old', '.journal')  # how the names of unfinished work end; the names begin with a dot
 
 
 class Traces(NamedTuple):
@@ -58,9 +57,9 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
 
 def _add(path: Path, traces: Traces) -> None:
     """If a path may contain user text, add it, or the folder it belongs to, to the traces."""
-    work = _WORK.fullmatch(path.name)
+    work = _of_work(path.name)
     if work and path.is_dir():
-        traces.outputs.add(path.with_name(work[1]).resolve())
+        traces.outputs.add(path.with_name(work).resolve())
     elif work and path.suffix == '.tmp':
         traces.temporary.add(path)
     elif path.name == 'manifest.json' and manifest_of(path.parent):
@@ -71,6 +70,16 @@ def _add(path: Path, traces: Traces) -> None:
         traces.reports.add(path)
     elif path.name.endswith('.corrections.jsonl'):
         traces.corrections.add(path.resolve())
+
+
+def _of_work(name: str) -> str:
+    """Return the name of the folder or file that unfinished work of this name will become; '' for any other name.
+
+    >>> _of_work('.pairs.journal'), _of_work('pairs')
+    ('pairs', '')
+    """
+    ending = next((each for each in _UNFINISHED if name.endswith(each)), '')
+    return name[1 : -len(ending)] if ending and name.startswith('.') else ''
 
 
 def named_paths(config: ConfigDict) -> list[Path]:
@@ -111,7 +120,7 @@ def _below(roots: Iterable[Path]) -> Iterator[Path]:
             seen.add(folder)
             for path in folder.iterdir():
                 yield path
-                if path.is_dir() and not _WORK.fullmatch(path.name):
+                if path.is_dir() and not _of_work(path.name):
                     left.append(path.resolve())
 
 

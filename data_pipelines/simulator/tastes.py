@@ -59,7 +59,7 @@ def not_copied(reply: list[str], request: list[str]) -> list[str]:
 
 
 def list_items(reply: str) -> int:
-    return len(re.findall(r'^\s*(?:[-*•+]|\d+[.)])\s+\S', reply, re.MULTILINE))
+    return len(re.findall(r'^[^\S\n]*(?:[-*•+]|\d+[.)])\s+\S', reply, re.MULTILINE))
 
 
 def says_you(reply: str) -> int:

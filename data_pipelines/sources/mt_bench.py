@@ -23,7 +23,7 @@ MIN_VOTES = 5  # fewer votes do not show a taste
 
 TASTES: dict[str, Callable[[str], float]] = {
     'longer replies': len,
-    'replies with more list items': lambda text: len(re.findall(r'^\s*(?:[-*•]|\d+[.)])\s', text, re.MULTILINE)),
+    'replies with more list items': lambda text: len(re.findall(r'^[^\S\n]*(?:[-*•]|\d+[.)])\s', text, re.MULTILINE)),
     'replies with more paragraphs': lambda text: text.count('\n\n'),
     'replies with more figures': lambda text: len(re.findall(r'\d+', text)),
     'replies that speak to them directly': lambda text: len(re.findall(r'\byou', text, re.IGNORECASE)),

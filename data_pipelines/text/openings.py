@@ -97,7 +97,7 @@ _PREAMBLES = {
 
 def _opens_as(patterns: dict[str, list[str]]) -> re.Pattern:
     """Combine the patterns of all languages into one that matches texts beginning with any of them."""
-    return re.compile(r'\W*(?:' + '|'.join(itertools.chain.from_iterable(patterns.values())) + ')')
+    return re.compile(r'\A\W*(?:' + '|'.join(itertools.chain.from_iterable(patterns.values())) + ')')
 
 
 _REFUSAL, _PREAMBLE = _opens_as(_REFUSALS), _opens_as(_PREAMBLES)

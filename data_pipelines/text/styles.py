@@ -24,6 +24,7 @@ _NEGATION, _UNSPACED, _NO_NEGATION = (
     pattern(terms(_WORDS[name])) for name in ('negations', 'unspaced_negations', 'no_negations')
 )
 # At most three words, or four characters that do not begin another wish, come between a negation and the negated word.
+_CLAUSE = 300  # characters before a word that are searched for a negation
 _BEFORE = re.compile(rf'(?:(?:{_NEGATION})(?: [\w\'"]+){{0,3}}|(?:{_UNSPACED})[^\W要请而]{{0,4}}) ?$')
 _IDLE = re.compile(rf"{_NO_NEGATION}|(?:\bnot|n't|\bnever) mind\b[^.!?;:,\n]*")
 _IN_LANGUAGE = r'(?:\b(?:in|into|to|auf|ins|en|em|an|use|speak|write|translate|на|по)[ -]|用|以|说|成)(?:{})'
@@ -66,7 +67,7 @@ def _simplified(text: str) -> str:
 
 def _negated(text: str, match: re.Match) -> bool:
     """Whether a match is negated in its clause; "not detailed enough" does not count, because it asks for detail."""
-    clause = re.split(r'[.!?;:,\n]', text[: match.start()])[-1]
+    clause = re.split(r'[.!?;:,\n]', text[max(0, match.start() - _CLAUSE) : match.start()])[-1]
     return bool(_BEFORE.search(clause)) and not re.match(r' (?:enough|genug)\b', text[match.end() :])
 
 

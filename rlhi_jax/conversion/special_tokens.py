@@ -14,11 +14,10 @@ from rlhi_jax.tokenizers.template import ChatTemplate
 _SPARE = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r'\W*pad\W*',
-        r'.*[^a-z]pad[^a-z].*',
-        r'.*(reserved|unused|extra_id|placeholder).*',
-        r'.*end_?of_?text.*',
-        r'\W*unk\W*',
+        r'(?<![a-z])pad(?![a-z])',
+        r'reserved|unused|extra_id|placeholder',
+        r'end_?of_?text',
+        r'(?<![a-z])unk(?![a-z])',
     )
 )
 
@@ -86,6 +85,6 @@ def _spare(template: ChatTemplate, tokens: dict[str, Any]) -> int | None:
     taken = {tokens['bos_token_id'], *template.written_control}
     for pattern in _SPARE:
         for text, token in template.tokenizer.control.items():
-            if pattern.fullmatch(text) and token not in taken:
+            if pattern.search(text) and token not in taken:
                 return token
     return None
