@@ -34,6 +34,7 @@ SLOW = (
     'test_meshes.py::test_at_step_0_the_loss_is_log_2[one]',
     'test_meshes.py::test_gradients_and_updates_are_those_of_one_device[data]',
     'test_meshes.py::test_gradients_and_updates_are_those_of_one_device[fsdp]',
+    'test_patterns.py::test_time_grows_with_the_text_and_no_faster',
     'test_profile.py',
     'test_resume.py::test_killed_ten_times',
     'test_resume.py::test_two_processes',

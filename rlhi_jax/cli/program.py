@@ -54,7 +54,7 @@ def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
     """
     text = one_line(error)
     where, line = _failing_line(error)
-    if part := re.match(r"""["']+(\w+)["']+""", text):  # a --config.KEY flag for a key that does not exist
+    if part := re.match(r"""\A["']+(\w+)["']+""", text):  # a --config.KEY flag for a key that does not exist
         line = next((flag for flag in argv if re.match(rf'--config\.([\w.]+\.)?{part[1]}\b', flag)), '--config')
         text = f'{line}: Key "{part[1]}" does not exist.{text[part.end() :]}'
     if 'Traceback (most recent call last)' in str(error):
