@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from rlhi_jax.data.encode import Piece, TreeEncoder
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.loader import RowReader
-from rlhi_jax.data.plan import make_plan
-from rlhi_jax.data.rows import Capacities, size
+from rlhi_jax.data.plan import check_positions, make_plan
+from rlhi_jax.data.rows import Capacities, lay_out, size
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 
 class Trees(list):
@@ -28,7 +29,9 @@ class Trees(list):
 def template(tmp_path_factory) -> ChatTemplate:
     folder = tmp_path_factory.mktemp('template')
     tiny.write_tokenizer(folder)
-    return ChatTemplate.load(folder)
+    loaded = ChatTemplate.load(folder)
+    loaded.folder = folder
+    return loaded
 
 
 def turns_before(row, tokenizer, last: int) -> list[tuple[str, str]]:
@@ -149,3 +152,46 @@ def test_what_is_shared_is_stored_once(template):
     assert together == apart[1] + reply < sum(apart)
     assert len(grow_trees([preferences[0], dataclasses.replace(preferences[1], persona='Likes coffee.')])) == 2
     assert len(grow_trees([preferences[0], dataclasses.replace(preferences[1], user_id='another')])) == 2
+
+
+def test_conversations_longer_than_the_model_are_refused(template):
+    """By the length of a path, not of a row: a row of many short conversations is fine."""
+    turns = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i}'} for i in range(9)]
+    records = [dict(id=str(n), prompt=turns, chosen='yes', rejected='no', user_id=f'u{n}') for n in range(3)]
+    trees = Trees(grow_trees([tiny.parsed(record) for record in records]))
+    plan = make_plan(trees, template, Capacities(4096, 1024, 16))
+    rows = [lay_out(TreeEncoder(tree, template).encode(Piece(0, (0,)))) for tree in trees]
+    longest = max(int(row.position_T.max()) + 1 for row in rows)
+    check_positions(plan, trees, template, most=longest)
+    message = f'config.rows.tokens is 4096, and a conversation has {longest} tokens, .* at most {longest - 1}'
+    with pytest.raises(UserError, match=message):
+        check_positions(plan, trees, template, most=longest - 1)
+
+
+@pytest.mark.parametrize('turns', [7, 8, 9, 30, 31, 201])
+def test_long_conversations_have_the_tokens_of_one_rendering(template, turns):
+    """Long conversations are rendered in short pieces; transformers renders them whole."""
+    transformers = pytest.importorskip('transformers')
+    folder = template.folder
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    chat = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i}'} for i in range(turns)]
+    roles = tuple(turn['role'] for turn in chat)
+    pieces = []
+    for turn in range(1, turns + 1):
+        if roles[turn - 1] == 'assistant':
+            pieces += template.generation_prompt(roles[: turn - 1], Context('Be kind.', 'Likes tea.'))
+        pieces += template.encode(roles[:turn], chat[turn - 1]['content'], Context('Be kind.', 'Likes tea.')).ids
+    system = dict(role='system', content='Be kind.')
+    assert pieces == theirs.apply_chat_template([system, *chat], persona='Likes tea.', return_dict=False)
+
+
+def test_time_grows_with_the_number_of_turns_and_not_much_faster(template):
+    def seconds(turns: int) -> float:
+        chat = [{'role': ('user', 'assistant')[i % 2], 'content': f'turn {i}'} for i in range(turns)]
+        trees = Trees(grow_trees([tiny.parsed(dict(prompt=chat, chosen='yes', rejected='no'))]))
+        began = time.perf_counter()
+        make_plan(trees, template, Capacities(512, 256, 4))
+        return time.perf_counter() - began
+
+    seconds(101)  # the first call renders the template
+    assert seconds(2001) < 0.5 or seconds(2001) < 3 * 20 * seconds(101)

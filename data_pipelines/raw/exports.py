@@ -20,10 +20,13 @@ def unfolded(record: dict[str, Any], counts: Counter) -> dict[str, Any]:
     Raises:
       BadRecord: the tree is damaged.
     """
-    if isinstance(record.get('mapping'), dict) and 'messages' not in record:
-        return _from_chatgpt(record, counts)
-    if isinstance(record.get('prompt'), dict) and isinstance(record['prompt'].get('replies'), list):
-        return _from_open_assistant(record, counts)
+    try:
+        if isinstance(record.get('mapping'), dict) and 'messages' not in record:
+            return _from_chatgpt(record, counts)
+        if isinstance(record.get('prompt'), dict) and isinstance(record['prompt'].get('replies'), list):
+            return _from_open_assistant(record, counts)
+    except (AttributeError, KeyError, TypeError):  # a value of another type than these exports have
+        raise BadRecord('tree_is_damaged') from None
     return record
 
 
