@@ -5,10 +5,13 @@ when it has requests to send.
 """
 
 import asyncio
+import base64
+import html
 import json
 import os
 import re
 import sys
+import urllib.parse
 from typing import Any, NamedTuple
 
 import httpx2
@@ -19,6 +22,9 @@ from ml_collections import ConfigDict
 from rlhi_jax.io.errors import UserError
 
 PATIENCE = 5  # an answer must be complete within this many timeouts; some servers send blanks while a request waits
+LONGEST_ANSWER = 32 * 2**20  # bytes, decompressed
+MAX_TOKENS = 10**9  # that one answer may report; sums must fit in the journal
+_OF_THE_TRANSFER = ('content-encoding', 'content-length', 'transfer-encoding')  # headers that describe sent bytes
 # Wordings used by OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini and xAI.
 _TOO_LONG = re.compile(
     r'context[ _](length|size|window)|maximum (model|prompt) length|max_new_tokens|prompt is too long'
@@ -152,8 +158,8 @@ class Endpoint:
     def _failure(self, error: openai.APIError) -> UserError:
         status, body = _status_and_body(error)
         answer = f'status {status}: {body}' if status else body
-        if self._key:
-            answer = answer.replace(self._key, '(the key)')
+        for echo in _echoes(self._key) if self._key else ():
+            answer = re.sub(re.escape(echo), '(the key)', answer, flags=re.IGNORECASE)
         key = f'environment variable {self._teacher.key_variable} (config.teacher.key_variable)'
         remedy = {
             400: 'change what the endpoint objects to',
@@ -191,8 +197,7 @@ class _Client(openai.DefaultAsyncHttpxClient):
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         try:
             async with asyncio.timeout(self._longest):
-                response = await super().send(request, **options)
-                await response.aread()
+                response = await _whole(await super().send(request, **options | dict(stream=True)), request)
         except TimeoutError:
             raise httpx2.ReadTimeout(f'no complete answer in {self._longest:g} s', request=request) from None
         if response.is_success:
@@ -201,6 +206,34 @@ class _Client(openai.DefaultAsyncHttpxClient):
             except ValueError as error:
                 raise httpx2.RemoteProtocolError(str(error), request=request) from None
         return response
+
+
+async def _whole(streamed: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
+    """Return an answer after reading it to its end.
+
+    Raises:
+      httpx2.RemoteProtocolError: the answer, decompressed, has more than `LONGEST_ANSWER` bytes.
+    """
+    body = bytearray()
+    try:
+        async for part in streamed.aiter_bytes():
+            body += part
+            if len(body) > LONGEST_ANSWER:
+                raise httpx2.RemoteProtocolError(f'the answer has more than {LONGEST_ANSWER} bytes', request=request)
+    finally:
+        await streamed.aclose()
+    headers = {name: value for name, value in streamed.headers.items() if name.lower() not in _OF_THE_TRANSFER}
+    return httpx2.Response(streamed.status_code, headers=headers, content=bytes(body), request=request)
+
+
+def _echoes(key: str) -> list[str]:
+    """Return the ways in which an error page may repeat a key, the longest first."""
+    data = key.encode()
+    # In the base64 of a longer text, a key has one of three forms; the characters at the ends mix with its neighbours.
+    base64s = [base64.b64encode(b'x' * shift + data).decode()[shift and 4 : -4] for shift in range(3)]
+    forms = [key, json.dumps(key)[1:-1], html.escape(key), urllib.parse.quote(key, safe=''), data.hex(), *base64s]
+    forms += [form.replace('+', '-').replace('/', '_') for form in base64s]
+    return sorted({form for form in forms if len(form) >= 8 or form == key}, key=len, reverse=True)
 
 
 def _completion(body: bytes) -> tuple[Completion, bool]:
@@ -218,7 +251,7 @@ def _completion(body: bytes) -> tuple[Completion, bool]:
         tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
         good = isinstance(text, str | None) and isinstance(end, str | None)
         good &= end != 'error' and not choice.get('error')  # how OpenRouter reports a provider's failure
-        good &= all(count is None or (isinstance(count, int) and count >= 0) for count in tokens)
+        good &= all(count is None or (isinstance(count, int) and 0 <= count <= MAX_TOKENS) for count in tokens)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:

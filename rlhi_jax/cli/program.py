@@ -1,9 +1,12 @@
 """Functions that all programs share: they define flags, check the config, run `main` and set the exit status."""
 
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from glob import glob
+from importlib.util import find_spec
 from logging import CRITICAL, getLogger
 from pathlib import Path
 
@@ -111,7 +114,19 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
             print('stopped: finished work is kept; run the same command to resume', file=sys.stderr, flush=True)
             sys.exit(130)
 
+    choose_platforms()
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def choose_platforms() -> None:
+    """Keep JAX from looking for a TPU on a machine without one, where an installed libtpu prints an error trace."""
+    google = any(Path(vendor).read_text().strip() == '0x1ae0' for vendor in glob('/sys/bus/pci/devices/*/vendor'))
+    if 'JAX_PLATFORMS' in os.environ or google or not find_spec('libtpu'):
+        return
+    cuda = any(find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
+    os.environ['JAX_PLATFORMS'] = 'cuda,cpu' if cuda else 'cpu'  # child processes read this
+    if 'jax' in sys.modules:
+        sys.modules['jax'].config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 
 
 def define_config_flag() -> None:

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from rlhi_jax.io.files import complete_lines, write_bytes
 
 
@@ -34,6 +32,8 @@ class RunLog:
     """The logs in a workdir: metrics.jsonl, examples.jsonl (the pairs that each step trained on) and tensorboard/."""
 
     def __init__(self, workdir: Path, *, next_step: int):
+        from tensorboardX import SummaryWriter  # imports PyTorch where it is installed, which takes a second
+
         self._metrics = StepLog(workdir / 'metrics.jsonl', next_step=next_step)
         self._examples = StepLog(workdir / 'examples.jsonl', next_step=next_step)
         self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=next_step)
