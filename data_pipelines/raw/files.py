@@ -147,7 +147,7 @@ def _fault(head: bytes) -> str:
     if encoding:
         return f'in {encoding}, not UTF-8: convert it with `iconv -f {encoding} -t UTF-8`'
     if b'\n' not in head.strip() and b'\r' in head.strip():
-        return "separated by carriage returns alone, not by line feeds: convert it with `tr '\\r' '\\n'`"
+        return 'separated by carriage returns alone, not by line feeds: convert it with `mac2unix`'
     lines = [line for line in head.splitlines()[:1000] if line.strip()]
     if len(head) == _BLOCK and len(lines) > 1:
         lines.pop()  # may be cut inside a character

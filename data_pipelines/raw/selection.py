@@ -99,6 +99,15 @@ DROP TABLE IF EXISTS crowded;
 """
 
 
+def _remedy(counts: Counter) -> str:
+    """Return what to do if no conversation is usable."""
+    if counts['dropped_single_message_of_a_tree']:
+        return 'join the messages to conversations first, or use the file of whole trees that Open Assistant publishes'
+    if any(name.startswith('dropped_unknown_role') for name in counts):
+        return 'add the roles to config.ingest.fields.user_role, assistant_role or system_role'
+    return 'check the paths in config.ingest.fields'
+
+
 def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
     """Create the table `chosen` of kept conversations with their splits and clusters. Count dropped records by reason.
 
@@ -117,8 +126,7 @@ def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, cou
     kept, distinct = _number(base, 'SELECT count(*) FROM kept'), _number(base, 'SELECT count(*) FROM distinct_records')
     if not kept:
         raise UserError(
-            f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)}): check the paths '
-            'in config.ingest.fields'
+            f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)}): {_remedy(counts)}'
         )
     longest = distinct - _number(base, 'SELECT count(DISTINCT position) FROM prefixes')
     drop('seen_before', _number(base, 'SELECT count(*) FROM parts') - distinct)
