@@ -1,8 +1,11 @@
 """Reads preferences in the layouts that people publish, as a prompt with a chosen and a rejected reply.
 
-A layout is recognised by its keys. Rows of `_COMPARISONS` name a winner of two replies; rows of `_RATINGS` rate one or
-several replies, and the best-rated reply to a prompt is preferred to the worst. Everything else has the keys `chosen`
-and `rejected`.
+A layout is recognised by its keys:
+
+- In the layouts in `_COMPARISONS`, a record contains two replies and names the better one.
+- In the layouts in `_RATINGS`, a record contains one or more rated replies. The best-rated reply to a prompt is
+  preferred to the worst-rated one.
+- In all other layouts, a record contains a chosen and a rejected reply.
 """
 
 import re
@@ -24,7 +27,7 @@ _SCORES = (
 
 
 class Rated(NamedTuple):
-    """A reply and its rating; the highest and the lowest rating of a prompt make a preference."""
+    """A rated reply to a prompt. The best-rated and the worst-rated reply to the same prompt make a preference."""
 
     prompt: Any
     reply: Any
@@ -69,8 +72,9 @@ def parse_preferences(record: Any, default_id: str, counts: Counter) -> list[Pre
 
     Args:
       record: any value that JSON or parquet can represent.
-      default_id: the id if the record has none. If the record contains several preferences, a number is appended.
-      counts: what was left out of the record, keyed by the name of the count.
+      default_id: the preference's id if the record states none. If a record contains several preferences, a number is
+        appended to the id of each.
+      counts: receives the numbers of things in the record that were left out.
 
     Raises:
       BadRecord: the record cannot be used; the exception's reason is the name of a count.
@@ -142,7 +146,7 @@ def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter
 
 
 def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with the keys `prompt`, `chosen` and `rejected`, as far as it has them under other names."""
+    """Copy a record's prompt and replies to the keys `prompt`, `chosen` and `rejected` if they are under other keys."""
     if isinstance(record.get('input'), dict) and 'preferred_output' in record:  # OpenAI
         return record | dict(
             prompt=record['input'].get('messages'),
@@ -191,7 +195,7 @@ def _preference(record: Mapping[str, Any], default_id: str, counts: Counter, suf
 
 
 def _messages(value: Any, role: str, counts: Counter) -> Messages:
-    """Read one side of a preference: a text, a transcript, a message or a list of messages."""
+    """Read a prompt or a reply, which may be a text, a transcript, a message or a list of messages."""
     if isinstance(value, dict):
         value = [value]
     raw = message_list(value)
@@ -236,7 +240,7 @@ def transcript(text: str) -> list[dict[str, str]]:
 
 
 def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
-    """Return the turns that both sides begin with, leaving at least one turn to each."""
+    """Return the turns that both sides begin with. At least one turn of each side is not among them."""
     shared, ours, theirs = 0, _texts(chosen), _texts(rejected)
     while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
         shared += 1
@@ -244,7 +248,7 @@ def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
 
 
 def _history(history: Any, prompt: Messages) -> Messages:
-    """Return the prompt with earlier exchanges before it, as Alpaca's layout stores them."""
+    """Return the prompt, preceded by the exchanges in `history`, where Alpaca's layout stores them."""
     if not isinstance(history, list) or not history:
         return prompt
     if not all(isinstance(each, list) and len(each) == 2 for each in history):

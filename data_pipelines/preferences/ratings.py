@@ -12,8 +12,8 @@ from rlhi_jax.io.files import digest
 class Ratings:
     """A context manager that stores the best and the worst rated reply to each prompt.
 
-    Among equal ratings, the reply that was added first counts. Iterating yields the name of each prompt's first reply,
-    the best reply and the worst reply, in the order in which the prompts were first added.
+    Of replies with equal ratings, the first one is stored. For each prompt, iterating yields the name of the first
+    reply, the best reply and the worst reply. Prompts come in the order in which they were added.
     """
 
     def __init__(self, path: Path | None):
@@ -34,7 +34,7 @@ class Ratings:
             self._path.unlink(missing_ok=True)
 
     def add(self, rated: Rated, name: str) -> None:
-        """Add a reply; `name` is the id of a preference whose first reply this is."""
+        """Add a reply. If it is the first reply to its prompt, `name` becomes the id of the prompt's preference."""
         prompt = digest(repr(rated.prompt))
         row = self._file.execute('SELECT best, worst FROM ratings WHERE prompt = ?', (prompt,)).fetchone()
         if row is None:

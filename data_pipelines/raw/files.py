@@ -104,7 +104,7 @@ def _hidden(path: Path) -> bool:
 
 
 def form_of(path: Path, key: str) -> Form:
-    """Find out how a file stores its records, from its first bytes.
+    """Return how a file stores its records, which its first bytes show.
 
     Raises:
       UserError: the file cannot be read, or is not in a form that we read. The message names the encoding or kind.
@@ -137,7 +137,7 @@ def _first_block(file: BinaryIO) -> bytes:
 
 
 def _fault(head: bytes) -> str:
-    """Say why the first bytes of a file cannot be UTF-8 JSON, and what to do; '' if they can."""
+    """Return why the first bytes of a file are not UTF-8 JSON, and what to do about it, or '' if they may be."""
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
             return f'{kind}: unpack it, or convert it to JSON lines or parquet'
@@ -165,7 +165,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def open_json(path: Path, compression: Compression) -> BinaryIO:
-    """Open a JSON file; what is read from it is decompressed."""
+    """Open a JSON file for reading, and decompress it if it is compressed."""
     if compression == 'gzip':
         return gzip.open(path, 'rb')
     if compression == 'zstd':
@@ -214,15 +214,16 @@ def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any] | BadRecord]:
 def json_records(
     path: Path, form: Form, first: int = 0, last: int | None = None
 ) -> Iterator[tuple[int, Any | BadRecord]]:
-    """Yield each record and its number: its line counted from 1, or its position counted from 1 if records span lines.
+    """Yield each record with its number, counted from 1.
 
-    A record that cannot be read is yielded as a BadRecord.
+    The number is that of the record's line or, if records may span several lines, the record's position in the file. A
+    record that cannot be read is yielded as a BadRecord.
 
     Args:
       path: a JSON file.
       form: how the file stores its records, from `form_of`.
-      first, last: a range of bytes of an uncompressed file of lines. Yields the records of the lines that begin inside
-        this range, with line numbers that are counted from the range's first line. `last` is not included.
+      first, last: a range of bytes, without `last`, in an uncompressed file with one record per line. Only records
+        whose lines begin inside the range are yielded, and their lines are counted from the first of these.
 
     Raises:
       EOFError, OSError, zlib.error: the file is damaged.
@@ -245,9 +246,10 @@ def _parsed(line: bytes) -> Any | BadRecord:
 
 
 def _lines(file: BinaryIO, first: int, last: int | None) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the number and text of each line that is not blank and begins in a range; None for a line that is too long.
+    """Yield the number and the text of each line that begins in a range of bytes and is not blank.
 
-    At most `MAX_RECORD` and one block are in memory.
+    The text of a line with more than `MAX_RECORD` bytes is None. At most `MAX_RECORD` bytes and one block are in
+    memory.
     """
     crosses = bool(first)  # the previous range reads the line that crosses the border
     start = offset = max(first - 1, 0)  # where the current line and the current block begin
@@ -276,12 +278,12 @@ def _lines(file: BinaryIO, first: int, last: int | None) -> Iterator[tuple[int, 
 
 
 def _read(file: BinaryIO, size: int = _BLOCK) -> bytes:
-    """Read a block; from a truncated gzip file, return everything before the damage first."""
+    """Read a block. From a truncated gzip file, this returns what comes before the damage before it raises an error."""
     return file.read1(size) if isinstance(file, gzip.GzipFile) else file.read(size)
 
 
 def _values(file: BinaryIO) -> Iterator[Any | BadRecord]:
-    """Yield JSON values one after the other; an array at the top level is replaced by its items."""
+    """Yield the JSON values in a file. If a value is an array, its items are yielded instead of it."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder('utf-8-sig')()
     text, at, in_array, ended = '', 0, False, False
     while True:

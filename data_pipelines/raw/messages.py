@@ -31,7 +31,7 @@ _PLAIN_NAME = re.compile(r'[A-Za-z][\w-]{0,19}')
 
 
 class SpokenTurn(NamedTuple):
-    """A turn and the indices of the messages that it consists of."""
+    """A turn, and the indices of the messages that were joined into it."""
 
     role: str
     text: str
@@ -50,8 +50,9 @@ def read_messages(raw: Sequence[Any], names: Mapping[str, str], counts: Counter)
 
     Args:
       raw: the messages, as JSON or parquet represent them.
-      names: where a message has its role and content, and what roles are called, as in `config.ingest.fields`.
-      counts: how many messages were left out or joined, keyed by the name of the count.
+      names: the paths of the role and the content in a message, and the names of the roles, as in
+        `config.ingest.fields`.
+      counts: receives the numbers of messages that were left out or joined.
 
     Raises:
       BadRecord: a message has no text, or its role is unknown; the reason contains the role.
@@ -77,7 +78,7 @@ def read_messages(raw: Sequence[Any], names: Mapping[str, str], counts: Counter)
 
 
 def without_greeting(turns: Sequence[SpokenTurn], counts: Counter) -> tuple[SpokenTurn, ...]:
-    """Return the turns from the first user turn on."""
+    """Return the turns without the greeting, if the assistant speaks first."""
     greets = bool(turns) and turns[0].role == 'assistant'
     if greets:
         counts['greetings_left_out'] += 1
@@ -149,7 +150,7 @@ def _role_names(*theirs: str) -> dict[str, str]:
 def _text(message: dict[str, Any], paths: str) -> str:
     """Return a message's text; the parts of an OpenAI-style message are joined by newlines.
 
-    A refusal that the endpoint put into a field of its own is the text of its message.
+    If the message has no other text, its text is the refusal, which OpenAI's API returns in a separate field.
 
     Raises:
       BadRecord: the message has no text, or one of its parts (such as an image) has no text.

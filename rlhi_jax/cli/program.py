@@ -119,7 +119,7 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
 
 
 def choose_platforms() -> None:
-    """Keep JAX from looking for a TPU on a machine without one, where an installed libtpu prints an error trace."""
+    """On a machine without a TPU, keep JAX from loading libtpu, which would print an error trace."""
     google = any(Path(vendor).read_text().strip() == '0x1ae0' for vendor in glob('/sys/bus/pci/devices/*/vendor'))
     if 'JAX_PLATFORMS' in os.environ or google or not find_spec('libtpu'):
         return

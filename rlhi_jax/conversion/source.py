@@ -18,7 +18,7 @@ FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an ad
 
 
 def check_source(path: Path) -> None:
-    """Check that a folder contains a whole model in a form that we read.
+    """Check that a folder contains a complete model in safetensors format, with its tokenizer.
 
     Raises:
       UserError: it does not; the message says what the folder contains instead, and what to do.
@@ -57,7 +57,7 @@ def check_source(path: Path) -> None:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy a model's tokenizer files, and add to tokenizer.json the tokens that only other files define.
+    """Copy a model's tokenizer files, and add tokens to tokenizer.json that only other files define.
 
     Raises:
       UserError: the files contradict each other about the id of a token.

@@ -98,10 +98,10 @@ def make_plan(
 
 
 def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate, *, most: int) -> None:
-    """Check that a model which reads at most `most` tokens can read every conversation in a plan.
+    """Check that no conversation in a plan has more than `most` tokens, the number that the model can read.
 
     Raises:
-      UserError: a conversation with its reply is longer.
+      UserError: a conversation, including its reply, is longer.
     """
     if plan.capacities.tokens <= most:
         return  # no path is longer than its row

@@ -41,7 +41,7 @@ _FAULTS = {
 
 
 def fault_of_the_machine(error: BaseException) -> str:
-    """Return one line about a full disk, a missing permission or another limit that caused an error, or ''.
+    """Return one line about the machine's fault that caused an error, such as a full disk, or '' if there is none.
 
     Libraries wrap such errors in exceptions of their own, so the messages of the error and of its causes are searched.
     """

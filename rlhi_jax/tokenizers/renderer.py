@@ -28,7 +28,7 @@ def layouts() -> dict[str, Path]:
 
 
 class _Generation(Extension):
-    """The tag `{% generation %}`, with which Hugging Face marks replies in templates; it renders what it contains."""
+    """Support for the tag `{% generation %}`, with which templates mark replies. Its content is rendered unchanged."""
 
     tags = {'generation'}
 

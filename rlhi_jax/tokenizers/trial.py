@@ -11,11 +11,11 @@ from rlhi_jax.tokenizers.limits import MEMORY, SECONDS
 def try_tokenizer(folder: Path, persona_in: str, source: str) -> None:
     """Load a folder's tokenizer, and extend and check its chat template, in a child process.
 
-    A template is a program, and a tokenizer may ask for any amount of memory. In this process, a hostile one could take
-    all time or memory.
+    A template is a program, and a tokenizer may need any amount of memory. The child process protects this process from
+    one that runs forever or exhausts the memory.
 
     Raises:
-      UserError: the tokenizer or the template is refused, or takes too much time or memory.
+      UserError: the tokenizer or the template is rejected, or needs too much time or memory.
     """
     command = [sys.executable, '-m', 'rlhi_jax.tokenizers.child', str(folder), persona_in]
     child = subprocess.run(command, capture_output=True, text=True, errors='replace', check=False)
