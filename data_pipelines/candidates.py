@@ -84,9 +84,9 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
                     raise ValueError('an earlier prompt has the same id')
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): write a unique '
-                    'id, user_id, persona, split and messages; each message has role and content, and the last is from '
-                    'the user'
+                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): each line '
+                    'needs an id of its own, user_id, persona, split and messages; each message needs a role and '
+                    'content, and the last must be from the user'
                 ) from None
             seen.add(record['id'])
             prompt = PromptRecord(**{name: record[name] for name in _TEXT_FIELDS}, messages=to_messages(turns))

@@ -175,7 +175,7 @@ def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[C
 
 
 def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield the cases whose feedback is not much less likely after the regenerated reply than after the logged one."""
+    """Yield all cases but those whose feedback is much less likely after the new reply than after the logged one."""
     for block in in_blocks(cases, BLOCK):
         questions = []
         for case in block:

@@ -27,7 +27,7 @@ _SCORES = (
 
 
 class Rated(NamedTuple):
-    """A rated reply to a prompt. The best-rated and the worst-rated reply to the same prompt make a preference."""
+    """A rated reply to a prompt. The best-rated and the worst-rated reply to the same prompt form a preference."""
 
     prompt: Any
     reply: Any

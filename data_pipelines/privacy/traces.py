@@ -56,7 +56,10 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
 
 
 def _add(path: Path, traces: Traces) -> None:
-    """If a path may contain user text, add it, or the folder it belongs to, to the traces."""
+    """Record a path in the traces if it may contain user text.
+
+    For a file of a stage or a run, the folder of the stage or run is recorded instead.
+    """
     work = _of_work(path.name)
     if work and path.is_dir():
         traces.outputs.add(path.with_name(work).resolve())

@@ -137,7 +137,7 @@ def _first_block(file: BinaryIO) -> bytes:
 
 
 def _fault(head: bytes) -> str:
-    """Return why the first bytes of a file are not UTF-8 JSON, and what to do about it, or '' if they may be."""
+    """Return why a file is not UTF-8 JSON, judging by its first bytes, and what to do; '' if nothing is wrong."""
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
             return f'{kind}: unpack it, or convert it to JSON lines or parquet'

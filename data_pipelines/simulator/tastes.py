@@ -110,7 +110,7 @@ def opposite(taste: str, side: str) -> str:
 
 
 def opposites(tastes: Tastes) -> Tastes:
-    """Return the same tastes, each with its opposite side."""
+    """Return the tastes with each side reversed; for example, 'short' becomes 'long'."""
     return {taste: opposite(taste, side) for taste, side in tastes.items()}
 
 

@@ -52,7 +52,8 @@ def request_number(name: str) -> int:
 def population(config: ConfigDict) -> list[SimulatedUser]:
     """Return the users of all splits, as set in `config.simulated`.
 
-    In each split, the users get the split's combinations of tastes in turn.
+    Within each split, users are assigned the split's combinations of tastes one after another. After the last
+    combination, the assignment starts over.
 
     Raises:
       UserError: a taste is unknown or is in both `tastes` and `held_out`, or `tastes` lists fewer than three tastes.

@@ -98,7 +98,8 @@ def wanted(request: str, reply: str, feedback: str) -> frozenset[str]:
 def _named(text: str, spoken: Iterable[str]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Return three sets of languages: those that a text names, those that it asks for, and those that it rejects.
 
-    Names are recognized in English, in the `spoken` languages, and in each language itself.
+    A language is recognized by its English name, its own name (such as 'Deutsch') and its names in the `spoken`
+    languages.
     """
     if len(text) > _READ:  # wishes come before or after pasted text
         text = f'{text[: _READ // 2]}\n{text[-_READ // 2 :]}'

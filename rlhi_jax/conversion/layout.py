@@ -46,7 +46,7 @@ class Leaf:
         return (spec.num_layers,) * self.stacked + tuple(sizes[axis] for axis in self.axes)
 
     def stored_shape(self, spec: ModelSpec) -> tuple[int, ...]:
-        """Return the shape of one tensor in the file."""
+        """Return the shape that a tensor has in the file; stacked layers are separate tensors there."""
         sizes = _sizes(spec)
         return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored.split())
 

@@ -178,7 +178,7 @@ def settle(path: Path) -> None:
 
 
 def settle_if_free(path: Path) -> None:
-    """Call `settle`, unless another process is writing the folder."""
+    """Call `settle`, unless another process is writing to the folder."""
     if _replaced(Path(path).resolve()).exists():
         with suppress(UserError), HeldFolder(path) as held:
             settle(held.path)

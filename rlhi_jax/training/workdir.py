@@ -36,10 +36,10 @@ def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
 
 
 def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
-    """Reject a workdir that is a file, is an imported model's folder, or contains a run whose settings differ.
+    """Reject a workdir that is a file, is an imported model's folder, or contains a run with other settings than `run`.
 
     Raises:
-      UserError: the workdir is rejected; if settings differ, the message names the first one.
+      UserError: the workdir is rejected. If settings differ, the message names the first setting that does.
     """
     if workdir.is_file() or (workdir / 'params').exists():
         kind = 'a file' if workdir.is_file() else "an imported model's folder"
