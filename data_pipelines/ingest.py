@@ -191,7 +191,7 @@ def _parts_folder(folder: Path, name: str) -> Path:
 
 
 def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
-    """Run programs that write parts, all at the same time, and wait for them to finish.
+    """Run programs that write parts, all in parallel, and wait for them to finish.
 
     Raises:
       UserError: a program failed; it has printed the reason to stderr.

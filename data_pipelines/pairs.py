@@ -66,9 +66,9 @@ SOURCES: dict[str, Callable[[ConfigDict, Counter], Iterator[PreferenceRecord]]] 
 def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> tuple[str, str] | None:
     """Return the texts of the best and the worst reply by score, or None if the replies do not make a pair.
 
-    The reason for None is counted. A hash of the text breaks ties. A reply that was cut off is never the best. It is
-    the worst only if no finished reply scores more than `min_score_gap` below the best. Without these rules, most pairs
-    would only teach that replies must end.
+    If the result is None, the reason is counted. A hash of the text breaks ties. A reply that was cut off is never the
+    best. It is the worst only if no finished reply scores more than `min_score_gap` below the best. Without these
+    rules, most pairs would only teach that replies must end.
     """
     scored = zip(record['scores'], record['replies'], strict=True)
     ranked = sorted(

@@ -5,8 +5,8 @@
 Reads `config.data.pairs`: files, folders and Hugging Face hub data sets, separated by commas. Preferences may be in any
 layout that `data_pipelines/preferences/layouts.py` reads. Preferences with the same user, persona, system message and
 first message become one tree, and the trees are written to `config.data.shards`. Records that are not usable
-preferences are skipped and counted by reason in the manifest. The ids of all preferences are in memory, but only one
-tree's preferences at a time.
+preferences are skipped and counted by reason in the manifest. All ids are kept in memory at once, but the preferences
+of only one tree at a time.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | Non
 
 
 def _records(paths: Sequence[Path]) -> Iterator[tuple[str, Any | BadRecord]]:
-    """Yield the records of all files, each with the id that it has if it states none."""
+    """Yield the records of all files, each with a default id to use if the record states none."""
     names = Counter(path.name for path in paths)
     for index, path in enumerate(paths, start=1):
         name = path.name if names[path.name] == 1 else f'{index}/{path.name}'
@@ -119,7 +119,11 @@ def _inputs(config: ConfigDict) -> list[Path]:
 
 
 def _files(name: str, split: str) -> Sequence[Path]:
-    """Return the files for a name in `config.data.pairs`; in a folder with files per split, only those of `split`."""
+    """Return the files to read for a name in `config.data.pairs`.
+
+    If a folder contains `SPLIT.jsonl` for the given split, only that file is read. Otherwise, files named after other
+    splits are left out.
+    """
     of_stage = Path(name) / f'{split}.jsonl'
     if of_stage.is_file():
         return [of_stage]

@@ -60,14 +60,15 @@ def import_model(
     Args:
       source: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.
       to: the folder to write.
-      template: the name of one of our chat layouts, to use instead of the source's template, or None.
+      template: the name of one of our chat layouts, to use instead of the source's template; None keeps the
+        source's template.
       persona_in: where the template places the persona, 'user' or 'system'.
-      pad_token: the pad token, or None for the model's own or, if that does not suit, a spare token.
+      pad_token: the pad token; None means the model's own or, if that does not suit, a spare token.
       overwrite: whether to replace a model folder at `to`.
 
     Raises:
-      UserError: the source is missing, damaged or not supported. If `template` is None, also: the source has no chat
-        template, or its chat template lets later turns change earlier text.
+      UserError: the source is missing, damaged or not supported. If `template` is None, this is also raised if the
+        source has no chat template, or if its chat template lets later turns change earlier text.
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:

@@ -1,1 +1,1 @@
-"""Choose rewrites to learn from, and check preference pairs for artefacts."""
+"""Read published preferences, choose rewrites to learn from, and check preference pairs for artefacts."""

@@ -1,6 +1,6 @@
 """Choose which sampled rewrite of a reply to learn from, and record why every other sample is dropped.
 
-Checks that need only the text come first, because the last three need the teacher. A sample's gain says how much more
+Checks that need only the text come first; the last three need the teacher. A sample's gain says how much more
 likely the sample is after the user's feedback than after a generic complaint. Each dropped sample is counted under the
 first reason that applies:
 

@@ -1,4 +1,4 @@
-"""Reads preferences in the layouts that people publish, as a prompt with a chosen and a rejected reply.
+"""Reads preferences in published layouts, and turns each into a prompt with a chosen and a rejected reply.
 
 A layout is recognised by its keys:
 
@@ -35,7 +35,7 @@ class Rated(NamedTuple):
 
 
 def _signed(strength: Any) -> float:
-    """Return a number; above 0 means that the second reply is better."""
+    """Return the strength of a preference if it is a number; above 0 means that the second reply is better."""
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise BadRecord('comparison_without_a_winner')
     return strength
@@ -68,13 +68,13 @@ _LOWER_IS_BETTER = ('rank',)
 
 
 def parse_preferences(record: Any, default_id: str, counts: Counter) -> list[Preference | Rated]:
-    """Parse one record in any layout.
+    """Return the preferences or the rated replies in one record, which may have any layout.
 
     Args:
       record: any value that JSON or parquet can represent.
       default_id: the preference's id if the record states none. If a record contains several preferences, a number is
         appended to the id of each.
-      counts: receives the numbers of things in the record that were left out.
+      counts: receives the numbers of items in the record that are left out, such as tools.
 
     Raises:
       BadRecord: the record cannot be used; the exception's reason is the name of a count.
@@ -133,10 +133,10 @@ def _rated(record: Mapping[str, Any], prompt: Any, rated: Any, reply: str, ratin
 
 
 def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter) -> Preference:
-    """Return the preference for the best of a prompt's rated replies over the worst.
+    """Return the preference for a prompt's best-rated reply over its worst-rated reply.
 
     Raises:
-      BadRecord: they are the same reply or have the same rating, or the texts cannot be used.
+      BadRecord: the replies are identical or have the same rating, or the texts cannot be used.
     """
     if best.reply == worst.reply:
         raise BadRecord('prompt_with_one_rated_reply')
@@ -161,7 +161,7 @@ def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preference(record: Mapping[str, Any], default_id: str, counts: Counter, suffix: str = '') -> Preference:
-    """Check a record with the keys `prompt`, `chosen` and `rejected`."""
+    """Return the preference in a record with the keys `chosen` and `rejected`, after checking the record."""
     chosen, rejected = (_messages(record[side], 'assistant', counts) for side in ('chosen', 'rejected'))
     opening = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
     prompt = Messages((), ()) if opening is None else _messages(opening, 'user', counts)
@@ -219,7 +219,8 @@ _TRANSCRIPTS = (
 def transcript(text: str) -> list[dict[str, str]]:
     """Return the messages of a conversation that is written as one text; [] for any other text.
 
-    A text counts as a conversation only if it begins with the name of a speaker and names another one.
+    A text counts as a conversation only if it begins with a speaker's name. It must also name a speaker a second time,
+    or begin with two line breaks, as in hh-rlhf.
 
     >>> transcript('\\n\\nHuman: Hi\\n\\nAssistant: Hello')
     [{'role': 'human', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
@@ -248,7 +249,7 @@ def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
 
 
 def _history(history: Any, prompt: Messages) -> Messages:
-    """Return the prompt, preceded by the exchanges in `history`, where Alpaca's layout stores them."""
+    """Return the prompt, preceded by the exchanges in `history`, a field of Alpaca's layout."""
     if not isinstance(history, list) or not history:
         return prompt
     if not all(isinstance(each, list) and len(each) == 2 for each in history):
@@ -303,7 +304,7 @@ def _weight(record: Mapping[str, Any]) -> float:
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
-    """Return an optional text; ids may be whole numbers."""
+    """Return the text of an optional field, or '' if it is missing; ids may be whole numbers."""
     text = record.get(name)
     if isinstance(text, int) and not isinstance(text, bool) and name != 'persona':
         text = str(text)

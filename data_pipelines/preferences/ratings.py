@@ -1,4 +1,4 @@
-"""Keeps the best-rated and the worst-rated reply to each prompt on disk."""
+"""Keeps the best-rated and the worst-rated reply to each prompt, on disk or in memory."""
 
 import pickle
 import sqlite3
@@ -10,10 +10,10 @@ from rlhi_jax.io.files import digest
 
 
 class Ratings:
-    """A context manager that stores the best and the worst rated reply to each prompt.
+    """A context manager that stores the best-rated and the worst-rated reply to each prompt.
 
     Of replies with equal ratings, the first one is stored. For each prompt, iterating yields the name of the first
-    reply, the best reply and the worst reply. Prompts come in the order in which they were added.
+    added reply, the best-rated reply and the worst-rated reply. Prompts come in the order in which they were added.
     """
 
     def __init__(self, path: Path | None):

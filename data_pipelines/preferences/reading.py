@@ -16,7 +16,7 @@ def first_by_hash(path: Path, most: int) -> list[PreferenceRecord]:
 
 
 def pairs_to_read(path: Path) -> list[dict[str, str]]:
-    """Return a few pairs from a file for a person to judge, each with the request that the replies answer."""
+    """Return a few pairs from a file for a person to read. Each contains the request that the replies answer."""
     return [
         dict(
             id=record['id'],

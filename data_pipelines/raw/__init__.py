@@ -1,1 +1,1 @@
-"""Turns raw files into conversation records: formats, parallel scan, filters, near-duplicates, selection."""
+"""Turns raw files into conversation records: parsing, parallel scan, filters, near-duplicate search and selection."""

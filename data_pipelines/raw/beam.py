@@ -2,13 +2,13 @@
 
     python -m data_pipelines.raw.beam --job=FILE --parent=PID  # started by `ingest` if config.beam is set
 
-`config.beam` contains the options of any Beam pipeline, for example:
+`config.beam` contains Beam pipeline options, for example:
 
     --runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8
     --runner=DataflowRunner --project=P --region=R --temp_location=gs://B/temp --sdk_container_image=IMAGE
 
-As without Beam, `scan.write_part` writes one part, a parquet file, for each chunk of the raw files. The rest of the
-stage then runs on one machine, because it needs all conversations at once. Workers on other machines need:
+For each chunk of the raw files, `scan.write_part` writes one part (a parquet file), just as it does without Beam. The
+rest of the stage then runs on one machine, because it needs all conversations at once. Workers on other machines need:
 
 - this package;
 - the raw files, the salt and the opt-out list under the same paths as on this machine;
@@ -19,7 +19,7 @@ runner retries a chunk, the same bytes are written to another temporary file, wh
 parts are kept: if a run is killed, the next one, with or without Beam, writes only the missing parts. A cloud job keeps
 running after this process is killed, so cancel the job in the cloud.
 
-This has been tested with the direct runner, in one process and in several, but never run on Dataflow.
+This module has been tested with the direct runner, in one process and in several, but has never run on Dataflow.
 """
 
 import shlex
@@ -33,7 +33,7 @@ from data_pipelines.raw.scan import Chunk, Rules, part_path, read_job, write_par
 
 
 def write_numbered(numbered: tuple[int, Chunk], rules: Rules, folder: str) -> None:
-    """Write the part of a numbered chunk to a folder."""
+    """Write the part for a (number, chunk) pair to a folder."""
     number, chunk = numbered
     write_part(chunk, number, rules, part_path(Path(folder), number))
 

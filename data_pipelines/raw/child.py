@@ -15,8 +15,8 @@ _WATCH_SECONDS = 0.5
 def run_worker(write: Callable[..., None]) -> None:
     """Run `write` in this process, which is a child of a stage's process.
 
-    This process exits soon after the stage ends, even if the stage is killed. Its flags are --parent, which is the
-    process id of the stage, and one flag for each argument of `write`. The arguments are passed to `write` as text.
+    This process exits soon after the stage ends, even if the stage is killed. Its flags are --parent (the process id
+    of the stage) and one flag for each argument of `write`. The arguments are passed to `write` as text.
     """
     arguments = dict(argument.removeprefix('--').split('=', 1) for argument in sys.argv[1:])
     parent = int(arguments.pop('parent'))

@@ -1,4 +1,4 @@
-"""Unfolds exports in which a conversation is a tree, by choosing one path through the tree."""
+"""Turns exported conversation trees into lists of messages, by choosing one path through each tree."""
 
 from collections import Counter
 from typing import Any
@@ -9,7 +9,7 @@ MAX_DEPTH = 10_000  # messages on a path
 
 
 def unfolded(record: dict[str, Any], counts: Counter) -> dict[str, Any]:
-    """Return a record whose messages are a list; a record that is not such a tree is returned unchanged.
+    """Return a record with its message tree replaced by a list of messages; other records are returned unchanged.
 
     - A tree from Open Assistant has nested replies. The path follows the best-ranked reply of each message.
     - A conversation exported from ChatGPT has a `mapping` from ids to messages. The path leads to the message that was
@@ -74,7 +74,7 @@ def _from_chatgpt(record: dict[str, Any], counts: Counter) -> dict[str, Any]:
 
 
 def _chatgpt_message(message: Any) -> dict[str, Any] | None:
-    """Return a message in OpenAI's layout; None if it is hidden or empty, as the first ones are."""
+    """Return a message in OpenAI's layout; None if it is hidden or empty, as the first messages of an export are."""
     if not isinstance(message, dict) or not isinstance(message.get('author'), dict):
         return None
     content = message.get('content')

@@ -1,7 +1,8 @@
-"""Finds the files that a config key lists, and reads JSON records from them in bounded memory.
+"""Finds the files that a config key lists, and reads records from them in bounded memory.
 
-The first bytes of a file decide how it is read, not its name: parquet, or UTF-8 JSON, which may be compressed with gzip
-or zstd. JSON is one record per line, or one or more values (such as an array of records) that may span lines.
+A file's first bytes, not its name, determine how it is read. It is either parquet or UTF-8 JSON, which may be
+compressed with gzip or zstd. A JSON file contains either one record per line, or one or more values (such as an array
+of records) that may span lines.
 """
 
 import codecs
@@ -48,7 +49,7 @@ class Form:
 
     Attributes:
       layout: 'parquet', 'lines' (one JSON value per line) or 'values' (JSON values that may span lines).
-      compression: how JSON is compressed.
+      compression: 'gzip', 'zstd' or '' (none); always '' for parquet.
     """
 
     layout: Literal['parquet', 'lines', 'values']
@@ -56,13 +57,13 @@ class Form:
 
 
 class Files(NamedTuple):
-    """The record files that a name in a config stands for, and other files in the same folder, both sorted."""
+    """The record files that a name in the config refers to, and the other files in the same folder, both sorted."""
 
     files: Sequence[Path]
     others: Sequence[Path]
 
     def say_what_is_not_read(self, key: str) -> None:
-        """Print how many other files the folder contains, and their kinds."""
+        """Print how many other files the folder contains, and their kinds. If there are none, print nothing."""
         if self.others:
             kinds = ', '.join(sorted({path.suffix or path.name for path in self.others})[:5])
             print(
@@ -73,7 +74,7 @@ class Files(NamedTuple):
 
 
 def files_of(name: str, key: str) -> Files:
-    """Return the record files that a name in a config stands for. In folders, hidden files are ignored.
+    """Return the record files that a name in the config refers to. Hidden files in folders are ignored.
 
     Args:
       name: a file, a folder or hf://OWNER/NAME[@REVISION][/PATH].
@@ -104,7 +105,7 @@ def _hidden(path: Path) -> bool:
 
 
 def form_of(path: Path, key: str) -> Form:
-    """Return how a file stores its records, which its first bytes show.
+    """Return how a file stores its records, judging by its first bytes.
 
     Raises:
       UserError: the file cannot be read, or is not in a form that we read. The message names the encoding or kind.
@@ -137,7 +138,7 @@ def _first_block(file: BinaryIO) -> bytes:
 
 
 def _fault(head: bytes) -> str:
-    """Return why a file is not UTF-8 JSON, judging by its first bytes, and what to do; '' if nothing is wrong."""
+    """Return why a file cannot be read as UTF-8 JSON, and what to do; '' if its first bytes show no fault."""
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
             return f'{kind}: unpack it, or convert it to JSON lines or parquet'
@@ -191,7 +192,7 @@ def parquet_records(path: Path, group: int, columns: list[str] | None = None) ->
 
 
 def _in_microseconds(kind: pa.DataType) -> pa.DataType:
-    """Return the type with time stamps in µs instead of ns, which Python's datetime cannot represent."""
+    """Return the type with time stamps in µs instead of ns, because Python's datetime cannot represent nanoseconds."""
     if pa.types.is_timestamp(kind) and kind.unit == 'ns':
         return pa.timestamp('us', kind.tz)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -222,8 +223,9 @@ def json_records(
     Args:
       path: a JSON file.
       form: how the file stores its records, from `form_of`.
-      first, last: a range of bytes, without `last`, in an uncompressed file with one record per line. Only records
-        whose lines begin inside the range are yielded, and their lines are counted from the first of these.
+      first, last: a range of bytes in an uncompressed file with one record per line; `last` is not included, and None
+        means the end of the file. Only records whose lines begin inside the range are yielded. Their line numbers are
+        counted from the first line that begins inside the range.
 
     Raises:
       EOFError, OSError, zlib.error: the file is damaged.
@@ -246,7 +248,7 @@ def _parsed(line: bytes) -> Any | BadRecord:
 
 
 def _lines(file: BinaryIO, first: int, last: int | None) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the number and the text of each line that begins in a range of bytes and is not blank.
+    """Yield the number and the text of each non-blank line that begins in a range of bytes.
 
     The text of a line with more than `MAX_RECORD` bytes is None. At most `MAX_RECORD` bytes and one block are in
     memory.
@@ -278,12 +280,12 @@ def _lines(file: BinaryIO, first: int, last: int | None) -> Iterator[tuple[int, 
 
 
 def _read(file: BinaryIO, size: int = _BLOCK) -> bytes:
-    """Read a block. From a truncated gzip file, this returns what comes before the damage before it raises an error."""
+    """Read a block. If a gzip file is truncated, all data before the damage is returned before an error is raised."""
     return file.read1(size) if isinstance(file, gzip.GzipFile) else file.read(size)
 
 
 def _values(file: BinaryIO) -> Iterator[Any | BadRecord]:
-    """Yield the JSON values in a file. If a value is an array, its items are yielded instead of it."""
+    """Yield the JSON values in a file. If a value is an array, yield its items instead."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder('utf-8-sig')()
     text, at, in_array, ended = '', 0, False, False
     while True:

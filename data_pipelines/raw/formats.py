@@ -51,7 +51,7 @@ class RawConversation(TypedDict):
 
 
 def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
-    """Return the path to every value that `parse_conversation` reads, as a list of keys starting at the record."""
+    """Return the paths to all values that `parse_conversation` reads, each as a list of keys starting at the record."""
     turn_keys = [keys for name in _TURN_FIELDS for keys in split_paths(fields[name])] + [(key,) for key in OTHER_KEYS]
     in_turns = [[*turn, *keys] for turn in split_paths(fields['messages']) for keys in turn_keys]
     others = [name for name in fields if name not in ('messages', *_TURN_FIELDS) and not name.endswith('_role')]
@@ -113,7 +113,7 @@ def parse_conversation(
 
 
 def _raw_messages(record: Any, fields: Mapping[str, str]) -> list[Any]:
-    """Return the record's messages, and after them the reply outside the messages, if there is one."""
+    """Return the record's messages, followed by the reply that is stored outside them, if there is one."""
     if isinstance(record, list):
         raise BadRecord('array_of_records')
     raw = message_list(value(record, fields['messages'])) if isinstance(record, dict) else None
@@ -126,7 +126,7 @@ def _raw_messages(record: Any, fields: Mapping[str, str]) -> list[Any]:
 
 
 def _message(fields: Mapping[str, str], role: str, text: str) -> dict[str, Any]:
-    """Return a message in the data's own layout."""
+    """Return a message with the given role and text in the data's own layout."""
     message: dict[str, Any] = {}
     for name, item in (('role', fields[f'{role}_role'].split('|')[0]), ('content', text)):
         *outer, last = split_paths(fields[name])[0]

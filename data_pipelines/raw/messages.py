@@ -1,10 +1,10 @@
 """Reads a list of messages in any published layout. Conversations and preferences both use this module.
 
-Speakers take turns in everything that we train on. These departures are accepted and counted:
+We train only on conversations in which user and assistant alternate. These departures are accepted and counted:
 
 - Consecutive messages by one speaker become one turn, with a blank line between them.
-- Messages from tools and calls to tools are left out. The text beside a call stays.
-- System messages after the first turn are left out. Those before it become one system text.
+- Messages from tools and calls to tools are left out. Text in the same message as a call is kept.
+- System messages after the first turn are left out. System messages before it become one system text.
 - Greetings, which the assistant writes before the first user turn, are left out.
 """
 
@@ -39,7 +39,7 @@ class SpokenTurn(NamedTuple):
 
 
 class Messages(NamedTuple):
-    """A list of messages after reading: the system texts before the first turn, and the turns."""
+    """The content of a list of messages: the system texts before the first turn, and the turns."""
 
     system: tuple[str, ...]
     turns: tuple[SpokenTurn, ...]
@@ -78,7 +78,7 @@ def read_messages(raw: Sequence[Any], names: Mapping[str, str], counts: Counter)
 
 
 def without_greeting(turns: Sequence[SpokenTurn], counts: Counter) -> tuple[SpokenTurn, ...]:
-    """Return the turns without the greeting, if the assistant speaks first."""
+    """Return the turns without the greeting, which is the first turn if the assistant writes it."""
     greets = bool(turns) and turns[0].role == 'assistant'
     if greets:
         counts['greetings_left_out'] += 1
@@ -135,7 +135,7 @@ def calls_tools(raw: Sequence[Any], names: Mapping[str, str]) -> bool:
 
 
 def _role(name: str, names: Mapping[str, str]) -> str:
-    """Return our name for a role, or the name in lower case if it is not one of the three that we know."""
+    """Return our name for a role ('system', 'user' or 'assistant'); an unknown name is returned in lower case."""
     folded = name.strip().lower()
     return _role_names(*(names[f'{ours}_role'] for ours in ('system', *ROLES))).get(folded, folded)
 

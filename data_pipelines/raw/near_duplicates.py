@@ -1,4 +1,4 @@
-"""Finds near-duplicate openings by MinHash with locality-sensitive hashing, which stores few numbers per conversation.
+"""Finds near-duplicate openings using MinHash and locality-sensitive hashing, with few numbers stored per conversation.
 
 The MinHash sketch of an opening is divided into bands. If two openings share a band, their similarity is probably near
 the threshold or above it. Comparing bands needs no index in memory.
@@ -19,16 +19,17 @@ _BLANK = MinHash(PERMUTATIONS, seed=0)
 
 
 def banding(similarity: float) -> tuple[int, int]:
-    """Return the number of bands and the number of sketch values per band for finding pairs of openings.
+    """Return the number of bands and the number of sketch values per band that suit a similarity threshold.
 
-    With these numbers, sharing a band best separates pairs with at least this Jaccard similarity from all other pairs.
+    With these numbers, sharing a band best separates pairs of openings with at least this Jaccard similarity from all
+    other pairs.
     """
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
 
 
 def shingles(opening: str) -> set[str]:
-    """Return all runs of three consecutive words. Each Chinese or Japanese character counts as a word.
+    """Return all runs of three consecutive words in an opening. Each Chinese or Japanese character counts as a word.
 
     A run that begins with a Chinese or Japanese character has five words, or fewer at the end of the opening.
 

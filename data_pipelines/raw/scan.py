@@ -2,8 +2,8 @@
 
 A chunk is a section of a file. Many processes (`raw.worker`) scan chunks in parallel. If a run is killed, the next one
 writes only the missing parts. A part's bytes depend only on its chunk and the rules. For users who have opted out, a
-part contains only hashes, numbers and times, but no text or ids. With these, `ingest` can leave out such users without
-changing anything for other users.
+part contains hashes, numbers and times, but no texts or ids. This is enough for `ingest` to leave these users out
+without changing anything for other users.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Part of a file: a parquet row group, a byte range of JSON lines, or a whole .gz file.
+    """A section of a file: a parquet row group, a byte range of uncompressed JSON lines, or any other file as a whole.
 
     Attributes:
       path: the file.
@@ -105,7 +105,7 @@ def chunks(path: Path, split: str) -> list[Chunk]:
     """Divide a file into chunks.
 
     Raises:
-      UserError: a .parquet file cannot be read, or is not in that format.
+      UserError: the file cannot be read, or is not in a form that we read.
     """
     form = form_of(path, 'config.data.raw')
     if form.layout == 'parquet':
@@ -124,7 +124,7 @@ def chunks(path: Path, split: str) -> list[Chunk]:
 def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
     """Yield the records of a chunk; unreadable records are counted and skipped.
 
-    A damaged .gz file is counted, and the records before the damage are used.
+    If a compressed file is damaged, it is counted, and the records before the damage are used.
 
     Raises:
       UserError: the file cannot be read, or is a damaged parquet file.
@@ -237,7 +237,10 @@ def _content_hashes(conversation: RawConversation) -> list[int]:
 
 
 def write_part(chunk: Chunk, number: int, rules: Rules, to: Path) -> None:
-    """Scan a chunk into a parquet file with the counts in its metadata. The file appears complete or not at all."""
+    """Scan a chunk, and write its rows to a parquet file, with the counts in the file's metadata.
+
+    The file appears complete or not at all.
+    """
     counts: Counter = Counter()
     temporary = to.with_name(f'.{to.name}.{uuid.uuid4().hex}.tmp')  # workers on other machines may write the same part
     with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression='zstd') as writer:

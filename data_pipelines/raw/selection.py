@@ -111,7 +111,7 @@ def _remedy(counts: Counter) -> str:
 def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
     """Create the table `chosen` of kept conversations with their splits and clusters. Count dropped records by reason.
 
-    Also create the view `parts` of all records in the scan. `position` is the key of both.
+    Also create the view `parts`, which contains all records from the scan. The column `position` is the key of both.
 
     Raises:
       UserError: there is no usable conversation.
@@ -155,12 +155,12 @@ def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, cou
 
 
 def _number(base: duckdb.DuckDBPyConnection, query: str) -> int:
-    """Return the number that a query gives, or how many rows a DELETE removes."""
+    """Run a query and return the number in its result; for a DELETE, this is the number of deleted rows."""
     return int(base.execute(query).fetchall()[0][0] or 0)
 
 
 def _cuts(base: duckdb.DuckDBPyConnection, config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Yield, in order, each reason to remove rows from `chosen`, with a query that selects their `number`s."""
+    """Yield, in order, each reason to remove rows from `chosen`, with a query for the `number`s of these rows."""
     if most := config.ingest.max_nearly_same:
         base.execute(_CROWDED.format(most=most))
         yield 'nearly_the_same', 'FROM crowded'
@@ -176,7 +176,7 @@ def components(count: int, edges: Iterable[pa.RecordBatch]) -> pa.Table:
     """Return the connected component of each of `count` conversations, in the columns `number` and `component`.
 
     Args:
-      edges: batches of edges, each with the numbers of two conversations. Only one batch is in memory at a time.
+      edges: batches of edges. An edge is the numbers of two conversations. Only one batch is in memory at a time.
     """
     component = np.arange(count, dtype=np.int32)
     for batch in edges:

@@ -60,7 +60,7 @@ class TooLong(Exception):
 
 
 class Endpoint:
-    """The endpoint `config.teacher.path`, for use as an async context manager.
+    """A client for the endpoint at `config.teacher.path`, for use as an async context manager.
 
     Args:
       learned: maps each request field that the endpoint rejects to the name that it expects instead, or to '' if the
@@ -143,7 +143,7 @@ class Endpoint:
         return completion
 
     def _learn(self, fields: dict[str, Any], refusal: str) -> bool:
-        """Adapt all later requests to a refusal; return whether the refusal says what to change."""
+        """Adapt all later requests to what a refusal asks for; return whether the refusal says what to change."""
         if 'max_tokens' in fields and 'max_completion_tokens' in refusal:
             self._learned['max_tokens'] = 'max_completion_tokens'
             return True
@@ -227,7 +227,7 @@ async def _whole(streamed: httpx2.Response, request: httpx2.Request) -> httpx2.R
 
 
 def _echoes(key: str) -> list[str]:
-    """Return the ways in which an error page may repeat a key, the longest first."""
+    """Return the forms in which an error page may repeat an API key, the longest first."""
     data = key.encode()
     # In the base64 of a longer text, a key has one of three forms; the characters at the ends mix with its neighbours.
     base64s = [base64.b64encode(b'x' * shift + data).decode()[shift and 4 : -4] for shift in range(3)]

@@ -296,7 +296,7 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a path is a file to read to its end, and not, for example, a pipe; a missing file counts too."""
+    """Return whether a path is a regular file (and not, for example, a pipe) or does not exist."""
     return not path.exists() or stat.S_ISREG(path.stat().st_mode)
 
 
@@ -310,7 +310,7 @@ def write_params(
 ) -> None:
     """Write our parameters as the safetensors files of a Hugging Face folder.
 
-    Writes `model.safetensors` if the parameters fit in one file, or else shards and `model.safetensors.index.json`.
+    Writes `model.safetensors` if the parameters fit in one file, otherwise shards and `model.safetensors.index.json`.
     Tensors are sliced, cast and written one by one.
 
     Args:

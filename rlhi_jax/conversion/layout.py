@@ -138,8 +138,8 @@ def assemble(
       source: the name of the file or folder, for error messages.
 
     Raises:
-      UserError: a tensor is missing or unknown, or has the wrong shape (checked before any tensor is read), or contains
-        a number that is not finite.
+      UserError: a tensor is missing, is unknown, has the wrong shape or contains a non-finite number. Everything except
+        the numbers is checked before any tensor is read.
     """
     plan, taken = [], set()
     for leaf, layer in placements(spec):

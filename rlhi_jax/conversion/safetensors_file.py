@@ -1,8 +1,10 @@
 """Reads and writes safetensors files one tensor at a time, with only the current tensor in memory.
 
 A file starts with eight bytes that give the length of a JSON header. Next come the header (the dtype, shape and byte
-range of each tensor, keyed by name) and the tensors' bytes. The safetensors library, in contrast, memory-maps whole
-files to read them, and needs all tensors in memory to write a file.
+range of each tensor, keyed by name) and the tensors' bytes.
+
+The safetensors library, unlike this module, memory-maps whole files to read them, and needs all tensors in memory to
+write a file.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ def check_source(path: Path) -> None:
     """Check that a folder contains a complete model in safetensors format, with its tokenizer.
 
     Raises:
-      UserError: it does not; the message says what the folder contains instead, and what to do.
+      UserError: the check fails; the message says what is wrong with the folder, and what to do.
     """
     if not path.is_dir():
         raise UserError(f'--source: {path} is not a folder: use the folder that contains config.json')
@@ -45,19 +45,19 @@ def check_source(path: Path) -> None:
         raise UserError(f'--source: {path} has neither {SINGLE} nor {INDEX}: download the model again')
     if not any((path / name).exists() for name in ('tokenizer.json', 'tokenizer.model')):
         slow = [name for name in ('vocab.json', 'merges.txt', 'vocab.txt', 'spiece.model') if (path / name).exists()]
-        remedy = f'convert {", ".join(slow)} to it with `transformers`' if slow else "copy its base model's"
+        remedy = f'convert {", ".join(slow)} with `transformers`' if slow else "copy its base model's tokenizer"
         raise UserError(
             f'--source: {path} has neither tokenizer.json nor tokenizer.model: {remedy} (AutoTokenizer, then '
             'tokenizer.save_pretrained(FOLDER))'
         )
     if not (path / 'tokenizer_config.json').exists():
         raise UserError(
-            f'--source: {path} has no tokenizer_config.json, which names special tokens: copy that of its base model'
+            f'--source: {path} has no tokenizer_config.json, which names special tokens: copy it from the base model'
         )
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy a model's tokenizer files, and add tokens to tokenizer.json that only other files define.
+    """Copy a model's tokenizer files, and add to tokenizer.json the tokens that only other files define.
 
     Raises:
       UserError: the files contradict each other about the id of a token.
@@ -89,10 +89,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the tokens that tokenizer_config.json and added_tokens.json define, with their ids, in order of ids.
+    """Return the tokens that tokenizer_config.json and added_tokens.json define, as (id, fields) in order of id.
 
     Raises:
-      UserError: a file is damaged, or gives a token that is not text or an id that is not a whole number from 0.
+      UserError: a file is damaged, a token is not text, or an id is negative or not a whole number.
     """
     remedy = 'download the model again'
     config = read_json(folder / 'tokenizer_config.json', remedy, fields=())
@@ -118,9 +118,9 @@ def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def chat_template(folder: Path) -> str:
-    """Return the chat template of a folder: chat_template.jinja or, without such a file, that in tokenizer_config.json.
+    """Return a folder's chat template, from chat_template.jinja or, if that is missing, from tokenizer_config.json.
 
-    The template is removed from tokenizer_config.json.
+    Any template in tokenizer_config.json is removed from that file.
 
     Raises:
       UserError: the folder has no template, or only templates for special purposes.

@@ -1,4 +1,4 @@
-"""Chooses the tokens that end a reply and that pad a batch, so that exported models behave as they were trained."""
+"""Chooses the end-of-turn and pad tokens, so that exported models behave as they did in training."""
 
 import re
 import sys
@@ -40,7 +40,7 @@ def finish_tokens(
 
     Raises:
       UserError: the tokenizer has more tokens than the model, a turn does not end in a special token, or `pad_token`
-        does not suit.
+        is not a special token or ends a reply.
     """
     template = ChatTemplate.load(folder)
     control = template.tokenizer.control

@@ -39,7 +39,7 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     """Return the held-out trees under each persona condition.
 
     A tree is included only if it has a persona and gets a different persona under the condition 'other'. If no tree has
-    a persona, all trees are included, under the only condition 'empty'.
+    a persona, all trees are included, and 'empty' is the only condition.
 
     Raises:
       NothingToEvaluate: no two users have different personas.

@@ -41,7 +41,7 @@ _FAULTS = {
 
 
 def fault_of_the_machine(error: BaseException) -> str:
-    """Return one line about the machine's fault that caused an error, such as a full disk, or '' if there is none.
+    """Return one line about the machine fault (such as a full disk) that caused an error, or '' if none did.
 
     Libraries wrap such errors in exceptions of their own, so the messages of the error and of its causes are searched.
     """

@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
     Attributes:
       vocab_size: the number of ids, including control tokens.
       control: the ids of all control tokens, keyed by the tokens' text.
-      digest: the sha256 of the tokenizer's file.
+      digest: a hash of the tokenizer's file and, for SentencePiece, of the tokens that other files add.
     """
 
     vocab_size: int

@@ -149,9 +149,9 @@ class ChatTemplate:
         return self._join(parts, opens, context, '')[0]
 
     def shortened(self, roles: Roles) -> Roles:
-        """Return roles for which the template adds the same parts, so that long conversations need no long renderings.
+        """Return a shorter list of roles for which the template adds the same parts, to avoid long renderings.
 
-        Roles that do not alternate, and those of a template that counts turns, are returned unchanged.
+        The roles are returned unchanged if they are few, if they do not alternate, or if the template counts turns.
         """
         if len(roles) <= _LONGEST or not self._is_steady:
             return roles
@@ -161,7 +161,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _is_steady(self) -> bool:
-        """Whether each turn after the third adds the same as the turn two before it, in a conversation of 64 turns."""
+        """Whether the template adds the same parts for each of the turns 5 to 64 as for the turn two before it."""
         for system, persona in itertools.product((False, True), repeat=2):
             seen = {}
             for turn in range(3, 65):
@@ -247,8 +247,8 @@ class ChatTemplate:
         if token not in self.tokenizer.control.values():
             raise UserError(
                 'the chat template ends replies with ordinary text, not with a special token of the tokenizer, so a '
-                f'model could not end its turn: import the model again with --template=NAME (NAME is one of '
-                f'{", ".join(layouts())}) whose tokens the tokenizer has, or use another tokenizer'
+                f'model could not end its turn: import the model again with --template=NAME (one of '
+                f'{", ".join(layouts())}, with special tokens that the tokenizer has), or use another tokenizer'
             )
         return token
 

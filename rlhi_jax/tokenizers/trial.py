@@ -12,7 +12,7 @@ def try_tokenizer(folder: Path, persona_in: str, source: str) -> None:
     """Load a folder's tokenizer, and extend and check its chat template, in a child process.
 
     A template is a program, and a tokenizer may need any amount of memory. The child process protects this process from
-    one that runs forever or exhausts the memory.
+    templates that run forever and tokenizers that exhaust the memory.
 
     Raises:
       UserError: the tokenizer or the template is rejected, or needs too much time or memory.

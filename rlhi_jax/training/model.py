@@ -36,7 +36,7 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
 
 
 def check_pad_token(model: ModelFolder) -> None:
-    """Check that an exported reward model would score replies as it does here.
+    """Check that a reward model would give replies the same scores after export.
 
     `transformers` reads a padded reply's reward at its last token that is not the pad token.
 
