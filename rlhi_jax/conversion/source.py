@@ -9,12 +9,12 @@ from typing import Any
 from rlhi_jax.conversion.hf import INDEX, SINGLE
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.tokenizers.added_tokens import added_tokens
 
 TOKENIZER_FILES = (
     'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
     'generation_config.json',
 )  # fmt: skip
-FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
 
 
 def check_source(path: Path) -> None:
@@ -86,35 +86,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     if missing:
         description['added_tokens'].sort(key=lambda token: token['id'])
         write_json(folder / 'tokenizer.json', description)
-
-
-def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the tokens that tokenizer_config.json and added_tokens.json define, as (id, fields) in order of id.
-
-    Raises:
-      UserError: a file is damaged, a token is not text, or an id is negative or not a whole number.
-    """
-    remedy = 'download the model again'
-    config = read_json(folder / 'tokenizer_config.json', remedy, fields=())
-    decoder = config.get('added_tokens_decoder') or {}
-    path = folder / 'added_tokens.json'
-    listed = read_json(path, remedy, fields=()) if path.exists() else {}
-    tokens: dict[int, dict[str, Any]] = {}
-    try:
-        for token, fields in decoder.items():
-            flags = {flag: bool(fields.get(flag, False)) for flag in FLAGS}
-            tokens[int(token)] = {'content': fields['content'], **flags}
-        for content, token in listed.items():
-            tokens.setdefault(token, {'content': content, **dict.fromkeys(FLAGS, False), 'special': True})
-        if any(type(token) is not int or token < 0 for token in tokens):
-            raise ValueError
-        if not all(isinstance(fields['content'], str) for fields in tokens.values()):
-            raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(
-            f'{folder}: the added tokens in tokenizer_config.json or added_tokens.json are not texts with ids: {remedy}'
-        ) from None
-    return sorted(tokens.items())
 
 
 def chat_template(folder: Path) -> str:

@@ -6,7 +6,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import digest, file_digest, read_json
+from rlhi_jax.io.files import digest, file_digest
+from rlhi_jax.tokenizers.added_tokens import added_tokens
 
 _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
@@ -58,16 +59,11 @@ def _added_tokens(folder: Path, pieces: list[str]) -> dict[str, int]:
     Raises:
       UserError: a file is damaged, or gives one of the model's ids to another token.
     """
-    remedy, tokens = 'download or import the model again', {}
-    if (folder / 'added_tokens.json').exists():
-        tokens |= read_json(folder / 'added_tokens.json', remedy, fields=())
-    if (folder / 'tokenizer_config.json').exists():
-        decoder = read_json(folder / 'tokenizer_config.json', remedy, fields=()).get('added_tokens_decoder') or {}
-        tokens |= {fields['content']: int(token) for token, fields in decoder.items()}
-    for text, token in tokens.items():
-        if token < len(pieces) and pieces[token] != text:
+    tokens = added_tokens(folder)
+    for token, fields in tokens:
+        if token < len(pieces) and pieces[token] != fields['content']:
             raise UserError(
-                f'{folder}: tokenizer_config.json gives the id {token} to {text!r}, but in tokenizer.model it is '
-                f'{pieces[token]!r}: {remedy}'
+                f'{folder}: tokenizer_config.json or added_tokens.json gives the id {token} to {fields["content"]!r}, '
+                f'but in tokenizer.model it is {pieces[token]!r}: download or import the model again'
             )
-    return {text: token for text, token in tokens.items() if token >= len(pieces)}
+    return {fields['content']: token for token, fields in tokens if token >= len(pieces)}
