@@ -12,6 +12,13 @@ persona based on its user's whole history. If that key is empty, each prompt kee
 The replies are sampled from `config.model.path`. They are scored only if `config.candidates.reward_model` is set.
 """
 
+from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 import dataclasses
 import functools
 import json
@@ -27,7 +34,6 @@ from data_pipelines.core.inputs import input_digest, input_folder
 from data_pipelines.core.passes import at_most, in_blocks, in_passes
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import Candidate, PromptRecord, SampledReply
-from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.core.turns import to_messages, to_turns, turn_id, user_turn_indices
 from data_pipelines.persona.store import user_personas, user_personas_digest
 from data_pipelines.reports.statistics import of_candidates

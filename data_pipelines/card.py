@@ -8,12 +8,18 @@ stages that were not run. This stage counts everything again from the records, l
 with each stage's own counts.
 """
 
+from data_pipelines.core.stage import Stage, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 from collections import Counter
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import Stage, Task
 from data_pipelines.preferences.reading import pairs_to_read
 from data_pipelines.reports.card_text import markdown
 from data_pipelines.reports.folders import (

@@ -9,6 +9,13 @@ folder `config.data.datasets`. To read them, pass this folder to `tfds.data_sour
 bytes.
 """
 
+from data_pipelines.core.stage import Stage, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 import contextlib
 import io
 import itertools
@@ -24,7 +31,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import input_digest, input_folder
 from data_pipelines.core.record_files import RECORDS
-from data_pipelines.core.stage import Stage, Task
 from data_pipelines.tfds.builders import Conversations, Interactions, Shard, conversation_shards, interaction_shards
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError

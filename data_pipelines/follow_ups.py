@@ -10,6 +10,13 @@ Rewrites and personas are made only from turns that are labelled `reattempt_with
 `config.follow_ups.min_confidence`. These turns are marked as `mined`.
 """
 
+from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +29,6 @@ from data_pipelines.core.inputs import input_digest
 from data_pipelines.core.passes import in_blocks
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import FollowUp
-from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.labelling import by_teacher
 from data_pipelines.labelling.by_head import Head, head_digest
 from data_pipelines.labelling.labels import AGAIN, FEEDBACK, LABELS, Judgement, UserTurn, repeats, turns_after_replies

@@ -26,6 +26,18 @@ on all turns that were labelled at the time. Files that no stage wrote (raw data
 changed, so clean them yourself.
 """
 
+from absl import flags
+
+from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_config_flag()
+    flags.DEFINE_multi_string('user', None, 'The id of a user to forget; repeat the flag for several users.')
+    flags.DEFINE_string(
+        'workdir', None, "A loop's folder, or a folder that contains several loops; everything in it is searched."
+    )
+    start()
+
 import contextlib
 import hashlib
 import itertools
@@ -37,7 +49,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
@@ -46,7 +57,6 @@ from data_pipelines.persona.corrections import read_corrections
 from data_pipelines.privacy.forgotten import Forgotten, clean_log, noted_runs, records_of, write_notes
 from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths
 from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
-from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run
 from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import (
@@ -337,9 +347,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_config_flag()
-    flags.DEFINE_multi_string('user', None, 'The id of a user to forget; repeat the flag for several users.')
-    flags.DEFINE_string(
-        'workdir', None, "A loop's folder, or a folder that contains several loops; everything in it is searched."
-    )
     run(main)

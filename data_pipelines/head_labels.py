@@ -11,17 +11,26 @@ stored in the head's folder. For each confidence threshold, the report gives the
 would be mined, which are those labelled `reattempt_with_feedback`.
 """
 
+from absl import flags
+
+from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_config_flag()
+    flags.DEFINE_string('labels', None, 'File of JSON lines with id and label.')
+    flags.DEFINE_string('to', None, 'Folder to write the head to.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
+    start()
+
 import json
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import read_records
 from data_pipelines.labelling.by_head import Head
 from data_pipelines.labelling.cross_validation import FOLDS, cross_validated, folds
 from data_pipelines.labelling.labels import FEEDBACK, LABELS, UserTurn, turns_after_replies
-from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_folder
 
@@ -85,8 +94,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_config_flag()
-    flags.DEFINE_string('labels', None, 'File of JSON lines with id and label.')
-    flags.DEFINE_string('to', None, 'Folder to write the head to.')
-    flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
     run(main)

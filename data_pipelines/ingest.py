@@ -27,6 +27,13 @@ set, a Beam pipeline reads the chunks instead, on many machines if you wish (`da
 resulting records are byte-identical.
 """
 
+from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 import contextlib
 import dataclasses
 import functools
@@ -53,7 +60,6 @@ from ml_collections import ConfigDict
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import SPLITS, Record
-from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.privacy.user_keys import make_salt, read_opt_out, read_salt
 from data_pipelines.raw.files import BATCH, PATTERNS, TEXT, Files, files_of
 from data_pipelines.raw.filters import Filters

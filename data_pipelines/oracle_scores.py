@@ -6,6 +6,13 @@ If no valid reply to a prompt satisfies any taste, all replies to that prompt ge
 best reply.
 """
 
+from data_pipelines.core.stage import Stage, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +22,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import input_digest, read_records
 from data_pipelines.core.records import CandidateScores
-from data_pipelines.core.stage import Stage, Task
 from data_pipelines.simulator.files import USERS, load_users, request_of, tastes_of
 from data_pipelines.simulator.requests import Request
 from data_pipelines.simulator.tastes import Tastes, satisfaction, share_met, valid

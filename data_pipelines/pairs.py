@@ -10,6 +10,13 @@ reply is chosen. A policy trained on such pairs would learn features such as len
 `config.pairs.accept_artefacts` turns this check off.
 """
 
+from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 import contextlib
 import json
 from collections import Counter
@@ -21,7 +28,6 @@ from ml_collections import ConfigDict
 from data_pipelines.core.inputs import input_digest, input_folder, read_records
 from data_pipelines.core.record_files import as_line
 from data_pipelines.core.records import MINED_SPLITS, Candidate, CandidateScores, Message, PreferenceRecord, Rewrite
-from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair_id
 from data_pipelines.preferences.artefacts import reply_only_auc
 from data_pipelines.preferences.reading import first_by_hash

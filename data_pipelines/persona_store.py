@@ -17,6 +17,20 @@ The store is the folder `config.data.personas`. With --workdir=DIR, it is the pe
 - `audit` checks the files on disk, prints statistics, and exits with status 1 if a rule is broken.
 """
 
+from absl import flags
+
+from rlhi_jax.cli.program import define_config_flag, load_config, run, start, workdir_path
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_config_flag()
+    flags.DEFINE_string(
+        'workdir', None, 'Workdir of a loop; needed only if the config does not set the folders of the stages.'
+    )
+    flags.DEFINE_string('user', '', 'Id of the user to show or delete.')
+    flags.DEFINE_string('claim', '', 'Id of the claim to show, edit or delete.')
+    flags.DEFINE_string('text', '', 'New text for the claim to edit.')
+    COMMAND = start(commands=('show', 'edit', 'delete', 'audit'))
+
 import json
 import os
 import sys
@@ -24,7 +38,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.core.histories import Author, authors
@@ -37,12 +50,10 @@ from data_pipelines.persona.corrections import corrected, corrections_path, read
 from data_pipelines.persona.stage import personas_stage
 from data_pipelines.persona.store import CLAIMS, COUNTED, USERS, write_store
 from data_pipelines.persona.store_audit import audit
-from rlhi_jax.cli.program import define_config_flag, load_config, run, workdir_path
 from rlhi_jax.config.loop_paths import with_paths
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import locked, new_file, read_json
 
-COMMANDS = ('show', 'edit', 'delete', 'audit')
 MAX_SHOWN = 20  # maximum number of broken rules to print
 
 
@@ -180,11 +191,4 @@ def main(command: str) -> None:
 
 
 if __name__ == '__main__':
-    define_config_flag()
-    flags.DEFINE_string(
-        'workdir', None, 'Workdir of a loop; needed only if the config does not set the folders of the stages.'
-    )
-    flags.DEFINE_string('user', '', 'Id of the user to show or delete.')
-    flags.DEFINE_string('claim', '', 'Id of the claim to show, edit or delete.')
-    flags.DEFINE_string('text', '', 'New text for the claim to edit.')
-    run(main, commands=COMMANDS)
+    run(lambda: main(COMMAND))

@@ -22,6 +22,13 @@ The stage has four steps:
 Only one user's history is in memory at a time. `python -m data_pipelines.persona_store` shows and corrects the store.
 """
 
+from data_pipelines.core.stage import Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -32,7 +39,6 @@ from data_pipelines.core.inputs import input_folder, read_records
 from data_pipelines.core.passes import exhaust, in_blocks
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import Claim, FollowUp, Remark
-from data_pipelines.core.stage import Task
 from data_pipelines.persona.audit import fault, remark_fault
 from data_pipelines.persona.claims import quote_of
 from data_pipelines.persona.corrections import Corrections, corrected, corrections_path, read_corrections

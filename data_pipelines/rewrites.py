@@ -23,6 +23,13 @@ again, and the samples go through the same filters. The gain still depends on th
 there is only one sample and `min_gain` is far below 0. The teacher never sees the persona.
 """
 
+from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +42,6 @@ from data_pipelines.core.inputs import input_digest, input_folder
 from data_pipelines.core.passes import at_most, in_blocks, in_passes
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import MINED_SPLITS, FollowUp, Rewrite
-from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from data_pipelines.core.turns import request_index, to_messages, to_turns, turn_id
 from data_pipelines.labelling.labels import MAX_CHARACTERS
 from data_pipelines.preferences.acceptance import best, reason_to_drop

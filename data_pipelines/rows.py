@@ -6,12 +6,18 @@ Lengths are measured in tokens, with the tokenizer and chat template of `config.
 with that tokenizer and template.
 """
 
+from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.stage import KEPT, Stage, Step, Task
 from rlhi_jax.config import require
 from rlhi_jax.data.plan import check_positions, load_plan, make_plan, plan_identity, save_plan
 from rlhi_jax.data.rows import capacities

@@ -11,6 +11,13 @@ personas: a policy that ignores them has G = 0 on average. `data_pipelines/simul
 policies.
 """
 
+from data_pipelines.core.stage import Stage, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +25,6 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from data_pipelines.core.records import PromptRecord, SatisfactionRecord, SimulatedUser
-from data_pipelines.core.stage import Stage, Task
 from data_pipelines.core.turns import to_turns
 from data_pipelines.persona.store import user_personas_digest
 from data_pipelines.simulator.conditions import personas_by_condition

@@ -9,6 +9,13 @@ preferences are skipped and counted by reason in the manifest. All ids are kept 
 of only one tree at a time.
 """
 
+from data_pipelines.core.stage import Stage, Step, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 import contextlib
 import itertools
 import operator
@@ -26,7 +33,6 @@ import pyarrow.parquet
 from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
-from data_pipelines.core.stage import Stage, Step, Task
 from data_pipelines.preferences.layouts import Rated, parse_preferences, rated_preference
 from data_pipelines.preferences.ratings import Ratings
 from data_pipelines.raw.files import files_of, form_of, json_records, parquet_records

@@ -5,12 +5,19 @@
 Pass this key to `forget` and `persona_store`. `data_pipelines/privacy/user_keys.py` explains how keys are made.
 """
 
-import json
-
 from absl import flags
 
+from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_config_flag()
+    flags.DEFINE_string('user', None, "The user's address or id, as in the raw records.")
+    flags.DEFINE_string('header', 'null', "The browser's header from the raw records, as JSON.")
+    start()
+
+import json
+
 from data_pipelines.privacy.user_keys import read_salt, user_key
-from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run
 from rlhi_jax.config.paths import require
 from rlhi_jax.io.errors import UserError
 
@@ -29,7 +36,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_config_flag()
-    flags.DEFINE_string('user', None, "The user's address or id, as in the raw records.")
-    flags.DEFINE_string('header', 'null', "The browser's header from the raw records, as JSON.")
     run(main)

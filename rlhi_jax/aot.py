@@ -16,6 +16,18 @@ The FLOPs of train and score are for full rows. A full row has `config.rows.pair
 replies, and `config.rows.scored` reply tokens in total.
 """
 
+from absl import flags
+
+from rlhi_jax.cli.program import define_config_flag, require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_config_flag()
+    flags.DEFINE_string('topology', None, 'TPU topology, such as v5p:2x2x4.')
+    flags.DEFINE_string('model', None, 'Hugging Face config.json of the model; the default is config.model.path.')
+    flags.DEFINE_string('programs', 'train,score,sample', 'Programs to compile, separated by commas.')
+    flags.DEFINE_bool('sweep', False, 'Compile the train step for every mesh and remat policy.')
+    start()
+
 import dataclasses
 import json
 import os
@@ -28,12 +40,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax.cli.program import define_config_flag, require_flags, run
 from rlhi_jax.config import require
 from rlhi_jax.config.checks import check_config
 from rlhi_jax.conversion.hf import spec_from_hf
@@ -274,9 +284,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_config_flag()
-    flags.DEFINE_string('topology', None, 'TPU topology, such as v5p:2x2x4.')
-    flags.DEFINE_string('model', None, 'Hugging Face config.json of the model; the default is config.model.path.')
-    flags.DEFINE_string('programs', 'train,score,sample', 'Programs to compile, separated by commas.')
-    flags.DEFINE_bool('sweep', False, 'Compile the train step for every mesh and remat policy.')
     run(main)

@@ -8,6 +8,24 @@ Both commands accept policies and reward models. The exported chat template acce
 text that training used.
 """
 
+from absl import flags
+
+from rlhi_jax.cli.program import require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    flags.DEFINE_string('source', None, 'import: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.')
+    flags.DEFINE_string('to', None, 'Folder to write.')
+    flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
+    flags.DEFINE_string('persona_in', 'user', 'import: where the template places the persona, user or system.')
+    flags.DEFINE_string(
+        'pad_token', None, 'import: special token that pads batches; by default, a spare one if needed.'
+    )
+    flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
+    flags.DEFINE_integer('step', None, 'export: step of the run; by default, the latest.')
+    flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the written weights.')
+    flags.DEFINE_bool('overwrite', False, 'Replace the folder given by --to if it exists.')
+    COMMAND = start(commands=('import', 'export'))
+
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +33,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from absl import flags
 from jax.sharding import SingleDeviceSharding
 
-from rlhi_jax.cli.program import require_flags, run
 from rlhi_jax.conversion import gguf, hf
 from rlhi_jax.conversion.source import TOKENIZER_FILES, chat_template, check_source, copy_tokenizer, token_ids
 from rlhi_jax.conversion.special_tokens import finish_tokens
@@ -151,20 +167,6 @@ def _host_params(spec: ModelSpec) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string('source', None, 'import: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.')
-    flags.DEFINE_string('to', None, 'Folder to write.')
-    flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
-    flags.DEFINE_string('persona_in', 'user', 'import: where the template places the persona, user or system.')
-    flags.DEFINE_string(
-        'pad_token', None, 'import: special token that pads batches; by default, a spare one if needed.'
-    )
-    flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
-    flags.DEFINE_integer('step', None, 'export: step of the run; by default, the latest.')
-    flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the written weights.')
-    flags.DEFINE_bool('overwrite', False, 'Replace the folder given by --to if it exists.')
-
-
 def main(command: str) -> None:
     require_flags('source' if command == 'import' else 'checkpoint', 'to')
     to = Path(flags.FLAGS.to).absolute()
@@ -189,5 +191,4 @@ def main(command: str) -> None:
 
 
 if __name__ == '__main__':
-    _define_flags()
-    run(main, commands=('import', 'export'))
+    run(lambda: main(COMMAND))

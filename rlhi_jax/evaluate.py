@@ -7,17 +7,24 @@ the persona scores the same under all three conditions, so differences between t
 contributes. Each metric has a 95 % bootstrap interval over users.
 """
 
+from absl import flags
+
+from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_flags()
+    flags.DEFINE_integer('step', None, 'Step to evaluate; 0: the model before training. Default: the latest step.')
+    start()
+
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
 from rlhi_jax.config import require
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import check_positions, make_plan
@@ -235,6 +242,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_flags()
-    flags.DEFINE_integer('step', None, 'Step to evaluate; 0: the model before training. Default: the latest step.')
     run(main)

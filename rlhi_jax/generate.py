@@ -8,12 +8,19 @@ the order of the prompts: a JSON object with `id`, `sample`, `text` and `finishe
 and `config.sampler` contains the sampling settings.
 """
 
+from absl import flags
+
+from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_config_flag()
+    flags.DEFINE_string('prompts', None, 'Prompts to reply to, as JSON lines.')
+    flags.DEFINE_string('to', None, 'File to write the replies to, as JSON lines.')
+    start()
+
 import json
 from pathlib import Path
 
-from absl import flags
-
-from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run
 from rlhi_jax.config import require
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import write_bytes
@@ -69,7 +76,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_config_flag()
-    flags.DEFINE_string('prompts', None, 'Prompts to reply to, as JSON lines.')
-    flags.DEFINE_string('to', None, 'File to write the replies to, as JSON lines.')
     run(main)

@@ -14,6 +14,12 @@ preference pairs:
                needs no reward model
 """
 
+from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_flags()
+    start()
+
 import functools
 import json
 import os
@@ -49,7 +55,6 @@ from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
-from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
 from rlhi_jax.config import base_config, is_endpoint, require
 from rlhi_jax.config.loop_paths import METHODS, training_config, with_paths
 from rlhi_jax.convert import export_model
@@ -312,5 +317,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_flags()
     run(main)

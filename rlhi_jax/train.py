@@ -6,6 +6,12 @@ A run resumes automatically from its newest checkpoint. Its workdir is a model f
 and further runs can use. `--config.log.profile_steps=N` writes a profile of N steps to WORKDIR/profile.
 """
 
+from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_flags()
+    start()
+
 import os
 import sys
 import time
@@ -19,7 +25,6 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax.cli.program import define_flags, load_config, run, workdir_path
 from rlhi_jax.config import require
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.data.rows import Row
@@ -247,5 +252,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_flags()
     run(main)

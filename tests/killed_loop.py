@@ -71,4 +71,5 @@ if __name__ == '__main__':
     users.valid = satisfaction.valid = lambda *_: True
     arm(sys.argv.pop(1))
     define_flags()
+    program.start()
     program.run(loop.main)

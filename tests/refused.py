@@ -38,9 +38,10 @@ def run_here(
     absl_flags.DEFINE_string('workdir', None, '', flag_values=values)
     for module in (program, *modules):
         monkeypatch.setattr(module, 'flags', SimpleNamespace(FLAGS=values, Error=absl_flags.Error))
-    monkeypatch.setattr(program.app, 'run', lambda main, flags_parser: main(flags_parser(sys.argv)))
     monkeypatch.setattr(sys, 'argv', argv)
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-        program.run(main, **options)
+        command = program.start(**options)
+        program.run(lambda: main(*filter(None, [command])))
+        sys.exit(0)
     return ended.value.code, *capfd.readouterr()

@@ -79,8 +79,6 @@ def flags_of(path: Path) -> frozenset[str]:
     """The flags that a program defines, itself or by functions that it calls, read from source text."""
     tree = ast.parse(path.read_text(encoding='utf-8'))
     flags = _defined(tree, path)
-    if 'STAGE.main()' in path.read_text(encoding='utf-8'):
-        flags |= _defined_by('main', ROOT / 'data_pipelines/core/stage.py')
     if 'run_worker(' in path.read_text(encoding='utf-8'):
         flags |= WORKER_FLAGS
     return frozenset(flags)

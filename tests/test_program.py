@@ -1,5 +1,7 @@
 """What every program does before and around its main: flags, config files, exit status."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -31,6 +33,7 @@ def refusal(monkeypatch, capfd):
 FLAGS = {
     'unknown key': (['--config.trian.epochs=1'], 'trian', 'python -m rlhi_jax.config'),
     'unknown key in a section': (['--config.train.epcohs=1'], 'epcohs', 'python -m rlhi_jax.config'),
+    'misspelt key': (['--config.dpo.betaa=1'], '--config.dpo.betaa=1: Key "betaa" does not exist', 'mean "beta"'),
     'renamed key': (['--config.pairs.margin=1'], 'config.pairs.margin is now config.pairs.min_score_gap'),
     'renamed key of a subsection': (['--config.simulated.users.gate=1'], 'is now config.simulated.users.validation'),
     'removed key': (['--config.mesh.context=1'], 'config.mesh.context was removed'),
@@ -95,6 +98,42 @@ def test_commands(refusal):
     words(refusal('import', 'more', commands=('import', 'export')), "unexpected argument 'more'")
 
 
+ROOT_PROGRAMS = [path for folder in ('rlhi_jax', 'data_pipelines') for path in (tiny.ROOT / folder).glob('[a-z]*.py')]
+
+
+@pytest.mark.parametrize('path', ROOT_PROGRAMS, ids=lambda path: f'{path.parent.name}.{path.stem}')
+def test_help_and_typos_are_answered_before_jax_is_imported(path):
+    name = f'{path.parent.name}.{path.stem}'
+    code = f"""
+import runpy, sys
+sys.argv = ['program', {{!r}}]
+try:
+    runpy.run_module({name!r}, run_name='__main__', alter_sys=True)
+except SystemExit as ended:
+    print('status', ended.code)
+assert not {{{{'jax', 'grain', 'pyarrow'}}}} & sys.modules.keys()
+"""
+
+    def answer(flag: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, '-c', code.format(flag)], cwd=tiny.ROOT, capture_output=True, text=True, check=True
+        )
+
+    helped, typo = answer('--help'), answer('--nonsense=1')
+    flag = '--config' if name != 'rlhi_jax.convert' else '--source'
+    assert f'  {flag}: ' in helped.stdout and f'python -m {name}' in helped.stdout and 'status 0' in helped.stdout
+    assert typo.stderr.startswith("error: Unknown command line flag 'nonsense'") and 'status 2' in typo.stdout
+
+
+def test_packages_list_their_programs():
+    for folder in ('rlhi_jax', 'data_pipelines'):
+        listed = subprocess.run(
+            [sys.executable, '-m', folder], cwd=tiny.ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        names = {path.stem for path in ROOT_PROGRAMS if path.parent.name == folder}
+        assert names == {line.split()[0] for line in listed.splitlines()[2:]}
+
+
 def test_exit_status(monkeypatch, capfd):
     def interrupted():
         raise KeyboardInterrupt
@@ -102,9 +141,10 @@ def test_exit_status(monkeypatch, capfd):
     def refused():
         raise UserError('the file\nis damaged: remove it')
 
-    status, _, err = run_here(monkeypatch, capfd, ['program'], interrupted)
+    status, _, err = run_here(monkeypatch, capfd, ['program', f'--config={tiny.CONFIG}'], interrupted)
     assert status == 130 and err == 'stopped: finished work is kept; run the same command to resume\n'
-    assert run_here(monkeypatch, capfd, ['program'], refused) == (2, '', 'error: the file is damaged: remove it\n')
+    expected = (2, '', 'error: the file is damaged: remove it\n')
+    assert run_here(monkeypatch, capfd, ['program', f'--config={tiny.CONFIG}'], refused) == expected
 
 
 def test_flags_that_are_not_given(monkeypatch):

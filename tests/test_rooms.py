@@ -12,7 +12,7 @@ import tiny
 
 PACKAGES = ('rlhi_jax', 'data_pipelines')
 FILES = sorted(path.relative_to(tiny.ROOT) for package in PACKAGES for path in tiny.ROOT.glob(f'{package}/**/*.py'))
-PROGRAMS = [path for path in FILES if len(path.parts) == 2 and path.name != '__init__.py']
+PROGRAMS = [path for path in FILES if len(path.parts) == 2 and not path.name.startswith('__')]
 # Programs inside folders, which `python -m` also starts.
 PROGRAMS_IN_ROOMS = [path for path in FILES if len(path.parts) > 2 and "__name__ == '__main__'" in path.read_text()]
 CONDUCTOR = Path('rlhi_jax/loop.py')
@@ -54,9 +54,10 @@ def room(path_or_module: Path | str) -> str:
 def test_a_file_at_the_top_is_a_program(path):
     tree = parsed(path)
     entry = [node for node in tree.body if isinstance(node, ast.If) and '__main__' in ast.unparse(node.test)]
-    assert len(entry) == 1, f'{path} cannot be run: move code that programs share into a folder'
+    assert len(entry) == 2, f'{path} cannot be run: move code that programs share into a folder'
     defines_main = any(isinstance(node, ast.FunctionDef) and node.name == 'main' for node in tree.body)
-    assert defines_main or 'STAGE.main()' in ast.unparse(entry[0])
+    assert 'start(' in ast.unparse(entry[0]), 'wrong flags are not answered at once'
+    assert defines_main or 'STAGE.main()' in ast.unparse(entry[1])
     assert f'python -m {module(path)}' in ast.get_docstring(tree), 'the docstring must show the command'
 
 

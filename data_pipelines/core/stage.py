@@ -21,11 +21,21 @@ from ml_collections import ConfigDict
 from data_pipelines.core.journal import Journal, journal_name, output_name, work_folder
 from data_pipelines.core.record_files import RECORDS, write_records
 from data_pipelines.core.records import Record
-from rlhi_jax.cli.program import define_config_flag, load_config, run
+from rlhi_jax.cli.program import define_config_flag, load_config, run, workdir_path
+from rlhi_jax.config.loop_paths import stage_config
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import HeldFolder, new_folder, read_json, settle_if_free, write_json
 
 KEPT = 'kept'  # stands for the sum of all counts of kept items
+
+
+def define_stage_flags() -> None:
+    """Define the flags of a stage that runs as a program."""
+    define_config_flag()
+    flags.DEFINE_string(
+        'workdir', None, "A loop's folder. The stage then reads and writes the folders that the loop uses."
+    )
+    flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
 
 
 class Task:
@@ -170,9 +180,14 @@ class Stage:
 
     def main(self) -> None:
         """Run the stage as a program."""
-        define_config_flag()
-        flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
-        run(lambda: self.run(load_config(flags.FLAGS.config), overwrite=flags.FLAGS.overwrite))
+
+        def main() -> None:
+            config = load_config(flags.FLAGS.config)
+            if flags.FLAGS.workdir:
+                config = stage_config(config, workdir_path(flags.FLAGS.workdir), self.name)
+            self.run(config, overwrite=flags.FLAGS.overwrite)
+
+        run(main)
 
 
 def _remove_work(folder: Path) -> None:

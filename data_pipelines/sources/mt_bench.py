@@ -7,6 +7,13 @@ how often that judge preferred the longer reply, the reply with more list items,
 judge's training votes on other questions, so no vote contributes to the persona in its own record.
 """
 
+from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
+from rlhi_jax.cli.program import require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_flags('votes')
+    start()
+
 import json
 import re
 from collections import Counter, defaultdict
@@ -16,8 +23,6 @@ from pathlib import Path
 from absl import flags
 
 from data_pipelines.core.records import Record
-from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
-from rlhi_jax.cli.program import require_flags, run
 
 MIN_VOTES = 5  # fewer votes do not show a taste
 
@@ -107,5 +112,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_flags('votes')
     run(main)

@@ -9,18 +9,26 @@ participant wrote about how the model should behave (`system_string`). The parti
 (`self_description`) is not used, because it reveals health, religion and politics.
 """
 
+from absl import flags
+
+from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
+from rlhi_jax.cli.program import require_flags, run, start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_flags('conversations', 'survey')
+    flags.DEFINE_float(
+        'min_rating_gap', 10.0, 'Smallest allowed difference between the best and the worst rating (1 to 100).'
+    )
+    start()
+
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from data_pipelines.core.records import Message, Record
 from data_pipelines.core.turns import turn_id
-from data_pipelines.sources.rated import define_flags, held_out, named_file, write_preferences
-from rlhi_jax.cli.program import require_flags, run
 
 
 class RatedReply(NamedTuple):
@@ -109,8 +117,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    define_flags('conversations', 'survey')
-    flags.DEFINE_float(
-        'min_rating_gap', 10.0, 'Smallest allowed difference between the best and the worst rating (1 to 100).'
-    )
     run(main)

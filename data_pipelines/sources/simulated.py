@@ -13,6 +13,13 @@ No two splits share a topic, a phrasing, a persona or complaint wording, or a co
 (`flips`). Others have a taste for one kind of request only, and want the opposite for all other requests (`depends`).
 """
 
+from data_pipelines.core.stage import Stage, Task, define_stage_flags
+from rlhi_jax.cli.program import start
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_stage_flags()
+    start()
+
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -22,7 +29,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.record_files import write_records
 from data_pipelines.core.records import SPLITS, PromptRecord, Record, SimulatedUser
-from data_pipelines.core.stage import Stage, Task
 from data_pipelines.core.turns import Turn, to_messages
 from data_pipelines.simulator.files import PROMPTS, USERS
 from data_pipelines.simulator.requests import Request

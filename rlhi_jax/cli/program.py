@@ -1,8 +1,9 @@
-"""Functions that all programs share: they define flags, check the config, run `main` and set the exit status."""
+"""Functions that all programs share: they parse flags, check the config, run `main` and set the exit status."""
 
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from glob import glob
@@ -10,12 +11,14 @@ from importlib.util import find_spec
 from logging import CRITICAL, getLogger
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rlhi_jax.config import check_config
 from rlhi_jax.config.schema import renamed
 from rlhi_jax.io.errors import UserError, fault_of_the_machine, one_line
+
+_OF_LIBRARIES = frozenset(flags.FLAGS)  # flags that absl defines, which --help leaves out
 
 
 def refuse(message: str) -> None:
@@ -55,7 +58,7 @@ def _flag_fault(error: Exception, argv: Sequence[str]) -> str:
 
     Tracebacks and lists of keys from ml_collections are left out.
     """
-    text = one_line(error)
+    text = one_line(error).replace("\\'", "'")  # the text of a KeyError is quoted twice
     where, line = _failing_line(error)
     if part := re.match(r"""\A["']+(\w+)["']+""", text):  # a --config.KEY flag for a key that does not exist
         line = next((flag for flag in argv if re.match(rf'--config\.([\w.]+\.)?{part[1]}\b', flag)), '--config')
@@ -85,43 +88,69 @@ def _failing_line(error: Exception) -> tuple[str, str]:
     return (f'{texts[-1][0]}, line {texts[-1][1]}: ', texts[-1][2]) if texts else ('', '')
 
 
-def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
-    """Run a program: parse flags and call `main()`.
+def start(*, commands: Sequence[str] = ()) -> str:
+    """Parse the command line, and return the program's command.
 
-    A UserError is printed as one line, and the exit status is 2. After Ctrl-C, the exit status is 130.
+    A program defines its flags and calls this before the imports that take seconds, so that it answers --help and wrong
+    flags at once.
 
     Args:
-      main: the main function of the program.
-      commands: if not empty, the first argument must be one of these commands, and `main` is called with it.
+      commands: if not empty, the first argument must be one of these commands. Otherwise the result is ''.
     """
-
-    def guarded(argv: Sequence[str]) -> None:
-        words = argv[1:]
-        if commands and (not words or words[0] not in commands):
-            refuse(f'the first argument must be one of: {", ".join(commands)}')
-        extra = words[1:] if commands else words
-        if extra:
-            refuse(f'unexpected argument {extra[0]!r}: pass every option as --flag=value')
+    if {'--help', '-help', '-h'} & set(sys.argv[1:]):
+        print(_help(sys.modules['__main__'].__doc__ or '', sorted(set(flags.FLAGS) - _OF_LIBRARIES)))
+        sys.exit(0)
+    words = _parse_flags(sys.argv)[1:]
+    if commands and (not words or words[0] not in commands):
+        refuse(f'the first argument must be one of: {", ".join(commands)}')
+    if extra := words[1:] if commands else words:
+        refuse(f'unexpected argument {extra[0]!r}: pass every option as --flag=value')
+    if 'config' in flags.FLAGS:
         try:
-            main(*words[:1])
+            check_config(flags.FLAGS.config)
         except UserError as error:
             refuse(one_line(error))
-        except Exception as error:
-            if fault := fault_of_the_machine(error):
-                refuse(fault)
-            raise
-        except KeyboardInterrupt:
-            print('stopped: finished work is kept; run the same command to resume', file=sys.stderr, flush=True)
-            sys.exit(130)
+    return words[0] if commands else ''
 
+
+def _help(docstring: str, names: Sequence[str]) -> str:
+    """Return a program's docstring, followed by its flags with their defaults."""
+    lines = [docstring.strip(), '', 'Flags:']
+    for name in names:
+        flag = flags.FLAGS[name]
+        default = '' if flag.default in (None, '', False) else f' Default: {flag.default}.'
+        lines.append(
+            textwrap.fill(f'--{name}: {flag.help}{default}', 100, initial_indent='  ', subsequent_indent='      ')
+        )
+    if 'config' in names:
+        lines.append('  --config.KEY=VALUE: sets a key; `python -m rlhi_jax.config` explains all keys.')
+    return '\n'.join(lines)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program's `main()`, after `start` has parsed the flags.
+
+    A UserError is printed as one line, and the exit status is 2. After Ctrl-C, the exit status is 130.
+    """
     choose_platforms()
-    app.run(guarded, flags_parser=_parse_flags)
+    try:
+        main()
+    except UserError as error:
+        refuse(one_line(error))
+    except Exception as error:
+        if fault := fault_of_the_machine(error):
+            refuse(fault)
+        raise
+    except KeyboardInterrupt:
+        print('stopped: finished work is kept; run the same command to resume', file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 def choose_platforms() -> None:
     """On a machine without a TPU, keep JAX from loading libtpu, which would print an error trace."""
-    google = any(Path(vendor).read_text().strip() == '0x1ae0' for vendor in glob('/sys/bus/pci/devices/*/vendor'))
-    if 'JAX_PLATFORMS' in os.environ or google or not find_spec('libtpu'):
+    if 'JAX_PLATFORMS' in os.environ or not find_spec('libtpu'):
+        return
+    if any(Path(vendor).read_text().strip() == '0x1ae0' for vendor in glob('/sys/bus/pci/devices/*/vendor')):  # Google
         return
     cuda = any(find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
     os.environ['JAX_PLATFORMS'] = 'cuda,cpu' if cuda else 'cpu'  # child processes read this

@@ -62,3 +62,21 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
         config.data[name] = str(workdir / objective / name)
     config.eval.shards = str(workdir / objective / 'validation')
     return config
+
+
+def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
+    """Return the config with which the loop in a workdir runs a stage.
+
+    `config.objective` selects the training run whose pairs, shards and rows are made, and `config.data.split` selects
+    whether the shards are for training or for the evaluation.
+    """
+    config = with_paths(config, workdir)
+    if stage in ('pairs', 'shards', 'rows'):
+        config = training_config(config, workdir, config.objective)
+        if config.data.split == 'validation':
+            config.data.shards = config.eval.shards
+    if stage == 'candidates' and 'reward' in METHODS[config.loop.method].trains:
+        config.candidates.reward_model = str(workdir / 'reward' / 'run')
+    if stage == 'satisfaction':
+        config.data.satisfaction = str(workdir / 'satisfaction' / ('after' if config.satisfaction.model else 'before'))
+    return config
