@@ -11,9 +11,9 @@ The store is the folder `config.data.personas`. With --workdir=DIR, it is the pe
 - `show` prints each user's persona, its claims with the turns that they come from, and its versions.
 - `edit` and `delete` apply a correction to the store immediately. They also add it to the file
   `config.personas.corrections` (by default next to the store), which the stage `personas` applies whenever it runs. A
-  deleted user gets no claims from later turns either. An edited claim must satisfy the same rules as the teacher's
-  claims. After a correction, the output of stages that read personas counts as out of date until those stages are run
-  again.
+  deleted user gets no claims from later turns either. An edited claim need not follow
+  from its remark, but it must not mention private or sensitive matters. After a correction, the output of stages that
+  read personas is out of date; the loop makes it again with --redo.
 - `audit` checks the files on disk, prints statistics, and exits with status 1 if a rule is broken.
 """
 
@@ -148,7 +148,7 @@ def _corrected_claims(config: ConfigDict, path: Path, counts: Counter) -> Iterat
     """Yield every author with their claims from the store, to which a file of corrections has been applied."""
     corrections = read_corrections(path)
     for author in authors(config, input_folder(config, 'personas') / CLAIMS):
-        yield author, corrected(author, *author.records, corrections, counts)
+        yield author, corrected(*author.records, corrections, counts)
 
 
 def _rebuild(task: Task) -> dict[str, int]:

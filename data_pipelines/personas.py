@@ -119,7 +119,7 @@ def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[t
     for author, remarks in _remarks(task.config, before_asking, counts):
         sentences = sentences_about(task, [remark['quote'] for remark in remarks])
         claims = _claims_of_author(author, remarks, sentences, counts)
-        yield author, corrected(author, claims, corrections, counts)
+        yield author, corrected(claims, corrections, counts)
     if asks:
         counts.update(spending(task))
 

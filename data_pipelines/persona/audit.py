@@ -135,10 +135,18 @@ def fault(text: str, quote: str, before: str) -> str:
       quote: the remark that the claim is made from.
       before: the conversation text before the remark.
     """
+    if reason := remark_fault(quote, before) or edit_fault(text):
+        return reason
+    return '' if supported(text, quote, before) else 'unsupported'
+
+
+def edit_fault(text: str) -> str:
+    """Return the reason why a claim that a person wrote must not be stored, such as 'health'; '' if it may be stored.
+
+    Whether the claim follows from the remark is for that person to judge.
+    """
     if not text.strip():
         return 'empty'
     if len(text) > MAX_CHARACTERS or '\n' in text:
         return 'too_long'
-    if reason := remark_fault(quote, before) or unsafe(text):
-        return reason
-    return '' if supported(text, quote, before) else 'unsupported'
+    return unsafe(text)

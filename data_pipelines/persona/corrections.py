@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.histories import Author
 from data_pipelines.core.records import Claim, Remark
-from data_pipelines.persona.audit import fault
+from data_pipelines.persona.audit import edit_fault
 from rlhi_jax.config.paths import require
 from rlhi_jax.io.errors import UserError
 
@@ -72,7 +71,7 @@ def read_corrections(path: Path) -> Corrections:
     return Corrections(frozenset(users), frozenset(claims), texts)
 
 
-def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
+def corrected(claims: Iterable[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
     """Return an author's claims after corrections.
 
     Deleted claims are left out and counted. Reworded claims get their new texts.
@@ -87,7 +86,7 @@ def corrected(author: Author, claims: Iterable[Claim], corrections: Corrections,
             continue
         if (text := corrections.texts.get(claim['id'])) is not None:
             claim = Claim(**claim | dict(text=text, edited=True))
-            if reason := fault(text, claim['quote'], author.text_before(claim)):
+            if reason := edit_fault(text):
                 raise UserError(
                     f'the new text {text!r} for claim {claim["id"]} cannot be stored (reason: {reason}; see "What is '
                     'never stored" in docs/personas.md): word it differently, or delete the claim'

@@ -16,7 +16,7 @@ from data_pipelines.core.inputs import input_folder
 from data_pipelines.core.record_files import RECORDS, stream_records
 from data_pipelines.core.records import Claim, Record, TurnPersona, UserPersona
 from data_pipelines.core.turns import turn_id, user_turn_indices
-from data_pipelines.persona.audit import fault
+from data_pipelines.persona.audit import edit_fault, fault
 from data_pipelines.persona.claims import State, contradicts, oldest_first, persona, states, versions
 from data_pipelines.persona.corrections import Corrections, corrections_path, read_corrections
 from data_pipelines.persona.scopes import SCOPES
@@ -112,6 +112,8 @@ def _broken_claim(claim: Record, author: Author, corrections: Corrections) -> st
         return 'it should have been deleted'
     if (claim['text'] if claim['edited'] else None) != corrections.texts.get(claim['id']):
         return 'its text does not match the corrections'
+    if claim['edited']:
+        return edit_fault(claim['text'])
     return fault(claim['text'], claim['quote'], author.text_before(claim))
 
 
