@@ -1,11 +1,15 @@
 """Runs one round of RLHI, from conversations to a reward model, a policy, evaluations and Hugging Face folders.
 
-    python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR
+    python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR [--redo[=STAGE]] [--yes]
 
 The loop runs stages from `data_pipelines` and programs from `rlhi_jax`, one after another. Each of them writes to its
 own folder in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any
-point. At the end, the loop writes WORKDIR/report.json and prints it. `config.loop.method` selects the source of the
-preference pairs:
+point. WORKDIR/report.json contains the results so far and, until the loop has finished, the part that it has reached.
+
+After a change to the data, to a persona or to a setting, the loop stops at the first folder that is out of date. With
+--redo, it lists all such folders, asks once, and makes them again in order. --redo=STAGE also makes that stage again.
+
+`config.loop.method` selects the source of the preference pairs:
 
     rewrites   replies rewritten in response to users' feedback
     rewards    the best and worst of N sampled replies, scored by a reward model trained on the rewrites
@@ -14,25 +18,24 @@ preference pairs:
                needs no reward model
 """
 
-from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
+from absl import flags
+
+from rlhi_jax.cli.program import define_flags, define_optional, load_config, run, start, workdir_path
 
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_flags()
+    define_optional('redo', 'Make again what is out of date; with =STAGE, also that stage and what it leads to.')
+    flags.DEFINE_bool('yes', False, 'With --redo: do not ask.')
     start()
 
 import functools
-import json
 import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines import (
@@ -48,7 +51,6 @@ from data_pipelines import (
     satisfaction,
     shards,
 )
-from data_pipelines.core.record_files import load_records
 from data_pipelines.core.stage import Stage
 from data_pipelines.preferences.reading import pairs_to_read
 from data_pipelines.simulator.summary import summarise
@@ -56,18 +58,20 @@ from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config import base_config, is_endpoint, require
-from rlhi_jax.config.loop_paths import METHODS, training_config, with_paths
+from rlhi_jax.config.loop_paths import METHODS, stage_config, training_config, with_paths
 from rlhi_jax.convert import export_model
 from rlhi_jax.evaluate import evaluate, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
-from rlhi_jax.io.errors import NothingToEvaluate, UserError
-from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.io.errors import NothingToEvaluate, UserError, one_line
+from rlhi_jax.io.files import discard, read_json, write_json
 from rlhi_jax.models.checkpoints import open_model, saved_steps
-from rlhi_jax.train import STOPPED, train
+from rlhi_jax.rounds.parts import Part, State, announcement, chosen, to_redo
+from rlhi_jax.rounds.times import timed, times_in_words
+from rlhi_jax.rounds.words import notes, summary
+from rlhi_jax.train import STOPPED, run_state, train
 from rlhi_jax.training.model import check_pad_token
 from rlhi_jax.training.workdir import refuse_difference
 
-TIMES = 'times.jsonl'
 CHANGEABLE = (  # settings that may change when a loop resumes
     *('mesh', 'log', 'compilation_cache', 'beam'),
     # How requests are sent, not what they ask. (An endpoint's address may change too; a model folder's path must not.)
@@ -94,124 +98,230 @@ class Round:
     """One round of the loop, in a workdir.
 
     Attributes:
-      config: the loop's config, in which the stages' folders are set.
+      config: the loop's config.
       workdir: the round's folder.
       report: the results so far, in the format of report.json.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        self.config, self.workdir = with_paths(config, workdir), workdir
+        self.config, self.workdir = config, workdir
         self.report: dict[str, Any] = dict(method=config.loop.method, funnel={})
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Time a part of the round, and append its duration to times.jsonl when it ends or fails.
+    def parts(self) -> list[Part]:
+        """Return the parts of the round, in the order in which they run."""
+        config, method = self.config, METHODS[self.config.loop.method]
+        parts: list[Part] = []
+        if config.loop.simulated:
+            parts.append(self._stage(simulated.STAGE))
+        if not config.loop.oracle_personas:
+            parts += [
+                self._stage(ingest.STAGE, 'sources.simulated'),
+                self._stage(follow_ups.STAGE, 'ingest'),
+                self._stage(personas.STAGE, 'ingest', 'follow_ups'),
+            ]
+        if config.loop.method != 'oracle':
+            parts.append(self._stage(rewrites.STAGE, 'ingest', 'follow_ups', 'personas'))
+        for objective in method.trains:
+            is_policy = objective == method.trains[-1]
+            if is_policy and 'candidates' in method.sources:
+                parts.append(
+                    self._stage(candidates.STAGE, 'sources.simulated', 'ingest', 'personas', 'reward: training')
+                )
+                if config.loop.method == 'oracle':
+                    parts.append(self._stage(oracle_scores.STAGE, 'candidates'))
+            parts += self._training(objective)
+        if config.loop.simulated:
+            for when, model in (('before', ''), ('after', f'{method.trains[-1]}: training')):
+                parts.append(self._stage(satisfaction.STAGE, 'sources.simulated', 'personas', model, name=when))
+        parts += [self._export(objective) for objective in method.trains]
+        return [*parts, self._stage(card.STAGE, *(part.name for part in parts))]
 
-        If the process is killed, nothing is appended.
+    def _training(self, objective: str) -> list[Part]:
+        """Return the parts that make pairs, shards and rows, train on them, and evaluate the trained model."""
+        shards_part, run_folder = f'{objective}: shards', self.workdir / objective / 'run'
+        config = training_config(with_paths(self.config, self.workdir), self.workdir, objective)
+        sources = ('rewrites', 'candidates', 'oracle_scores') if objective == 'dpo' else ('rewrites',)
+        return [
+            self._stage(pairs.STAGE, *sources, objective=objective),
+            self._stage(shards.STAGE, f'{objective}: pairs', objective=objective),
+            self._stage(shards.STAGE, f'{objective}: pairs', objective=objective, name='validation'),
+            self._stage(rows.STAGE, shards_part, objective=objective),
+            Part(
+                name=f'{objective}: training',
+                folder=run_folder,
+                reads=(shards_part, f'{objective}: rows'),
+                state=lambda: run_state(config, run_folder),
+                make=lambda replace: self._train(config, objective, replace),
+                trains=True,
+            ),
+            Part(
+                name=f'{objective}: evaluation',
+                folder=run_folder / 'evaluation',
+                reads=(f'{objective}: training', f'{objective}: validation'),
+                state=lambda: State.MISSING,  # each evaluation is stored under the digests of what was evaluated
+                make=lambda replace: self._evaluate(config, objective),
+            ),
+        ]
+
+    def _stage(self, stage: Stage, *reads: str, objective: str = '', name: str = '') -> Part:
+        """Return the part that runs a stage.
+
+        Args:
+          stage: the stage.
+          reads: the names of the parts that the stage reads; names of parts that this round lacks have no effect.
+          objective: the training run that the stage belongs to, if it belongs to one.
+          name: 'validation' for the shards of held-out pairs; 'before' or 'after' for the satisfaction with the policy
+            before or after training.
         """
-        start = time.monotonic()
+        config = self.config.copy_and_resolve_references()
+        if objective:
+            config.objective = objective
+        if name == 'validation':
+            config.data.split = 'validation'
+        if name == 'after':
+            config.satisfaction.model = str(self.workdir / METHODS[config.loop.method].trains[-1] / 'run')
+        config = stage_config(config, self.workdir, stage.name)
+        if stage.name == 'satisfaction':
+            name = f'satisfaction {name}'
+        part = f'{objective}: {name or stage.name}' if objective else name or stage.name
+        return Part(
+            name=part,
+            folder=Path(attrgetter(stage.output)(config)),
+            reads=reads,
+            state=lambda: stage.state(config),
+            make=lambda replace: self._make(stage, config, part, replace),
+        )
+
+    def _make(self, stage: Stage, config: ConfigDict, name: str, replace: bool) -> None:
+        """Bring a stage's folder up to date, and add the stage's counts to the report."""
+        if name.endswith(': validation') and not (Path(config.data.pairs) / 'validation.jsonl').stat().st_size:
+            return
         try:
-            yield
-        finally:
-            with open(self.workdir / TIMES, 'a', encoding='utf-8') as file:
-                file.write(json.dumps(dict(part=part, seconds=round(time.monotonic() - start, 1))) + '\n')
-
-    def make(self, stage: Stage, config: ConfigDict, name: str = '') -> None:
-        """Run a stage unless its folder is up to date, and add its counts to the report.
-
-        The report lists the counts under `name` or, if `name` is empty, under the stage's name.
-        """
-        name = name or stage.name
-        with self.timed(name):
-            self.report['funnel'][name] = stage.run(config)
-
-    def mine(self) -> None:
-        """Turn conversations into follow-up labels, personas and rewrites."""
-        if self.config.loop.simulated:
-            self.make(simulated.STAGE, self.config)
-        if not self.config.loop.oracle_personas:
-            for module in (ingest, follow_ups, personas):
-                self.make(module.STAGE, self.config)
-        if self.config.loop.method != 'oracle':
-            self.make(rewrites.STAGE, self.config)
-
-    def sample_candidates(self) -> None:
-        """Sample replies and score them with the reward model or (method oracle) with the simulated users' checkers."""
-        self.make(candidates.STAGE, self.config)
-        if self.config.loop.method == 'oracle':
-            self.make(oracle_scores.STAGE, self.config)
-
-    def train(self, objective: str) -> None:
-        """Make pairs, shards and rows, train on them, and evaluate the trained model on held-out pairs."""
-        config, folder = training_config(self.config, self.workdir, objective), self.workdir / objective / 'run'
-        self.make(pairs.STAGE, config, f'{objective}: pairs')
-        self.make(shards.STAGE, config, f'{objective}: shards')
-        validation = config.copy_and_resolve_references()
-        validation.data.split, validation.data.shards = 'validation', config.eval.shards
-        has_validation = (Path(config.data.pairs) / 'validation.jsonl').stat().st_size > 0
-        if has_validation:
-            self.make(shards.STAGE, validation, f'{objective}: validation')
-        self.make(rows.STAGE, config, f'{objective}: rows')
-        with self.timed(f'{objective}: training'):
-            if not train(config, folder):
-                raise Stopped
-        probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run the same command again')['probe']
-        section = self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
-        if has_validation:
-            with self.timed(f'{objective}: evaluation'):
-                # A policy is not evaluated before training, because its implicit reward is then 0 everywhere.
-                steps = dict(evaluation=saved_steps(folder)[-1]) | (dict(before=0) if objective == 'reward' else {})
-                section |= _evaluations(config, folder, steps)
-
-    def judge_satisfaction(self) -> None:
-        """Measure how satisfied simulated users are with the policy before and after training."""
-        policy = self.workdir / METHODS[self.config.loop.method].trains[-1] / 'run'
-        folders = {name: self.workdir / 'satisfaction' / name for name in ('before', 'after')}
-        try:
-            for name, model in (('before', ''), ('after', str(policy))):
-                config = self.config.copy_and_resolve_references()
-                config.data.satisfaction, config.satisfaction.model = str(folders[name]), model
-                self.make(satisfaction.STAGE, config, f'satisfaction {name}')
-            self.report['satisfaction'] = summarise(folders, held_out_tastes(self.config))
+            self.report['funnel'][name] = stage.run(config, overwrite=replace)
         except NothingToEvaluate as error:
             self.report['satisfaction_not_evaluated'] = str(error)
+        folders = {when: self.workdir / 'satisfaction' / when for when in ('before', 'after')}
+        if name == 'satisfaction after' and 'satisfaction_not_evaluated' not in self.report:
+            self.report['satisfaction'] = summarise(folders, held_out_tastes(config))
 
-    def export(self, objective: str) -> None:
-        """Write the trained model as a Hugging Face folder, unless that folder exists."""
+    def _train(self, config: ConfigDict, objective: str, replace: bool) -> None:
+        """Start or resume a training run. If `replace`, remove an existing run and what was exported from it first."""
+        folder = self.workdir / objective
+        if replace:
+            discard(folder / 'huggingface')
+            discard(folder / 'run')
+        if not train(config, folder / 'run'):
+            raise Stopped
+        probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run the same command again')['probe']
+        self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
+
+    def _evaluate(self, config: ConfigDict, objective: str) -> None:
+        """Evaluate a trained model on held-out pairs; a reward model is also evaluated before training."""
+        folder = self.workdir / objective / 'run'
+        if (Path(config.data.pairs) / 'validation.jsonl').stat().st_size:
+            # A policy is not evaluated before training, because its implicit reward is then 0 everywhere.
+            steps = dict(evaluation=saved_steps(folder)[-1]) | (dict(before=0) if objective == 'reward' else {})
+            self.report[objective] |= _evaluations(config, folder, steps)
+
+    def _export(self, objective: str) -> Part:
+        """Return the part that writes a trained model as a Hugging Face folder, unless that folder exists."""
         folder = self.workdir / objective / 'huggingface'
-        with self.timed(f'{objective}: export'):
+
+        def make(replace: bool) -> None:
             if not folder.exists():
                 export_model(self.workdir / objective / 'run', folder, step=None, dtype='float32')
                 print(f'wrote {folder}', flush=True)
 
+        return Part(f'{objective}: export', folder, (f'{objective}: training',), lambda: State.MISSING, make)
 
-def run_loop(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    def run(self, parts: list[Part], *, redo: bool, forced: frozenset[str]) -> None:
+        """Run the parts one after another.
+
+        Args:
+          parts: the parts, as returned by `parts`.
+          redo: whether to replace folders that are out of date.
+          forced: the names of parts whose folders are replaced in any case.
+        """
+        for number, part in enumerate(parts, start=1):
+            print(f'[{number} of {len(parts)}] {part.name}', flush=True)
+            reached = dict(part=part.name, number=number, of=len(parts))
+            self.write_report(reached)
+            is_card = part.name == card.STAGE.name  # a loop that stopped has written a card, too
+            replace = part.name in forced or ((redo or is_card) and part.state() is State.OUT_OF_DATE)
+            try:
+                with timed(self.workdir, part.name):
+                    part.make(replace)
+            except (UserError, Stopped) as error:
+                self.write_report(reached, one_line(error) or 'asked to stop')
+                if not is_card:
+                    with suppress(UserError):  # there may be nothing to describe yet
+                        parts[-1].make(True)
+                raise
+
+    def write_report(self, reached: dict[str, Any] | None, why: str = '') -> dict[str, Any]:
+        """Write report.json, and return its content.
+
+        Args:
+          reached: the part that the loop has reached; None once the loop has finished.
+          why: the reason if the loop has stopped at that part.
+        """
+        policy = METHODS[self.config.loop.method].trains[-1]
+        train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'
+        report = self.report | dict(
+            summary=summary(self.report),
+            pairs_to_read=pairs_to_read(train_pairs) if train_pairs.exists() else [],
+            notes=notes(self.config, self.workdir, self.report),
+        )
+        if reached:
+            report['unfinished'] = reached | dict(why=why, next='run the same command again to continue')
+        write_json(self.workdir / 'report.json', report, private=True)
+        return report
+
+
+def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask: bool = True) -> dict[str, Any]:
     """Start or resume the loop, run it to its end, and return the report.
+
+    Args:
+      config: the loop's config.
+      workdir: the round's folder.
+      redo: None to stop at a folder that is out of date; otherwise such folders are made again, and so is the stage
+        with this name, unless it is ''.
+      ask: whether to ask before making anything again.
 
     Raises:
       UserError: settings in the config contradict each other, or a stage cannot continue.
       Stopped: training was asked to stop; the same command resumes.
     """
     _check(config)
-    _claim(config, workdir)
-    this_round, method = Round(config, workdir), METHODS[config.loop.method]
-    this_round.mine()
-    for objective in method.trains:
-        if objective == method.trains[-1] and 'candidates' in method.sources:
-            this_round.sample_candidates()
-        this_round.train(objective)
-        if objective == 'reward':
-            this_round.config.candidates.reward_model = str(workdir / 'reward' / 'run')
-    if config.loop.simulated:
-        this_round.judge_satisfaction()
-    for objective in method.trains:
-        this_round.export(objective)
-    this_round.make(card.STAGE, this_round.config)
-    report = this_round.report
-    report['pairs_to_read'] = pairs_to_read(workdir / method.trains[-1] / 'pairs' / 'train.jsonl')
-    report['notes'] = notes(this_round.config, workdir, report)
-    write_json(workdir / 'report.json', report, private=True)
-    return report
+    if redo is None:
+        _claim(config, workdir)
+    this_round = Round(config, workdir)
+    parts = this_round.parts()
+    forced = chosen(parts, redo) if redo else frozenset()
+    if redo is not None:
+        _confirm(to_redo(parts, forced), ask)
+        _claim(config, workdir, replace=True)
+    this_round.run(parts, redo=redo is not None, forced=forced)
+    return this_round.write_report(None)
+
+
+def _confirm(redone: list[Part], ask: bool) -> None:
+    """Print which parts are going to be made again, and ask whether to go on.
+
+    Raises:
+      UserError: the answer is not 'y', or there is nobody to ask.
+    """
+    redone = [part for part in redone if part.name != card.STAGE.name]
+    if not redone:
+        print('Nothing is out of date.', flush=True)
+        return
+    print(announcement(redone), flush=True)
+    if not ask:
+        return
+    if not sys.stdin.isatty():
+        raise UserError('--redo needs an answer from a terminal: pass --yes to go on without asking')
+    if input('Make these again? [y/N] ').strip().lower() not in ('y', 'yes'):
+        raise UserError('--redo: nothing was changed: answer y to go on')
 
 
 def _check(config: ConfigDict) -> None:
@@ -237,10 +347,11 @@ def _check(config: ConfigDict) -> None:
             print(f'config.{name} is ignored here; the loop uses {instead}', file=sys.stderr, flush=True)
 
 
-def _claim(config: ConfigDict, workdir: Path) -> None:
+def _claim(config: ConfigDict, workdir: Path, *, replace: bool = False) -> None:
     """Check that the workdir is new, or contains a loop with the same config and initial model.
 
-    In a new workdir, both are recorded. The settings in `CHANGEABLE` and the address of an endpoint may differ.
+    In a new workdir, both are recorded; with `replace`, they are recorded in any case. The settings in `CHANGEABLE` and
+    the address of an endpoint may differ.
     """
     settings = config.to_dict()
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
@@ -248,9 +359,9 @@ def _claim(config: ConfigDict, workdir: Path) -> None:
         del functools.reduce(dict.__getitem__, sections, settings)[key]
     claimed = dict(config=settings, model=model_identity(config, config.model.path))
     path = workdir / 'loop.json'
-    if path.exists():
+    if path.exists() and not replace:
         stored = read_json(path, f'remove {workdir} or use another --workdir', fields=('config', 'model'))
-        refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed)
+        refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo')
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, claimed)
@@ -271,49 +382,16 @@ def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dic
     return evaluations | dict(not_evaluated='')
 
 
-def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str]:
-    """Return caveats for the reader of the report, and the locations of the results."""
-    lines = []
-    if config.loop.smoke:
-        lines.append('This is a smoke test with few users and few steps: its figures are not evidence.')
-    if counts := report['funnel'].get('personas'):
-        share = counts['turns_with_persona'] / max(counts['turns'], 1)
-        lines.append(
-            f'{share:.0%} of the turns that can be mined have a persona; nothing is known yet about the other users.'
-        )
-    if not config.teacher.path and config.loop.method != 'oracle':
-        lines.append(
-            f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '
-            'run tests the plumbing only. Set config.teacher.path to a stronger model.'
-        )
-    lines.append(f'Data card: {workdir}/card/card.md')
-    lines.append(f'Models: {workdir}/{{reward,dpo}}/huggingface')
-    if reason := report.get('satisfaction_not_evaluated'):
-        lines.append(f'Satisfaction was not evaluated: {reason}')
-    return lines
-
-
-def time_spent(workdir: Path) -> dict[str, float]:
-    """Return the seconds that each part of the loop took, summed over all restarts."""
-    seconds: Counter = Counter()
-    for record in load_records(workdir / TIMES):
-        seconds[record['part']] += record['seconds']
-    return dict(seconds)
-
-
 def main() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     config = load_config(flags.FLAGS.config)
     workdir = workdir_path(flags.FLAGS.workdir)
     try:
-        report = run_loop(config, workdir)
+        report = run_loop(config, workdir, redo=flags.FLAGS.redo, ask=not flags.FLAGS.yes)
     except Stopped:
         sys.exit(STOPPED)
     print_report(report)
-    seconds = time_spent(workdir)
-    longest = sorted(seconds, key=seconds.get, reverse=True)[:4]
-    parts = ', '.join(f'{part} {seconds[part] / 60:.1f}' for part in longest)
-    print(f'Minutes, over all restarts: {sum(seconds.values()) / 60:.1f}, of which {parts}')
+    print(times_in_words(workdir))
 
 
 if __name__ == '__main__':

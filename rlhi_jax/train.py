@@ -37,6 +37,7 @@ from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, replicated, to_global
+from rlhi_jax.rounds.parts import State
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
 from rlhi_jax.training.metrics import RunLog
 from rlhi_jax.training.model import make_decoder, sees_persona
@@ -82,15 +83,36 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         becomes non-finite during training.
     """
     run = set_up(config, workdir)
+    if run.checkpoints.latest_step == run.num_steps:
+        run.checkpoints.close()
+        return _say(run, run.num_steps)
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(run.mesh):
         read = read_with_reference(run)
         state = first_state(run)
         reached = int(loop(run, read, state).step)
+    return _say(run, reached)
+
+
+def _say(run: Run, reached: int) -> bool:
+    """Print the step that a run has reached, and return whether the run is complete."""
     if processes.is_main():
         rest = 'the same command resumes from there' if reached < run.num_steps else 'the run is complete'
-        print(f'{workdir}: saved at step {reached} of {run.num_steps}; {rest}')
+        print(f'{run.workdir}: saved at step {reached} of {run.num_steps}; {rest}', flush=True)
     return reached == run.num_steps
+
+
+def run_state(config: ConfigDict, workdir: Path) -> State:
+    """Return whether a workdir contains the run that a config describes. An unfinished run counts as up to date."""
+    if not (workdir / 'run.json').exists():
+        return State.MISSING
+    try:
+        model = open_model(config.model.path)
+        plan, *_ = open_rows(config, model)
+        refuse_another_run(workdir, run_identity(config, model) | {'rows': plan.digest})
+    except UserError:  # an input is missing or has changed
+        return State.OUT_OF_DATE
+    return State.UP_TO_DATE
 
 
 def set_up(config: ConfigDict, workdir: Path) -> Run:

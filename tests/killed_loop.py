@@ -71,5 +71,7 @@ if __name__ == '__main__':
     users.valid = satisfaction.valid = lambda *_: True
     arm(sys.argv.pop(1))
     define_flags()
+    program.define_optional('redo', '')
+    program.flags.DEFINE_bool('yes', False, '')
     program.start()
     program.run(loop.main)

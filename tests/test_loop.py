@@ -1,6 +1,7 @@
 """The whole loop on a tiny model, every part the real one; killed in each stage, it ends in the same bytes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,3 +148,55 @@ def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_pat
     ours, theirs = contents(workdir), contents(expected)
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if ours[name] != theirs[name]]
+
+
+def run_patched(*argv: str, check: bool = True) -> subprocess.CompletedProcess:
+    command = [sys.executable, 'tests/killed_loop.py', 'none', *argv]
+    return subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL)
+
+
+def test_an_edited_persona_is_redone_as_if_from_scratch(model, finished, tmp_path):
+    edited, scratch = tmp_path / 'edited', tmp_path / 'scratch'
+    shutil.copytree(finished[0], edited)
+    claim = json.loads((edited / 'personas' / 'claims.jsonl').read_text().splitlines()[0])
+    config = [flag for flag in flags(model, edited) if not flag.startswith('--workdir')]
+    edit = ['edit', f'--claim={claim["id"]}', '--text=I like short answers.', f'--workdir={edited}']
+    tiny.run_program('data_pipelines.persona_store', *edit, *config)
+    untouched = ('raw', 'conversations', 'follow_ups', 'personas')
+    before = {name: (edited / name / 'manifest.json').stat().st_mtime_ns for name in untouched}
+
+    stale = run_patched(*flags(model, edited), check=False)
+    assert stale.returncode == 2 and 'loop with --redo' in stale.stderr
+    report = json.loads((edited / 'report.json').read_text())
+    assert report['unfinished']['part'] == 'rewrites' and 'different input' in report['unfinished']['why']
+    assert report['summary'].count('→') == 1
+
+    unsure = run_patched(*flags(model, edited), '--redo', check=False)
+    assert unsure.returncode == 2 and 'pass --yes' in unsure.stderr
+    listed, _, runs = unsure.stdout.partition('Training runs that are removed')
+    assert f'rewrites ({edited}/rewrites)' in listed and f'dpo: pairs ({edited}/dpo/pairs)' in listed
+    assert 'follow_ups' not in listed and f'reward: training ({edited}/reward/run)' in runs
+
+    done = run_patched(*flags(model, edited), '--redo', '--yes')
+    assert before == {name: (edited / name / 'manifest.json').stat().st_mtime_ns for name in untouched}
+    assert 'unfinished' not in json.loads((edited / 'report.json').read_text())
+    assert 'complaints →' in done.stdout
+
+    scratch.mkdir()
+    (corrections,) = edited.glob('*corrections*')
+    shutil.copy(corrections, scratch)
+    run_patched(*flags(model, scratch))
+    ours, theirs = contents(edited), contents(scratch)
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if ours[name] != theirs[name]]
+
+    again = run_patched(*flags(model, edited), '--redo=personas', '--yes')
+    assert f'personas ({edited}/personas)' in again.stdout
+    assert contents(edited) == ours
+
+
+def test_redo_names_what_it_does_not_know(model, finished):
+    again = run_patched(*flags(model, finished[0]), '--redo=persona', '--yes', check=False)
+    assert again.returncode == 2 and 'choose one of' in again.stderr and 'personas' in again.stderr
+    nothing = run_patched(*flags(model, finished[0]), '--redo', '--yes')
+    assert 'Nothing is out of date.' in nothing.stdout

@@ -25,6 +25,7 @@ from rlhi_jax.cli.program import define_config_flag, load_config, run, workdir_p
 from rlhi_jax.config.loop_paths import stage_config
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import HeldFolder, new_folder, read_json, settle_if_free, write_json
+from rlhi_jax.rounds.parts import State
 
 KEPT = 'kept'  # stands for the sum of all counts of kept items
 
@@ -163,7 +164,8 @@ class Stage:
                 return manifest['counts']
             raise UserError(
                 f'config.{self.output}: {folder} was made with different input or settings, or by another version of '
-                f'the stage: remove or rename the folder, or run the {self.name!r} stage with --overwrite'
+                f'the stage: remove or rename the folder, run the {self.name!r} stage with --overwrite, or run the '
+                'loop with --redo'
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             temporary.chmod(0o700)  # only the folder's owner may read user text
@@ -173,6 +175,19 @@ class Stage:
         _remove_work(folder)
         print(f'{folder}: {json.dumps(counts)}', flush=True)
         return counts
+
+    def state(self, config: ConfigDict) -> State:
+        """Return the state of the output folder, compared with the present input and settings."""
+        folder = Path(attrgetter(self.output)(config))
+        settle_if_free(folder)
+        if not (folder / 'manifest.json').exists():
+            return State.MISSING
+        try:
+            made_from = self.made_from(config)
+        except UserError:  # an input is missing
+            return State.OUT_OF_DATE
+        stored = read_json(folder / 'manifest.json', 'remove the folder', fields=()).get('made_from')
+        return State.UP_TO_DATE if stored == made_from else State.OUT_OF_DATE
 
     def made_from(self, config: ConfigDict) -> dict[str, Any]:
         """Return everything the output depends on, as stored in the manifest: the identity and the stage's version."""

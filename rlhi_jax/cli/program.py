@@ -165,6 +165,22 @@ def define_config_flag() -> None:
     )
 
 
+class _OptionalText(flags.Flag):
+    """A flag with an optional value: None if the flag is not given, '' for --NAME, and 'TEXT' for --NAME=TEXT."""
+
+    def __init__(self, name: str, meaning: str):
+        super().__init__(flags.ArgumentParser(), flags.ArgumentSerializer(), name, None, meaning)
+        self.boolean = True  # absl then takes --NAME without a value, and passes 'true'
+
+    def _parse(self, argument: str) -> str:
+        return '' if argument == 'true' else argument
+
+
+def define_optional(name: str, meaning: str) -> None:
+    """Define a flag that may have a value: it is None if not given, '' for --NAME, and 'TEXT' for --NAME=TEXT."""
+    flags.DEFINE_flag(_OptionalText(name, meaning))
+
+
 def define_flags() -> None:
     """Define the flags for programs that work on a run: --config with its overrides, and --workdir."""
     define_config_flag()

@@ -11,15 +11,11 @@ from rlhi_jax.objectives import OBJECTIVES
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the loop's report: record counts, accuracy on held-out pairs, satisfaction, example pairs and notes.
+    """Print the loop's report: a summary, accuracy on held-out pairs, satisfaction, example pairs and notes.
 
     Intervals are 95 % confidence intervals over users.
     """
     console = Console(width=118)
-    funnel = Table('stage', 'counts', title='Records kept and dropped')
-    for name, counts in report['funnel'].items():
-        funnel.add_row(name, ', '.join(f'{key} {value}' for key, value in counts.items()))
-    console.print(funnel)
     console.print(_accuracy_table(report))
     if 'satisfaction' in report:
         for table in _satisfaction_tables(report['satisfaction']):
@@ -27,8 +23,9 @@ def print_report(report: dict[str, Any]) -> None:
     for pair in report['pairs_to_read']:
         lines = (f'[{name}] {text[:400]}' for name, text in pair.items())
         console.print('\n'.join(lines), '', markup=False, sep='\n')
+    console.print(report['summary'], markup=False)
     for note in report['notes']:
-        console.print(note)
+        console.print(note, markup=False)
 
 
 def _accuracy_table(report: dict[str, Any]) -> Table:

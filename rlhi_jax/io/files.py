@@ -196,6 +196,16 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder if it exists. It is renamed first, so that a killed process leaves no half-removed folder."""
+    removed = folder.with_name(f'.{folder.name}.removed')
+    if removed.exists():
+        shutil.rmtree(removed)
+    if folder.exists():
+        folder.replace(removed)
+        shutil.rmtree(removed)
+
+
 def locked(folder: Path) -> int:
     """Lock a folder and return its open file descriptor.
 

@@ -51,8 +51,14 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
     refuse_difference(f'--workdir={workdir} contains a run', stored, run)
 
 
-def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any], remedy: str = '') -> None:
     """Raise an error if earlier work was started with settings other than `wanted`.
+
+    Args:
+      what: the beginning of the message, such as '--workdir=DIR contains a run'.
+      stored: the settings of the earlier work.
+      wanted: the settings now.
+      remedy: a remedy to name besides undoing the change and using another workdir.
 
     Raises:
       UserError: a setting differs; the message names the first such setting.
@@ -61,8 +67,8 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any])
     for name, value in _flat(wanted):
         if before.get(name) != value:
             raise UserError(
-                f'{what} with another {name} ({before.get(name)!r}, now {value!r}): undo the change, or use another '
-                '--workdir'
+                f'{what} with another {name} ({before.get(name)!r}, now {value!r}): undo the change, '
+                f'{remedy and remedy + ", "}or use another --workdir'
             )
 
 

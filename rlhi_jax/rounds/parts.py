@@ -1,0 +1,79 @@
+"""The parts of a round: stages, training runs, evaluations and exports, and whether their output is up to date."""
+
+import enum
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhi_jax.io.errors import UserError
+
+
+class State(enum.Enum):
+    """The state of what a part writes, compared with its present input and settings."""
+
+    MISSING = 'missing'
+    UP_TO_DATE = 'up to date'
+    OUT_OF_DATE = 'out of date'
+
+
+class Part(NamedTuple):
+    """A part of a round.
+
+    Attributes:
+      name: the part's name, such as 'dpo: pairs'.
+      folder: the folder that the part writes.
+      reads: the names of the earlier parts whose output this part reads.
+      state: returns the state of the folder.
+      make: brings the folder up to date. Its argument says whether to replace a folder that is out of date.
+      trains: whether the part is a training run.
+    """
+
+    name: str
+    folder: Path
+    reads: tuple[str, ...]
+    state: Callable[[], State]
+    make: Callable[[bool], None]
+    trains: bool = False
+
+
+def chosen(parts: Sequence[Part], stage: str) -> frozenset[str]:
+    """Return the names of the parts that run a stage. Several training runs may each have the stage.
+
+    Raises:
+      UserError: the round has no such stage.
+    """
+    names = frozenset(part.name for part in parts if part.name == stage or part.name.endswith(f': {stage}'))
+    if not names:
+        known = sorted({part.name.rpartition(': ')[2] for part in parts})
+        raise UserError(f'--redo={stage} is not a part of this loop: choose one of {", ".join(known)}')
+    return names
+
+
+def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
+    """Return the existing parts that are out of date, or that read what is missing or out of date.
+
+    A part in this list may turn out to be up to date once the parts that it reads have been made again.
+
+    Args:
+      parts: the parts, each after those that it reads.
+      forced: the names of parts that count as out of date in any case.
+    """
+    affected, redone = set(), []
+    for part in parts:
+        state = part.state()
+        if state is State.MISSING:
+            affected.add(part.name)
+        elif state is State.OUT_OF_DATE or part.name in forced or affected & set(part.reads):
+            affected.add(part.name)
+            redone.append(part)
+    return redone
+
+
+def announcement(redone: Sequence[Part]) -> str:
+    """Return a list of the parts that are going to be made again, in words; training runs are named apart."""
+    lines = ['Out of date, or made from something that is:']
+    lines += [f'  {part.name} ({part.folder})' for part in redone if not part.trains]
+    if runs := [part for part in redone if part.trains]:
+        lines.append('Training runs that are removed and started again if their pairs or settings have changed:')
+        lines += [f'  {part.name} ({part.folder})' for part in runs]
+    return '\n'.join(lines)

@@ -1,0 +1,70 @@
+"""The results of a round in words: one sentence that sums it up, caveats, and what to do next."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhi_jax.config.loop_paths import METHODS
+from rlhi_jax.evaluation.conditions import CONDITIONS
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return a sentence that says what the round made of the conversations, and how well the policy learned it.
+
+    Parts that have not been run yet are left out.
+    """
+    funnel, steps = report['funnel'], []
+    if counts := funnel.get('follow_ups'):
+        steps.append(_number(counts['mined'], 'complaint'))
+    if counts := funnel.get('personas'):
+        steps.append(_number(counts['claims'], 'claim'))
+    if counts := funnel.get('rewrites'):
+        steps.append(_number(_kept(counts), 'rewrite'))
+    policy = METHODS[report['method']].trains[-1]
+    if counts := funnel.get(f'{policy}: pairs'):
+        steps.append(_number(_kept(counts), 'pair'))
+    text = ' → '.join(steps) or 'Nothing has been made yet'
+    if evaluation := report.get(policy, {}).get('evaluation'):
+        condition = next(name for name in CONDITIONS if name in evaluation['conditions'])
+        accuracy = evaluation['conditions'][condition]['accuracy']
+        text += (
+            f'; the policy prefers the chosen reply in {accuracy["mean"]:.0%} [{accuracy["low"]:.0%}, '
+            f'{accuracy["high"]:.0%}] of {_number(evaluation["pairs"], "held-out pair")} from '
+            f'{_number(evaluation["users"], "user")} ({condition} persona)'
+        )
+    return text
+
+
+def _kept(counts: dict[str, int]) -> int:
+    return sum(number for name, number in counts.items() if name.startswith('kept_'))
+
+
+def _number(number: int, unit: str) -> str:
+    return f'{number:,} {unit}' + ('' if number == 1 else 's')
+
+
+def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str]:
+    """Return caveats for the reader of the report, and the locations of the results."""
+    lines = []
+    if config.loop.smoke:
+        lines.append('This is a smoke test with few users and few steps: its figures are not evidence.')
+    if counts := report['funnel'].get('personas'):
+        share = counts['turns_with_persona'] / max(counts['turns'], 1)
+        lines.append(
+            f'{share:.0%} of the turns that can be mined have a persona; nothing is known yet about the other users.'
+        )
+    if not config.teacher.path and config.loop.method != 'oracle':
+        lines.append(
+            f'The teacher is the policy itself ({Path(config.model.path).name}): unless that is a strong model, this '
+            'run tests the plumbing only. Set config.teacher.path to a stronger model.'
+        )
+    if reason := report.get('satisfaction_not_evaluated'):
+        lines.append(f'Satisfaction was not evaluated: {reason}')
+    lines.append(f'Data card: {workdir}/card/card.md')
+    lines.append(f'Models: {workdir}/{{{",".join(METHODS[config.loop.method].trains)}}}/huggingface')
+    lines.append(
+        'Next: read the card; correct personas with `python -m data_pipelines.persona_store` and run the loop with '
+        '--redo; sample from the policy with `python -m rlhi_jax.generate`'
+    )
+    return lines
