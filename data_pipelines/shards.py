@@ -9,12 +9,10 @@ preferences are skipped and counted by reason in the manifest. All ids are kept 
 of only one tree at a time.
 """
 
-import contextlib
 import itertools
 import operator
 import pickle
 import re
-import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +24,7 @@ import pyarrow.parquet
 from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
+from data_pipelines.core.scratch import scratch_database
 from data_pipelines.core.stage import Stage, Step, Task
 from data_pipelines.preferences.layouts import Rated, parse_preferences, rated_preference
 from data_pipelines.preferences.ratings import Ratings
@@ -67,7 +66,8 @@ def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | Non
         counts['pairs_kept'] += 1
         return True
 
-    with Ratings(scratch) as ratings:
+    with scratch_database(scratch) as database:
+        ratings = Ratings(database)
         for default_id, record in _records(paths):
             try:
                 if isinstance(record, BadRecord):
@@ -153,23 +153,19 @@ def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Pref
 
     `path` is a scratch file, which is removed at the end.
     """
-    path.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
-        file.execute('PRAGMA journal_mode = OFF')  # an interrupted run starts over
-        file.execute('PRAGMA synchronous = OFF')
+    with scratch_database(path) as database:
         # `first` is the number of a tree's first preference.
-        file.execute('CREATE TABLE trees (root TEXT PRIMARY KEY, first INTEGER)')
-        file.execute('CREATE TABLE preferences (number INTEGER PRIMARY KEY, first INTEGER, pickled BLOB)')
+        database.execute('CREATE TABLE trees (root TEXT PRIMARY KEY, first INTEGER)')
+        database.execute('CREATE TABLE preferences (number INTEGER PRIMARY KEY, first INTEGER, pickled BLOB)')
         for number, preference in enumerate(preferences):
             name = digest(*root(preference))
-            file.execute('INSERT OR IGNORE INTO trees VALUES (?, ?)', (name, number))
-            (first,) = file.execute('SELECT first FROM trees WHERE root = ?', (name,)).fetchone()
-            file.execute('INSERT INTO preferences VALUES (?, ?, ?)', (number, first, pickle.dumps(preference)))
-        file.execute('CREATE INDEX together ON preferences (first, number)')
-        grouped = file.execute('SELECT first, pickled FROM preferences ORDER BY first, number')
+            database.execute('INSERT OR IGNORE INTO trees VALUES (?, ?)', (name, number))
+            (first,) = database.execute('SELECT first FROM trees WHERE root = ?', (name,)).fetchone()
+            database.execute('INSERT INTO preferences VALUES (?, ?, ?)', (number, first, pickle.dumps(preference)))
+        database.execute('CREATE INDEX together ON preferences (first, number)')
+        grouped = database.execute('SELECT first, pickled FROM preferences ORDER BY first, number')
         for _, rows in itertools.groupby(grouped, key=operator.itemgetter(0)):
             yield [pickle.loads(pickled) for _, pickled in rows]
-    path.unlink()
 
 
 def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
