@@ -66,6 +66,10 @@ def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | Non
         counts['pairs_kept'] += 1
         return True
 
+    def drop(bad: BadRecord) -> None:
+        counts['lines_read'] += 1
+        counts[f'dropped_{bad.reason}'] += 1
+
     with scratch_database(scratch) as database:
         ratings = Ratings(database)
         for default_id, record in _records(paths):
@@ -74,8 +78,7 @@ def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | Non
                     raise record
                 parsed = parse_preferences(record, default_id, counts)
             except BadRecord as bad:
-                counts['lines_read'] += 1
-                counts[f'dropped_{bad.reason}'] += 1
+                drop(bad)
                 continue
             for each in parsed:
                 if isinstance(each, Rated):
@@ -87,8 +90,7 @@ def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | Non
             try:
                 preference = rated_preference(best, worst, default_id, counts)
             except BadRecord as bad:
-                counts['lines_read'] += 1
-                counts[f'dropped_{bad.reason}'] += 1
+                drop(bad)
                 continue
             if kept(preference):
                 yield preference
