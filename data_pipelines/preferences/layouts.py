@@ -232,12 +232,15 @@ def transcript(text: str) -> list[dict[str, str]]:
         if len(marks) > 1 or (marks and text.startswith('\n\n')):
             ends = [*(mark.start() for mark in marks[1:]), len(text)]
             turns = [
-                dict(role=mark[1].lower(), content=text[mark.end() : end].removesuffix('<|im_end|>\n').strip())
+                dict(role=mark[1].lower(), content=_without_end(text[mark.end() : end]))
                 for mark, end in zip(marks, ends, strict=True)
             ]
-            turns = [dict(turn, content=turn['content'].removesuffix('<|im_end|>').strip()) for turn in turns]
             return turns[:-1] if len(turns) > 1 and not turns[-1]['content'] else turns  # an opening for the reply
     return []
+
+
+def _without_end(text: str) -> str:
+    return text.removesuffix('<|im_end|>\n').strip().removesuffix('<|im_end|>').strip()
 
 
 def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
