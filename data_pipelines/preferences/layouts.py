@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.raw.messages import NAMES, Messages, calls_tools, message_list, read_messages, without_greeting
+from data_pipelines.raw.messages import NAMES, Messages, involves_tool, message_list, read_messages, without_greeting
 from rlhi_jax.data.tree import MAX_WEIGHT, BadRecord, Preference
 
 _PROMPTS = ('prompt', 'conversations', 'question', 'instruction', 'context')
@@ -203,7 +203,7 @@ def _messages(value: Any, role: str, counts: Counter) -> Messages:
         raw = transcript(value) or [{'role': role, 'content': value}]
     if raw is None or not all(isinstance(message, dict) for message in raw):
         raise BadRecord('turns_not_a_list_of_messages')
-    if role == 'assistant' and raw and calls_tools(raw[-1:], NAMES):
+    if role == 'assistant' and raw and involves_tool(raw[-1], NAMES):
         raise BadRecord('reply_calls_tools')
     return read_messages(raw, NAMES, counts)
 
