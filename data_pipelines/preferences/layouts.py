@@ -13,7 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.raw.messages import NAMES, Messages, involves_tool, message_list, read_messages, without_greeting
+from data_pipelines.raw.messages import (
+    NAMES,
+    Messages,
+    involves_tool,
+    message_list,
+    read_messages,
+    system_text,
+    without_greeting,
+)
 from rlhi_jax.data.tree import MAX_WEIGHT, BadRecord, Preference
 
 _PROMPTS = ('prompt', 'conversations', 'question', 'instruction', 'context')
@@ -296,7 +304,7 @@ def _system(record: Mapping[str, Any], prompt: Messages) -> str:
     stated = [record[key] for key in _SYSTEMS if record.get(key) is not None]
     if not all(isinstance(text, str) for text in stated):
         raise BadRecord('system_not_text')
-    return '\n\n'.join(dict.fromkeys(filter(None, (*(_plain(text) for text in stated), *prompt.system))))
+    return system_text(*map(_plain, stated), *prompt.system)
 
 
 def _weight(record: Mapping[str, Any]) -> float:

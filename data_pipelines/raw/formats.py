@@ -23,6 +23,7 @@ from data_pipelines.raw.messages import (
     message_list,
     read_messages,
     split_paths,
+    system_text,
     value,
     values,
     without_greeting,
@@ -85,10 +86,7 @@ def parse_conversation(
     turns = without_greeting(messages.turns, found)
     _check(turns)
     found['tools_left_out'] += bool(record.get('tools'))
-    stated = record.get('system')  # beside the messages
-    system = '\n\n'.join(
-        dict.fromkeys(filter(None, (clean(stated) if isinstance(stated, str) else '', *messages.system)))
-    )
+    stated = clean(record['system']) if isinstance(record.get('system'), str) else ''  # beside the messages
     texts = to_messages((turn.role, turn.text) for turn in turns)
     user = user_key(as_text(value(record, fields['user'])), value(record, fields['header']), salt)
     times = [iso_time(value(message, fields['said_at'])) for message in raw]
@@ -107,7 +105,7 @@ def parse_conversation(
         language=as_text(value(record, fields['language'])),
         toxic=any(map(is_set, values(record, fields['toxic']))),
         redacted=any(map(is_set, values(record, fields['redacted']))),
-        system=system,
+        system=system_text(stated, *messages.system),
         messages=texts,
     )
 

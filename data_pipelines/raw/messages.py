@@ -77,6 +77,11 @@ def read_messages(raw: Sequence[Any], names: Mapping[str, str], counts: Counter)
     return Messages(tuple(filter(None, system)), tuple(turns))
 
 
+def system_text(*texts: str) -> str:
+    """Return the non-empty system texts, each once, with blank lines between them."""
+    return '\n\n'.join(dict.fromkeys(filter(None, texts)))
+
+
 def without_greeting(turns: Sequence[SpokenTurn], counts: Counter) -> tuple[SpokenTurn, ...]:
     """Return the turns without the greeting, which is the first turn if the assistant writes it."""
     greets = bool(turns) and turns[0].role == 'assistant'
