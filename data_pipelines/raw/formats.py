@@ -91,7 +91,7 @@ def parse_conversation(
     user = user_key(as_text(value(record, fields['user'])), value(record, fields['header']), salt)
     times = [iso_time(value(message, fields['said_at'])) for message in raw]
     began, ended = _span(
-        [[times[i] for i in turn.sources if i < len(times)] for turn in turns],
+        [[times[i] for i in turn.sources] for turn in turns],
         iso_time(value(record, fields['ended'])),
         times,
     )
