@@ -316,7 +316,7 @@ def _records(paths: list[Path]) -> Iterator[Record]:
 
 STAGE = Stage(
     name='ingest',
-    version=2,
+    version=3,
     work=_work,
     output='data.conversations',
     identity=_identity,

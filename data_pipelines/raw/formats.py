@@ -40,7 +40,7 @@ _UNSET = ('false', 'no', 'none', 'null', 'nan', '0', '0.0')
 class RawConversation(TypedDict):
     """A parsed raw record; `raw.scan` filters it and writes it to a part."""
 
-    id: str  # as in the data; if the data has no id, a digest of user and text
+    id: str  # as in the data; if the data has no id, a digest of user, system texts and messages
     user_id: str  # as in the data, or a key if a salt is set; '' if the user is unknown
     began: str  # earliest time stamp in ISO 8601, UTC; '' if the first turn and its reply have no time stamp
     ended: str  # latest time stamp; '' if the record, the last user turn and its reply have no time stamp
@@ -87,6 +87,7 @@ def parse_conversation(
     _check(turns)
     found['tools_left_out'] += bool(record.get('tools'))
     stated = clean(record['system']) if isinstance(record.get('system'), str) else ''  # beside the messages
+    system = tuple(filter(None, (stated, *messages.system)))
     texts = to_messages((turn.role, turn.text) for turn in turns)
     user = user_key(as_text(value(record, fields['user'])), value(record, fields['header']), salt)
     times = [iso_time(value(message, fields['said_at'])) for message in raw]
@@ -98,14 +99,14 @@ def parse_conversation(
     if counts is not None:
         counts.update(+found)
     return RawConversation(
-        id=as_text(value(record, fields['id'])) or digest(user, texts, *messages.system)[:32],
+        id=as_text(value(record, fields['id'])) or digest(user, texts, *system)[:32],
         user_id=user,
         began=began,
         ended=ended,
         language=as_text(value(record, fields['language'])),
         toxic=any(map(is_set, values(record, fields['toxic']))),
         redacted=any(map(is_set, values(record, fields['redacted']))),
-        system=system_text(stated, *messages.system),
+        system=system_text(*system),
         messages=texts,
     )
 
