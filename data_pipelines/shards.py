@@ -28,7 +28,7 @@ from data_pipelines.core.scratch import scratch_database
 from data_pipelines.core.stage import Stage, Step, Task
 from data_pipelines.preferences.layouts import Rated, parse_preferences, rated_preference
 from data_pipelines.preferences.ratings import Ratings
-from data_pipelines.raw.files import files_of, form_of, json_records, parquet_records
+from data_pipelines.raw.files import Files, files_of, form_of, json_records, parquet_records
 from rlhi_jax.config import listed
 from rlhi_jax.data.grow import grow_trees, root
 from rlhi_jax.data.shards import Shards, write_shards
@@ -116,23 +116,26 @@ def _records(paths: Sequence[Path]) -> Iterator[tuple[str, Any | BadRecord]]:
             ) from None
 
 
-def _inputs(config: ConfigDict) -> list[Path]:
-    return [path for name in listed(config, 'data.pairs') for path in _files(name, config.data.split)]
+def _inputs(config: ConfigDict) -> list[Files]:
+    return [_files(name, config.data.split) for name in listed(config, 'data.pairs')]
 
 
-def _files(name: str, split: str) -> Sequence[Path]:
-    """Return the files to read for a name in `config.data.pairs`.
+def _paths(inputs: Sequence[Files]) -> list[Path]:
+    return [path for each in inputs for path in each.files]
+
+
+def _files(name: str, split: str) -> Files:
+    """Return the files to read for a name in `config.data.pairs`, and the files of other kinds beside them.
 
     If a folder contains `SPLIT.jsonl` for the given split, only that file is read. Otherwise, files named after other
     splits are left out.
     """
     of_stage = Path(name) / f'{split}.jsonl'
     if of_stage.is_file():
-        return [of_stage]
+        return Files([of_stage], ())
     found = files_of(name, 'config.data.pairs')
     if found.files == [Path(name)]:
-        return found.files
-    found.say_what_is_not_read('config.data.pairs')
+        return found
     splits = {path: match[1] for path in found.files if (match := _SPLIT.match(path.name))}
     chosen = [path for path in found.files if splits.get(path, split) == split] if splits else found.files
     if not chosen:
@@ -140,12 +143,12 @@ def _files(name: str, split: str) -> Sequence[Path]:
             f'config.data.pairs: {name} has no files for config.data.split={split}, only for '
             f'{", ".join(sorted(set(splits.values())))}: set config.data.split, or list the files by name'
         )
-    return chosen
+    return Files(chosen, found.others)
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     return {
-        'inputs': [[path.name, file_digest(path)] for path in _inputs(config)],
+        'inputs': [[path.name, file_digest(path)] for path in _paths(_inputs(config))],
         'trees_per_shard': config.data.trees_per_shard,
     }
 
@@ -174,7 +177,10 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
     users, scratch = set(), work_folder(task.folder)
     scratch.mkdir(exist_ok=True)
     scratch.chmod(0o700)
-    preferences = read_preferences(_inputs(task.config), counts, scratch / 'ratings.sqlite')
+    inputs = _inputs(task.config)
+    for each in inputs:
+        each.say_what_is_not_read('config.data.pairs')
+    preferences = read_preferences(_paths(inputs), counts, scratch / 'ratings.sqlite')
     for together in by_tree(preferences, scratch / 'preferences.sqlite'):
         (tree,) = grow_trees(together)
         users.add(tree.user_id)
