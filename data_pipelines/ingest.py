@@ -86,16 +86,12 @@ def raw_files(config: ConfigDict) -> list[Path]:
     Raises:
       UserError: a path does not exist, contains no raw files, or cannot be fetched from the hub.
     """
-    return [path for found in _files_by_name(config) for path in _to_read(found.files)]
+    return _to_read(_files_by_name(config))
 
 
-def _to_read(files: Sequence[Path]) -> Sequence[Path]:
-    return [*filter(file_split, files)] or files
-
-
-def _skipped_files(config: ConfigDict) -> int:
-    """Count the files that are not read because other files in their folder are named after splits."""
-    return sum(len(found.files) - len(_to_read(found.files)) for found in _files_by_name(config))
+def _to_read(found: Sequence[Files]) -> list[Path]:
+    """Return the files to read. Of a folder with files named after splits, the other files are passed over."""
+    return [path for each in found for path in ([*filter(file_split, each.files)] or each.files)]
 
 
 def _files_by_name(config: ConfigDict) -> list[Files]:
@@ -134,9 +130,9 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(inputs=files, settings=settings, seed=config.seed)
 
 
-def _scan(task: Task) -> list[Path]:
+def _scan(task: Task, files: Sequence[Path]) -> list[Path]:
     """Write the missing parts of all raw files to the task's work folder; return the paths of all parts."""
-    config, all_chunks = task.config, _chunks(task.config)
+    config, all_chunks = task.config, _chunks(task.config, files)
     if config.beam and not find_spec('apache_beam'):
         raise UserError("config.beam: apache-beam is not installed: run `pip install -e '.[beam]'`")
     job = dict(rules=dataclasses.asdict(_rules(config)), chunks=[dataclasses.asdict(chunk) for chunk in all_chunks])
@@ -158,9 +154,8 @@ def _scan(task: Task) -> list[Path]:
     return parts
 
 
-def _chunks(config: ConfigDict) -> list[Chunk]:
+def _chunks(config: ConfigDict, files: Sequence[Path]) -> list[Chunk]:
     """Return the chunks of all raw files, with the splits that the files are named after."""
-    files = raw_files(config)
     by_split = {file_split(path): path for path in files}
     if unnamed := len(by_split) > 1 and by_split.pop('', None):
         raise UserError(
@@ -240,11 +235,15 @@ _COLUMNS = ['position', 'ended', 'id', 'language', 'messages', 'system', 'user_i
 
 def _work(task: Task) -> dict[str, int]:
     config = task.config
-    parts = _scan(task)
     found = _files_by_name(config)
+    files = _to_read(found)
+    parts = _scan(task, files)
     for each in found:
         each.say_what_is_not_read('config.data.raw')
-    not_read = Counter(files_passed_over=_skipped_files(config), files_of_other_kinds=sum(len(f.others) for f in found))
+    not_read = Counter(
+        files_passed_over=sum(len(each.files) for each in found) - len(files),
+        files_of_other_kinds=sum(len(each.others) for each in found),
+    )
     counts = sum(map(part_counts, parts), not_read)
     with duckdb.connect() as base:
         base.execute(f'SET threads = {config.ingest.workers}')
@@ -322,7 +321,7 @@ def _records(paths: list[Path]) -> Iterator[Record]:
 
 STAGE = Stage(
     name='ingest',
-    version=2,
+    version=3,
     work=_work,
     output='data.conversations',
     identity=_identity,

@@ -16,12 +16,10 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     define_stage_flags()
     start()
 
-import contextlib
 import itertools
 import operator
 import pickle
 import re
-import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,9 +31,10 @@ import pyarrow.parquet
 from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
+from data_pipelines.core.scratch import scratch_database
 from data_pipelines.preferences.layouts import Rated, parse_preferences, rated_preference
 from data_pipelines.preferences.ratings import Ratings
-from data_pipelines.raw.files import files_of, form_of, json_records, parquet_records
+from data_pipelines.raw.files import Files, files_of, form_of, json_records, parquet_records
 from rlhi_jax.config import listed
 from rlhi_jax.data.grow import grow_trees, root
 from rlhi_jax.data.shards import Shards, write_shards
@@ -73,15 +72,19 @@ def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | Non
         counts['pairs_kept'] += 1
         return True
 
-    with Ratings(scratch) as ratings:
+    def drop(bad: BadRecord) -> None:
+        counts['lines_read'] += 1
+        counts[f'dropped_{bad.reason}'] += 1
+
+    with scratch_database(scratch) as database:
+        ratings = Ratings(database)
         for default_id, record in _records(paths):
             try:
                 if isinstance(record, BadRecord):
                     raise record
                 parsed = parse_preferences(record, default_id, counts)
             except BadRecord as bad:
-                counts['lines_read'] += 1
-                counts[f'dropped_{bad.reason}'] += 1
+                drop(bad)
                 continue
             for each in parsed:
                 if isinstance(each, Rated):
@@ -93,8 +96,7 @@ def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | Non
             try:
                 preference = rated_preference(best, worst, default_id, counts)
             except BadRecord as bad:
-                counts['lines_read'] += 1
-                counts[f'dropped_{bad.reason}'] += 1
+                drop(bad)
                 continue
             if kept(preference):
                 yield preference
@@ -120,23 +122,26 @@ def _records(paths: Sequence[Path]) -> Iterator[tuple[str, Any | BadRecord]]:
             ) from None
 
 
-def _inputs(config: ConfigDict) -> list[Path]:
-    return [path for name in listed(config, 'data.pairs') for path in _files(name, config.data.split)]
+def _inputs(config: ConfigDict) -> list[Files]:
+    return [_files(name, config.data.split) for name in listed(config, 'data.pairs')]
 
 
-def _files(name: str, split: str) -> Sequence[Path]:
-    """Return the files to read for a name in `config.data.pairs`.
+def _paths(inputs: Sequence[Files]) -> list[Path]:
+    return [path for each in inputs for path in each.files]
+
+
+def _files(name: str, split: str) -> Files:
+    """Return the files to read for a name in `config.data.pairs`, and the files of other kinds beside them.
 
     If a folder contains `SPLIT.jsonl` for the given split, only that file is read. Otherwise, files named after other
     splits are left out.
     """
     of_stage = Path(name) / f'{split}.jsonl'
     if of_stage.is_file():
-        return [of_stage]
+        return Files([of_stage], ())
     found = files_of(name, 'config.data.pairs')
     if found.files == [Path(name)]:
-        return found.files
-    found.say_what_is_not_read('config.data.pairs')
+        return found
     splits = {path: match[1] for path in found.files if (match := _SPLIT.match(path.name))}
     chosen = [path for path in found.files if splits.get(path, split) == split] if splits else found.files
     if not chosen:
@@ -144,12 +149,12 @@ def _files(name: str, split: str) -> Sequence[Path]:
             f'config.data.pairs: {name} has no files for config.data.split={split}, only for '
             f'{", ".join(sorted(set(splits.values())))}: set config.data.split, or list the files by name'
         )
-    return chosen
+    return Files(chosen, found.others)
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     return {
-        'inputs': [[path.name, file_digest(path)] for path in _inputs(config)],
+        'inputs': [[path.name, file_digest(path)] for path in _paths(_inputs(config))],
         'trees_per_shard': config.data.trees_per_shard,
     }
 
@@ -159,30 +164,29 @@ def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Pref
 
     `path` is a scratch file, which is removed at the end.
     """
-    path.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
-        file.execute('PRAGMA journal_mode = OFF')  # an interrupted run starts over
-        file.execute('PRAGMA synchronous = OFF')
+    with scratch_database(path) as database:
         # `first` is the number of a tree's first preference.
-        file.execute('CREATE TABLE trees (root TEXT PRIMARY KEY, first INTEGER)')
-        file.execute('CREATE TABLE preferences (number INTEGER PRIMARY KEY, first INTEGER, pickled BLOB)')
+        database.execute('CREATE TABLE trees (root TEXT PRIMARY KEY, first INTEGER)')
+        database.execute('CREATE TABLE preferences (number INTEGER PRIMARY KEY, first INTEGER, pickled BLOB)')
         for number, preference in enumerate(preferences):
             name = digest(*root(preference))
-            file.execute('INSERT OR IGNORE INTO trees VALUES (?, ?)', (name, number))
-            (first,) = file.execute('SELECT first FROM trees WHERE root = ?', (name,)).fetchone()
-            file.execute('INSERT INTO preferences VALUES (?, ?, ?)', (number, first, pickle.dumps(preference)))
-        file.execute('CREATE INDEX together ON preferences (first, number)')
-        grouped = file.execute('SELECT first, pickled FROM preferences ORDER BY first, number')
+            database.execute('INSERT OR IGNORE INTO trees VALUES (?, ?)', (name, number))
+            (first,) = database.execute('SELECT first FROM trees WHERE root = ?', (name,)).fetchone()
+            database.execute('INSERT INTO preferences VALUES (?, ?, ?)', (number, first, pickle.dumps(preference)))
+        database.execute('CREATE INDEX together ON preferences (first, number)')
+        grouped = database.execute('SELECT first, pickled FROM preferences ORDER BY first, number')
         for _, rows in itertools.groupby(grouped, key=operator.itemgetter(0)):
             yield [pickle.loads(pickled) for _, pickled in rows]
-    path.unlink()
 
 
 def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
     users, scratch = set(), work_folder(task.folder)
     scratch.mkdir(exist_ok=True)
     scratch.chmod(0o700)
-    preferences = read_preferences(_inputs(task.config), counts, scratch / 'ratings.sqlite')
+    inputs = _inputs(task.config)
+    for each in inputs:
+        each.say_what_is_not_read('config.data.pairs')
+    preferences = read_preferences(_paths(inputs), counts, scratch / 'ratings.sqlite')
     for together in by_tree(preferences, scratch / 'preferences.sqlite'):
         (tree,) = grow_trees(together)
         users.add(tree.user_id)

@@ -11,6 +11,7 @@ from data_pipelines import ingest
 from data_pipelines.raw.formats import parse_conversation
 from rlhi_jax.config import base_config
 from rlhi_jax.data.tree import BadRecord
+from rlhi_jax.io.files import digest
 
 HUMAN_EVAL = SHARED_DATA / 'realhumaneval' / 'chat.jsonl'
 
@@ -124,6 +125,17 @@ def test_system_messages_at_the_beginning_are_one():
     parsed = read(messages=[*system, question, reply | dict(timestamp=1714550400), *others])
     assert parsed['system'] == 'Be kind.\n\nBe brief.' and parsed['messages'] == MESSAGES
     assert parsed['began'] == '2024-05-01T08:00:00+00:00'
+
+
+def test_the_id_of_a_record_without_one_depends_on_every_system_text():
+    said = [dict(role='system', content='Be kind.'), *MESSAGES]
+    plain, stated = digest('', MESSAGES)[:32], digest('', MESSAGES, 'Be kind.')[:32]
+    for column in ({}, dict(system=None), dict(system=' ')):
+        assert read(messages=MESSAGES, **column)['id'] == plain
+    assert read(messages=said)['id'] == read(messages=MESSAGES, system='Be kind.')['id'] == stated
+    systems = ('Be kind.', 'Be short.', 'Be kind. Be short.')
+    assert len({plain, *(read(messages=MESSAGES, system=text)['id'] for text in systems)}) == 4
+    assert len({read(messages=said)['id'], *(read(messages=said, system=text)['id'] for text in systems)}) == 4
 
 
 def test_nothing_hides_what_holds_something():

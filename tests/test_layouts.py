@@ -151,6 +151,17 @@ def test_pairs_in_every_form(kind, tmp_path):
             STAGE.run(c)
 
 
+def test_what_is_not_read_is_said_once(tmp_path, capsys):
+    folder = tmp_path / 'pairs'
+    folder.mkdir()
+    (folder / 'a.jsonl').write_text(json.dumps(ONE_TURN['TRL']))
+    (folder / 'b.csv').write_text('prompt,chosen,rejected')
+    c = config(tmp_path)
+    c.data.pairs, c.data.shards = str(folder), str(tmp_path / 'shards')
+    assert STAGE.run(c)['pairs_kept'] == 1
+    assert capsys.readouterr().err.count('1 files beside') == 1
+
+
 def test_an_empty_item_in_a_list_of_paths_is_refused(tmp_path):
     (tmp_path / 'a.jsonl').write_text(json.dumps(ONE_TURN['TRL']))
     c = config(tmp_path)

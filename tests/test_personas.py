@@ -94,7 +94,8 @@ def test_evaluation_agrees_with_scoring_each_conversation_alone(folder, tmp_path
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     params = jax.device_get(load_params(decoder, model, mesh, seed=config.seed))
     shards = Shards(folder / 'shards')
-    others = other_personas(shards, config.eval.shuffle_seed)
+    trees = map(shards.__getitem__, range(len(shards)))
+    others = other_personas(((tree.user_id, tree.persona) for tree in trees), config.eval.shuffle_seed)
 
     @jax.jit
     def rewards(tokens):
@@ -137,7 +138,7 @@ class Trees(list):
 
 def test_another_users_persona_is_not_ones_own():
     trees = Trees(tree(f'u{i % 5}', f'persona {i % 5}', f't{i}') for i in range(20))
-    others = other_personas(trees, 0)
+    others = other_personas(((tree.user_id, tree.persona) for tree in trees), 0)
     assert sorted(others) == [f'u{i}' for i in range(5)]
     assert sorted(others.values()) == [f'persona {i}' for i in range(5)]
     assert all(persona[-1] != user[-1] for user, persona in others.items())

@@ -68,7 +68,7 @@ def test_of_who_opts_out_no_text_and_no_id_is_written(tmp_path):
     (tmp_path / 'opt_out.txt').write_text('\ufefftheir-ip\r\n')
     c = config(tmp_path)
     c.ingest.opt_out = str(tmp_path / 'opt_out.txt')
-    (part,) = ingest._scan(Task(c, tmp_path / 'work', 'made of', 'ingest'))
+    (part,) = ingest._scan(Task(c, tmp_path / 'work', 'made of', 'ingest'), ingest.raw_files(c))
     rows = pyarrow.parquet.read_table(part).to_pylist()
     assert [row['opted_out'] for row in rows] == [False] * 3 + [True] * 3
     written = str(rows[3:]) + (part.parent / 'job.json').read_text()

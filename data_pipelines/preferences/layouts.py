@@ -13,7 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.raw.messages import NAMES, Messages, calls_tools, message_list, read_messages, without_greeting
+from data_pipelines.raw.messages import (
+    NAMES,
+    Messages,
+    involves_tool,
+    message_list,
+    read_messages,
+    system_text,
+    without_greeting,
+)
 from rlhi_jax.data.tree import MAX_WEIGHT, BadRecord, Preference
 
 _PROMPTS = ('prompt', 'conversations', 'question', 'instruction', 'context')
@@ -203,7 +211,7 @@ def _messages(value: Any, role: str, counts: Counter) -> Messages:
         raw = transcript(value) or [{'role': role, 'content': value}]
     if raw is None or not all(isinstance(message, dict) for message in raw):
         raise BadRecord('turns_not_a_list_of_messages')
-    if role == 'assistant' and raw and calls_tools(raw[-1:], NAMES):
+    if role == 'assistant' and raw and involves_tool(raw[-1], NAMES):
         raise BadRecord('reply_calls_tools')
     return read_messages(raw, NAMES, counts)
 
@@ -232,12 +240,15 @@ def transcript(text: str) -> list[dict[str, str]]:
         if len(marks) > 1 or (marks and text.startswith('\n\n')):
             ends = [*(mark.start() for mark in marks[1:]), len(text)]
             turns = [
-                dict(role=mark[1].lower(), content=text[mark.end() : end].removesuffix('<|im_end|>\n').strip())
+                dict(role=mark[1].lower(), content=_without_end(text[mark.end() : end]))
                 for mark, end in zip(marks, ends, strict=True)
             ]
-            turns = [dict(turn, content=turn['content'].removesuffix('<|im_end|>').strip()) for turn in turns]
             return turns[:-1] if len(turns) > 1 and not turns[-1]['content'] else turns  # an opening for the reply
     return []
+
+
+def _without_end(text: str) -> str:
+    return text.removesuffix('<|im_end|>\n').strip().removesuffix('<|im_end|>').strip()
 
 
 def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
@@ -293,7 +304,7 @@ def _system(record: Mapping[str, Any], prompt: Messages) -> str:
     stated = [record[key] for key in _SYSTEMS if record.get(key) is not None]
     if not all(isinstance(text, str) for text in stated):
         raise BadRecord('system_not_text')
-    return '\n\n'.join(dict.fromkeys(filter(None, (*(_plain(text) for text in stated), *prompt.system))))
+    return system_text(*map(_plain, stated), *prompt.system)
 
 
 def _weight(record: Mapping[str, Any]) -> float:

@@ -1,52 +1,38 @@
-"""Keeps the best-rated and the worst-rated reply to each prompt, on disk or in memory."""
+"""Keeps the best-rated and the worst-rated reply to each prompt in a database."""
 
 import pickle
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_pipelines.preferences.layouts import Rated
 from rlhi_jax.io.files import digest
 
 
 class Ratings:
-    """A context manager that stores the best-rated and the worst-rated reply to each prompt.
+    """Stores the best-rated and the worst-rated reply to each prompt in a database, which must be empty.
 
     Of replies with equal ratings, the first one is stored. For each prompt, iterating yields the name of the first
     added reply, the best-rated reply and the worst-rated reply. Prompts come in the order in which they were added.
     """
 
-    def __init__(self, path: Path | None):
-        self._path = path
-
-    def __enter__(self) -> 'Ratings':
-        if self._path:
-            self._path.unlink(missing_ok=True)  # an interrupted run starts over
-        self._file = sqlite3.connect(self._path or ':memory:', isolation_level=None)
-        self._file.execute('PRAGMA journal_mode = OFF')
-        self._file.execute('PRAGMA synchronous = OFF')
-        self._file.execute('CREATE TABLE ratings (prompt TEXT PRIMARY KEY, name TEXT, best BLOB, worst BLOB)')
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-        if self._path:
-            self._path.unlink(missing_ok=True)
+    def __init__(self, database: sqlite3.Connection):
+        self._database = database
+        database.execute('CREATE TABLE ratings (prompt TEXT PRIMARY KEY, name TEXT, best BLOB, worst BLOB)')
 
     def add(self, rated: Rated, name: str) -> None:
         """Add a reply. If it is the first reply to its prompt, `name` becomes the id of the prompt's preference."""
         prompt = digest(repr(rated.prompt))
-        row = self._file.execute('SELECT best, worst FROM ratings WHERE prompt = ?', (prompt,)).fetchone()
+        row = self._database.execute('SELECT best, worst FROM ratings WHERE prompt = ?', (prompt,)).fetchone()
         if row is None:
             pickled = pickle.dumps(rated)
-            self._file.execute('INSERT INTO ratings VALUES (?, ?, ?, ?)', (prompt, name, pickled, pickled))
+            self._database.execute('INSERT INTO ratings VALUES (?, ?, ?, ?)', (prompt, name, pickled, pickled))
             return
         best, worst = map(pickle.loads, row)
         if rated.rating > best.rating:
-            self._file.execute('UPDATE ratings SET best = ? WHERE prompt = ?', (pickle.dumps(rated), prompt))
+            self._database.execute('UPDATE ratings SET best = ? WHERE prompt = ?', (pickle.dumps(rated), prompt))
         if rated.rating < worst.rating:
-            self._file.execute('UPDATE ratings SET worst = ? WHERE prompt = ?', (pickle.dumps(rated), prompt))
+            self._database.execute('UPDATE ratings SET worst = ? WHERE prompt = ?', (pickle.dumps(rated), prompt))
 
     def __iter__(self) -> Iterator[tuple[str, Rated, Rated]]:
-        for name, best, worst in self._file.execute('SELECT name, best, worst FROM ratings ORDER BY rowid'):
+        for name, best, worst in self._database.execute('SELECT name, best, worst FROM ratings ORDER BY rowid'):
             yield name, pickle.loads(best), pickle.loads(worst)

@@ -88,8 +88,8 @@ def files_of(name: str, key: str) -> Files:
         files = snapshot(name, 'dataset', PATTERNS, key).files
     elif path.is_dir():
         visible = [each for each in sorted(path.rglob('*')) if each.is_file() and not _hidden(each.relative_to(path))]
-        files = [each for each in visible if any(map(each.match, PATTERNS))]
-        others = [each for each in visible if each not in files and each.name != 'manifest.json']
+        files = [each for each in visible if _named_as_records(each)]
+        others = [each for each in visible if not _named_as_records(each) and each.name != 'manifest.json']
     else:
         files = [path]
     if not files or not all(each.is_file() for each in files):
@@ -98,6 +98,10 @@ def files_of(name: str, key: str) -> Files:
             '.zst): set the key to a different path'
         )
     return Files(files, others)
+
+
+def _named_as_records(path: Path) -> bool:
+    return any(map(path.match, PATTERNS))
 
 
 def _hidden(path: Path) -> bool:

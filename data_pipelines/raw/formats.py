@@ -23,6 +23,7 @@ from data_pipelines.raw.messages import (
     message_list,
     read_messages,
     split_paths,
+    system_text,
     value,
     values,
     without_greeting,
@@ -39,7 +40,7 @@ _UNSET = ('false', 'no', 'none', 'null', 'nan', '0', '0.0')
 class RawConversation(TypedDict):
     """A parsed raw record; `raw.scan` filters it and writes it to a part."""
 
-    id: str  # as in the data; if the data has no id, a digest of user and text
+    id: str  # as in the data; if the data has no id, a digest of user, system texts and messages
     user_id: str  # as in the data, or a key if a salt is set; '' if the user is unknown
     began: str  # earliest time stamp in ISO 8601, UTC; '' if the first turn and its reply have no time stamp
     ended: str  # latest time stamp; '' if the record, the last user turn and its reply have no time stamp
@@ -85,29 +86,27 @@ def parse_conversation(
     turns = without_greeting(messages.turns, found)
     _check(turns)
     found['tools_left_out'] += bool(record.get('tools'))
-    stated = record.get('system')  # beside the messages
-    system = '\n\n'.join(
-        dict.fromkeys(filter(None, (clean(stated) if isinstance(stated, str) else '', *messages.system)))
-    )
+    stated = clean(record['system']) if isinstance(record.get('system'), str) else ''  # beside the messages
+    system = tuple(filter(None, (stated, *messages.system)))
     texts = to_messages((turn.role, turn.text) for turn in turns)
     user = user_key(as_text(value(record, fields['user'])), value(record, fields['header']), salt)
     times = [iso_time(value(message, fields['said_at'])) for message in raw]
     began, ended = _span(
-        [[times[i] for i in turn.sources if i < len(times)] for turn in turns],
+        [[times[i] for i in turn.sources] for turn in turns],
         iso_time(value(record, fields['ended'])),
         times,
     )
     if counts is not None:
         counts.update(+found)
     return RawConversation(
-        id=as_text(value(record, fields['id'])) or digest(user, texts, *messages.system)[:32],
+        id=as_text(value(record, fields['id'])) or digest(user, texts, *system)[:32],
         user_id=user,
         began=began,
         ended=ended,
         language=as_text(value(record, fields['language'])),
         toxic=any(map(is_set, values(record, fields['toxic']))),
         redacted=any(map(is_set, values(record, fields['redacted']))),
-        system=system,
+        system=system_text(*system),
         messages=texts,
     )
 

@@ -77,6 +77,11 @@ def read_messages(raw: Sequence[Any], names: Mapping[str, str], counts: Counter)
     return Messages(tuple(filter(None, system)), tuple(turns))
 
 
+def system_text(*texts: str) -> str:
+    """Return the non-empty system texts, each once, with blank lines between them."""
+    return '\n\n'.join(dict.fromkeys(filter(None, texts)))
+
+
 def without_greeting(turns: Sequence[SpokenTurn], counts: Counter) -> tuple[SpokenTurn, ...]:
     """Return the turns without the greeting, which is the first turn if the assistant writes it."""
     greets = bool(turns) and turns[0].role == 'assistant'
@@ -110,7 +115,7 @@ def _spoken(message: Any, names: Mapping[str, str], counts: Counter) -> tuple[st
     if role in _TOOL_ROLES:
         counts['tool_messages_left_out'] += 1
         return None
-    calls = role in _CALL_ROLES or any(message.get(key) for key in _CALLS)
+    calls = _calls_tool(message, role)
     if calls:
         counts['tool_calls_left_out'] += 1
     if role in _CALL_ROLES:
@@ -123,15 +128,15 @@ def _spoken(message: Any, names: Mapping[str, str], counts: Counter) -> tuple[st
     return None if calls and not text else (role, text)
 
 
-def calls_tools(raw: Sequence[Any], names: Mapping[str, str]) -> bool:
-    """Whether any of the messages calls a tool or comes from one."""
-    for message in raw:
-        role = value(message, names['role'])
-        if any(message.get(key) for key in _CALLS):
-            return True
-        if isinstance(role, str) and _role(role, names) in _TOOL_ROLES | _CALL_ROLES:
-            return True
-    return False
+def involves_tool(message: dict[str, Any], names: Mapping[str, str]) -> bool:
+    """Whether a message calls a tool or comes from one."""
+    name = value(message, names['role'])
+    role = _role(name, names) if isinstance(name, str) else ''
+    return role in _TOOL_ROLES or _calls_tool(message, role)
+
+
+def _calls_tool(message: dict[str, Any], role: str) -> bool:
+    return role in _CALL_ROLES or any(message.get(key) for key in _CALLS)
 
 
 def _role(name: str, names: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ without changing anything for other users.
 
 import dataclasses
 import functools
-import gzip
 import json
 import uuid
 import zlib
@@ -144,13 +143,10 @@ def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterat
                 counts[f'dropped_{record.reason}'] += 1
             else:
                 yield record
-    except (EOFError, gzip.BadGzipFile, zlib.error):
+    except (EOFError, zlib.error, *_UNREADABLE) as error:
+        if not form.compression:
+            raise UserError(f'config.data.raw: {path} cannot be read ({one_line(error)}): fetch it again') from None
         counts['files_broken_off'] += 1
-    except _UNREADABLE as error:
-        if form.compression:
-            counts['files_broken_off'] += 1
-            return
-        raise UserError(f'config.data.raw: {path} cannot be read ({one_line(error)}): fetch it again') from None
 
 
 def wanted_columns(file: pyarrow.parquet.ParquetFile, fields: dict[str, str]) -> list[str]:

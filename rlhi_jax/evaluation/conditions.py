@@ -1,7 +1,7 @@
 """Held-out trees under the persona conditions that an evaluation compares."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -19,16 +19,19 @@ def user_of(tree: Interaction) -> str:
     return tree.user_id or f'tree {tree.id}'
 
 
-def other_personas(trees: Shards | View, seed: int) -> dict[str, str]:
+def other_personas(owners: Iterable[tuple[str, str]], seed: int) -> dict[str, str]:
     """Map each user who has a persona to the persona of another user, chosen by a shuffle with `seed`.
 
     Users who would get a persona that is identical to their own are left out.
+
+    Args:
+      owners: the user and the persona of each tree. A user's first persona counts; '' stands for no persona.
+      seed: the seed of the shuffle.
     """
     personas: dict[str, str] = {}
-    for index in range(len(trees)):
-        tree = trees[index]
-        if tree.persona:
-            personas.setdefault(user_of(tree), tree.persona)
+    for user, persona in owners:
+        if persona:
+            personas.setdefault(user, persona)
     users = sorted(personas)
     np.random.default_rng(seed).shuffle(users)
     others = dict(zip(users, [personas[user] for user in users[1:] + users[:1]], strict=True))
@@ -44,11 +47,15 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     Raises:
       NothingToEvaluate: no two users have different personas.
     """
-    others = other_personas(trees, seed)
-    with_persona = [i for i in range(len(trees)) if trees[i].persona]
-    chosen = [i for i in with_persona if trees[i].persona != others.get(user_of(trees[i]), trees[i].persona)]
+    ids, owners = [], []
+    for index in range(len(trees)):
+        tree = trees[index]  # reads the tree from disk
+        ids.append(tree.id)
+        owners.append((user_of(tree), tree.persona))
+    others = other_personas(owners, seed)
+    chosen = [index for index, (user, persona) in enumerate(owners) if persona and persona != others.get(user, persona)]
     conditions = CONDITIONS
-    if not with_persona:
+    if not any(persona for _, persona in owners):
         conditions, chosen = ('empty',), list(range(len(trees)))
     if not chosen:
         raise NothingToEvaluate(
@@ -56,7 +63,7 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
             'use other held-out pairs'
         )
     if max_trees:
-        chosen = sorted(sorted(chosen, key=lambda i: digest(trees[i].id))[:max_trees])
+        chosen = sorted(sorted(chosen, key=lambda i: digest(ids[i]))[:max_trees])
 
     def with_other(tree: Interaction) -> Interaction:
         return dataclasses.replace(tree, persona=others[user_of(tree)])

@@ -1,0 +1,21 @@
+"""Opens scratch databases: SQLite files that keep a stage's intermediate data on disk."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def scratch_database(path: Path | None) -> Iterator[sqlite3.Connection]:
+    """Open an empty database, and remove its file at the end; None keeps the database in memory."""
+    if path:
+        path.unlink(missing_ok=True)  # an interrupted run starts over
+    try:
+        with contextlib.closing(sqlite3.connect(path or ':memory:', isolation_level=None)) as database:
+            database.execute('PRAGMA journal_mode = OFF')
+            database.execute('PRAGMA synchronous = OFF')
+            yield database
+    finally:
+        if path:
+            path.unlink(missing_ok=True)
