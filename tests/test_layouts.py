@@ -6,6 +6,7 @@ from collections import Counter
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_conversations import config, records, write_lines
@@ -337,8 +338,15 @@ def test_exports_that_are_trees_follow_the_path_that_people_saw(kind, tmp_path):
     assert [message['content'] for message in record['messages']] == [USER, REPLY, MORE]
 
 
-def test_single_messages_of_a_tree_are_named(tmp_path):
-    lines = [dict(message_id='m1', parent_id=None, text=USER, role='prompter')]
-    write_lines(tmp_path / 'raw.jsonl', lines)
-    with pytest.raises(UserError, match='dropped_single_message_of_a_tree'):
-        ingest.STAGE.run(config(tmp_path, raw=str(tmp_path / 'raw.jsonl')))
+@pytest.mark.parametrize('kind', ['jsonl', 'parquet'])
+def test_single_messages_of_a_tree_are_refused_with_the_name_of_the_trees_file(kind, tmp_path):
+    root = dict(message_id='m1', parent_id=None, message_tree_id='m1', text=USER, role='prompter', rank=None, lang='en')
+    lines = [root, dict(root, message_id='m2', parent_id='m1', text=REPLY, role='assistant', rank=0)]
+    if kind == 'parquet':
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / 'raw.parquet')
+    else:
+        write_lines(tmp_path / 'raw.jsonl', lines)
+    flags = [f'--config.data.raw={tmp_path}/raw.{kind}', f'--config.data.conversations={tmp_path}/conversations']
+    done = tiny.run_program('data_pipelines.ingest', f'--config={tiny.CONFIG}', *flags, check=False)
+    assert done.returncode == 2 and "'dropped_single_message_of_a_tree': 2" in done.stderr
+    assert 'hf://OpenAssistant/oasst2/2023-11-05_oasst2_ready.trees.jsonl.gz' in done.stderr

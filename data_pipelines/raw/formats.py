@@ -56,7 +56,8 @@ def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
     turn_keys = [keys for name in _TURN_FIELDS for keys in split_paths(fields[name])] + [(key,) for key in OTHER_KEYS]
     in_turns = [[*turn, *keys] for turn in split_paths(fields['messages']) for keys in turn_keys]
     others = [name for name in fields if name not in ('messages', *_TURN_FIELDS) and not name.endswith('_role')]
-    return in_turns + [list(keys) for name in others for keys in split_paths(fields[name])] + [['tools'], ['system']]
+    others_read = [list(keys) for name in others for keys in split_paths(fields[name])]
+    return in_turns + others_read + [['tools'], ['system'], ['parent_id']]
 
 
 def parse_conversation(
