@@ -72,8 +72,8 @@ def test_hostile_weights(tmp_path):
     path.write_bytes(good[:-4] + np.float32('nan').tobytes())
     refused(folder, 'contains NaN or infinite numbers')
     path.write_bytes(good)
+    os.mkfifo(folder / 'pipe')
     for file in ('../a/model.safetensors', str(path), 'pipe'):
-        os.mkfifo(folder / 'pipe') if file == 'pipe' else None
         index = dict(weight_map=dict.fromkeys(names, file))
         (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
         path.rename(folder / 'elsewhere')
