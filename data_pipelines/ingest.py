@@ -135,7 +135,7 @@ def _scan(task: Task, files: Sequence[Path]) -> list[Path]:
     config, all_chunks = task.config, _chunks(task.config, files)
     if config.beam and not find_spec('apache_beam'):
         raise UserError("config.beam: apache-beam is not installed: run `pip install -e '.[beam]'`")
-    job = dict(rules=dataclasses.asdict(_rules(config)), chunks=[dataclasses.asdict(chunk) for chunk in all_chunks])
+    job = dict(rules=dataclasses.asdict(rules_of(config)), chunks=[dataclasses.asdict(chunk) for chunk in all_chunks])
     folder = _parts_folder(work_folder(task.folder), digest(task.made_from, job, str(SCHEMA))[:16])
     workers = min(config.ingest.workers, len(all_chunks))
     write_json(folder / 'job.json', job | dict(workers=workers, beam=config.beam))
@@ -168,7 +168,8 @@ def _chunks(config: ConfigDict, files: Sequence[Path]) -> list[Chunk]:
     return all_chunks
 
 
-def _rules(config: ConfigDict) -> Rules:
+def rules_of(config: ConfigDict) -> Rules:
+    """Return the rules by which a config has raw records parsed and filtered."""
     i = config.ingest
     languages = tuple(filter(None, map(str.strip, i.languages.split(','))))
     others = {field.name: i[field.name] for field in dataclasses.fields(Filters) if field.name != 'languages'}

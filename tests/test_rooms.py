@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(tiny.ROOT) for package in PACKAGES for path in t
 PROGRAMS = [path for path in FILES if len(path.parts) == 2 and not path.name.startswith('__')]
 # Programs inside folders, which `python -m` also starts.
 PROGRAMS_IN_ROOMS = [path for path in FILES if len(path.parts) > 2 and "__name__ == '__main__'" in path.read_text()]
-CONDUCTOR = Path('rlhi_jax/loop.py')
+CONDUCTORS = (Path('rlhi_jax/loop.py'), Path('rlhi_jax/check.py'))
 
 
 def module(path: Path) -> str:
@@ -69,8 +69,8 @@ def test_a_folder_says_its_one_job_in_a_line(path):
 
 def test_nothing_imports_a_program():
     programs = {module(path) for path in (*PROGRAMS, *PROGRAMS_IN_ROOMS)}
-    guilty = {str(path): found for path in FILES if path != CONDUCTOR and (found := imports(path) & programs)}
-    assert not guilty, 'only the conductor, rlhi_jax/loop.py, may import programs'
+    guilty = {str(path): found for path in FILES if path not in CONDUCTORS and (found := imports(path) & programs)}
+    assert not guilty, 'only the conductors, loop.py and check.py, may import programs'
 
 
 def test_rooms_import_each_other_in_no_circle():
@@ -83,8 +83,8 @@ def test_rooms_import_each_other_in_no_circle():
 
 @pytest.mark.parametrize('path', [path for path in FILES if path.parts[0] == 'rlhi_jax'], ids=str)
 def test_the_library_stands_alone(path):
-    """The library imports nothing else from this repository, except that the conductor also runs the stages."""
-    foreign = {'configs', 'tests', 'launch'} | (set() if path == CONDUCTOR else {'data_pipelines'})
+    """The library imports nothing else from this repository, except that the conductors also run the stages."""
+    foreign = {'configs', 'tests', 'launch'} | (set() if path in CONDUCTORS else {'data_pipelines'})
     assert not {name.split('.')[0] for name in imported_names(path)} & foreign
 
 

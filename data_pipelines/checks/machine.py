@@ -1,0 +1,82 @@
+"""Checks that the policy fits the rows, and that the machine has the disk and memory that training needs."""
+
+import shutil
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_pipelines.checks.findings import Findings
+from data_pipelines.checks.sample import Sample
+from rlhi_jax.config.loop_paths import METHODS
+from rlhi_jax.cost.memory import disk_bytes, num_parameters, training_bytes
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.training.model import check_pad_token
+
+_CHARACTERS = 4  # of English text per token, about
+_GB = 1e9
+
+
+def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, findings: Findings) -> None:
+    """Add to the findings what the training runs need, and what the policy or the machine lacks for them."""
+    try:
+        model = open_model(config.model.path)
+        if 'reward' in METHODS[config.loop.method].trains:
+            check_pad_token(model)
+    except UserError as error:
+        findings.stop(str(error))
+        return
+    parameters, trains = num_parameters(model.spec), METHODS[config.loop.method].trains
+    findings.fact(f'Policy: {config.model.path}, {parameters / 1e6:,.0f} million parameters.')
+    _check_positions(config, model.spec.max_positions, findings)
+    if sample and sample.conversations:
+        long = sum(
+            sum(len(message['content']) for message in each['messages']) > _CHARACTERS * config.rows.tokens
+            for each in sample.conversations
+        )
+        if long > len(sample.conversations) / 4:
+            findings.warn(
+                f'{long / len(sample.conversations):.0%} of the conversations are longer than a row '
+                f'(config.rows.tokens={config.rows.tokens}) and would be shortened: raise config.rows.tokens'
+            )
+    disk = len(trains) * disk_bytes(parameters, keep=config.checkpoint.keep)
+    free = shutil.disk_usage(_existing(workdir)).free
+    findings.fact(f'Disk: {disk / _GB:,.1f} GB for {len(trains)} training runs; {free / _GB:,.1f} GB free.')
+    if disk > free:
+        findings.stop(
+            f'--workdir={workdir} has {free / _GB:,.1f} GB free, but the training runs need {disk / _GB:,.1f} GB: free '
+            'some space, use another --workdir, or lower config.checkpoint.keep'
+        )
+    needed, total = training_bytes(parameters), _memory()
+    findings.fact(
+        f'Memory: {needed / _GB:,.1f} GB for parameters and optimizer state, and more for activations; this machine '
+        f'has {total / _GB:,.1f} GB.'
+    )
+    if total and needed > total:
+        findings.warn(
+            f'training needs {needed / _GB:,.1f} GB, more than the {total / _GB:,.1f} GB of this machine: train on '
+            'accelerators (config.mesh), or use a smaller model'
+        )
+
+
+def _check_positions(config: ConfigDict, most: int, findings: Findings) -> None:
+    asked = config.sampler.prompt_tokens + config.sampler.new_tokens
+    for key, tokens in (('rows.tokens', config.rows.tokens), ('sampler.prompt_tokens + sampler.new_tokens', asked)):
+        if tokens > most:
+            findings.warn(
+                f'config.{key} is {tokens}, but {config.model.path} has a context of {most} tokens: lower it to {most}'
+            )
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder on a path that exists."""
+    return path if path.exists() else _existing(path.parent)
+
+
+def _memory() -> int:
+    """Return the bytes of this machine's memory, or 0 if unknown."""
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith('MemTotal')).split()[1])
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0

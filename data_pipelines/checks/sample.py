@@ -1,0 +1,101 @@
+"""Reads a sample of the raw records, from the beginnings of several files, in bounded time and memory."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet
+
+from data_pipelines.raw.files import form_of
+from data_pipelines.raw.formats import RawConversation, parse_conversation
+from data_pipelines.raw.messages import message_list, value, values
+from data_pipelines.raw.scan import Rules, chunks, raw_records
+from rlhi_jax.data.tree import BadRecord
+
+MAX_RECORDS, MAX_FILES = 2000, 16
+_IN_MESSAGES = ('role', 'content', 'said_at')
+
+
+class Sample(NamedTuple):
+    """A sample of the raw records.
+
+    Attributes:
+      conversations: the usable conversations.
+      counts: the number of records read, and of dropped records by reason.
+      found: for each field, the number of records in which each of its paths leads to a value.
+      not_messages: examples of values at the path of the messages that are not lists of messages.
+      total: the number of records in all files; an estimate unless `whole`.
+      whole: whether the sample contains all records.
+    """
+
+    conversations: list[RawConversation]
+    counts: Counter
+    found: dict[str, Counter]
+    not_messages: list[Any]
+    total: int
+    whole: bool
+
+
+def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
+    """Return a sample of at most `MAX_RECORDS` records from at most `MAX_FILES` files, spread over the list.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    step = max(1, len(files) // MAX_FILES)
+    chosen = files[::step][:MAX_FILES]
+    each = MAX_RECORDS // len(chosen)
+    conversations: list[RawConversation] = []
+    counts: Counter = Counter()
+    found: dict[str, Counter] = defaultdict(Counter)
+    not_messages: list[Any] = []
+    sizes, whole = [], len(chosen) == len(files)
+    for path in chosen:
+        records = (record for chunk in chunks(path, '') for record in raw_records(chunk, rules.fields, counts))
+        for record in islice(records, each):
+            counts['records_read'] += 1
+            sizes.append(len(json.dumps(record, default=str)))
+            _note_paths(record, rules.fields, found)
+            try:
+                conversation = parse_conversation(record, rules.fields, counts=counts)
+                if reason := rules.filters.reason_to_drop(conversation):
+                    raise BadRecord(reason)
+                conversations.append(conversation)
+            except BadRecord as bad:
+                counts[f'dropped_{bad.reason}'] += 1
+                at_path = value(record, rules.fields['messages']) if isinstance(record, dict) else record
+                if bad.reason == 'no_messages' and at_path is not None and len(not_messages) < 3:
+                    not_messages.append(at_path)
+        whole &= next(records, None) is None
+    total = counts['records_read'] if whole else max(_records_in(files, sizes), counts['records_read'])
+    return Sample(conversations, counts, dict(found), not_messages, total, whole)
+
+
+def _note_paths(record: Any, fields: dict[str, str], found: dict[str, Counter]) -> None:
+    """Count the paths of each field that lead to a value in a record."""
+    if not isinstance(record, dict):
+        return
+    messages = message_list(value(record, fields['messages'])) or []
+    for name, paths in fields.items():
+        if name.endswith('_role'):
+            continue
+        places = messages if name in _IN_MESSAGES else [record]
+        for path in paths.split('|'):
+            if any(next(values(place, path), None) is not None for place in places):
+                found[name][path] += 1
+                break
+
+
+def _records_in(files: Sequence[Path], sizes: Sequence[int]) -> int:
+    """Estimate the number of records in files from the mean size of the sampled records, in characters of JSON."""
+    mean, total = max(sum(sizes) / max(len(sizes), 1), 1), 0.0
+    for path in files:
+        form = form_of(path, 'config.data.raw')
+        if form.layout == 'parquet':
+            total += pyarrow.parquet.read_metadata(path).num_rows
+        else:
+            total += path.stat().st_size * (4 if form.compression else 1) / mean  # chats shrink to about a quarter
+    return round(total)

@@ -1,0 +1,183 @@
+"""Checks of the teacher: it is reached, labels follow-ups whose labels are known, and states wishes that are known."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_pipelines.checks.findings import Findings
+from data_pipelines.checks.sample import Sample
+from data_pipelines.core.stage import Task
+from data_pipelines.labelling.by_teacher import by_answer
+from data_pipelines.labelling.labels import AGAIN, FEEDBACK, UserTurn
+from data_pipelines.persona.audit import fault
+from data_pipelines.teacher.endpoint import spending
+from data_pipelines.teacher.generation import generate
+from rlhi_jax.config import is_endpoint, teacher_path
+from rlhi_jax.cost.memory import num_parameters
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.sampling.generator import Prompt, Turns
+
+TIMEOUT = 8.0  # seconds for an answer; a teacher that needs longer for these short questions is slow
+STRONG = 10**9  # parameters; smaller models rarely follow feedback (tests/benchmarks/README.md)
+MIN_LABELS, MIN_WISHES = 8, 3  # right answers below which mined data would be mostly wrong
+
+_REQUEST = 'How do I keep bread fresh?'
+_REPLY = (
+    'There are many ways to keep bread fresh. You can keep it in a paper bag at room temperature for two days, in a '
+    'bread box for three, or slice it and freeze it for a month. A fridge makes it go stale faster.'
+)
+FOLLOW_UPS = {  # what a user says after the reply above, and its label
+    'That is too long. Just tell me the best way.': FEEDBACK,
+    'Please give me that as a numbered list instead.': FEEDBACK,
+    'You did not say how to thaw it. Write it again and include that.': FEEDBACK,
+    'No, I meant bread dough, not baked bread. Answer that instead.': FEEDBACK,
+    'Try again.': AGAIN,
+    'Can you answer that once more?': AGAIN,
+    'Why does the fridge make it go stale faster?': 'continuation',
+    'And how long does frozen bread last after thawing?': 'continuation',
+    'What is the capital of Norway?': 'new_request',
+    'Now write a poem about the sea.': 'new_request',
+    'Thanks, that is exactly what I needed!': 'positive_feedback',
+    'Great, that helps a lot.': 'positive_feedback',
+}
+WISHES = (  # complaints, each of which states one wish
+    'That is too long. Please keep it short.',
+    'Please use bullet points next time.',
+    'Explain it in simple words, I am a beginner.',
+    'Give me an example, please.',
+    'Please write numbered steps next time.',
+    'This is too formal. Use a casual tone.',
+)
+
+Sentences = Callable[[Task, Iterable[str]], dict[str, list[str]]]
+
+
+def check_teacher(config: ConfigDict, sentences_about: Sentences, sample: Sample, findings: Findings) -> None:
+    """Check the teacher, and estimate what its answers cost; what this shows is added to the findings.
+
+    A model folder is only opened. An endpoint is asked 12 questions about follow-ups, 6 about wishes and one about the
+    longest follow-up of the sample.
+
+    Args:
+      config: the loop's config.
+      sentences_about: the function with which the stage `personas` asks the teacher about remarks.
+      sample: the sample of the raw data.
+      findings: receives the facts and problems.
+    """
+    path = teacher_path(config)
+    try:
+        if not is_endpoint(path):
+            _check_folder(config, path, findings)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            task = Task(_impatient(config), Path(folder), {}, 'check')
+            try:
+                _ask(task, sentences_about, sample, findings)
+            finally:
+                task.close()
+    except UserError as error:
+        findings.stop(str(error))
+
+
+def _check_folder(config: ConfigDict, path: str, findings: Findings) -> None:
+    parameters = num_parameters(open_model(path).spec)
+    whose = 'The teacher' if config.teacher.path else 'The teacher is the policy itself, which'
+    findings.fact(f'{whose} has {parameters / 1e6:,.0f} million parameters ({path}).')
+    if parameters < STRONG:
+        findings.warn(
+            f'the teacher {path} has only {parameters / 1e6:,.0f} million parameters, and models of this size rarely '
+            'rewrite a reply according to feedback: set config.teacher.path and config.teacher.model to a stronger '
+            'model'
+        )
+
+
+def _impatient(config: ConfigDict) -> ConfigDict:
+    """Return the config with settings under which a teacher that does not answer is noticed at once."""
+    config = config.copy_and_resolve_references()
+    config.teacher.retries = 0
+    config.teacher.attempts = config.personas.samples = 1
+    config.teacher.timeout = min(config.teacher.timeout, TIMEOUT)
+    return config
+
+
+def _ask(task: Task, sentences_about: Sentences, sample: Sample, findings: Findings) -> None:
+    """Ask the teacher the built-in questions, and report how many it answered well and how long it took."""
+    start = time.monotonic()
+    turns = [UserTurn(text, _REQUEST, _REPLY, text) for text in FOLLOW_UPS]
+    judged = by_answer(task, turns)
+    seconds = time.monotonic() - start
+    tokens = spending(task)
+    right = sum(bool(judged[text]) and judged[text].label == label for text, label in FOLLOW_UPS.items())
+    complaints = [text for text, label in FOLLOW_UPS.items() if label == FEEDBACK]
+    noticed = sum(bool(judged[text]) and judged[text].label == FEEDBACK for text in complaints)
+    stated = sum(
+        any(not fault(text, wish, '') for text in texts) for wish, texts in sentences_about(task, WISHES).items()
+    )
+    findings.fact(
+        f'Teacher {task.config.teacher.model}: {right} of {len(FOLLOW_UPS)} labels and {stated} of {len(WISHES)} '
+        f'wishes right, {noticed} of {len(complaints)} complaints noticed, {seconds / len(FOLLOW_UPS):.2f} s per label.'
+    )
+    if noticed < len(complaints) / 2:
+        labels = sorted({judgement.label for judgement in judged.values() if judgement})
+        findings.stop(
+            f'the teacher {task.config.teacher.model} notices {noticed} of {len(complaints)} obvious complaints (its '
+            f'labels: {", ".join(labels) or "no valid answer"}), so almost nothing would be mined: use a stronger model'
+        )
+    elif right < MIN_LABELS:
+        findings.warn(
+            f'the teacher {task.config.teacher.model} labels {right} of {len(FOLLOW_UPS)} simple follow-ups right: use '
+            'a stronger model'
+        )
+    if stated < MIN_WISHES:
+        findings.warn(
+            f'the teacher {task.config.teacher.model} states {stated} of {len(WISHES)} simple wishes, so most users '
+            'would have no persona: use a stronger model'
+        )
+    _estimate(task.config, sample, tokens, seconds, findings)
+    _ask_the_longest(task, sample, findings)
+
+
+def _estimate(config: ConfigDict, sample: Sample, tokens: dict[str, int], seconds: float, findings: Findings) -> None:
+    """Estimate tokens, price and time of labelling all follow-ups, from the answers to the built-in questions."""
+    used = sample.counts['records_read']
+    follow_ups = sum((len(each['messages']) - 1) // 2 for each in sample.conversations)
+    labels = follow_ups * (sample.total / used if used else 0)
+    each_in, each_out = (tokens[f'teacher_tokens_{way}'] / len(FOLLOW_UPS) for way in ('in', 'out'))
+    price = labels * (each_in * config.teacher.price_in + each_out * config.teacher.price_out) / 1e6
+    hours = labels * seconds / len(FOLLOW_UPS) / 3600
+    findings.fact(
+        f'Labelling about {labels:,.0f} follow-ups takes about {labels * (each_in + each_out):,.0f} tokens, '
+        f'{price:,.2f} in the currency of config.teacher.price_in, and {hours:,.1f} hours. Personas and rewrites come '
+        'on top, for those follow-ups that are feedback.'
+    )
+    if seconds > TIMEOUT:
+        findings.warn(
+            f'the teacher takes {seconds:.0f} s for {len(FOLLOW_UPS)} short questions: expect {hours:,.1f} hours, or '
+            'use a faster server or a higher config.teacher.concurrency'
+        )
+
+
+def _ask_the_longest(task: Task, sample: Sample, findings: Findings) -> None:
+    """Warn if the teacher gives no reply to the longest follow-up of the sample."""
+    longest = max(_exchanges(sample), key=lambda turns: sum(len(text) for _, text in turns), default=None)
+    if longest is None:
+        return
+    prompt = Prompt('longest', longest, keep=len(longest))
+    if not generate(task, task.config.teacher.path, [prompt])['longest']:
+        findings.warn(
+            f'the teacher {task.config.teacher.model} gives no reply to the longest follow-up of the sample '
+            f'({sum(len(text) for _, text in longest):,} characters with the exchange before it): start the server '
+            'with a longer context, or lower config.ingest.max_characters'
+        )
+
+
+def _exchanges(sample: Sample) -> Iterator[Turns]:
+    """Yield every request of the sample with its reply and the follow-up to the reply."""
+    for conversation in sample.conversations:
+        turns = [(message['role'], message['content']) for message in conversation['messages']]
+        for at in range(0, len(turns) - 2, 2):
+            yield tuple(turns[at : at + 3])

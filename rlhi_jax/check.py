@@ -1,0 +1,62 @@
+"""Checks data, teacher and machine before a loop spends anything, and says what would stop the loop.
+
+    python -m rlhi_jax.check --config=configs/NAME.py[:variant] [--workdir=DIR]
+
+The check reads a sample of `config.data.raw`, opens the policy, and measures disk and memory. A teacher behind an
+endpoint is asked 19 short questions, most of which have known answers. Nothing is written, except answers to
+`config.teacher.cache` and downloads from the hub.
+
+The exit status is 0 if the loop can run, perhaps with warnings, and 1 if something would stop it.
+"""
+
+from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_flags()
+    start()
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from data_pipelines import ingest, personas
+from data_pipelines.checks.data import check_data
+from data_pipelines.checks.findings import Findings
+from data_pipelines.checks.machine import check_machine
+from data_pipelines.checks.teacher import check_teacher
+from rlhi_jax.config import require
+from rlhi_jax.io.errors import UserError
+
+
+def check(config: ConfigDict, workdir: Path) -> Findings:
+    """Return what the checks of data, machine and teacher find."""
+    findings, sample = Findings(), None
+    if not config.loop.simulated:
+        try:
+            sample = check_data(config, ingest.raw_files(config), ingest.rules_of(config), findings)
+        except UserError as error:
+            findings.stop(str(error))
+    check_machine(config, workdir, sample, findings)
+    if sample and not findings.stops:  # no question is asked before the rest is in order
+        check_teacher(config, personas.sentences_about, sample, findings)
+    return findings
+
+
+def main() -> None:
+    config = load_config(flags.FLAGS.config)
+    require(config, 'model.path')
+    workdir = workdir_path(flags.FLAGS.workdir) if flags.FLAGS.workdir else Path.cwd()
+    findings = check(config, workdir)
+    print('\n'.join(findings.facts))
+    for problem in findings.problems:
+        print(f'{"STOPS" if problem.stops else "warning"}: {problem.text}')
+    if findings.stops:
+        print(f'{len(findings.stops)} problems would stop the loop.')
+        sys.exit(1)
+    print('Nothing would stop the loop.')
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,250 @@
+"""`python -m rlhi_jax.check` names the faults of data, teachers and machines, each with its remedy."""
+
+import contextlib
+import dataclasses
+import http.server
+import json
+import re
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import tiny
+
+pytest.importorskip('openai')
+
+from data_pipelines.checks.teacher import FOLLOW_UPS  # noqa: E402
+from rlhi_jax.check import check  # noqa: E402
+from rlhi_jax.config import base_config  # noqa: E402
+from rlhi_jax.cost.memory import num_parameters  # noqa: E402
+from rlhi_jax.models.decoder import Decoder  # noqa: E402
+from rlhi_jax.models.parameters import init_params  # noqa: E402
+
+WISHES = {
+    'short': 'I like short answers.',
+    'bullet': 'I like bullet points.',
+    'simple': 'I like simple words.',
+    'example': 'I like answers with an example.',
+    'steps': 'I like numbered steps.',
+    'casual': 'I like a casual tone.',
+}
+
+
+class Teacher(http.server.BaseHTTPRequestHandler):
+    """Knows the right answers, but has the manners that `manner` names."""
+
+    manner, asked = 'good', 0
+
+    def do_POST(self):
+        cls = type(self)
+        request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        text = request['messages'][-1]['content']
+        cls.asked += 1
+        if cls.manner == 'slow':
+            time.sleep(0.8)
+        if cls.manner == 'wrong key':
+            self.answer(401, dict(error=dict(message='Incorrect API key provided')))
+        elif cls.manner == 'small context' and sum(len(m['content']) for m in request['messages']) > 4000:
+            self.answer(400, dict(error=dict(message='maximum context length is 1024 tokens')))
+        else:
+            answer = dict(message=dict(content=self.reply(text)), finish_reason='stop')
+            self.answer(200, dict(choices=[answer], usage=dict(prompt_tokens=400, completion_tokens=20)))
+
+    def reply(self, text: str) -> str:
+        if '<data ' not in text:
+            return 'Here you are.'
+        if 'Its label is' not in text:
+            remark = re.findall(r'<data \w+>\n(.*?)\n</data', text, re.DOTALL)[-1]
+            return next((wish for word, wish in WISHES.items() if word in remark), 'I like music.')
+        turn = re.findall(r'<data \w+>\n(.*?)\n</data', text, re.DOTALL)[-1]
+        label = 'other' if type(self).manner == 'other' else FOLLOW_UPS.get(turn, 'other')
+        return json.dumps(dict(label=label, confidence=1.0, quote=turn[:200]))
+
+    def answer(self, status: int, body: dict):
+        self.send_response(status)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope='module')
+def url():
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Teacher)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_address[1]}/v1'
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return tiny.write_model(tmp_path_factory.mktemp('check') / 'model', spec=tiny.LOOP_SPEC)
+
+
+def conversations(users: int = 30, each: int = 3, **changed) -> list[dict]:
+    """Conversations of several users, all of whose fields the default config finds."""
+    records = []
+    for user in range(users):
+        for number in range(each):
+            texts = ['How do I bake bread?', f'Mix flour and water, {user}.', 'Shorter, please.', 'Mix and bake.']
+            messages = [
+                dict(role=('user', 'assistant')[i % 2], content=text, timestamp=f'2024-0{number + 1}-01T10:0{i}:00Z')
+                for i, text in enumerate(texts)
+            ]
+            records.append(dict(conversation_id=f'c{user}-{number}', user_id=f'u{user}', messages=messages) | changed)
+    return records
+
+
+def without_times(records):
+    for record in records:
+        for message in record['messages']:
+            message.pop('timestamp')
+    return records
+
+
+@pytest.fixture
+def found(url, model, tmp_path):
+    """Runs the check on records; returns its findings, the seconds that it took and the number of questions asked."""
+
+    def run(records, manner='good', **settings):
+        path = tmp_path / 'raw.jsonl'
+        path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+        c = base_config()
+        c.model.path, c.data.raw = str(model), str(path)
+        c.teacher.path, c.teacher.model, c.rows.tokens = url, 'm', 512
+        c.sampler.prompt_tokens, c.sampler.new_tokens = 256, 128
+        for name, value in settings.items():
+            *sections, key = name.split('__')
+            section = c
+            for part in sections:
+                section = section[part]
+            section[key] = value
+        Teacher.manner, Teacher.asked = manner, 0
+        start = time.monotonic()
+        findings = check(c, tmp_path / 'run')
+        assert not (tmp_path / 'run').exists() and sorted(p.name for p in tmp_path.iterdir()) == ['raw.jsonl']
+        return findings, time.monotonic() - start, Teacher.asked
+
+    return run
+
+
+def test_what_is_in_order_has_no_problems(found):
+    findings, seconds, asked = found(conversations())
+    assert not findings.problems and asked == 19 and seconds < 10
+    text = '\n'.join(findings.facts)
+    assert 'Data: 90 records read (all records) in 1 files.' in text
+    assert 'user: user_id (100%)' in text and 'said_at: timestamp (100%)' in text
+    assert 'Users: 30, of whom 30 have several conversations; 90 conversations, 180 exchanges, 90 follow-ups' in text
+    assert '12 of 12 labels and 6 of 6 wishes right, 4 of 4 complaints noticed' in text
+    assert 'Labelling about 90 follow-ups takes about 37,800 tokens' in text  # 420 tokens each
+    assert 'Held out for the evaluation: about 3.0 users (10%).' in text
+
+
+FAULTY_DATA = {
+    'no times': (without_times(conversations()), 'stop', "'first_k_turns'", 'config.ingest.fields.said_at'),
+    'no users': (
+        [{**record, 'user_id': None} for record in conversations()],
+        'stop', 'config.ingest.fields.user', "'first_k_turns'",
+    ),
+    'one user': (conversations(users=1, each=9), 'warn', 'one user', 'ten users'),
+    'few users': (conversations(users=5), 'warn', 'fewer than 2 users are held out', 'config.ingest.heldout=0.5'),
+    'ids taken for messages': (
+        [dict(conversation='c-17', turns=record['messages']) for record in conversations()],
+        'stop', "'c-17'", 'config.ingest.fields.messages',
+    ),
+    'ids of users': (
+        [record | dict(conversation_id=record['user_id']) for record in conversations()],
+        'warn', '30 different ids', 'config.ingest.fields.id',
+    ),
+    'mixed roles': (
+        [
+            json.loads(json.dumps(record).replace('"assistant"', '"helper"'))
+            for record in conversations()
+        ],
+        'stop', 'unknown roles (helper)', 'config.ingest.fields.user_role',
+    ),
+    'single turns': (
+        [record | dict(messages=record['messages'][:2]) for record in conversations()], 'stop', 'follow-up',
+    ),
+    'one conversation each': (conversations(each=1), 'stop', 'two conversations with times', "'first_k_turns'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', FAULTY_DATA)
+def test_faulty_data(case, found):
+    records, kind, *words = FAULTY_DATA[case]
+    findings, seconds, asked = found(records)
+    texts = [problem.text for problem in findings.problems if problem.stops == (kind == 'stop')]
+    assert [text for text in texts if all(word in text for word in words)], findings.problems
+    assert seconds < 10 and (asked == 0 or kind == 'warn')
+
+
+FAULTY_TEACHERS = {
+    'other': (True, 'notices 0 of 4 obvious complaints', 'stronger model'),
+    'wrong key': (True, 'status 401', 'environment variable OPENAI_API_KEY'),
+    'slow': (False, 'short questions', 'config.teacher.concurrency'),
+    'small context': (False, 'longest follow-up of the sample', 'longer context'),
+}
+
+
+@pytest.mark.parametrize('manner', FAULTY_TEACHERS)
+def test_faulty_teachers(manner, found):
+    stops, *words = FAULTY_TEACHERS[manner]
+    records = conversations()
+    records[0]['messages'][1]['content'] = 'Knead it well. ' * 400
+    findings, seconds, _ = found(records, manner, teacher__concurrency=1 if manner == 'slow' else 16)
+    assert [p for p in findings.problems if p.stops == stops and all(word in p.text for word in words)], (
+        findings.problems
+    )
+    assert seconds < 10 or manner == 'slow'
+
+
+def test_a_dead_teacher(found):
+    findings, seconds, _ = found(conversations(), teacher__path='http://127.0.0.1:9/v1')
+    assert ['check that the server is running' in problem.text for problem in findings.stops] == [True]
+    assert seconds < 10
+
+
+def test_a_small_model_as_its_own_teacher(found, model):
+    findings, _, asked = found(conversations(), teacher__path='', teacher__model='')
+    assert 'million parameters' in findings.problems[0].text and 'config.teacher.path' in findings.problems[0].text
+    assert not findings.stops and asked == 0
+
+
+def test_too_small_a_context_of_the_policy(found):
+    findings, _, _ = found(conversations(), rows__tokens=2**20, sampler__new_tokens=2**20)
+    assert [problem.text for problem in findings.problems if 'has a context of' in problem.text]
+
+
+def test_too_little_disk_or_memory(found, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr('data_pipelines.checks.machine._memory', lambda: 1000)
+    findings, _, asked = found(conversations())
+    assert 'config.checkpoint.keep' in findings.stops[0].text and asked == 0
+    assert [problem.text for problem in findings.problems if 'accelerators' in problem.text]
+
+
+def test_the_program_says_whether_to_go_on(url, model, tmp_path):
+    (tmp_path / 'raw.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in conversations()))
+    flags = [f'--config={tiny.CONFIG}', f'--config.model.path={model}', f'--config.data.raw={tmp_path / "raw.jsonl"}']
+    flags += [f'--config.teacher.path={url}', '--config.teacher.model=m']
+    Teacher.manner = 'good'
+    done = tiny.run_program('rlhi_jax.check', *flags)
+    assert done.stdout.endswith('Nothing would stop the loop.\n')
+    bad = tiny.run_program('rlhi_jax.check', *flags, '--config.ingest.fields.messages=turns', check=False)
+    assert bad.returncode == 1 and 'STOPS: ' in bad.stdout and 'Traceback' not in bad.stderr
+
+
+@pytest.mark.parametrize('head', ['lm', 'reward'])
+@pytest.mark.parametrize('changes', [{}, dict(qkv_bias=True), dict(qk_norm=True), dict(tied_embeddings=True)])
+def test_parameters_are_counted(head, changes):
+    import jax
+
+    spec = dataclasses.replace(tiny.SPEC, head=head, **changes)
+    shapes = jax.eval_shape(lambda: init_params(Decoder(spec), jax.random.key(0)))
+    assert num_parameters(spec) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
