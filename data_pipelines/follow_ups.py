@@ -20,7 +20,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -30,7 +30,6 @@ from data_pipelines.core.passes import in_blocks
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import FollowUp
 from data_pipelines.labelling import by_teacher
-from data_pipelines.labelling.by_head import Head, head_digest
 from data_pipelines.labelling.labels import AGAIN, FEEDBACK, LABELS, Judgement, UserTurn, repeats, turns_after_replies
 from data_pipelines.reports.statistics import of_follow_ups
 from data_pipelines.teacher.endpoint import spending
@@ -39,12 +38,17 @@ from data_pipelines.teacher.prompts import prompt_digest
 from rlhi_jax.config import is_endpoint, require, teacher_path
 from rlhi_jax.models.resident import RESIDENT
 
+if TYPE_CHECKING:
+    from data_pipelines.labelling.by_head import Head
+
 BLOCK = 2048  # turns that are judged together
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     common = dict(conversations=input_digest(config, 'conversations'), settings=config.follow_ups.to_dict())
     if config.follow_ups.labeller == 'head':
+        from data_pipelines.labelling.by_head import head_digest  # imports scikit-learn, which takes a second
+
         require(config, 'follow_ups.head')
         return common | dict(head=head_digest(Path(config.follow_ups.head)))
     common['teacher'] = model_identity(config, teacher_path(config))
@@ -64,7 +68,9 @@ def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
     return repeated | by_teacher.by_likelihood(task, others)
 
 
-def _head(folder: Path) -> Head:
+def _head(folder: Path) -> 'Head':
+    from data_pipelines.labelling.by_head import Head, head_digest
+
     return RESIDENT.get(('head', str(folder.absolute()), head_digest(folder)), lambda: Head.load(folder))
 
 

@@ -29,7 +29,6 @@ from data_pipelines.core.inputs import input_digest, input_folder, read_records
 from data_pipelines.core.record_files import as_line
 from data_pipelines.core.records import MINED_SPLITS, Candidate, CandidateScores, Message, PreferenceRecord, Rewrite
 from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair_id
-from data_pipelines.preferences.artefacts import reply_only_auc
 from data_pipelines.preferences.reading import first_by_hash
 from data_pipelines.reports.statistics import of_pairs
 from data_pipelines.text.openings import is_refusal
@@ -171,6 +170,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _work(task: Task) -> dict[str, int]:
+    from data_pipelines.preferences.artefacts import reply_only_auc  # imports scikit-learn, which takes a second
+
     config, counts = task.config, Counter()
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in MINED_SPLITS}

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import file_digest
 from rlhi_jax.tokenizers.bpe import BpeTokenizer
 from rlhi_jax.tokenizers.spm import SentencePieceTokenizer
+
+_FILES = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'added_tokens.json')
 
 
 class Tokenizer(Protocol):
@@ -39,6 +42,15 @@ class Tokenizer(Protocol):
         """Return the text for a list of ids, without control tokens."""
 
 
+# Loading takes a second, and the folders of a loop's models have the same tokenizer.
+_LOADED: dict[tuple[str, ...], Tokenizer] = {}
+
+
+def _content(folder: Path) -> tuple[str, ...]:
+    """Return the digests of a folder's tokenizer files, '' for a file that is missing."""
+    return tuple(file_digest(folder / name) if (folder / name).exists() else '' for name in _FILES)
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the `tokenizer.json` in a folder, or the `tokenizer.model` if there is no `tokenizer.json`.
 
@@ -48,5 +60,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     folder = Path(folder)
     for name, kind in (('tokenizer.json', BpeTokenizer), ('tokenizer.model', SentencePieceTokenizer)):
         if (folder / name).exists():
-            return kind(folder / name)
+            key = _content(folder)
+            if key not in _LOADED:
+                _LOADED[key] = kind(folder / name)
+            return _LOADED[key]
     raise UserError(f'{folder} contains neither tokenizer.json nor tokenizer.model: download or import the model again')
