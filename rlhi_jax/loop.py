@@ -28,7 +28,6 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     flags.DEFINE_bool('yes', False, 'With --redo: do not ask.')
     start()
 
-import functools
 import os
 import sys
 from contextlib import suppress
@@ -51,43 +50,27 @@ from data_pipelines import (
     satisfaction,
     shards,
 )
+from data_pipelines.checks.data import check_data
+from data_pipelines.checks.findings import Findings
+from data_pipelines.checks.machine import check_machine
 from data_pipelines.core.stage import Stage
 from data_pipelines.preferences.reading import pairs_to_read
 from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
-from rlhi_jax.config import base_config, is_endpoint, require
 from rlhi_jax.config.loop_paths import METHODS, stage_config, training_config, with_paths
 from rlhi_jax.convert import export_model
 from rlhi_jax.evaluate import evaluate, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
 from rlhi_jax.io.errors import NothingToEvaluate, UserError, one_line
 from rlhi_jax.io.files import discard, read_json, write_json
-from rlhi_jax.models.checkpoints import open_model, saved_steps
+from rlhi_jax.models.checkpoints import saved_steps
 from rlhi_jax.rounds.parts import Part, State, announcement, chosen, to_redo
+from rlhi_jax.rounds.settings import check_settings, claim
 from rlhi_jax.rounds.times import timed, times_in_words
 from rlhi_jax.rounds.words import notes, summary
 from rlhi_jax.train import STOPPED, run_state, train
-from rlhi_jax.training.model import check_pad_token
-from rlhi_jax.training.workdir import refuse_difference
-
-CHANGEABLE = (  # settings that may change when a loop resumes
-    *('mesh', 'log', 'compilation_cache', 'beam'),
-    # How requests are sent, not what they ask. (An endpoint's address may change too; a model folder's path must not.)
-    *('teacher.key_variable', 'teacher.concurrency', 'teacher.timeout', 'teacher.retries'),
-    *('teacher.budget', 'teacher.price_in', 'teacher.price_out', 'teacher.cache'),
-    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # may change after a check on the pairs stopped the run
-    'ingest.opt_out',  # the ingest stage itself checks whether the list has changed
-)
-IGNORED = {  # settings that only single programs use, and what the loop uses instead
-    'objective': 'config.loop.method',
-    'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
-    'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
-    'pairs.sources': 'config.loop.method',
-    'eval.shards': 'the pairs that it holds out itself',
-    **{f'data.{name}': 'folders in its workdir' for name in ('conversations', 'follow_ups', 'personas', 'rewrites')},
-}
 
 
 class Stopped(Exception):
@@ -200,6 +183,8 @@ class Round:
             self.report['funnel'][name] = stage.run(config, overwrite=replace)
         except NothingToEvaluate as error:
             self.report['satisfaction_not_evaluated'] = str(error)
+        if name == follow_ups.STAGE.name and self.config.loop.method != 'oracle':
+            _refuse_no_feedback(self.report['funnel'][name])
         folders = {when: self.workdir / 'satisfaction' / when for when in ('before', 'after')}
         if name == 'satisfaction after' and 'satisfaction_not_evaluated' not in self.report:
             self.report['satisfaction'] = summarise(folders, held_out_tastes(config))
@@ -292,17 +277,46 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
       UserError: settings in the config contradict each other, or a stage cannot continue.
       Stopped: training was asked to stop; the same command resumes.
     """
-    _check(config)
+    check_settings(config)
+    if not config.loop.simulated and not (workdir / 'loop.json').exists():
+        _check_data(config, workdir)
     if redo is None:
-        _claim(config, workdir)
+        claim(config, workdir, model_identity(config, config.model.path))
     this_round = Round(config, workdir)
     parts = this_round.parts()
     forced = chosen(parts, redo) if redo else frozenset()
     if redo is not None:
         _confirm(to_redo(parts, forced), ask)
-        _claim(config, workdir, replace=True)
+        claim(config, workdir, model_identity(config, config.model.path), replace=True)
     this_round.run(parts, redo=redo is not None, forced=forced)
     return this_round.write_report(None)
+
+
+def _refuse_no_feedback(counts: dict[str, int]) -> None:
+    """Raise UserError if no follow-up is usable feedback, since nothing could be made of the conversations."""
+    if counts['mined']:
+        return
+    labels = ', '.join(f'{name.removeprefix("kept_")} {n}' for name, n in counts.items() if name.startswith('kept_'))
+    raise UserError(
+        f'none of {counts["turns_read"]} follow-ups is feedback with enough confidence (labels: {labels or "none"}): '
+        'test the teacher with `python -m rlhi_jax.check`, then use a stronger teacher, bring other conversations, or '
+        'lower config.follow_ups.min_confidence'
+    )
+
+
+def _check_data(config: ConfigDict, workdir: Path) -> None:
+    """Check a sample of the data and the machine, and print what will make the result poorer.
+
+    Raises:
+      UserError: something will stop the loop.
+    """
+    findings = Findings()
+    sample = check_data(config, ingest.raw_files(config), ingest.rules_of(config), findings)
+    check_machine(config, workdir, sample, findings)
+    for problem in findings.problems:
+        print(f'{"error" if problem.stops else "warning"}: {problem.text}', file=sys.stderr, flush=True)
+    if findings.stops:
+        raise UserError('the loop would stop later for the reasons above: `python -m rlhi_jax.check` shows the details')
 
 
 def _confirm(redone: list[Part], ask: bool) -> None:
@@ -322,49 +336,6 @@ def _confirm(redone: list[Part], ask: bool) -> None:
         raise UserError('--redo needs an answer from a terminal: pass --yes to go on without asking')
     if input('Make these again? [y/N] ').strip().lower() not in ('y', 'yes'):
         raise UserError('--redo: nothing was changed: answer y to go on')
-
-
-def _check(config: ConfigDict) -> None:
-    """Reject a config whose settings contradict each other, and print which settings the loop ignores."""
-    require(config, 'model.path')
-    if 'reward' in METHODS[config.loop.method].trains:
-        check_pad_token(open_model(config.model.path))
-    if config.loop.method == 'oracle' and not config.loop.simulated:
-        raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
-    if config.loop.oracle_personas and config.loop.method != 'oracle':
-        raise UserError(
-            f'config.loop.oracle_personas=True skips the conversations that config.loop.method={config.loop.method!r} '
-            "needs: set oracle_personas to False, or set config.loop.method='oracle'"
-        )
-    if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
-        raise UserError(
-            'the loop needs simulated users to train on and to evaluate on: set config.simulated.users.train and '
-            'config.simulated.users.test to at least 1'
-        )
-    default = base_config()
-    for name, instead in IGNORED.items():
-        if attrgetter(name)(config) != attrgetter(name)(default):
-            print(f'config.{name} is ignored here; the loop uses {instead}', file=sys.stderr, flush=True)
-
-
-def _claim(config: ConfigDict, workdir: Path, *, replace: bool = False) -> None:
-    """Check that the workdir is new, or contains a loop with the same config and initial model.
-
-    In a new workdir, both are recorded; with `replace`, they are recorded in any case. The settings in `CHANGEABLE` and
-    the address of an endpoint may differ.
-    """
-    settings = config.to_dict()
-    for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
-        *sections, key = name.split('.')
-        del functools.reduce(dict.__getitem__, sections, settings)[key]
-    claimed = dict(config=settings, model=model_identity(config, config.model.path))
-    path = workdir / 'loop.json'
-    if path.exists() and not replace:
-        stored = read_json(path, f'remove {workdir} or use another --workdir', fields=('config', 'model'))
-        refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo')
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, claimed)
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dict[str, Any]:

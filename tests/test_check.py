@@ -19,6 +19,8 @@ from data_pipelines.checks.teacher import FOLLOW_UPS  # noqa: E402
 from rlhi_jax.check import check  # noqa: E402
 from rlhi_jax.config import base_config  # noqa: E402
 from rlhi_jax.cost.memory import num_parameters  # noqa: E402
+from rlhi_jax.io.errors import UserError  # noqa: E402
+from rlhi_jax.loop import run_loop  # noqa: E402
 from rlhi_jax.models.decoder import Decoder  # noqa: E402
 from rlhi_jax.models.parameters import init_params  # noqa: E402
 
@@ -91,7 +93,7 @@ def conversations(users: int = 30, each: int = 3, **changed) -> list[dict]:
     records = []
     for user in range(users):
         for number in range(each):
-            texts = ['How do I bake bread?', f'Mix flour and water, {user}.', 'Shorter, please.', 'Mix and bake.']
+            texts = ['How do I bake bread?', f'Mix flour and water, {user}-{number}.', 'Shorter, please.', 'Mix and bake.']
             messages = [
                 dict(role=('user', 'assistant')[i % 2], content=text, timestamp=f'2024-0{number + 1}-01T10:0{i}:00Z')
                 for i, text in enumerate(texts)
@@ -248,3 +250,32 @@ def test_parameters_are_counted(head, changes):
     spec = dataclasses.replace(tiny.SPEC, head=head, **changes)
     shapes = jax.eval_shape(lambda: init_params(Decoder(spec), jax.random.key(0)))
     assert num_parameters(spec) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def loop_config(model, url, path, records):
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    c = base_config()
+    c.model.path, c.data.raw, c.compilation_cache = str(model), str(path), ''
+    c.teacher.path, c.teacher.model = url, 'm'
+    return c
+
+
+def test_the_loop_begins_with_a_check(url, model, tmp_path, capfd):
+    c = loop_config(model, url, tmp_path / 'raw.jsonl', conversations(each=1))
+    Teacher.asked = 0
+    with pytest.raises(UserError, match=r'`python -m rlhi_jax.check` shows the details'):
+        run_loop(c, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists() and Teacher.asked == 0
+    assert 'error: no user has two conversations with times' in capfd.readouterr().err
+
+
+def test_a_loop_whose_teacher_finds_no_feedback_stops_with_a_report(url, model, tmp_path):
+    c = loop_config(model, url, tmp_path / 'raw.jsonl', conversations())
+    Teacher.manner = 'other'
+    with pytest.raises(UserError, match=r'none of 90 follow-ups is feedback .*labels: other 90.*stronger teacher'):
+        run_loop(c, tmp_path / 'run')
+    report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+    assert report['unfinished']['part'] == 'follow_ups' and report['unfinished']['number'] == 2
+    assert 'stronger teacher' in report['unfinished']['why'] and report['summary'] == '0 complaints'
+    assert (tmp_path / 'run' / 'follow_ups' / 'manifest.json').exists()
+    assert 'follow ups' in (tmp_path / 'run' / 'card' / 'card.md').read_text()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from rlhi_jax import loop
 from rlhi_jax.config import base_config
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.rounds.settings import claim
 
 STAGES = (
     *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards', 'rows', 'train reward'),
@@ -127,14 +127,14 @@ def test_a_loop_goes_on_with_an_endpoint_that_moved(model, tmp_path):
     """But not with another model there, nor with other settings."""
     c = base_config()
     c.model.path, c.teacher.path, c.teacher.model = str(model), 'http://one:8000/v1', 'm'
-    loop._claim(c, tmp_path / 'run')
+    claim(c, tmp_path / 'run', dict(weights='w'))
     c.teacher.path, c.teacher.timeout, c.pairs.min_pairs = 'https://two/v1', 9.0, 1
-    loop._claim(c, tmp_path / 'run')
+    claim(c, tmp_path / 'run', dict(weights='w'))
     for key, value in (('model', 'n'), ('path', 'a folder'), ('temperature', 1.0)):
         other = c.copy_and_resolve_references()
         other.teacher[key] = value
         with pytest.raises(UserError, match=f'config.teacher.{key}'):
-            loop._claim(other, tmp_path / 'run')
+            claim(other, tmp_path / 'run', dict(weights='w'))
 
 
 def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_path):

@@ -17,7 +17,6 @@ from rlhi_jax.data.tree import Interaction, Message, Pair
 from rlhi_jax.evaluate import evaluate
 from rlhi_jax.evaluation.conditions import other_personas, views
 from rlhi_jax.evaluation.statistics import interval
-from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.parameters import load_params
 from rlhi_jax.parallel.sharding import make_mesh
@@ -150,9 +149,12 @@ def test_another_users_persona_is_not_ones_own():
         assert by_condition['other'][i] == dataclasses.replace(interaction, persona=others[interaction.user_id])
 
 
-def test_one_persona_for_all_cannot_be_evaluated():
-    with pytest.raises(UserError, match='no two users have different personas'):
-        views(Trees(tree(f'u{i}', 'the same', f't{i}') for i in range(4)), max_trees=0, seed=0)
+def test_one_persona_for_all_is_compared_with_none():
+    trees = [*(tree(f'u{i}', 'the same', f't{i}') for i in range(4)), tree('u4', '', 't4')]
+    found = views(Trees(trees), max_trees=0, seed=0)
+    assert list(found) == ['own', 'empty'] and len(found['own']) == 4
+    assert {found['own'][i].persona for i in range(4)} == {'the same'}
+    assert {found['empty'][i].persona for i in range(4)} == {''}
 
 
 def test_the_interval_resamples_users():

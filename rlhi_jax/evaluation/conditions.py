@@ -1,14 +1,13 @@
 """Held-out trees under the persona conditions that an evaluation compares."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from rlhi_jax.data.loader import without_persona
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.data.tree import Interaction
-from rlhi_jax.io.errors import NothingToEvaluate
 from rlhi_jax.io.files import digest
 
 CONDITIONS = ('own', 'other', 'empty')  # the user's own persona, another user's persona, no persona
@@ -41,11 +40,9 @@ def other_personas(owners: Iterable[tuple[str, str]], seed: int) -> dict[str, st
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
     """Return the held-out trees under each persona condition.
 
-    A tree is included only if it has a persona and gets a different persona under the condition 'other'. If no tree has
-    a persona, all trees are included, and 'empty' is the only condition.
-
-    Raises:
-      NothingToEvaluate: no two users have different personas.
+    A tree is included only if it has a persona and gets a different persona under the condition 'other'. If no two
+    users have different personas, all trees with a persona are included, and the conditions are 'own' and 'empty'. If
+    no tree has a persona, all trees are included, and 'empty' is the only condition.
     """
     ids, owners = [], []
     for index in range(len(trees)):
@@ -54,14 +51,11 @@ def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
         owners.append((user_of(tree), tree.persona))
     others = other_personas(owners, seed)
     chosen = [index for index, (user, persona) in enumerate(owners) if persona and persona != others.get(user, persona)]
-    conditions = CONDITIONS
-    if not any(persona for _, persona in owners):
-        conditions, chosen = ('empty',), list(range(len(trees)))
+    conditions: Sequence[str] = CONDITIONS
     if not chosen:
-        raise NothingToEvaluate(
-            'config.eval.shards: no two users have different personas, so the effect of a persona cannot be measured: '
-            'use other held-out pairs'
-        )
+        conditions, chosen = ('own', 'empty'), [index for index, (_, persona) in enumerate(owners) if persona]
+    if not chosen:
+        conditions, chosen = ('empty',), list(range(len(trees)))
     if max_trees:
         chosen = sorted(sorted(chosen, key=lambda i: digest(ids[i]))[:max_trees])
 

@@ -1,0 +1,90 @@
+"""Which settings a loop accepts, which it ignores, and which may change when it resumes."""
+
+import functools
+import sys
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhi_jax.config import base_config, is_endpoint, require
+from rlhi_jax.config.loop_paths import METHODS
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.training.model import check_pad_token
+from rlhi_jax.training.workdir import refuse_difference
+
+CHANGEABLE = (  # settings that may change when a loop resumes
+    *('mesh', 'log', 'compilation_cache', 'beam'),
+    # How requests are sent, not what they ask. (An endpoint's address may change too; a model folder's path must not.)
+    *('teacher.key_variable', 'teacher.concurrency', 'teacher.timeout', 'teacher.retries'),
+    *('teacher.budget', 'teacher.price_in', 'teacher.price_out', 'teacher.cache'),
+    *('pairs.accept_artefacts', 'pairs.min_pairs'),  # may change after a check on the pairs stopped the run
+    'ingest.opt_out',  # the ingest stage itself checks whether the list has changed
+)
+IGNORED = {  # settings that only single programs use, and what the loop uses instead
+    'objective': 'config.loop.method',
+    'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
+    'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
+    'pairs.sources': 'config.loop.method',
+    'eval.shards': 'the pairs that it holds out itself',
+    **{f'data.{name}': 'folders in its workdir' for name in ('conversations', 'follow_ups', 'personas', 'rewrites')},
+}
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Reject a config whose settings contradict each other, and print which settings the loop ignores.
+
+    Raises:
+      UserError: settings contradict each other, or a path is missing.
+    """
+    require(config, 'model.path')
+    if 'reward' in METHODS[config.loop.method].trains:
+        check_pad_token(open_model(config.model.path))
+    if config.loop.method == 'oracle' and not config.loop.simulated:
+        raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
+    if config.loop.oracle_personas and config.loop.method != 'oracle':
+        raise UserError(
+            f'config.loop.oracle_personas=True skips the conversations that config.loop.method={config.loop.method!r} '
+            "needs: set oracle_personas to False, or set config.loop.method='oracle'"
+        )
+    if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
+        raise UserError(
+            'the loop needs simulated users to train on and to evaluate on: set config.simulated.users.train and '
+            'config.simulated.users.test to at least 1'
+        )
+    default = base_config()
+    for name, instead in IGNORED.items():
+        if attrgetter(name)(config) != attrgetter(name)(default):
+            print(f'config.{name} is ignored here; the loop uses {instead}', file=sys.stderr, flush=True)
+
+
+def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: bool = False) -> None:
+    """Check that the workdir is new, or contains a loop with the same config and initial model.
+
+    In a new workdir, both are recorded; with `replace`, they are recorded in any case. The settings in `CHANGEABLE` and
+    the address of an endpoint may differ.
+
+    Args:
+      config: the loop's config.
+      workdir: the loop's folder.
+      model: the identity of the initial model.
+      replace: whether to record the config although the workdir contains a loop with another one.
+
+    Raises:
+      UserError: the workdir contains a loop with another config or model.
+    """
+    settings = config.to_dict()
+    for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
+        *sections, key = name.split('.')
+        del functools.reduce(dict.__getitem__, sections, settings)[key]
+    claimed = dict(config=settings, model=model)
+    path = workdir / 'loop.json'
+    if path.exists() and not replace:
+        stored = read_json(path, f'remove {workdir} or use another --workdir', fields=('config', 'model'))
+        refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo')
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, claimed)
