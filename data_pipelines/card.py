@@ -3,9 +3,10 @@
     python -m data_pipelines.card --config=configs/NAME.py
 
 Reads the stage folders in `config.data`, where `pairs`, `shards` and `rows` may list several folders, separated by
-commas. Writes card.md for people, and card.json with the same content, to `config.data.card`. The card also lists the
-stages that were not run. This stage counts everything again from the records, line by line, and compares the result
-with each stage's own counts.
+commas. Writes card.md for people, and card.json with the same content, to `config.data.card`. If the card's folder is
+in a loop's workdir, the card opens with the summary in the loop's report.json, and says where a loop that has not
+finished is. The card also lists the stages that were not run. This stage counts everything again from the records, line
+by line, and compares the result with each stage's own counts.
 """
 
 from data_pipelines.core.stage import Stage, Task, define_stage_flags
@@ -16,11 +17,13 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     start()
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.preferences.reading import pairs_to_read
+from data_pipelines.persona.store import CLAIMS
+from data_pipelines.preferences.reading import first_by_hash, pairs_to_read
 from data_pipelines.reports.card_text import markdown
 from data_pipelines.reports.folders import (
     Folder,
@@ -33,25 +36,33 @@ from data_pipelines.reports.folders import (
     upstream_first,
 )
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import write_bytes, write_json
+from rlhi_jax.io.files import read_json, write_bytes, write_json
 from rlhi_jax.io.progress import Progress
 
+EXAMPLE_CLAIMS = 3
 
-def describe(finished: list[Folder], missing: list[str], inputs: dict[str, dict[str, str]]) -> dict[str, Any]:
+
+def describe(
+    finished: list[Folder], missing: list[str], inputs: dict[str, dict[str, str]], opening: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the card's content, ready to be written as JSON. The same folders always give the same content.
 
     Args:
       finished: the finished folders.
       missing: names of folders that are not set in the config or are not finished.
       inputs: the digests that `digests` returns for each folder, keyed by folder name.
+      opening: the result of `opening_of`; None for no opening.
     """
     card: dict[str, Any] = dict(inputs=inputs, left_out=missing, funnel={}, sections={}, examples={})
+    card['opening'] = opening or {}
     card['made_of'] = sources(finished, inputs)
     with Progress('card', len(finished), unit='folders') as progress:
         for number, folder in enumerate(upstream_first(finished, card['made_of']), start=1):
             if folder.stage.summary:
                 section = folder.stage.summary(folder.records, folder.manifest)
                 card['sections'][folder.name] = dict(section, kind=folder.kind)
+            if folder.kind == 'personas':
+                card['claims'] = first_by_hash(folder.path / CLAIMS, EXAMPLE_CLAIMS)
             if folder.kind == 'pairs':
                 card['examples'][folder.name] = pairs_to_read(folder.path / 'train.jsonl')
             card['funnel'][folder.name] = dict(steps=funnel(folder), others=other_counts(folder))
@@ -66,11 +77,24 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
             'config.data does not point to the finished folder of any stage: set at least one of '
             f'config.data.{", config.data.".join(missing)}'
         )
-    return dict(inputs={folder.name: digests(folder) for folder in finished}, left_out=missing)
+    identity: dict[str, Any] = dict(inputs={folder.name: digests(folder) for folder in finished}, left_out=missing)
+    opening = opening_of(Path(config.data.card).parent)
+    return identity | (dict(opening=opening) if opening else {})
+
+
+def opening_of(workdir: Path) -> dict[str, Any]:
+    """Return what the report of the loop in a folder says in short; {} if the folder contains no report."""
+    if not (workdir / 'report.json').is_file():
+        return {}
+    report = read_json(workdir / 'report.json', 'remove the file', fields=())
+    opening = {name: report[name] for name in ('summary', 'models', 'unfinished') if name in report}
+    if opening.get('unfinished', {}).get('part') == STAGE.name:  # the loop has reached this card, its last part
+        del opening['unfinished']
+    return opening
 
 
 def _work(task: Task) -> dict[str, int]:
-    card = describe(*folders(task.config), task.made_from['inputs'])
+    card = describe(*folders(task.config), task.made_from['inputs'], task.made_from.get('opening'))
     write_json(task.folder / 'card.json', card)
     write_bytes(task.folder / 'card.md', markdown(card).encode())
     checks = [step['adds_up'] for folder in card['funnel'].values() for step in folder['steps']]
@@ -78,7 +102,7 @@ def _work(task: Task) -> dict[str, int]:
     return task.write_manifest(counts)
 
 
-STAGE = Stage('card', 2, _work, 'data.card', _identity, forgetting='removed')
+STAGE = Stage('card', 3, _work, 'data.card', _identity, forgetting='removed')
 
 if __name__ == '__main__':
     STAGE.main()

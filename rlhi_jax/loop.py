@@ -69,7 +69,7 @@ from rlhi_jax.models.checkpoints import saved_steps
 from rlhi_jax.rounds.parts import Part, State, announcement, chosen, to_redo
 from rlhi_jax.rounds.settings import check_settings, claim
 from rlhi_jax.rounds.times import timed, times_in_words
-from rlhi_jax.rounds.words import notes, summary
+from rlhi_jax.rounds.words import models, notes, summary
 from rlhi_jax.train import STOPPED, run_state, train
 
 
@@ -254,6 +254,7 @@ class Round:
         train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'
         report = self.report | dict(
             summary=summary(self.report),
+            models=models(self.config),
             pairs_to_read=pairs_to_read(train_pairs) if train_pairs.exists() else [],
             notes=notes(self.config, self.workdir, self.report),
         )

@@ -94,7 +94,8 @@ def run(tmp_path):
     counts |= dict(teacher_cost_millionths=530) | Counter(f'kept_{turn["label"]}' for turn in turns)
     stage(tmp_path / 'follow_ups', counts, made_from, records=turns)
     counts = dict(remarks=12, claims=9, edited=1, deleted=1, dropped_cut_off=2, users=5, turns=300)
-    others = dict(claims=[dict(id=f'c{n}/2') for n in range(9)], users=[dict(user_id=f'u{n}') for n in range(5)])
+    claims = [dict(id=f'c{n}/2', text=HOSTILE[n % 5], quote=HOSTILE[-n % 5]) for n in range(9)]
+    others = dict(claims=claims, users=[dict(user_id=f'u{n}') for n in range(5)])
     stage(tmp_path / 'personas', counts, {}, records=remarks, **others)
     counts = dict(follow_ups_read=80, dropped_no_feedback=60, dropped_no_rewrite_left=8, rewrites_drawn=40)
     counts |= dict(dropped_rewrite_copy=20, dropped_rewrite_refusal=8, feedback_turns=20) | by_split(rewrites)
@@ -266,6 +267,7 @@ def test_no_text_breaks_out_of_the_card(run):
     tokens = parsed(text)
     pieces = [piece for token in tokens for piece in [token, *(token.children or [])]]
     ours = {'heading_open', 'table_open', 'paragraph_open', 'fence', 'inline', 'text', 'strong_open', 'code_inline'}
+    ours |= {'bullet_list_open', 'list_item_open'}
     kinds = {piece.type for piece in pieces if not piece.type.startswith(('tr_', 'th_', 'td_', 'tbody_', 'thead_'))}
     assert {kind for kind in kinds if not kind.endswith('_close')} <= ours
     shown = iter(token.content for token in tokens if token.type == 'fence')

@@ -93,7 +93,12 @@ def conversations(users: int = 30, each: int = 3, **changed) -> list[dict]:
     records = []
     for user in range(users):
         for number in range(each):
-            texts = ['How do I bake bread?', f'Mix flour and water, {user}-{number}.', 'Shorter, please.', 'Mix and bake.']
+            texts = [
+                'How do I bake bread?',
+                f'Mix flour and water, {user}-{number}.',
+                'Shorter, please.',
+                'Mix and bake.',
+            ]
             messages = [
                 dict(role=('user', 'assistant')[i % 2], content=text, timestamp=f'2024-0{number + 1}-01T10:0{i}:00Z')
                 for i, text in enumerate(texts)

@@ -262,6 +262,24 @@ def _examples(card: Mapping[str, Any]) -> list[str]:
     return blocks
 
 
+def _opening(opening: Mapping[str, Any]) -> list[str]:
+    """Return what a loop made and with which models and, if it has not finished, where it is and what comes next."""
+    blocks = [escaped(opening['summary'])] if opening else []
+    if models := opening.get('models'):
+        blocks.append(', '.join(f'{_words(name)}: {escaped(model)}' for name, model in models.items()))
+    if unfinished := opening.get('unfinished'):
+        where = f'part {unfinished["number"]} of {unfinished["of"]}, {escaped(unfinished["part"])}'
+        why = f' ({escaped(unfinished["why"])})' if unfinished['why'] else ''
+        blocks.append(
+            f'**This loop has not finished.** It has reached {where}{why}. Next: {escaped(unfinished["next"])}.'
+        )
+    return blocks
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    return f'- {escaped(claim["text"])} The user had said: "{escaped(claim["quote"])}"'
+
+
 def _inputs(card: Mapping[str, Any]) -> list[str]:
     rows = [
         [f'raw data: {escaped(name)}', f'`{escaped(digest)}`']
@@ -287,13 +305,17 @@ def markdown(card: Mapping[str, Any]) -> str:
         'Conversations between users and a language model, and preferences mined from them. The terms of the raw data '
         'apply to these data too. They contain user text: store them where only their owner can read them.',
     ]
+    blocks += _opening(card['opening'])
     if card['left_out']:
         blocks.append(f'Stages not run, or not set in the config: {", ".join(map(_words, card["left_out"]))}.')
-    blocks += _inputs(card) + _funnel(card)
+    if card.get('claims'):
+        blocks += ['## Examples of claims about users', *map(_claim, card['claims'])]
+    if card['examples']:
+        blocks += _examples(card)
+    blocks += _funnel(card)
     for name, section in card['sections'].items():
         blocks += [f'## Contents of {_words(name)}', *SECTIONS.get(section['kind'], _other)(section)]
     if card['teacher']:
         blocks += _teacher(card['teacher'])
-    if card['examples']:
-        blocks += _examples(card)
+    blocks += _inputs(card)
     return '\n\n'.join(blocks) + '\n'

@@ -44,6 +44,12 @@ def _number(number: int, unit: str) -> str:
     return f'{number:,} {unit}' + ('' if number == 1 else 's')
 
 
+def models(config: ConfigDict) -> dict[str, str]:
+    """Return the names of the policy and of its teacher, without their folders or addresses."""
+    policy = Path(config.model.path).name
+    return dict(policy=policy, teacher=config.teacher.model or Path(config.teacher.path).name or f'{policy} itself')
+
+
 def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str]:
     """Return caveats for the reader of the report, and the locations of the results."""
     lines = []
