@@ -62,3 +62,21 @@ def test_conversations_are_as_described():
         assert times == sorted(set(times))
         turns.update(f'{conversation["conversation_id"]}/{i}' for i in range(2, len(messages), 2))
     assert list(turns) == [label['id'] for label in lines(EXAMPLES / 'labels.jsonl')]
+
+
+@pytest.mark.real_model
+def test_the_loop_ends_in_models_and_a_report(finished):
+    """No teacher is asked; what the recorded answers decide is counted as recorded."""
+    workdir, output = finished
+    report = json.loads((workdir / 'report.json').read_text())
+    funnel = report['funnel']
+    assert {stage: {name: funnel[stage][name] for name in counts} for stage, counts in RECORDED.items()} == RECORDED
+    assert funnel['personas']['teacher_tokens_in'] == funnel['rewrites']['teacher_tokens_in'] == 0
+    assert len(report['pairs_to_read']) == 5
+    assert (workdir / 'dpo' / 'pairs' / 'train.jsonl').read_text() and 'Minutes' in output
+    for objective in ('reward', 'dpo'):
+        evaluation = report[objective]['evaluation']
+        assert evaluation['users'] >= 2 and evaluation['pairs'] >= 4
+        assert 0 <= evaluation['conditions']['own']['accuracy']['mean'] <= 1
+        assert (workdir / objective / 'huggingface' / 'model.safetensors').exists()
+    assert (workdir / 'card' / 'card.md').read_text() and funnel['card']['not_adding_up'] == 0
