@@ -23,18 +23,20 @@ class RecordedAnswers:
     def __init__(self, path: str):
         self._path, self._answers = path, {}
         try:
-            for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-                answer = json.loads(line)
-                self._answers[answer['request']] = str(answer['text']), bool(answer['finished'])
+            lines = Path(path).read_bytes().splitlines()
         except OSError as error:
             raise UserError(
                 f'config.teacher.cache: cannot read the recorded answers in {path} ({error.strerror}): set it to a '
                 'record that exists, or to an SQLite file, which is created if it is missing'
             ) from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(
-                f'config.teacher.cache: {path}, line {number} is not a recorded answer: fetch the file again'
-            ) from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                answer = json.loads(line)
+                self._answers[answer['request']] = str(answer['text']), bool(answer['finished'])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise UserError(
+                    f'config.teacher.cache: {path}, line {number} is not a recorded answer: fetch the file again'
+                ) from None
 
     def get(self, name: str) -> tuple[str, bool]:
         """Return a recorded answer and whether it is complete.
