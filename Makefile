@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make test-all` set up all that they need, below this folder.
+# `make demo`, `make example`, `make test` and `make test-all` set up all that they need, below this folder.
 #
 # The interpreter is the newest of these that runs (pyenv has stand-ins for versions that it does not run), or PYTHON=...
 # It is chosen once, when .venv is made: `make clean` first to change it. All versions are those of requirements/, which
@@ -17,10 +17,14 @@ LOCK := import sys; print('requirements/lock-' + ('3.13' if sys.version_info >= 
 INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c "$$($(BIN)/python -c "$(LOCK)")"
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo example test test-all lint clean
 
 demo: .venv/base $(GGUF)
 	PATH="$(CURDIR)/$(BIN):$$PATH" GGUF=$(GGUF) bash launch/demo.sh
+
+# Forty made-up conversations and recorded answers of a teacher (examples/README.md).
+example: .venv/endpoint $(GGUF)
+	PATH="$(CURDIR)/$(BIN):$$PATH" GGUF=$(GGUF) bash launch/example.sh
 
 # All but the slow tests (tests/conftest.py lists them).
 test: .venv/test lint
@@ -48,6 +52,10 @@ $(BIN)/pip:
 
 .venv/base: setup.py $(wildcard requirements/*.txt) | $(BIN)/pip
 	$(INSTALL) -e .
+	touch $@
+
+.venv/endpoint: .venv/base
+	$(INSTALL) -e '.[endpoint]'
 	touch $@
 
 .venv/test: .venv/base

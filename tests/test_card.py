@@ -277,7 +277,7 @@ def test_no_text_breaks_out_of_the_card(run):
             assert next(shown).split() == visible.split()
     assert next(shown, None) is None
     headings = [tokens[index + 1].content for index, token in enumerate(tokens) if token.type == 'heading_open']
-    assert len(headings) == len(content['funnel']) + len(content['sections']) + 5 + 5  # title, 4 parts, 5 examples
+    assert len(headings) == len(content['funnel']) + len(content['sections']) + 6 + 5  # title, 5 parts, 5 examples
     cells = [
         ''.join(piece.content for piece in tokens[index + 1].children)
         for index, token in enumerate(tokens)

@@ -4,7 +4,7 @@
 endpoint's name for the model. `config.teacher.key_variable` names the environment variable that contains the API key.
 Many requests are sent at the same time, and the result does not depend on the order of the answers. Every answer is
 written to the stage's journal, with its token count, as soon as it arrives. If `config.teacher.cache` is set, the
-answer is also written to that file.
+answer is also written to that file. If the file is a record (`data_pipelines.teacher.recorded`), nothing is sent.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from data_pipelines.core.journal import Journal
 from data_pipelines.core.records import Message
 from data_pipelines.core.stage import Task
 from data_pipelines.core.turns import to_messages
+from data_pipelines.teacher.recorded import SUFFIX, RecordedAnswers
 from data_pipelines.text.control_tokens import defused
 from rlhi_jax.config import is_endpoint
 from rlhi_jax.io.errors import UserError
@@ -170,7 +171,8 @@ def _settle_all(
             progress.update(teacher.settled, f'{teacher.spent:,} tokens')
 
     async def run() -> None:
-        cache = _Cache(task.config.teacher.cache)
+        path = task.config.teacher.cache
+        cache = RecordedAnswers(path) if path.endswith(SUFFIX) else _Cache(path)
         with contextlib.closing(cache), Progress(task.name, len(items), unit=unit) as progress:
             async with Endpoint(task.config.teacher, task.learned) as endpoint:
                 teacher = _Teacher(task.config, task.journal, endpoint, cache)
@@ -185,7 +187,7 @@ def _settle_all(
 class _Teacher:
     """An endpoint, with the journal and the cache that store its answers and the budget that limits them."""
 
-    def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: '_Cache'):
+    def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: '_Cache | RecordedAnswers'):
         self._config, self._journal, self._endpoint, self._cache = config, journal, endpoint, cache
         self.spent, self.settled = sum(_tokens(journal)), 0
 

@@ -108,7 +108,11 @@ TEACHER = Section(
     ),
     price_in=Key(0.0, 'Price per million prompt tokens, in any currency; used for the cost in manifests.', at_least=0),
     price_out=Key(0.0, 'Price per million answer tokens, in the same currency.', at_least=0),
-    cache=Key('', 'SQLite file that caches answers, keyed by request; stages and runs may share it. Empty: no cache.'),
+    cache=Key(
+        '',
+        'SQLite file that caches answers, keyed by request; stages and runs may share it. A file that ends in .jsonl '
+        'contains recorded answers, and then nothing is sent to the endpoint. Empty: no cache.',
+    ),
 )
 
 INGEST_FIELDS = Section(

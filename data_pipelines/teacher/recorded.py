@@ -1,0 +1,56 @@
+"""Replays a teacher's recorded answers, so that a run with the same requests needs no teacher.
+
+`config.teacher.cache` names the record if it ends in `.jsonl`. Each line is a JSON object with the digest of a
+`request`, the `text` of the answer, and whether the answer is `finished`. A record is never written to:
+`launch/record_example.sh` shows how to make one from an SQLite cache.
+"""
+
+import json
+from pathlib import Path
+
+from rlhi_jax.io.errors import UserError
+
+SUFFIX = '.jsonl'
+
+
+class RecordedAnswers:
+    """Recorded answers, keyed by the digest of the request, for use instead of a cache and an endpoint.
+
+    Raises:
+      UserError: the file is missing, or a line is not an answer.
+    """
+
+    def __init__(self, path: str):
+        self._path, self._answers = path, {}
+        try:
+            lines = Path(path).read_bytes().splitlines()
+        except OSError as error:
+            raise UserError(
+                f'config.teacher.cache: cannot read the recorded answers in {path} ({error.strerror}): set it to a '
+                'record that exists, or to an SQLite file, which is created if it is missing'
+            ) from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                answer = json.loads(line)
+                self._answers[answer['request']] = str(answer['text']), bool(answer['finished'])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise UserError(
+                    f'config.teacher.cache: {path}, line {number} is not a recorded answer: fetch the file again'
+                ) from None
+
+    def get(self, name: str) -> tuple[str, bool]:
+        """Return a recorded answer and whether it is complete.
+
+        Raises:
+          UserError: the record lacks the request.
+        """
+        if name not in self._answers:
+            raise UserError(
+                f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data, and '
+                'no teacher is asked: undo the change, or set config.teacher.path and config.teacher.model to a '
+                'teacher and config.teacher.cache to an SQLite file (a name without .jsonl)'
+            )
+        return self._answers[name]
+
+    def close(self) -> None:
+        """Do nothing; a cache has this method too."""
