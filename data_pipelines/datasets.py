@@ -57,25 +57,30 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 def _work(task: Task) -> dict[str, int]:
     config = task.config
     sets: dict[type, dict[str, list[Shard]]] = {}
+    options: dict[type, dict[str, bool]] = {}
     if config.data.conversations:
         sets[Conversations] = conversation_shards(input_folder(config, 'conversations') / RECORDS)
     if folders := _interactions(config):
-        sets[Interactions] = {split: interaction_shards(folder) for split, folder in folders.items()}
+        margins = any(Shards(folder).pairs_with_margin for folder in folders.values())
+        sets[Interactions] = {split: interaction_shards(each, margins=margins) for split, each in folders.items()}
+        options[Interactions] = dict(margins=margins)
     counts: Counter = Counter()
     for builder, shards in sets.items():
-        built = _build(builder, shards, task.folder, config.beam)
+        built = _build(builder, shards, task.folder, config.beam, **options.get(builder, {}))
         counts.update({f'{built.name}_{name}': split.num_examples for name, split in built.info.splits.items()})
     return task.write_manifest(counts)
 
 
-def _build(builder: type, shards: dict[str, list[Shard]], folder: Path, beam: str) -> tfds.core.DatasetBuilder:
+def _build(
+    builder: type, shards: dict[str, list[Shard]], folder: Path, beam: str, **more: Any
+) -> tfds.core.DatasetBuilder:
     total, options = sum(map(len, shards.values())), tfds.download.DownloadConfig()
     with Progress(builder.__name__.lower(), total, unit='shards', enabled=not beam) as progress:
         if beam:
             options = _beam_options(beam)
         else:
             shards = _watched(shards, progress)
-        built = builder(data_dir=folder, shards=shards)
+        built = builder(data_dir=folder, shards=shards, **more)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the folder's temporary name
             built.download_and_prepare(download_config=options)
     shutil.rmtree(folder / 'downloads')  # TFDS leaves this folder empty

@@ -191,6 +191,8 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         (tree,) = grow_trees(together)
         users.add(tree.user_id)
         counts.update(trees=1, trees_with_persona=bool(tree.persona))
+        if with_margin := sum(pair.margin != 0 for pair in tree.pairs):
+            counts['pairs_with_margin'] += with_margin
         yield tree
     if not counts['trees']:
         raise UserError(
@@ -213,7 +215,7 @@ def _work(task: Task) -> dict[str, int]:
 
 STAGE = Stage(
     name='shards',
-    version=2,
+    version=3,
     work=_work,
     output='data.shards',
     identity=_identity,

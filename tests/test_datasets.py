@@ -12,6 +12,7 @@ from data_pipelines.tfds import builders as tfds_builders
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError
 
+PREFERENCES = [dict(prompt='Tee oder 水?', chosen='水', rejected='Tee', weight=0.1), *tiny.preferences(20)]
 WORDS = ('bees', 'Käse', '水', '🐝\u200d🔥', 'a\u0000b')
 
 
@@ -37,8 +38,7 @@ def run(tmp_path_factory):
     c.ingest.similarity = 0.9
     ingest.STAGE.run(c)
     c.data.trees_per_shard = 3
-    preferences = [dict(prompt='Tee oder 水?', chosen='水', rejected='Tee', weight=0.1), *tiny.preferences(20)]
-    for split, records_of_split in (('train', preferences), ('validation', tiny.preferences(3, seed=1))):
+    for split, records_of_split in (('train', PREFERENCES), ('validation', tiny.preferences(3, seed=1))):
         write_lines(folder / f'{split}.jsonl', records_of_split)
         c.data.pairs, c.data.shards = str(folder / f'{split}.jsonl'), str(folder / split)
         shards.STAGE.run(c)
@@ -55,6 +55,17 @@ def files(folder: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
+@pytest.fixture(scope='module')
+def with_margins(run, tmp_path_factory):
+    """The same run, but one pair has a margin."""
+    folder, c = tmp_path_factory.mktemp('margins'), run.copy_and_resolve_references()
+    write_lines(folder / 'pairs.jsonl', [dict(record, margin=0.1 * (n == 4)) for n, record in enumerate(PREFERENCES)])
+    c.data.pairs, c.data.shards, c.data.datasets = (str(folder / name) for name in ('pairs.jsonl', 'shards', 'sets'))
+    shards.STAGE.run(c)
+    datasets.STAGE.run(c)
+    return c
+
+
 def test_conversations_come_back(run):
     written = records(run)
     assert {record['split'] for record in written} == {'train', 'validation', 'test'}
@@ -65,7 +76,9 @@ def test_conversations_come_back(run):
         assert [tfds_builders.conversation(example, split) for example in read] == expected and len(expected) > 2
 
 
-def test_interactions_come_back(run):
+@pytest.mark.parametrize('margins', [False, True])
+def test_interactions_come_back(request, margins):
+    run = request.getfixturevalue('with_margins' if margins else 'run')
     for split, folder in dict(train=run.data.shards, validation=run.eval.shards).items():
         read = tfds.data_source('interactions', data_dir=run.data.datasets, split=split)
         written = Shards(tiny.Path(folder))
@@ -73,6 +86,8 @@ def test_interactions_come_back(run):
         if split == 'train':
             assert written[0].pairs[0].weight == 0.1 and not written[0].persona and written[1].persona
             assert len(Shards(tiny.Path(folder)).manifest['shards']) > 2
+            trees = map(written.__getitem__, range(len(written)))
+            assert {pair.margin for tree in trees for pair in tree.pairs} == ({0.0, 0.1} if margins else {0.0})
 
 
 def test_a_program_without_this_package_reads_them(run, tmp_path):

@@ -23,7 +23,7 @@ CAPACITIES = Capacities(BLOCK, BLOCK, 1)
 
 def batch():
     tree = TokenTree([TokenNode(-1, (1,) * 64), TokenNode(0, (2,) * 32, 32), TokenNode(0, (3,) * 32, 32)], [[1], [2]],
-                     [(0, 1, 1.0, 0)])  # fmt: skip
+                     [(0, 1, 1.0, 0.0, 0)])  # fmt: skip
     return stack([pack([lay_out(tree)], CAPACITIES)])
 
 

@@ -112,8 +112,8 @@ def test_columns_with_a_meaning(tmp_path):
     """System texts are used, ties and images are dropped, and what is not used is counted."""
     base = ONE_TURN['texts']
     (found,), counts = read(tmp_path, base | dict(system='Be a pirate.', margin=1.5, tools=[dict(name='f')]))
-    assert found.system == 'Be a pirate.'
-    assert (counts['margins_left_out'], counts['tools_left_out']) == (1, 1)
+    assert (found.system, found.margin) == ('Be a pirate.', 1.5)
+    assert counts == {'lines_read': 1, 'pairs_kept': 1, 'tools_left_out': 1}
     system = [dict(role='developer', content='Be brief.'), dict(role='system', content='Be a pirate.')]
     (found,), _ = read(tmp_path, base | dict(system='Be a pirate.', prompt=[*system, ASKED]))
     assert found.system == 'Be a pirate.\n\nBe brief.'

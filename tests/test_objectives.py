@@ -76,6 +76,17 @@ def test_bradley_terry_is_a_logistic_regression_on_the_difference():
     np.testing.assert_allclose(gradient(rewards.reward_P2), np.stack([-sigmoid, sigmoid], -1), rtol=1e-5)
 
 
+def test_a_margin_is_subtracted_from_the_difference():
+    rewards = PairScores(reward_P2=jnp.array([[2.0, 0.5], [-1.0, 1.0]]), margin_P=jnp.array([1.0, 0.25]))
+    loss, metrics = OBJECTIVES['reward'].loss(rewards, ConfigDict(dict(center=0.0)))
+    np.testing.assert_allclose(loss, [-log_sigmoid(0.5), -log_sigmoid(-2.25)], rtol=1e-6)
+    np.testing.assert_allclose(metrics['margin'], [1.5, -2.0])
+    torch = pytest.importorskip('torch')
+    better, worse = torch.tensor(np.array(rewards.reward_P2), requires_grad=True).T
+    theirs = -torch.nn.functional.logsigmoid(better - worse - torch.tensor([1.0, 0.25]))
+    np.testing.assert_allclose(loss, theirs.detach(), rtol=1e-6)
+
+
 def test_centring_pins_the_offset():
     loss, _ = OBJECTIVES['reward'].loss(PairScores(reward_P2=jnp.array([[2.0, 1.0]])), ConfigDict(dict(center=0.1)))
     np.testing.assert_allclose(loss, [-log_sigmoid(1.0) + 0.9], rtol=1e-6)

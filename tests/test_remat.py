@@ -46,7 +46,7 @@ def params():
 
 def batch() -> Batch:
     tree = TokenTree([TokenNode(-1, tuple(range(12))), TokenNode(0, (3,) * 4, 4), TokenNode(0, (5,) * 6, 6)],
-                     [[1], [2]], [(0, 1, 1.0, 0)])  # fmt: skip
+                     [[1], [2]], [(0, 1, 1.0, 0.0, 0)])  # fmt: skip
     return stack([pack([lay_out(tree)], Capacities(TOKENS, 16, 1))] * ROWS)
 
 

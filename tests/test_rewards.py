@@ -1,6 +1,7 @@
-"""Scores of candidates against one plain forward pass per reply."""
+"""Scores of candidates, and losses of pairs with margins, against one plain forward pass per reply."""
 
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -9,12 +10,20 @@ import pytest
 import tiny
 
 from rlhi_jax.config import base_config
-from rlhi_jax.data.rows import Capacities
+from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.loader import RowReader
+from rlhi_jax.data.plan import make_plan
+from rlhi_jax.data.rows import Capacities, stack
+from rlhi_jax.data.shards import Shards, write_shards
+from rlhi_jax.data.tree import Interaction
 from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, save_params
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import init_params
+from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
+from rlhi_jax.scoring.pairs import pair_losses
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
+from rlhi_jax.training.step import make_gradient
 
 ITEMS = [
     Candidates('a', [dict(role='user', content='Cats?')], 'Likes cats.', ['They purr.', 'No.', 'They purr.']),
@@ -98,3 +107,81 @@ def test_a_long_sibling_shortens_the_context_of_all(model):
     assert scores[2] is None
     for number in (0, 1, 3):
         assert scores[number] == pytest.approx(expected[number], rel=2e-5, abs=2e-5)
+
+
+def records_with_margins() -> list[dict]:
+    """Preferences of which many share trees; every third has no margin."""
+    return [
+        record | (dict(margin=0.4 * n, weight=1 + n / 8) if n % 3 else {})
+        for n, record in enumerate(tiny.preferences(9, seed=2))
+    ]
+
+
+def plain_losses(spec, params, template: ChatTemplate) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The mean loss of the pairs, and each pair's own, with one forward pass for each reply of each pair."""
+    losses = {}
+    for record in records_with_margins():
+        sides = []
+        for side in ('chosen', 'rejected'):
+            (reply,) = record[side]
+            item = Candidates(record['id'], record['prompt'], record['persona'], [reply['content']])
+            ids, _ = sequence(template, item, reply['content'], record['persona'])
+            position = np.arange(len(ids))[None]
+            hidden = Decoder(spec).apply({'params': params}, np.array([ids]), position, len(ids) - position)
+            sides.append((hidden[0, -1] @ params['score'])[0])
+        gap = sides[0] - sides[1] - record.get('margin', 0.0)
+        losses[record['id']] = record.get('weight', 1.0) * jax.numpy.log1p(jax.numpy.exp(-gap))
+    return sum(losses.values()) / len(losses), losses
+
+
+def test_margins_reach_the_loss_of_packed_rows(tmp_path):
+    """From records through trees on disk to rows; losses and gradients are those of plain sequences."""
+    spec = dataclasses.replace(tiny.SPEC, head='reward')
+    tiny.write_tokenizer(tmp_path / 'tokenizer')
+    template = ChatTemplate.load(tmp_path / 'tokenizer')
+    params = jax.device_get(nn.unbox(init_params(Decoder(spec), jax.random.key(1))))
+    trees = grow_trees(map(tiny.parsed, records_with_margins()))
+    assert max(len(tree.pairs) for tree in trees) > 1
+    (tmp_path / 'shards').mkdir()
+    write_shards(trees, tmp_path / 'shards', trees_per_shard=3, manifest={})
+    shards = Shards(tmp_path / 'shards')
+    assert [shards[i] for i in range(len(shards))] == trees
+    reader = RowReader(make_plan(shards, template, Capacities(512, 256, 6)), shards, template)
+    batch = stack([reader[row] for row in range(len(reader))])
+    hyper, objective = base_config().reward.copy_and_resolve_references(), OBJECTIVES['reward']
+    hyper.center = 0.0
+
+    loss_BP, _ = pair_losses(Decoder(spec), objective, hyper, params, batch, chunk=64)
+    (_, expected), plain = jax.value_and_grad(lambda p: plain_losses(spec, p, template), has_aux=True)(params)
+    names = [[reader.plan.pair_names[i] if i >= 0 else '' for i in row] for row in batch.pair_id_BP]
+    wanted = [[expected.get(name, 0.0) for name in row] for row in names]
+    np.testing.assert_allclose(loss_BP, wanted, rtol=2e-5, atol=2e-5)
+    assert {name for row in names for name in row} - {''} == set(expected)
+    grads, _ = make_gradient(Decoder(spec), objective, hyper, accumulate=1, chunk=64)(params, batch)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(plain), strict=True):
+        assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs) + 1e-7
+
+
+def test_trees_without_margins_are_stored_as_before():
+    """A stored pair has five fields, or six with a margin."""
+    for margin, fields in ((0.0, 5), (0.5, 6)):
+        (tree,) = grow_trees([tiny.parsed(dict(prompt='Hi', chosen='Hello', rejected='What?', margin=margin))])
+        (stored,) = json.loads(tree.to_bytes())['pairs']
+        assert len(stored) == fields and Interaction.from_bytes(tree.to_bytes()) == tree
+
+
+def test_an_objective_that_ignores_margins_says_so(tmp_path):
+    tiny.write_model(tmp_path / 'model')
+    lines = [json.dumps(record) for record in records_with_margins()]
+    (tmp_path / 'pairs.jsonl').write_text('\n'.join(lines))
+    paths = dict(pairs='pairs.jsonl', shards='shards', rows='rows')
+    flags = [f'--config={tiny.CONFIG}', f'--config.model.path={tmp_path / "model"}', '--config.train.max_steps=1']
+    flags += [f'--config.data.{key}={tmp_path / name}' for key, name in paths.items()]
+    for stage in ('shards', 'rows'):
+        tiny.run_program(f'data_pipelines.{stage}', *flags)
+    with_margin = sum('margin' in record for record in records_with_margins())
+    note = f'config.objective: OBJECTIVE ignores the margins of {with_margin} pairs'
+    for objective in ('dpo', 'reward'):
+        settings = [f'--config.objective={objective}', f'--config.model.new_head={objective == "reward"}']
+        done = tiny.run_program('rlhi_jax.train', *flags, *settings, f'--workdir={tmp_path / objective}')
+        assert (note.replace('OBJECTIVE', objective) in done.stdout) == (objective == 'dpo')

@@ -74,9 +74,12 @@ DROPPED = {
     'comparison_without_a_winner': [dict(prompt='Hi', response_1='a', response_2='b', preference_strength='left')],
     'rating_is_not_a_number': [RATED | dict(helpfulness='high'), RATED | dict(helpfulness=float('nan'))],
     'prompt_with_one_rated_reply': [RATED],
-    'weight_not_a_number_from_0': [
-        GOOD | {'weight': w} for w in ('1', True, [], -1, float('nan'), float('inf'), 1e39, 10**400)
-    ],
+    **{
+        f'{name}_not_a_number_from_0': [
+            GOOD | {name: bad} for bad in ('1', True, [], -1, float('nan'), float('inf'), 1e39, 10**400)
+        ]
+        for name in ('weight', 'margin')
+    },
     'id_not_text': [GOOD | {'id': ['a']}, GOOD | {'id': True}, GOOD | {'id': 1.5}],
     'persona_not_text': [GOOD | {'persona': 3}, GOOD | {'persona': {'likes': 'tea'}}],
     'user_id_not_text': [GOOD | {'user_id': {}}],
@@ -113,8 +116,9 @@ def test_every_reason_is_tested():
     sources = '\n'.join(Path(module.__file__).read_text() for module in modules)
     reasons = set(re.findall(r"BadRecord\(f?'([^']*)'", sources)) | set(re.findall(r"'dropped_([a-z_]+)'", sources))
     reasons |= {f'{name}_not_text' for name in ('id', 'persona', 'user_id')}
+    reasons |= {f'{name}_not_a_number_from_0' for name in ('weight', 'margin')}
     reasons |= {'unknown_role:narrator', 'unknown_role', 'part_without_text'}  # not literals inside BadRecord(…)
-    assert reasons - {'{name}_not_text', 'unknown_role:{name}'} == set(DROPPED)
+    assert reasons - {'{name}_not_text', '{name}_not_a_number_from_0', 'unknown_role:{name}'} == set(DROPPED)
 
 
 def test_ids_seen_before(tmp_path):

@@ -45,7 +45,7 @@ def draw_tree(rng: np.random.Generator, *, most_nodes: int = 8, longest: int = 9
             node = nodes[node].parent
         replies.append(path[: rng.integers(1, len(path) + 1)][::-1])
     pairs = [tuple(rng.choice(len(replies), 2, replace=False).tolist()) for _ in range(rng.integers(1, 4))]
-    return TokenTree(nodes, replies, [(a, b, float(rng.random()), i) for i, (a, b) in enumerate(pairs)])
+    return TokenTree(nodes, replies, [(a, b, float(rng.random()), 0.0, i) for i, (a, b) in enumerate(pairs)])
 
 
 def path_of(tree: TokenTree, node: int) -> list[int]:
@@ -100,7 +100,9 @@ def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[T
             trees.append(tree)
             left = left - np.array(size(tree))
     return trees or [
-        TokenTree([TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)], [[1], [2]], [(0, 1, 1.0, 0)])
+        TokenTree(
+            [TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)], [[1], [2]], [(0, 1, 1.0, 0.0, 0)]
+        )
     ]
 
 

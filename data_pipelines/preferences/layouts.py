@@ -22,7 +22,7 @@ from data_pipelines.raw.messages import (
     system_text,
     without_greeting,
 )
-from rlhi_jax.data.tree import MAX_WEIGHT, BadRecord, Preference
+from rlhi_jax.data.tree import MAX_MARGIN, MAX_WEIGHT, BadRecord, Preference
 
 _PROMPTS = ('prompt', 'conversations', 'question', 'instruction', 'context')
 _SYSTEMS = ('system', 'system_prompt')
@@ -187,8 +187,6 @@ def _preference(record: Mapping[str, Any], default_id: str, counts: Counter, suf
     if _texts(chosen) == _texts(rejected):
         raise BadRecord('chosen_equals_rejected')
     _check_scores(record)
-    if record.get('margin'):
-        counts['margins_left_out'] += 1
     texts = {name: _text(record, name) for name in ('id', 'persona', 'user_id')}
     return Preference(
         id=(texts['id'] or default_id) + suffix,
@@ -198,7 +196,8 @@ def _preference(record: Mapping[str, Any], default_id: str, counts: Counter, suf
         system=_system(record, prompt),
         persona=texts['persona'],
         user_id=texts['user_id'],
-        weight=_weight(record),
+        weight=_number(record, 'weight', 1.0, MAX_WEIGHT),
+        margin=_number(record, 'margin', 0.0, MAX_MARGIN),
     )
 
 
@@ -307,11 +306,12 @@ def _system(record: Mapping[str, Any], prompt: Messages) -> str:
     return system_text(*map(_plain, stated), *prompt.system)
 
 
-def _weight(record: Mapping[str, Any]) -> float:
-    weight = 1.0 if record.get('weight') is None else record['weight']
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
-        raise BadRecord('weight_not_a_number_from_0')
-    return float(weight)
+def _number(record: Mapping[str, Any], name: str, default: float, most: float) -> float:
+    """Return the number in an optional field, from 0 to `most`."""
+    number = default if record.get(name) is None else record[name]
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
+        raise BadRecord(f'{name}_not_a_number_from_0')
+    return float(number)
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:

@@ -71,20 +71,23 @@ def conversation(example: Example, split: str) -> Conversation:
     return Conversation(split=split, messages=_rows(example['messages']), **texts)
 
 
-def interaction_shards(folder: Path) -> list[Shard]:
-    """Return one TFDS shard for each shard in a folder of interactions.
+def interaction_shards(folder: Path, *, margins: bool) -> list[Shard]:
+    """Return one TFDS shard for each shard in a folder of interactions; the pairs have margins if `margins` is set.
 
     Raises:
       UserError: `Shards` cannot read the folder.
     """
     entries = Shards(folder).manifest['shards']
-    return [functools.partial(_interactions, str(folder.absolute() / entry['file'])) for entry in entries]
+    return [functools.partial(_interactions, str(folder.absolute() / entry['file']), margins) for entry in entries]
 
 
-def _interactions(path: str) -> Iterator[tuple[str, Example]]:
+def _interactions(path: str, margins: bool) -> Iterator[tuple[str, Example]]:
     source = grain.sources.ArrayRecordDataSource([path])
     for index in range(len(source)):
         tree = dataclasses.asdict(Interaction.from_bytes(source[index]))
+        if not margins:
+            for pair in tree['pairs']:
+                del pair['margin']
         yield tree['id'], tree | dict(messages=list(tree['messages']), pairs=list(tree['pairs']))
 
 
@@ -154,15 +157,24 @@ class Conversations(_Builder):
         return self._described('Conversations, grouped by user and sorted by time for each user.', features)
 
 
-class Interactions(_Builder):
-    """Interaction trees. Each has a persona, the messages of all branches of a conversation, and pairs of replies."""
+class Interactions(_Builder, skip_registration=True):  # readers take the features from the data set, not from here
+    """Interaction trees. Each has a persona, the messages of all branches of a conversation, and pairs of replies.
+
+    Attributes:
+      margins: whether pairs have margins; needed to build the data set, but not to read it.
+    """
+
+    def __init__(self, *, margins: bool = False, **options: Any):
+        self.margins = margins
+        super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        weight = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # a plain float would be float32
+        number = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # a plain float would be float32
+        numbers = dict(weight=number, margin=number) if self.margins else dict(weight=number)
         features = _text('id', 'user_id', 'persona', 'system') | dict(
             messages=tfds.features.Sequence(_text('role', 'content') | dict(parent=np.int32)),
             pairs=tfds.features.Sequence(
-                _text('id') | dict(prompt=np.int32, chosen=np.int32, rejected=np.int32, weight=weight)
+                _text('id') | dict(prompt=np.int32, chosen=np.int32, rejected=np.int32) | numbers
             ),
         )
         return self._described('Message trees with parent indices, and pairs of chosen and rejected replies.', features)

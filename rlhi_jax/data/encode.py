@@ -71,7 +71,7 @@ class TreeEncoder:
             chosen, rejected = (
                 replies.setdefault((pair.prompt, last), len(replies)) for last in (pair.chosen, pair.rejected)
             )
-            table.append((chosen, rejected, pair.weight, first_pair_id + i))
+            table.append((chosen, rejected, pair.weight, pair.margin, first_pair_id + i))
         scored = [[node_of[m] for m in self.tree.reply(prompt, last)] for prompt, last in replies]
         return TokenTree(nodes, scored, table)
 

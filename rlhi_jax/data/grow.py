@@ -39,7 +39,8 @@ def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
         trie = tries.setdefault(key, _Trie())
         prompt = trie.insert(-1, preference.prompt)
         chosen, rejected = trie.insert(prompt, preference.chosen), trie.insert(prompt, preference.rejected)
-        pairs.setdefault(key, []).append(Pair(preference.id, prompt, chosen, rejected, preference.weight))
+        pair = Pair(preference.id, prompt, chosen, rejected, preference.weight, preference.margin)
+        pairs.setdefault(key, []).append(pair)
     return [
         Interaction(digest(*key)[:16], tuple(trie.messages), tuple(pairs[key]), *key[:3]) for key, trie in tries.items()
     ]

@@ -38,6 +38,7 @@ class Row(NamedTuple):
       pair_rejected_P: index of the pair's rejected reply.
       pair_id_P: number of the pair in the row plan; -1 for padding.
       pair_weight_P: weight of the pair's loss, float32.
+      pair_margin_P: by how much the chosen reply's reward should exceed the rejected reply's, float32.
       reference_logp_R: log-probability of each reply under the reference policy, in nats, float32; None if the
         objective uses no reference.
     """
@@ -53,6 +54,7 @@ class Row(NamedTuple):
     pair_rejected_P: np.ndarray
     pair_id_P: np.ndarray
     pair_weight_P: np.ndarray
+    pair_margin_P: np.ndarray
     reference_logp_R: np.ndarray | None = None
 
 
@@ -73,6 +75,7 @@ class Batch(NamedTuple):
     pair_rejected_BP: 'Array'
     pair_id_BP: 'Array'
     pair_weight_BP: 'Array'
+    pair_margin_BP: 'Array'
     reference_logp_BR: 'Array | None' = None
 
 
@@ -122,12 +125,13 @@ class TokenTree(NamedTuple):
     Attributes:
       nodes: the nodes in depth-first order; no node is empty.
       replies: for each reply, the indices of its scored nodes, first to last.
-      pairs: for each pair, (chosen reply, rejected reply, weight, pair id); the replies are indices into `replies`.
+      pairs: for each pair, (chosen reply, rejected reply, weight, margin, pair id); the replies are indices into
+        `replies`.
     """
 
     nodes: Sequence[TokenNode]
     replies: Sequence[Sequence[int]]
-    pairs: Sequence[tuple[int, int, float, int]]
+    pairs: Sequence[tuple[int, int, float, float, int]]
 
 
 class Size(NamedTuple):
@@ -152,7 +156,7 @@ def lay_out(tree: TokenTree) -> Row:
     For a root [a b] with children [c] and [d e]:
 
     >>> row = lay_out(TokenTree([TokenNode(-1, (1, 2)), TokenNode(0, (3,), 1), TokenNode(0, (4, 5), 2)],
-    ...                         [[1], [2]], [(1, 0, 1.0, 7)]))
+    ...                         [[1], [2]], [(1, 0, 1.0, 0.0, 7)]))
     >>> [column.tolist() for column in (row.tokens_T, row.position_T, row.extent_T, row.back_T)]
     [[1, 2, 3, 4, 5], [0, 1, 2, 2, 3], [5, 4, 1, 2, 1], [0, 1, 1, 2, 1]]
     >>> row.slot_token_S.tolist(), row.slot_reply_S.tolist(), row.reply_last_R.tolist()
@@ -181,7 +185,7 @@ def lay_out(tree: TokenTree) -> Row:
         for node in nodes
         for step in range(tree.nodes[node].scored)
     ]
-    chosen, rejected, weight, pair_id = zip(*tree.pairs, strict=True)
+    chosen, rejected, weight, margin, pair_id = zip(*tree.pairs, strict=True)
     columns = dict(
         tokens_T=np.concatenate([node.ids for node in tree.nodes]),
         position_T=np.concatenate(position),
@@ -195,7 +199,8 @@ def lay_out(tree: TokenTree) -> Row:
         pair_id_P=pair_id,
     )
     integers = {name: np.asarray(column, np.int32) for name, column in columns.items()}
-    return Row(**integers, pair_weight_P=np.asarray(weight, np.float32))
+    floats = dict(pair_weight_P=np.asarray(weight, np.float32), pair_margin_P=np.asarray(margin, np.float32))
+    return Row(**integers, **floats)
 
 
 def empty_row(capacities: Capacities) -> Row:
@@ -216,6 +221,7 @@ def empty_row(capacities: Capacities) -> Row:
         pair_rejected_P=full(capacities.pairs),
         pair_id_P=full(capacities.pairs, -1),
         pair_weight_P=np.zeros(capacities.pairs, np.float32),
+        pair_margin_P=np.zeros(capacities.pairs, np.float32),
     )
 
 

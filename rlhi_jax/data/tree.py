@@ -17,7 +17,7 @@ import dataclasses
 import json
 
 ROLES = ('user', 'assistant')
-MAX_WEIGHT = 1e30  # per pair, so that sums over a batch stay finite in float32
+MAX_WEIGHT, MAX_MARGIN = 1e30, 1e6  # per pair, so that sums over a batch stay finite in float32
 
 
 class BadRecord(Exception):
@@ -42,7 +42,8 @@ class Pair:
     """A preference between two replies to the same prompt.
 
     `prompt`, `chosen` and `rejected` are the indices of the prompt's last message and of each reply's last message.
-    A reply consists of all assistant messages after the prompt, up to and including the reply's last message.
+    A reply consists of all assistant messages after the prompt, up to and including the reply's last message. `margin`
+    is by how much the chosen reply's reward should exceed the rejected reply's.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Pair:
     chosen: int
     rejected: int
     weight: float = 1.0
+    margin: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Interaction:
         """Return the tree as UTF-8 JSON; equal trees give equal bytes."""
         record = dataclasses.asdict(self)
         record['messages'] = [[m.parent, m.role, m.content] for m in self.messages]
-        record['pairs'] = [[p.id, p.prompt, p.chosen, p.rejected, p.weight] for p in self.pairs]
+        record['pairs'] = [
+            [p.id, p.prompt, p.chosen, p.rejected, p.weight, *([p.margin] if p.margin else [])] for p in self.pairs
+        ]
         return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode()
 
     @classmethod
@@ -104,3 +108,4 @@ class Preference:
     persona: str
     user_id: str
     weight: float
+    margin: float = 0.0

@@ -7,7 +7,7 @@ from rlhi_jax.objectives.sft import sft
 
 OBJECTIVES = {
     'dpo': Objective(dpo, head='lm', uses_reference=True),
-    'reward': Objective(bradley_terry, head='reward', uses_reference=False),
+    'reward': Objective(bradley_terry, head='reward', uses_reference=False, uses_margin=True),
     'sft': Objective(sft, head='lm', uses_reference=False),
 }
 

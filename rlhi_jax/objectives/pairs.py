@@ -19,12 +19,14 @@ class PairScores(NamedTuple):
       reference_logp_P2: log-probability under the reference policy, summed over the scored tokens, in nats.
       length_P2: number of scored tokens in the reply.
       reward_P2: output of the reward head.
+      margin_P: the margin that the data states for the pair; 0 if it states none.
     """
 
     logp_P2: jax.Array | None = None
     reference_logp_P2: jax.Array | None = None
     length_P2: jax.Array | None = None
     reward_P2: jax.Array | None = None
+    margin_P: jax.Array | None = None
 
 
 class Objective(NamedTuple):
@@ -34,8 +36,10 @@ class Objective(NamedTuple):
       loss: function of scores and hyperparameters that returns each pair's loss [P] and metrics [P].
       head: the decoder head that computes the scores, 'lm' or 'reward'.
       uses_reference: whether the loss reads reference log-probabilities.
+      uses_margin: whether the loss reads margins.
     """
 
     loss: Callable[[PairScores, Any], tuple[jax.Array, Metrics]]
     head: str
     uses_reference: bool
+    uses_margin: bool = False

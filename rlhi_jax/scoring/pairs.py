@@ -33,7 +33,7 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
 
 
 def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
-    """Return the scores of each pair's replies, [B, P, 2] each; reference scores, if any, come from the batch."""
+    """Return the scores of each pair's replies, [B, P, 2] each; margins and reference scores come from the batch."""
 
     def gather(values_BR: jax.Array | None) -> jax.Array | None:
         if values_BR is None:
@@ -51,6 +51,7 @@ def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
         reference_logp_P2=reference_logp_P2,
         length_P2=gather(replies.length_BR),
         reward_P2=gather(replies.reward_BR),
+        margin_P=batch.pair_margin_BP,
     )
 
 
