@@ -30,6 +30,7 @@ from data_pipelines.core.passes import in_blocks
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import FollowUp
 from data_pipelines.labelling import by_teacher
+from data_pipelines.labelling.head_folder import head_digest
 from data_pipelines.labelling.labels import AGAIN, FEEDBACK, LABELS, Judgement, UserTurn, repeats, turns_after_replies
 from data_pipelines.reports.statistics import of_follow_ups
 from data_pipelines.teacher.endpoint import spending
@@ -47,8 +48,6 @@ BLOCK = 2048  # turns that are judged together
 def _identity(config: ConfigDict) -> dict[str, Any]:
     common = dict(conversations=input_digest(config, 'conversations'), settings=config.follow_ups.to_dict())
     if config.follow_ups.labeller == 'head':
-        from data_pipelines.labelling.by_head import head_digest  # imports scikit-learn, which takes a second
-
         require(config, 'follow_ups.head')
         return common | dict(head=head_digest(Path(config.follow_ups.head)))
     common['teacher'] = model_identity(config, teacher_path(config))
@@ -69,7 +68,7 @@ def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
 
 
 def _head(folder: Path) -> 'Head':
-    from data_pipelines.labelling.by_head import Head, head_digest
+    from data_pipelines.labelling.by_head import Head  # imports scikit-learn, which takes a second
 
     return RESIDENT.get(('head', str(folder.absolute()), head_digest(folder)), lambda: Head.load(folder))
 

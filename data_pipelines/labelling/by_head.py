@@ -20,9 +20,10 @@ from sklearn.linear_model import LogisticRegression
 
 from data_pipelines.core.passes import in_blocks
 from data_pipelines.core.turns import index_of
+from data_pipelines.labelling.head_folder import REMEDY, head_manifest
 from data_pipelines.labelling.labels import Judgement, UserTurn, judge, opening, sentences
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import file_digest, read_json, write_json
+from rlhi_jax.io.files import file_digest, write_json
 
 STRENGTH = 3.0  # inverse regularization strength
 RELATION_WEIGHT = 0.1  # weight of one standard deviation of a relation, relative to word features of unit length
@@ -30,8 +31,6 @@ BEGINNING = 4  # number of words in a turn's beginning
 WIDTH = 2**17  # number of hash buckets for each kind of feature
 BLOCK = 2000  # turns whose features are in memory at the same time
 HEAD = 'head.safetensors'
-
-_REMEDY = 'train a head with `python -m data_pipelines.head_labels`'
 
 
 @functools.cache
@@ -117,12 +116,12 @@ class Head:
         Raises:
           UserError: the folder does not contain a head, or the head is incomplete or from another version.
         """
-        manifest = _manifest(folder)
+        manifest = head_manifest(folder)
         if not (folder / HEAD).is_file() or file_digest(folder / HEAD) != manifest['weights']:
-            raise UserError(f'{folder / HEAD} is missing or corrupt: {_REMEDY}')
+            raise UserError(f'{folder / HEAD} is missing or corrupt: {REMEDY}')
         weights = load_file(folder / HEAD)
         if len(weights['idf']) != WIDTH * len(_hashers()):
-            raise UserError(f'{folder} contains a head that another version made with other features: {_REMEDY}')
+            raise UserError(f'{folder} contains a head that another version made with other features: {REMEDY}')
         return cls(manifest['labels'], weights)
 
     def save(self, folder: Path, **about: Any) -> None:
@@ -166,20 +165,6 @@ class Head:
                 of_best = {sentence: weight[best] for sentence, weight in of_sentences.items()}
                 judgements[turn.id] = judge(turn, self.labels[best], float(weights[best]), of_best)
         return judgements
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    return read_json(folder / 'manifest.json', _REMEDY, fields=('labels', 'weights'))
-
-
-def head_digest(folder: Path) -> str:
-    """Return a digest that identifies the head in a folder.
-
-    Raises:
-      UserError: the folder does not contain a head.
-    """
-    _manifest(folder)
-    return file_digest(folder / 'manifest.json')
 
 
 def _transform(idf: np.ndarray) -> TfidfTransformer:
