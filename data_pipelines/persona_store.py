@@ -8,7 +8,8 @@
 
 The store is the folder `config.data.personas`. With --workdir=DIR, it is the personas folder of the loop in DIR.
 
-- `show` prints each user's persona, its claims with the turns that they come from, and its versions.
+- `show` prints each user's persona, then each claim once, with its turn, its time and the remark that it comes from,
+  and then the claims that each conversation added (+) and removed (−).
 - `edit` and `delete` apply a correction to the store immediately. They also add it to the file
   `config.personas.corrections` (by default next to the store), which the stage `personas` applies whenever it runs. A
   deleted user gets no claims from later turns either. An edited claim need not follow
@@ -44,12 +45,13 @@ from data_pipelines.core.histories import Author, authors
 from data_pipelines.core.inputs import input_folder
 from data_pipelines.core.passes import exhaust
 from data_pipelines.core.record_files import as_line, stream_records
-from data_pipelines.core.records import Claim, Record
+from data_pipelines.core.records import Claim, Record, UserPersona
 from data_pipelines.core.stage import Task
 from data_pipelines.persona.corrections import corrected, corrections_path, read_corrections
 from data_pipelines.persona.stage import personas_stage
 from data_pipelines.persona.store import CLAIMS, COUNTED, USERS, write_store
 from data_pipelines.persona.store_audit import audit
+from data_pipelines.reports.excerpts import readable
 from rlhi_jax.config.loop_paths import with_paths
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import locked, new_file, read_json
@@ -60,7 +62,7 @@ MAX_SHOWN = 20  # maximum number of broken rules to print
 def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
     """Return a text that describes one claim, one user, or (if neither is given) everybody with claims.
 
-    The description of a user consists of the user's persona, claims and persona versions.
+    The description of a user consists of the persona, the claims, and how each conversation changed the valid claims.
 
     Raises:
       UserError: the store has no such user or claim.
@@ -69,22 +71,28 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
     if claim:
         return _claim_in_words(_record_named(folder / CLAIMS, 'id', claim, '--claim'))
     users = [_record_named(folder / USERS, 'user_id', user, '--user')] if user else stream_records(folder / USERS)
-    claims = {each['id']: each for each in stream_records(folder / CLAIMS) if not user or each['user_id'] == user}
     by_user: dict[str, list[Claim]] = {}
-    for each in claims.values():
-        by_user.setdefault(each['user_id'], []).append(each)
-    lines = []
+    for each in stream_records(folder / CLAIMS):
+        if not user or each['user_id'] == user:
+            by_user.setdefault(each['user_id'], []).append(each)
+    parts = []
     for each in users:
-        if not user and not each['versions']:
-            continue
-        lines.append(f'{each["user_id"]}: {each["persona"] or "(no persona)"}')
-        lines += map(_claim_in_words, by_user.get(each['user_id'], []))
-        for version in each['versions']:
-            texts = [claims[name]['text'] if name in claims else name for name in reversed(version['claims'])]
-            lines.append(f'  since {version["since"]} ({version["at"] or "no time"}): {"; ".join(texts)}')
-    if not user:
-        lines += map(_claim_in_words, by_user.get('', []))
-    return '\n'.join(lines) or f'{folder}: no claims'
+        if user or each['versions']:
+            persona = f'{each["user_id"]}: {readable(each["persona"]) or "(no persona)"}'
+            parts.append([persona, *map(_claim_in_words, by_user.get(each['user_id'], [])), *_changes(each)])
+    if not user and '' in by_user:
+        parts.append(['Users without an id:', *map(_claim_in_words, by_user[''])])
+    return '\n\n'.join(map('\n'.join, parts)) or f'{folder}: no claims'
+
+
+def _changes(user: UserPersona) -> Iterator[str]:
+    """Yield a line for each version of a persona, with the claims that it added and removed."""
+    before: list[str] = []
+    for version in user['versions']:
+        added = [f'+{name}' for name in version['claims'] if name not in before]
+        removed = [f'−{name}' for name in before if name not in version['claims']]
+        before = version['claims']
+        yield f'  since {version["since"]} ({version["at"] or "no time"}): {", ".join(added + removed)}'
 
 
 def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
@@ -96,10 +104,11 @@ def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
 
 
 def _claim_in_words(claim: Claim) -> str:
-    edited = ', edited' if claim['edited'] else ''
-    return (
-        f'  claim {claim["id"]} ({claim["said_at"] or "no time"}{edited}): {claim["text"]}\n    from {claim["quote"]!r}'
-    )
+    text, quote = readable(claim['text']), readable(claim['quote'])
+    about = [f'said {claim["said_at"]}' if claim['said_at'] else 'no time']
+    about += ['edited'] * claim['edited'] + ['verbatim'] * (text == quote)
+    line = f'  claim {claim["id"]} ({", ".join(about)}): {text}'
+    return line if text == quote else f'{line}\n    from {quote!r}'
 
 
 def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:

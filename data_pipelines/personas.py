@@ -38,19 +38,15 @@ from data_pipelines.core.histories import Author, authors
 from data_pipelines.core.inputs import input_folder, read_records
 from data_pipelines.core.passes import exhaust, in_blocks
 from data_pipelines.core.record_files import RECORDS
-from data_pipelines.core.records import Claim, FollowUp, Remark
-from data_pipelines.persona.audit import fault, remark_fault
-from data_pipelines.persona.claims import quote_of
+from data_pipelines.core.records import Claim, Remark
 from data_pipelines.persona.corrections import Corrections, corrected, corrections_path, read_corrections
+from data_pipelines.persona.remarks import as_sentence, first_lines, prompt_about, remarks_with_faults, sentence_faults
 from data_pipelines.persona.scopes import SCOPES
-from data_pipelines.persona.stage import personas_stage, prompt_name
+from data_pipelines.persona.stage import personas_stage
 from data_pipelines.persona.store import COUNTED, write_store
 from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import generate
-from data_pipelines.teacher.prompts import render_turns
 from rlhi_jax.config import teacher_path
-from rlhi_jax.io.files import digest
-from rlhi_jax.sampling.generator import Prompt
 
 BLOCK = 1024  # the teacher is asked about this many remarks at a time
 
@@ -59,30 +55,15 @@ def _remarks(config: ConfigDict, corrections: Corrections, counts: Counter) -> I
     """Yield every author with the remarks that may become claims. Other remarks are counted, grouped by reason."""
     for author in authors(config, input_folder(config, 'follow_ups') / RECORDS):
         remarks = []
-        for turn in author.records[0]:
-            if not turn['mined'] or not SCOPES[config.personas.scope].may_know(turn, config.personas):
-                continue
-            remark = _remark(author, turn)
+        for remark, reason in remarks_with_faults(author, author.records[0], config.personas):
             counts['remarks'] += 1
-            if reason := remark_fault(remark['quote'], author.text_before(remark)):
+            if reason:
                 counts[f'dropped_{reason}'] += 1
             elif corrections.deletes(remark):
                 counts['deleted'] += 1
             else:
                 remarks.append(remark)
         yield author, remarks
-
-
-def _remark(author: Author, turn: FollowUp) -> Remark:
-    return Remark(
-        id=turn['id'],
-        user_id=turn['user_id'],
-        conversation=turn['conversation'],
-        turn_index=turn['turn_index'],
-        said_at=author.conversations[turn['conversation']]['ended'],
-        quote=quote_of(turn['follow_up']),
-        edited=False,
-    )
 
 
 def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
@@ -93,17 +74,10 @@ def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
     itself is the only sentence.
     """
     if task.config.personas.writer == 'quotes':
-        return {quote: [' '.join(quote.split())] for quote in quotes}
-    prompts = {}
-    for quote in sorted(set(quotes)):
-        turns = tuple(render_turns(prompt_name(task.config), remark=' '.join(quote.split())))
-        prompts[quote] = Prompt(digest(quote), turns, samples=task.config.personas.samples, keep=len(turns))
+        return {quote: [as_sentence(quote)] for quote in quotes}
+    prompts = {quote: prompt_about(task.config, quote) for quote in sorted(set(quotes))}
     replies = generate(task, teacher_path(task.config), list(prompts.values()))
-    sentences = {}
-    for quote, prompt in prompts.items():
-        lines = [(reply.text.strip().split('\n'), reply.finished) for reply in replies[prompt.id]]
-        sentences[quote] = [first.strip() if rest or finished else '' for (first, *rest), finished in lines]
-    return sentences
+    return {quote: first_lines(replies[prompt.id]) for quote, prompt in prompts.items()}
 
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
@@ -134,9 +108,9 @@ def _claims_of_author(
     """
     claims = []
     for remark in remarks:
-        quote, before = remark['quote'], author.text_before(remark)
-        counts['remarks_without_answer'] += not sentences[quote]
-        faults = {text: fault(text, quote, before) for text in sentences[quote] or ['']}
+        about = sentences[remark['quote']]
+        counts['remarks_without_answer'] += not about
+        faults = sentence_faults(author, remark, about)
         if text := next((text for text, reason in faults.items() if not reason), ''):
             claims.append(Claim(**remark, text=text))
         else:

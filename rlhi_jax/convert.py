@@ -5,7 +5,7 @@
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
 
 Both commands accept policies and reward models. The exported chat template accepts `persona` and renders exactly the
-text that training used.
+text that training used. An exported folder's README.md describes the model and shows code that uses it.
 """
 
 from absl import flags
@@ -36,6 +36,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from rlhi_jax.conversion import gguf, hf
+from rlhi_jax.conversion.readme import readme
 from rlhi_jax.conversion.source import TOKENIZER_FILES, chat_template, check_source, copy_tokenizer, token_ids
 from rlhi_jax.conversion.special_tokens import finish_tokens
 from rlhi_jax.io.errors import UserError
@@ -148,6 +149,7 @@ def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, ov
         else:
             write_json(folder / 'generation_config.json', _generation_config(folder, model.tokens))
         hf.write_params(folder, params, model.spec, dtype=dtype)
+        write_bytes(folder / 'README.md', readme(model, dtype=dtype).encode())
 
 
 def _generation_config(folder: Path, tokens: Mapping[str, Any]) -> dict[str, Any]:

@@ -311,8 +311,7 @@ def test_the_commands(tmp_path, make):
     def run(*words: str):
         return tiny.run_program('data_pipelines.persona_store', *words, *flags, check=False)
 
-    shown = persona_store.show(c, user='u')
-    assert 'claim b/4' in shown and "from 'Please mention honey.'" in shown and 'since d' in shown
+    assert f'claim b/4 (said {DAYS[1]}, verbatim): Please mention honey.' in persona_store.show(c, user='u')
     assert run('delete', '--claim=b/4').returncode == 0 and 'honey' not in run('show').stdout
     refused = run('edit', '--claim=a/2', '--text=I vote for the Greens.')
     assert refused.returncode == 2 and 'politics' in refused.stderr and 'Traceback' not in refused.stderr
@@ -322,6 +321,30 @@ def test_the_commands(tmp_path, make):
     path.write_text(path.read_text().replace('I like short answers.', 'I like short sermons.', 1))
     audited = run('audit')
     assert audited.returncode == 1 and 'claim a/2' in audited.stderr
+
+
+def test_a_history_shows_each_claim_once_and_what_each_conversation_changed(tmp_path, make):
+    personas.STAGE.run(c := make([*CONVERSATIONS, conversation('nameless', '', '', '', ['No lists,\x1b[2J please.'])]))
+    persona_store.correct(c, dict(edit_claim='b/4', text='I like honey.'))
+    shown = persona_store.show(c, user='u').splitlines()
+    persona = stored(tmp_path, 'users')[0]['persona']
+    assert shown == [
+        f'u: {persona}',
+        f'  claim a/2 (said {DAYS[0]}, verbatim): Too many words. I like short answers.',
+        f'  claim b/2 (said {DAYS[1]}, verbatim): As a list, please. One point a line.',
+        f'  claim b/4 (said {DAYS[1]}, edited): I like honey.',
+        "    from 'Please mention honey.'",
+        f'  claim d/2 (said {DAYS[2]}, verbatim): Longer, please. I like to read many details.',
+        f'  since a ({DAYS[0]}): +a/2',
+        f'  since b ({DAYS[1]}): +b/2, +b/4',
+        f'  since d ({DAYS[2]}): +d/2, −a/2',
+    ]
+    everyone = persona_store.show(c)
+    assert everyone.startswith('\n'.join(shown) + '\n\nv: No lists, please. Just sentences.\n')
+    c.personas.scope = 'first_k_turns'
+    personas.STAGE.run(c, overwrite=True)
+    last = persona_store.show(c).split('\n\n')[-1]
+    assert last == 'Users without an id:\n  claim nameless/2 (no time, verbatim): No lists, [2J please.'
 
 
 def test_nothing_of_an_excluded_conversation_reaches_the_store(tmp_path, model):

@@ -29,7 +29,7 @@ from rlhi_jax.config import is_endpoint
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.io.progress import Progress
-from rlhi_jax.sampling.generator import Prompt, Turns
+from rlhi_jax.sampling.generator import Prompt, Reply, Turns
 
 if TYPE_CHECKING:
     from data_pipelines.teacher.completions import Completion
@@ -79,6 +79,23 @@ def keys(prompt: Prompt) -> list[Key]:
     Each key's entry contains `text` (None if there is no reply) and `finished`.
     """
     return [('reply', prompt.id, sample) for sample in range(prompt.samples)]
+
+
+def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
+    """Return those replies to each prompt that `config.teacher.cache` contains, keyed by prompt id.
+
+    Nothing is sent to the endpoint, and a missing cache is not created.
+    """
+    replies: dict[str, list[Reply]] = {prompt.id: [] for prompt in prompts}
+    if not config.teacher.cache or not Path(config.teacher.cache).exists():
+        return replies
+    with contextlib.closing(_Cache(config.teacher.cache)) as cache:
+        for prompt in prompts:
+            for key in keys(prompt):
+                requests = (_request(config, key, each, config.sampler.temperature) for each in _versions(prompt))
+                if found := next(filter(None, (cache.get(digest(request)) for request in requests)), None):
+                    replies[prompt.id].append(Reply(prompt.id, key[2], found[0].strip(), found[1]))
+    return replies
 
 
 def answers(
@@ -207,7 +224,7 @@ class _Teacher:
             return Completion(**self._journal[key])
         answer = Completion(None, False, 0, 0)
         for messages in versions:
-            request = self._request(key, messages, temperature, schema)
+            request = _request(self._config, key, messages, temperature, schema)
             name = digest(request)
             if cached := self._cache.get(name):
                 answer = Completion(*cached, 0, 0)
@@ -224,19 +241,6 @@ class _Teacher:
             self._cache.put(name, answer.text, answer.finished)
         return answer
 
-    def _request(
-        self, key: Key, messages: Messages, temperature: float, schema: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        sampler = self._config.sampler
-        request = dict(model=self._config.teacher.model, messages=messages, temperature=temperature)
-        request |= dict(max_tokens=sampler.new_tokens, seed=int(digest(self._config.seed, key)[:8], 16) >> 1)
-        if sampler.top_p < 1:
-            request['top_p'] = sampler.top_p
-        if schema:
-            named = dict(name='answer', schema=schema, strict=True)
-            request['response_format'] = dict(type='json_schema', json_schema=named)
-        return request
-
     def _refuse_overspending(self) -> None:
         budget = self._config.teacher.budget
         if budget and self.spent >= budget:
@@ -244,6 +248,19 @@ class _Teacher:
                 f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise the budget, or set it to '
                 '0 for no limit, then run again to resume'
             )
+
+
+def _request(
+    config: ConfigDict, key: Key, messages: Messages, temperature: float, schema: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    request = dict(model=config.teacher.model, messages=messages, temperature=temperature)
+    request |= dict(max_tokens=config.sampler.new_tokens, seed=int(digest(config.seed, key)[:8], 16) >> 1)
+    if config.sampler.top_p < 1:
+        request['top_p'] = config.sampler.top_p
+    if schema:
+        named = dict(name='answer', schema=schema, strict=True)
+        request['response_format'] = dict(type='json_schema', json_schema=named)
+    return request
 
 
 class _Cache:

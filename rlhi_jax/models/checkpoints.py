@@ -31,6 +31,7 @@ class ModelFolder:
     Attributes:
       weights: digest that identifies the parameters, computed from their bytes or from the run and step that made them.
       tokens: special token ids, under the keys `bos_token_id`, `eos_token_id` and `pad_token_id`.
+      source: where the model comes from, such as 'dpo on hf:NAME'.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class ModelFolder:
     spec: ModelSpec
     weights: str
     tokens: dict[str, Any]
+    source: str
 
     @property
     def tokenizer_path(self) -> Path:
@@ -53,7 +55,7 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
       UserError: the folder is not a model folder, or has no checkpoint at `step`.
     """
     folder = Path(folder).absolute()
-    description = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens'))
+    description = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens', 'source'))
     params, weights = folder / 'params', description['weights']
     if not params.exists():
         steps = saved_steps(folder)
@@ -64,7 +66,8 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
         step = steps[-1] if step is None else step
         params = folder / 'checkpoints' / str(step) / 'params'
         weights = weights_at(weights, step)
-    return ModelFolder(folder, params, ModelSpec.from_json(description['spec']), weights, description['tokens'])
+    spec = ModelSpec.from_json(description['spec'])
+    return ModelFolder(folder, params, spec, weights, description['tokens'], str(description['source']))
 
 
 def weights_at(run: str, step: int) -> str:

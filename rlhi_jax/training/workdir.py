@@ -81,7 +81,7 @@ def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: 
     processes.barrier('workdir')
     if processes.is_main() and not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        source = f'{run["config"]["objective"]} on {model.path.name}'
+        source = f'{run["config"]["objective"]} on {model.source}'
         described = dict(weights=digest(run), tokens=model.tokens, source=source, tokenizer=model.tokenizer_path)
         describe_model(workdir, spec, **described)
         write_json(path, run)

@@ -1,0 +1,68 @@
+"""Remarks: the feedback turns that a persona may draw on, and the teacher's sentences about them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ml_collections import ConfigDict
+
+from data_pipelines.core.histories import Author
+from data_pipelines.core.records import FollowUp, Remark
+from data_pipelines.persona.audit import fault, remark_fault
+from data_pipelines.persona.claims import quote_of
+from data_pipelines.persona.scopes import SCOPES
+from data_pipelines.persona.stage import prompt_name
+from data_pipelines.teacher.prompts import render_turns
+from rlhi_jax.io.files import digest
+from rlhi_jax.sampling.generator import Prompt, Reply
+
+
+def remarks_with_faults(
+    author: Author, turns: Iterable[FollowUp], settings: ConfigDict
+) -> Iterator[tuple[Remark, str]]:
+    """Yield each remark of an author, with the reason why no claim may be made from it, or '' if a claim may be made.
+
+    Args:
+      turns: the author's follow-up turns.
+      settings: `config.personas`.
+    """
+    for turn in turns:
+        if turn['mined'] and SCOPES[settings.scope].may_know(turn, settings):
+            remark = _remark(author, turn)
+            yield remark, remark_fault(remark['quote'], author.text_before(remark))
+
+
+def _remark(author: Author, turn: FollowUp) -> Remark:
+    return Remark(
+        id=turn['id'],
+        user_id=turn['user_id'],
+        conversation=turn['conversation'],
+        turn_index=turn['turn_index'],
+        said_at=author.conversations[turn['conversation']]['ended'],
+        quote=quote_of(turn['follow_up']),
+        edited=False,
+    )
+
+
+def prompt_about(config: ConfigDict, quote: str) -> Prompt:
+    """Return the prompt that asks the teacher for sentences about a remark."""
+    turns = tuple(render_turns(prompt_name(config), remark=as_sentence(quote)))
+    return Prompt(digest(quote), turns, samples=config.personas.samples, keep=len(turns))
+
+
+def as_sentence(quote: str) -> str:
+    """Return a remark on one line, which is its only sentence with `config.personas.writer='quotes'`."""
+    return ' '.join(quote.split())
+
+
+def first_lines(replies: Iterable[Reply]) -> list[str]:
+    """Return the first line of each of the teacher's replies, or '' for a reply that was cut off within that line."""
+    lines = [(reply.text.strip().split('\n'), reply.finished) for reply in replies]
+    return [first.strip() if rest or finished else '' for (first, *rest), finished in lines]
+
+
+def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str]) -> dict[str, str]:
+    """Return why each sentence about a remark must not be stored, or '' if it may; no sentences count as an empty one.
+
+    A remark without a sentence that may be stored is counted under the first of these reasons.
+    """
+    before = author.text_before(remark)
+    return {text: fault(text, remark['quote'], before) for text in sentences or ['']}
