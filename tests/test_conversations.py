@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,11 +10,25 @@ from raw_conversations import SHARED_DATA, TURNS, config, nothing_is_lost, raw_c
 
 from data_pipelines import ingest
 from data_pipelines.raw.formats import parse_conversation
+from data_pipelines.raw.messages import NAMES
 from rlhi_jax.config import base_config
 from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.io.files import digest
 
 HUMAN_EVAL = SHARED_DATA / 'realhumaneval' / 'chat.jsonl'
+
+
+def test_a_time_of_creation_counts_for_all_turns_if_there_is_no_other():
+    messages = [dict(role=('user', 'assistant')[i % 2], content=f't{i}') for i in range(4)]
+    counts: Counter = Counter()
+    parsed = parse_conversation(dict(messages=messages, created_at='2024-05-01T08:00:00Z'), NAMES, counts=counts)
+    assert parsed['began'] == parsed['ended'] == '2024-05-01T08:00:00+00:00'
+    assert counts == {'times_of_whole_conversations': 1}
+    messages[3]['timestamp'] = '2024-05-01T09:00:00Z'
+    parsed = parse_conversation(dict(messages=messages, created_at='2024-05-01T08:00:00Z'), NAMES)
+    assert (parsed['began'], parsed['ended']) == ('2024-05-01T08:00:00+00:00', '2024-05-01T09:00:00+00:00')
+    parsed = parse_conversation(dict(messages=messages[:3] + [dict(messages[3], timestamp=None)], timestamp=9), NAMES)
+    assert parsed['began'] == ''
 
 
 def test_a_conversation_begins_with_its_first_turn_and_ends_with_its_own_time_stamp(tmp_path):

@@ -200,3 +200,10 @@ def test_redo_names_what_it_does_not_know(model, finished):
     assert again.returncode == 2 and 'choose one of' in again.stderr and 'personas' in again.stderr
     nothing = run_patched(*flags(model, finished[0]), '--redo', '--yes')
     assert 'Nothing is out of date.' in nothing.stdout
+
+
+@pytest.mark.parametrize('stage', ['ingest', 'follow_ups', 'personas', 'rewrites', 'candidates', 'pairs', 'rows'])
+def test_a_stage_run_by_hand_uses_the_folders_of_the_loop(model, finished, stage):
+    again = tiny.run_program(f'data_pipelines.{stage}', *flags(model, finished[0]), '--config.objective=reward')
+    folder = dict(ingest='conversations', pairs='reward/pairs', rows='reward/rows').get(stage, stage)
+    assert again.stdout.startswith(f'{finished[0]}/{folder}: up to date')

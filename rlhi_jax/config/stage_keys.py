@@ -121,6 +121,10 @@ INGEST_FIELDS = Section(
     id=Key('conversation_hash|conversation_id|id', 'Id of the conversation; if there is no id, a hash of the content.'),
     user=Key('hashed_ip|user_id|user', 'Id of the user.'),
     header=Key('header', "The user's browser header; if ingest.salt is set, it becomes part of the user's key."),
+    began=Key(
+        'created_at|create_time|metadata.created_at',
+        'Time when the conversation began. If a record has no other time, this counts as the time of all its turns.',
+    ),
     ended=Key('timestamp|metadata.timestamp|timestamp_s|created', 'Time when the conversation ended.'),
     language=Key('language|metadata.language', 'Language of the conversation.'),
     toxic=Key('toxic|openai_moderation.flagged|conversation.toxic', 'Flags for toxic content; one set flag is enough.'),
