@@ -223,6 +223,11 @@ def test_a_small_model_as_its_own_teacher(found, model):
     assert not findings.stops and asked == 0
 
 
+def test_a_teacher_with_recorded_answers_is_not_asked(found):
+    findings, _, asked = found(conversations(), teacher__cache='answers.jsonl')
+    assert not findings.problems and asked == 0 and 'answers.jsonl are replayed' in findings.facts[-1]
+
+
 def test_too_small_a_context_of_the_policy(found):
     findings, _, _ = found(conversations(), rows__tokens=2**20, sampler__new_tokens=2**20)
     assert [problem.text for problem in findings.problems if 'has a context of' in problem.text]

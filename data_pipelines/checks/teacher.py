@@ -15,6 +15,7 @@ from data_pipelines.labelling.labels import AGAIN, FEEDBACK, UserTurn
 from data_pipelines.persona.audit import fault
 from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import generate
+from data_pipelines.teacher.recorded import SUFFIX
 from rlhi_jax.config import is_endpoint, teacher_path
 from rlhi_jax.cost.memory import num_parameters
 from rlhi_jax.io.errors import UserError
@@ -59,8 +60,8 @@ Sentences = Callable[[Task, Iterable[str]], dict[str, list[str]]]
 def check_teacher(config: ConfigDict, sentences_about: Sentences, sample: Sample, findings: Findings) -> None:
     """Check the teacher, and estimate what its answers cost; what this shows is added to the findings.
 
-    A model folder is only opened. An endpoint is asked 12 questions about follow-ups, 6 about wishes and one about the
-    longest follow-up of the sample.
+    A model folder is only opened, and a teacher whose recorded answers are replayed is not asked. Any other endpoint is
+    asked 12 questions about follow-ups, 6 about wishes and one about the longest follow-up of the sample.
 
     Args:
       config: the loop's config.
@@ -72,6 +73,11 @@ def check_teacher(config: ConfigDict, sentences_about: Sentences, sample: Sample
     try:
         if not is_endpoint(path):
             _check_folder(config, path, findings)
+            return
+        if config.teacher.cache.endswith(SUFFIX):
+            findings.fact(
+                f'Teacher: its recorded answers in {config.teacher.cache} are replayed, and nothing is asked.'
+            )
             return
         with tempfile.TemporaryDirectory() as folder:
             task = Task(_impatient(config), Path(folder), {}, 'check')
