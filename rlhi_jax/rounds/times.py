@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rlhi_jax.io.files import complete_lines
@@ -29,8 +29,10 @@ def timed(workdir: Path, part: str) -> Iterator[None]:
 def time_spent(workdir: Path) -> dict[str, float]:
     """Return the seconds that each part took, summed over all restarts."""
     seconds: Counter = Counter()
-    for record in map(json.loads, complete_lines(workdir / TIMES)):
-        seconds[record['part']] += record['seconds']
+    for line in complete_lines(workdir / TIMES):
+        with suppress(ValueError):  # a process was killed while it wrote the line
+            record = json.loads(line)
+            seconds[record['part']] += record['seconds']
     return dict(seconds)
 
 

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from rlhi_jax.config.loop_paths import METHODS
 from rlhi_jax.evaluation.conditions import CONDITIONS
 
+MIN_USERS = 5  # a bootstrap over fewer users gives intervals that are far too narrow
+
 
 def summary(report: dict[str, Any]) -> str:
     """Return a sentence that says what the round made of the conversations, and how well the policy learned it.
@@ -28,10 +30,12 @@ def summary(report: dict[str, Any]) -> str:
     if evaluation := report.get(policy, {}).get('evaluation'):
         condition = next(name for name in CONDITIONS if name in evaluation['conditions'])
         accuracy = evaluation['conditions'][condition]['accuracy']
+        enough = evaluation['users'] >= MIN_USERS
+        interval = f' [{accuracy["low"]:.0%}, {accuracy["high"]:.0%}]' if enough else ''
         text += (
-            f'; the policy prefers the chosen reply in {accuracy["mean"]:.0%} [{accuracy["low"]:.0%}, '
-            f'{accuracy["high"]:.0%}] of {_number(evaluation["pairs"], "held-out pair")} from '
-            f'{_number(evaluation["users"], "user")} ({condition} persona)'
+            f'; the policy prefers the chosen reply in {accuracy["mean"]:.0%}{interval} of '
+            f'{_number(evaluation["pairs"], "held-out pair")} from {_number(evaluation["users"], "user")} '
+            f'({condition} persona' + (')' if enough else '; too few users for an interval)')
         )
     return text
 
