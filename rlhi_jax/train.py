@@ -39,7 +39,7 @@ from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, replicated, to_global
 from rlhi_jax.rounds.parts import State
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
-from rlhi_jax.training.metrics import RunLog
+from rlhi_jax.training.metrics import RunLog, trim_logs
 from rlhi_jax.training.model import make_decoder, sees_persona
 from rlhi_jax.training.profile import StepProfiler
 from rlhi_jax.training.rows import abstract_batch, open_rows
@@ -85,6 +85,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     run = set_up(config, workdir)
     if run.checkpoints.latest_step == run.num_steps:
         run.checkpoints.close()
+        if processes.is_main():
+            trim_logs(workdir, next_step=run.num_steps)
         return _say(run, run.num_steps)
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(run.mesh):

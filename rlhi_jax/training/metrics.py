@@ -9,6 +9,8 @@ from typing import Any
 
 from rlhi_jax.io.files import complete_lines, write_bytes
 
+METRICS, EXAMPLES = 'metrics.jsonl', 'examples.jsonl'
+
 
 class StepLog:
     """A JSON lines file in which every line has a `step` field.
@@ -28,14 +30,21 @@ class StepLog:
         self._file.close()
 
 
+def trim_logs(workdir: Path, *, next_step: int) -> None:
+    """Remove from a workdir's JSON lines logs what a killed run left of step `next_step` or later."""
+    for name in (METRICS, EXAMPLES):
+        if (workdir / name).exists():
+            StepLog(workdir / name, next_step=next_step).close()
+
+
 class RunLog:
     """The logs in a workdir: metrics.jsonl, examples.jsonl (the pairs that each step trained on) and tensorboard/."""
 
     def __init__(self, workdir: Path, *, next_step: int):
         from tensorboardX import SummaryWriter  # imports PyTorch where it is installed, which takes a second
 
-        self._metrics = StepLog(workdir / 'metrics.jsonl', next_step=next_step)
-        self._examples = StepLog(workdir / 'examples.jsonl', next_step=next_step)
+        self._metrics = StepLog(workdir / METRICS, next_step=next_step)
+        self._examples = StepLog(workdir / EXAMPLES, next_step=next_step)
         self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=next_step)
 
     def examples(self, step: int, names: list[str]) -> None:
