@@ -32,7 +32,7 @@ from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair
 from data_pipelines.preferences.reading import first_by_hash
 from data_pipelines.reports.statistics import of_pairs
 from data_pipelines.text.openings import is_refusal
-from rlhi_jax.config import listed
+from rlhi_jax.config import listed, require
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_file, read_json
 
@@ -150,13 +150,21 @@ def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
 
 
 def _sources(config: ConfigDict) -> list[str]:
+    """Return the sources in `config.pairs.sources` whose folders are set in `config.data`.
+
+    Raises:
+      UserError: a source is unknown or repeated, or no folder is set.
+    """
     sources = listed(config, 'pairs.sources')
     for source in sources:
         if source not in SOURCES or sources.count(source) > 1:
             raise UserError(
                 f'config.pairs.sources: {source!r} is unknown or repeated: choose from {", ".join(SOURCES)}'
             )
-    return sources
+    given = [source for source in sources if config.data[source]]
+    if not given:
+        require(config, f'data.{sources[0]}')
+    return given
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -177,6 +185,8 @@ def _work(task: Task) -> dict[str, int]:
         files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in MINED_SPLITS}
         for record in mine(config, counts):
             files[record['split']].write(as_line(record))
+    if left := [name for name in listed(config, 'pairs.sources') if not config.data[name]]:
+        print(f'config.data.{left[0]} is empty, so no pairs come from {left[0]}', flush=True)
     probed = first_by_hash(task.folder / 'train.jsonl', PROBED)
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in probed],

@@ -383,3 +383,19 @@ def test_too_few_pairs_are_refused(tmp_path):
     c.pairs.sources = 'rewrites,rewrites'
     with pytest.raises(UserError, match='unknown or repeated'):
         pairs.STAGE.run(c)
+
+
+def test_a_source_without_a_folder_is_left_out(tmp_path, capsys):
+    (tmp_path / 'rewrites').mkdir()
+    common = dict(user_id='', persona='', messages=[dict(role='user', content='?')], original='No.', gain=1.0)
+    records = [common | dict(id=f'c{n}/2', split='train', rewrite=f'Yes, {n}.') for n in range(3)]
+    write_records(tmp_path / 'rewrites' / 'records.jsonl', records)
+    (tmp_path / 'rewrites' / 'manifest.json').write_text('{}')
+    c = config(tmp_path, rewrites=str(tmp_path / 'rewrites'), pairs=str(tmp_path / 'pairs'))
+    c.pairs.min_pairs = 1
+    assert c.pairs.sources == 'rewrites,candidates' and not c.data.candidates
+    assert pairs.STAGE.run(c) == dict(kept_rewrites_train=3, rewrites_read=3, with_persona=0)
+    assert 'config.data.candidates is empty' in capsys.readouterr().out
+    c.data.rewrites = ''
+    with pytest.raises(UserError, match='config.data.rewrites is empty'):
+        pairs.STAGE.run(c)

@@ -275,7 +275,11 @@ CANDIDATES = Section(
 
 PAIRS = Section(
     "The 'pairs' stage: preference pairs from rewrites and candidates, probed for artefacts.",
-    sources=Key('rewrites,candidates', 'Stages that pairs come from, separated by commas: rewrites, candidates.'),
+    sources=Key(
+        'rewrites,candidates',
+        'Stages that pairs come from, separated by commas: rewrites, candidates. A stage whose folder is not set in '
+        'data is left out, unless none is set.',
+    ),
     min_score_gap=Key(
         0.0,
         'The scores of the best and the worst candidate must differ by more than this, in units of the score.',
