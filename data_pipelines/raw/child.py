@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from rlhi_jax.cli.program import refuse
-from rlhi_jax.io.errors import UserError, fault_of_the_machine, one_line
+from rlhi_jax.cli.program import refusing
 
 _WATCH_SECONDS = 0.5
 
@@ -27,11 +26,5 @@ def run_worker(write: Callable[..., None]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    try:
+    with refusing():
         write(**arguments)
-    except UserError as error:
-        refuse(one_line(error))
-    except Exception as error:
-        if fault := fault_of_the_machine(error):
-            refuse(fault)
-        raise

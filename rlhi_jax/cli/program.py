@@ -5,7 +5,8 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from glob import glob
 from importlib.util import find_spec
 from logging import CRITICAL, getLogger
@@ -25,6 +26,19 @@ def refuse(message: str) -> None:
     """Print an error message to standard error and exit with status 2."""
     print(f'error: {message}', file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Print a UserError or a fault of the machine, such as a full disk, as one line, and exit with status 2."""
+    try:
+        yield
+    except UserError as error:
+        refuse(one_line(error))
+    except Exception as error:
+        if fault := fault_of_the_machine(error):
+            refuse(fault)
+        raise
 
 
 def require_flags(*names: str) -> None:
@@ -106,10 +120,8 @@ def start(*, commands: Sequence[str] = ()) -> str:
     if extra := words[1:] if commands else words:
         refuse(f'unexpected argument {extra[0]!r}: pass every option as --flag=value')
     if 'config' in flags.FLAGS:
-        try:
+        with refusing():
             check_config(flags.FLAGS.config)
-        except UserError as error:
-            refuse(one_line(error))
     return words[0] if commands else ''
 
 
@@ -134,13 +146,8 @@ def run(main: Callable[[], None]) -> None:
     """
     choose_platforms()
     try:
-        main()
-    except UserError as error:
-        refuse(one_line(error))
-    except Exception as error:
-        if fault := fault_of_the_machine(error):
-            refuse(fault)
-        raise
+        with refusing():
+            main()
     except KeyboardInterrupt:
         print('stopped: finished work is kept; run the same command to resume', file=sys.stderr, flush=True)
         sys.exit(130)
