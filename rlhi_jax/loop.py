@@ -250,12 +250,12 @@ class Round:
           reached: the part that the loop has reached; None once the loop has finished.
           why: the reason if the loop has stopped at that part.
         """
-        policy = METHODS[self.config.loop.method].trains[-1]
-        train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'
+        policy, ends = METHODS[self.config.loop.method].trains[-1], why or not reached
+        train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'  # read whole, so only when the loop ends or stops
         report = self.report | dict(
             summary=summary(self.report),
             models=models(self.config),
-            pairs_to_read=pairs_to_read(train_pairs) if train_pairs.exists() else [],
+            pairs_to_read=pairs_to_read(train_pairs) if ends and train_pairs.exists() else [],
             notes=notes(self.config, self.workdir, self.report),
         )
         if reached:
