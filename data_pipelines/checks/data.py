@@ -90,11 +90,10 @@ def _users(config: ConfigDict, sample: Sample, findings: Findings) -> None:
     by_user = Counter(each['user_id'] for each in conversations if each['user_id'])
     several = sum(number > 1 for number in by_user.values())
     turns = sum(len(each['messages']) // 2 for each in conversations)
-    follow_ups = sum((len(each['messages']) - 1) // 2 for each in conversations)
     languages = Counter(each['language'] or 'not stated' for each in conversations)
     findings.fact(
         f'Users: {len(by_user):,}, of whom {several:,} have several conversations; {len(conversations):,} '
-        f'conversations, {turns:,} exchanges, {follow_ups:,} follow-ups to a reply.'
+        f'conversations, {turns:,} exchanges, {sample.follow_ups:,} follow-ups to a reply.'
     )
     findings.fact(
         'Languages: '
@@ -106,10 +105,10 @@ def _users(config: ConfigDict, sample: Sample, findings: Findings) -> None:
             f'{len(conversations):,} conversations have only {len(ids):,} different ids, and one conversation per id '
             'is kept: set config.ingest.fields.id to the id of a conversation'
         )
-    if not follow_ups:
+    if not sample.follow_ups:
         findings.stop(
-            'no conversation has a follow-up to a reply, so there is no feedback to learn from: bring conversations of '
-            'several turns, or join the calls of a log by config.ingest.fields'
+            'the conversations end with the first reply, so they contain no feedback (follow-up turns): bring '
+            'conversations of several turns, or join the calls of a log by config.ingest.fields'
         )
     _held_out(config, sample, len(by_user), findings)
 

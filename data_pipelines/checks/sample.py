@@ -38,6 +38,11 @@ class Sample(NamedTuple):
     total: int
     whole: bool
 
+    @property
+    def follow_ups(self) -> int:
+        """The number of user turns after a reply in the usable conversations."""
+        return sum((len(each['messages']) - 1) // 2 for each in self.conversations)
+
 
 def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
     """Return a sample of at most `MAX_RECORDS` records from at most `MAX_FILES` files, spread over the list.

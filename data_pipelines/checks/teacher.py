@@ -150,8 +150,7 @@ def _ask(task: Task, sentences_about: Sentences, sample: Sample, findings: Findi
 def _estimate(config: ConfigDict, sample: Sample, tokens: dict[str, int], seconds: float, findings: Findings) -> None:
     """Estimate tokens, price and time of labelling all follow-ups, from the answers to the built-in questions."""
     used = sample.counts['records_read']
-    follow_ups = sum((len(each['messages']) - 1) // 2 for each in sample.conversations)
-    labels = follow_ups * (sample.total / used if used else 0)
+    labels = sample.follow_ups * (sample.total / used if used else 0)
     each_in, each_out = (tokens[f'teacher_tokens_{way}'] / len(FOLLOW_UPS) for way in ('in', 'out'))
     price = labels * (each_in * config.teacher.price_in + each_out * config.teacher.price_out) / 1e6
     hours = labels * seconds / len(FOLLOW_UPS) / 3600
