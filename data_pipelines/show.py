@@ -1,4 +1,4 @@
-"""Shows examples of what the stages made of the conversations: labels, pairs, and remarks that yielded no claim.
+"""Shows examples of labels, of pairs, and of remarks that yielded no claim.
 
     python -m data_pipelines.show follow_ups --config=configs/NAME.py [--workdir=DIR] [--samples=N] [--label=LABEL]
     python -m data_pipelines.show pairs      --config=configs/NAME.py [--workdir=DIR] [--samples=N]
@@ -57,7 +57,7 @@ def follow_ups(config: ConfigDict, samples: int, label: str = '') -> str:
     """Return a text with the number of turns and examples for each label, or for one label.
 
     Raises:
-      UserError: there is no such label.
+      UserError: the label is unknown.
     """
     if label and label not in LABELS:
         raise UserError(f'--label={label} is not a label: choose one of {", ".join(LABELS)}')

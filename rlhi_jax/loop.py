@@ -141,7 +141,7 @@ class Round:
                 name=f'{objective}: evaluation',
                 folder=run_folder / 'evaluation',
                 reads=(f'{objective}: training', f'{objective}: validation'),
-                state=lambda: State.MISSING,  # each evaluation is stored under the digests of what was evaluated
+                state=lambda: State.MISSING,  # an evaluation finds its own stored result
                 make=lambda replace: self._evaluate(config, objective),
             ),
         ]

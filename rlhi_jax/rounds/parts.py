@@ -9,7 +9,7 @@ from rlhi_jax.io.errors import UserError
 
 
 class State(enum.Enum):
-    """The state of what a part writes, compared with its present input and settings."""
+    """The state of a part's output, compared with the part's present input and settings."""
 
     MISSING = 'missing'
     UP_TO_DATE = 'up to date'
