@@ -30,7 +30,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     start()
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -40,13 +40,11 @@ from data_pipelines.core.passes import exhaust, in_blocks
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import Claim, Remark
 from data_pipelines.persona.corrections import Corrections, corrected, corrections_path, read_corrections
-from data_pipelines.persona.remarks import as_sentence, first_lines, prompt_about, remarks_with_faults, sentence_faults
+from data_pipelines.persona.remarks import remarks_with_faults, sentence_faults, sentences_about
 from data_pipelines.persona.scopes import SCOPES
 from data_pipelines.persona.stage import personas_stage
 from data_pipelines.persona.store import COUNTED, write_store
 from data_pipelines.teacher.endpoint import spending
-from data_pipelines.teacher.generation import generate
-from rlhi_jax.config import teacher_path
 
 BLOCK = 1024  # the teacher is asked about this many remarks at a time
 
@@ -64,20 +62,6 @@ def _remarks(config: ConfigDict, corrections: Corrections, counts: Counter) -> I
             else:
                 remarks.append(remark)
         yield author, remarks
-
-
-def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
-    """Return the sentences that the teacher wrote about each remark, keyed by the remark's quote.
-
-    Each sentence is the first line of a sample, or '' if the sample was cut off within that line. A remark's list is
-    empty if the prompt is too long or the teacher refuses to answer. With `config.personas.writer='quotes'`, the remark
-    itself is the only sentence.
-    """
-    if task.config.personas.writer == 'quotes':
-        return {quote: [as_sentence(quote)] for quote in quotes}
-    prompts = {quote: prompt_about(task.config, quote) for quote in sorted(set(quotes))}
-    replies = generate(task, teacher_path(task.config), list(prompts.values()))
-    return {quote: first_lines(replies[prompt.id]) for quote, prompt in prompts.items()}
 
 
 def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:

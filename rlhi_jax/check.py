@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines import ingest, personas
+from data_pipelines import ingest
 from data_pipelines.checks.data import check_data
 from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.machine import check_machine
@@ -40,7 +40,7 @@ def check(config: ConfigDict, workdir: Path) -> Findings:
             findings.stop(str(error))
     check_machine(config, workdir, sample, findings)
     if sample and not findings.stops:  # no question is asked before the rest is in order
-        check_teacher(config, personas.sentences_about, sample, findings)
+        check_teacher(config, sample, findings)
     return findings
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from data_pipelines.core.stage import Task
 from data_pipelines.labelling.by_teacher import by_answer
 from data_pipelines.labelling.labels import AGAIN, FEEDBACK, UserTurn
 from data_pipelines.persona.audit import fault
+from data_pipelines.persona.remarks import sentences_about
 from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import generate
 from data_pipelines.teacher.recorded import SUFFIX
@@ -54,10 +55,8 @@ WISHES = (  # complaints, each of which states one wish
     'This is too formal. Use a casual tone.',
 )
 
-Sentences = Callable[[Task, Iterable[str]], dict[str, list[str]]]
 
-
-def check_teacher(config: ConfigDict, sentences_about: Sentences, sample: Sample, findings: Findings) -> None:
+def check_teacher(config: ConfigDict, sample: Sample, findings: Findings) -> None:
     """Check the teacher, and estimate what its answers cost; what this shows is added to the findings.
 
     A model folder is only opened, and a teacher whose recorded answers are replayed is not asked. Any other endpoint is
@@ -65,7 +64,6 @@ def check_teacher(config: ConfigDict, sentences_about: Sentences, sample: Sample
 
     Args:
       config: the loop's config.
-      sentences_about: the function with which the stage `personas` asks the teacher about remarks.
       sample: the sample of the raw data.
       findings: receives the facts and problems.
     """
@@ -82,7 +80,7 @@ def check_teacher(config: ConfigDict, sentences_about: Sentences, sample: Sample
         with tempfile.TemporaryDirectory() as folder:
             task = Task(_impatient(config), Path(folder), {}, 'check')
             try:
-                _ask(task, sentences_about, sample, findings)
+                _ask(task, sample, findings)
             finally:
                 task.close()
     except UserError as error:
@@ -110,7 +108,7 @@ def _impatient(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _ask(task: Task, sentences_about: Sentences, sample: Sample, findings: Findings) -> None:
+def _ask(task: Task, sample: Sample, findings: Findings) -> None:
     """Ask the teacher the built-in questions, and report how many it answered well and how long it took."""
     start = time.monotonic()
     turns = [UserTurn(text, _REQUEST, _REPLY, text) for text in FOLLOW_UPS]

@@ -6,11 +6,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.histories import Author
 from data_pipelines.core.records import FollowUp, Remark
+from data_pipelines.core.stage import Task
 from data_pipelines.persona.audit import fault, remark_fault
 from data_pipelines.persona.claims import quote_of
 from data_pipelines.persona.scopes import SCOPES
 from data_pipelines.persona.stage import prompt_name
+from data_pipelines.teacher.generation import generate
 from data_pipelines.teacher.prompts import render_turns
+from rlhi_jax.config import teacher_path
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt, Reply
 
@@ -66,3 +69,17 @@ def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str]) ->
     """
     before = author.text_before(remark)
     return {text: fault(text, remark['quote'], before) for text in sentences or ['']}
+
+
+def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:
+    """Return the sentences that the teacher wrote about each remark, keyed by the remark's quote.
+
+    Each sentence is the first line of a sample, or '' if the sample was cut off within that line. A remark's list is
+    empty if the prompt is too long or the teacher refuses to answer. With `config.personas.writer='quotes'`, the remark
+    itself is the only sentence.
+    """
+    if task.config.personas.writer == 'quotes':
+        return {quote: [as_sentence(quote)] for quote in quotes}
+    prompts = {quote: prompt_about(task.config, quote) for quote in sorted(set(quotes))}
+    replies = generate(task, teacher_path(task.config), list(prompts.values()))
+    return {quote: first_lines(replies[prompt.id]) for quote, prompt in prompts.items()}
