@@ -6,12 +6,12 @@ import http.server
 import json
 import re
 import shutil
-import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import tiny
+from stub_server import serving
 
 pytest.importorskip('openai')
 
@@ -76,11 +76,8 @@ class Teacher(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope='module')
 def url():
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Teacher)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_address[1]}/v1'
-    server.shutdown()
-    server.server_close()
+    with serving(Teacher) as address:
+        yield address
 
 
 @pytest.fixture(scope='module')

@@ -5,11 +5,11 @@ import contextlib
 import gzip
 import http.server
 import json
-import threading
 import tracemalloc
 import urllib.parse
 
 import pytest
+from stub_server import serving
 
 pytest.importorskip('openai')
 
@@ -49,11 +49,8 @@ class Hostile(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url():
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hostile)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_address[1]}/v1'
-    server.shutdown()
-    server.server_close()
+    with serving(Hostile) as address:
+        yield address
 
 
 def ask(url, tmp_path, **teacher):

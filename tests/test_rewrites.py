@@ -358,16 +358,19 @@ def flatten(c, prefix: str = '') -> dict:
     return flat
 
 
+def write_rewrites(folder, *rewrites):
+    """A finished folder of rewrites, each given as (split, text)."""
+    common = dict(user_id='', persona='', messages=[dict(role='user', content='?')], original='No.', gain=1.0)
+    folder.mkdir()
+    records = [common | dict(id=f'c{n}/2', split=split, rewrite=text) for n, (split, text) in enumerate(rewrites)]
+    write_records(folder / 'records.jsonl', records)
+    (folder / 'manifest.json').write_text('{}')
+
+
 def test_too_few_pairs_are_refused(tmp_path):
     folder = tmp_path / 'rewrites'
-    common = dict(user_id='', persona='', messages=[dict(role='user', content='?')], original='No.', gain=1.0)
-    splits = ['train'] * 5 + ['validation'] * 3
-    records = [common | dict(id=f'c{n}/2', split=split, rewrite=f'Yes, {n}.') for n, split in enumerate(splits)]
-    folder.mkdir()
-    write_records(
-        folder / 'records.jsonl', [*records, common | dict(id='d/2', split='train', rewrite='I cannot help.')]
-    )
-    (folder / 'manifest.json').write_text('{}')
+    good = [(split, f'Yes, {n}.') for n, split in enumerate(['train'] * 5 + ['validation'] * 3)]
+    write_rewrites(folder, *good, ('train', 'I cannot help.'))
     c = config(tmp_path, rewrites=str(folder), pairs=str(tmp_path / 'pairs'))
     c.pairs.sources = 'rewrites'
     with pytest.raises(UserError, match=r'^only 5 training pairs .* config.pairs.min_pairs \(16\).*refusal": 1'):
@@ -386,11 +389,7 @@ def test_too_few_pairs_are_refused(tmp_path):
 
 
 def test_a_source_without_a_folder_is_left_out(tmp_path, capsys):
-    (tmp_path / 'rewrites').mkdir()
-    common = dict(user_id='', persona='', messages=[dict(role='user', content='?')], original='No.', gain=1.0)
-    records = [common | dict(id=f'c{n}/2', split='train', rewrite=f'Yes, {n}.') for n in range(3)]
-    write_records(tmp_path / 'rewrites' / 'records.jsonl', records)
-    (tmp_path / 'rewrites' / 'manifest.json').write_text('{}')
+    write_rewrites(tmp_path / 'rewrites', *(('train', f'Yes, {n}.') for n in range(3)))
     c = config(tmp_path, rewrites=str(tmp_path / 'rewrites'), pairs=str(tmp_path / 'pairs'))
     c.pairs.min_pairs = 1
     assert c.pairs.sources == 'rewrites,candidates' and not c.data.candidates
