@@ -19,7 +19,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-
 
 .PHONY: demo example test test-all lint clean
 
-demo: .venv/base $(GGUF)
+demo: .venv/endpoint $(GGUF)
 	PATH="$(CURDIR)/$(BIN):$$PATH" GGUF=$(GGUF) bash launch/demo.sh
 
 # Forty made-up conversations and recorded answers of a teacher (examples/README.md).
@@ -27,8 +27,8 @@ example: .venv/endpoint $(GGUF)
 	PATH="$(CURDIR)/$(BIN):$$PATH" GGUF=$(GGUF) bash launch/example.sh
 
 # All but the slow tests (tests/conftest.py lists them).
-test: .venv/test lint
-	$(PYTEST) -m 'not slow'
+test: .venv/test lint $(GGUF)
+	RLHI_SMOLLM2_GGUF=$(CURDIR)/$(GGUF) $(PYTEST) -m 'not slow'
 
 # The same tests, with those that compare with PyTorch, and then the slow ones.
 test-all: .venv/parity $(GGUF)

@@ -3,8 +3,8 @@
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
 `data_pipelines/labelling/labels.py` defines the labels. Each label comes with a confidence and the words of the turn
-that support it. `config.follow_ups.labeller` is 'teacher' for the teacher model, or 'head' for a small classifier
-trained with `data_pipelines/head_labels.py`.
+that support it. `config.follow_ups.labeller` is 'teacher' for the teacher model, 'policy' for the policy, or 'head' for
+a small classifier trained with `data_pipelines/head_labels.py`.
 
 Rewrites and personas are made only from turns that are labelled `reattempt_with_feedback` with a confidence of at least
 `config.follow_ups.min_confidence`. These turns are marked as `mined`.
@@ -50,10 +50,16 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.follow_ups.labeller == 'head':
         require(config, 'follow_ups.head')
         return common | dict(head=head_digest(Path(config.follow_ups.head)))
-    common['teacher'] = model_identity(config, teacher_path(config))
-    if is_endpoint(config.teacher.path):
+    path = labeller_path(config)
+    common['teacher'] = model_identity(config, path)
+    if is_endpoint(path):
         return common | dict(prompt=prompt_digest('label_follow_up'), labels=LABELS, schema=by_teacher.ANSWER)
     return common | dict(prompt=prompt_digest('follow_up'), row_tokens=config.teacher.row_tokens)
+
+
+def labeller_path(config: ConfigDict) -> str:
+    """Return the folder or endpoint of the model that labels the turns."""
+    return config.model.path if config.follow_ups.labeller == 'policy' else teacher_path(config)
 
 
 def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
@@ -62,9 +68,10 @@ def _judge(task: Task, turns: list[UserTurn]) -> dict[str, Judgement | None]:
     others = [turn for turn in turns if turn.id not in repeated]
     if task.config.follow_ups.labeller == 'head':
         return repeated | _head(Path(task.config.follow_ups.head)).judge(others)
-    if is_endpoint(task.config.teacher.path):
+    path = labeller_path(task.config)
+    if is_endpoint(path):
         return repeated | by_teacher.by_answer(task, others)
-    return repeated | by_teacher.by_likelihood(task, others)
+    return repeated | by_teacher.by_likelihood(task, others, path)
 
 
 def _head(folder: Path) -> 'Head':

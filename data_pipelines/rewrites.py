@@ -50,7 +50,7 @@ from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import generate, likelihoods, model_identity
 from data_pipelines.teacher.prompts import prompt_digest, render
 from data_pipelines.text import languages
-from rlhi_jax.config import require, teacher_path
+from rlhi_jax.config import likelihood_path, require, teacher_path
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt, Reply, Turns
 from rlhi_jax.scoring.candidates import Candidates
@@ -189,7 +189,7 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
                 text = render('applies', request=case.request, reply=reply)
                 feedback = case.feedback[:MAX_CHARACTERS]
                 questions.append(Candidates(f'{side} {case.name}', to_messages([('user', text)]), '', [feedback]))
-        log_probs = likelihoods(task, questions)
+        log_probs = likelihoods(task, questions, likelihood_path(task.config))
         for case in block:
             (logged,), (new,) = log_probs[f'logged {case.name}'], log_probs[f'new {case.name}']
             if logged is None or new is None:
@@ -260,7 +260,7 @@ def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
         for side, feedback in (('feedback', case.feedback), ('dislike', DISLIKE)):
             messages = to_messages((case.turns[-1], *_remark(case, feedback)))
             questions.append(Candidates(f'gain by {side} {case.name}', messages, '', case.samples))
-    log_probs, gains = likelihoods(task, questions), {}
+    log_probs, gains = likelihoods(task, questions, likelihood_path(task.config)), {}
     for case in cases:
         after_feedback, after_dislike = (log_probs[f'gain by {side} {case.name}'] for side in ('feedback', 'dislike'))
         gains[case.name] = [

@@ -7,5 +7,4 @@ cd "$(dirname "$0")/.."
 . launch/steps.sh
 
 import_smollm2
-example_head
 python -m rlhi_jax.loop --config=examples/config.py --workdir=runs/example "$@"

@@ -23,11 +23,3 @@ import_smollm2() {
   [ -d runs/smollm2 ] || python -m rlhi_jax.convert import --to=runs/smollm2 \
     "--source=gguf:${GGUF:?set it to the GGUF file of SmolLM2-135M-Instruct (make demo downloads it)}"
 }
-
-# example_head [FLAG...]: trains the head that labels the example's follow-ups, unless it has already been trained.
-example_head() {
-  local config=(--config=examples/config.py --config.data.conversations=runs/example_conversations)
-  python -m data_pipelines.ingest "${config[@]}" "$@"
-  [ -d runs/example_head ] || python -m data_pipelines.head_labels "${config[@]}" "$@" \
-    --labels=examples/labels.jsonl --to=runs/example_head
-}

@@ -33,7 +33,7 @@ from rlhi_jax.io.errors import UserError
 def check(config: ConfigDict, workdir: Path) -> Findings:
     """Return what the checks of data, machine and teacher find."""
     findings, sample = Findings(), None
-    if not config.loop.simulated:
+    if config.data.raw or not config.loop.simulated:
         try:
             sample = check_data(config, ingest.raw_files(config), ingest.rules_of(config), findings)
         except UserError as error:

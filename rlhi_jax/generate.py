@@ -1,11 +1,12 @@
 """Samples replies to the conversations in a file.
 
-    python -m rlhi_jax.generate --config=configs/NAME.py --prompts=FILE.jsonl --to=REPLIES.jsonl
+    python -m rlhi_jax.generate --config=configs/NAME.py --prompts=FILE.jsonl [--to=REPLIES.jsonl]
 
 Each line of the prompts file is a JSON object with `messages`, a list of objects with `role` and `content`. The fields
 `id`, `persona`, `system` and `samples` (the number of replies) are optional. The output file has one line per reply, in
-the order of the prompts: a JSON object with `id`, `sample`, `text` and `finished`. `config.model.path` is the model,
-and `config.sampler` contains the sampling settings.
+the order of the prompts: a JSON object with `id`, `sample`, `text` and `finished`. Without --to, the replies are
+printed below their personas and last turns. `config.model.path` is the model, and `config.sampler` contains the
+sampling settings.
 """
 
 from absl import flags
@@ -15,7 +16,7 @@ from rlhi_jax.cli.program import define_config_flag, load_config, require_flags,
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_config_flag()
     flags.DEFINE_string('prompts', None, 'Prompts to reply to, as JSON lines.')
-    flags.DEFINE_string('to', None, 'File to write the replies to, as JSON lines.')
+    flags.DEFINE_string('to', None, 'File to write the replies to, as JSON lines; without it, they are printed.')
     start()
 
 import json
@@ -25,7 +26,7 @@ from rlhi_jax.config import require
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import write_bytes
 from rlhi_jax.io.progress import Progress
-from rlhi_jax.sampling.generator import Generator, Prompt, prompt_turns
+from rlhi_jax.sampling.generator import Generator, Prompt, Reply, prompt_turns
 from rlhi_jax.tokenizers.template import Context
 
 
@@ -55,10 +56,17 @@ def read_prompts(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
+def readable(prompt: Prompt, reply: Reply) -> str:
+    """Return a reply below its persona and last turn, for a person to read."""
+    persona = prompt.context.persona or 'none'
+    text = reply.text + ('' if reply.finished else ' … (cut off)')
+    return f'persona: {persona}\nuser: {prompt.turns[-1][1]}\nassistant: {text}\n'
+
+
 def main() -> None:
     config = load_config(flags.FLAGS.config)
     require(config, 'model.path')
-    require_flags('prompts', 'to')
+    require_flags('prompts')
     prompts = read_prompts(Path(flags.FLAGS.prompts))
     generator = Generator(config, config.model.path)
     replies = []
@@ -68,6 +76,9 @@ def main() -> None:
             progress.update(len(replies))
     order = {prompt.id: position for position, prompt in enumerate(prompts)}
     replies.sort(key=lambda reply: (order[reply.id], reply.sample))
+    if not flags.FLAGS.to:
+        print('\n'.join(readable(prompts[order[reply.id]], reply) for reply in replies))
+        return
     lines = (json.dumps(reply._asdict(), ensure_ascii=False) + '\n' for reply in replies)
     to = Path(flags.FLAGS.to)
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ class Round:
         """Return the parts of the round, in the order in which they run."""
         config, method = self.config, METHODS[self.config.loop.method]
         parts: list[Part] = []
-        if config.loop.simulated:
+        if config.loop.simulated and not config.data.raw:
             parts.append(self._stage(simulated.STAGE))
         if not config.loop.oracle_personas:
             parts += [
@@ -279,7 +279,7 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
       Stopped: training was asked to stop; the same command resumes.
     """
     check_settings(config)
-    if not config.loop.simulated and not (workdir / 'loop.json').exists():
+    if (config.data.raw or not config.loop.simulated) and not (workdir / 'loop.json').exists():
         _check_data(config, workdir)
     if redo is None:
         claim(config, workdir, model_identity(config, config.model.path))

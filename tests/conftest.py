@@ -13,8 +13,8 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 collect_ignore = ['benchmarks']  # programs, some of another environment
 # The first start first, so that no worker ends idle.
-LONGEST = ('test_loop.py', 'test_smollm2.py', 'test_golden.py', 'test_meshes.py', 'test_resume.py', 'test_aot.py',
-           'test_endpoint.py', 'test_personas.py')  # fmt: skip
+LONGEST = ('test_loop.py', 'test_example.py', 'test_smollm2.py', 'test_golden.py', 'test_meshes.py', 'test_resume.py',
+           'test_aot.py', 'test_endpoint.py', 'test_personas.py')  # fmt: skip
 # `make test` leaves these out and `make test-all` runs them: campaigns of kills, several processes, compilations for
 # TPUs, labels of real data, and what faster tests cover too (test_golden.py runs a loop, and one mesh has all axes).
 # An entry is a file, or a test with or without its parameters. What has the marker real_model is slow as well.

@@ -8,7 +8,9 @@ import pytest
 import tiny
 
 from rlhi_jax.config import check_config
+from rlhi_jax.config.loop_paths import stage_config, with_paths
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.loop import Round
 
 CONFIGS = sorted((tiny.ROOT / 'configs').glob('*.py'))
 ARMS = {'feasibility': ('oracle', 'inferred', 'complaints'), 'mt_bench': ('dpo', 'reward')}
@@ -43,3 +45,16 @@ def test_every_docstring_is_complete(path):
     named = [f'--config=configs/{path.name}:{arm}' for arm in arms] or [f'--config=configs/{path.name}']
     assert [flag for flag in named if flag not in text] == []
     assert 'smoke' in text
+
+
+def test_simulated_users_talk_unless_their_conversations_are_given(tmp_path):
+    """The demo starts from recorded conversations, and its users state their tastes; other rounds infer them."""
+    recorded = check_config(load(tiny.ROOT / 'configs' / 'demo.py').get_config())
+    names = [part.name for part in Round(recorded, tmp_path).parts()]
+    assert names[0] == 'ingest' and {'satisfaction before', 'satisfaction after'} < set(names)
+    assert (tiny.ROOT / with_paths(recorded, tmp_path).data.raw / 'prompts.jsonl').exists()
+    assert stage_config(recorded, tmp_path, 'satisfaction').data.personas == ''
+    talking = check_config(load(tiny.ROOT / 'configs' / 'feasibility.py').get_config('inferred'))
+    assert Round(talking, tmp_path).parts()[0].name == 'sources.simulated'
+    assert with_paths(talking, tmp_path).data.raw == str(tmp_path / 'raw')
+    assert stage_config(talking, tmp_path, 'satisfaction').data.personas == str(tmp_path / 'personas')

@@ -186,12 +186,19 @@ def test_heads_that_are_missing_or_damaged_are_refused(tmp_path):
         follow_ups.STAGE.run(c)
 
 
-def test_the_teacher_gives_the_posterior_of_its_likelihoods(tmp_path):
-    """Bayes' rule with equal priors, each turn scored alone in a conversation of its own."""
+@pytest.mark.parametrize('labeller', ['teacher', 'policy'])
+def test_a_local_model_gives_the_posterior_of_its_likelihoods(labeller, tmp_path):
+    """Bayes' rule with equal priors, each turn scored alone in a conversation of its own.
+
+    The policy labels even if the teacher is an endpoint, which is not asked.
+    """
     texts = [*FEEDBACKS, REQUESTS[0], 'Do it again. ' * 60]
     c = conversations(tmp_path, texts)
     c.model.path, c.model.dtype = str(tiny.write_model(tmp_path / 'model', spec=tiny.LOOP_SPEC)), 'float32'
     c.teacher.row_tokens, c.model.logprob_chunk = 2048, 64
+    c.follow_ups.labeller = labeller
+    if labeller == 'policy':
+        c.teacher.path, c.teacher.model = 'http://127.0.0.1:9/v1', 'nobody'
     follow_ups.STAGE.run(c)
     scorer = CandidateScorer(c, c.model.path, Capacities(2048, 1024, 64), sees_persona=False)
     for record in load_records(tmp_path / 'follow_ups' / 'records.jsonl'):

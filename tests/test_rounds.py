@@ -63,6 +63,10 @@ def test_the_summary_says_what_there_is():
     )
     report['dpo']['evaluation']['users'] = 2
     assert 'in 75% of 4 held-out pairs from 2 users (own persona; too few users for an interval)' in summary(report)
+    gaps = {when: dict(gap=dict(mean=mean, low=0.0, high=0.5)) for when, mean in (('before', 0.125), ('after', 0.25))}
+    report['satisfaction'] = dict(users=12, models=gaps)
+    assert ' 12 simulated users ' in summary(report)
+    assert summary(report).endswith('by 0.12 [0.00, 0.50] before training and by 0.25 [0.00, 0.50] after it')
 
 
 def test_times_add_up_over_restarts(tmp_path):

@@ -9,14 +9,16 @@ import pytest
 import tiny
 
 from rlhi_jax.config import base_config
+from rlhi_jax.generate import readable
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.decoder import Decoder, output_matrix
 from rlhi_jax.models.parameters import load_params
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
-from rlhi_jax.sampling.generator import Generator, Prompt
+from rlhi_jax.sampling.generator import Generator, Prompt, Reply
 from rlhi_jax.sampling.sampler import Request, Sampler, draw, keep_top_p, next_tokens
 from rlhi_jax.sampling.settings import Sampling
+from rlhi_jax.tokenizers.template import Context
 
 ONE = dict(data=1, fsdp=1, tensor=1)
 
@@ -165,3 +167,10 @@ def test_long_conversations_lose_their_oldest_exchanges(model):
     kept = len(fitted.turns)
     assert generator.fit(Prompt('a', turns, keep=kept)).turns == fitted.turns
     assert generator.fit(Prompt('a', turns, keep=kept + 2)) is None  # the turns to reply to must not be left out
+
+
+def test_a_reply_is_printed_below_its_persona_and_the_last_turn():
+    turns = (('user', 'Hi.'), ('assistant', 'Hello.'), ('user', 'Why?'))
+    prompt, nobody = Prompt('a', turns, Context('', 'I like lists.')), Prompt('b', turns)
+    assert readable(prompt, Reply('a', 0, 'So.', True)) == 'persona: I like lists.\nuser: Why?\nassistant: So.\n'
+    assert readable(nobody, Reply('b', 0, 'So', False)) == 'persona: none\nuser: Why?\nassistant: So … (cut off)\n'

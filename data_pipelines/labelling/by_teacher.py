@@ -1,7 +1,7 @@
-"""Labels follow-up turns with the teacher.
+"""Labels follow-up turns with the teacher or the policy.
 
-A local teacher is not asked for a label. Instead, the teacher reads one prompt per label, which shows what users say
-when that label applies. A turn gets the label whose prompt makes the turn most likely. This method, called a noisy
+A local model is not asked for a label. Instead, the model reads one prompt per label, which shows what users say when
+that label applies. A turn gets the label whose prompt makes the turn most likely. This method, called a noisy
 channel (arXiv 2108.04106), suits small models. All labels have equal priors. The prompts contain no conversation text,
 so no user can steer the teacher. For the same reason, many turns can be scored together after each prompt.
 
@@ -38,8 +38,8 @@ ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
 )
 
 
-def by_likelihood(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | None]:
-    """Return a local teacher's judgements, keyed by turn id.
+def by_likelihood(task: Task, turns: Sequence[UserTurn], model_path: str) -> dict[str, Judgement | None]:
+    """Return the judgements of the model in a folder, keyed by turn id.
 
     The judgement is None if the opening of the turn does not fit in a row of `config.teacher.row_tokens` tokens.
     """
@@ -50,7 +50,7 @@ def by_likelihood(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement 
         for label in LABELS
         for name, block in blocks.items()
     ]
-    scores = likelihoods(task, questions)
+    scores = likelihoods(task, questions, model_path)
     by_label = [[score for name in blocks for score in scores[f'{label} {name}']] for label in LABELS]
     posteriors = {text: posterior(scores_of_text) for text, *scores_of_text in zip(texts, *by_label, strict=True)}
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from data_pipelines.core.passes import in_blocks
 from data_pipelines.core.stage import Task
 from data_pipelines.teacher import endpoint
-from rlhi_jax.config import is_endpoint, likelihood_path
+from rlhi_jax.config import is_endpoint
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import open_model
@@ -133,9 +133,9 @@ def _scorer(
     return RESIDENT.get(key, lambda: CandidateScorer(config, model_path, capacities, sees_persona=sees_persona))
 
 
-def likelihoods(task: Task, items: Sequence[Candidates]) -> dict[str, list[float | None]]:
-    """Return log-probabilities of replies (nats) from the teacher, or from the policy if the teacher is an endpoint."""
+def likelihoods(task: Task, items: Sequence[Candidates], model_path: str) -> dict[str, list[float | None]]:
+    """Return log-probabilities of replies (nats) under a model without a reward head, keyed like `scores`."""
     config, tokens = task.config, task.config.teacher.row_tokens
     chunk = config.model.logprob_chunk
     capacities = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)
-    return scores(task, likelihood_path(config), items, capacities=capacities, sees_persona=False)
+    return scores(task, model_path, items, capacities=capacities, sees_persona=False)

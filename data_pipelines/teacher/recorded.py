@@ -2,7 +2,7 @@
 
 `config.teacher.cache` names the record if it ends in `.jsonl`. Each line is a JSON object with the digest of a
 `request`, the `text` of the answer, and whether the answer is `finished`. A record is never written to:
-`launch/record_example.sh` shows how to make one from an SQLite cache.
+`launch/record.sh` shows how to make one from an SQLite cache.
 """
 
 import json

@@ -3,7 +3,7 @@
 from rlhi_jax.config.checks import check_config
 from rlhi_jax.config.paths import is_endpoint, likelihood_path, listed, require, teacher_path
 from rlhi_jax.config.schema import base_config, reference
-from rlhi_jax.config.variants import parse_variant
+from rlhi_jax.config.variants import on_two_cores, parse_variant
 
 __all__ = [
     'base_config',
@@ -11,6 +11,7 @@ __all__ = [
     'is_endpoint',
     'likelihood_path',
     'listed',
+    'on_two_cores',
     'parse_variant',
     'reference',
     'require',

@@ -35,11 +35,11 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
         config.data[name] = str(workdir / name)
     for name in ('pairs', 'shards', 'rows'):  # each training run has its own folders
         config.data[name] = ','.join(str(workdir / objective / name) for objective in _TRAINED)
-    if config.loop.simulated:
+    if config.loop.simulated and not config.data.raw:
         config.data.raw = str(workdir / 'raw')
     if config.loop.method == 'oracle':
         config.data.scores = str(workdir / 'scores')
-        config.data.prompts = str(workdir / 'raw' / 'prompts.jsonl')
+        config.data.prompts = str(Path(config.data.raw) / 'prompts.jsonl')
     if config.loop.oracle_personas:
         config.data.personas = ''
     return config
@@ -79,4 +79,6 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
         config.candidates.reward_model = str(workdir / 'reward' / 'run')
     if stage == 'satisfaction':
         config.data.satisfaction = str(workdir / 'satisfaction' / ('after' if config.satisfaction.model else 'before'))
+        if config.satisfaction.personas == 'stated':
+            config.data.personas = ''
     return config

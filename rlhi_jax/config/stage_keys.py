@@ -194,8 +194,9 @@ FOLLOW_UPS = Section(
     "The 'follow_ups' stage: a label for each user turn after a reply.",
     labeller=Key(
         'teacher',
-        'What labels the turns: the teacher, or a head trained by `python -m data_pipelines.head_labels`.',
-        choices=('teacher', 'head'),
+        'What labels the turns: the teacher, the policy, or a head trained by `python -m data_pipelines.head_labels`. '
+        'If the teacher is a weak model behind an endpoint, the policy may label better.',
+        choices=('teacher', 'policy', 'head'),
     ),
     head=Key('', 'Folder of the trained head.'),
     min_confidence=Key(
@@ -306,4 +307,10 @@ SATISFACTION = Section(
         'opposite tastes) and empty (no persona). own and other are required; empty is optional.',
     ),
     max_prompts=Key(0, 'Maximum number of prompts to evaluate, selected by hash; 0: all.', at_least=0),
+    personas=Key(
+        'inferred',
+        "Where the loop takes the users' personas from: inferred from their conversations, or stated, which says "
+        'exactly what they like.',
+        choices=('inferred', 'stated'),
+    ),
 )

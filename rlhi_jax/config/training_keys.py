@@ -151,7 +151,11 @@ LOOP = Section(
         "worst of N replies, scored by the simulated users' checkers.",
         choices=('rewrites', 'rewards', 'both', 'oracle'),
     ),
-    simulated=Key(False, 'Let simulated users talk to the policy first, instead of reading data.raw.'),
+    simulated=Key(
+        False,
+        'The users are simulated: they talk to the policy first, unless data.raw is set to a folder with their '
+        'conversations, and they judge the policy before and after training.',
+    ),
     oracle_personas=Key(
         False,
         'Simulated users state what they like, and this becomes their persona, so that neither conversations nor a '

@@ -1,6 +1,8 @@
-"""Variants of a config file: the text after the colon in `--config=configs/NAME.py:VARIANT,smoke`."""
+"""Variants of a config file (`--config=configs/NAME.py:VARIANT,smoke`), and settings that small runs share."""
 
 from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from rlhi_jax.io.errors import UserError
 
@@ -34,3 +36,17 @@ def parse_variant(text: str, names: tuple[str, ...] = ()) -> Variant:
         known = [*names, *(f'{each},{SMOKE}' for each in names)] if names else [SMOKE]
         raise UserError(f'config variant {text!r} is unknown: choose one of {", ".join(known)}')
     return Variant(name, smoke)
+
+
+def on_two_cores(c: ConfigDict) -> None:
+    """Set the sizes with which a round with a model of 135 million parameters takes minutes on two CPU cores.
+
+    The report then says that its figures are not evidence. A real round needs more of everything.
+    """
+    c.loop.smoke, c.model.dtype = True, 'float32'  # a CPU gains little from bfloat16
+    c.loop.reward.learning_rate, c.loop.dpo.learning_rate, c.dpo.beta, c.optimizer.clip = 2e-5, 1e-5, 0.1, 1.0
+    c.sampler.temperature, c.sampler.new_tokens, c.sampler.prompt_tokens, c.sampler.slots = 0.7, 160, 256, 8
+    c.personas.samples, c.rewrites.samples, c.candidates.samples, c.candidates.max_prompts = 2, 2, 2, 4
+    c.teacher.row_tokens, c.rows.tokens, c.rows.scored, c.rows.pairs = 384, 384, 256, 4
+    c.train.batch_rows, c.train.accumulate, c.eval.batch_rows = 4, 4, 2
+    c.pairs.accept_artefacts, c.pairs.min_pairs = True, 1  # too few pairs for the probe

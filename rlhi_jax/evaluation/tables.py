@@ -16,7 +16,8 @@ def print_report(report: dict[str, Any]) -> None:
     Intervals are 95 % confidence intervals over users.
     """
     console = Console(width=118)
-    console.print(_accuracy_table(report))
+    for table in _accuracy_table(report):
+        console.print(table)
     if 'satisfaction' in report:
         for table in _satisfaction_tables(report['satisfaction']):
             console.print(table)
@@ -28,9 +29,13 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(note, markup=False)
 
 
-def _accuracy_table(report: dict[str, Any]) -> Table:
-    """Return a table of accuracy on held-out pairs, per persona condition, before and after training."""
+def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
+    """Return a table of accuracy on held-out pairs, per persona condition, before and after training.
+
+    An objective that was not evaluated has a line below the table instead. There is no table if none was evaluated.
+    """
     table = Table('held-out pairs', *CONDITIONS, 'artefact AUC', title='Accuracy by persona condition')
+    lines = []
     for objective in (name for name in report if name in OBJECTIVES):
         section = report[objective]
         auc = section['probe']['artefact_auc']
@@ -41,8 +46,8 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
                 cells = [shown(conditions[name]['accuracy']) if name in conditions else '' for name in CONDITIONS]
                 table.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, probed)
             elif when == 'after':
-                table.add_row(objective, f'not evaluated: {section["not_evaluated"]}', '', '', probed)
-    return table
+                lines.append(f'{objective}: not evaluated: {section["not_evaluated"]}')
+    return ([table] if table.rows else []) + lines
 
 
 def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:

@@ -37,7 +37,18 @@ def summary(report: dict[str, Any]) -> str:
             f'{_number(evaluation["pairs"], "held-out pair")} from {_number(evaluation["users"], "user")} '
             f'({condition} persona' + (')' if enough else '; too few users for an interval)')
         )
+    if satisfaction := report.get('satisfaction'):
+        gaps = {when: model['gap'] for when, model in satisfaction['models'].items()}
+        text += (
+            f'; replies under their own persona satisfy {_number(satisfaction["users"], "simulated user")} more often '
+            f'than replies under the opposite persona, by {_points(gaps["before"])} before training and by '
+            f'{_points(gaps["after"])} after it'
+        )
     return text
+
+
+def _points(gap: dict[str, float]) -> str:
+    return f'{gap["mean"]:.2f} [{gap["low"]:.2f}, {gap["high"]:.2f}]'
 
 
 def _kept(counts: dict[str, int]) -> int:
