@@ -32,7 +32,7 @@ def get_config(variant: str = ''):
     c.sampler.slots = 32
     c.personas.max_claims = 4
     c.rewrites.regenerate = False  # the simulated replies are the policy's own
-    c.rewrites.samples = 1
+    c.teacher.row_tokens, c.rows.tokens, c.rows.scored = 640, 640, 512  # some replies are long
     c.candidates.samples, c.candidates.max_prompts = 4, 8
     c.train.accumulate = 1
     if parse_variant(variant).smoke:
