@@ -328,6 +328,7 @@ STAGE = Stage(
     identity=_identity,
     files={RECORDS: KEPT},
     steps=(Step('records', ('records_read',)),),
+    shown=('users',),
     summary=of_conversations,
 )
 
