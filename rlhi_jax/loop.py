@@ -322,6 +322,7 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
     if redo is not None:
         confirm([part for part in to_redo(parts, forced) if part.name != card.STAGE.name], ask)
         claim(config, workdir, model_identity(config, config.model.path), replace=True)
+    print(f'The loop has {len(parts)} parts, from {parts[0].name} to {parts[-1].name}, in {workdir}.', flush=True)
     this_round.run(parts, redo=redo is not None, forced=forced)
     return this_round.write_report(None)
 
