@@ -152,7 +152,9 @@ def test_what_is_in_order_has_no_problems(found):
     assert 'Users: 30, of whom 30 have several conversations; 90 conversations, 180 exchanges, 90 follow-ups' in text
     assert '12 of 12 labels and 6 of 6 wishes right, 4 of 4 complaints noticed' in text
     assert 'Held out for the evaluation: 2 of 30 users, in 2 of 30 clusters' in text
-    assert 'Labelling about 90 follow-ups takes about 37,800 tokens' in text  # 420 tokens each
+    assert 'asked about 90 follow-ups, assuming that 25% of them are feedback' in text
+    for kind, requests in (('labels', '90'), ('sentences for personas', '90'), ('rewrites', '90'), ('in all', '270')):
+        assert f'  {kind}: about {requests} requests' in text  # a quarter of the follow-ups, four samples each
 
 
 FAULTY_DATA = {
