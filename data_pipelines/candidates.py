@@ -220,6 +220,7 @@ STAGE = Stage(
         Step('prompts', read=('prompts_read',)),
         Step('replies', dropped=('dropped_replies_', 'dropped_empty_replies')),
     ),
+    shown=('replies',),
     summary=of_candidates,
 )
 

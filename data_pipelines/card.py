@@ -7,6 +7,9 @@ commas. Writes card.md for people, and card.json with the same content, to `conf
 in a loop's workdir, the card opens with the summary in the loop's report.json, and says where a loop that has not
 finished is. The card also lists the stages that were not run. This stage counts everything again from the records, line
 by line, and compares the result with each stage's own counts.
+
+While a loop is at work, its card consists of the opening alone (`write_opening`). If the loop is killed, this card says
+where it was.
 """
 
 from data_pipelines.core.stage import Stage, Task, define_stage_flags
@@ -17,6 +20,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     start()
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,7 @@ from data_pipelines.reports.folders import (
     upstream_first,
 )
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import read_json, write_bytes, write_json
+from rlhi_jax.io.files import new_folder, read_json, write_bytes, write_json
 from rlhi_jax.io.progress import Progress
 
 EXAMPLE_CLAIMS = 3
@@ -82,21 +86,44 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return identity | (dict(opening=opening) if opening else {})
 
 
-def opening_of(workdir: Path) -> dict[str, Any]:
-    """Return what the report of the loop in a folder says in short; {} if the folder contains no report."""
+def opening_of(workdir: Path, *, at_work: bool = False) -> dict[str, Any]:
+    """Return what the report of the loop in a folder says in short; {} if the folder contains no report.
+
+    Args:
+      workdir: the loop's folder.
+      at_work: whether the loop is at work even if it has reached the card, which is its last part.
+    """
     if not (workdir / 'report.json').is_file():
         return {}
     report = read_json(workdir / 'report.json', 'remove the file', fields=())
     opening = {name: report[name] for name in ('summary', 'models', 'unfinished') if name in report}
-    if opening.get('unfinished', {}).get('part') == STAGE.name:  # the loop has reached this card, its last part
+    if opening.get('unfinished', {}).get('part') == STAGE.name and not at_work:
         del opening['unfinished']
     return opening
 
 
+def write_opening(workdir: Path) -> None:
+    """Write the card of a loop that is at work: only what the loop's report says in short.
+
+    The card of an earlier run is replaced, because its counts may no longer be those of the folders. The stage
+    considers this card out of date.
+    """
+    opening = opening_of(workdir, at_work=True)
+    with suppress(UserError), new_folder(workdir / STAGE.name, overwrite=True) as folder:  # or another run writes it
+        folder.chmod(0o700)
+        write_card(folder, describe([], [], {}, opening))
+        write_json(folder / 'manifest.json', dict(stage=STAGE.name, made_from=dict(opening=opening), counts={}))
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write card.json and card.md."""
+    write_json(folder / 'card.json', card)
+    write_bytes(folder / 'card.md', markdown(card).encode())
+
+
 def _work(task: Task) -> dict[str, int]:
     card = describe(*folders(task.config), task.made_from['inputs'], task.made_from.get('opening'))
-    write_json(task.folder / 'card.json', card)
-    write_bytes(task.folder / 'card.md', markdown(card).encode())
+    write_card(task.folder, card)
     checks = [step['adds_up'] for folder in card['funnel'].values() for step in folder['steps']]
     counts = Counter(folders=len(card['funnel']), adding_up=checks.count(True), not_adding_up=checks.count(False))
     return task.write_manifest(counts)

@@ -127,6 +127,7 @@ STAGE = Stage(
     identity=_identity,
     files={RECORDS: KEPT},
     steps=(Step('turns after a reply', ('turns_read',)),),
+    shown=('mined',),
     summary=of_follow_ups,
 )
 

@@ -39,7 +39,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -59,12 +58,12 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.record_files import RECORDS
-from data_pipelines.core.records import SPLITS, Record
+from data_pipelines.core.records import Record
 from data_pipelines.privacy.user_keys import make_salt, read_opt_out, read_salt
 from data_pipelines.raw.files import BATCH, PATTERNS, TEXT, Files, files_of
 from data_pipelines.raw.filters import Filters
 from data_pipelines.raw.near_duplicates import banding
-from data_pipelines.raw.scan import SCHEMA, Chunk, Rules, chunks, part_counts, part_path, work
+from data_pipelines.raw.scan import SCHEMA, Rules, chunks_of, file_split, part_counts, part_path, work
 from data_pipelines.raw.selection import choose
 from data_pipelines.reports.statistics import of_conversations
 from rlhi_jax.config import listed
@@ -104,12 +103,6 @@ def from_hub(name: str) -> Snapshot:
     return snapshot(name, 'dataset', PATTERNS, 'config.data.raw')
 
 
-def file_split(path: Path) -> str:
-    """Return the split that a file like `test.jsonl.gz` or `test-00000-of-00002.parquet` is named after; '' if none."""
-    name = re.split(r'[.-]', path.name)[0]
-    return name if name in SPLITS else ''
-
-
 @functools.cache
 def _digest_of(path: Path, size: int, changed: int) -> str:
     """Return the digest of a file, cached so that an unchanged file is read only once per process."""
@@ -132,7 +125,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 def _scan(task: Task, files: Sequence[Path]) -> list[Path]:
     """Write the missing parts of all raw files to the task's work folder; return the paths of all parts."""
-    config, all_chunks = task.config, _chunks(task.config, files)
+    config, all_chunks = task.config, chunks_of(files, task.config.data.raw)
     if config.beam and not find_spec('apache_beam'):
         raise UserError("config.beam: apache-beam is not installed: run `pip install -e '.[beam]'`")
     job = dict(rules=dataclasses.asdict(rules_of(config)), chunks=[dataclasses.asdict(chunk) for chunk in all_chunks])
@@ -152,20 +145,6 @@ def _scan(task: Task, files: Sequence[Path]) -> list[Path]:
         if part_counts(part)['files_broken_off']:
             print(f'config.data.raw: {chunk.path} is truncated or not gzip: fetch it again', file=sys.stderr)
     return parts
-
-
-def _chunks(config: ConfigDict, files: Sequence[Path]) -> list[Chunk]:
-    """Return the chunks of all raw files, with the splits that the files are named after."""
-    by_split = {file_split(path): path for path in files}
-    if unnamed := len(by_split) > 1 and by_split.pop('', None):
-        raise UserError(
-            f'config.data.raw: {next(iter(by_split.values()))} is named after a split, but {unnamed} is not: name '
-            'either all files after splits or none of them'
-        )
-    all_chunks = [chunk for path in files for chunk in chunks(path, file_split(path) if len(by_split) > 1 else '')]
-    if not all_chunks:
-        raise UserError(f'config.data.raw: {config.data.raw} contains no records: fetch it again, or use other files')
-    return all_chunks
 
 
 def rules_of(config: ConfigDict) -> Rules:
@@ -328,6 +307,7 @@ STAGE = Stage(
     identity=_identity,
     files={RECORDS: KEPT},
     steps=(Step('records', ('records_read',)),),
+    shown=('users',),
     summary=of_conversations,
 )
 

@@ -193,9 +193,15 @@ def _work(task: Task) -> dict[str, int]:
         [record['user_id'] or record['conversation'] for record in probed],
         seed=config.seed,
     )
-    print(f'reply-only classifier: AUC {json.dumps(auc)} on {len(probed)} training pairs', flush=True)
+    print(_probe_in_words(auc, len(probed)), flush=True)
     accepted = auc is not None and auc > config.pairs.max_artefact_auc
     return task.write_manifest(counts, probe=dict(artefact_auc=auc, pairs=len(probed), accepted=accepted))
+
+
+def _probe_in_words(auc: float | None, pairs: int) -> str:
+    if auc is None:
+        return f'{pairs} training pairs are too few to test whether the replies alone tell chosen from rejected.'
+    return f'The replies of {pairs} training pairs alone tell chosen from rejected with an AUC of {auc:.2f}.'
 
 
 def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
@@ -225,6 +231,7 @@ STAGE = Stage(
     check=_check,
     files={f'{split}.jsonl': KEPT for split in MINED_SPLITS},
     steps=(Step('rewrites and prompts', read=tuple(f'{source}_read' for source in SOURCES)),),
+    shown=('with_persona',),
     summary=of_pairs,
 )
 

@@ -59,6 +59,7 @@ STAGE = Stage(
     identity=_identity,
     contents=_counted,
     steps=(Step('pairs', ('pairs_read',)),),
+    shown=('rows',),
     forgetting='removed',
 )
 

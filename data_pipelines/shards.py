@@ -222,6 +222,7 @@ STAGE = Stage(
     contents=lambda folder: dict(trees=len(Shards(folder))),
     digests=lambda folder: dict(shards=Shards(folder).digest),
     steps=(Step('pairs', ('lines_read',)),),
+    shown=('trees',),
 )
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@
 The loop runs stages from `data_pipelines` and programs from `rlhi_jax`, one after another. Each of them writes to its
 own folder in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any
 point. WORKDIR/report.json contains the results so far and, until the loop has finished, the part that it has reached.
+WORKDIR/card/card.md begins with the same. Both are written before each part on which there is work to do, so they also
+say where a killed loop was.
 
 After a change to the data, to a persona or to a setting, the loop stops at the first folder that is out of date. With
 --redo, it lists all such folders, asks once, and makes them again in order. --redo=STAGE also makes that stage again.
@@ -28,8 +30,10 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     flags.DEFINE_bool('yes', False, 'With --redo: do not ask.')
     start()
 
+import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -53,7 +57,7 @@ from data_pipelines import (
 from data_pipelines.checks.data import check_data
 from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.machine import check_machine
-from data_pipelines.core.stage import Stage
+from data_pipelines.core.stage import Stage, Task
 from data_pipelines.preferences.reading import pairs_to_read
 from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
@@ -66,7 +70,7 @@ from rlhi_jax.evaluation.tables import print_report
 from rlhi_jax.io.errors import NothingToEvaluate, UserError, one_line
 from rlhi_jax.io.files import discard, read_json, write_json
 from rlhi_jax.models.checkpoints import saved_steps
-from rlhi_jax.rounds.parts import Part, State, announcement, chosen, to_redo
+from rlhi_jax.rounds.parts import Part, State, chosen, confirm, to_redo
 from rlhi_jax.rounds.settings import check_settings, claim
 from rlhi_jax.rounds.times import timed, times_in_words
 from rlhi_jax.rounds.words import models, notes, summary
@@ -84,11 +88,15 @@ class Round:
       config: the loop's config.
       workdir: the round's folder.
       report: the results so far, in the format of report.json.
+      reached: the part that the loop has reached, and its number.
+      at_work: whether a part has had work to do, so that the report and the card of an earlier run no longer hold.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
         self.report: dict[str, Any] = dict(method=config.loop.method, funnel={})
+        self.reached, self._noted = {}, {}
+        self.at_work = not all((workdir / name).exists() for name in ('report.json', 'card/card.md'))
 
     def parts(self) -> list[Part]:
         """Return the parts of the round, in the order in which they run."""
@@ -167,6 +175,8 @@ class Round:
         if stage.name == 'satisfaction':
             name = f'satisfaction {name}'
         part = f'{objective}: {name or stage.name}' if objective else name or stage.name
+        if stage is not card.STAGE:
+            stage = dataclasses.replace(stage, work=self._noting(stage.work))
         return Part(
             name=part,
             folder=Path(attrgetter(stage.output)(config)),
@@ -174,6 +184,15 @@ class Round:
             state=lambda: stage.state(config),
             make=lambda replace: self._make(stage, config, part, replace),
         )
+
+    def _noting(self, work: Callable[[Task], dict[str, int]]) -> Callable[[Task], dict[str, int]]:
+        """Return a stage's work, before which the loop notes that it is at work."""
+
+        def noted_work(task: Task) -> dict[str, int]:
+            self.begin()
+            return work(task)
+
+        return noted_work
 
     def _make(self, stage: Stage, config: ConfigDict, name: str, replace: bool) -> None:
         """Bring a stage's folder up to date, and add the stage's counts to the report."""
@@ -193,9 +212,10 @@ class Round:
         """Start or resume a training run. If `replace`, remove an existing run and what was exported from it first."""
         folder = self.workdir / objective
         if replace:
+            self.begin()
             discard(folder / 'huggingface')
             discard(folder / 'run')
-        if not train(config, folder / 'run'):
+        if not train(config, folder / 'run', self.begin):
             raise Stopped
         probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run the same command again')['probe']
         self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
@@ -206,7 +226,7 @@ class Round:
         if (Path(config.data.pairs) / 'validation.jsonl').stat().st_size:
             # A policy is not evaluated before training, because its implicit reward is then 0 everywhere.
             steps = dict(evaluation=saved_steps(folder)[-1]) | (dict(before=0) if objective == 'reward' else {})
-            self.report[objective] |= _evaluations(config, folder, steps)
+            self.report[objective] |= _evaluations(config, folder, steps, self.begin)
 
     def _export(self, objective: str) -> Part:
         """Return the part that writes a trained model as a Hugging Face folder, unless that folder exists."""
@@ -214,6 +234,7 @@ class Round:
 
         def make(replace: bool) -> None:
             if not folder.exists():
+                self.begin()
                 export_model(self.workdir / objective / 'run', folder, step=None, dtype='float32')
                 print(f'wrote {folder}', flush=True)
 
@@ -229,19 +250,31 @@ class Round:
         """
         for number, part in enumerate(parts, start=1):
             print(f'[{number} of {len(parts)}] {part.name}', flush=True)
-            reached = dict(part=part.name, number=number, of=len(parts))
-            self.write_report(reached)
-            is_card = part.name == card.STAGE.name  # a loop that stopped has written a card, too
-            replace = part.name in forced or ((redo or is_card) and part.state() is State.OUT_OF_DATE)
+            self.reached = dict(part=part.name, number=number, of=len(parts))
+            is_card = part.name == card.STAGE.name  # a loop that was at work or that stopped has written a card, too
+            if is_card:  # it opens with what the report says
+                self.write_report(self.reached)
+            replace = part.name in forced or (is_card and self.at_work)
+            replace = replace or ((redo or is_card) and part.state() is State.OUT_OF_DATE)
+            if self.at_work or (is_card and replace):
+                self.begin()
             try:
                 with timed(self.workdir, part.name):
                     part.make(replace)
             except (UserError, Stopped) as error:
-                self.write_report(reached, one_line(error) or 'asked to stop')
+                self.write_report(self.reached, one_line(error) or 'asked to stop')
+                card.write_opening(self.workdir)
                 if not is_card:
                     with suppress(UserError):  # there may be nothing to describe yet
                         parts[-1].make(True)
                 raise
+
+    def begin(self) -> None:
+        """Write into the report and the card that the loop is at work on the part that it has reached."""
+        if self._noted != self.reached:
+            self.write_report(self.reached)
+            card.write_opening(self.workdir)
+        self.at_work, self._noted = True, self.reached
 
     def write_report(self, reached: dict[str, Any] | None, why: str = '') -> dict[str, Any]:
         """Write report.json, and return its content.
@@ -287,8 +320,9 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
     parts = this_round.parts()
     forced = chosen(parts, redo) if redo else frozenset()
     if redo is not None:
-        _confirm(to_redo(parts, forced), ask)
+        confirm([part for part in to_redo(parts, forced) if part.name != card.STAGE.name], ask)
         claim(config, workdir, model_identity(config, config.model.path), replace=True)
+    print(f'The loop has {len(parts)} parts, from {parts[0].name} to {parts[-1].name}, in {workdir}.', flush=True)
     this_round.run(parts, redo=redo is not None, forced=forced)
     return this_round.write_report(None)
 
@@ -320,35 +354,18 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
         raise UserError('the loop would stop later for the reasons above: `python -m rlhi_jax.check` shows the details')
 
 
-def _confirm(redone: list[Part], ask: bool) -> None:
-    """Print which parts are going to be made again, and ask whether to go on.
-
-    Raises:
-      UserError: the answer is not 'y', or there is nobody to ask.
-    """
-    redone = [part for part in redone if part.name != card.STAGE.name]
-    if not redone:
-        print('Nothing is out of date.', flush=True)
-        return
-    print(announcement(redone), flush=True)
-    if not ask:
-        return
-    if not sys.stdin.isatty():
-        raise UserError('--redo needs an answer from a terminal: pass --yes to go on without asking')
-    if input('Make these again? [y/N] ').strip().lower() not in ('y', 'yes'):
-        raise UserError('--redo: nothing was changed: answer y to go on')
-
-
-def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int]) -> dict[str, Any]:
+def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin: Callable[[], None]) -> dict[str, Any]:
     """Return the evaluation of each step under the step's key in `steps`, and '' under 'not_evaluated'.
 
-    If the evaluation is not possible, return only the reason, under 'not_evaluated'.
+    If the evaluation is not possible, return only the reason, under 'not_evaluated'. `begin` is called before a step is
+    evaluated.
     """
+    evaluations = {}
     try:
-        evaluations = {
-            name: stored_evaluation(config, folder, step) or evaluate(config, folder, step)
-            for name, step in steps.items()
-        }
+        for name, step in steps.items():
+            if not (stored := stored_evaluation(config, folder, step)):
+                begin()
+            evaluations[name] = stored or evaluate(config, folder, step)
     except NothingToEvaluate as error:  # the trained model is unaffected
         return dict(not_evaluated=str(error))
     return evaluations | dict(not_evaluated='')

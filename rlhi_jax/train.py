@@ -72,8 +72,13 @@ class Run(NamedTuple):
     checkpoints: RunCheckpoints
 
 
-def train(config: ConfigDict, workdir: Path) -> bool:
+def train(config: ConfigDict, workdir: Path, begins: Callable[[], None] = lambda: None) -> bool:
     """Start or resume a training run, and train until the run is complete or is asked to stop.
+
+    Args:
+      config: the settings.
+      workdir: the run's folder.
+      begins: a function that is called before the first step, if there are steps left.
 
     Returns:
       Whether the run is complete.
@@ -88,6 +93,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         if processes.is_main():
             trim_logs(workdir, next_step=run.num_steps)
         return _say(run, run.num_steps)
+    begins()
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(run.mesh):
         read = read_with_reference(run)

@@ -50,9 +50,9 @@ def arm(doomed: str) -> None:
         running[0] = self.name
         return STAGE_RUN(dataclasses.replace(self, work=work), config, overwrite=overwrite)
 
-    def train(config, workdir):
+    def train(config, *args):
         running[0] = f'train {config.objective}'
-        return TRAIN(config, workdir)
+        return TRAIN(config, *args)
 
     def save(self, *args):
         """Save a checkpoint. The first checkpoint of the doomed training run is started but never finished."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import http.server
 import json
+import random
 import re
 import shutil
 import time
@@ -85,13 +86,18 @@ def model(tmp_path_factory):
     return tiny.write_model(tmp_path_factory.mktemp('check') / 'model', spec=tiny.LOOP_SPEC)
 
 
+def opening(name: str) -> str:
+    """A first message that resembles no other."""
+    return ' '.join(random.Random(name).choices(tiny.WORDS, k=12))
+
+
 def conversations(users: int = 30, each: int = 3, **changed) -> list[dict]:
     """Conversations of several users, all of whose fields the default config finds."""
     records = []
     for user in range(users):
         for number in range(each):
             texts = [
-                'How do I bake bread?',
+                opening(f'{user}-{number}'),
                 f'Mix flour and water, {user}-{number}.',
                 'Shorter, please.',
                 'Mix and bake.',
@@ -145,8 +151,10 @@ def test_what_is_in_order_has_no_problems(found):
     assert 'user: user_id (100%)' in text and 'said_at: timestamp (100%)' in text
     assert 'Users: 30, of whom 30 have several conversations; 90 conversations, 180 exchanges, 90 follow-ups' in text
     assert '12 of 12 labels and 6 of 6 wishes right, 4 of 4 complaints noticed' in text
-    assert 'Labelling about 90 follow-ups takes about 37,800 tokens' in text  # 420 tokens each
-    assert 'Held out for the evaluation: about 3.0 users (10%).' in text
+    assert 'Held out for the evaluation: 2 of 30 users, in 2 of 30 clusters' in text
+    assert 'asked about 90 follow-ups, assuming that 25% of them are feedback' in text
+    for kind, requests in (('labels', '90'), ('sentences for personas', '90'), ('rewrites', '90'), ('in all', '270')):
+        assert f'  {kind}: about {requests} requests' in text  # a quarter of the follow-ups, four samples each
 
 
 FAULTY_DATA = {
@@ -156,6 +164,11 @@ FAULTY_DATA = {
         'stop', 'config.ingest.fields.user', "'first_k_turns'",
     ),
     'one user': (conversations(users=1, each=9), 'warn', 'one user', 'ten users'),
+    'one cluster': (
+        [{**record, 'messages': [{**record['messages'][0], 'content': 'Bake.'}, *record['messages'][1:]]}
+         for record in conversations()],
+        'warn', '30 of 30 users, and all of them go to the same split', 'config.ingest.similarity',
+    ),
     'few users': (conversations(users=5), 'warn', 'fewer than 2 users are held out', 'config.ingest.heldout=0.5'),
     'ids taken for messages': (
         [dict(conversation='c-17', turns=record['messages']) for record in conversations()],

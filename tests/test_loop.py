@@ -18,6 +18,10 @@ STAGES = (
     *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards', 'rows', 'train reward'),
     *('candidates', 'train dpo', 'satisfaction', 'export'),
 )
+KILLED_IN = {  # the part of the loop in which each of them is killed, if it has another name
+    **{stage: f'reward: {stage}' for stage in ('pairs', 'shards', 'rows', 'export')},
+    **{'train reward': 'reward: training', 'train dpo': 'dpo: training', 'satisfaction': 'satisfaction before'},
+}
 VARYING = {'times.jsonl', 'tensorboard', 'checkpoints'}  # times, or written at leisure; the exported folders count
 
 
@@ -140,10 +144,16 @@ def test_a_loop_goes_on_with_an_endpoint_that_moved(model, tmp_path):
 def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_path):
     expected, _ = finished
     workdir = tmp_path / 'run'
+    reached = 0
     for stage in STAGES:
         command = [sys.executable, 'tests/killed_loop.py', stage]
         killed = subprocess.run([*command, *flags(model, workdir)], cwd=tiny.ROOT, capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, (stage, killed.stderr[-2000:])
+        place = json.loads((workdir / 'report.json').read_text())['unfinished']
+        assert place['part'] == KILLED_IN.get(stage, stage) and place['number'] > reached and place['why'] == ''
+        reached = place['number']
+        text = (workdir / 'card' / 'card.md').read_text().replace('\\', '')
+        assert f'It has reached part {reached} of {place["of"]}, {place["part"]}. Next: run the same command' in text
     tiny.run_program('rlhi_jax.loop', *flags(model, workdir))
     ours, theirs = contents(workdir), contents(expected)
     assert ours.keys() == theirs.keys()

@@ -1,10 +1,20 @@
 """The parts of a round: which are made again, what is said about them, and how long they took."""
 
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_pipelines import card
+from rlhi_jax.config import base_config
+from rlhi_jax.data.shards import write_shards
+from rlhi_jax.data.tree import Interaction, Message, Pair
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import read_json
+from rlhi_jax.loop import Round
 from rlhi_jax.rounds.parts import Part, State, announcement, chosen, to_redo
 from rlhi_jax.rounds.times import time_spent, timed
 from rlhi_jax.rounds.words import summary
@@ -81,3 +91,100 @@ def test_times_add_up_over_restarts(tmp_path):
     with timed(tmp_path, 'rows'):  # is written to the same line as what the killed process left
         pass
     assert 60 <= time_spent(tmp_path)['rows'] < 61
+
+
+class Loop:
+    """A round whose parts only note what a reader would find if the process were killed in the middle of each part."""
+
+    def __init__(self, workdir: Path):
+        self.config, self.workdir = base_config(), workdir
+        self.found: list[tuple[str, str]] = []
+
+    def run(self, work: str, *, fails: str = '', killed: str = '') -> dict[str, Any]:
+        """Run parts a to d and the card. Those in `work` have work to do; one may fail, and one may be killed."""
+        this_round = Round(self.config, self.workdir)
+
+        def make(name: str) -> Callable[[bool], None]:
+            def made(replace: bool) -> None:
+                if name in work:
+                    this_round.begin()
+                self.found.append((name, self.place()))
+                if name == fails:
+                    raise UserError('too few: bring more')
+                if name == killed:
+                    raise KeyboardInterrupt
+
+            return made
+
+        parts = [Part(name, self.workdir / name, (), lambda: State.UP_TO_DATE, make(name)) for name in 'abcd']
+        parts.append(this_round._stage(card.STAGE))
+        this_round.run(parts, redo=False, forced=frozenset())
+        return this_round.write_report(None)
+
+    def place(self) -> str:
+        """Where the card says that the loop is: '' if it has finished. The report must say the same."""
+        text = (self.workdir / 'card' / 'card.md').read_text().replace('\\', '')
+        found = re.search(r'reached part (\d) of 5, (\w+)( .*)?[.] Next: run the same command again', text)
+        unfinished = read_json(self.workdir / 'report.json', '').get('unfinished')
+        assert (unfinished and str(unfinished['number'])) == (found and found[1])
+        return found[2] + (found[3] or '') if found else ''
+
+
+@pytest.fixture
+def loop(tmp_path):
+    (tmp_path / 'dpo' / 'shards').mkdir(parents=True)
+    messages = (Message(-1, 'user', 'x'), Message(0, 'assistant', 'a'), Message(0, 'assistant', 'b'))
+    manifest = dict(stage='shards', made_from={}, counts=dict(lines_read=1, pairs_kept=1, trees=1))
+    trees = [Interaction('t', messages, (Pair('p', 0, 1, 2),))]
+    write_shards(trees, tmp_path / 'dpo' / 'shards', trees_per_shard=1, manifest=manifest)
+    return Loop(tmp_path)
+
+
+def test_at_any_moment_report_and_card_say_where_the_loop_is(loop):
+    loop.run('abcd')
+    assert loop.found == [(name, name) for name in 'abcd'] and loop.place() == ''
+
+
+def test_a_loop_that_only_checks_leaves_the_card_of_the_finished_one(loop):
+    loop.run('abcd')
+    written = (loop.workdir / 'card' / 'card.md').stat().st_mtime_ns
+    loop.found.clear()
+    loop.run('')
+    assert loop.found == [(name, '') for name in 'abcd']
+    assert (loop.workdir / 'card' / 'card.md').stat().st_mtime_ns == written
+
+
+def test_the_card_of_an_earlier_run_goes_when_work_begins(loop):
+    loop.run('abcd')
+    loop.found.clear()
+    loop.run('c')
+    assert loop.found == [('a', ''), ('b', ''), ('c', 'c'), ('d', 'd')] and loop.place() == ''
+    assert '| pairs kept | 1 |' in (loop.workdir / 'card' / 'card.md').read_text()
+
+
+def test_a_killed_loop_says_where_it_was_until_it_is_further(loop):
+    with pytest.raises(KeyboardInterrupt):
+        loop.run('abcd', killed='c')
+    assert loop.place() == 'c'
+    loop.found.clear()
+    loop.run('cd')
+    assert loop.found == [('a', 'c'), ('b', 'c'), ('c', 'c'), ('d', 'd')]
+
+
+def test_a_loop_that_failed_says_why_until_it_is_further(loop):
+    with pytest.raises(UserError):
+        loop.run('abcd', fails='b')
+    assert loop.place() == 'b (too few: bring more)'
+    assert '| pairs kept | 1 |' in (loop.workdir / 'card' / 'card.md').read_text()  # the whole card
+    loop.found.clear()
+    loop.run('')  # the cause is gone, and nothing is left to do
+    assert loop.found[0][1].startswith('b ') and loop.place() == ''
+
+
+def test_without_any_folder_the_card_says_why_the_loop_stopped(loop):
+    shutil.rmtree(loop.workdir / 'dpo')
+    with pytest.raises(UserError):
+        loop.run('abcd', fails='a')
+    assert loop.place() == 'a (too few: bring more)'
+    assert 'No stage has finished.' in (loop.workdir / 'card' / 'card.md').read_text()
+    assert (loop.workdir / 'card').stat().st_mode & 0o77 == 0

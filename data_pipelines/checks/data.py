@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data_pipelines.checks.findings import Findings
+from data_pipelines.checks.held_out import assign, check_held_out
 from data_pipelines.checks.sample import Sample, read_sample
 from data_pipelines.core.records import Conversation
 from data_pipelines.persona.scopes import SCOPES
@@ -15,7 +16,6 @@ from data_pipelines.raw.formats import RawConversation
 from data_pipelines.raw.scan import Rules
 from rlhi_jax.io.errors import UserError
 
-MIN_HELD_OUT = 2  # users, for a comparison with another user's persona
 _SHOWN = 160  # characters of a text
 
 
@@ -32,7 +32,8 @@ def check_data(config: ConfigDict, files: Sequence[Path], rules: Rules, findings
     _dropped(config, sample, findings)
     if sample.conversations:
         _shown(sample, findings)
-        _users(config, sample, findings)
+        _users(sample, findings)
+        check_held_out(config, sample, assign(config, sample, files, rules), findings)
         _times(config, sample, findings)
     return sample
 
@@ -85,7 +86,7 @@ def _shown(sample: Sample, findings: Findings) -> None:
         findings.fact(f'  {message["role"]}: {text[:_SHOWN]}{"…" if len(text) > _SHOWN else ""}')
 
 
-def _users(config: ConfigDict, sample: Sample, findings: Findings) -> None:
+def _users(sample: Sample, findings: Findings) -> None:
     conversations = sample.conversations
     by_user = Counter(each['user_id'] for each in conversations if each['user_id'])
     several = sum(number > 1 for number in by_user.values())
@@ -109,27 +110,6 @@ def _users(config: ConfigDict, sample: Sample, findings: Findings) -> None:
         findings.stop(
             'the conversations end with the first reply, so they contain no feedback (follow-up turns): bring '
             'conversations of several turns, or join the calls of a log by config.ingest.fields'
-        )
-    _held_out(config, sample, len(by_user), findings)
-
-
-def _held_out(config: ConfigDict, sample: Sample, users: int, findings: Findings) -> None:
-    """Say how many users are going to be held out, and warn if these are too few for an evaluation."""
-    share = config.ingest.heldout
-    units = users or len(sample.conversations)  # conversations of unknown users are held out one by one
-    expected = units / max(len(sample.conversations), 1) * sample.total * share if not sample.whole else units * share
-    unit = 'users' if users else 'conversations'
-    findings.fact(f'Held out for the evaluation: about {expected:,.1f} {unit} ({share:.0%}).')
-    if users == 1:
-        findings.warn(
-            'all conversations are from one user, so nobody can be held out and no persona can be compared with '
-            "another user's: bring conversations of at least ten users"
-        )
-    elif expected < MIN_HELD_OUT:
-        enough = min(0.5, 2 * MIN_HELD_OUT / units)
-        findings.warn(
-            f'fewer than {MIN_HELD_OUT} {unit} are held out, so the evaluation would have no figures: bring more '
-            f'users, or set config.ingest.heldout={enough:.2g}'
         )
 
 

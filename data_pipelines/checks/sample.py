@@ -29,6 +29,7 @@ class Sample(NamedTuple):
       not_messages: examples of values at the path of the messages that are not lists of messages.
       total: the number of records in all files; an estimate unless `whole`.
       whole: whether the sample contains all records.
+      files: the files that were read.
     """
 
     conversations: list[RawConversation]
@@ -37,6 +38,7 @@ class Sample(NamedTuple):
     not_messages: list[Any]
     total: int
     whole: bool
+    files: Sequence[Path]
 
     @property
     def follow_ups(self) -> int:
@@ -76,7 +78,7 @@ def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
                     not_messages.append(at_path)
         whole &= next(records, None) is None
     total = counts['records_read'] if whole else max(_records_in(files, sizes), counts['records_read'])
-    return Sample(conversations, counts, dict(found), not_messages, total, whole)
+    return Sample(conversations, counts, dict(found), not_messages, total, whole, chosen)
 
 
 def _note_paths(record: Any, fields: dict[str, str], found: dict[str, Counter]) -> None:

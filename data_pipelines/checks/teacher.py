@@ -2,11 +2,13 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ml_collections import ConfigDict
 
+from data_pipelines.checks.cost import Asked, in_words, lengths_of, work_of_teacher
 from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.sample import Sample
 from data_pipelines.core.stage import Task
@@ -23,6 +25,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.sampling.generator import Prompt, Turns
 
+T = TypeVar('T')
 TIMEOUT = 8.0  # seconds for an answer; a teacher that needs longer for these short questions is slow
 STRONG = 10**9  # parameters; smaller models rarely follow feedback (tests/benchmarks/README.md)
 MIN_LABELS, MIN_WISHES = 8, 3  # right answers below which mined data would be mostly wrong
@@ -80,7 +83,8 @@ def check_teacher(config: ConfigDict, sample: Sample, findings: Findings) -> Non
         with tempfile.TemporaryDirectory() as folder:
             task = Task(_impatient(config), Path(folder), {}, 'check')
             try:
-                _ask(task, sample, findings)
+                _estimate(config, sample, *_ask(task, findings), findings)
+                _ask_the_longest(task, sample, findings)
             finally:
                 task.close()
     except UserError as error:
@@ -100,30 +104,35 @@ def _check_folder(config: ConfigDict, path: str, findings: Findings) -> None:
 
 
 def _impatient(config: ConfigDict) -> ConfigDict:
-    """Return the config with settings under which a teacher that does not answer is noticed at once."""
+    """Return the config with settings under which a teacher that does not answer is noticed at once.
+
+    The cache is not used, because tokens and seconds can only be measured on new answers.
+    """
     config = config.copy_and_resolve_references()
+    config.teacher.cache = ''
     config.teacher.retries = 0
     config.teacher.attempts = config.personas.samples = 1
     config.teacher.timeout = min(config.teacher.timeout, TIMEOUT)
     return config
 
 
-def _ask(task: Task, sample: Sample, findings: Findings) -> None:
-    """Ask the teacher the built-in questions, and report how many it answered well and how long it took."""
-    start = time.monotonic()
+def _ask(task: Task, findings: Findings) -> tuple[Asked, Asked]:
+    """Ask the teacher the built-in questions, and report how many it answered well.
+
+    Returns:
+      What the questions about follow-ups took, and what those about wishes took.
+    """
     turns = [UserTurn(text, _REQUEST, _REPLY, text) for text in FOLLOW_UPS]
-    judged = by_answer(task, turns)
-    seconds = time.monotonic() - start
-    tokens = spending(task)
+    judged, of_labels = _measured(task, turns, [_REQUEST + _REPLY + text for text in FOLLOW_UPS], by_answer)
+    sentences, of_sentences = _measured(task, WISHES, WISHES, sentences_about)
     right = sum(bool(judged[text]) and judged[text].label == label for text, label in FOLLOW_UPS.items())
     complaints = [text for text, label in FOLLOW_UPS.items() if label == FEEDBACK]
     noticed = sum(bool(judged[text]) and judged[text].label == FEEDBACK for text in complaints)
-    stated = sum(
-        any(not fault(text, wish, '') for text in texts) for wish, texts in sentences_about(task, WISHES).items()
-    )
+    stated = sum(any(not fault(text, wish, '') for text in texts) for wish, texts in sentences.items())
     findings.fact(
         f'Teacher {task.config.teacher.model}: {right} of {len(FOLLOW_UPS)} labels and {stated} of {len(WISHES)} '
-        f'wishes right, {noticed} of {len(complaints)} complaints noticed, {seconds / len(FOLLOW_UPS):.2f} s per label.'
+        f'wishes right, {noticed} of {len(complaints)} complaints noticed, '
+        f'{of_labels.seconds / len(FOLLOW_UPS):.2f} s per label.'
     )
     if noticed < len(complaints) / 2:
         labels = sorted({judgement.label for judgement in judged.values() if judgement})
@@ -141,26 +150,36 @@ def _ask(task: Task, sample: Sample, findings: Findings) -> None:
             f'the teacher {task.config.teacher.model} states {stated} of {len(WISHES)} simple wishes, so most users '
             'would have no persona: use a stronger model'
         )
-    _estimate(task.config, sample, tokens, seconds, findings)
-    _ask_the_longest(task, sample, findings)
+    return of_labels, of_sentences
 
 
-def _estimate(config: ConfigDict, sample: Sample, tokens: dict[str, int], seconds: float, findings: Findings) -> None:
-    """Estimate tokens, price and time of labelling all follow-ups, from the answers to the built-in questions."""
-    used = sample.counts['records_read']
-    labels = sample.follow_ups * (sample.total / used if used else 0)
-    each_in, each_out = (tokens[f'teacher_tokens_{way}'] / len(FOLLOW_UPS) for way in ('in', 'out'))
-    price = labels * (each_in * config.teacher.price_in + each_out * config.teacher.price_out) / 1e6
-    hours = labels * seconds / len(FOLLOW_UPS) / 3600
-    findings.fact(
-        f'Labelling about {labels:,.0f} follow-ups takes about {labels * (each_in + each_out):,.0f} tokens, '
-        f'{price:,.2f} in the currency of config.teacher.price_in, and {hours:,.1f} hours. Personas and rewrites come '
-        'on top, for those follow-ups that are feedback.'
-    )
-    if seconds > TIMEOUT:
+def _measured(task: Task, questions: Sequence[T], texts: Sequence[str], ask: Callable) -> tuple[dict, Asked]:
+    """Return the answers to questions, and the tokens and the time that they took.
+
+    Args:
+      task: the task.
+      questions: the questions.
+      texts: the user text in each question.
+      ask: ask(task, questions) returns the answers.
+    """
+    before, start = spending(task), time.monotonic()
+    answers = ask(task, questions)
+    seconds, after = time.monotonic() - start, spending(task)
+    tokens = [after[name] - before[name] for name in ('teacher_tokens_in', 'teacher_tokens_out')]
+    return answers, Asked(len(questions), sum(map(len, texts)) / len(texts), *tokens, seconds)
+
+
+def _estimate(config: ConfigDict, sample: Sample, labels: Asked, sentences: Asked, findings: Findings) -> None:
+    """Estimate tokens, price and time of everything that the teacher will be asked, and warn if it is slow."""
+    follow_ups = sample.follow_ups * sample.total / sample.counts['records_read']
+    work = work_of_teacher(config, follow_ups, lengths_of(sample), labels, sentences)
+    for line in in_words(work, follow_ups, config.teacher.price_in, config.teacher.price_out):
+        findings.fact(line)
+    if labels.seconds > TIMEOUT:
         findings.warn(
-            f'the teacher takes {seconds:.0f} s for {len(FOLLOW_UPS)} short questions: expect {hours:,.1f} hours, or '
-            'use a faster server or a higher config.teacher.concurrency'
+            f'the teacher takes {labels.seconds:.0f} s for {labels.questions} short questions: expect '
+            f'{sum(each.hours for each in work):,.1f} hours, or use a faster server or a higher '
+            'config.teacher.concurrency'
         )
 
 

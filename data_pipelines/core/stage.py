@@ -7,17 +7,18 @@ time. Only counters, user ids and the ids of chosen items stay in memory for the
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from data_pipelines.core.counts import Step, in_words, with_time
 from data_pipelines.core.journal import Journal, journal_name, output_name, work_folder
 from data_pipelines.core.record_files import RECORDS, write_records
 from data_pipelines.core.records import Record
@@ -86,23 +87,6 @@ class Task:
             self.journal.close()
 
 
-class Step(NamedTuple):
-    """The names of the counts for one kind of item. The data card checks that all items read were kept or dropped.
-
-    If a count of dropped items matches the prefixes of several steps, it belongs to the step with the longest matching
-    prefix.
-
-    Attributes:
-      unit: the kind of item, in the plural.
-      read: names of the counts of items read; empty if the stage does not count the items it reads.
-      dropped: prefixes. A count is a count of dropped items if its name starts with one of them.
-    """
-
-    unit: str
-    read: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ('dropped_',)
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline: how its folder is made, and how the data card and `forget` treat the folder.
@@ -124,6 +108,7 @@ class Stage:
       digests: a function that returns further digests, besides those of the folder's files. Later stages use them to
         identify the folder.
       steps: the counts that must add up. The data card leaves out a stage without steps.
+      shown: names of counts that the stage prints when it has finished, besides those of the first step.
       summary: a function that computes statistics for the data card from the folder's records and manifest.
       forgetting: how a user is forgotten: 'rewritten' if the folder's records are rewritten without that user, or
         'removed' if the folder is removed and the stage has to make it again.
@@ -139,17 +124,20 @@ class Stage:
     contents: Callable[[Path], Mapping[str, int]] = lambda folder: {}
     digests: Callable[[Path], Mapping[str, str]] = lambda folder: {}
     steps: Sequence[Step] = ()
+    shown: Sequence[str] = ()
     summary: Callable[[Iterable[Record], dict[str, Any]], dict[str, Any]] | None = None
     forgetting: Literal['rewritten', 'removed'] = 'rewritten'
 
     def run(self, config: ConfigDict, *, overwrite: bool = False) -> dict[str, int]:
         """Make the output folder, unless it is up to date and `overwrite` is false; return its counts.
 
+        One line is printed. All counts are in the manifest and in the data card.
+
         Raises:
           UserError: the folder was made from other input, settings or code and `overwrite` is false, or the work cannot
             be done.
         """
-        path = attrgetter(self.output)(config)
+        path, start = attrgetter(self.output)(config), time.monotonic()
         if not path:
             raise UserError(f'config.{self.output} is empty: set it to the folder to write')
         folder = Path(path)
@@ -160,7 +148,7 @@ class Stage:
             if manifest.get('made_from') == made_from:
                 self.check(config, manifest)
                 _remove_work(folder)  # left by a run that was killed just as it finished
-                print(f'{folder}: up to date {json.dumps(manifest.get("counts"))}', flush=True)
+                print(f'{folder}: up to date; {in_words(self.steps, self.shown, manifest["counts"])}', flush=True)
                 return manifest['counts']
             raise UserError(
                 f'config.{self.output}: {folder} was made with different input or settings, or by another version of '
@@ -173,7 +161,8 @@ class Stage:
                 counts = self.work(task)
             self.check(config, read_json(temporary / 'manifest.json', ''))
         _remove_work(folder)
-        print(f'{folder}: {json.dumps(counts)}', flush=True)
+        line = in_words(self.steps, self.shown, counts)
+        print(f'{folder}: {with_time(line, time.monotonic() - start)}', flush=True)
         return counts
 
     def state(self, config: ConfigDict) -> State:

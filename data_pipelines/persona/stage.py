@@ -33,6 +33,7 @@ def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
         _identity,
         files={CLAIMS: KEPT, USERS: 'users', RECORDS: 'turns'},
         steps=(Step('remarks', ('remarks',), ('dropped_', 'deleted')),),
+        shown=('users_with_persona',),
         summary=of_personas,
     )
 

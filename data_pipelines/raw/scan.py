@@ -9,17 +9,20 @@ without changing anything for other users.
 import dataclasses
 import functools
 import json
+import re
 import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from data_pipelines.core.records import SPLITS
 from data_pipelines.privacy.user_keys import read_opt_out, read_salt
 from data_pipelines.raw.files import BATCH, TEXT, Form, form_of, json_records, parquet_records
 from data_pipelines.raw.filters import Filters, scrub
@@ -118,6 +121,34 @@ def chunks(path: Path, split: str) -> list[Chunk]:
     length = path.stat().st_size
     step = CHUNK if form == Form('lines') else length
     return [Chunk(str(path), split, first, min(first + step, length)) for first in range(0, length, max(step, 1))]
+
+
+def file_split(path: Path) -> str:
+    """Return the split that a file like `test.jsonl.gz` or `test-00000-of-00002.parquet` is named after; '' if none."""
+    name = re.split(r'[.-]', path.name)[0]
+    return name if name in SPLITS else ''
+
+
+def chunks_of(files: Sequence[Path], raw: str) -> list[Chunk]:
+    """Return the chunks of all raw files, with the splits that the files are named after.
+
+    Args:
+      files: the files.
+      raw: `config.data.raw`, for error messages.
+
+    Raises:
+      UserError: some files are named after splits and others are not, or there are no records.
+    """
+    by_split = {file_split(path): path for path in files}
+    if unnamed := len(by_split) > 1 and by_split.pop('', None):
+        raise UserError(
+            f'config.data.raw: {next(iter(by_split.values()))} is named after a split, but {unnamed} is not: name '
+            'either all files after splits or none of them'
+        )
+    found = [chunk for path in files for chunk in chunks(path, file_split(path) if len(by_split) > 1 else '')]
+    if not found:
+        raise UserError(f'config.data.raw: {raw} contains no records: fetch it again, or use other files')
+    return found
 
 
 def raw_records(chunk: Chunk, fields: dict[str, str], counts: Counter) -> Iterator[Any]:
@@ -232,15 +263,15 @@ def _content_hashes(conversation: RawConversation) -> list[int]:
     return hashes
 
 
-def write_part(chunk: Chunk, number: int, rules: Rules, to: Path) -> None:
+def write_part(chunk: Chunk, number: int, rules: Rules, to: Path, *, most: int | None = None) -> None:
     """Scan a chunk, and write its rows to a parquet file, with the counts in the file's metadata.
 
-    The file appears complete or not at all.
+    The file appears complete or not at all. It contains the first `most` rows, or all if that is None.
     """
     counts: Counter = Counter()
     temporary = to.with_name(f'.{to.name}.{uuid.uuid4().hex}.tmp')  # workers on other machines may write the same part
     with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression='zstd') as writer:
-        for batch in _batches(rows(chunk, number, rules, counts)):
+        for batch in _batches(islice(rows(chunk, number, rules, counts), most)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
         writer.add_key_value_metadata({'counts': json.dumps(counts)})
     temporary.replace(to)

@@ -306,16 +306,21 @@ def markdown(card: Mapping[str, Any]) -> str:
         'apply to these data too. They contain user text: store them where only their owner can read them.',
     ]
     blocks += _opening(card['opening'])
+    if not card['funnel']:
+        stopped = card['opening'].get('unfinished', {}).get('why')
+        blocks.append(
+            'No stage has finished.' if stopped else 'Counts and examples follow when the loop ends or stops.'
+        )
     if card['left_out']:
         blocks.append(f'Stages not run, or not set in the config: {", ".join(map(_words, card["left_out"]))}.')
     if card.get('claims'):
         blocks += ['## Examples of claims about users', *map(_claim, card['claims'])]
     if card['examples']:
         blocks += _examples(card)
-    blocks += _funnel(card)
+    blocks += _funnel(card) if card['funnel'] else []
     for name, section in card['sections'].items():
         blocks += [f'## Contents of {_words(name)}', *SECTIONS.get(section['kind'], _other)(section)]
     if card['teacher']:
         blocks += _teacher(card['teacher'])
-    blocks += _inputs(card)
+    blocks += _inputs(card) if card['inputs'] else []
     return '\n\n'.join(blocks) + '\n'

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipelines.core.counts import dropped_by_unit, is_kept
 from data_pipelines.core.inputs import stage_of
 from data_pipelines.core.record_files import RECORDS, stream_records
 from data_pipelines.core.records import Record
@@ -147,12 +148,8 @@ def funnel(folder: Folder) -> list[dict[str, Any]]:
     """
     counts = folder.manifest['counts']
     steps = [step for step in folder.stage.steps if not step.read or any(name in counts for name in step.read)]
-    step_of = {prefix: step for step in steps for prefix in step.dropped}
-    dropped: dict[str, dict[str, int]] = {step.unit: {} for step in steps}
-    for name in counts:
-        if prefixes := [prefix for prefix in step_of if name.startswith(prefix)]:
-            dropped[step_of[max(prefixes, key=len)].unit][name.removeprefix('dropped_')] = counts[name]
-    kept = {name: number for name, number in counts.items() if _is_kept(name)}
+    dropped = dropped_by_unit(steps, counts)
+    kept = {name: number for name, number in counts.items() if is_kept(name)}
     stated = counts | {KEPT: sum(kept.values())}
     on_disk = all(stated.get(name, 0) == number for name, number in counted_on_disk(folder).items())
     entries = []
@@ -173,7 +170,7 @@ def other_counts(folder: Folder) -> dict[str, int]:
     return forgotten | {
         name: number
         for name, number in counts
-        if name not in read and not name.startswith(prefixes) and not _is_kept(name)
+        if name not in read and not name.startswith(prefixes) and not is_kept(name)
     }
 
 
@@ -193,8 +190,3 @@ def teacher_costs(finished: list[Folder]) -> dict[str, Any] | None:
     pairs = len({pair['id'] for folder in finished if folder.kind == 'pairs' for pair in folder.records})
     per_pair = {name: total / pairs for name, total in totals.items()} if pairs else None
     return totals | dict(pairs=pairs, per_pair=per_pair)
-
-
-def _is_kept(count: str) -> bool:
-    """Whether the count with this name is a number of kept items, in the same unit as the items read."""
-    return count.startswith('kept_') or count.endswith('_kept') or count == 'claims'

@@ -137,7 +137,9 @@ def answers(
                 return
             temperature = config.sampler.temperature
 
-    _settle_all(task, questions, settle, 'questions')
+    answered = [question for question in questions if ('answer', question.id, 0) in task.journal]
+    new = [question for question in questions if ('answer', question.id, 0) not in task.journal]
+    _settle_all(task, answered + new, settle, 'questions', answered=len(answered))
     return {question.id: values[question.id] for question in questions}
 
 
@@ -161,11 +163,17 @@ def _tokens(journal: Journal) -> tuple[int, int]:
 
 
 def _settle_all(
-    task: Task, items: Sequence[Any], settle: Callable[['_Teacher', Any], Awaitable[None]], unit: str
+    task: Task,
+    items: Sequence[Any],
+    settle: Callable[['_Teacher', Any], Awaitable[None]],
+    unit: str,
+    *,
+    answered: int = 0,
 ) -> None:
     """Call `settle` on all items, several at a time.
 
-    After a failure, no new calls are started, but those in progress are finished so that their answers are kept.
+    After a failure, no new calls are started, but those in progress are finished so that their answers are kept. The
+    first `answered` items have answers in the journal.
     """
     if not items:  # later passes of a stage find all answers in the journal
         return
@@ -190,7 +198,7 @@ def _settle_all(
     async def run() -> None:
         path = task.config.teacher.cache
         cache = RecordedAnswers(path) if path.endswith(SUFFIX) else _Cache(path)
-        with contextlib.closing(cache), Progress(task.name, len(items), unit=unit) as progress:
+        with contextlib.closing(cache), Progress(task.name, len(items), unit=unit, done=answered) as progress:
             async with Endpoint(task.config.teacher, task.learned) as endpoint:
                 teacher = _Teacher(task.config, task.journal, endpoint, cache)
                 workers = [work(teacher, progress) for _ in range(min(task.config.teacher.concurrency, len(items)))]

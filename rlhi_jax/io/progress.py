@@ -3,12 +3,15 @@
 import functools
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 _LINE_SECONDS = 10.0
+_RECENT = 6  # intervals between lines over which the rate is measured
 
 
 @functools.cache
@@ -17,11 +20,46 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> duration(0.26), duration(200), duration(7500), duration(200000)
+    ('0.3 s', '3 min 20 s', '2 h 5 min', '2 d 7 h')
+    """
+    if seconds < 10:
+        return f'{seconds:.1f} s'
+    for size, unit, smaller, name in ((86400, 'd', 3600, 'h'), (3600, 'h', 60, 'min'), (60, 'min', 1, 's')):
+        if seconds >= size:
+            return f'{seconds // size:.0f} {unit} {seconds % size // smaller:.0f} {name}'
+    return f'{seconds // 1:.0f} s'
+
+
+def recent_rate(points: Sequence[tuple[float, int]]) -> float | None:
+    """Return how much is done per second between the first and the last point; None if they do not show it.
+
+    Args:
+      points: the times (seconds) and counts of the latest lines.
+    """
+    if len(points) < 2:
+        return None
+    (first_time, first_done), (last_time, last_done) = points[0], points[-1]
+    return (last_done - first_done) / (last_time - first_time) or None
+
+
 class Progress:
     """A context manager that shows how much of a total is done. With `enabled=False`, it shows nothing.
 
-    When a nested `Progress` ends, its bar disappears from the terminal. Without a terminal, a nested `Progress` prints
-    no final line.
+    When a nested `Progress` ends, its bar disappears from the terminal. Without a terminal, a job prints nothing if it
+    takes less than ten seconds, and a nested `Progress` prints no final line. The first line has no rate, because until
+    then a job compiles, loads a model or reads earlier results. Later lines show the rate since one of the last few
+    lines, and the remaining time at that rate.
+
+    Args:
+      label: the name of the job.
+      total: the number of items.
+      unit: the kind of item, in the plural.
+      done: the number of items that an earlier process has finished. They do not count in the rate.
+      enabled: whether to show anything.
     """
 
     _open = 0
@@ -41,6 +79,7 @@ class Progress:
             self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_console())
             self._task = self._bar.add_task(label, total=total, completed=done, note='')
         self._start = self._printed = time.monotonic()
+        self._points: deque[tuple[float, int]] = deque(maxlen=_RECENT + 1)
 
     def __enter__(self) -> 'Progress':
         self._within = Progress._open > 0
@@ -57,16 +96,20 @@ class Progress:
 
     def update(self, done: int, note: str = '') -> None:
         """Set the count to `done` and show a short note, such as the loss."""
+        done = max(done, self._first)
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        last = done >= self._total and not self._within
+        last = done >= self._total and not self._within and now - self._start >= _LINE_SECONDS
         if not self._enabled or (now - self._printed < _LINE_SECONDS and not last):
             return
         self._printed = now
-        rate = (done - self._first) / max(now - self._start, 1e-9)
-        left = (self._total - done) / rate if rate else float('inf') if done < self._total else 0
-        eta = time.strftime('%H:%M:%S', time.gmtime(left)) if left < 86400 else f'{left / 86400:.1f} days'
-        line = f'{self._label}: {done}/{self._total} {self._unit}, {rate:.3g}/s, ETA {eta}  {note}'
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        if done > self._first:
+            self._points.append((now, done))
+        line = f'{self._label}: {done}/{self._total} {self._unit}'
+        if done >= self._total:
+            line += f' in {duration(now - self._start)}'
+        elif rate := recent_rate(self._points):
+            line += f', {rate:.3g}/s, {duration((self._total - done) / rate)} left'
+        print(f'{line}  {note}'.rstrip(), file=sys.stderr, flush=True)

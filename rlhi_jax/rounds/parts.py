@@ -1,6 +1,7 @@
 """The parts of a round: stages, training runs, evaluations and exports, and whether their output is up to date."""
 
 import enum
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -77,3 +78,21 @@ def announcement(redone: Sequence[Part]) -> str:
         lines.append('Training runs that are removed and started again if their pairs or settings have changed:')
         lines += [f'  {part.name} ({part.folder})' for part in runs]
     return '\n'.join(lines)
+
+
+def confirm(redone: Sequence[Part], ask: bool) -> None:
+    """Print which parts are going to be made again, and ask whether to go on.
+
+    Raises:
+      UserError: the answer is not 'y', or there is nobody to ask.
+    """
+    if not redone:
+        print('Nothing is out of date.', flush=True)
+        return
+    print(announcement(redone), flush=True)
+    if not ask:
+        return
+    if not sys.stdin.isatty():
+        raise UserError('--redo needs an answer from a terminal: pass --yes to go on without asking')
+    if input('Make these again? [y/N] ').strip().lower() not in ('y', 'yes'):
+        raise UserError('--redo: nothing was changed: answer y to go on')

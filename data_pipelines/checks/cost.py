@@ -1,0 +1,142 @@
+"""Estimates the tokens, price and time of everything that a teacher behind an endpoint is asked in a loop.
+
+The estimate combines two measurements: the tokens and seconds of the built-in questions, and the lengths of the texts
+in a sample of the data.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from data_pipelines.checks.sample import Sample
+from data_pipelines.labelling.labels import turns_after_replies
+from data_pipelines.persona.claims import quote_of
+from data_pipelines.teacher.prompts import render
+
+FEEDBACK_SHARE = 0.25  # of the follow-ups: an assumption, because labels are known only once they have been paid for
+CHARACTERS = 4  # of English text per token, about
+_READ = 2000  # characters of each text that the prompt label_follow_up shows
+
+
+class Asked(NamedTuple):
+    """Questions of one kind that the teacher has answered.
+
+    Attributes:
+      questions: their number.
+      characters: the mean number of characters of user text in a question.
+      tokens_in: the tokens of all prompts.
+      tokens_out: the tokens of all answers.
+      seconds: the time until the last answer.
+    """
+
+    questions: int
+    characters: float
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+
+
+class Lengths(NamedTuple):
+    """The mean lengths of texts of a sample, in characters per follow-up.
+
+    Attributes:
+      exchange: the request, the reply and the follow-up, as a question about the follow-up shows them.
+      quote: the follow-up, as a question about its author's wishes shows it.
+      conversation: the conversation up to and including the follow-up.
+      reply: the reply before the follow-up.
+    """
+
+    exchange: float
+    quote: float
+    conversation: float
+    reply: float
+
+
+class Work(NamedTuple):
+    """Requests of one kind, with the tokens and the time of each request (the time that it adds to the whole)."""
+
+    name: str
+    requests: float
+    tokens_in: float
+    tokens_out: float
+    seconds: float
+
+    @property
+    def tokens(self) -> float:
+        return self.requests * (self.tokens_in + self.tokens_out)
+
+    @property
+    def hours(self) -> float:
+        return self.requests * self.seconds / 3600
+
+    def price(self, price_in: float, price_out: float) -> float:
+        """Return the price of all requests, given prices per million tokens."""
+        return self.requests * (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
+
+
+def lengths_of(sample: Sample) -> Lengths:
+    """Return the mean lengths of the sample's texts; the sample must contain a follow-up."""
+    found = []
+    for conversation in sample.conversations:
+        sizes = [len(message['content']) for message in conversation['messages']]
+        for turn_index, turn in turns_after_replies(conversation):
+            exchange = sum(min(len(text), _READ) for text in (turn.request, turn.reply, turn.text))
+            found.append((exchange, len(quote_of(turn.text)), sum(sizes[: turn_index + 1]), len(turn.reply)))
+    return Lengths(*(sum(column) / len(found) for column in zip(*found, strict=True)))
+
+
+def work_of_teacher(
+    config: ConfigDict, follow_ups: float, lengths: Lengths, labels: Asked, sentences: Asked
+) -> list[Work]:
+    """Return everything that the teacher will be asked, by kind.
+
+    A question about a real text costs as many tokens as a built-in question, plus the tokens by which its text is
+    longer. The time for a rewrite is that of as many tokens in answers to the built-in questions.
+
+    Args:
+      config: the loop's config.
+      follow_ups: the number of follow-ups in all conversations.
+      lengths: the mean lengths of the texts.
+      labels: the built-in questions about follow-ups.
+      sentences: the built-in questions about wishes.
+    """
+
+    def like(name: str, requests: float, asked: Asked, characters: float) -> Work:
+        longer = (characters - asked.characters) / CHARACTERS
+        tokens_in = max(asked.tokens_in / asked.questions + longer, 0)
+        return Work(name, requests, tokens_in, asked.tokens_out / asked.questions, asked.seconds / asked.questions)
+
+    complaints, work = follow_ups * FEEDBACK_SHARE, []
+    if config.follow_ups.labeller == 'teacher':
+        work.append(like('labels', follow_ups, labels, lengths.exchange))
+    if config.personas.writer == 'teacher':
+        requests = complaints * config.personas.samples
+        work.append(like('sentences for personas', requests, sentences, lengths.quote))
+    settings = config.rewrites
+    rewritten = min(complaints, settings.max_turns) if settings.max_turns else complaints
+    tokens_in = (lengths.conversation + len(render('rewrite', feedback=''))) / CHARACTERS
+    tokens_out = min(lengths.reply / CHARACTERS, config.sampler.new_tokens)
+    per_token = (labels.seconds + sentences.seconds) / max(labels.tokens_out + sentences.tokens_out, 1)
+    work.append(Work('rewrites', rewritten * settings.samples, tokens_in, tokens_out, tokens_out * per_token))
+    return work
+
+
+def in_words(work: Sequence[Work], follow_ups: float, price_in: float, price_out: float) -> list[str]:
+    """Return one line for each kind of work, and their sum."""
+    lines = [
+        f'What the teacher will be asked about {follow_ups:,.0f} follow-ups, assuming that {FEEDBACK_SHARE:.0%} of '
+        'them are feedback:'
+    ]
+    for each in work:
+        amount = _amount(each.requests, each.tokens, each.price(price_in, price_out), each.hours)
+        lines.append(f'  {each.name}: {amount}')
+    totals = [
+        sum(column)
+        for column in zip(*((w.requests, w.tokens, w.price(price_in, price_out), w.hours) for w in work), strict=True)
+    ]
+    return [*lines, f'  in all: {_amount(*totals)}; prices are in the currency of config.teacher.price_in.']
+
+
+def _amount(requests: float, tokens: float, price: float, hours: float) -> str:
+    return f'about {requests:,.0f} requests, {tokens:,.0f} tokens, {price:,.2f} in money and {hours:,.1f} hours'

@@ -1,0 +1,130 @@
+"""Says which users will be held out, by the queries with which `ingest` assigns clusters of conversations to splits."""
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+from ml_collections import ConfigDict
+
+from data_pipelines.checks.findings import Findings
+from data_pipelines.checks.sample import Sample
+from data_pipelines.raw.scan import Chunk, Rules, chunks_of, part_path, write_part
+from data_pipelines.raw.selection import choose
+
+MIN_HELD_OUT = 2  # users, for a comparison with another user's persona
+
+# A unit is a user, or a conversation of an unknown user. A cluster is a group of conversations in the same split.
+_UNITS = "CASE WHEN user_hash = 0 THEN 'conversation ' || number ELSE 'user ' || user_hash END"
+_BY_CLUSTER = f"""
+SELECT split, count(*) AS conversations, count(DISTINCT {_UNITS}) AS units, sum(user_hash <> 0)::INT AS of_users
+FROM chosen GROUP BY split, cluster
+"""
+
+
+class Cluster(NamedTuple):
+    """A group of conversations in the same split, with the number of their users.
+
+    Each conversation of an unknown user counts as a user. A user's conversations are all in the same cluster.
+    """
+
+    split: str
+    conversations: int
+    users: int
+
+
+class Assignment(NamedTuple):
+    """How `ingest` assigns conversations to splits.
+
+    Attributes:
+      clusters: the clusters.
+      known: whether any user is known.
+      exact: whether all records were assigned; otherwise, a sample.
+    """
+
+    clusters: list[Cluster]
+    known: bool
+    exact: bool
+
+    @property
+    def users(self) -> int:
+        return sum(cluster.users for cluster in self.clusters)
+
+    @property
+    def held_out(self) -> list[Cluster]:
+        return [cluster for cluster in self.clusters if cluster.split == 'validation']
+
+    @property
+    def largest(self) -> int:
+        """The number of users in the cluster with the most users."""
+        return max((cluster.users for cluster in self.clusters), default=0)
+
+    def small_enough(self, share: float) -> int:
+        """Return the number of users in clusters that are small enough to be held out."""
+        most = max(share * sum(cluster.conversations for cluster in self.clusters), 1)
+        return sum(cluster.users for cluster in self.clusters if cluster.conversations <= most)
+
+
+def assign(config: ConfigDict, sample: Sample, files: Sequence[Path], rules: Rules) -> Assignment:
+    """Return how `ingest` assigns all records to splits if the sample is whole, or else how it would assign the sample.
+
+    Raises:
+      UserError: the file names state the splits of some files only.
+    """
+    chunks: list[Chunk] = chunks_of(files if sample.whole else sample.files, config.data.raw)
+    if not sample.whole:  # of each file, the sample contains the first records
+        chunks = list({chunk.path: chunk for chunk in reversed(chunks)}.values())
+    has_salt = not rules.salt or Path(rules.salt).expanduser().exists()
+    rules = rules if has_salt else dataclasses.replace(rules, salt='')
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as base:
+        for number, chunk in enumerate(chunks):
+            most = None if sample.whole else sample.counts['records_read'] // len(chunks)
+            write_part(chunk, number, rules, part_path(Path(folder), number), most=most)
+        choose(base, config, Path(folder), Counter())
+        rows = base.execute(_BY_CLUSTER).fetchall()
+    clusters = [Cluster(*row[:3]) for row in rows]
+    return Assignment(clusters, known=any(row[3] for row in rows), exact=sample.whole and has_salt)
+
+
+def check_held_out(config: ConfigDict, sample: Sample, assignment: Assignment, findings: Findings) -> None:
+    """Say how many users are held out, and warn if these are too few for an evaluation, or if one cluster is too large.
+
+    Args:
+      config: the loop's config.
+      sample: the sample of the raw records.
+      assignment: the result of `assign`.
+      findings: receives the facts and problems.
+    """
+    share, unit = config.ingest.heldout, 'users' if assignment.known else 'conversations'
+    users, held_out = assignment.users, assignment.held_out
+    largest = f'the largest cluster of near-duplicate openings has {assignment.largest:,} of {users:,} {unit}'
+    if assignment.exact:
+        number: float = sum(cluster.users for cluster in held_out)
+        clusters = f'{len(held_out):,} of {len(assignment.clusters):,} clusters'
+        findings.fact(f'Held out for the evaluation: {number:,} of {users:,} {unit}, in {clusters}; {largest}.')
+    else:
+        number = share * assignment.small_enough(share) * sample.total / max(sample.counts['records_read'], 1)
+        findings.fact(
+            f'Held out for the evaluation: about {number:,.0f} {unit} ({share:.0%} of those in small clusters), '
+            f'estimated from a sample, in which {largest}.'
+        )
+    if assignment.known and users == 1:
+        findings.warn(
+            'all conversations are from one user, so nobody can be held out and no persona can be compared with '
+            "another user's: bring conversations of at least ten users"
+        )
+        return
+    if assignment.largest > users / 2:
+        findings.warn(
+            f'{largest}, and all of them go to the same split: bring conversations that open in different ways, or '
+            f'raise config.ingest.similarity ({config.ingest.similarity}), so that fewer openings count as '
+            'near-duplicates'
+        )
+    if number < MIN_HELD_OUT <= users - assignment.largest:
+        findings.warn(
+            f'fewer than {MIN_HELD_OUT} {unit} are held out, so the evaluation would have no figures: bring more '
+            f'users, or set config.ingest.heldout={min(0.5, 2 * MIN_HELD_OUT / users):.2g}'
+        )
