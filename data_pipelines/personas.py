@@ -11,8 +11,8 @@ The stage has four steps:
 2. For each remark, the teacher writes `config.personas.samples` sentences. Each says what the remark shows about its
    author's tastes. With `config.personas.writer='quotes'`, the remark itself is used as the only sentence.
 3. For each remark, the first sentence that satisfies the rules in `data_pipelines/persona/audit.py` becomes a claim.
-   Other sentences are never stored. A remark that yields no claim is counted under the rule that is broken by the
-   remark itself or by its first sentence.
+   `config.personas.audit` determines which rules apply. Other sentences are never stored. A remark that yields no claim
+   is counted under the rule that is broken by the remark itself or by its first sentence.
 4. The stage writes the files of the store. Their lines are in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from
@@ -76,25 +76,25 @@ def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[t
             sentences_about(task, block)
     for author, remarks in _remarks(task.config, before_asking, counts):
         sentences = sentences_about(task, [remark['quote'] for remark in remarks])
-        claims = _claims_of_author(author, remarks, sentences, counts)
+        claims = _claims_of_author(author, remarks, sentences, task.config.personas, counts)
         yield author, corrected(claims, corrections, counts)
     if asks:
         counts.update(spending(task))
 
 
 def _claims_of_author(
-    author: Author, remarks: Sequence[Remark], sentences: dict[str, list[str]], counts: Counter
+    author: Author, remarks: Sequence[Remark], sentences: dict[str, list[str]], settings: ConfigDict, counts: Counter
 ) -> list[Claim]:
     """Return a claim for each remark with a sentence that satisfies the rules.
 
     Each claim uses the first such sentence. A remark without such a sentence is counted under the fault of its first
-    sentence.
+    sentence. The argument `settings` is `config.personas`.
     """
     claims = []
     for remark in remarks:
         about = sentences[remark['quote']]
         counts['remarks_without_answer'] += not about
-        faults = sentence_faults(author, remark, about)
+        faults = sentence_faults(author, remark, about, settings)
         if text := next((text for text, reason in faults.items() if not reason), ''):
             claims.append(Claim(**remark, text=text))
         else:

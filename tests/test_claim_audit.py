@@ -7,11 +7,13 @@ from collections import defaultdict
 import pytest
 import tiny
 
-from data_pipelines.persona.audit import fault, remark_fault, supported, unsafe
+from data_pipelines.persona.audit import LEVELS, MAX_CHARACTERS, fault, remark_fault, supported, unsafe
 from data_pipelines.persona.claims import contradicts, quote_of, replaces
 from data_pipelines.simulator.wordings import COMPLAINTS, PERSONAS
 from data_pipelines.text.lexicons import lexicon, terms
 from data_pipelines.text.styles import styles
+from rlhi_jax.config import base_config, check_config
+from rlhi_jax.io.errors import UserError
 
 
 def wordings(lists: dict) -> list[tuple[str, str, str, str]]:
@@ -34,8 +36,61 @@ def test_private_matters_and_commands_are_never_stored(kind):
     assert len(texts) > 15 and not [text for text in texts if not unsafe(text)]
     hidden = [text.replace('a', 'a\u200b').upper() for text in texts if text.isascii() and '<' not in text]
     assert not [text for text in hidden if not unsafe(text)], 'hidden by invisible characters'
-    for text in texts:
-        assert fault('I like short answers.', f'Shorter, please! {text}', '') and fault(text, 'Shorter, please!', '')
+    for text, level in itertools.product(texts, LEVELS):
+        reason = unsafe(text)
+        assert remark_fault(f'Shorter, please! {text}', '', level) == unsafe(f'Shorter, please! {text}') != ''
+        assert fault('I like short answers.', f'Shorter, please! {text}', '', level)
+        assert fault(text, 'Shorter, please!', '', level) in (reason, 'too_long')
+
+
+@pytest.mark.parametrize('level', LEVELS)
+def test_at_every_level_a_claim_is_one_short_sentence_without_control_tokens(level):
+    remark = 'Shorter, please!'
+    faults = {
+        'I like short answers.': '',
+        '': 'empty',
+        ' ': 'empty',
+        'I like short answers.\nI like lists.': 'too_long',
+        'I like short answers. '.ljust(MAX_CHARACTERS + 1, 'x'): 'too_long',
+        'I like short answers. <|im_end|>': 'steering',
+    }
+    assert {text: fault(text, remark, '', level) for text in faults} == faults
+    assert fault('I like short answers.', ' ', '', level) == 'empty'
+    assert fault('I like short answers.', f'{remark} <|im_end|>', '', level) == 'steering'
+
+
+BY_LEVEL = {  # the reasons for which each level drops a claim
+    ('Too long. Shorter, please.', 'I like short answers.'): {},
+    ('How do I sort bees?', 'I like sorted bees.'): dict.fromkeys(('strict', 'about_replies'), 'of_the_task'),
+    ('Too long. Shorter, please.', 'I like examples.'): dict.fromkeys(('strict', 'stated'), 'unsupported'),
+    ('The button is red.', 'I like poems.'): dict(
+        strict='of_the_task', about_replies='of_the_task', stated='unsupported'
+    ),
+}
+
+
+@pytest.mark.parametrize('remark, claim', BY_LEVEL)
+def test_a_level_drops_a_claim_by_its_own_rules(remark, claim):
+    faults = {level: fault(claim, remark, '', level) for level in LEVELS}
+    assert faults == dict.fromkeys(LEVELS, '') | BY_LEVEL[remark, claim]
+    assert faults['strict'] == fault(claim, remark, ''), 'strict is the default'
+
+
+def test_a_level_without_a_rule_keeps_all_that_a_level_with_it_keeps():
+    pairs = [(claim, remark) for *_, claim in wordings(PERSONAS)[::5] for *_, remark in wordings(COMPLAINTS)[::5]]
+    kept = {level: {pair for pair in pairs if not fault(*pair, '', level)} for level in LEVELS}
+    assert len(kept['safe']) == len(pairs)
+    assert kept['strict'] == kept['stated'] & kept['about_replies']
+
+
+def test_the_config_lists_the_levels():
+    c = base_config()
+    assert c.personas.audit == 'strict'
+    for c.personas.audit in LEVELS:
+        check_config(c)
+    c.personas.audit = 'lenient'
+    with pytest.raises(UserError, match=f"config.personas.audit is 'lenient': choose one of {', '.join(LEVELS)}$"):
+        check_config(c)
 
 
 @pytest.mark.parametrize('kind', ['health', 'religion', 'politics', 'sexuality'])

@@ -7,6 +7,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from data_pipelines.persona.audit import LEVELS
 from data_pipelines.persona.scopes import SCOPES
 from rlhi_jax.config import base_config, check_config, parse_variant, reference
 from rlhi_jax.config.__main__ import main
@@ -23,8 +24,9 @@ def test_choices_are_those_of_the_code():
     assert tuple(decoder.REMAT_POLICIES) == REMAT_POLICIES
     assert set(AXES) == set(base_config().mesh)
     registries = {name: part for name, part in reference() if isinstance(part, Key) and part.registry}
-    assert registries.keys() == {'objective', 'dpo.variant', 'personas.scope'}
+    assert registries.keys() == {'objective', 'dpo.variant', 'personas.scope', 'personas.audit'}
     assert registries['personas.scope'].registered() == tuple(SCOPES)
+    assert registries['personas.audit'].registered() == tuple(LEVELS)
     assert all(part.default in part.registered() for part in registries.values())
     assert set(METHODS) == set(dict(reference())['loop.method'].choices)
 

@@ -10,6 +10,7 @@ from test_persona_store import CONVERSATIONS, DAYS, conversation, files, write_i
 from data_pipelines import persona_store, personas, show
 from data_pipelines.core.record_files import load_records, write_records
 from data_pipelines.labelling.labels import AGAIN, FEEDBACK, LABELS
+from data_pipelines.persona.audit import LEVELS
 from data_pipelines.persona.dropped import NOT_STORED, REASONS
 from data_pipelines.reports.excerpts import WIDTH, drawn, excerpt
 from data_pipelines.teacher import completions
@@ -148,6 +149,25 @@ def test_dropped_remarks_are_those_that_the_stage_counts(tmp_path, model):
     c.personas.max_claims = 3
     with pytest.raises(UserError, match="different input or settings.*rerun the 'personas' stage"):
         show.dropped(c, 5)
+
+
+@pytest.mark.parametrize('level', LEVELS)
+def test_the_store_its_audit_and_the_dropped_remarks_follow_the_same_level(tmp_path, model, level):
+    c = with_dropped(tmp_path, model)
+    default = personas.STAGE.made_from(c)
+    c.personas.audit = level
+    assert (personas.STAGE.made_from(c) == default) == (level == 'strict')
+    counts = personas.STAGE.run(c)
+    rules = dict(health=True, of_the_task=LEVELS[level].about_replies, unsupported=LEVELS[level].follows)
+    expected = {reason: 1 for reason, applies in rules.items() if applies}
+    table = {line.split()[0]: int(line.split()[1]) for line in show.dropped(c, 5).splitlines()[: len(REASONS)]}
+    assert +Counter(table) == expected == {reason: n for reason in REASONS if (n := counts.get(f'dropped_{reason}'))}
+    figures, broken = persona_store.audit(c)
+    assert not broken and figures['claims'] == counts['claims'] == 5 + len(DROPPED) - len(expected)
+    persona_store.correct(c, dict(delete_claim='a/2'))
+    assert not persona_store.audit(c)[1]
+    c.personas.audit = 'strict'
+    assert len(persona_store.audit(c)[1]) == len(DROPPED) - len(expected), 'claims that only the other level keeps'
 
 
 def test_sentences_of_a_teacher_are_shown_from_the_cache(tmp_path, model, monkeypatch):

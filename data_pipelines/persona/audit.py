@@ -1,7 +1,8 @@
 """Rules that a claim about a user must satisfy before the claim is stored.
 
-A claim is made from a remark, which is the opening of a feedback turn. The rules also apply to the remark. Some text is
-never stored:
+A claim is made from a remark, which is the opening of a feedback turn. The rules also apply to the remark.
+`config.personas.audit` selects one of the `LEVELS`, which determines how closely a claim must be tied to its remark. At
+every level, some text is never stored:
 
 - text that identifies a person or mentions anyone's health, religion, politics or sexuality;
 - text that addresses the model or a grader instead of saying what a user likes.
@@ -13,6 +14,7 @@ follow a phrase such as "my name is" (for example, "Anna says so").
 
 import re
 from collections import Counter
+from typing import NamedTuple
 
 from data_pipelines.raw.filters import scrub
 from data_pipelines.text import control_tokens
@@ -20,6 +22,30 @@ from data_pipelines.text.lexicons import lexicon, pattern, plain, terms
 from data_pipelines.text.styles import polar_stems, stems, styles
 
 MAX_CHARACTERS = 200  # maximum length of a claim, and of a remark's quote
+
+
+class Level(NamedTuple):
+    """The rules that one value of `config.personas.audit` adds to the rules for text that is never stored.
+
+    Attributes:
+      about_replies: the remark must be about what replies should be like, not about the task.
+      follows: the claim must follow from the remark, by `supported`.
+    """
+
+    about_replies: bool
+    follows: bool
+
+
+LEVELS = {
+    # The remark is about what replies should be like, and the claim follows from it.
+    'strict': Level(about_replies=True, follows=True),
+    # The claim follows from the remark, which may be about the task.
+    'stated': Level(about_replies=False, follows=True),
+    # The remark is about what replies should be like, and the claim is trusted to follow from it.
+    'about_replies': Level(about_replies=True, follows=False),
+    # Only text that is never stored is dropped.
+    'safe': Level(about_replies=False, follows=False),
+}
 
 _WORDS = {
     name: pattern(terms(','.join(lists.values())), after_hyphens=name not in ('wish', 'task'))
@@ -86,21 +112,25 @@ def unsafe(text: str) -> str:
     return 'personal' if scrub(text, Counter()) != text else ''
 
 
-def remark_fault(quote: str, before: str) -> str:
+def remark_fault(quote: str, before: str, level: str = 'strict') -> str:
     """Return the reason why no claim may be made from a remark, such as 'of_the_task'; '' if a claim may be made.
 
     Args:
       quote: the remark.
       before: the conversation text before the remark.
+      level: `config.personas.audit`.
     """
     if not quote.strip():
         return 'empty'
     if reason := unsafe(quote):
         return reason
+    return 'of_the_task' if LEVELS[level].about_replies and _of_the_task(quote, before) else ''
+
+
+def _of_the_task(quote: str, before: str) -> bool:
     words = plain(quote)
     wish = _WISH.search(words) and not _TASK.search(words) and stems(quote) - stems(before)
-    of_the_task = _QUESTION.match(words) or _CODE.search(words) or not (styles(quote) or wish)
-    return 'of_the_task' if of_the_task else ''
+    return bool(_QUESTION.match(words) or _CODE.search(words) or not (styles(quote) or wish))
 
 
 def supported(text: str, quote: str, before: str) -> bool:
@@ -127,17 +157,18 @@ def supported(text: str, quote: str, before: str) -> bool:
     return len(shared) >= half and all(claim_stems[stem] == quote_stems[stem] for stem in shared)
 
 
-def fault(text: str, quote: str, before: str) -> str:
+def fault(text: str, quote: str, before: str, level: str = 'strict') -> str:
     """Return the reason why a claim must not be stored, such as 'too_long'; '' if it may be stored.
 
     Args:
       text: the claim.
       quote: the remark that the claim is made from.
       before: the conversation text before the remark.
+      level: `config.personas.audit`.
     """
-    if reason := remark_fault(quote, before) or edit_fault(text):
+    if reason := remark_fault(quote, before, level) or edit_fault(text):
         return reason
-    return '' if supported(text, quote, before) else 'unsupported'
+    return 'unsupported' if LEVELS[level].follows and not supported(text, quote, before) else ''
 
 
 def edit_fault(text: str) -> str:

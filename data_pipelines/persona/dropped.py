@@ -52,7 +52,7 @@ def dropped_remarks(config: ConfigDict) -> Iterator[DroppedRemark]:
                 continue
             sentences: dict[str, str] = {}
             if not reason and (known := _known_sentences(config, remark['quote'])):
-                sentences = sentence_faults(author, remark, known)
+                sentences = sentence_faults(author, remark, known, config.personas)
                 reason = next(iter(sentences.values()))
             yield DroppedRemark(**remark, reason=reason or NOT_STORED, sentences=sentences)
 

@@ -30,7 +30,7 @@ def remarks_with_faults(
     for turn in turns:
         if turn['mined'] and SCOPES[settings.scope].may_know(turn, settings):
             remark = _remark(author, turn)
-            yield remark, remark_fault(remark['quote'], author.text_before(remark))
+            yield remark, remark_fault(remark['quote'], author.text_before(remark), settings.audit)
 
 
 def _remark(author: Author, turn: FollowUp) -> Remark:
@@ -62,13 +62,14 @@ def first_lines(replies: Iterable[Reply]) -> list[str]:
     return [first.strip() if rest or finished else '' for (first, *rest), finished in lines]
 
 
-def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str]) -> dict[str, str]:
+def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str], settings: ConfigDict) -> dict[str, str]:
     """Return why each sentence about a remark must not be stored, or '' if it may; no sentences count as an empty one.
 
-    A remark without a sentence that may be stored is counted under the first of these reasons.
+    A remark without a sentence that may be stored is counted under the first of these reasons. The argument `settings`
+    is `config.personas`.
     """
     before = author.text_before(remark)
-    return {text: fault(text, remark['quote'], before) for text in sentences or ['']}
+    return {text: fault(text, remark['quote'], before, settings.audit) for text in sentences or ['']}
 
 
 def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:

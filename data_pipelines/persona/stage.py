@@ -47,6 +47,17 @@ def prompt_name(config: ConfigDict) -> str:
     return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
 
 
+def _settings(personas: ConfigDict) -> dict[str, Any]:
+    """Return the settings that the store depends on.
+
+    The default of `audit` is left out, so that a store that was made before the key existed stays up to date.
+    """
+    settings = {key: value for key, value in personas.to_dict().items() if key != 'corrections'}
+    if settings['audit'] == 'strict':
+        del settings['audit']
+    return settings
+
+
 def _identity(config: ConfigDict) -> dict[str, Any]:
     corrections = corrections_path(config)
     return dict(
@@ -55,7 +66,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         tokenizer=tokenizer_digest(config),
         prompt=prompt_digest(prompt_name(config)),
         lexicons=lexicons_digest(),
-        settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
+        settings=_settings(config.personas),
         corrections=file_digest(corrections) if corrections.exists() else '',
         sampler=config.sampler.to_dict(),
         seed=config.seed,

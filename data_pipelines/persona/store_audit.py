@@ -36,7 +36,7 @@ def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
     for author in authors(config, folder / CLAIMS, folder / RECORDS):
         stored, records = author.records
         for claim in stored:
-            if reason := _broken_claim(claim, author, corrections):
+            if reason := _broken_claim(claim, author, corrections, config.personas.audit):
                 broken.append(f'claim {claim["id"]}: {reason}')
         claims: list[Claim] = [claim for claim in stored if _has_the_fields(claim)]
         broken += _broken_order(author, claims)
@@ -93,7 +93,7 @@ def _has_the_fields(claim: Record) -> bool:
     return claim.keys() == Claim.__annotations__.keys()
 
 
-def _broken_claim(claim: Record, author: Author, corrections: Corrections) -> str:
+def _broken_claim(claim: Record, author: Author, corrections: Corrections, level: str) -> str:
     """Return a description of the rule that a stored claim breaks, or '' if it breaks none."""
     if not _has_the_fields(claim):
         return 'its fields are not the fields of a claim'
@@ -114,7 +114,7 @@ def _broken_claim(claim: Record, author: Author, corrections: Corrections) -> st
         return 'its text does not match the corrections'
     if claim['edited']:
         return edit_fault(claim['text'])
-    return fault(claim['text'], claim['quote'], author.text_before(claim))
+    return fault(claim['text'], claim['quote'], author.text_before(claim), level)
 
 
 def _broken_order(author: Author, claims: Sequence[Claim]) -> Iterator[str]:

@@ -225,6 +225,14 @@ PERSONAS = Section(
         'Sentences that the teacher drafts per remark; the first one that follows from the remark is the claim.',
         at_least=1,
     ),
+    audit=Key(
+        'strict',
+        'Which claims may be stored. strict: the remark is about what replies should be like, and the claim follows '
+        'from it. stated: the claim follows from the remark, which may be about the task. about_replies: the remark is '
+        'about what replies should be like; the claim is trusted. safe: any claim without private, sensitive or '
+        'steering text; the other values exclude such text too.',
+        registry='data_pipelines.persona.audit:LEVELS',
+    ),
     max_claims=Key(8, 'Maximum number of claims in a persona; the newest are kept.', at_least=1),
     max_tokens=Key(128, 'Maximum length of a persona, in tokens of the policy.', at_least=1),
     corrections=Key(
