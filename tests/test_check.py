@@ -221,6 +221,11 @@ def test_faulty_teachers(manner, found):
     assert seconds < 10 or manner == 'slow'
 
 
+def test_a_teacher_that_is_not_asked_for_labels_need_not_know_them(found):
+    findings, *_ = found(conversations(), 'other', follow_ups__labeller='policy')
+    assert not findings.stops
+
+
 def test_a_dead_teacher(found):
     findings, seconds, _ = found(conversations(), teacher__path='http://127.0.0.1:9/v1')
     assert ['check that the server is running' in problem.text for problem in findings.stops] == [True]

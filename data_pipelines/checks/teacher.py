@@ -29,6 +29,7 @@ T = TypeVar('T')
 TIMEOUT = 8.0  # seconds for an answer; a teacher that needs longer for these short questions is slow
 STRONG = 10**9  # parameters; smaller models rarely follow feedback (tests/benchmarks/README.md)
 MIN_LABELS, MIN_WISHES = 8, 3  # right answers below which mined data would be mostly wrong
+_OTHER_LABELLER = "use a stronger model, or set config.follow_ups.labeller='policy'"
 
 _REQUEST = 'How do I keep bread fresh?'
 _REPLY = (
@@ -134,16 +135,17 @@ def _ask(task: Task, findings: Findings) -> tuple[Asked, Asked]:
         f'wishes right, {noticed} of {len(complaints)} complaints noticed, '
         f'{of_labels.seconds / len(FOLLOW_UPS):.2f} s per label.'
     )
-    if noticed < len(complaints) / 2:
+    labels_turns = task.config.follow_ups.labeller == 'teacher'
+    if labels_turns and noticed < len(complaints) / 2:
         labels = sorted({judgement.label for judgement in judged.values() if judgement})
         findings.stop(
             f'the teacher {task.config.teacher.model} notices {noticed} of {len(complaints)} obvious complaints (its '
-            f'labels: {", ".join(labels) or "no valid answer"}), so almost nothing would be mined: use a stronger model'
+            f'labels: {", ".join(labels) or "no valid answer"}), so almost nothing would be mined: {_OTHER_LABELLER}'
         )
-    elif right < MIN_LABELS:
+    elif labels_turns and right < MIN_LABELS:
         findings.warn(
-            f'the teacher {task.config.teacher.model} labels {right} of {len(FOLLOW_UPS)} simple follow-ups right: use '
-            'a stronger model'
+            f'the teacher {task.config.teacher.model} labels {right} of {len(FOLLOW_UPS)} simple follow-ups right: '
+            f'{_OTHER_LABELLER}'
         )
     if stated < MIN_WISHES:
         findings.warn(
