@@ -12,10 +12,11 @@ labels by id and digest. The labels of `wildchat` therefore fit only one teacher
 llama.cpp, and in practice only its cache.
 
 - `example`: the turns of the example that are feedback, each with up to two sentences by a teacher (recorded).
-- `wildchat`: turns that a head mined, which saw no turn of their conversations (`tests/labels/follow_ups_*.jsonl`),
+- `wildchat`: the 200 turns of `tests/labels/follow_ups_blind.jsonl` and `follow_ups_threshold.jsonl` that a head mined,
   each with one sentence by a teacher.
 - `quotes`: turns that are feedback by `tests/labels/follow_ups_train.jsonl`, one per conversation, none from a
-  conversation in `wildchat`. The remark itself is the claim.
+  conversation in `wildchat`. The remark itself is the claim. Turns that were read with the verdicts of the `strict`
+  rules, before the levels were chosen, are left out.
 
 One reader judged every pair of a remark and a claim before seeing what any level does with it. A claim is right if it
 follows from the remark, with nothing added, and says something lasting about how this person likes to be answered. A
