@@ -7,8 +7,10 @@ folder, or in a folder that contains several loops. If a stage is writing one of
 changes nothing. Pass user ids as they appear in records. If a salt is set, these are the keys that `python -m
 data_pipelines.users` prints.
 
-First, the users are added to the list `config.ingest.opt_out`, which excludes them from later runs of `ingest`.
-Everybody on that list is forgotten. Then, if any data from these users is found:
+First, the users are added to the opt-out list, which excludes them from later runs of `ingest`. The list is the file
+`config.ingest.opt_out` or, if that key is empty, the file DIR.opt_out beside the workdir. A loop and stages with
+--workdir=DIR read that file, too. (If --workdir contains several loops, each of them has its own list.) Everybody on
+the lists is forgotten. Then, if any data from these users is found:
 
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
@@ -55,10 +57,9 @@ from data_pipelines.core.journal import work_folder
 from data_pipelines.core.registry import stage_named
 from data_pipelines.persona.corrections import read_corrections
 from data_pipelines.privacy.forgotten import Forgotten, clean_log, noted_runs, records_of, write_notes
-from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths
+from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths, opt_out_lists
 from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
 from rlhi_jax.data.shards import Shards, write_shards
-from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import (
     HeldFolder,
     digest,
@@ -84,12 +85,14 @@ class Report(NamedTuple):
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
       heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user.
+      lists: the opt-out lists.
     """
 
     removed: dict[Path, dict[str, int]]
     unknown: list[str]
     runs: list[Path]
     heads: list[Path]
+    lists: list[str]
 
 
 class _State:
@@ -157,17 +160,17 @@ class _Plan(NamedTuple):
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
-    """Remove the data of these users and of everybody on the list `config.ingest.opt_out`, and return a report.
+    """Remove the data of these users and of everybody on the opt-out lists, and return a report.
 
     If a call is interrupted, the next call resumes it.
 
     Raises:
-      UserError: config.ingest.opt_out is empty, no folder is found, a file cannot be read, or a stage is writing one of
-        the folders. In each case, nothing has been changed.
+      UserError: there is no opt-out list, no folder is found, a file cannot be read, or a stage is writing one of the
+        folders. In each case, nothing has been changed.
     """
-    if not config.ingest.opt_out:
-        raise UserError('config.ingest.opt_out is empty: set it to a file that lists the users to exclude from now on')
-    listed, traces = opt_out_with(config.ingest.opt_out, users), find_traces(config, workdir)
+    traces = find_traces(config, workdir)
+    lists = opt_out_lists(config, workdir, traces)
+    listed = frozenset().union(*(opt_out_with(path, users) for path in lists))
     above = Path(workdir) if workdir else next(path.parent for path in named_paths(config) if path.parent.is_dir())
     with contextlib.ExitStack() as stack:
         held = _hold(traces.outputs, stack)
@@ -175,12 +178,13 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Re
         for folder in held:
             settle(folder.path)
         plan = _make_plan(held, traces, state.forgotten)
-        write_opt_out(config.ingest.opt_out, state.forgotten.users)
+        for path in lists:
+            write_opt_out(path, state.forgotten.users)
         removed = _remove(plan, state, config, traces) if state.resumed or plan.finds_anything() else {}
         _update_digests([folder.path for folder in plan.manifests], state)
         state.remove()
     unknown = sorted(users - state.forgotten.seen)
-    return Report(removed, unknown, noted_runs(traces.runs), _heads(config, traces))
+    return Report(removed, unknown, noted_runs(traces.runs), _heads(config, traces), lists)
 
 
 def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFolder]:
@@ -313,7 +317,7 @@ def _heads(config: ConfigDict, traces: Traces) -> list[Path]:
     return sorted({path for path in folders if (manifest_of(path) or {}).get('stage') == 'head_labels'})
 
 
-def in_words(report: Report, opt_out: str) -> list[str]:
+def in_words(report: Report) -> list[str]:
     """Return the lines to print for a report."""
     lines = [
         f'{path}: {json.dumps(counts)} removed' if counts else f'{path} was removed: rerun its stage to recreate it'
@@ -325,7 +329,7 @@ def in_words(report: Report, opt_out: str) -> list[str]:
         for user in report.unknown
     ]
     lines += ['nothing was removed'] * (not report.removed)
-    lines += [f'{opt_out}: users on this list are excluded from now on']
+    lines += [f'{path}: users on this list are excluded from now on' for path in report.lists]
     lines += [
         f'{path}: this run was trained on a forgotten user, or started from such a run: remove it and everything '
         'exported from it, then train again'
@@ -342,8 +346,7 @@ def in_words(report: Report, opt_out: str) -> list[str]:
 def main() -> None:
     require_flags('user')
     config = load_config(flags.FLAGS.config)
-    report = forget(config, frozenset(flags.FLAGS.user), flags.FLAGS.workdir)
-    print('\n'.join(in_words(report, config.ingest.opt_out)))
+    print('\n'.join(in_words(forget(config, frozenset(flags.FLAGS.user), flags.FLAGS.workdir))))
 
 
 if __name__ == '__main__':

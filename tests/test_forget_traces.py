@@ -224,9 +224,17 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     for name in ('', ' u', 'u\n', 'u\rv', '\ufeffu', os.fsdecode(b'\xff')):
         with pytest.raises(UserError, match='--user=.* cannot be stored in'):
             forget.forget(c, frozenset([name]), str(tmp_path))
-    c.ingest.opt_out = ''
-    with pytest.raises(UserError, match='config.ingest.opt_out'):
-        forget.forget(c, frozenset('u'), None)
     assert not list(tmp_path.iterdir())
+    conversations(tmp_path / 'conversations', ('c', 'u'))
+    before, c.ingest.opt_out = files(tmp_path), ''
+    with pytest.raises(UserError, match='config.ingest.opt_out is empty: set it to .*, or pass --workdir=DIR'):
+        forget.forget(c, frozenset('u'), None)
+    c.ingest.opt_out = str(tmp_path / 'conversations')
+    with pytest.raises(UserError, match='config.ingest.opt_out: .* cannot be read'):
+        forget.forget(c, frozenset('u'), None)
+    c.ingest.opt_out = str(tmp_path / 'conversations' / 'manifest.json' / 'list')
+    with pytest.raises(UserError, match='config.ingest.opt_out: .* cannot be written'):
+        forget.forget(c, frozenset('u'), None)
+    assert files(tmp_path) == before
     refused = tiny.run_program('data_pipelines.forget', f'--config={tiny.CONFIG}', check=False)
     assert refused.returncode == 2 and '--user' in refused.stderr

@@ -184,7 +184,8 @@ INGEST = Section(
     ),
     opt_out=Key(
         '',
-        'Text file with one user id per line, spelled as in the raw records; nothing from these users is kept.',
+        'Text file with one user id per line, spelled as in the records; nothing from these users is kept. Empty: '
+        'with --workdir=DIR, the file DIR.opt_out if it exists, to which `forget` adds users.',
     ),
     workers=Key(2, 'Number of processes that read files at the same time.', at_least=1),
     fields=INGEST_FIELDS,
