@@ -14,7 +14,9 @@ the lists is forgotten. Then, if any data from these users is found:
 
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
-  cards and evaluations of simulated users. Reports, the teacher's cache and unfinished work are removed, too.
+  cards and evaluations of simulated users. Reports and unfinished work are removed, too.
+- In the teacher's cache, answers to requests that contain the text of these users, and of nobody else, are removed. So
+  are answers whose author is unknown, because an older version stored them or `rlhi_jax.check` asked for them.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
   `forgotten` contains the number of records that have since been removed from each file.
 
@@ -24,8 +26,8 @@ conversations, turns or prompts was reached.
 Trained models cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that
 started from such a run's parameters. Every call lists these runs: remove them and train again. Also remove everything
 exported from them, which this program cannot find. Heads that label follow-up turns contain no text, but were trained
-on all turns that were labelled at the time. Files that no stage wrote (raw data, labels, your own preferences) are not
-changed, so clean them yourself.
+on all turns that were labelled at the time. Files that no stage wrote (raw data, labels, your own preferences, a record
+of a teacher's answers) are not changed, so clean them yourself.
 """
 
 from absl import flags
@@ -59,6 +61,8 @@ from data_pipelines.persona.corrections import read_corrections
 from data_pipelines.privacy.forgotten import Forgotten, clean_log, noted_runs, records_of, write_notes
 from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths, opt_out_lists
 from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
+from data_pipelines.teacher.cache import RemovedAnswers, authors_in, forget_answers
+from data_pipelines.teacher.recorded import SUFFIX
 from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.io.files import (
     HeldFolder,
@@ -82,17 +86,21 @@ class Report(NamedTuple):
     Attributes:
       removed: for each changed path, how many records (keyed by file name), trees or lines were removed; {} if the
         whole folder was removed.
+      answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
       heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user.
       lists: the opt-out lists.
+      cache: `config.teacher.cache`, which is a cache or a record of answers.
     """
 
     removed: dict[Path, dict[str, int]]
+    answers: RemovedAnswers
     unknown: list[str]
     runs: list[Path]
     heads: list[Path]
     lists: list[str]
+    cache: str
 
 
 class _State:
@@ -141,22 +149,24 @@ class _Corrections(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The folders, records and corrections that a call to `forget` will remove.
+    """The folders, records, corrections and answers that a call to `forget` will remove.
 
     Attributes:
       manifests: the manifests of all finished folders.
       counts: for each folder, how many records in each file belong to forgotten users.
       whole: the folders to remove completely.
       corrections: the remaining contents of each corrections file that loses lines, keyed by path.
+      answered: the ids under which the teacher's cache stores forgotten users.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
     counts: dict[HeldFolder, Counter]
     whole: set[HeldFolder]
     corrections: dict[Path, _Corrections]
+    answered: set[str]
 
     def finds_anything(self) -> bool:
-        return bool(self.corrections) or any(self.counts.values())
+        return bool(self.corrections or self.answered) or any(self.counts.values())
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
@@ -177,14 +187,18 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Re
         state = _State(above / UNDER_WAY, listed)
         for folder in held:
             settle(folder.path)
-        plan = _make_plan(held, traces, state.forgotten)
+        plan = _make_plan(held, traces, state.forgotten, _cache(config))
         for path in lists:
             write_opt_out(path, state.forgotten.users)
-        removed = _remove(plan, state, config, traces) if state.resumed or plan.finds_anything() else {}
+        removed, answers = {}, RemovedAnswers()
+        if state.resumed or plan.finds_anything():
+            removed, answers = _remove(plan, state, traces, _cache(config))
         _update_digests([folder.path for folder in plan.manifests], state)
         state.remove()
     unknown = sorted(users - state.forgotten.seen)
-    return Report(removed, unknown, noted_runs(traces.runs), _heads(config, traces), lists)
+    return Report(
+        removed, answers, unknown, noted_runs(traces.runs), _heads(config, traces), lists, config.teacher.cache
+    )
 
 
 def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFolder]:
@@ -196,7 +210,12 @@ def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFold
     return held
 
 
-def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten) -> _Plan:
+def _cache(config: ConfigDict) -> str:
+    """Return the path of the teacher's cache, or '' if there is none; a record of answers is not a cache."""
+    return '' if config.teacher.cache.endswith(SUFFIX) else config.teacher.cache
+
+
+def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten, cache: str) -> _Plan:
     """Collect the ids of forgotten users' records from all folders, then count these records in each folder."""
     manifests = {folder: manifest for folder in held if (manifest := manifest_of(folder.path))}
     for folder, manifest in manifests.items():
@@ -205,7 +224,9 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten) -> 
     counts = {folder: _counts(folder.path, manifest['stage'], forgotten) for folder, manifest in manifests.items()}
     whole = {folder for folder, manifest in manifests.items() if _is_removed_whole(manifest, counts[folder])}
     corrections = {path: _corrections(path, forgotten) for path in traces.corrections}
-    return _Plan(manifests, counts, whole, {path: each for path, each in corrections.items() if each.removed})
+    answered = authors_in(cache) & forgotten.authors if cache else set()
+    forgotten.seen |= answered & forgotten.users
+    return _Plan(manifests, counts, whole, {path: each for path, each in corrections.items() if each.removed}, answered)
 
 
 def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
@@ -227,15 +248,18 @@ def _corrections(path: Path, forgotten: Forgotten) -> _Corrections:
     return _Corrections(left, hashlib.sha256(left).hexdigest() if kept else '', len(lines) - len(kept))
 
 
-def _remove(plan: _Plan, state: _State, config: ConfigDict, traces: Traces) -> dict[Path, dict[str, int]]:
-    """Carry out a plan and return what was removed, as in `Report.removed`.
+def _remove(
+    plan: _Plan, state: _State, traces: Traces, cache: str
+) -> tuple[dict[Path, dict[str, int]], RemovedAnswers]:
+    """Carry out a plan and return what was removed, as in `Report.removed` and `Report.answers`.
 
     The state on disk lets the next call resume after an interruption.
     """
     removed: dict[Path, dict[str, int]] = {}
     state.changed |= {file_digest(path): each.digest for path, each in plan.corrections.items()}
     state.write()
-    _remove_work(config, traces)
+    _remove_work(traces)
+    answers = forget_answers(cache, state.forgotten.authors) if cache else RemovedAnswers()
     for folder, manifest in plan.manifests.items():
         counts = plan.counts[folder]
         if folder in plan.whole:
@@ -253,14 +277,12 @@ def _remove(plan: _Plan, state: _State, config: ConfigDict, traces: Traces) -> d
     for training_run in traces.runs:
         clean_log(training_run, state.forgotten)
     write_notes(traces.runs)
-    return removed
+    return removed, answers
 
 
-def _remove_work(config: ConfigDict, traces: Traces) -> None:
-    """Remove unfinished work, reports and the teacher's cache, which mix users' texts and can be made again."""
-    cache = config.teacher.cache  # keyed by digests, so no entry can be traced to a user
-    caches = [Path(cache), Path(f'{cache}-journal')] if cache else []  # a killed process leaves the journal
-    for path in (*map(work_folder, sorted(traces.outputs)), *traces.temporary, *traces.reports, *caches):
+def _remove_work(traces: Traces) -> None:
+    """Remove unfinished work and reports, which mix users' texts and can be made again."""
+    for path in (*map(work_folder, sorted(traces.outputs)), *traces.temporary, *traces.reports):
         if path.exists():
             remove(path)
 
@@ -328,7 +350,18 @@ def in_words(report: Report) -> list[str]:
         'data_pipelines.users` prints the key for an address)'
         for user in report.unknown
     ]
-    lines += ['nothing was removed'] * (not report.removed)
+    if answers := sum(report.answers):
+        lines.append(
+            f"{report.cache}: {answers} answers removed from the teacher's cache: {report.answers.theirs} made of the "
+            f"text of forgotten users, and {report.answers.unknown} that may be made of anybody's, since no author is "
+            'stored with them'
+        )
+    lines += ['nothing was removed'] * (not report.removed and not answers)
+    if report.cache.endswith(SUFFIX) and Path(report.cache).exists():
+        lines.append(
+            f"{report.cache}: this record of a teacher's answers was not changed: if it contains answers made of a "
+            "forgotten user's text, remove it or record it again"
+        )
     lines += [f'{path}: users on this list are excluded from now on' for path in report.lists]
     lines += [
         f'{path}: this run was trained on a forgotten user, or started from such a run: remove it and everything '

@@ -202,19 +202,6 @@ def test_corrections_are_read_as_their_stage_reads_them(tmp_path, where):
     assert json.loads((tmp_path / 'personas' / 'manifest.json').read_text())['made_from'] == ['']
 
 
-def test_the_teachers_cache_goes_too(tmp_path):
-    conversations(tmp_path / 'conversations', ('c', 'u'))
-    c = settings(tmp_path)
-    c.teacher.cache = str(tmp_path / 'cache')
-    left = [tmp_path / 'cache', tmp_path / 'cache-journal']
-    for path in left:
-        path.write_text('by u')
-    forget.forget(c, frozenset('x'), None)
-    assert all(path.exists() for path in left)
-    forget.forget(c, frozenset('u'), None)
-    assert not any(path.exists() for path in left)
-
-
 def test_what_cannot_be_done_is_refused(tmp_path):
     c = settings(tmp_path)
     with pytest.raises(UserError, match='config.data does not point to a folder'):

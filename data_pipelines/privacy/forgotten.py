@@ -35,6 +35,11 @@ class Forgotten:
     records: set[str] = dataclasses.field(default_factory=set)
     seen: set[str] = dataclasses.field(default_factory=set)
 
+    @property
+    def authors(self) -> frozenset[str]:
+        """The ids under which the teacher's cache stores these users. Their user ids may not have been known once."""
+        return self.users | self.conversations
+
     def learn(self, record: Record, stage: str) -> None:
         """Remember the ids in a record if the record belongs to a forgotten user.
 

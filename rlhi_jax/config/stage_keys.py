@@ -110,8 +110,9 @@ TEACHER = Section(
     price_out=Key(0.0, 'Price per million answer tokens, in the same currency.', at_least=0),
     cache=Key(
         '',
-        'SQLite file that caches answers, keyed by request; stages and runs may share it. A file that ends in .jsonl '
-        'contains recorded answers, and then nothing is sent to the endpoint. Empty: no cache.',
+        'SQLite file that caches answers, keyed by request, with the ids of the users whose text the request contains; '
+        'stages and runs may share it. A file that ends in .jsonl contains recorded answers, and then nothing is sent '
+        'to the endpoint. Empty: no cache.',
     ),
 )
 
