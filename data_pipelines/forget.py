@@ -58,7 +58,7 @@ from ml_collections import ConfigDict
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.registry import stage_named
 from data_pipelines.persona.corrections import read_corrections
-from data_pipelines.privacy.forgotten import Forgotten, clean_log, noted_runs, records_of, write_notes
+from data_pipelines.privacy.forgotten import Forgotten, clean_log, find_notes, noted_runs, records_of, write_notes
 from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths, opt_out_lists
 from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
 from data_pipelines.teacher.cache import RemovedAnswers, authors_in, forget_answers
@@ -157,6 +157,7 @@ class _Plan(NamedTuple):
       whole: the folders to remove completely.
       corrections: the remaining contents of each corrections file that loses lines, keyed by path.
       answered: the ids under which the teacher's cache stores forgotten users.
+      notes: the training runs to note, with the number of forgotten users' pairs in each.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -164,6 +165,7 @@ class _Plan(NamedTuple):
     whole: set[HeldFolder]
     corrections: dict[Path, _Corrections]
     answered: set[str]
+    notes: dict[Path, int]
 
     def finds_anything(self) -> bool:
         return bool(self.corrections or self.answered) or any(self.counts.values())
@@ -226,7 +228,8 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten, cac
     corrections = {path: _corrections(path, forgotten) for path in traces.corrections}
     answered = authors_in(cache) & forgotten.authors if cache else set()
     forgotten.seen |= answered & forgotten.users
-    return _Plan(manifests, counts, whole, {path: each for path, each in corrections.items() if each.removed}, answered)
+    corrections = {path: each for path, each in corrections.items() if each.removed}
+    return _Plan(manifests, counts, whole, corrections, answered, find_notes(traces.runs, forgotten))
 
 
 def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
@@ -276,7 +279,7 @@ def _remove(
         removed[path] = dict(lines=each.removed)
     for training_run in traces.runs:
         clean_log(training_run, state.forgotten)
-    write_notes(traces.runs)
+    write_notes(plan.notes)
     return removed, answers
 
 

@@ -138,6 +138,20 @@ def test_runs_keep_a_note_and_so_do_those_that_began_with_them(tmp_path):
     assert forget.forget(c, frozenset(['v']), None).runs == [*trained[:1], tmp_path / 'other', *trained[1:]]
 
 
+@pytest.mark.parametrize('damaged', ['model.json', 'run.json'])
+def test_a_run_that_cannot_be_read_stops_the_call_before_anything_changes(tmp_path, damaged):
+    conversations(tmp_path / 'conversations', ('c', 'u'), ('d', 'v'))
+    write_run(tmp_path / 'run', 'base', dict(step=0, pairs=['c/2 rewrite']))
+    (tmp_path / 'run' / damaged).write_text('{')
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=f'{damaged} is not valid JSON .*: remove the run'):
+        forget.forget(settings(tmp_path), frozenset('u'), None)
+    assert files(tmp_path) == before
+    write_json(tmp_path / 'run' / damaged, dict(weights='run', model='base'))
+    assert forget.forget(settings(tmp_path), frozenset('u'), None).runs == [tmp_path / 'run']
+    assert users(tmp_path / 'conversations') == ['v']
+
+
 def test_runs_on_shards_of_preferences_that_no_stage_wrote(tmp_path):
     """Shards that contain nobody else are removed."""
     tiny.write_preferences(tmp_path / 'mine.jsonl', 24)
