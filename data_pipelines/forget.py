@@ -7,12 +7,16 @@ folder, or in a folder that contains several loops. If a stage is writing one of
 changes nothing. Pass user ids as they appear in records. If a salt is set, these are the keys that `python -m
 data_pipelines.users` prints.
 
-First, the users are added to the list `config.ingest.opt_out`, which excludes them from later runs of `ingest`.
-Everybody on that list is forgotten. Then, if any data from these users is found:
+First, the users are added to the opt-out list, which excludes them from later runs of `ingest`. The list is the file
+`config.ingest.opt_out` or, if that key is empty, the file DIR.opt_out beside the workdir. A loop and stages with
+--workdir=DIR read that file, too. (If --workdir contains several loops, each of them has its own list.) Everybody on
+the lists is forgotten. Then, if any data from these users is found:
 
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
-  cards and evaluations of simulated users. Reports, the teacher's cache and unfinished work are removed, too.
+  cards and evaluations of simulated users. Reports and unfinished work are removed, too.
+- In the teacher's cache, answers to requests that contain the text of these users, and of nobody else, are removed. So
+  are answers whose author is unknown, because an older version stored them or `rlhi_jax.check` asked for them.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
   `forgotten` contains the number of records that have since been removed from each file.
 
@@ -22,8 +26,8 @@ conversations, turns or prompts was reached.
 Trained models cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that
 started from such a run's parameters. Every call lists these runs: remove them and train again. Also remove everything
 exported from them, which this program cannot find. Heads that label follow-up turns contain no text, but were trained
-on all turns that were labelled at the time. Files that no stage wrote (raw data, labels, your own preferences) are not
-changed, so clean them yourself.
+on all turns that were labelled at the time. Files that no stage wrote (raw data, labels, your own preferences, a record
+of a teacher's answers) are not changed, so clean them yourself.
 """
 
 from absl import flags
@@ -54,11 +58,12 @@ from ml_collections import ConfigDict
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.registry import stage_named
 from data_pipelines.persona.corrections import read_corrections
-from data_pipelines.privacy.forgotten import Forgotten, clean_log, noted_runs, records_of, write_notes
-from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths
+from data_pipelines.privacy.forgotten import Forgotten, clean_log, find_notes, noted_runs, records_of, write_notes
+from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths, opt_out_lists
 from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
+from data_pipelines.teacher.cache import RemovedAnswers, authors_in, forget_answers
+from data_pipelines.teacher.recorded import SUFFIX
 from rlhi_jax.data.shards import Shards, write_shards
-from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import (
     HeldFolder,
     digest,
@@ -81,15 +86,21 @@ class Report(NamedTuple):
     Attributes:
       removed: for each changed path, how many records (keyed by file name), trees or lines were removed; {} if the
         whole folder was removed.
+      answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
       heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user.
+      lists: the opt-out lists.
+      cache: `config.teacher.cache`, which is a cache or a record of answers.
     """
 
     removed: dict[Path, dict[str, int]]
+    answers: RemovedAnswers
     unknown: list[str]
     runs: list[Path]
     heads: list[Path]
+    lists: list[str]
+    cache: str
 
 
 class _State:
@@ -138,49 +149,58 @@ class _Corrections(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The folders, records and corrections that a call to `forget` will remove.
+    """The folders, records, corrections and answers that a call to `forget` will remove.
 
     Attributes:
       manifests: the manifests of all finished folders.
       counts: for each folder, how many records in each file belong to forgotten users.
       whole: the folders to remove completely.
       corrections: the remaining contents of each corrections file that loses lines, keyed by path.
+      answered: the ids under which the teacher's cache stores forgotten users.
+      notes: the training runs to note, with the number of forgotten users' pairs in each.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
     counts: dict[HeldFolder, Counter]
     whole: set[HeldFolder]
     corrections: dict[Path, _Corrections]
+    answered: set[str]
+    notes: dict[Path, int]
 
     def finds_anything(self) -> bool:
-        return bool(self.corrections) or any(self.counts.values())
+        return bool(self.corrections or self.answered) or any(self.counts.values())
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
-    """Remove the data of these users and of everybody on the list `config.ingest.opt_out`, and return a report.
+    """Remove the data of these users and of everybody on the opt-out lists, and return a report.
 
     If a call is interrupted, the next call resumes it.
 
     Raises:
-      UserError: config.ingest.opt_out is empty, no folder is found, a file cannot be read, or a stage is writing one of
-        the folders. In each case, nothing has been changed.
+      UserError: there is no opt-out list, no folder is found, a file cannot be read, or a stage is writing one of the
+        folders. In each case, nothing has been changed.
     """
-    if not config.ingest.opt_out:
-        raise UserError('config.ingest.opt_out is empty: set it to a file that lists the users to exclude from now on')
-    listed, traces = opt_out_with(config.ingest.opt_out, users), find_traces(config, workdir)
+    traces = find_traces(config, workdir)
+    lists = opt_out_lists(config, workdir, traces)
+    listed = frozenset().union(*(opt_out_with(path, users) for path in lists))
     above = Path(workdir) if workdir else next(path.parent for path in named_paths(config) if path.parent.is_dir())
     with contextlib.ExitStack() as stack:
         held = _hold(traces.outputs, stack)
         state = _State(above / UNDER_WAY, listed)
         for folder in held:
             settle(folder.path)
-        plan = _make_plan(held, traces, state.forgotten)
-        write_opt_out(config.ingest.opt_out, state.forgotten.users)
-        removed = _remove(plan, state, config, traces) if state.resumed or plan.finds_anything() else {}
+        plan = _make_plan(held, traces, state.forgotten, _cache(config))
+        for path in lists:
+            write_opt_out(path, state.forgotten.users)
+        removed, answers = {}, RemovedAnswers()
+        if state.resumed or plan.finds_anything():
+            removed, answers = _remove(plan, state, traces, _cache(config))
         _update_digests([folder.path for folder in plan.manifests], state)
         state.remove()
     unknown = sorted(users - state.forgotten.seen)
-    return Report(removed, unknown, noted_runs(traces.runs), _heads(config, traces))
+    return Report(
+        removed, answers, unknown, noted_runs(traces.runs), _heads(config, traces), lists, config.teacher.cache
+    )
 
 
 def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFolder]:
@@ -192,7 +212,12 @@ def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFold
     return held
 
 
-def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten) -> _Plan:
+def _cache(config: ConfigDict) -> str:
+    """Return the path of the teacher's cache, or '' if there is none; a record of answers is not a cache."""
+    return '' if config.teacher.cache.endswith(SUFFIX) else config.teacher.cache
+
+
+def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten, cache: str) -> _Plan:
     """Collect the ids of forgotten users' records from all folders, then count these records in each folder."""
     manifests = {folder: manifest for folder in held if (manifest := manifest_of(folder.path))}
     for folder, manifest in manifests.items():
@@ -201,7 +226,10 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten) -> 
     counts = {folder: _counts(folder.path, manifest['stage'], forgotten) for folder, manifest in manifests.items()}
     whole = {folder for folder, manifest in manifests.items() if _is_removed_whole(manifest, counts[folder])}
     corrections = {path: _corrections(path, forgotten) for path in traces.corrections}
-    return _Plan(manifests, counts, whole, {path: each for path, each in corrections.items() if each.removed})
+    answered = authors_in(cache) & forgotten.authors if cache else set()
+    forgotten.seen |= answered & forgotten.users
+    corrections = {path: each for path, each in corrections.items() if each.removed}
+    return _Plan(manifests, counts, whole, corrections, answered, find_notes(traces.runs, forgotten))
 
 
 def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
@@ -223,15 +251,18 @@ def _corrections(path: Path, forgotten: Forgotten) -> _Corrections:
     return _Corrections(left, hashlib.sha256(left).hexdigest() if kept else '', len(lines) - len(kept))
 
 
-def _remove(plan: _Plan, state: _State, config: ConfigDict, traces: Traces) -> dict[Path, dict[str, int]]:
-    """Carry out a plan and return what was removed, as in `Report.removed`.
+def _remove(
+    plan: _Plan, state: _State, traces: Traces, cache: str
+) -> tuple[dict[Path, dict[str, int]], RemovedAnswers]:
+    """Carry out a plan and return what was removed, as in `Report.removed` and `Report.answers`.
 
     The state on disk lets the next call resume after an interruption.
     """
     removed: dict[Path, dict[str, int]] = {}
     state.changed |= {file_digest(path): each.digest for path, each in plan.corrections.items()}
     state.write()
-    _remove_work(config, traces)
+    _remove_work(traces)
+    answers = forget_answers(cache, state.forgotten.authors) if cache else RemovedAnswers()
     for folder, manifest in plan.manifests.items():
         counts = plan.counts[folder]
         if folder in plan.whole:
@@ -248,15 +279,13 @@ def _remove(plan: _Plan, state: _State, config: ConfigDict, traces: Traces) -> d
         removed[path] = dict(lines=each.removed)
     for training_run in traces.runs:
         clean_log(training_run, state.forgotten)
-    write_notes(traces.runs)
-    return removed
+    write_notes(plan.notes)
+    return removed, answers
 
 
-def _remove_work(config: ConfigDict, traces: Traces) -> None:
-    """Remove unfinished work, reports and the teacher's cache, which mix users' texts and can be made again."""
-    cache = config.teacher.cache  # keyed by digests, so no entry can be traced to a user
-    caches = [Path(cache), Path(f'{cache}-journal')] if cache else []  # a killed process leaves the journal
-    for path in (*map(work_folder, sorted(traces.outputs)), *traces.temporary, *traces.reports, *caches):
+def _remove_work(traces: Traces) -> None:
+    """Remove unfinished work and reports, which mix users' texts and can be made again."""
+    for path in (*map(work_folder, sorted(traces.outputs)), *traces.temporary, *traces.reports):
         if path.exists():
             remove(path)
 
@@ -313,7 +342,7 @@ def _heads(config: ConfigDict, traces: Traces) -> list[Path]:
     return sorted({path for path in folders if (manifest_of(path) or {}).get('stage') == 'head_labels'})
 
 
-def in_words(report: Report, opt_out: str) -> list[str]:
+def in_words(report: Report) -> list[str]:
     """Return the lines to print for a report."""
     lines = [
         f'{path}: {json.dumps(counts)} removed' if counts else f'{path} was removed: rerun its stage to recreate it'
@@ -324,8 +353,19 @@ def in_words(report: Report, opt_out: str) -> list[str]:
         'data_pipelines.users` prints the key for an address)'
         for user in report.unknown
     ]
-    lines += ['nothing was removed'] * (not report.removed)
-    lines += [f'{opt_out}: users on this list are excluded from now on']
+    if answers := sum(report.answers):
+        lines.append(
+            f"{report.cache}: {answers} answers removed from the teacher's cache: {report.answers.theirs} made of the "
+            f"text of forgotten users, and {report.answers.unknown} that may be made of anybody's, since no author is "
+            'stored with them'
+        )
+    lines += ['nothing was removed'] * (not report.removed and not answers)
+    if report.cache.endswith(SUFFIX) and Path(report.cache).exists():
+        lines.append(
+            f"{report.cache}: this record of a teacher's answers was not changed: if it contains answers made of a "
+            "forgotten user's text, remove it or record it again"
+        )
+    lines += [f'{path}: users on this list are excluded from now on' for path in report.lists]
     lines += [
         f'{path}: this run was trained on a forgotten user, or started from such a run: remove it and everything '
         'exported from it, then train again'
@@ -342,8 +382,7 @@ def in_words(report: Report, opt_out: str) -> list[str]:
 def main() -> None:
     require_flags('user')
     config = load_config(flags.FLAGS.config)
-    report = forget(config, frozenset(flags.FLAGS.user), flags.FLAGS.workdir)
-    print('\n'.join(in_words(report, config.ingest.opt_out)))
+    print('\n'.join(in_words(forget(config, frozenset(flags.FLAGS.user), flags.FLAGS.workdir))))
 
 
 if __name__ == '__main__':

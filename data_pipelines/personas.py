@@ -40,7 +40,7 @@ from data_pipelines.core.passes import exhaust, in_blocks
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import Claim, Remark
 from data_pipelines.persona.corrections import Corrections, corrected, corrections_path, read_corrections
-from data_pipelines.persona.remarks import remarks_with_faults, sentence_faults, sentences_about
+from data_pipelines.persona.remarks import ask_about, remarks_with_faults, sentence_faults, sentences_about
 from data_pipelines.persona.scopes import SCOPES
 from data_pipelines.persona.stage import personas_stage
 from data_pipelines.persona.store import COUNTED, write_store
@@ -71,9 +71,8 @@ def _claims(task: Task, corrections: Corrections, counts: Counter) -> Iterator[t
     if asks:
         exhaust(_remarks(task.config, before_asking, Counter()))  # finds damaged input before the teacher is asked
         remarks_by_author = _remarks(task.config, before_asking, Counter())
-        quotes = (remark['quote'] for _, remarks in remarks_by_author for remark in remarks)
-        for block in in_blocks(quotes, BLOCK):
-            sentences_about(task, block)
+        for block in in_blocks((remark for _, remarks in remarks_by_author for remark in remarks), BLOCK):
+            ask_about(task, block)
     for author, remarks in _remarks(task.config, before_asking, counts):
         sentences = sentences_about(task, [remark['quote'] for remark in remarks])
         claims = _claims_of_author(author, remarks, sentences, task.config.personas, counts)

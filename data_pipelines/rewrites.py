@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.histories import side_by_side
+from data_pipelines.core.histories import author_id, side_by_side
 from data_pipelines.core.inputs import input_digest, input_folder
 from data_pipelines.core.passes import at_most, in_blocks, in_passes
 from data_pipelines.core.record_files import RECORDS
@@ -208,7 +208,8 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
         prompts = []
         for case in block:
             turns = case.turns if settings.from_scratch else (*case.turns, *_remark(case, case.feedback))
-            prompts.append(Prompt(f'rewrite {case.name}', turns, samples=settings.samples, keep=keep))
+            authors = (author_id(case.turn['user_id'], case.turn['conversation']),)
+            prompts.append(Prompt(f'rewrite {case.name}', turns, samples=settings.samples, keep=keep, authors=authors))
         replies = generate(task, teacher_path(task.config), prompts)
         for case in block:
             if drawn := replies[f'rewrite {case.name}']:

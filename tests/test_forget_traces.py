@@ -138,6 +138,20 @@ def test_runs_keep_a_note_and_so_do_those_that_began_with_them(tmp_path):
     assert forget.forget(c, frozenset(['v']), None).runs == [*trained[:1], tmp_path / 'other', *trained[1:]]
 
 
+@pytest.mark.parametrize('damaged', ['model.json', 'run.json'])
+def test_a_run_that_cannot_be_read_stops_the_call_before_anything_changes(tmp_path, damaged):
+    conversations(tmp_path / 'conversations', ('c', 'u'), ('d', 'v'))
+    write_run(tmp_path / 'run', 'base', dict(step=0, pairs=['c/2 rewrite']))
+    (tmp_path / 'run' / damaged).write_text('{')
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=f'{damaged} is not valid JSON .*: remove the run'):
+        forget.forget(settings(tmp_path), frozenset('u'), None)
+    assert files(tmp_path) == before
+    write_json(tmp_path / 'run' / damaged, dict(weights='run', model='base'))
+    assert forget.forget(settings(tmp_path), frozenset('u'), None).runs == [tmp_path / 'run']
+    assert users(tmp_path / 'conversations') == ['v']
+
+
 def test_runs_on_shards_of_preferences_that_no_stage_wrote(tmp_path):
     """Shards that contain nobody else are removed."""
     tiny.write_preferences(tmp_path / 'mine.jsonl', 24)
@@ -202,19 +216,6 @@ def test_corrections_are_read_as_their_stage_reads_them(tmp_path, where):
     assert json.loads((tmp_path / 'personas' / 'manifest.json').read_text())['made_from'] == ['']
 
 
-def test_the_teachers_cache_goes_too(tmp_path):
-    conversations(tmp_path / 'conversations', ('c', 'u'))
-    c = settings(tmp_path)
-    c.teacher.cache = str(tmp_path / 'cache')
-    left = [tmp_path / 'cache', tmp_path / 'cache-journal']
-    for path in left:
-        path.write_text('by u')
-    forget.forget(c, frozenset('x'), None)
-    assert all(path.exists() for path in left)
-    forget.forget(c, frozenset('u'), None)
-    assert not any(path.exists() for path in left)
-
-
 def test_what_cannot_be_done_is_refused(tmp_path):
     c = settings(tmp_path)
     with pytest.raises(UserError, match='config.data does not point to a folder'):
@@ -224,9 +225,17 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     for name in ('', ' u', 'u\n', 'u\rv', '\ufeffu', os.fsdecode(b'\xff')):
         with pytest.raises(UserError, match='--user=.* cannot be stored in'):
             forget.forget(c, frozenset([name]), str(tmp_path))
-    c.ingest.opt_out = ''
-    with pytest.raises(UserError, match='config.ingest.opt_out'):
-        forget.forget(c, frozenset('u'), None)
     assert not list(tmp_path.iterdir())
+    conversations(tmp_path / 'conversations', ('c', 'u'))
+    before, c.ingest.opt_out = files(tmp_path), ''
+    with pytest.raises(UserError, match='config.ingest.opt_out is empty: set it to .*, or pass --workdir=DIR'):
+        forget.forget(c, frozenset('u'), None)
+    c.ingest.opt_out = str(tmp_path / 'conversations')
+    with pytest.raises(UserError, match='config.ingest.opt_out: .* cannot be read'):
+        forget.forget(c, frozenset('u'), None)
+    c.ingest.opt_out = str(tmp_path / 'conversations' / 'manifest.json' / 'list')
+    with pytest.raises(UserError, match='config.ingest.opt_out: .* cannot be written'):
+        forget.forget(c, frozenset('u'), None)
+    assert files(tmp_path) == before
     refused = tiny.run_program('data_pipelines.forget', f'--config={tiny.CONFIG}', check=False)
     assert refused.returncode == 2 and '--user' in refused.stderr

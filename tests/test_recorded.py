@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_pipelines.core.stage import Task
-from data_pipelines.teacher.endpoint import _Cache
+from data_pipelines.teacher.cache import AnswerCache
 from data_pipelines.teacher.generation import generate, model_identity
 from data_pipelines.teacher.recorded import RecordedAnswers
 from rlhi_jax.config import base_config
@@ -39,7 +39,7 @@ def record(config, tmp_path, monkeypatch):
         return f'Answer {len(asked)}.', True
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Cache, 'get', get)
+        patch.setattr(AnswerCache, 'get', get)
         sampled = config.copy_and_resolve_references()
         sampled.teacher.cache = ''
         ask(sampled, tmp_path / 'first')

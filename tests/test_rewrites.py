@@ -328,7 +328,7 @@ def test_what_the_conversation_holds_already_is_a_copy(mined, tmp_path, monkeypa
     """Earlier replies count too: one of them in place of an answer is not a rewrite."""
     earlier = (('user', 'And wasps?'), ('assistant', 'Wasps hunt flies and build their nests of paper.'))
     turns, next_reply = (*earlier, ('user', ENGLISH)), 'They tell of their flowers.'
-    turn = dict(id='c/4', follow_up=TEXTS['feedback'], reply='They like it.')
+    turn = dict(id='c/4', conversation='c', user_id='u', follow_up=TEXTS['feedback'], reply='They like it.')
     case = rewrites.Case(turn, turns, next_reply=next_reply, original=TEXTS['original'])
     samples = [GOOD, earlier[1][1], TEXTS['original'], next_reply]
     monkeypatch.setattr(rewrites, 'generate', lambda *_: {'rewrite c/4': [reply(text) for text in samples]})

@@ -49,6 +49,11 @@ def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversati
             )
 
 
+def author_id(user_id: str, conversation: str) -> str:
+    """Return the id of a conversation's author: the user id or, if the user is unknown, the conversation id."""
+    return user_id or conversation
+
+
 class Author(NamedTuple):
     """A user, or the unknown author of one conversation.
 

@@ -83,7 +83,13 @@ def by_answer(task: Task, turns: Sequence[UserTurn]) -> dict[str, Judgement | No
     """Return an endpoint's judgements, keyed by turn id. The judgement of a turn without a valid answer is None."""
     by_id = {turn.id: turn for turn in turns}
     questions = [
-        Question(turn.id, (('user', render('label_follow_up', labels=LABELS, turn=turn)),), ANSWER) for turn in turns
+        Question(
+            turn.id,
+            (('user', render('label_follow_up', labels=LABELS, turn=turn)),),
+            ANSWER,
+            tuple(filter(None, [turn.author])),
+        )
+        for turn in turns
     ]
     values = answers(task, questions, lambda question, value: quotes(value['quote'], by_id[question.id].text))
     return {turn: value and Judgement(**value) for turn, value in values.items()}

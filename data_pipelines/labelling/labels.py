@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from data_pipelines.core.histories import author_id
 from data_pipelines.core.records import Conversation
 from data_pipelines.core.turns import request_index, turn_id, user_turn_indices
 
@@ -21,12 +22,21 @@ MAX_CHARACTERS = 300  # labellers read this many characters of a turn
 
 
 class UserTurn(NamedTuple):
-    """A user turn, its turn id, and the request and reply before it."""
+    """A user turn.
+
+    Attributes:
+      id: the turn id.
+      request: the request before the turn.
+      reply: the reply before the turn.
+      text: the turn itself.
+      author: the author's id (`author_id`); '' if it is unknown.
+    """
 
     id: str
     request: str
     reply: str
     text: str
+    author: str = ''
 
 
 class Judgement(NamedTuple):
@@ -40,9 +50,10 @@ class Judgement(NamedTuple):
 def turns_after_replies(conversation: Conversation) -> list[tuple[int, UserTurn]]:
     """Return a conversation's user turns that follow a reply, each with its turn index."""
     texts, turns = [message['content'] for message in conversation['messages']], []
+    author = author_id(conversation['user_id'], conversation['id'])
     for turn_index in user_turn_indices(conversation['messages'], first=2):
         request_to_turn = texts[request_index(turn_index) : turn_index + 1]
-        turns.append((turn_index, UserTurn(turn_id(conversation['id'], turn_index), *request_to_turn)))
+        turns.append((turn_index, UserTurn(turn_id(conversation['id'], turn_index), *request_to_turn, author)))
     return turns
 
 

@@ -1,19 +1,21 @@
 """Remarks: the feedback turns that a persona may draw on, and the teacher's sentences about them."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.histories import Author
+from data_pipelines.core.histories import Author, author_id
 from data_pipelines.core.records import FollowUp, Remark
 from data_pipelines.core.stage import Task
 from data_pipelines.persona.audit import fault, remark_fault
 from data_pipelines.persona.claims import quote_of
 from data_pipelines.persona.scopes import SCOPES
 from data_pipelines.persona.stage import prompt_name
+from data_pipelines.teacher.endpoint import add_authors
 from data_pipelines.teacher.generation import generate
 from data_pipelines.teacher.prompts import render_turns
-from rlhi_jax.config import teacher_path
+from rlhi_jax.config import is_endpoint, teacher_path
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt, Reply
 
@@ -70,6 +72,22 @@ def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str], se
     """
     before = author.text_before(remark)
     return {text: fault(text, remark['quote'], before, settings.audit) for text in sentences or ['']}
+
+
+def ask_about(task: Task, remarks: Iterable[Remark]) -> None:
+    """Ask the teacher for sentences about remarks, which `sentences_about` then finds in the journal.
+
+    The teacher is asked once about each quote. All authors of remarks with that quote are noted in the teacher's cache.
+    """
+    said_by = defaultdict(set)
+    for remark in remarks:
+        said_by[remark['quote']].add(author_id(remark['user_id'], remark['conversation']))
+    prompts = [
+        prompt_about(task.config, quote)._replace(authors=tuple(sorted(said_by[quote]))) for quote in sorted(said_by)
+    ]
+    generate(task, teacher_path(task.config), prompts)
+    if is_endpoint(teacher_path(task.config)):
+        add_authors(task.config, prompts)
 
 
 def sentences_about(task: Task, quotes: Iterable[str]) -> dict[str, list[str]]:

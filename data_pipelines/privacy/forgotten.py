@@ -35,6 +35,11 @@ class Forgotten:
     records: set[str] = dataclasses.field(default_factory=set)
     seen: set[str] = dataclasses.field(default_factory=set)
 
+    @property
+    def authors(self) -> frozenset[str]:
+        """The ids under which the teacher's cache stores these users. Their user ids may not have been known once."""
+        return self.users | self.conversations
+
     def learn(self, record: Record, stage: str) -> None:
         """Remember the ids in a record if the record belongs to a forgotten user.
 
@@ -90,35 +95,48 @@ def clean_log(run: Path, forgotten: Forgotten) -> None:
     for line in complete_lines(run / LOG):
         step = json.loads(line)
         pairs = [name for name in step['pairs'] if not forgotten.has_id(name)]
-        if removed := len(step['pairs']) - len(pairs):
-            line = as_line(step | dict(pairs=pairs, forgotten=step.get('forgotten', 0) + removed))
+        if len(pairs) < len(step['pairs']):
+            line = as_line(step | dict(pairs=pairs, forgotten=_lost(step, forgotten)))
         lines.append(line)
     cleaned = b''.join(lines)
     if (run / LOG).exists() and (run / LOG).read_bytes() != cleaned:
         write_bytes(run / LOG, cleaned)
 
 
-def write_notes(runs: Iterable[Path]) -> None:
-    """Write a note into the folder of each run that was trained, directly or indirectly, on forgotten users' pairs.
+def find_notes(runs: Iterable[Path], forgotten: Forgotten) -> dict[Path, int]:
+    """Return the runs that were trained, directly or indirectly, on forgotten users' pairs.
 
-    These are the runs whose logs have lost pairs and, in turn, all runs that started from the parameters of a run with
-    a note.
+    These are the runs whose logs lose or have lost pairs and, in turn, all runs that started from the parameters of
+    such a run or of a run with a note. Each is mapped to the number of these pairs in its log.
+
+    Raises:
+      UserError: a run cannot be read.
     """
-    removed = {run: [json.loads(line).get('forgotten', 0) for line in complete_lines(run / LOG)] for run in runs}
-    started_from = {run: read_json(run / 'run.json', _REMEDY, fields=['model'])['model'] for run in removed}
+    lost = {run: [_lost(json.loads(line), forgotten) for line in complete_lines(run / LOG)] for run in runs}
+    started_from = {run: read_json(run / 'run.json', _REMEDY, fields=['model'])['model'] for run in lost}
     to_note: set[Path] = set()
-    more = {run for run in removed if any(removed[run])} | set(noted_runs(removed))
+    more = {run for run in lost if any(lost[run])} | set(noted_runs(lost))
     while more:
         to_note |= more
         weights = {
             weights_at(read_json(run / 'model.json', _REMEDY, fields=['weights'])['weights'], step)
             for run in more
-            for step in range(1, len(removed[run]) + 1)
+            for step in range(1, len(lost[run]) + 1)
         }
-        more = {run for run in removed if started_from[run] in weights} - to_note
-    for run in to_note:
+        more = {run for run in lost if started_from[run] in weights} - to_note
+    return {run: sum(lost[run]) for run in to_note}
+
+
+def _lost(step: Record, forgotten: Forgotten) -> int:
+    """Return how many of a step's pairs belong to users who are forgotten now or were forgotten earlier."""
+    return step.get('forgotten', 0) + sum(map(forgotten.has_id, step['pairs']))
+
+
+def write_notes(notes: dict[Path, int]) -> None:
+    """Write a note into the folder of each run that `find_notes` found."""
+    for run, pairs in notes.items():
         trained_on = 'pairs of forgotten users, or a model that was trained on such pairs'
-        write_json(run / NOTE, dict(trained_on=trained_on, pairs=sum(removed[run])))
+        write_json(run / NOTE, dict(trained_on=trained_on, pairs=pairs))
 
 
 def noted_runs(runs: Iterable[Path]) -> list[Path]:

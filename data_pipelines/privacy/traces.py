@@ -1,4 +1,4 @@
-"""Finds the paths where stages, runs and loops leave user text, including unfinished work."""
+"""Finds the paths where stages, runs and loops leave user text, including unfinished work, and the opt-out lists."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from rlhi_jax.config.loop_paths import opt_out_list
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
 
@@ -22,6 +23,7 @@ class Traces(NamedTuple):
       corrections: the corrections files of persona stores.
       reports: loop reports, which show pairs.
       runs: training run folders.
+      loops: workdirs of loops, and of stages that were run with --workdir.
     """
 
     outputs: set[Path]
@@ -29,6 +31,7 @@ class Traces(NamedTuple):
     corrections: set[Path]
     reports: set[Path]
     runs: set[Path]
+    loops: set[Path]
 
 
 def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
@@ -42,7 +45,7 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
     """
     if workdir and not Path(workdir).is_dir():
         raise UserError(f'--workdir={workdir} is not a folder: pass the folder of a loop')
-    traces, roots = Traces(set(), set(), set(), set(), set()), named_paths(config)
+    traces, roots = Traces(*(set() for _ in Traces._fields)), named_paths(config)
     if config.personas.corrections and Path(config.personas.corrections).exists():
         traces.corrections.add(Path(config.personas.corrections).resolve())
     for path in itertools.chain(_beside(roots), _below([*roots, *([Path(workdir)] if workdir else [])])):
@@ -55,12 +58,39 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
     return traces
 
 
+def opt_out_lists(config: ConfigDict, workdir: str | None, traces: Traces) -> list[str]:
+    """Return the paths of the opt-out lists to which forgotten users are added. The files need not exist.
+
+    With --workdir, each loop has the list that `opt_out_list` names. Without it, the list is `config.ingest.opt_out`.
+
+    Raises:
+      UserError: there is no such list, or none that excludes users from `config.data.conversations`.
+    """
+    if not workdir and not config.ingest.opt_out:
+        raise UserError(
+            'config.ingest.opt_out is empty: set it to a file that lists the users to exclude from now on, or pass '
+            '--workdir=DIR, whose list is the file DIR.opt_out'
+        )
+    if not workdir:
+        return [config.ingest.opt_out]
+    loops, named = traces.loops or {Path(workdir)}, Path(config.data.conversations).resolve()
+    is_elsewhere = config.data.conversations and named not in {(loop / 'conversations').resolve() for loop in loops}
+    if is_elsewhere and named in traces.outputs and not config.ingest.opt_out:
+        raise UserError(
+            f'config.data.conversations: {named} does not belong to a loop in --workdir={workdir}, and the list beside '
+            'a loop excludes users only from that loop: set config.ingest.opt_out to a list for all of them'
+        )
+    return sorted({opt_out_list(config, loop) for loop in loops})
+
+
 def _add(path: Path, traces: Traces) -> None:
     """Record a path in the traces if it may contain user text.
 
     For a file of a stage or a run, the folder of the stage or run is recorded instead.
     """
     work = _of_work(path.name)
+    if path.name == 'loop.json' or _is_ingested(path):
+        traces.loops.add(path.parent)
     if work and path.is_dir():
         traces.outputs.add(path.with_name(work).resolve())
     elif work and path.suffix == '.tmp':
@@ -73,6 +103,11 @@ def _add(path: Path, traces: Traces) -> None:
         traces.reports.add(path)
     elif path.name.endswith('.corrections.jsonl'):
         traces.corrections.add(path.resolve())
+
+
+def _is_ingested(path: Path) -> bool:
+    """Return whether a path is that of the conversations in a loop's folder."""
+    return path.name == 'conversations' and (manifest_of(path) or {}).get('stage') == 'ingest'
 
 
 def _of_work(name: str) -> str:

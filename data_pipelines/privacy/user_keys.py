@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import write_bytes
+from rlhi_jax.io.files import new_file
 
 SALT_BYTES = 32
 
@@ -106,11 +106,20 @@ def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
 
 
 def write_opt_out(path: str, users: Iterable[str]) -> None:
-    """Write the opt-out list to a file that only its owner can read."""
+    """Write the opt-out list to a file that only its owner can read.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     file = Path(path).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, _as_list(users))
-    file.chmod(0o600)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(file, private=True) as new:
+            new.write(_as_list(users))
+    except OSError as error:
+        raise UserError(
+            f'config.ingest.opt_out: {path} cannot be written ({error.strerror}): set it to a file that you can write'
+        ) from None
 
 
 def _as_list(users: Iterable[str]) -> bytes:

@@ -4,14 +4,14 @@
 endpoint's name for the model. `config.teacher.key_variable` names the environment variable that contains the API key.
 Many requests are sent at the same time, and the result does not depend on the order of the answers. Every answer is
 written to the stage's journal, with its token count, as soon as it arrives. If `config.teacher.cache` is set, the
-answer is also written to that file. If the file is a record (`data_pipelines.teacher.recorded`), nothing is sent.
+answer is also written to that file, with the authors of the text that it was made of (`data_pipelines.teacher.cache`).
+If the file is a record (`data_pipelines.teacher.recorded`), nothing is sent.
 """
 
 import asyncio
 import contextlib
 import importlib.util
 import json
-import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +23,7 @@ from data_pipelines.core.journal import Journal
 from data_pipelines.core.records import Message
 from data_pipelines.core.stage import Task
 from data_pipelines.core.turns import to_messages
+from data_pipelines.teacher.cache import AnswerCache
 from data_pipelines.teacher.recorded import SUFFIX, RecordedAnswers
 from data_pipelines.text.control_tokens import defused
 from rlhi_jax.config import is_endpoint
@@ -39,11 +40,19 @@ Key = tuple[str, str, int]  # kind, id, number
 
 
 class Question(NamedTuple):
-    """A question to the teacher: turns that end with a user turn, and a JSON schema for the answer."""
+    """A question to the teacher.
+
+    Attributes:
+      id: the question's id.
+      turns: turns that end with a user turn.
+      schema: a JSON schema for the answer.
+      authors: the ids of the authors of the text in the turns; empty if they are unknown.
+    """
 
     id: str
     turns: Turns
     schema: dict[str, Any]
+    authors: tuple[str, ...] = ()
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
@@ -68,7 +77,7 @@ def draw(task: Task, prompts: Sequence[Prompt]) -> None:
 
     async def settle(teacher: '_Teacher', prompt: Prompt) -> None:
         for key in keys(prompt):
-            await teacher.ask(key, _versions(prompt), task.config.sampler.temperature)
+            await teacher.ask(key, _versions(prompt), task.config.sampler.temperature, authors=prompt.authors)
 
     _settle_all(task, prompts, settle, 'prompts')
 
@@ -89,13 +98,33 @@ def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, l
     replies: dict[str, list[Reply]] = {prompt.id: [] for prompt in prompts}
     if not config.teacher.cache or not Path(config.teacher.cache).exists():
         return replies
-    with contextlib.closing(_Cache(config.teacher.cache)) as cache:
+    with contextlib.closing(AnswerCache(config.teacher.cache)) as cache:
         for prompt in prompts:
             for key in keys(prompt):
-                requests = (_request(config, key, each, config.sampler.temperature) for each in _versions(prompt))
-                if found := next(filter(None, (cache.get(digest(request)) for request in requests)), None):
+                if found := next(filter(None, map(cache.get, _names(config, key, prompt))), None):
                     replies[prompt.id].append(Reply(prompt.id, key[2], found[0].strip(), found[1]))
     return replies
+
+
+def add_authors(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
+    """Add the prompts' authors to those replies that `config.teacher.cache` contains already.
+
+    This is for a prompt that is the same for several authors: if its replies are in the journal, they are not looked up
+    in the cache again. A missing cache is not created, and a record is not changed.
+    """
+    path = config.teacher.cache
+    if not path or path.endswith(SUFFIX) or not Path(path).exists():
+        return
+    with contextlib.closing(AnswerCache(path)) as cache:
+        for prompt in prompts:
+            names = (name for key in keys(prompt) for name in _names(config, key, prompt))
+            cache.add_authors(list(names), prompt.authors)
+
+
+def _names(config: ConfigDict, key: Key, prompt: Prompt) -> Iterator[str]:
+    """Yield the digest of the request for each version of a prompt."""
+    for messages in _versions(prompt):
+        yield digest(_request(config, key, messages, config.sampler.temperature))
 
 
 def answers(
@@ -128,7 +157,7 @@ def answers(
         temperature = config.teacher.temperature
         for attempt in range(config.teacher.attempts):
             key = ('answer', question.id, attempt)
-            answer = await teacher.ask(key, [_messages(question)], temperature, question.schema)
+            answer = await teacher.ask(key, [_messages(question)], temperature, question.schema, question.authors)
             if answer.text is None:  # the endpoint would refuse further attempts too
                 return
             value = parse_json(answer.text, question.schema)
@@ -197,7 +226,7 @@ def _settle_all(
 
     async def run() -> None:
         path = task.config.teacher.cache
-        cache = RecordedAnswers(path) if path.endswith(SUFFIX) else _Cache(path)
+        cache = RecordedAnswers(path) if path.endswith(SUFFIX) else AnswerCache(path)
         with contextlib.closing(cache), Progress(task.name, len(items), unit=unit, done=answered) as progress:
             async with Endpoint(task.config.teacher, task.learned) as endpoint:
                 teacher = _Teacher(task.config, task.journal, endpoint, cache)
@@ -212,16 +241,22 @@ def _settle_all(
 class _Teacher:
     """An endpoint, with the journal and the cache that store its answers and the budget that limits them."""
 
-    def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: '_Cache | RecordedAnswers'):
+    def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: AnswerCache | RecordedAnswers):
         self._config, self._journal, self._endpoint, self._cache = config, journal, endpoint, cache
         self.spent, self.settled = sum(_tokens(journal)), 0
 
     async def ask(
-        self, key: Key, versions: Iterable[Messages], temperature: float, schema: dict[str, Any] | None = None
+        self,
+        key: Key,
+        versions: Iterable[Messages],
+        temperature: float,
+        schema: dict[str, Any] | None = None,
+        authors: Iterable[str] = (),
     ) -> 'Completion':
         """Return an answer from the journal, from the cache or, if neither has it, from the endpoint.
 
-        The versions of the messages are tried in order until one is not rejected as too long.
+        The versions of the messages are tried in order until one is not rejected as too long. The authors are stored in
+        the cache, also with an answer that was there already.
 
         Raises:
           UserError: the endpoint refuses all requests or does not answer, or the budget is spent.
@@ -245,8 +280,8 @@ class _Teacher:
             break
         self._journal.add(key, answer._asdict())
         self.spent += answer.tokens_in + answer.tokens_out
-        if answer.text is not None and not cached:
-            self._cache.put(name, answer.text, answer.finished)
+        if answer.text is not None:
+            self._cache.put(name, answer.text, answer.finished, authors)
         return answer
 
     def _refuse_overspending(self) -> None:
@@ -269,32 +304,6 @@ def _request(
         named = dict(name='answer', schema=schema, strict=True)
         request['response_format'] = dict(type='json_schema', json_schema=named)
     return request
-
-
-class _Cache:
-    """Answers in an SQLite file, keyed by the digest of the request. Several processes may share the file."""
-
-    def __init__(self, path: str):
-        try:
-            if path:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                Path(path).touch(mode=0o600)
-            self._file = sqlite3.connect(path or ':memory:', timeout=60, isolation_level=None)
-            self._file.execute('CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT, finished INT)')
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(
-                f'config.teacher.cache: cannot use {path} as a cache ({error}): set it to a different file'
-            ) from None
-
-    def get(self, name: str) -> tuple[str, bool] | None:
-        row = self._file.execute('SELECT text, finished FROM answers WHERE request = ?', (name,)).fetchone()
-        return row and (row[0], bool(row[1]))
-
-    def put(self, name: str, text: str, finished: bool) -> None:
-        self._file.execute('INSERT OR IGNORE INTO answers VALUES (?, ?, ?)', (name, text, finished))
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:

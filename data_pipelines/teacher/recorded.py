@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlhi_jax.io.errors import UserError
@@ -52,5 +53,8 @@ class RecordedAnswers:
             )
         return self._answers[name]
 
+    def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:
+        """Do nothing: every answer is in the record already. A cache has this method, too."""
+
     def close(self) -> None:
-        """Do nothing; a cache has this method too."""
+        """Do nothing; a cache has this method, too."""

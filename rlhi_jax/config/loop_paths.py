@@ -1,9 +1,11 @@
-"""The folders in a loop's workdir, one for each stage and each training run."""
+"""The folders in a loop's workdir, one for each stage and each training run, and the opt-out list beside it."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+
+from rlhi_jax.io.errors import UserError
 
 
 class Method(NamedTuple):
@@ -28,9 +30,35 @@ REWARD_SOURCES = 'rewrites'  # the reward model scores candidates, so it cannot 
 _TRAINED = ('reward', 'dpo')  # all objectives that any method trains
 
 
+def opt_out_list(config: ConfigDict, workdir: Path) -> str:
+    """Return the path of the list of users whom a loop excludes. The file need not exist.
+
+    The list is `config.ingest.opt_out` or, if that key is empty, the file WORKDIR.opt_out beside the workdir.
+
+    Raises:
+      UserError: the key is set, but another list is beside the workdir.
+    """
+    beside, named = workdir.resolve(), config.ingest.opt_out
+    beside = beside.with_name(f'{beside.name}.opt_out')
+    if named and beside.exists() and Path(named).expanduser().resolve() != beside:
+        raise UserError(
+            f'config.ingest.opt_out: {named} is used instead of {beside}, which also lists users to exclude: add these '
+            f'users to {named} and remove {beside}'
+        )
+    return named or str(beside)
+
+
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Return a copy of the config in which the folders of the stages and of simulated raw data are in the workdir."""
+    """Return a copy of the config in which the folders of the stages and of simulated raw data are in the workdir.
+
+    If the file that `opt_out_list` returns exists, the copy excludes the users on it.
+
+    Raises:
+      UserError: as for `opt_out_list`.
+    """
     config = config.copy_and_resolve_references()
+    if Path(opted_out := opt_out_list(config, workdir)).exists():
+        config.ingest.opt_out = opted_out
     for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
         config.data[name] = str(workdir / name)
     for name in ('pairs', 'shards', 'rows'):  # each training run has its own folders

@@ -110,8 +110,9 @@ TEACHER = Section(
     price_out=Key(0.0, 'Price per million answer tokens, in the same currency.', at_least=0),
     cache=Key(
         '',
-        'SQLite file that caches answers, keyed by request; stages and runs may share it. A file that ends in .jsonl '
-        'contains recorded answers, and then nothing is sent to the endpoint. Empty: no cache.',
+        'SQLite file that caches answers, keyed by request, with the ids of the users whose text the request contains; '
+        'stages and runs may share it. A file that ends in .jsonl contains recorded answers, and then nothing is sent '
+        'to the endpoint. Empty: no cache.',
     ),
 )
 
@@ -184,7 +185,8 @@ INGEST = Section(
     ),
     opt_out=Key(
         '',
-        'Text file with one user id per line, spelled as in the raw records; nothing from these users is kept.',
+        'Text file with one user id per line, spelled as in the records; nothing from these users is kept. Empty: '
+        'with --workdir=DIR, the file DIR.opt_out if it exists, to which `forget` adds users.',
     ),
     workers=Key(2, 'Number of processes that read files at the same time.', at_least=1),
     fields=INGEST_FIELDS,

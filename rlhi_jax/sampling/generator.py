@@ -21,6 +21,9 @@ class Prompt(NamedTuple):
 
     With the same model and settings, a reply depends only on the prompt's id, the prompt's text and the reply's
     `sample` number. `Generator.fit` may drop older turns, but it never drops the last `keep` turns.
+
+    `authors` contains the ids of the authors of the text in the turns; it is empty if they are unknown. A teacher's
+    cache stores these ids with the replies.
     """
 
     id: str
@@ -28,6 +31,7 @@ class Prompt(NamedTuple):
     context: Context = Context()
     samples: int = 1
     keep: int = 1
+    authors: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
