@@ -27,6 +27,7 @@ from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.machine import check_machine
 from data_pipelines.checks.teacher import check_teacher
 from rlhi_jax.config import require
+from rlhi_jax.config.loop_paths import with_paths
 from rlhi_jax.io.errors import UserError
 
 
@@ -35,7 +36,8 @@ def check(config: ConfigDict, workdir: Path) -> Findings:
     findings, sample = Findings(), None
     if config.data.raw or not config.loop.simulated:
         try:
-            sample = check_data(config, ingest.raw_files(config), ingest.rules_of(config), findings)
+            rules = ingest.rules_of(with_paths(config, workdir))
+            sample = check_data(config, ingest.raw_files(config), rules, findings)
         except UserError as error:
             findings.stop(str(error))
     check_machine(config, workdir, sample, findings)

@@ -346,7 +346,8 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
       UserError: something will stop the loop.
     """
     findings = Findings()
-    sample = check_data(config, ingest.raw_files(config), ingest.rules_of(config), findings)
+    rules = ingest.rules_of(with_paths(config, workdir))
+    sample = check_data(config, ingest.raw_files(config), rules, findings)
     check_machine(config, workdir, sample, findings)
     for problem in findings.problems:
         print(f'{"error" if problem.stops else "warning"}: {problem.text}', file=sys.stderr, flush=True)

@@ -226,6 +226,28 @@ def test_a_teacher_that_is_not_asked_for_labels_need_not_know_them(found):
     assert not findings.stops
 
 
+def test_nothing_of_a_user_who_opted_out_is_shown_or_sent(found, tmp_path):
+    records = conversations()
+    for record in records[:3]:  # those of u0, whose messages are the longest
+        record['messages'][0]['content'] += ' Zanzibar.' * 400
+    Teacher.prompts.clear()
+    findings, *_ = found(records)
+    assert 'Zanzibar' in str(Teacher.prompts) and any('Users: 30' in fact for fact in findings.facts)
+    Teacher.prompts.clear()
+    (tmp_path / 'list').write_text('u0\n')
+    findings, *_, asked = found(records, ingest__opt_out=str(tmp_path / 'list'))
+    assert asked and 'Zanzibar' not in str(Teacher.prompts) + str(findings.facts + findings.problems)
+    assert any('Users: 29' in fact for fact in findings.facts) and '  dropped, opted out: 3 (3%)' in findings.facts
+
+
+def test_personal_details_are_not_sent(found):
+    records = conversations()
+    records[0]['messages'][0]['content'] += ' Write to ann@example.org.' * 40
+    Teacher.prompts.clear()
+    found(records)
+    assert '[email]' in str(Teacher.prompts) and 'ann@example' not in str(Teacher.prompts)
+
+
 def test_a_dead_teacher(found):
     findings, seconds, _ = found(conversations(), teacher__path='http://127.0.0.1:9/v1')
     assert ['check that the server is running' in problem.text for problem in findings.stops] == [True]

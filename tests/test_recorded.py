@@ -6,6 +6,7 @@ import pytest
 
 from data_pipelines.core.stage import Task
 from data_pipelines.teacher.cache import AnswerCache
+from data_pipelines.teacher.endpoint import cached_replies
 from data_pipelines.teacher.generation import generate, model_identity
 from data_pipelines.teacher.recorded import RecordedAnswers
 from rlhi_jax.config import base_config
@@ -53,6 +54,14 @@ def test_no_teacher_is_asked(config, record, tmp_path):
     before = record.read_bytes()
     assert sorted(ask(config, tmp_path / 'again')) == ['Answer 1.', 'Answer 2.', 'Answer 3.']
     assert record.read_bytes() == before
+
+
+def test_recorded_replies_are_found_without_asking(config, record):
+    """Those that the record lacks are left out, since nobody is asked for them."""
+    other = Prompt('other', (('user', 'Name a bird.'),))
+    found = cached_replies(config, [*PROMPTS, other])
+    assert sorted(reply.text for replies in found.values() for reply in replies) == [f'Answer {n}.' for n in (1, 2, 3)]
+    assert found['other'] == []
 
 
 @pytest.mark.parametrize('change', [('seed', 1), ('teacher.model', 'other'), ('sampler.temperature', 0.5)])

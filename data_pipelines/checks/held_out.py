@@ -1,6 +1,5 @@
 """Says which users will be held out, by the queries with which `ingest` assigns clusters of conversations to splits."""
 
-import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -77,16 +76,15 @@ def assign(config: ConfigDict, sample: Sample, files: Sequence[Path], rules: Rul
     chunks: list[Chunk] = chunks_of(files if sample.whole else sample.files, config.data.raw)
     if not sample.whole:  # of each file, the sample contains the first records
         chunks = list({chunk.path: chunk for chunk in reversed(chunks)}.values())
-    has_salt = not rules.salt or Path(rules.salt).expanduser().exists()
-    rules = rules if has_salt else dataclasses.replace(rules, salt='')
+    salted = rules.without_missing_salt()
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as base:
         for number, chunk in enumerate(chunks):
             most = None if sample.whole else sample.counts['records_read'] // len(chunks)
-            write_part(chunk, number, rules, part_path(Path(folder), number), most=most)
+            write_part(chunk, number, salted, part_path(Path(folder), number), most=most)
         choose(base, config, Path(folder), Counter())
         rows = base.execute(_BY_CLUSTER).fetchall()
     clusters = [Cluster(*row[:3]) for row in rows]
-    return Assignment(clusters, known=any(row[3] for row in rows), exact=sample.whole and has_salt)
+    return Assignment(clusters, known=any(row[3] for row in rows), exact=sample.whole and salted == rules)
 
 
 def check_held_out(config: ConfigDict, sample: Sample, assignment: Assignment, findings: Findings) -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pyarrow.parquet
 
 from data_pipelines.raw.files import form_of
-from data_pipelines.raw.formats import RawConversation, parse_conversation
+from data_pipelines.raw.formats import RawConversation
 from data_pipelines.raw.messages import message_list, value, values
-from data_pipelines.raw.scan import Rules, chunks, raw_records
+from data_pipelines.raw.scan import Rules, chunks, raw_records, usable_conversation
 from rlhi_jax.data.tree import BadRecord
 
 MAX_RECORDS, MAX_FILES = 2000, 16
@@ -49,9 +49,12 @@ class Sample(NamedTuple):
 def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
     """Return a sample of at most `MAX_RECORDS` records from at most `MAX_FILES` files, spread over the list.
 
+    It contains nothing from users who have opted out.
+
     Raises:
       UserError: a file cannot be read.
     """
+    rules = rules.without_missing_salt()
     step = max(1, len(files) // MAX_FILES)
     chosen = files[::step][:MAX_FILES]
     each = MAX_RECORDS // len(chosen)
@@ -67,9 +70,9 @@ def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
             sizes.append(len(json.dumps(record, default=str)))
             _note_paths(record, rules.fields, found)
             try:
-                conversation = parse_conversation(record, rules.fields, counts=counts)
-                if reason := rules.filters.reason_to_drop(conversation):
-                    raise BadRecord(reason)
+                conversation = usable_conversation(record, rules, counts)
+                if conversation['user_id'] in rules.opted_out:
+                    raise BadRecord('opted_out')
                 conversations.append(conversation)
             except BadRecord as bad:
                 counts[f'dropped_{bad.reason}'] += 1

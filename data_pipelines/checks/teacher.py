@@ -126,10 +126,11 @@ def _ask(task: Task, findings: Findings) -> tuple[Asked, Asked]:
     turns = [UserTurn(text, _REQUEST, _REPLY, text) for text in FOLLOW_UPS]
     judged, of_labels = _measured(task, turns, [_REQUEST + _REPLY + text for text in FOLLOW_UPS], by_answer)
     sentences, of_sentences = _measured(task, WISHES, WISHES, sentences_about)
+    audit = task.config.personas.audit
     right = sum(bool(judged[text]) and judged[text].label == label for text, label in FOLLOW_UPS.items())
     complaints = [text for text, label in FOLLOW_UPS.items() if label == FEEDBACK]
     noticed = sum(bool(judged[text]) and judged[text].label == FEEDBACK for text in complaints)
-    stated = sum(any(not fault(text, wish, '') for text in texts) for wish, texts in sentences.items())
+    stated = sum(any(not fault(text, wish, '', audit) for text in texts) for wish, texts in sentences.items())
     findings.fact(
         f'Teacher {task.config.teacher.model}: {right} of {len(FOLLOW_UPS)} labels and {stated} of {len(WISHES)} '
         f'wishes right, {noticed} of {len(complaints)} complaints noticed, '

@@ -86,6 +86,11 @@ class Rules:
     def opted_out(self) -> frozenset[str]:
         return read_opt_out(self.opt_out)
 
+    def without_missing_salt(self) -> 'Rules':
+        """Return the rules, without the salt if its file does not exist yet: only `ingest` creates it."""
+        has_salt = not self.salt or Path(self.salt).expanduser().exists()
+        return self if has_salt else dataclasses.replace(self, salt='')
+
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
@@ -196,21 +201,36 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
     for index, raw in enumerate(raw_records(chunk, rules.fields, counts)):
         counts['records_read'] += 1
         try:
-            conversation = parse_conversation(raw, rules.fields, rules.users_salt, counts)
-            if reason := rules.filters.reason_to_drop(conversation):
-                raise BadRecord(reason)
+            conversation = usable_conversation(raw, rules, counts)
         except BadRecord as bad:
             counts[f'dropped_{bad.reason}'] += 1
             continue
-        except RecursionError:  # JSON that can be read, but is nested too deeply to process
-            counts['dropped_nested_too_deeply'] += 1
-            continue
-        if rules.filters.scrub:
-            for message in conversation['messages']:
-                message['content'] = scrub(message['content'], counts)
-            conversation['system'] = scrub(conversation['system'], counts)
         position = number * _CHUNK_POSITIONS + index
         yield _row(conversation, position, chunk.split, rules)
+
+
+def usable_conversation(raw: Any, rules: Rules, counts: Counter) -> RawConversation:
+    """Return a raw record as a conversation that passes the filters, without personal details if they are scrubbed.
+
+    Args:
+      raw: the record.
+      rules: the rules.
+      counts: receives the numbers of messages that were left out or joined, and of details that were replaced.
+
+    Raises:
+      BadRecord: the record cannot be used. The exception contains the reason under which to count the record.
+    """
+    try:
+        conversation = parse_conversation(raw, rules.fields, rules.users_salt, counts)
+        if reason := rules.filters.reason_to_drop(conversation):
+            raise BadRecord(reason)
+    except RecursionError:  # JSON that can be read, but is nested too deeply to process
+        raise BadRecord('nested_too_deeply') from None
+    if rules.filters.scrub:
+        for message in conversation['messages']:
+            message['content'] = scrub(message['content'], counts)
+        conversation['system'] = scrub(conversation['system'], counts)
+    return conversation
 
 
 def _row(conversation: RawConversation, position: int, split: str, rules: Rules) -> dict[str, Any]:

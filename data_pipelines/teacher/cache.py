@@ -62,6 +62,9 @@ class AnswerCache:
         row = self._file.execute('SELECT text, finished FROM answers WHERE request = ?', (name,)).fetchone()
         return row and (row[0], bool(row[1]))
 
+    def refuse_new(self) -> None:
+        """Do nothing: a cache gets new answers. A record of answers raises UserError here."""
+
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:
         """Store an answer with its authors. An answer that is already stored only gets the authors that it lacks."""
         with self._transaction():

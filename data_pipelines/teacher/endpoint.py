@@ -98,12 +98,17 @@ def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, l
     replies: dict[str, list[Reply]] = {prompt.id: [] for prompt in prompts}
     if not config.teacher.cache or not Path(config.teacher.cache).exists():
         return replies
-    with contextlib.closing(AnswerCache(config.teacher.cache)) as cache:
+    with contextlib.closing(_answers_at(config.teacher.cache)) as cache:
         for prompt in prompts:
             for key in keys(prompt):
                 if found := next(filter(None, map(cache.get, _names(config, key, prompt))), None):
                     replies[prompt.id].append(Reply(prompt.id, key[2], found[0].strip(), found[1]))
     return replies
+
+
+def _answers_at(path: str) -> AnswerCache | RecordedAnswers:
+    """Return the record or the cache at `config.teacher.cache`."""
+    return RecordedAnswers(path) if path.endswith(SUFFIX) else AnswerCache(path)
 
 
 def add_authors(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
@@ -225,8 +230,7 @@ def _settle_all(
             progress.update(teacher.settled, f'{teacher.spent:,} tokens')
 
     async def run() -> None:
-        path = task.config.teacher.cache
-        cache = RecordedAnswers(path) if path.endswith(SUFFIX) else AnswerCache(path)
+        cache = _answers_at(task.config.teacher.cache)
         with contextlib.closing(cache), Progress(task.name, len(items), unit=unit, done=answered) as progress:
             async with Endpoint(task.config.teacher, task.learned) as endpoint:
                 teacher = _Teacher(task.config, task.journal, endpoint, cache)
@@ -272,6 +276,7 @@ class _Teacher:
             if cached := self._cache.get(name):
                 answer = Completion(*cached, 0, 0)
                 break
+            self._cache.refuse_new()
             self._refuse_overspending()
             try:
                 answer = await self._endpoint.complete(request)

@@ -39,19 +39,17 @@ class RecordedAnswers:
                     f'config.teacher.cache: {path}, line {number} is not a recorded answer: fetch the file again'
                 ) from None
 
-    def get(self, name: str) -> tuple[str, bool]:
-        """Return a recorded answer and whether it is complete.
+    def get(self, name: str) -> tuple[str, bool] | None:
+        """Return a recorded answer and whether it is complete, or None if the record lacks the request."""
+        return self._answers.get(name)
 
-        Raises:
-          UserError: the record lacks the request.
-        """
-        if name not in self._answers:
-            raise UserError(
-                f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data, and '
-                'no teacher is asked: undo the change, or set config.teacher.path and config.teacher.model to a '
-                'teacher and config.teacher.cache to an SQLite file (a name without .jsonl)'
-            )
-        return self._answers[name]
+    def refuse_new(self) -> None:
+        """Raise UserError, because a record gets no new answers, so no teacher may be asked for one."""
+        raise UserError(
+            f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data, and no '
+            'teacher is asked: undo the change, or set config.teacher.path and config.teacher.model to a teacher and '
+            'config.teacher.cache to an SQLite file (a name without .jsonl)'
+        )
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:
         """Do nothing: every answer is in the record already. A cache has this method, too."""
