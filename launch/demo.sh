@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # The README's demo: one request under two personas, then the loop: recorded conversations of simulated users →
-# personas, rewrites, pairs → reward model and policy → evaluation → Hugging Face folders; then the request again.
-# Finished steps are not repeated, so the same command resumes an interrupted demo. `make demo` first installs all that
-# the demo needs.
+# personas, rewrites, pairs → policy → evaluation → Hugging Face folder; then the request again. Finished steps are not
+# repeated, so the same command resumes an interrupted demo. `make demo` first installs all that the demo needs.
 #   GGUF=FILE bash launch/demo.sh [FLAG...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -44,7 +44,7 @@ def on_two_cores(c: ConfigDict) -> None:
     The report then says that its figures are not evidence. A real round needs more of everything.
     """
     c.loop.smoke, c.model.dtype = True, 'float32'  # a CPU gains little from bfloat16
-    c.loop.reward.learning_rate, c.loop.dpo.learning_rate, c.dpo.beta, c.optimizer.clip = 2e-5, 1e-5, 0.1, 1.0
+    c.loop.reward.learning_rate, c.dpo.beta, c.optimizer.clip = 2e-5, 0.1, 1.0
     c.sampler.temperature, c.sampler.new_tokens, c.sampler.prompt_tokens, c.sampler.slots = 0.7, 160, 256, 8
     c.personas.samples, c.rewrites.samples, c.candidates.samples, c.candidates.max_prompts = 2, 2, 2, 4
     c.teacher.row_tokens, c.rows.tokens, c.rows.scored, c.rows.pairs = 384, 384, 256, 4
