@@ -53,10 +53,11 @@ def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
 def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
     """Return two tables: satisfaction of simulated users by persona condition, and the gap (own − other) by taste."""
     title = f'Satisfaction of {summary["users"]} held-out users with replies to {summary["prompts"]} requests'
-    table = Table('policy', *CONDITIONS, 'gap own − other', title=title)
+    conditions = [name for name in CONDITIONS if all(name in row for row in summary['models'].values())]
+    table = Table('policy', *conditions, 'gap own − other', title=title)
     for model, row in summary['models'].items():
-        table.add_row(model, *(shown(row[name]) if name in row else '' for name in (*CONDITIONS, 'gap')))
-    table.add_row('change in the gap', '', '', '', shown(summary['gap_change']))
+        table.add_row(model, *(shown(row[name]) for name in (*conditions, 'gap')))
+    table.add_row('change in the gap', *('' for _ in conditions), shown(summary['gap_change']))
     by_taste = Table('taste', 'prompts', *summary['models'], 'change', title='Gap for each taste')
     for taste, row in summary['by_taste'].items():
         cells = [shown(model['gap']) for model in row['models'].values()]

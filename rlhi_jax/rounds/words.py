@@ -83,7 +83,7 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
     if reason := report.get('satisfaction_not_evaluated'):
         lines.append(f'Satisfaction was not evaluated: {reason}')
     lines.append(f'Data card: {workdir}/card/card.md')
-    lines.append(f'Models: {workdir}/{{{",".join(METHODS[config.loop.method].trains)}}}/huggingface')
+    lines += [f'Model: {workdir}/{objective}/huggingface' for objective in METHODS[config.loop.method].trains]
     lines.append(
         'Next: read the card; correct personas with `python -m data_pipelines.persona_store` and run the loop with '
         '--redo; sample from the policy with `python -m rlhi_jax.generate`'
