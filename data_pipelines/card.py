@@ -129,7 +129,7 @@ def _work(task: Task) -> dict[str, int]:
     return task.write_manifest(counts)
 
 
-STAGE = Stage('card', 3, _work, 'data.card', _identity, forgetting='removed')
+STAGE = Stage('card', 4, _work, 'data.card', _identity, forgetting='removed')
 
 if __name__ == '__main__':
     STAGE.main()

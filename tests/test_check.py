@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -39,12 +40,14 @@ class Teacher(http.server.BaseHTTPRequestHandler):
     """Knows the right answers, but has the manners that `manner` names."""
 
     manner, asked = 'good', 0
+    prompts: ClassVar[list[str]] = []
 
     def do_POST(self):
         cls = type(self)
         request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         text = request['messages'][-1]['content']
         cls.asked += 1
+        cls.prompts += (message['content'] for message in request['messages'])
         if cls.manner == 'slow':
             time.sleep(0.8)
         if cls.manner == 'wrong key':
@@ -226,7 +229,7 @@ def test_a_teacher_that_is_not_asked_for_labels_need_not_know_them(found):
     assert not findings.stops
 
 
-def test_nothing_of_a_user_who_opted_out_is_shown_or_sent(found, tmp_path):
+def test_nothing_of_a_user_who_opted_out_is_shown_or_sent(found, tmp_path_factory):
     records = conversations()
     for record in records[:3]:  # those of u0, whose messages are the longest
         record['messages'][0]['content'] += ' Zanzibar.' * 400
@@ -234,8 +237,9 @@ def test_nothing_of_a_user_who_opted_out_is_shown_or_sent(found, tmp_path):
     findings, *_ = found(records)
     assert 'Zanzibar' in str(Teacher.prompts) and any('Users: 30' in fact for fact in findings.facts)
     Teacher.prompts.clear()
-    (tmp_path / 'list').write_text('u0\n')
-    findings, *_, asked = found(records, ingest__opt_out=str(tmp_path / 'list'))
+    opt_out = tmp_path_factory.mktemp('opt_out') / 'list'
+    opt_out.write_text('u0\n')
+    findings, *_, asked = found(records, ingest__opt_out=str(opt_out))
     assert asked and 'Zanzibar' not in str(Teacher.prompts) + str(findings.facts + findings.problems)
     assert any('Users: 29' in fact for fact in findings.facts) and '  dropped, opted out: 3 (3%)' in findings.facts
 
