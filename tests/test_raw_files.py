@@ -80,7 +80,7 @@ REFUSED = {
         '{"text": "Où est le café?"}\n'.encode('latin-1') * 3,
         '{"text": "Où"}\n{"text": "à"}'.encode('cp1252'),
     ],
-    'separated by carriage returns alone': [LINES.replace(b'\n', b'\r')],
+    'written with carriage returns, not line feeds': [LINES.replace(b'\n', b'\r')],
     'a zip archive': [b'PK\x03\x04rest'],
     'compressed with xz': [b'\xfd7zXZ\0rest'],
     'compressed with bzip2': [b'BZh9rest'],

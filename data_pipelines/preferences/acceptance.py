@@ -46,7 +46,7 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
       known: texts that the sample must not copy: the original reply, and all turns of the conversation up to and
         including the reply after the feedback. (The replies in the conversation may be from another model.)
       wanted: codes of the accepted languages; if empty, every language is accepted.
-      max_resemblance: the largest `resemblance` to a known text that is allowed.
+      max_resemblance: the largest allowed `resemblance` to a known text.
     """
     text = reply.text
     if not text:

@@ -43,7 +43,7 @@ class Rated(NamedTuple):
 
 
 def _signed(strength: Any) -> float:
-    """Return the strength of a preference if it is a number; above 0 means that the second reply is better."""
+    """Return the strength of a preference, which must be a number; above 0 means that the second reply is better."""
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise BadRecord('comparison_without_a_winner')
     return strength
@@ -251,7 +251,7 @@ def _without_end(text: str) -> str:
 
 
 def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
-    """Return the turns that both sides begin with. At least one turn of each side is not among them."""
+    """Return the turns that both sides begin with. They never include the last turn of a side."""
     shared, ours, theirs = 0, _texts(chosen), _texts(rejected)
     while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
         shared += 1
@@ -307,7 +307,7 @@ def _system(record: Mapping[str, Any], prompt: Messages) -> str:
 
 
 def _number(record: Mapping[str, Any], name: str, default: float, most: float) -> float:
-    """Return the number in an optional field, from 0 to `most`."""
+    """Return the number in an optional field, which must be from 0 to `most`."""
     number = default if record.get(name) is None else record[name]
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
         raise BadRecord(f'{name}_not_a_number_from_0')

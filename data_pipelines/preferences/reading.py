@@ -11,7 +11,7 @@ PAIRS_TO_READ = 5
 
 
 def first_by_hash(path: Path, most: int) -> list[PreferenceRecord]:
-    """Return at most `most` pairs from a file: those with the lowest hashes of their ids."""
+    """Return at most `most` pairs from a file: those whose ids have the lowest hashes."""
     return heapq.nsmallest(most, stream_records(path), key=lambda record: digest(record['id']))
 
 

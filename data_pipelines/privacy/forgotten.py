@@ -37,7 +37,10 @@ class Forgotten:
 
     @property
     def authors(self) -> frozenset[str]:
-        """The ids under which the teacher's cache stores these users. Their user ids may not have been known once."""
+        """The ids under which the teacher's cache may store these users.
+
+        They include conversation ids, because the cache stores a conversation id if the user is unknown.
+        """
         return self.users | self.conversations
 
     def learn(self, record: Record, stage: str) -> None:
@@ -106,8 +109,9 @@ def clean_log(run: Path, forgotten: Forgotten) -> None:
 def find_notes(runs: Iterable[Path], forgotten: Forgotten) -> dict[Path, int]:
     """Return the runs that were trained, directly or indirectly, on forgotten users' pairs.
 
-    These are the runs whose logs lose or have lost pairs and, in turn, all runs that started from the parameters of
-    such a run or of a run with a note. Each is mapped to the number of these pairs in its log.
+    These are the runs whose logs contain or contained such pairs, the runs that already have a note and, in turn, all
+    runs that started from the parameters of one of these runs. Each run is mapped to the number of such pairs in its
+    log.
 
     Raises:
       UserError: a run cannot be read.

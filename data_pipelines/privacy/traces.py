@@ -1,4 +1,4 @@
-"""Finds the paths where stages, runs and loops leave user text, including unfinished work, and the opt-out lists."""
+"""Finds the opt-out lists, and all paths where stages, runs and loops leave user text, even in unfinished work."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -78,7 +78,8 @@ def opt_out_lists(config: ConfigDict, workdir: str | None, traces: Traces) -> li
     if is_elsewhere and named in traces.outputs and not config.ingest.opt_out:
         raise UserError(
             f'config.data.conversations: {named} does not belong to a loop in --workdir={workdir}, and the list beside '
-            'a loop excludes users only from that loop: set config.ingest.opt_out to a list for all of them'
+            'a loop excludes users only from that loop: set config.ingest.opt_out to one list for the loops '
+            'and this folder'
         )
     return sorted({opt_out_list(config, loop) for loop in loops})
 
@@ -106,12 +107,12 @@ def _add(path: Path, traces: Traces) -> None:
 
 
 def _is_ingested(path: Path) -> bool:
-    """Return whether a path is that of the conversations in a loop's folder."""
+    """Return whether a path is the conversations folder in a workdir."""
     return path.name == 'conversations' and (manifest_of(path) or {}).get('stage') == 'ingest'
 
 
 def _of_work(name: str) -> str:
-    """Return the name of the folder or file that unfinished work of this name will become; '' for any other name.
+    """Return the final name of unfinished work, given its temporary name; '' for any other name.
 
     >>> _of_work('.pairs.journal'), _of_work('pairs')
     ('pairs', '')

@@ -99,8 +99,8 @@ def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
     for user in users:
         if _ids(_as_list([user])) != {user}:
             raise UserError(
-                f'--user={user!r}: this id cannot be stored in config.ingest.opt_out, which has one id per line: '
-                'pass the id as in the records, without surrounding spaces'
+                f'--user={user!r}: this id cannot be stored in config.ingest.opt_out, which holds one id per line: '
+                'pass the id exactly as it appears in the records, without surrounding spaces'
             )
     return frozenset(users) | (read_opt_out(path) if Path(path).expanduser().exists() else frozenset())
 

@@ -112,7 +112,7 @@ def form_of(path: Path, key: str) -> Form:
     """Return how a file stores its records, judging by its first bytes.
 
     Raises:
-      UserError: the file cannot be read, or is not in a form that we read. The message names the encoding or kind.
+      UserError: the file cannot be read, or is not in a supported form. The message names the encoding or kind.
     """
     try:
         with open(path, 'rb') as file:
@@ -121,7 +121,7 @@ def form_of(path: Path, key: str) -> Form:
                 return Form('parquet')
             compression = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), '')
             if path.suffix == '.parquet' and not compression and head.lstrip()[:1] not in (b'{', b'['):
-                raise UserError(f'{key}: {path} is not a parquet file, although its name says so: fetch it again')
+                raise UserError(f'{key}: {path} is not a parquet file, despite its name: fetch it again')
         if compression:
             with open_json(path, compression) as file:
                 head = _first_block(file)
@@ -152,7 +152,7 @@ def _fault(head: bytes) -> str:
     if encoding:
         return f'in {encoding}, not UTF-8: convert it with `iconv -f {encoding} -t UTF-8`'
     if b'\n' not in head.strip() and b'\r' in head.strip():
-        return 'separated by carriage returns alone, not by line feeds: convert it with `mac2unix`'
+        return 'written with carriage returns, not line feeds, between lines: convert it with `mac2unix`'
     lines = [line for line in head.splitlines()[:1000] if line.strip()]
     if len(head) == _BLOCK and len(lines) > 1:
         lines.pop()  # may be cut inside a character

@@ -42,7 +42,7 @@ class RawConversation(TypedDict):
 
     id: str  # as in the data; if the data has no id, a digest of user, system texts and messages
     user_id: str  # as in the data, or a key if a salt is set; '' if the user is unknown
-    began: str  # earliest time stamp in ISO 8601, UTC; '' if neither the first exchange nor the creation has one
+    began: str  # earliest time stamp in ISO 8601, UTC; '' if the first exchange and the record's creation have none
     ended: str  # latest time stamp; '' if the record, the last user turn and its reply have no time stamp
     language: str  # as named in the data; '' if the data does not say
     toxic: bool  # whether any flag marks the record as toxic
@@ -68,8 +68,8 @@ def parse_conversation(
     Some turns have no time stamp. In WildChat, for example, the record has the time of the last turn, and replies have
     times, but user turns do not. `began` is set only if the first turn or its reply has a time stamp, because a later
     time would give the first turn knowledge of the future. `ended` is set only if the record, the last user turn or its
-    reply has a time stamp. A record may also say when it was created. That is then when the conversation began and, if
-    the record has no other time stamp, when it ended, too.
+    reply has a time stamp. A record may also say when it was created. That time replaces a missing `began` and, if no
+    message has a time stamp, a missing `ended`.
 
     Args:
       record: any value that JSON or parquet can represent.

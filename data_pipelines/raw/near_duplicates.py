@@ -1,7 +1,7 @@
-"""Finds near-duplicate openings using MinHash and locality-sensitive hashing, with few numbers stored per conversation.
+"""Finds near-duplicate openings using MinHash and locality-sensitive hashing.
 
 The MinHash sketch of an opening is divided into bands. If two openings share a band, their similarity is probably near
-the threshold or above it. Comparing bands needs no index in memory.
+the threshold or above it. Comparing bands needs no index in memory, and only a few numbers per conversation are stored.
 """
 
 from hashlib import blake2b

@@ -38,7 +38,7 @@ _UNREADABLE = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError)  # raised 
 
 SCHEMA = pa.schema(
     dict(
-        position=pa.int64(),  # among all records, in the order of files and of records in each file
+        position=pa.int64(),  # orders all records by file, then by their order in the file
         id_hash=pa.uint64(),
         user_hash=pa.uint64(),  # 0 if the user is unknown
         opted_out=pa.bool_(),  # if so, ids, language and texts are empty
@@ -51,7 +51,7 @@ SCHEMA = pa.schema(
         language=pa.string(),
         split=pa.string(),
         system=pa.string(),
-        messages=pa.large_string(),  # JSON; all messages in a table may exceed 2 GB together
+        messages=pa.large_string(),  # JSON; together, the messages in a table may exceed 2 GB
         turns=pa.int32(),
         content_hash=pa.uint64(),  # of the user, the system message and the texts
         prefix_hashes=pa.list_(pa.uint64()),  # the same hash of the conversation up to each reply before the last turn
@@ -112,7 +112,7 @@ def chunks(path: Path, split: str) -> list[Chunk]:
     """Divide a file into chunks.
 
     Raises:
-      UserError: the file cannot be read, or is not in a form that we read.
+      UserError: the file cannot be read, or is not in a supported form.
     """
     form = form_of(path, 'config.data.raw')
     if form.layout == 'parquet':
@@ -210,7 +210,7 @@ def rows(chunk: Chunk, number: int, rules: Rules, counts: Counter) -> Iterator[d
 
 
 def usable_conversation(raw: Any, rules: Rules, counts: Counter) -> RawConversation:
-    """Return a raw record as a conversation that passes the filters, without personal details if they are scrubbed.
+    """Parse and filter a raw record, scrub personal details if the rules say so, and return the conversation.
 
     Args:
       raw: the record.
@@ -263,9 +263,9 @@ def _hashed(name: str) -> int:
 
 
 def _content_hashes(conversation: RawConversation) -> list[int]:
-    """Return one hash after each reply, and one after a last turn without a reply.
+    """Return one hash for each reply, and one for the last turn if it has no reply.
 
-    Each hash covers the user, the system message and the texts so far.
+    Each hash covers the user, the system message and all texts up to that turn.
     """
     sha, hashes = blake2b(digest_size=8), []
 
@@ -286,7 +286,7 @@ def _content_hashes(conversation: RawConversation) -> list[int]:
 def write_part(chunk: Chunk, number: int, rules: Rules, to: Path, *, most: int | None = None) -> None:
     """Scan a chunk, and write its rows to a parquet file, with the counts in the file's metadata.
 
-    The file appears complete or not at all. It contains the first `most` rows, or all if that is None.
+    The file appears complete or not at all. It contains the first `most` rows, or all rows if `most` is None.
     """
     counts: Counter = Counter()
     temporary = to.with_name(f'.{to.name}.{uuid.uuid4().hex}.tmp')  # workers on other machines may write the same part

@@ -104,7 +104,7 @@ def _remedy(counts: Counter) -> str:
     if counts['dropped_single_message_of_a_tree']:
         return (
             'each record is a single message: use the file of whole trees instead, such as '
-            'hf://OpenAssistant/oasst2/2023-11-05_oasst2_ready.trees.jsonl.gz, or join the messages to conversations'
+            'hf://OpenAssistant/oasst2/2023-11-05_oasst2_ready.trees.jsonl.gz, or join the messages into conversations'
         )
     if any(name.startswith('dropped_unknown_role') for name in counts):
         return 'add the roles to config.ingest.fields.user_role, assistant_role or system_role'
@@ -129,7 +129,8 @@ def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, cou
     kept, distinct = _number(base, 'SELECT count(*) FROM kept'), _number(base, 'SELECT count(*) FROM distinct_records')
     if not kept:
         raise UserError(
-            f'config.data.raw: no usable conversation in {config.data.raw} (counts: {dict(counts)}): {_remedy(counts)}'
+            f'config.data.raw: {config.data.raw} contains no usable conversation (counts: {dict(counts)}): '
+            f'{_remedy(counts)}'
         )
     longest = distinct - _number(base, 'SELECT count(DISTINCT position) FROM prefixes')
     drop('seen_before', _number(base, 'SELECT count(*) FROM parts') - distinct)
@@ -179,7 +180,7 @@ def components(count: int, edges: Iterable[pa.RecordBatch]) -> pa.Table:
     """Return the connected component of each of `count` conversations, in the columns `number` and `component`.
 
     Args:
-      edges: batches of edges. An edge is the numbers of two conversations. Only one batch is in memory at a time.
+      edges: batches of edges. An edge is a pair of conversation numbers. Only one batch is in memory at a time.
     """
     component = np.arange(count, dtype=np.int32)
     for batch in edges:

@@ -39,7 +39,7 @@ def excerpt(name: str, text: str, *, max_lines: int = 3) -> str:
 def drawn(
     records: Iterable[Record], group: Callable[[Record], str], most: int
 ) -> tuple[Counter, dict[str, list[Record]]]:
-    """Count the records of each group, and draw at most `most` of them: those with the lowest hashes of their ids.
+    """Count the records of each group, and draw at most `most` of them: those whose ids have the lowest hashes.
 
     The same records are drawn every time, and only these are in memory.
     """

@@ -43,5 +43,5 @@ def request_of(prompt: PromptRecord | Candidate) -> Request:
 
 
 def tastes_of(config: ConfigDict, user: SimulatedUser, prompt: PromptRecord | Candidate) -> Tastes:
-    """Return the tastes that a user wants a reply to one of their prompts to satisfy."""
+    """Return the tastes that a reply to one of a user's prompts should satisfy."""
     return tastes_at(user, request_number(prompt['id']), config.simulated.conversations, request_of(prompt))

@@ -118,7 +118,7 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
 
 
 def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Request) -> Tastes:
-    """Return the tastes that a user wants a reply to a request to satisfy.
+    """Return the tastes that a reply to a user's request should satisfy.
 
     The taste that the user's field `flips` names changes sides halfway through the history. The taste that the field
     `depends` names applies to one kind of request only; for all other requests, the user wants the opposite.

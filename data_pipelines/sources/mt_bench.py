@@ -76,7 +76,7 @@ def leanings(vote: Record) -> dict[str, int]:
 def persona(votes: list[Record]) -> str:
     """Return a judge's persona, based on the given votes.
 
-    The persona mentions a taste only if at least `MIN_VOTES` of the votes are on two replies that differ in that
+    The persona mentions a taste only if at least `MIN_VOTES` of the votes compare replies that differ in that
     respect.
     """
     phrases = []

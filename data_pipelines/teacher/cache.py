@@ -1,7 +1,7 @@
 """Stores a teacher's answers in an SQLite file, together with the authors of the text that each request contains.
 
 An author is stored as a user id or, if the user is unknown, as a conversation id (`data_pipelines.core.histories`).
-`python -m data_pipelines.forget` uses the authors to remove the answers that were made of a user's text.
+`python -m data_pipelines.forget` uses the authors to remove the answers that were made from a user's text.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rlhi_jax.io.errors import UserError
 
-_LEFT_BY_KILLED = ('-journal', '-wal', '-shm')  # how the names of the files end that SQLite writes beside its file
+_LEFT_BY_KILLED = ('-journal', '-wal', '-shm')  # endings of the names of files that SQLite writes beside its file
 
 
 class RemovedAnswers(NamedTuple):
@@ -72,7 +72,7 @@ class AnswerCache:
             self._add_authors([name], authors)
 
     def add_authors(self, names: Iterable[str], authors: Iterable[str]) -> None:
-        """Add authors to the stored answers among the answers to these requests."""
+        """Add authors to any stored answers to these requests."""
         with self._transaction():
             self._add_authors(names, authors)
 
@@ -110,7 +110,7 @@ class AnswerCache:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Make several changes, all of them or none."""
+        """Apply several changes together: either all of them or none."""
         self._file.execute('BEGIN IMMEDIATE')
         with self._file:
             yield
@@ -136,7 +136,7 @@ def authors_in(path: str) -> set[str]:
 
 
 def forget_answers(path: str, authors: Collection[str]) -> RemovedAnswers:
-    """Remove the answers of authors from a cache, as `AnswerCache.forget` does; a missing file is not created.
+    """Remove authors and their answers from a cache, as `AnswerCache.forget` does; a missing file is not created.
 
     If the file is missing, any files that a killed process left beside it are removed.
 

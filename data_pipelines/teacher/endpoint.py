@@ -4,8 +4,8 @@
 endpoint's name for the model. `config.teacher.key_variable` names the environment variable that contains the API key.
 Many requests are sent at the same time, and the result does not depend on the order of the answers. Every answer is
 written to the stage's journal, with its token count, as soon as it arrives. If `config.teacher.cache` is set, the
-answer is also written to that file, with the authors of the text that it was made of (`data_pipelines.teacher.cache`).
-If the file is a record (`data_pipelines.teacher.recorded`), nothing is sent.
+answer is also written to that file, with the authors of the text that it was made from
+(`data_pipelines.teacher.cache`). If the file is a record (`data_pipelines.teacher.recorded`), nothing is sent.
 """
 
 import asyncio
@@ -112,10 +112,10 @@ def _answers_at(path: str) -> AnswerCache | RecordedAnswers:
 
 
 def add_authors(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
-    """Add the prompts' authors to those replies that `config.teacher.cache` contains already.
+    """Add the prompts' authors to any replies that `config.teacher.cache` already contains.
 
-    This is for a prompt that is the same for several authors: if its replies are in the journal, they are not looked up
-    in the cache again. A missing cache is not created, and a record is not changed.
+    This is needed if several authors share a prompt: once its replies are in the journal, they are not looked up in the
+    cache again. A missing cache is not created, and a record is not changed.
     """
     path = config.teacher.cache
     if not path or path.endswith(SUFFIX) or not Path(path).exists():
@@ -260,7 +260,7 @@ class _Teacher:
         """Return an answer from the journal, from the cache or, if neither has it, from the endpoint.
 
         The versions of the messages are tried in order until one is not rejected as too long. The authors are stored in
-        the cache, also with an answer that was there already.
+        the cache, even if it already contained the answer.
 
         Raises:
           UserError: the endpoint refuses all requests or does not answer, or the budget is spent.

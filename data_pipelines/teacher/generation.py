@@ -134,7 +134,7 @@ def _scorer(
 
 
 def likelihoods(task: Task, items: Sequence[Candidates], model_path: str) -> dict[str, list[float | None]]:
-    """Return log-probabilities of replies (nats) under a model without a reward head, keyed like `scores`."""
+    """Return the log-probabilities (nats) of replies under a model without a reward head, in the form of `scores`."""
     config, tokens = task.config, task.config.teacher.row_tokens
     chunk = config.model.logprob_chunk
     capacities = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)

@@ -1,7 +1,7 @@
 """Replays a teacher's recorded answers, so that a run with the same requests needs no teacher.
 
 `config.teacher.cache` names the record if it ends in `.jsonl`. Each line is a JSON object with the digest of a
-`request`, the `text` of the answer, and whether the answer is `finished`. A record is never written to:
+`request`, the `text` of the answer, and whether the answer is `finished`. A record is never changed.
 `launch/record.sh` shows how to make one from an SQLite cache.
 """
 
@@ -44,11 +44,11 @@ class RecordedAnswers:
         return self._answers.get(name)
 
     def refuse_new(self) -> None:
-        """Raise UserError, because a record gets no new answers, so no teacher may be asked for one."""
+        """Raise UserError, because a record is never extended, so the teacher must not be asked for a new answer."""
         raise UserError(
             f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data, and no '
-            'teacher is asked: undo the change, or set config.teacher.path and config.teacher.model to a teacher and '
-            'config.teacher.cache to an SQLite file (a name without .jsonl)'
+            'teacher is asked for new ones: undo the change, or set config.teacher.path and config.teacher.model to a '
+            'teacher and config.teacher.cache to an SQLite file (a name without .jsonl)'
         )
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Finds text that spells control tokens, which a server may mistake for real control tokens.
+"""Finds text that spells control tokens, because a server may mistake such text for real control tokens.
 
 A local model's tokenizer never makes this mistake, and knows its own tokens exactly. The tokenizer behind an endpoint
 or a log is unknown. This module therefore recognizes the forms that control tokens have in the published templates and

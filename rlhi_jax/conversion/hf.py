@@ -217,7 +217,7 @@ def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
                 )
     if spec.head == 'reward' and ids['pad_token_id'] is None:
         raise UserError(
-            'pad_token_id is not set, but a reward model needs it: import the model again with --pad_token=TOKEN and a '
+            'pad_token_id is not set, but a reward model needs it: import the model again with --pad_token=TOKEN, a '
             'token that never ends a reply, or set its id under "tokens" in the model.json of --checkpoint'
         )
 

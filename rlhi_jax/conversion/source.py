@@ -39,8 +39,9 @@ def check_source(path: Path) -> None:
         )
         if pickled:
             raise UserError(
-                f'--source: {path} contains {pickled[0]}, which may run code when it is read, and no {SINGLE}: convert '
-                'it to safetensors first (in `transformers`: load the model, then model.save_pretrained(FOLDER))'
+                f'--source: {path} contains no {SINGLE}, only {pickled[0]}, which may run code when it is read: '
+                'convert it to safetensors first (in `transformers`: load the model, then run '
+                'model.save_pretrained(FOLDER))'
             )
         raise UserError(f'--source: {path} has neither {SINGLE} nor {INDEX}: download the model again')
     if not any((path / name).exists() for name in ('tokenizer.json', 'tokenizer.model')):

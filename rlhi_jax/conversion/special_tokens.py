@@ -10,7 +10,7 @@ from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.tokenizers.template import ChatTemplate
 
-# Tokens that suit as pad tokens, the best first. None of them may occur in what the template writes.
+# Tokens that are suitable as pad tokens, the best first. None of them may occur in what the template writes.
 _SPARE = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (

@@ -1,4 +1,4 @@
-"""Reads the tokens that a tokenizer's other files add to its vocabulary."""
+"""Reads the tokens that tokenizer_config.json and added_tokens.json add to a tokenizer's vocabulary."""
 
 from pathlib import Path
 from typing import Any

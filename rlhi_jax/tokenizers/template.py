@@ -28,7 +28,7 @@ _PROLOGUE_MARK = '{#- rlhi_jax: '
 _PROBE_CONTENTS = ('Hello there.', "'s up", '1. a\n\n2. b', '🙂 naïve', '<think>a</think>b', '- x\n- y', '[{"k": 1}]')
 _PROBE_ROLES = ('user', 'assistant', 'user', 'assistant', 'user', 'assistant')
 _ALTERNATING = ('user', 'assistant') * 32
-_LONGEST = 8  # turns in a rendering whose last turn stands for later turns
+_LONGEST = 8  # the most turns to render if the template treats all later turns alike
 
 
 class Context(NamedTuple):
@@ -161,7 +161,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _is_steady(self) -> bool:
-        """Whether the template adds the same parts for each of the turns 5 to 64 as for the turn two before it."""
+        """Whether, for each of the turns 5 to 64, the template adds the same parts as for the turn two earlier."""
         for system, persona in itertools.product((False, True), repeat=2):
             seen = {}
             for turn in range(3, 65):
