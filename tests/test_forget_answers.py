@@ -79,7 +79,7 @@ def patched():
         patch.setattr(personas, 'BLOCK', 1)
         patch.setattr(rewrites, 'reason_to_drop', lambda *given, **named: '')
         patch.setattr(
-            rewrites, 'likelihoods', lambda task, asked: {each.id: [0.0] * len(each.replies) for each in asked}
+            rewrites, 'likelihoods', lambda task, asked, path: {each.id: [0.0] * len(each.replies) for each in asked}
         )
         yield
 
