@@ -278,7 +278,9 @@ def main() -> None:
         print(json.dumps(common | report), flush=True)
         if not report['fits']:
             fits = False
-            print(f'error: {program} does not fit a chip of {flags.FLAGS.topology}: {report["why"]}', file=sys.stderr)
+            print(
+                f'error: {program} does not fit on a chip of {flags.FLAGS.topology}: {report["why"]}', file=sys.stderr
+            )
     if not fits:
         sys.exit(1)
 

@@ -1,10 +1,11 @@
-"""Checks data, teacher and machine before a loop spends anything, and says what would stop the loop.
+"""Checks the data, the teacher and the machine before a loop spends time or money, and says what would stop the loop.
 
     python -m rlhi_jax.check --config=configs/NAME.py[:variant] [--workdir=DIR]
 
 The check reads a sample of `config.data.raw`, opens the policy, and measures disk and memory. A teacher behind an
-endpoint is asked 19 short questions, most of which have known answers. From their tokens and their time, the check
-estimates what labels, personas and rewrites will cost. Nothing is written, except downloads from the hub.
+endpoint is asked 19 short questions, most of which have known answers. From the tokens and the time that these
+questions take, the check estimates what labels, personas and rewrites will cost. Nothing is written, except downloads
+from the hub.
 
 The exit status is 0 if the loop can run, perhaps with warnings, and 1 if something would stop it.
 """

@@ -194,7 +194,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
 
 def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
-    """Return a step's stored evaluation, or None if it is missing or was made with other held-out data or settings."""
+    """Return a step's stored evaluation, or None if there is none for the same held-out data and settings."""
     shards = Shards(Path(config.eval.shards)).digest
     path = workdir / 'evaluation' / evaluation_name(step, shards)
     if not path.exists():

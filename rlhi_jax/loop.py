@@ -5,8 +5,8 @@
 The loop runs stages from `data_pipelines` and programs from `rlhi_jax`, one after another. Each of them writes to its
 own folder in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any
 point. WORKDIR/report.json contains the results so far and, until the loop has finished, the part that it has reached.
-WORKDIR/card/card.md begins with the same. Both are written before each part on which there is work to do, so they also
-say where a killed loop was.
+WORKDIR/card/card.md begins with the same information. Both files are written before each part that has work to do, so
+they also show where a killed loop was.
 
 After a change to the data, to a persona or to a setting, the loop stops at the first folder that is out of date. With
 --redo, it lists all such folders, asks once, and makes them again in order. --redo=STAGE also makes that stage again.
@@ -26,7 +26,7 @@ from rlhi_jax.cli.program import define_flags, define_optional, load_config, run
 
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_flags()
-    define_optional('redo', 'Make again what is out of date; with =STAGE, also that stage and what it leads to.')
+    define_optional('redo', 'Make again what is out of date; with =STAGE, also that stage and what depends on it.')
     flags.DEFINE_bool('yes', False, 'With --redo: do not ask.')
     start()
 
@@ -89,7 +89,7 @@ class Round:
       workdir: the round's folder.
       report: the results so far, in the format of report.json.
       reached: the part that the loop has reached, and its number.
-      at_work: whether a part has had work to do, so that the report and the card of an earlier run no longer hold.
+      at_work: whether any part has had work to do; if so, the report and the card of an earlier run are outdated.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -186,7 +186,7 @@ class Round:
         )
 
     def _noting(self, work: Callable[[Task], dict[str, int]]) -> Callable[[Task], dict[str, int]]:
-        """Return a stage's work, before which the loop notes that it is at work."""
+        """Return a function that notes that the loop is at work and then does the stage's work."""
 
         def noted_work(task: Task) -> dict[str, int]:
             self.begin()
@@ -209,7 +209,7 @@ class Round:
             self.report['satisfaction'] = summarise(folders, held_out_tastes(config))
 
     def _train(self, config: ConfigDict, objective: str, replace: bool) -> None:
-        """Start or resume a training run. If `replace`, remove an existing run and what was exported from it first."""
+        """Start or resume a training run. If `replace`, first remove any existing run and its export."""
         folder = self.workdir / objective
         if replace:
             self.begin()
@@ -270,7 +270,7 @@ class Round:
                 raise
 
     def begin(self) -> None:
-        """Write into the report and the card that the loop is at work on the part that it has reached."""
+        """Record in the report and the card that the loop is at work on the part that it has reached."""
         if self._noted != self.reached:
             self.write_report(self.reached)
             card.write_opening(self.workdir)
@@ -281,7 +281,7 @@ class Round:
 
         Args:
           reached: the part that the loop has reached; None once the loop has finished.
-          why: the reason if the loop has stopped at that part.
+          why: why the loop has stopped at that part; '' if it has not stopped.
         """
         policy, ends = METHODS[self.config.loop.method].trains[-1], why or not reached
         train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'  # read whole, so only when the loop ends or stops
@@ -303,8 +303,8 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
     Args:
       config: the loop's config.
       workdir: the round's folder.
-      redo: None to stop at a folder that is out of date; otherwise such folders are made again, and so is the stage
-        with this name, unless it is ''.
+      redo: if None, the loop stops at a folder that is out of date. Otherwise, such folders are made again, and a
+        `redo` other than '' names a stage that is also made again.
       ask: whether to ask before making anything again.
 
     Raises:
@@ -328,19 +328,19 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
 
 
 def _refuse_no_feedback(counts: dict[str, int]) -> None:
-    """Raise UserError if no follow-up is usable feedback, since nothing could be made of the conversations."""
+    """Raise a UserError if no follow-up is usable feedback, because there is then nothing to make pairs from."""
     if counts['mined']:
         return
     labels = ', '.join(f'{name.removeprefix("kept_")} {n}' for name, n in counts.items() if name.startswith('kept_'))
     raise UserError(
-        f'none of {counts["turns_read"]} follow-ups is feedback with enough confidence (labels: {labels or "none"}): '
-        'test the teacher with `python -m rlhi_jax.check`, then use a stronger teacher, bring other conversations, or '
-        'lower config.follow_ups.min_confidence'
+        f'none of {counts["turns_read"]} follow-ups is labelled as feedback with enough confidence (labels: '
+        f'{labels or "none"}): test the teacher with `python -m rlhi_jax.check`, then use a stronger teacher or other '
+        'conversations, or lower config.follow_ups.min_confidence'
     )
 
 
 def _check_data(config: ConfigDict, workdir: Path) -> None:
-    """Check a sample of the data and the machine, and print what will make the result poorer.
+    """Check the machine and a sample of the data, and print every problem found.
 
     Raises:
       UserError: something will stop the loop.

@@ -238,7 +238,7 @@ def _pair_names(run: Run, step: int) -> list[str]:
 class _Pending:
     """The metrics of the latest step, which are read late to keep the device busy.
 
-    They are read after the next step is dispatched or, before a checkpoint is saved, at once.
+    They are read after the next step is dispatched, or just before a checkpoint is saved.
     """
 
     def __init__(self, config: ConfigDict, log: RunLog | None, num_steps: int, first_step: int):

@@ -81,7 +81,7 @@ def test_a_program_that_does_not_fit_is_reported(tmp_path):
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert not report['fits'] and 'hbm' in report['why'].lower()
-    assert 'train does not fit a chip of v5e:2x2' in done.stderr
+    assert 'train does not fit on a chip of v5e:2x2' in done.stderr
 
 
 def test_a_sweep_takes_what_fits_with_fewest_flops(tmp_path):

@@ -323,7 +323,7 @@ def test_the_loop_begins_with_a_check(url, model, tmp_path, capfd):
 def test_a_loop_whose_teacher_finds_no_feedback_stops_with_a_report(url, model, tmp_path):
     c = loop_config(model, url, tmp_path / 'raw.jsonl', conversations())
     Teacher.manner = 'other'
-    with pytest.raises(UserError, match=r'none of 90 follow-ups is feedback .*labels: other 90.*stronger teacher'):
+    with pytest.raises(UserError, match=r'none of 90 follow-ups is labelled .*labels: other 90.*stronger teacher'):
         run_loop(c, tmp_path / 'run')
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
     assert report['unfinished']['part'] == 'follow_ups' and report['unfinished']['number'] == 2

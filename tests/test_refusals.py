@@ -71,7 +71,7 @@ FLAGS = {
     'shards are rows': (['--config.data.shards={made}/rows'], 'rows', 'data_pipelines.shards'),
     'no reward head': (['--config.objective=reward'], "'reward' head", 'config.model.new_head=True'),
     'new head on a policy': (['--config.model.new_head=True'], 'config.model.new_head', 'set it to False'),
-    'other capacities': (['--config.rows.tokens=1024'], 'other capacities', 'config.rows', 'data_pipelines.rows'),
+    'other capacities': (['--config.rows.tokens=1024'], 'different capacities', 'config.rows', 'data_pipelines.rows'),
     'mesh product': (['--config.mesh.data=3', '--config.mesh.fsdp=1'], 'config.mesh', 'devices'),
     'mesh of two free axes': (['--config.mesh.data=-1'], 'config.mesh', 'at most one may be -1'),
     'no mesh': (['--config.mesh.tensor=0'], 'config.mesh', 'at least 1'),
@@ -133,13 +133,12 @@ def test_rows_of_other_data(made, tmp_path, refusal):
     tiny.write_preferences(tmp_path / 'pairs.jsonl', 5, seed=9)
     flags = [f'--config={tiny.CONFIG}', *paths_in(tmp_path)]
     tiny.run_program('data_pipelines.shards', *flags)
-    words(
-        refusal(f'--config.data.shards={tmp_path / "shards"}'), 'other data', str(made / 'rows'), 'data_pipelines.rows'
-    )
+    refused = refusal(f'--config.data.shards={tmp_path / "shards"}')
+    words(refused, 'different data', str(made / 'rows'), 'data_pipelines.rows')
     shutil.copytree(made / 'model', tmp_path / 'model')
     template = tmp_path / 'model' / 'tokenizer' / 'chat_template.jinja'
     template.write_text(template.read_text() + '{# another #}')
-    words(refusal(f'--config.model.path={tmp_path / "model"}'), 'other template', 'data_pipelines.rows')
+    words(refusal(f'--config.model.path={tmp_path / "model"}'), 'different template', 'data_pipelines.rows')
 
 
 def test_empty_shards(made, tmp_path, refusal):

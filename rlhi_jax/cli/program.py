@@ -105,11 +105,11 @@ def _failing_line(error: Exception) -> tuple[str, str]:
 def start(*, commands: Sequence[str] = ()) -> str:
     """Parse the command line, and return the program's command.
 
-    A program defines its flags and calls this before the imports that take seconds, so that it answers --help and wrong
-    flags at once.
+    A program defines its flags and calls this before the imports that take seconds, so that it responds to --help and
+    to wrong flags at once.
 
     Args:
-      commands: if not empty, the first argument must be one of these commands. Otherwise the result is ''.
+      commands: the program's commands, one of which must be the first argument. If this is empty, the result is ''.
     """
     if {'--help', '-help', '-h'} & set(sys.argv[1:]):
         print(_help(sys.modules['__main__'].__doc__ or '', sorted(set(flags.FLAGS) - _OF_LIBRARIES)))

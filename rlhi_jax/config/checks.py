@@ -54,8 +54,8 @@ def _check_model_paths(config: ConfigDict) -> None:
     for name in ('model.path', 'candidates.reward_model', 'satisfaction.model'):
         if '://' in attrgetter(name)(config):
             raise UserError(
-                f'config.{name} is a URL: set it to a folder made by `python -m rlhi_jax.convert import` or a training '
-                'workdir; only config.teacher.path may be an endpoint'
+                f'config.{name} is a URL: set it to a training workdir, or to a folder made by '
+                '`python -m rlhi_jax.convert import`; only config.teacher.path may be an endpoint'
             )
 
 

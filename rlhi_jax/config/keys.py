@@ -1,4 +1,4 @@
-"""Configuration keys, each with a default, a meaning and allowed values, and the sections that group them."""
+"""Configuration keys (each with a default, a meaning and allowed values) and the sections that group them."""
 
 import dataclasses
 import importlib

@@ -36,7 +36,7 @@ def opt_out_list(config: ConfigDict, workdir: Path) -> str:
     The list is `config.ingest.opt_out` or, if that key is empty, the file WORKDIR.opt_out beside the workdir.
 
     Raises:
-      UserError: the key is set, but another list is beside the workdir.
+      UserError: the key is set, but there is a different list beside the workdir.
     """
     beside, named = workdir.resolve(), config.ingest.opt_out
     beside = beside.with_name(f'{beside.name}.opt_out')

@@ -69,7 +69,7 @@ RENAMED = {
 
 
 def base_config() -> ConfigDict:
-    """Return the default configuration, locked: it rejects unknown keys and values of another type."""
+    """Return the default configuration, locked: it rejects unknown keys and values of the wrong type."""
     return SCHEMA.to_config().lock()
 
 

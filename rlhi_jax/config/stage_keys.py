@@ -19,8 +19,8 @@ DATA = Section(
     rewrites=Key('', "Folder of the 'rewrites' stage: replies rewritten in response to users' feedback."),
     prompts=Key(
         '',
-        'JSON lines file of prompts to sample candidates for, with id, user_id, persona, split and messages. Empty: '
-        'use every user turn in the training conversations that asks for something, with its persona.',
+        'JSON lines file of prompts to sample candidates for; each has id, user_id, persona, split and messages. '
+        'Empty: use the user turns of the training conversations, except positive feedback, each with its persona.',
     ),
     candidates=Key('', "Folder of the 'candidates' stage: N sampled replies to each prompt, and their rewards."),
     scores=Key('', 'Folder of candidate scores, such as scores from checkers, to use instead of the rewards.'),
@@ -31,8 +31,8 @@ DATA = Section(
         'one file per split.',
     ),
     split=Key('train', "Split that the 'shards' stage reads if data.pairs is a folder: train, validation or test."),
-    shards=Key('', 'Folder of the stage shards: interaction trees as ArrayRecord files.'),
-    rows=Key('', 'Folder of the stage rows: which trees share a row.'),
+    shards=Key('', "Folder of the 'shards' stage: interaction trees as ArrayRecord files."),
+    rows=Key('', "Folder of the 'rows' stage: which trees share a row."),
     datasets=Key('', 'Folder of TFDS data sets of conversations and interactions, for other programs.'),
     card=Key('', 'Folder of the data card: counts, distributions and examples of what the stages above wrote.'),
     reference=Key(
@@ -90,8 +90,8 @@ TEACHER = Section(
     concurrency=Key(16, 'Maximum number of requests in flight at the same time.', at_least=1),
     timeout=Key(
         120.0,
-        'A request is sent again after this many seconds without a byte, or after five times as many seconds without a '
-        'whole answer.',
+        'A request is sent again if no byte arrives for this many seconds, or if the answer is not complete after five '
+        'times as many seconds.',
         at_least=1,
     ),
     retries=Key(
@@ -186,7 +186,7 @@ INGEST = Section(
     opt_out=Key(
         '',
         'Text file with one user id per line, spelled as in the records; nothing from these users is kept. Empty: '
-        'with --workdir=DIR, the file DIR.opt_out if it exists, to which `forget` adds users.',
+        'with --workdir=DIR, the file DIR.opt_out, if it exists; `forget` adds users to this file.',
     ),
     workers=Key(2, 'Number of processes that read files at the same time.', at_least=1),
     fields=INGEST_FIELDS,

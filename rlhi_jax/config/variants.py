@@ -39,7 +39,7 @@ def parse_variant(text: str, names: tuple[str, ...] = ()) -> Variant:
 
 
 def on_two_cores(c: ConfigDict) -> None:
-    """Set the sizes with which a round with a model of 135 million parameters takes minutes on two CPU cores.
+    """Set sizes so small that a round takes minutes on two CPU cores with a model of 135 million parameters.
 
     The report then says that its figures are not evidence. A real round needs more of everything.
     """

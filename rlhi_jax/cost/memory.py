@@ -8,7 +8,7 @@ _EXPORTED = 4
 
 
 def num_parameters(spec: ModelSpec) -> int:
-    """Return the number of a decoder's parameters."""
+    """Return the number of parameters in a decoder."""
     attention = spec.width * spec.head_dim * (2 * spec.num_heads + 2 * spec.num_kv_heads)
     biases = spec.head_dim * (spec.num_heads + 2 * spec.num_kv_heads) * spec.qkv_bias
     norms = 2 * spec.width + 2 * spec.head_dim * spec.qk_norm

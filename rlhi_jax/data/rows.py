@@ -80,7 +80,7 @@ class Batch(NamedTuple):
 
 
 def stack(rows: Sequence[Row]) -> Batch:
-    """Stack rows with equal capacities into a batch; all of them or none must have reference log-probabilities."""
+    """Stack rows with equal capacities into a batch; either all rows or none must have reference log-probabilities."""
     columns = zip(*rows, strict=True)
     return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
 

@@ -43,7 +43,7 @@ class Pair:
 
     `prompt`, `chosen` and `rejected` are the indices of the prompt's last message and of each reply's last message.
     A reply consists of all assistant messages after the prompt, up to and including the reply's last message. `margin`
-    is by how much the chosen reply's reward should exceed the rejected reply's.
+    is the amount by which the chosen reply's reward should exceed the rejected reply's.
     """
 
     id: str

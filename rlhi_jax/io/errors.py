@@ -30,7 +30,7 @@ def one_line(error: BaseException) -> str:
     return ' '.join(str(text).replace('\\n', ' ').split())
 
 
-# What the operating system says when a resource ends, as libraries quote it, and what a user can do.
+# What the operating system says when a resource runs out, as libraries quote it, and what a user can do.
 _FAULTS = {
     'No space left on device|disk is full|Disk quota exceeded': 'free some space',
     'Read-only file system|readonly database|Permission denied|Operation not permitted': 'use another folder',

@@ -35,7 +35,7 @@ def duration(seconds: float) -> str:
 
 
 def recent_rate(points: Sequence[tuple[float, int]]) -> float | None:
-    """Return how much is done per second between the first and the last point; None if they do not show it.
+    """Return how much is done per second between the first and the last point, or None if the points show no progress.
 
     Args:
       points: the times (seconds) and counts of the latest lines.
@@ -58,7 +58,7 @@ class Progress:
       label: the name of the job.
       total: the number of items.
       unit: the kind of item, in the plural.
-      done: the number of items that an earlier process has finished. They do not count in the rate.
+      done: the number of items that an earlier process has finished. They do not count towards the rate.
       enabled: whether to show anything.
     """
 

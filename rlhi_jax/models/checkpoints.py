@@ -21,7 +21,7 @@ from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.spec import ModelSpec
 
-_REMEDY = 'use a folder made by `python -m rlhi_jax.convert import` or a training workdir'
+_REMEDY = 'use a training workdir or a folder made by `python -m rlhi_jax.convert import`'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rlhi_jax.io.errors import UserError
 
 
 class State(enum.Enum):
-    """The state of a part's output, compared with the part's present input and settings."""
+    """The state of a part's output, compared with the part's current input and settings."""
 
     MISSING = 'missing'
     UP_TO_DATE = 'up to date'
@@ -51,7 +51,7 @@ def chosen(parts: Sequence[Part], stage: str) -> frozenset[str]:
 
 
 def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
-    """Return the existing parts that are out of date, or that read what is missing or out of date.
+    """Return the existing parts that are out of date, or that read a part that is missing or out of date.
 
     A part in this list may turn out to be up to date once the parts that it reads have been made again.
 
@@ -71,7 +71,7 @@ def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
 
 
 def announcement(redone: Sequence[Part]) -> str:
-    """Return a list of the parts that are going to be made again, in words; training runs are named apart."""
+    """Return a text that lists the parts that are going to be made again; training runs are listed separately."""
     lines = ['Out of date, or made from something that is:']
     lines += [f'  {part.name} ({part.folder})' for part in redone if not part.trains]
     if runs := [part for part in redone if part.trains]:

@@ -64,17 +64,17 @@ def check_settings(config: ConfigDict) -> None:
 def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: bool = False) -> None:
     """Check that the workdir is new, or contains a loop with the same config and initial model.
 
-    In a new workdir, both are recorded; with `replace`, they are recorded in any case. The settings in `CHANGEABLE` and
-    the address of an endpoint may differ.
+    In a new workdir, the config and the model are recorded; with `replace`, also in any other workdir. The settings in
+    `CHANGEABLE` and the address of an endpoint may differ.
 
     Args:
       config: the loop's config.
       workdir: the loop's folder.
       model: the identity of the initial model.
-      replace: whether to record the config although the workdir contains a loop with another one.
+      replace: whether to record the config and the model even if the workdir contains a loop with different ones.
 
     Raises:
-      UserError: the workdir contains a loop with another config or model.
+      UserError: the workdir contains a loop with a different config or model, and `replace` is false.
     """
     settings = config.to_dict()
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):

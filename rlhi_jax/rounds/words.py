@@ -12,7 +12,7 @@ MIN_USERS = 5  # a bootstrap over fewer users gives intervals that are far too n
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return a sentence that says what the round made of the conversations, and how well the policy learned it.
+    """Return a sentence that says what the round made from the conversations, and how well the policy learned it.
 
     Parts that have not been run yet are left out.
     """

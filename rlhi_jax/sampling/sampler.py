@@ -279,7 +279,7 @@ class Sampler:
         return None
 
     def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], Any, Request]]:
-        """Yield the samples in order: each one's (request, sample) numbers, prompt keys and values, and request.
+        """Yield each sample's (request, sample) numbers, its prompt's keys and values, and its request, in order.
 
         The keys and values are computed once per prompt.
         """

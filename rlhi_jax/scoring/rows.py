@@ -18,9 +18,9 @@ from rlhi_jax.scoring.pairs import score_replies
 def jit_score(
     config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score'
 ) -> Callable[[Params, Batch], jax.Array]:
-    """Return a jitted function that maps parameters and a batch to reply scores, [B, R] float32, on every device.
+    """Return a jitted function that maps parameters and a batch to reply scores, [B, R] float32.
 
-    In profiles, the function's operations appear under `scope`.
+    Every device gets a copy of all scores. In profiles, the function's operations appear under `scope`.
     """
 
     def score(params: Params, batch: Batch) -> jax.Array:

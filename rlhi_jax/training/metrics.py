@@ -31,7 +31,7 @@ class StepLog:
 
 
 def trim_logs(workdir: Path, *, next_step: int) -> None:
-    """Remove from a workdir's JSON lines logs what a killed run left of step `next_step` or later."""
+    """Remove any lines for step `next_step` or later that a killed run left in a workdir's JSON lines logs."""
     for name in (METRICS, EXAMPLES):
         if (workdir / name).exists():
             StepLog(workdir / name, next_step=next_step).close()

@@ -47,8 +47,8 @@ def check_pad_token(model: ModelFolder) -> None:
     if pad is None or pad == ChatTemplate.load(model.tokenizer_path).last_of_reply:
         fault = 'has no pad token' if pad is None else 'uses the token at the end of replies as its pad token'
         raise UserError(
-            f'{model.path} {fault}, so an exported reward model would give other rewards: import the model again with '
-            '--pad_token=TOKEN'
+            f'{model.path} {fault}, so an exported reward model would give different rewards: import the model again '
+            'with --pad_token=TOKEN'
         )
 
 

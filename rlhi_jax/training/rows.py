@@ -21,17 +21,17 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     """Open the row plan, its shards and the model's template, and check that they belong together.
 
     Raises:
-      UserError: the row plan, a shard or the template is missing or damaged, or the plan was made for other data,
-        another template or other capacities.
+      UserError: the row plan, a shard or the template is missing or damaged, or the plan was made for different
+        data, a different template or different capacities.
     """
     plan, _ = load_plan(Path(config.data.rows))
     shards = Shards(Path(config.data.shards))
     template = ChatTemplate.load(model.tokenizer_path)
     expected = plan_identity(shards, template, capacities(config))
     sources = {
-        'data': ('other data', 'config.data.shards'),
-        'template': ('another template', 'the model'),
-        'capacities': ('other capacities', 'config.rows'),
+        'data': ('different data', 'config.data.shards'),
+        'template': ('a different template', 'the model'),
+        'capacities': ('different capacities', 'config.rows'),
     }
     for part, (other, source) in sources.items():
         if plan.identity[part] != expected[part]:

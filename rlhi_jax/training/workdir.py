@@ -36,7 +36,7 @@ def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
 
 
 def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
-    """Reject a workdir that is a file, is an imported model's folder, or contains a run with other settings than `run`.
+    """Reject a workdir that is a file, is an imported model's folder, or contains a run with settings other than `run`.
 
     Raises:
       UserError: the workdir is rejected. If settings differ, the message names the first setting that does.
@@ -57,7 +57,7 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any],
     Args:
       what: the beginning of the message, such as '--workdir=DIR contains a run'.
       stored: the settings of the earlier work.
-      wanted: the settings now.
+      wanted: the current settings.
       remedy: a remedy to name besides undoing the change and using another workdir.
 
     Raises:
@@ -67,7 +67,7 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any],
     for name, value in _flat(wanted):
         if before.get(name) != value:
             raise UserError(
-                f'{what} with another {name} ({before.get(name)!r}, now {value!r}): undo the change, '
+                f'{what} with a different {name} ({before.get(name)!r}, now {value!r}): undo the change, '
                 f'{remedy and remedy + ", "}or use another --workdir'
             )
 
