@@ -91,8 +91,8 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): each line '
-                    'needs an id of its own, user_id, persona, split and messages; each message needs a role and '
-                    'content, and the last must be from the user'
+                    'needs a unique id, a user_id, a persona, a split and messages; each message needs a role and '
+                    'content, and the last message must be from the user'
                 ) from None
             seen.add(record['id'])
             prompt = PromptRecord(**{name: record[name] for name in _TEXT_FIELDS}, messages=to_messages(turns))

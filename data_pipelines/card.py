@@ -4,12 +4,12 @@
 
 Reads the stage folders in `config.data`, where `pairs`, `shards` and `rows` may list several folders, separated by
 commas. Writes card.md for people, and card.json with the same content, to `config.data.card`. If the card's folder is
-in a loop's workdir, the card opens with the summary in the loop's report.json, and says where a loop that has not
-finished is. The card also lists the stages that were not run. This stage counts everything again from the records, line
-by line, and compares the result with each stage's own counts.
+in a loop's workdir, the card opens with the summary in the loop's report.json. If the loop has not finished, the
+opening also says which part it has reached. The card also lists the stages that were not run. This stage counts
+everything again from the records, line by line, and compares the result with each stage's own counts.
 
-While a loop is at work, its card consists of the opening alone (`write_opening`). If the loop is killed, this card says
-where it was.
+While a loop is at work, its card contains only the opening (`write_opening`). If the loop is killed, this card says
+which part the loop had reached.
 """
 
 from data_pipelines.core.stage import Stage, Task, define_stage_flags
@@ -87,11 +87,11 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def opening_of(workdir: Path, *, at_work: bool = False) -> dict[str, Any]:
-    """Return what the report of the loop in a folder says in short; {} if the folder contains no report.
+    """Return the opening of a loop's card, which sums up the loop's report; {} if the folder contains no report.
 
     Args:
       workdir: the loop's folder.
-      at_work: whether the loop is at work even if it has reached the card, which is its last part.
+      at_work: whether the loop counts as unfinished even if it has reached its last part, the card.
     """
     if not (workdir / 'report.json').is_file():
         return {}
@@ -103,10 +103,10 @@ def opening_of(workdir: Path, *, at_work: bool = False) -> dict[str, Any]:
 
 
 def write_opening(workdir: Path) -> None:
-    """Write the card of a loop that is at work: only what the loop's report says in short.
+    """Write the card of a loop that is at work, which contains only the opening.
 
-    The card of an earlier run is replaced, because its counts may no longer be those of the folders. The stage
-    considers this card out of date.
+    The card of an earlier run is replaced, because its counts may no longer match the folders. The stage considers the
+    new card out of date.
     """
     opening = opening_of(workdir, at_work=True)
     with suppress(UserError), new_folder(workdir / STAGE.name, overwrite=True) as folder:  # or another run writes it

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
-`data_pipelines/labelling/labels.py` defines the labels. Each label comes with a confidence and the words of the turn
-that support it. `config.follow_ups.labeller` is 'teacher' for the teacher model, 'policy' for the policy, or 'head' for
-a small classifier trained with `data_pipelines/head_labels.py`.
+`data_pipelines/labelling/labels.py` defines the labels. Each label comes with a confidence and with the words of the
+turn that support the label. `config.follow_ups.labeller` is 'teacher' for the teacher model, 'policy' for the policy,
+or 'head' for a small classifier trained with `data_pipelines/head_labels.py`.
 
 Rewrites and personas are made only from turns that are labelled `reattempt_with_feedback` with a confidence of at least
 `config.follow_ups.min_confidence`. These turns are marked as `mined`.

@@ -15,8 +15,8 @@ the lists is forgotten. Then, if any data from these users is found:
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
   cards and evaluations of simulated users. Reports and unfinished work are removed, too.
-- In the teacher's cache, answers to requests that contain the text of these users, and of nobody else, are removed. So
-  are answers whose author is unknown, because an older version stored them or `rlhi_jax.check` asked for them.
+- In the teacher's cache, answers to requests that contain only these users' text are removed. So are answers whose
+  author is unknown, because an older version stored them or `rlhi_jax.check` asked for them.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
   `forgotten` contains the number of records that have since been removed from each file.
 
@@ -156,8 +156,8 @@ class _Plan(NamedTuple):
       counts: for each folder, how many records in each file belong to forgotten users.
       whole: the folders to remove completely.
       corrections: the remaining contents of each corrections file that loses lines, keyed by path.
-      answered: the ids under which the teacher's cache stores forgotten users.
-      notes: the training runs to note, with the number of forgotten users' pairs in each.
+      answered: the ids of forgotten users and their conversations that occur as authors in the teacher's cache.
+      notes: the training runs that get a note, with the number of forgotten users' pairs in each.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -238,7 +238,7 @@ def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
-    """Return whether to remove a whole folder: its stage can make it again, or none of its trees would remain."""
+    """Return whether to remove a whole folder, because its stage can make it again or no tree in it would remain."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
     return (stage is not None and stage.forgetting == 'removed') or counts['trees'] == trees > 0
 
@@ -355,15 +355,15 @@ def in_words(report: Report) -> list[str]:
     ]
     if answers := sum(report.answers):
         lines.append(
-            f"{report.cache}: {answers} answers removed from the teacher's cache: {report.answers.theirs} made of the "
-            f"text of forgotten users, and {report.answers.unknown} that may be made of anybody's, since no author is "
-            'stored with them'
+            f"{report.cache}: {answers} answers removed from the teacher's cache: {report.answers.theirs} to requests "
+            f"that contained only forgotten users' text, and {report.answers.unknown} to requests whose authors are "
+            'unknown'
         )
     lines += ['nothing was removed'] * (not report.removed and not answers)
     if report.cache.endswith(SUFFIX) and Path(report.cache).exists():
         lines.append(
-            f"{report.cache}: this record of a teacher's answers was not changed: if it contains answers made of a "
-            "forgotten user's text, remove it or record it again"
+            f"{report.cache}: this record of a teacher's answers was not changed: if it contains answers to requests "
+            "with a forgotten user's text, remove it or record it again"
         )
     lines += [f'{path}: users on this list are excluded from now on' for path in report.lists]
     lines += [
@@ -372,8 +372,8 @@ def in_words(report: Report) -> list[str]:
         for path in report.runs
     ]
     lines += [
-        f'{head}: this head contains no text, but was trained on the turns of everyone who was labelled; if that '
-        'includes a forgotten user, train it again'
+        f'{head}: this head contains no text, but was trained on all turns that were labelled; if these include turns '
+        'of a forgotten user, train it again'
         for head in report.heads
     ]
     return lines

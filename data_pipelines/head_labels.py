@@ -56,7 +56,7 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
         raise UserError(
             f'--labels={path} does not suffice for cross-validation ({len(turns)} of its {len(label_of)} turns are in '
             f'config.data.conversations, and {feedback} of these are {FEEDBACK}): label turns from at least {FOLDS} '
-            f'clusters of conversations, at least {FOLDS} of them as {FEEDBACK}, so that {FEEDBACK} and other labels '
+            f'clusters of conversations, and at least {FOLDS} turns as {FEEDBACK}, so that {FEEDBACK} and other labels '
             'each occur in several clusters'
         )
     return turns, labels, clusters

@@ -89,7 +89,7 @@ def raw_files(config: ConfigDict) -> list[Path]:
 
 
 def _to_read(found: Sequence[Files]) -> list[Path]:
-    """Return the files to read. Of a folder with files named after splits, the other files are passed over."""
+    """Return the files to read. In a folder that contains files named after splits, the other files are passed over."""
     return [path for each in found for path in ([*filter(file_split, each.files)] or each.files)]
 
 
@@ -148,7 +148,7 @@ def _scan(task: Task, files: Sequence[Path]) -> list[Path]:
 
 
 def rules_of(config: ConfigDict) -> Rules:
-    """Return the rules by which a config has raw records parsed and filtered."""
+    """Return the rules that a config sets for parsing and filtering raw records."""
     i = config.ingest
     languages = tuple(filter(None, map(str.strip, i.languages.split(','))))
     others = {field.name: i[field.name] for field in dataclasses.fields(Filters) if field.name != 'languages'}

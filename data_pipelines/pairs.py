@@ -104,7 +104,9 @@ def _scores(config: ConfigDict) -> Iterator[CandidateScores]:
     folder, candidates = input_folder(config, 'scores'), input_digest(config, 'candidates')
     manifest = read_json(folder / 'manifest.json', "rerun the 'oracle_scores' stage", fields=())
     if manifest.get('made_from', {}).get('candidates', candidates) != candidates:
-        raise UserError(f"config.data.scores: {folder} was made from other candidates: rerun the 'oracle_scores' stage")
+        raise UserError(
+            f"config.data.scores: {folder} was made from different candidates: rerun the 'oracle_scores' stage"
+        )
     return read_records(config, 'scores')
 
 
@@ -113,7 +115,7 @@ def _scores_of(record: Candidate, scored: Iterator[CandidateScores]) -> list[flo
     scores = next(scored, None)
     if scores is None or scores['id'] != record['id']:
         raise UserError(
-            'config.data.scores does not have the same order as config.data.candidates (expected scores for '
+            'config.data.scores is not in the same order as config.data.candidates (expected scores for '
             f"{record['id']!r} next): rerun the 'oracle_scores' stage"
         )
     return scores['scores']
@@ -201,7 +203,7 @@ def _work(task: Task) -> dict[str, int]:
 def _probe_in_words(auc: float | None, pairs: int) -> str:
     if auc is None:
         return f'{pairs} training pairs are too few to test whether the replies alone tell chosen from rejected.'
-    return f'The replies of {pairs} training pairs alone tell chosen from rejected with an AUC of {auc:.2f}.'
+    return f'In {pairs} training pairs, the replies alone tell chosen from rejected with an AUC of {auc:.2f}.'
 
 
 def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:

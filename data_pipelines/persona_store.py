@@ -8,13 +8,13 @@
 
 The store is the folder `config.data.personas`. With --workdir=DIR, it is the personas folder of the loop in DIR.
 
-- `show` prints each user's persona, then each claim once, with its turn, its time and the remark that it comes from,
-  and then the claims that each conversation added (+) and removed (−).
+- `show` prints each user's persona. Below it are the user's claims, each with its turn, its time and the remark that it
+  comes from, and then the claims that each conversation added (+) and removed (−).
 - `edit` and `delete` apply a correction to the store immediately. They also add it to the file
   `config.personas.corrections` (by default next to the store), which the stage `personas` applies whenever it runs. A
-  deleted user gets no claims from later turns either. An edited claim need not follow
-  from its remark, but it must not mention private or sensitive matters. After a correction, the output of stages that
-  read personas is out of date; the loop makes it again with --redo.
+  deleted user gets no claims from later turns either. An edited claim need not follow from its remark, but it must not
+  mention private or sensitive matters. After a correction, the output of stages that read personas is out of date; the
+  loop makes it again with --redo.
 - `audit` checks the files on disk, prints statistics, and exits with status 1 if a rule is broken.
 """
 
@@ -154,7 +154,7 @@ def _add_correction(config: ConfigDict, folder: Path, correction: dict[str, str]
 
 
 def _corrected_claims(config: ConfigDict, path: Path, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
-    """Yield every author with their claims from the store, to which a file of corrections has been applied."""
+    """Yield every author with their claims from the store, after applying a file of corrections to the claims."""
     corrections = read_corrections(path)
     for author in authors(config, input_folder(config, 'personas') / CLAIMS):
         yield author, corrected(*author.records, corrections, counts)

@@ -9,8 +9,8 @@ A rewrite is made in four steps. Each step is done for all turns before the next
    replies.
 2. The feedback is about the logged reply, so this step checks whether it also applies to the regenerated reply. The
    log-probability of the feedback may be at most `config.rewrites.max_feedback_drop` nats lower after the regenerated
-   reply than after the logged reply. The teacher computes these log-probabilities (or the policy, if the teacher is an
-   endpoint: see `rlhi_jax.config.likelihood_path`).
+   reply than after the logged reply. The teacher computes these log-probabilities. If the teacher is an endpoint, the
+   policy computes them instead (see `rlhi_jax.config.likelihood_path`).
 3. The teacher responds to the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then
    drops samples that no model should learn from.
 4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
@@ -181,7 +181,7 @@ def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[C
 
 
 def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield all cases but those whose feedback is much less likely after the new reply than after the logged one."""
+    """Yield all cases except those whose feedback is much less likely after the new reply than after the logged one."""
     for block in in_blocks(cases, BLOCK):
         questions = []
         for case in block:

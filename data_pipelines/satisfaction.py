@@ -100,7 +100,7 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
     if not personas:
         raise NothingToEvaluate(
             f'config.satisfaction.split: no prompt in {settings.split!r} can be evaluated (counts: {dict(counts)}): '
-            'add users to the split. With inferred personas, use the test split, because it is the only split that has '
+            'add users to the split; if personas are inferred, use the test split, which is the only one that contains '
             'users with opposite tastes'
         )
     prompts = [prompt for prompt in prompts if prompt['id'] in personas]

@@ -4,15 +4,16 @@
     python -m data_pipelines.show pairs      --config=configs/NAME.py [--workdir=DIR] [--samples=N]
     python -m data_pipelines.show dropped    --config=configs/NAME.py [--workdir=DIR] [--samples=N]
 
-- `follow_ups` prints the number of turns with each label, and examples: the request, the reply and the turn that
-  follows, with the label's confidence, the words that support it, and whether the turn is mined as feedback.
+- `follow_ups` prints the number of turns with each label, and examples. Each example shows the request, the reply and
+  the turn that follows. It also shows the label's confidence, the words that support the label, and whether the turn is
+  mined as feedback.
 - `pairs` prints the number of preference pairs of each kind, and examples: the persona, the request, and the chosen and
   the rejected reply. With --workdir, these are the pairs of the training run that `config.objective` names.
 - `dropped` prints the number of remarks that yielded no claim, grouped by reason, and examples. If the remark itself
   broke a rule, the teacher was not asked about it. Otherwise the teacher's sentences broke a rule. They are not stored,
   so they are shown only if `config.teacher.cache` still contains them. Deleted users and claims are left out.
 
-The examples are drawn by a hash of their ids, so they are the same each time. Long texts are cut. The text of users is
+The examples are drawn by a hash of their ids, so they are the same each time. Long texts are cut. Users' texts are
 printed, but not written to any file.
 """
 
@@ -47,7 +48,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.rounds.parts import State
 
 KINDS = {
-    REWRITE: 'a reply that was complained about, and the same reply rewritten according to the feedback',
+    REWRITE: 'a reply that the user complained about, and the same reply rewritten according to the feedback',
     BEST_WORST: 'the best and the worst of several sampled replies',
 }
 REPLY_LINES = 6  # maximum number of lines of a reply in a pair
@@ -103,7 +104,7 @@ def dropped(config: ConfigDict, samples: int) -> str:
     """Return a text with the number of remarks that yielded no claim, and examples, for each reason.
 
     Raises:
-      UserError: the store is out of date, so that it does not show which remarks were dropped.
+      UserError: the store is out of date, so it does not show which remarks were dropped.
     """
     folder = input_folder(config, 'personas')
     if stage_named('personas').state(config) is not State.UP_TO_DATE:
@@ -137,7 +138,7 @@ def _groups(
       meanings: the groups to show, in this order, with their meanings.
       example: returns the lines that show a record.
       samples: maximum number of examples of each group.
-      unit: what a record is, in the singular.
+      unit: the name for one record, such as 'turn'.
     """
     counts, examples = drawn(records, group, samples)
     width, total = max(map(len, meanings)), f'{counts.total():,}'

@@ -11,7 +11,7 @@ from rlhi_jax.cli.program import define_config_flag, load_config, require_flags,
 
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_config_flag()
-    flags.DEFINE_string('user', None, "The user's address or id, as in the raw records.")
+    flags.DEFINE_string('user', None, "The user's address or id, exactly as it appears in the raw records.")
     flags.DEFINE_string('header', 'null', "The browser's header from the raw records, as JSON.")
     start()
 
@@ -30,7 +30,8 @@ def main() -> None:
         header = json.loads(flags.FLAGS.header)
     except ValueError as error:
         raise UserError(
-            f'--header={flags.FLAGS.header} is not valid JSON ({error}): pass the header as it is in the raw records'
+            f'--header={flags.FLAGS.header} is not valid JSON ({error}): pass the header exactly as it appears in the '
+            'raw records'
         ) from None
     print(user_key(flags.FLAGS.user, header, read_salt(config.ingest.salt)))
 

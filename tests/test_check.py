@@ -208,7 +208,7 @@ FAULTY_TEACHERS = {
     'other': (True, 'notices 0 of 4 obvious complaints', 'stronger model'),
     'wrong key': (True, 'status 401', 'environment variable OPENAI_API_KEY'),
     'slow': (False, 'short questions', 'config.teacher.concurrency'),
-    'small context': (False, 'longest follow-up of the sample', 'longer context'),
+    'small context': (False, 'longest follow-up in the sample', 'longer context'),
 }
 
 

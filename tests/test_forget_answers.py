@@ -139,7 +139,7 @@ def test_only_answers_made_of_the_users_text_go(c, tmp_path):
     assert answers(c).items() <= left.items() and len(left) - len(answers(c)) == 1
     gone = len(before) - len(answers(c))
     assert report.answers == (gone, 0)
-    assert f"{cache}: {gone} answers removed from the teacher's cache: {gone} made of the text of" in words
+    assert f"{cache}: {gone} answers removed from the teacher's cache: {gone} to requests that contained" in words
     # All that the others need is still there: a new workdir is filled without any request.
     (tmp_path / 'new.opt_out').write_bytes((tmp_path / 'mine.opt_out').read_bytes())
     run_stages(c, tmp_path / 'new')

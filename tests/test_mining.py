@@ -224,7 +224,7 @@ def test_best_over_worst(tmp_path):
         ('ab', 'these', ''),
         ('a', 'these', "expected scores for 'b' next"),
         ('ba', 'these', "expected scores for 'a' next"),
-        ('ab', 'others', 'made from other candidates'),
+        ('ab', 'others', 'made from different candidates'),
     ],
 )
 def test_scores_are_of_these_candidates(tmp_path, names, made_from, problem):

@@ -1,1 +1,1 @@
-"""Checks of data, teacher and machine before a loop spends anything: what they show, and what would stop the loop."""
+"""Checks the data, teacher and machine before a loop spends anything, and says what would stop the loop."""

@@ -38,11 +38,11 @@ class Asked(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """The mean lengths of texts of a sample, in characters per follow-up.
+    """The mean lengths of texts in a sample, in characters per follow-up.
 
     Attributes:
-      exchange: the request, the reply and the follow-up, as a question about the follow-up shows them.
-      quote: the follow-up, as a question about its author's wishes shows it.
+      exchange: the request, the reply and the follow-up, each cut as in a question about the follow-up.
+      quote: the follow-up, cut as in a question about its author's wishes.
       conversation: the conversation up to and including the follow-up.
       reply: the reply before the follow-up.
     """
@@ -54,7 +54,7 @@ class Lengths(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Requests of one kind, with the tokens and the time of each request (the time that it adds to the whole)."""
+    """Requests of one kind, with the tokens of each request and the time that each request adds to the total."""
 
     name: str
     requests: float
@@ -92,7 +92,7 @@ def work_of_teacher(
     """Return everything that the teacher will be asked, by kind.
 
     A question about a real text costs as many tokens as a built-in question, plus the tokens by which its text is
-    longer. The time for a rewrite is that of as many tokens in answers to the built-in questions.
+    longer. A rewrite is assumed to take as long as the same number of tokens in answers to the built-in questions.
 
     Args:
       config: the loop's config.
@@ -123,7 +123,7 @@ def work_of_teacher(
 
 
 def in_words(work: Sequence[Work], follow_ups: float, price_in: float, price_out: float) -> list[str]:
-    """Return one line for each kind of work, and their sum."""
+    """Return a heading, one line for each kind of work, and a line with the totals."""
     lines = [
         f'What the teacher will be asked about {follow_ups:,.0f} follow-ups, assuming that {FEEDBACK_SHARE:.0%} of '
         'them are feedback:'

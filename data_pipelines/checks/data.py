@@ -1,4 +1,4 @@
-"""Checks of the raw data: which fields were found, and whether users, times and roles serve the loop's settings."""
+"""Checks the raw data: which fields were found, and whether users, times and roles suit the loop's settings."""
 
 import json
 from collections import Counter
@@ -46,7 +46,11 @@ def _fields(sample: Sample, findings: Findings) -> None:
 
 
 def _dropped(config: ConfigDict, sample: Sample, findings: Findings) -> None:
-    """Report records that would be dropped; if all would be, or many for one reason that has a remedy, say so."""
+    """Add to the findings which records would be dropped.
+
+    A problem is added if there are no records, if most would be dropped, or if a role or the path of the messages needs
+    to be set.
+    """
     read, fields = sample.counts['records_read'], config.ingest.fields
     dropped = Counter({name: number for name, number in sample.counts.items() if name.startswith('dropped_')})
     if not read:
@@ -108,7 +112,7 @@ def _users(sample: Sample, findings: Findings) -> None:
         )
     if not sample.follow_ups:
         findings.stop(
-            'the conversations end with the first reply, so they contain no feedback (follow-up turns): bring '
+            'the conversations end with the first reply, so they contain no feedback (follow-up turns): add '
             'conversations of several turns, or join the calls of a log by config.ingest.fields'
         )
 
@@ -127,7 +131,7 @@ def _times(config: ConfigDict, sample: Sample, findings: Findings) -> None:
     if config.personas.scope == 'earlier_conversations' and max(by_user.values(), default=0) < 2:
         (findings.stop if sample.whole else findings.warn)(
             'no user has two conversations with times, so no persona can come from an earlier conversation: set '
-            "config.personas.scope='first_k_turns', or bring longer histories"
+            "config.personas.scope='first_k_turns', or add longer histories"
         )
 
 

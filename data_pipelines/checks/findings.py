@@ -7,7 +7,7 @@ class Problem(NamedTuple):
     """A problem, described in one sentence with its remedy.
 
     Attributes:
-      stops: whether the loop would stop because of it; otherwise, the loop runs with a poorer result.
+      stops: whether the problem would stop the loop; if not, the loop runs, but with a poorer result.
       text: the description.
     """
 

@@ -1,4 +1,4 @@
-"""Says which users will be held out, by the queries with which `ingest` assigns clusters of conversations to splits."""
+"""Finds how many users will be held out, with the queries that `ingest` uses to assign conversations to splits."""
 
 import tempfile
 from collections import Counter
@@ -41,7 +41,8 @@ class Assignment(NamedTuple):
     Attributes:
       clusters: the clusters.
       known: whether any user is known.
-      exact: whether all records were assigned; otherwise, a sample.
+      exact: whether this is the assignment that `ingest` makes. If only a sample was assigned, or if the salt does not
+        exist yet, it is an estimate.
     """
 
     clusters: list[Cluster]
@@ -71,7 +72,7 @@ def assign(config: ConfigDict, sample: Sample, files: Sequence[Path], rules: Rul
     """Return how `ingest` assigns all records to splits if the sample is whole, or else how it would assign the sample.
 
     Raises:
-      UserError: the file names state the splits of some files only.
+      UserError: only some of the files are named after splits.
     """
     chunks: list[Chunk] = chunks_of(files if sample.whole else sample.files, config.data.raw)
     if not sample.whole:  # of each file, the sample contains the first records
@@ -112,17 +113,17 @@ def check_held_out(config: ConfigDict, sample: Sample, assignment: Assignment, f
     if assignment.known and users == 1:
         findings.warn(
             'all conversations are from one user, so nobody can be held out and no persona can be compared with '
-            "another user's: bring conversations of at least ten users"
+            "another user's: add conversations from at least ten users"
         )
         return
     if assignment.largest > users / 2:
         findings.warn(
-            f'{largest}, and all of them go to the same split: bring conversations that open in different ways, or '
+            f'{largest}, and all of them go to the same split: add conversations that open in different ways, or '
             f'raise config.ingest.similarity ({config.ingest.similarity}), so that fewer openings count as '
             'near-duplicates'
         )
     if number < MIN_HELD_OUT <= users - assignment.largest:
         findings.warn(
-            f'fewer than {MIN_HELD_OUT} {unit} are held out, so the evaluation would have no figures: bring more '
+            f'fewer than {MIN_HELD_OUT} {unit} are held out, so the evaluation would have no figures: add more '
             f'users, or set config.ingest.heldout={min(0.5, 2 * MIN_HELD_OUT / users):.2g}'
         )

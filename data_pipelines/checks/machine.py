@@ -69,12 +69,12 @@ def _check_positions(config: ConfigDict, most: int, findings: Findings) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """Return the nearest folder on a path that exists."""
+    """Return a path or, if it does not exist, the nearest folder above it that exists."""
     return path if path.exists() else _existing(path.parent)
 
 
 def _memory() -> int:
-    """Return the bytes of this machine's memory, or 0 if unknown."""
+    """Return the size of this machine's memory in bytes, or 0 if the size is unknown."""
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith('MemTotal')).split()[1])

@@ -24,9 +24,9 @@ class Sample(NamedTuple):
 
     Attributes:
       conversations: the usable conversations.
-      counts: the number of records read, and of dropped records by reason.
-      found: for each field, the number of records in which each of its paths leads to a value.
-      not_messages: examples of values at the path of the messages that are not lists of messages.
+      counts: the number of records read, and the number dropped for each reason.
+      found: for each field, the number of records in which each of its paths is the first that leads to a value.
+      not_messages: examples of values that are at the path of the messages but are not lists of messages.
       total: the number of records in all files; an estimate unless `whole`.
       whole: whether the sample contains all records.
       files: the files that were read.
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 
 def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
-    """Return a sample of at most `MAX_RECORDS` records from at most `MAX_FILES` files, spread over the list.
+    """Return a sample of at most `MAX_RECORDS` records from at most `MAX_FILES` files, spread over the list of files.
 
     It contains nothing from users who have opted out.
 
@@ -85,7 +85,7 @@ def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
 
 
 def _note_paths(record: Any, fields: dict[str, str], found: dict[str, Counter]) -> None:
-    """Count the paths of each field that lead to a value in a record."""
+    """Count, for each field, the first of its paths that leads to a value in a record."""
     if not isinstance(record, dict):
         return
     messages = message_list(value(record, fields['messages'])) or []

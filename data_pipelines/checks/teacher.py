@@ -1,4 +1,4 @@
-"""Checks of the teacher: it is reached, labels follow-ups whose labels are known, and states wishes that are known."""
+"""Checks that the teacher can be reached, and how well it answers questions whose right answers are known."""
 
 import tempfile
 import time
@@ -61,10 +61,10 @@ WISHES = (  # complaints, each of which states one wish
 
 
 def check_teacher(config: ConfigDict, sample: Sample, findings: Findings) -> None:
-    """Check the teacher, and estimate what its answers cost; what this shows is added to the findings.
+    """Check the teacher, estimate what its answers will cost, and add the results to the findings.
 
-    A model folder is only opened, and a teacher whose recorded answers are replayed is not asked. Any other endpoint is
-    asked 12 questions about follow-ups, 6 about wishes and one about the longest follow-up of the sample.
+    A model folder is only opened, and a teacher whose recorded answers are replayed is not asked anything. Any other
+    endpoint is asked 12 questions about follow-ups, 6 about wishes and one about the longest follow-up in the sample.
 
     Args:
       config: the loop's config.
@@ -105,7 +105,7 @@ def _check_folder(config: ConfigDict, path: str, findings: Findings) -> None:
 
 
 def _impatient(config: ConfigDict) -> ConfigDict:
-    """Return the config with settings under which a teacher that does not answer is noticed at once.
+    """Return the config, changed so that a teacher that does not answer is noticed at once.
 
     The cache is not used, because tokens and seconds can only be measured on new answers.
     """
@@ -118,10 +118,10 @@ def _impatient(config: ConfigDict) -> ConfigDict:
 
 
 def _ask(task: Task, findings: Findings) -> tuple[Asked, Asked]:
-    """Ask the teacher the built-in questions, and report how many it answered well.
+    """Ask the teacher the built-in questions, and add to the findings how many it answered correctly.
 
     Returns:
-      What the questions about follow-ups took, and what those about wishes took.
+      The tokens and the time for the questions about follow-ups, and for those about wishes.
     """
     turns = [UserTurn(text, _REQUEST, _REPLY, text) for text in FOLLOW_UPS]
     judged, of_labels = _measured(task, turns, [_REQUEST + _REPLY + text for text in FOLLOW_UPS], by_answer)
@@ -145,7 +145,7 @@ def _ask(task: Task, findings: Findings) -> tuple[Asked, Asked]:
         )
     elif labels_turns and right < MIN_LABELS:
         findings.warn(
-            f'the teacher {task.config.teacher.model} labels {right} of {len(FOLLOW_UPS)} simple follow-ups right: '
+            f'the teacher {task.config.teacher.model} labels {right} of {len(FOLLOW_UPS)} simple follow-ups correctly: '
             f'{_OTHER_LABELLER}'
         )
     if stated < MIN_WISHES:
@@ -173,7 +173,7 @@ def _measured(task: Task, questions: Sequence[T], texts: Sequence[str], ask: Cal
 
 
 def _estimate(config: ConfigDict, sample: Sample, labels: Asked, sentences: Asked, findings: Findings) -> None:
-    """Estimate tokens, price and time of everything that the teacher will be asked, and warn if it is slow."""
+    """Estimate the tokens, price and time of all that the teacher will be asked, and warn if the teacher is slow."""
     follow_ups = sample.follow_ups * sample.total / sample.counts['records_read']
     work = work_of_teacher(config, follow_ups, lengths_of(sample), labels, sentences)
     for line in in_words(work, follow_ups, config.teacher.price_in, config.teacher.price_out):
@@ -187,21 +187,21 @@ def _estimate(config: ConfigDict, sample: Sample, labels: Asked, sentences: Aske
 
 
 def _ask_the_longest(task: Task, sample: Sample, findings: Findings) -> None:
-    """Warn if the teacher gives no reply to the longest follow-up of the sample."""
+    """Warn if the teacher gives no reply to the longest follow-up in the sample."""
     longest = max(_exchanges(sample), key=lambda turns: sum(len(text) for _, text in turns), default=None)
     if longest is None:
         return
     prompt = Prompt('longest', longest, keep=len(longest))
     if not generate(task, task.config.teacher.path, [prompt])['longest']:
         findings.warn(
-            f'the teacher {task.config.teacher.model} gives no reply to the longest follow-up of the sample '
+            f'the teacher {task.config.teacher.model} gives no reply to the longest follow-up in the sample '
             f'({sum(len(text) for _, text in longest):,} characters with the exchange before it): start the server '
             'with a longer context, or lower config.ingest.max_characters'
         )
 
 
 def _exchanges(sample: Sample) -> Iterator[Turns]:
-    """Yield every request of the sample with its reply and the follow-up to the reply."""
+    """Yield every request in the sample that has a follow-up, with its reply and that follow-up."""
     for conversation in sample.conversations:
         turns = [(message['role'], message['content']) for message in conversation['messages']]
         for at in range(0, len(turns) - 2, 2):

@@ -1,4 +1,4 @@
-"""The counts in a manifest: which of them are counts of kept and of dropped items, and one line that sums them up."""
+"""Separates a manifest's counts of kept and of dropped items, and sums up the counts in one line."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def _first_step(steps: Sequence[Step], counts: Mapping[str, int]) -> str:
 
 
 def _largest(counts: Mapping[str, int]) -> str:
-    """Return the largest counts in words, and how many items the other counts have."""
+    """Return the largest counts and the sum of the other counts, in words."""
     sizes = sorted(filter(counts.get, counts), key=lambda name: (-counts[name], name))
     texts = [f'{_words(name)} {counts[name]:,}' for name in sizes[:_SHOWN]]
     if rest := sum(counts[name] for name in sizes[_SHOWN:]):

@@ -134,8 +134,8 @@ class Stage:
         One line is printed. All counts are in the manifest and in the data card.
 
         Raises:
-          UserError: the folder was made from other input, settings or code and `overwrite` is false, or the work cannot
-            be done.
+          UserError: the folder was made from different input, settings or code and `overwrite` is false, or the work
+            cannot be done.
         """
         path, start = attrgetter(self.output)(config), time.monotonic()
         if not path:
@@ -166,7 +166,7 @@ class Stage:
         return counts
 
     def state(self, config: ConfigDict) -> State:
-        """Return the state of the output folder, compared with the present input and settings."""
+        """Return the state of the output folder, compared with the current input, settings and code."""
         folder = Path(attrgetter(self.output)(config))
         settle_if_free(folder)
         if not (folder / 'manifest.json').exists():

@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
     Attributes:
       about_replies: the remark must be about what replies should be like, not about the task.
-      follows: the claim must follow from the remark, by `supported`.
+      follows: the claim must follow from the remark, as determined by `supported`.
     """
 
     about_replies: bool

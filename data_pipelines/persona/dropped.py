@@ -1,4 +1,4 @@
-"""Finds the remarks that yielded no claim, and why. These remarks are not stored, so they are found again."""
+"""Finds the remarks that yielded no claim, and the reasons. The store lacks them, so the follow-ups are read again."""
 
 from collections.abc import Iterator
 

@@ -54,7 +54,7 @@ def prompt_about(config: ConfigDict, quote: str) -> Prompt:
 
 
 def as_sentence(quote: str) -> str:
-    """Return a remark on one line, which is its only sentence with `config.personas.writer='quotes'`."""
+    """Return a remark on one line. With `config.personas.writer='quotes'`, this is the remark's only sentence."""
     return ' '.join(quote.split())
 
 
@@ -65,17 +65,18 @@ def first_lines(replies: Iterable[Reply]) -> list[str]:
 
 
 def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str], settings: ConfigDict) -> dict[str, str]:
-    """Return why each sentence about a remark must not be stored, or '' if it may; no sentences count as an empty one.
+    """Return the reason why each sentence about a remark must not be stored, or '' if it may be stored.
 
-    A remark without a sentence that may be stored is counted under the first of these reasons. The argument `settings`
-    is `config.personas`.
+    The reasons are keyed by sentence. If there are no sentences, the only key is the empty sentence. A remark without a
+    sentence that may be stored is counted under the first of these reasons. The argument `settings` is
+    `config.personas`.
     """
     before = author.text_before(remark)
     return {text: fault(text, remark['quote'], before, settings.audit) for text in sentences or ['']}
 
 
 def ask_about(task: Task, remarks: Iterable[Remark]) -> None:
-    """Ask the teacher for sentences about remarks, which `sentences_about` then finds in the journal.
+    """Ask the teacher for sentences about remarks. `sentences_about` then finds the sentences in the journal.
 
     The teacher is asked once about each quote. All authors of remarks with that quote are noted in the teacher's cache.
     """
