@@ -229,7 +229,7 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
     if not tries:
         raise UserError(
             f'no mesh of {len(devices)} chips can split the model and a batch of config.train.batch_rows / '
-            'config.train.accumulate rows evenly: change one of these keys, or choose another --topology'
+            'config.train.accumulate rows evenly: change one of the two, or choose another --topology'
         )
     with Progress('sweep', len(tries), unit='compiles') as progress:
         for done, (mesh, remat) in enumerate(tries, start=1):

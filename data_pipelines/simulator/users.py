@@ -159,7 +159,7 @@ def requests_of(config: ConfigDict, user: SimulatedUser) -> list[Request]:
     if count > len(topics):
         raise UserError(
             f'config.simulated.conversations + config.simulated.prompts is {count}, but the split {user["split"]} has '
-            f'only {len(topics)} topics: lower one of these keys'
+            f'only {len(topics)} topics: lower one of the two'
         )
     choices = requests(user['split'])  # all phrasings of the first topic, then all of the second, and so on
     picks = rng.permutation(len(topics))[:count] * len(phrasings) + rng.integers(len(phrasings), size=count)

@@ -46,9 +46,9 @@ class RecordedAnswers:
     def refuse_new(self) -> None:
         """Raise UserError, because a record is never extended, so the teacher must not be asked for a new answer."""
         raise UserError(
-            f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data, and no '
-            'teacher is asked for new ones: undo the change, or set config.teacher.path and config.teacher.model to a '
-            'teacher and config.teacher.cache to an SQLite file (a name without .jsonl)'
+            f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data: '
+            'undo the change, or choose a teacher with config.teacher.path and config.teacher.model and set '
+            'config.teacher.cache to an SQLite file, whose name does not end in .jsonl'
         )
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:

@@ -29,7 +29,7 @@ def finish_tokens(
 
     The token that ends a turn of the chat template is added to `eos_token_id`, because sampling stops only at these
     tokens. If the pad token is missing, or is the token that a rendered reply ends with, a spare token is chosen:
-    `transformers` finds the end of a padded reply by its last token that is not the pad token.
+    `transformers` takes the last non-pad token as the end of a padded reply.
 
     Args:
       tokens: `bos_token_id`, `eos_token_id` (one id or a list of them) and `pad_token_id`, each possibly None.
@@ -39,8 +39,8 @@ def finish_tokens(
       source: the source's name, for errors.
 
     Raises:
-      UserError: the tokenizer has more tokens than the model, a turn does not end in a special token, or `pad_token`
-        is not a special token or ends a reply.
+      UserError: the tokenizer has more tokens than the model, a turn does not end in a special token, `pad_token` is
+        not a special token, or it is the token that ends a reply.
     """
     template = ChatTemplate.load(folder)
     control = template.tokenizer.control

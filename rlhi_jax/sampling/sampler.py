@@ -217,7 +217,7 @@ class Sampler:
         if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
             raise UserError(
                 f'config.sampler.prompt_tokens + config.sampler.new_tokens is {tokens}, but {model.path} reads at most '
-                f'{model.spec.max_positions} tokens: lower one of these keys'
+                f'{model.spec.max_positions} tokens: lower one of the two'
             )
         if jax.process_count() > 1:
             raise UserError('sampling runs in a single process: unset RLHI_COORDINATOR')

@@ -38,7 +38,7 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
 def check_pad_token(model: ModelFolder) -> None:
     """Check that a reward model would give replies the same scores after export.
 
-    `transformers` reads a padded reply's reward at its last token that is not the pad token.
+    `transformers` reads a padded reply's reward at its last non-pad token.
 
     Raises:
       UserError: the model has no pad token, or rendered replies end with it.

@@ -58,7 +58,7 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any],
       what: the beginning of the message, such as '--workdir=DIR contains a run'.
       stored: the settings of the earlier work.
       wanted: the current settings.
-      remedy: a remedy to name besides undoing the change and using another workdir.
+      remedy: a further remedy to suggest, in addition to undoing the change and using another workdir.
 
     Raises:
       UserError: a setting differs; the message names the first such setting.
