@@ -174,7 +174,7 @@ def test_answers_of_an_older_version_go_too(c, tmp_path):
     labels = {name: text for name, text in before.items() if 'reattempt_with_feedback' in text}
     assert answers(c).items() <= labels.items() and len(labels) - len(answers(c)) == 2 == report.answers.theirs
     assert report.answers.unknown == len(before) - len(labels)
-    assert f'and {report.answers.unknown} that may be made of anybody' in words
+    assert f'and {report.answers.unknown} to requests whose authors are unknown' in words
     assert b'zebra' not in (tmp_path / 'answers.sqlite').read_bytes()
 
 
