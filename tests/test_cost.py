@@ -67,7 +67,7 @@ def test_one_line_per_kind_and_the_sum():
 def test_lengths_are_means_over_follow_ups():
     def conversation(*lengths: int) -> RawConversation:
         messages = [dict(role=('user', 'assistant')[i % 2], content='x' * size) for i, size in enumerate(lengths)]
-        return RawConversation(id='c', messages=messages)
+        return RawConversation(id='c', user_id='u', messages=messages)
 
     conversations = [conversation(10, 3000, 20, 40), conversation(5, 6), conversation(1, 2, 3, 4, 5)]
     sample = Sample(conversations, Counter(), {}, [], 3, True, [])

@@ -95,7 +95,7 @@ def test_a_sample_gives_an_estimate(tmp_path, monkeypatch):
     write_lines(tmp_path / 'raw.jsonl', raw(600, 300, 0))
     assignment, findings = checked(config(tmp_path))
     assert not assignment.exact and sum(cluster.conversations for cluster in assignment.clusters) == 60
-    assert 'estimated from a sample, in which the largest cluster' in findings.facts[0] and 'about' in findings.facts[0]
+    assert 'estimated from a sample; the largest cluster' in findings.facts[0] and 'about' in findings.facts[0]
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,10 @@ def check_held_out(config: ConfigDict, sample: Sample, assignment: Assignment, f
         findings.fact(f'Held out for the evaluation: {number:,} of {users:,} {unit}, in {clusters}; {largest}.')
     else:
         number = share * assignment.small_enough(share) * sample.total / max(sample.counts['records_read'], 1)
+        source = 'without the salt that is made later' if sample.whole else 'from a sample'
         findings.fact(
             f'Held out for the evaluation: about {number:,.0f} {unit} ({share:.0%} of those in small clusters), '
-            f'estimated from a sample, in which {largest}.'
+            f'estimated {source}; {largest}.'
         )
     if assignment.known and users == 1:
         findings.warn(
