@@ -100,7 +100,8 @@ def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
     for record in stream_records(path):
         if record[field] == name:
             return record
-    raise UserError(f'{flag}={name}: no such record in {path}: run `show` without {flag} to list all records')
+    keys = ' (if ids are salted, `python -m data_pipelines.users` prints the key of a user)' if flag == '--user' else ''
+    raise UserError(f'{flag}={name}: no such record in {path}: run `show` without {flag} to list all records{keys}')
 
 
 def _claim_in_words(claim: Claim) -> str:

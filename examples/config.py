@@ -13,6 +13,7 @@ from rlhi_jax.config import base_config, on_two_cores
 
 def get_config():
     c = base_config()
+    on_two_cores(c)  # first, so that what follows wins; a real run needs more of everything (configs/wildchat.py)
     c.data.raw = 'examples/conversations.jsonl'
     c.model.path = 'runs/smollm2'
     c.teacher.path, c.teacher.model = 'http://localhost:8123/v1', 'qwen2.5-coder-1.5b-instruct'
@@ -20,6 +21,5 @@ def get_config():
     c.follow_ups.labeller = 'policy'  # the teacher labels every turn `clarification`
     c.ingest.heldout = 0.4  # of the six users, two are held out
     c.rewrites.regenerate = False  # a rewrite is compared with the reply that the user saw
-    on_two_cores(c)  # a real run needs more of everything (configs/wildchat.py)
     c.train.max_steps = 2
     return c

@@ -3,7 +3,7 @@
     python -m rlhi_jax.check --config=configs/NAME.py[:variant] [--workdir=DIR]
 
 The check reads a sample of `config.data.raw`, opens the policy, and measures disk and memory. A teacher behind an
-endpoint is asked 19 short questions, most of which have known answers. From the tokens and the time that these
+endpoint is asked up to 19 short questions, most of which have known answers. From the tokens and the time that these
 questions take, the check estimates what labels, personas and rewrites will cost. Nothing is written, except downloads
 from the hub.
 

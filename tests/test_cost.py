@@ -19,7 +19,8 @@ def work(follow_ups: float = 1000, **settings) -> dict[str, Work]:
     config = base_config()
     config.personas.samples, config.rewrites.samples, config.sampler.new_tokens = 2, 4, 1000
     config.update_from_flattened_dict(settings)
-    return {each.name: each for each in work_of_teacher(config, follow_ups, LENGTHS, LABELS, SENTENCES)}
+    labels = LABELS if config.follow_ups.labeller == 'teacher' else None
+    return {each.name: each for each in work_of_teacher(config, follow_ups, LENGTHS, labels, SENTENCES)}
 
 
 def test_closed_form():

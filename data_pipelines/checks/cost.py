@@ -87,7 +87,7 @@ def lengths_of(sample: Sample) -> Lengths:
 
 
 def work_of_teacher(
-    config: ConfigDict, follow_ups: float, lengths: Lengths, labels: Asked, sentences: Asked
+    config: ConfigDict, follow_ups: float, lengths: Lengths, labels: Asked | None, sentences: Asked
 ) -> list[Work]:
     """Return everything that the teacher will be asked, by kind.
 
@@ -98,7 +98,7 @@ def work_of_teacher(
       config: the loop's config.
       follow_ups: the number of follow-ups in all conversations.
       lengths: the mean lengths of the texts.
-      labels: the built-in questions about follow-ups.
+      labels: the built-in questions about follow-ups; None if the teacher does not label them.
       sentences: the built-in questions about wishes.
     """
 
@@ -108,7 +108,7 @@ def work_of_teacher(
         return Work(name, requests, tokens_in, asked.tokens_out / asked.questions, asked.seconds / asked.questions)
 
     complaints, work = follow_ups * FEEDBACK_SHARE, []
-    if config.follow_ups.labeller == 'teacher':
+    if labels is not None:
         work.append(like('labels', follow_ups, labels, lengths.exchange))
     if config.personas.writer == 'teacher':
         requests = complaints * config.personas.samples
@@ -117,7 +117,8 @@ def work_of_teacher(
     rewritten = min(complaints, settings.max_turns) if settings.max_turns else complaints
     tokens_in = (lengths.conversation + len(render('rewrite', feedback=''))) / CHARACTERS
     tokens_out = min(lengths.reply / CHARACTERS, config.sampler.new_tokens)
-    per_token = (labels.seconds + sentences.seconds) / max(labels.tokens_out + sentences.tokens_out, 1)
+    asked = [sentences] if labels is None else [labels, sentences]
+    per_token = sum(each.seconds for each in asked) / max(sum(each.tokens_out for each in asked), 1)
     work.append(Work('rewrites', rewritten * settings.samples, tokens_in, tokens_out, tokens_out * per_token))
     return work
 

@@ -77,6 +77,7 @@ def _dropped(config: ConfigDict, sample: Sample, findings: Findings) -> None:
         problem(
             f'{sum(dropped.values()) / read:.0%} of the records would be dropped, most of them for the reason '
             f'{reason!r}: check config.ingest and the paths in config.ingest.fields'
+            + (f' (such a record has the fields {sample.outline})' if sample.outline else '')
         )
 
 
@@ -94,6 +95,11 @@ def _users(sample: Sample, findings: Findings) -> None:
     conversations = sample.conversations
     by_user = Counter(each['user_id'] for each in conversations if each['user_id'])
     several = sum(number > 1 for number in by_user.values())
+    if not by_user and (paths := sample.found.get('user')):
+        findings.warn(
+            f'config.ingest.fields.user: {paths.most_common(1)[0][0]} leads to something, but never to the id of a '
+            'user: set it to the path of a text or a number, such as account.id'
+        )
     turns = sum(len(each['messages']) // 2 for each in conversations)
     languages = Counter(each['language'] or 'not stated' for each in conversations)
     findings.fact(

@@ -17,6 +17,8 @@ from rlhi_jax.data.tree import BadRecord
 
 MAX_RECORDS, MAX_FILES = 2000, 16
 _IN_MESSAGES = ('role', 'content', 'said_at')
+_UNREAD = ('no_messages', 'message_without_role', 'message_without_text')  # reasons that a wrong path can have
+_NAMES = 12  # in an outline
 
 
 class Sample(NamedTuple):
@@ -30,6 +32,7 @@ class Sample(NamedTuple):
       total: the number of records in all files; an estimate unless `whole`.
       whole: whether the sample contains all records.
       files: the files that were read.
+      outline: the fields of a record whose messages could not be read; '' if there is none.
     """
 
     conversations: list[RawConversation]
@@ -39,6 +42,7 @@ class Sample(NamedTuple):
     total: int
     whole: bool
     files: Sequence[Path]
+    outline: str = ''
 
     @property
     def follow_ups(self) -> int:
@@ -62,6 +66,7 @@ def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
     counts: Counter = Counter()
     found: dict[str, Counter] = defaultdict(Counter)
     not_messages: list[Any] = []
+    outline = ''
     sizes, whole = [], len(chosen) == len(files)
     for path in chosen:
         records = (record for chunk in chunks(path, '') for record in raw_records(chunk, rules.fields, counts))
@@ -76,12 +81,32 @@ def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
                 conversations.append(conversation)
             except BadRecord as bad:
                 counts[f'dropped_{bad.reason}'] += 1
+                if bad.reason in _UNREAD:
+                    outline = outline or outline_of(record)
                 at_path = value(record, rules.fields['messages']) if isinstance(record, dict) else record
                 if bad.reason == 'no_messages' and at_path is not None and len(not_messages) < 3:
                     not_messages.append(at_path)
         whole &= next(records, None) is None
     total = counts['records_read'] if whole else max(_records_in(files, sizes), counts['records_read'])
-    return Sample(conversations, counts, dict(found), not_messages, total, whole, chosen)
+    return Sample(conversations, counts, dict(found), not_messages, total, whole, chosen, outline)
+
+
+def outline_of(record: Any) -> str:
+    """Return the names of a record's fields, and of the fields of the objects in it, without any values.
+
+    >>> outline_of(dict(thread='t', account=dict(ref='a'), turns=[dict(who='customer', body='Hi.')]))
+    'thread, account{ref}, turns[who, body]'
+    """
+    if not isinstance(record, dict):
+        return type(record).__name__
+
+    def inside(field: Any) -> str:
+        if isinstance(field, dict):
+            return f'{{{", ".join(list(field)[:_NAMES])}}}'
+        first = field[0] if isinstance(field, list) and field else None
+        return f'[{", ".join(list(first)[:_NAMES])}]' if isinstance(first, dict) else ''
+
+    return ', '.join(f'{name}{inside(field)}' for name, field in list(record.items())[:_NAMES])
 
 
 def _note_paths(record: Any, fields: dict[str, str], found: dict[str, Counter]) -> None:

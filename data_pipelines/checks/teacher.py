@@ -26,7 +26,9 @@ from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.sampling.generator import Prompt, Turns
 
 T = TypeVar('T')
-TIMEOUT = 8.0  # seconds for an answer; a teacher that needs longer for these short questions is slow
+SLOW = 8.0  # seconds for all built-in questions; a teacher that needs longer is slow
+PATIENCE = 60.0  # seconds for an answer
+SERIAL = 2.0  # seconds for the first answer; a teacher that needs longer is asked one question at a time
 STRONG = 10**9  # parameters; smaller models rarely follow feedback (tests/benchmarks/README.md)
 MIN_LABELS, MIN_WISHES = 8, 3  # right answers below which mined data would be mostly wrong
 _OTHER_LABELLER = "use a stronger model, or set config.follow_ups.labeller='policy'"
@@ -64,7 +66,8 @@ def check_teacher(config: ConfigDict, sample: Sample, findings: Findings) -> Non
     """Check the teacher, estimate what its answers will cost, and add the results to the findings.
 
     A model folder is only opened, and a teacher whose recorded answers are replayed is not asked anything. Any other
-    endpoint is asked 12 questions about follow-ups, 6 about wishes and one about the longest follow-up in the sample.
+    endpoint is asked 12 questions about follow-ups (if it labels them), 6 about wishes and one about the longest
+    follow-up in the sample.
 
     Args:
       config: the loop's config.
@@ -84,7 +87,8 @@ def check_teacher(config: ConfigDict, sample: Sample, findings: Findings) -> Non
         with tempfile.TemporaryDirectory() as folder:
             task = Task(_impatient(config), Path(folder), {}, 'check')
             try:
-                _estimate(config, sample, *_ask(task, findings), findings)
+                labels = _ask_for_labels(task, findings) if config.follow_ups.labeller == 'teacher' else None
+                _estimate(config, sample, labels, _ask_for_wishes(task, findings), findings)
                 _ask_the_longest(task, sample, findings)
             finally:
                 task.close()
@@ -105,7 +109,7 @@ def _check_folder(config: ConfigDict, path: str, findings: Findings) -> None:
 
 
 def _impatient(config: ConfigDict) -> ConfigDict:
-    """Return the config, changed so that a teacher that does not answer is noticed at once.
+    """Return the config, changed so that a teacher that does not answer is noticed soon.
 
     The cache is not used, because tokens and seconds can only be measured on new answers.
     """
@@ -113,51 +117,56 @@ def _impatient(config: ConfigDict) -> ConfigDict:
     config.teacher.cache = ''
     config.teacher.retries = 0
     config.teacher.attempts = config.personas.samples = 1
-    config.teacher.timeout = min(config.teacher.timeout, TIMEOUT)
+    config.teacher.timeout = min(config.teacher.timeout, PATIENCE)
     return config
 
 
-def _ask(task: Task, findings: Findings) -> tuple[Asked, Asked]:
-    """Ask the teacher the built-in questions, and add to the findings how many it answered correctly.
-
-    Returns:
-      The tokens and the time for the questions about follow-ups, and for those about wishes.
-    """
+def _ask_for_labels(task: Task, findings: Findings) -> Asked:
+    """Ask the teacher to label the built-in follow-ups, add to the findings how well it did, and return the cost."""
+    name = task.config.teacher.model
     turns = [UserTurn(text, _REQUEST, _REPLY, text) for text in FOLLOW_UPS]
-    judged, of_labels = _measured(task, turns, [_REQUEST + _REPLY + text for text in FOLLOW_UPS], by_answer)
-    sentences, of_sentences = _measured(task, WISHES, WISHES, sentences_about)
-    audit = task.config.personas.audit
+    judged, asked = _measured(task, turns, [_REQUEST + _REPLY + text for text in FOLLOW_UPS], by_answer)
     right = sum(bool(judged[text]) and judged[text].label == label for text, label in FOLLOW_UPS.items())
     complaints = [text for text, label in FOLLOW_UPS.items() if label == FEEDBACK]
     noticed = sum(bool(judged[text]) and judged[text].label == FEEDBACK for text in complaints)
-    stated = sum(any(not fault(text, wish, '', audit) for text in texts) for wish, texts in sentences.items())
     findings.fact(
-        f'Teacher {task.config.teacher.model}: {right} of {len(FOLLOW_UPS)} labels and {stated} of {len(WISHES)} '
-        f'wishes right, {noticed} of {len(complaints)} complaints noticed, '
-        f'{of_labels.seconds / len(FOLLOW_UPS):.2f} s per label.'
+        f'Teacher {name}: {right} of {len(FOLLOW_UPS)} labels right, {noticed} of {len(complaints)} complaints '
+        f'noticed, {asked.seconds / len(FOLLOW_UPS):.2f} s per label.'
     )
-    labels_turns = task.config.follow_ups.labeller == 'teacher'
-    if labels_turns and noticed < len(complaints) / 2:
+    if noticed < len(complaints) / 2:
         labels = sorted({judgement.label for judgement in judged.values() if judgement})
         findings.stop(
-            f'the teacher {task.config.teacher.model} notices {noticed} of {len(complaints)} obvious complaints (its '
-            f'labels: {", ".join(labels) or "no valid answer"}), so almost nothing would be mined: {_OTHER_LABELLER}'
+            f'the teacher {name} notices {noticed} of {len(complaints)} obvious complaints (its labels: '
+            f'{", ".join(labels) or "no valid answer"}), so almost nothing would be mined: {_OTHER_LABELLER}'
         )
-    elif labels_turns and right < MIN_LABELS:
+    elif right < MIN_LABELS:
         findings.warn(
-            f'the teacher {task.config.teacher.model} labels {right} of {len(FOLLOW_UPS)} simple follow-ups correctly: '
-            f'{_OTHER_LABELLER}'
+            f'the teacher {name} labels {right} of {len(FOLLOW_UPS)} simple follow-ups correctly: {_OTHER_LABELLER}'
         )
+    return asked
+
+
+def _ask_for_wishes(task: Task, findings: Findings) -> Asked:
+    """Ask the teacher to state the built-in wishes, add to the findings how well it did, and return the cost."""
+    name, audit = task.config.teacher.model, task.config.personas.audit
+    sentences, asked = _measured(task, WISHES, WISHES, sentences_about)
+    stated = sum(any(not fault(text, wish, '', audit) for text in texts) for wish, texts in sentences.items())
+    findings.fact(
+        f'Teacher {name}: {stated} of {len(WISHES)} wishes stated, {asked.seconds / len(WISHES):.2f} s per wish.'
+    )
     if stated < MIN_WISHES:
         findings.warn(
-            f'the teacher {task.config.teacher.model} states {stated} of {len(WISHES)} simple wishes, so most users '
-            'would have no persona: use a stronger model'
+            f'the teacher {name} states {stated} of {len(WISHES)} simple wishes, so most users would have no persona: '
+            'use a stronger model'
         )
-    return of_labels, of_sentences
+    return asked
 
 
 def _measured(task: Task, questions: Sequence[T], texts: Sequence[str], ask: Callable) -> tuple[dict, Asked]:
     """Return the answers to questions, and the tokens and the time that they took.
+
+    The first question is asked alone. A teacher that takes long to answer it is then asked one question at a time,
+    because a slow server would still be at work on requests that nobody waits for any longer.
 
     Args:
       task: the task.
@@ -166,23 +175,27 @@ def _measured(task: Task, questions: Sequence[T], texts: Sequence[str], ask: Cal
       ask: ask(task, questions) returns the answers.
     """
     before, start = spending(task), time.monotonic()
+    ask(task, questions[:1])
+    if time.monotonic() - start > SERIAL:
+        task.config.teacher.concurrency = 1
     answers = ask(task, questions)
     seconds, after = time.monotonic() - start, spending(task)
     tokens = [after[name] - before[name] for name in ('teacher_tokens_in', 'teacher_tokens_out')]
     return answers, Asked(len(questions), sum(map(len, texts)) / len(texts), *tokens, seconds)
 
 
-def _estimate(config: ConfigDict, sample: Sample, labels: Asked, sentences: Asked, findings: Findings) -> None:
+def _estimate(config: ConfigDict, sample: Sample, labels: Asked | None, sentences: Asked, findings: Findings) -> None:
     """Estimate the tokens, price and time of all that the teacher will be asked, and warn if the teacher is slow."""
     follow_ups = sample.follow_ups * sample.total / sample.counts['records_read']
     work = work_of_teacher(config, follow_ups, lengths_of(sample), labels, sentences)
     for line in in_words(work, follow_ups, config.teacher.price_in, config.teacher.price_out):
         findings.fact(line)
-    if labels.seconds > TIMEOUT:
+    asked = [sentences] if labels is None else [labels, sentences]
+    if (seconds := sum(each.seconds for each in asked)) > SLOW:
         findings.warn(
-            f'the teacher takes {labels.seconds:.0f} s for {labels.questions} short questions: expect '
-            f'{sum(each.hours for each in work):,.1f} hours, or use a faster server or a higher '
-            'config.teacher.concurrency'
+            f'the teacher takes {seconds:.0f} s for {sum(each.questions for each in asked)} short questions: expect '
+            f'{sum(each.hours for each in work):,.1f} hours, or use a faster server, or one that answers several '
+            'requests at the same time and a higher config.teacher.concurrency'
         )
 
 

@@ -169,6 +169,11 @@ class Endpoint:
             422: 'change what the endpoint objects to',
             429: 'wait, or lower config.teacher.concurrency',
         }.get(status, 'check that the server is running')
+        if not status and 'Timeout' in answer:
+            remedy += (
+                ', and if it is slow, lower config.teacher.concurrency to what it answers at the same time, or raise '
+                'config.teacher.timeout'
+            )
         return UserError(
             f'config.teacher.path: {self._teacher.path} gave no usable answer ({" ".join(answer.split())[:300]}): '
             f'{remedy}, then run again to resume'

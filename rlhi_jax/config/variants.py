@@ -41,7 +41,8 @@ def parse_variant(text: str, names: tuple[str, ...] = ()) -> Variant:
 def on_two_cores(c: ConfigDict) -> None:
     """Set sizes so small that a round takes minutes on two CPU cores with a model of 135 million parameters.
 
-    The report then says that its figures are not evidence. A real round needs more of everything.
+    The report then says that its figures are not evidence, and the probe for artefacts stops nothing. A real round
+    needs more of everything. Call this function first, because it replaces what the config has set before.
     """
     c.loop.smoke, c.model.dtype = True, 'float32'  # a CPU gains little from bfloat16
     c.loop.reward.learning_rate, c.dpo.beta, c.optimizer.clip = 2e-5, 0.1, 1.0

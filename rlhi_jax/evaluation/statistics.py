@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 
 RESAMPLES = 2000
+MIN_USERS = 5  # a bootstrap over fewer users gives intervals that are far too narrow
 
 
 def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float]:
@@ -27,10 +28,11 @@ def interval(values: dict[str, float], users: dict[str, str]) -> dict[str, float
     return dict(mean=float(table[:, 0].sum() / table[:, 1].sum()), low=float(low), high=float(high))
 
 
-def shown(value: dict[str, float]) -> str:
-    """Format the result of `interval` as text.
+def shown(value: dict[str, float], users: int) -> str:
+    """Format the result of `interval` as text, without the interval if there were too few users for one.
 
-    >>> shown(dict(mean=0.5, low=0.25, high=0.75))
-    '0.500 [0.250, 0.750]'
+    >>> shown(dict(mean=0.5, low=0.25, high=0.75), 20), shown(dict(mean=0.5, low=0.25, high=0.75), 2)
+    ('0.500 [0.250, 0.750]', '0.500')
     """
-    return f'{value["mean"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]'
+    enough = users >= MIN_USERS
+    return f'{value["mean"]:.3f}' + (f' [{value["low"]:.3f}, {value["high"]:.3f}]' if enough else '')

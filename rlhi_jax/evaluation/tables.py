@@ -43,7 +43,10 @@ def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
         for when, evaluation in (('before', section.get('before')), ('after', section['evaluation'])):
             if evaluation:
                 conditions = evaluation['conditions']
-                cells = [shown(conditions[name]['accuracy']) if name in conditions else '' for name in CONDITIONS]
+                users = evaluation['users']
+                cells = [
+                    shown(conditions[name]['accuracy'], users) if name in conditions else '' for name in CONDITIONS
+                ]
                 table.add_row(f'{objective} {when} ({evaluation["pairs"]})', *cells, probed)
             elif when == 'after':
                 lines.append(f'{objective}: not evaluated: {section["not_evaluated"]}')
@@ -56,13 +59,13 @@ def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
     conditions = [name for name in CONDITIONS if all(name in row for row in summary['models'].values())]
     table = Table('policy', *conditions, 'gap own − other', title=title)
     for model, row in summary['models'].items():
-        table.add_row(model, *(shown(row[name]) for name in (*conditions, 'gap')))
-    table.add_row('change in the gap', *('' for _ in conditions), shown(summary['gap_change']))
+        table.add_row(model, *(shown(row[name], summary['users']) for name in (*conditions, 'gap')))
+    table.add_row('change in the gap', *('' for _ in conditions), shown(summary['gap_change'], summary['users']))
     by_taste = Table('taste', 'prompts', *summary['models'], 'change', title='Gap for each taste')
     for taste, row in summary['by_taste'].items():
-        cells = [shown(model['gap']) for model in row['models'].values()]
+        cells = [shown(model['gap'], row['users']) for model in row['models'].values()]
         name = f'{taste} (held out)' if row['held_out'] else taste
-        by_taste.add_row(name, str(row['prompts']), *cells, shown(row['gap_change']))
+        by_taste.add_row(name, str(row['prompts']), *cells, shown(row['gap_change'], row['users']))
     return table, by_taste
 
 
@@ -73,9 +76,9 @@ def print_table(result: dict[str, Any]) -> None:
     )
     table = Table('persona', 'accuracy', 'margin', 'loss', title=title)
     for name, metrics in result['conditions'].items():
-        table.add_row(name, *(shown(metrics[metric]) for metric in ('accuracy', 'margin', 'loss')))
+        table.add_row(name, *(shown(metrics[metric], result['users']) for metric in ('accuracy', 'margin', 'loss')))
     for name, difference in result['accuracy_difference'].items():
-        table.add_row(name, shown(difference), '', '')
+        table.add_row(name, shown(difference, result['users']), '', '')
     console = Console(width=110)
     console.print(table)
     if not result['accuracy_difference']:

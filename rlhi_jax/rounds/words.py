@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.config.loop_paths import METHODS
 from rlhi_jax.evaluation.conditions import CONDITIONS
-
-MIN_USERS = 5  # a bootstrap over fewer users gives intervals that are far too narrow
+from rlhi_jax.evaluation.statistics import MIN_USERS
 
 
 def summary(report: dict[str, Any]) -> str:
