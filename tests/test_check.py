@@ -17,6 +17,7 @@ from stub_server import serving
 
 pytest.importorskip('openai')
 
+from data_pipelines.checks import teacher  # noqa: E402
 from data_pipelines.checks.teacher import FOLLOW_UPS  # noqa: E402
 from rlhi_jax.check import check  # noqa: E402
 from rlhi_jax.config import base_config  # noqa: E402
@@ -41,6 +42,7 @@ class Teacher(http.server.BaseHTTPRequestHandler):
 
     manner, asked = 'good', 0
     prompts: ClassVar[list[str]] = []
+    at_once: ClassVar[list[int]] = [0]  # how many requests were being answered, each time that one began or ended
 
     def do_POST(self):
         cls = type(self)
@@ -48,8 +50,12 @@ class Teacher(http.server.BaseHTTPRequestHandler):
         text = request['messages'][-1]['content']
         cls.asked += 1
         cls.prompts += (message['content'] for message in request['messages'])
+        cls.at_once.append(cls.at_once[-1] + 1)
         if cls.manner == 'slow':
             time.sleep(0.8)
+        if cls.manner == 'a little slow':
+            time.sleep(0.1)
+        cls.at_once.append(cls.at_once[-1] - 1)
         if cls.manner == 'wrong key':
             self.answer(401, dict(error=dict(message='Incorrect API key provided')))
         elif cls.manner == 'small context' and sum(len(m['content']) for m in request['messages']) > 4000:
@@ -258,6 +264,15 @@ def test_personal_details_are_not_sent(found):
     Teacher.prompts.clear()
     found(records)
     assert '[email]' in str(Teacher.prompts) and 'ann@example' not in str(Teacher.prompts)
+
+
+def test_a_slow_teacher_is_asked_one_question_at_a_time(found, monkeypatch):
+    """Its server may answer requests one after another, also those that nobody waits for any longer."""
+    for seconds, expected in ((60.0, False), (0.05, True)):
+        monkeypatch.setattr(teacher, 'SERIAL', seconds)
+        Teacher.at_once[:] = [0]
+        findings, *_ = found(conversations(), 'a little slow')
+        assert not findings.stops and (max(Teacher.at_once) == 1) == expected
 
 
 def test_a_dead_teacher(found):
