@@ -28,14 +28,14 @@ from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.machine import check_machine
 from data_pipelines.checks.teacher import check_teacher
 from rlhi_jax.config import require
-from rlhi_jax.config.loop_paths import with_paths
+from rlhi_jax.config.loop_paths import users_talk, with_paths
 from rlhi_jax.io.errors import UserError
 
 
 def check(config: ConfigDict, workdir: Path) -> Findings:
     """Return what the checks of data, machine and teacher find."""
     findings, sample = Findings(), None
-    if config.data.raw or not config.loop.simulated:
+    if not users_talk(config):
         try:
             rules = ingest.rules_of(with_paths(config, workdir))
             sample = check_data(config, ingest.raw_files(config), rules, findings)

@@ -63,7 +63,7 @@ from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
-from rlhi_jax.config.loop_paths import METHODS, stage_config, training_config, with_paths
+from rlhi_jax.config.loop_paths import METHODS, stage_config, training_config, users_talk, with_paths
 from rlhi_jax.convert import export_model
 from rlhi_jax.evaluate import evaluate, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
@@ -102,7 +102,7 @@ class Round:
         """Return the parts of the round, in the order in which they run."""
         config, method = self.config, METHODS[self.config.loop.method]
         parts: list[Part] = []
-        if config.loop.simulated and not config.data.raw:
+        if users_talk(config):
             parts.append(self._stage(simulated.STAGE))
         if not config.loop.oracle_personas:
             parts += [
@@ -312,7 +312,7 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
       Stopped: training was asked to stop; the same command resumes.
     """
     check_settings(config)
-    if (config.data.raw or not config.loop.simulated) and not (workdir / 'loop.json').exists():
+    if not users_talk(config) and not (workdir / 'loop.json').exists():
         _check_data(config, workdir)
     if redo is None:
         claim(config, workdir, model_identity(config, config.model.path))

@@ -48,6 +48,11 @@ def opt_out_list(config: ConfigDict, workdir: Path) -> str:
     return named or str(beside)
 
 
+def users_talk(config: ConfigDict) -> bool:
+    """Return whether simulated users talk to the policy first, because no raw data are set."""
+    return config.loop.simulated and not config.data.raw
+
+
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
     """Return a copy of the config in which the folders of the stages and of simulated raw data are in the workdir.
 
@@ -63,7 +68,7 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
         config.data[name] = str(workdir / name)
     for name in ('pairs', 'shards', 'rows'):  # each training run has its own folders
         config.data[name] = ','.join(str(workdir / objective / name) for objective in _TRAINED)
-    if config.loop.simulated and not config.data.raw:
+    if users_talk(config):
         config.data.raw = str(workdir / 'raw')
     if config.loop.method == 'oracle':
         config.data.scores = str(workdir / 'scores')
