@@ -37,6 +37,11 @@ class Asked(NamedTuple):
     seconds: float
 
 
+def asked_of(labels: Asked | None, sentences: Asked) -> list[Asked]:
+    """Return the built-in questions that the teacher was asked, by kind."""
+    return [sentences] if labels is None else [labels, sentences]
+
+
 class Lengths(NamedTuple):
     """The mean lengths of texts in a sample, in characters per follow-up.
 
@@ -117,7 +122,7 @@ def work_of_teacher(
     rewritten = min(complaints, settings.max_turns) if settings.max_turns else complaints
     tokens_in = (lengths.conversation + len(render('rewrite', feedback=''))) / CHARACTERS
     tokens_out = min(lengths.reply / CHARACTERS, config.sampler.new_tokens)
-    asked = [sentences] if labels is None else [labels, sentences]
+    asked = asked_of(labels, sentences)
     per_token = sum(each.seconds for each in asked) / max(sum(each.tokens_out for each in asked), 1)
     work.append(Work('rewrites', rewritten * settings.samples, tokens_in, tokens_out, tokens_out * per_token))
     return work

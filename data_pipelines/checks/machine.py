@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data_pipelines.checks.cost import CHARACTERS
 from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.sample import Sample
 from rlhi_jax.config.loop_paths import METHODS
@@ -13,7 +14,6 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.training.model import check_pad_token
 
-_CHARACTERS = 4  # of English text per token, about
 _GB = 1e9
 
 
@@ -31,7 +31,7 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
     _check_positions(config, model.spec.max_positions, findings)
     if sample and sample.conversations:
         long = sum(
-            sum(len(message['content']) for message in each['messages']) > _CHARACTERS * config.rows.tokens
+            sum(len(message['content']) for message in each['messages']) > CHARACTERS * config.rows.tokens
             for each in sample.conversations
         )
         if long > len(sample.conversations) / 4:

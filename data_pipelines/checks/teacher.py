@@ -2,18 +2,18 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from data_pipelines.checks.cost import Asked, in_words, lengths_of, work_of_teacher
+from data_pipelines.checks.cost import Asked, asked_of, in_words, lengths_of, work_of_teacher
 from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.sample import Sample
 from data_pipelines.core.stage import Task
 from data_pipelines.labelling.by_teacher import by_answer
-from data_pipelines.labelling.labels import AGAIN, FEEDBACK, UserTurn
+from data_pipelines.labelling.labels import AGAIN, FEEDBACK, UserTurn, turns_after_replies
 from data_pipelines.persona.audit import fault
 from data_pipelines.persona.remarks import sentences_about
 from data_pipelines.teacher.endpoint import spending
@@ -23,7 +23,7 @@ from rlhi_jax.config import is_endpoint, teacher_path
 from rlhi_jax.cost.memory import num_parameters
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
-from rlhi_jax.sampling.generator import Prompt, Turns
+from rlhi_jax.sampling.generator import Prompt
 
 T = TypeVar('T')
 SLOW = 8.0  # seconds for all built-in questions; a teacher that needs longer is slow
@@ -190,7 +190,7 @@ def _estimate(config: ConfigDict, sample: Sample, labels: Asked | None, sentence
     work = work_of_teacher(config, follow_ups, lengths_of(sample), labels, sentences)
     for line in in_words(work, follow_ups, config.teacher.price_in, config.teacher.price_out):
         findings.fact(line)
-    asked = [sentences] if labels is None else [labels, sentences]
+    asked = asked_of(labels, sentences)
     if (seconds := sum(each.seconds for each in asked)) > SLOW:
         findings.warn(
             f'the teacher takes {seconds:.0f} s for {sum(each.questions for each in asked)} short questions: expect '
@@ -201,21 +201,20 @@ def _estimate(config: ConfigDict, sample: Sample, labels: Asked | None, sentence
 
 def _ask_the_longest(task: Task, sample: Sample, findings: Findings) -> None:
     """Warn if the teacher gives no reply to the longest follow-up in the sample."""
-    longest = max(_exchanges(sample), key=lambda turns: sum(len(text) for _, text in turns), default=None)
+    follow_ups = (turn for each in sample.conversations for _, turn in turns_after_replies(each))
+    longest = max(follow_ups, key=_size, default=None)
     if longest is None:
         return
-    prompt = Prompt('longest', longest, keep=len(longest))
+    texts = (('user', longest.request), ('assistant', longest.reply), ('user', longest.text))
+    prompt = Prompt('longest', texts, keep=len(texts))
     if not generate(task, task.config.teacher.path, [prompt])['longest']:
         findings.warn(
             f'the teacher {task.config.teacher.model} gives no reply to the longest follow-up in the sample '
-            f'({sum(len(text) for _, text in longest):,} characters with the exchange before it): start the server '
+            f'({_size(longest):,} characters with the exchange before it): start the server '
             'with a longer context, or lower config.ingest.max_characters'
         )
 
 
-def _exchanges(sample: Sample) -> Iterator[Turns]:
-    """Yield every request in the sample that has a follow-up, with its reply and that follow-up."""
-    for conversation in sample.conversations:
-        turns = [(message['role'], message['content']) for message in conversation['messages']]
-        for at in range(0, len(turns) - 2, 2):
-            yield tuple(turns[at : at + 3])
+def _size(turn: UserTurn) -> int:
+    """Return the number of characters of a follow-up and the exchange before it."""
+    return len(turn.request) + len(turn.reply) + len(turn.text)
