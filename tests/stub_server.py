@@ -2,8 +2,27 @@
 
 import contextlib
 import http.server
+import json
 import threading
 from collections.abc import Iterator
+from typing import Any
+
+
+class JsonHandler(http.server.BaseHTTPRequestHandler):
+    """Reads and answers requests in JSON, and logs nothing."""
+
+    def request_body(self) -> dict[str, Any]:
+        return json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        self.send_response(status)
+        self.send_header('Content-Type', 'application/json')
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client closed the connection
+            self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_) -> None:
+        pass
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 """`python -m rlhi_jax.check` names the faults of data, teachers and machines, each with its remedy."""
 
-import contextlib
 import dataclasses
-import http.server
 import json
 import random
 import re
@@ -13,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 import tiny
-from stub_server import serving
+from stub_server import JsonHandler, serving
 
 pytest.importorskip('openai')
 
@@ -37,7 +35,7 @@ WISHES = {
 }
 
 
-class Teacher(http.server.BaseHTTPRequestHandler):
+class Teacher(JsonHandler):
     """Knows the right answers, but has the manners that `manner` names."""
 
     manner, asked = 'good', 0
@@ -46,7 +44,7 @@ class Teacher(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         cls = type(self)
-        request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        request = self.request_body()
         text = request['messages'][-1]['content']
         cls.asked += 1
         cls.prompts += (message['content'] for message in request['messages'])
@@ -73,15 +71,6 @@ class Teacher(http.server.BaseHTTPRequestHandler):
         turn = re.findall(r'<data \w+>\n(.*?)\n</data', text, re.DOTALL)[-1]
         label = 'other' if type(self).manner == 'other' else FOLLOW_UPS.get(turn, 'other')
         return json.dumps(dict(label=label, confidence=1.0, quote=turn[:200]))
-
-    def answer(self, status: int, body: dict):
-        self.send_response(status)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(json.dumps(body).encode())
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """Of a teacher's cache, `forget` removes the answers that were made of a forgotten user's text, and only these."""
 
-import http.server
 import json
 import re
 import shutil
@@ -10,7 +9,7 @@ from contextlib import closing
 import pytest
 import tiny
 from raw_conversations import config, raw_conversation, write_lines
-from stub_server import serving
+from stub_server import JsonHandler, serving
 
 pytest.importorskip('openai')
 
@@ -27,24 +26,18 @@ NOBODY = 'http://127.0.0.1:9/v1'
 SHARED = 'Shorter, please.'
 
 
-class Echo(http.server.BaseHTTPRequestHandler):
+class Echo(JsonHandler):
     """A teacher that labels every turn as feedback, and repeats all that it reads in its other answers."""
 
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        request = self.request_body()
         said = ' '.join(message['content'] for message in request['messages'])
         if 'Its label is' in said:
             turn = re.findall(r'<data \w+>\n(.*?)\n</data', said, re.DOTALL)[-1]
             text = json.dumps(dict(label='reattempt_with_feedback', confidence=1.0, quote=turn))
         else:
             text = f'I like short answers.\n{said}'
-        answer = dict(choices=[dict(message=dict(content=text), finish_reason='stop')])
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_):
-        pass
+        self.answer(200, dict(choices=[dict(message=dict(content=text), finish_reason='stop')]))
 
 
 @pytest.fixture(scope='module')
@@ -153,7 +146,7 @@ def test_only_answers_made_of_the_users_text_go(c, tmp_path):
 
 
 def test_a_user_of_whom_only_answers_are_left(c, tmp_path):
-    """Their conversations are no longer in the workdir; of a mistyped id, nothing is removed."""
+    """Their conversations are no longer in the workdir. For a mistyped id, nothing is removed."""
     (tmp_path / 'empty').mkdir()
     before = answers(c)
     report, words = forget_user(c, tmp_path / 'empty', 'mistyped')
