@@ -19,7 +19,7 @@ SCORES = PairScores(jnp.array(POLICY), jnp.array(REFERENCE), jnp.array(LENGTHS))
 
 
 def hyper(**values) -> ConfigDict:
-    return ConfigDict(dict(variant='sigmoid', beta=0.5, label_smoothing=0.0) | values)
+    return ConfigDict(dict(variant='sigmoid', beta=0.5, label_smoothing=0.0, nll_weight=0.0) | values)
 
 
 def log_sigmoid(x: float) -> float:

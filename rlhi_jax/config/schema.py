@@ -16,8 +16,9 @@ SCHEMA = Section(
     'The whole configuration.',
     objective=Key(
         'dpo',
-        'What `python -m rlhi_jax.train` trains. dpo: a policy, on preference pairs. reward: a reward model. sft: a '
-        'policy, on the chosen replies alone.',
+        'What `python -m rlhi_jax.train` trains. reward: a reward model. All other values train a policy: dpo and '
+        'simpo on preference pairs, kto on liked or disliked replies, hindsight on replies and the follow-ups to them, '
+        'sft on the chosen replies alone.',
         registry='rlhi_jax.objectives:OBJECTIVES',
     ),
     seed=Key(0, 'Seed for everything random: row order, sampling, splits, new heads.'),
@@ -47,6 +48,9 @@ SCHEMA = Section(
     train=training_keys.TRAIN,
     optimizer=training_keys.OPTIMIZER,
     dpo=training_keys.DPO,
+    simpo=training_keys.SIMPO,
+    kto=training_keys.KTO,
+    hindsight=training_keys.HINDSIGHT,
     reward=training_keys.REWARD,
     loop=training_keys.LOOP,
     policy_sees_persona=Key(True, 'Whether the policy reads the persona in training and evaluation.'),

@@ -119,7 +119,9 @@ DPO = Section(
     "Settings of the 'dpo' objective.",
     variant=Key(
         'sigmoid',
-        'Loss on the difference between log-ratios: sigmoid (DPO), hinge (SLiC) or ipo (IPO, on per-token averages).',
+        "Loss on the difference between the two replies' log-ratios: sigmoid (DPO), length_normalized (DPO on "
+        'per-token averages, as in Tülu 3), robust (DPO for noisy labels), hinge (SLiC) or ipo (IPO, on per-token '
+        'averages).',
         registry='rlhi_jax.objectives.dpo:VARIANTS',
     ),
     beta=Key(
@@ -129,9 +131,38 @@ DPO = Section(
     ),
     label_smoothing=Key(
         0.0,
-        'Assumed probability that chosen and rejected are swapped in a pair (conservative DPO); used only by sigmoid.',
+        'Assumed probability that chosen and rejected are swapped in a pair. sigmoid and length_normalized then become '
+        'conservative DPO; hinge and ipo ignore this key.',
         at_least=0,
         below=0.5,
+    ),
+    nll_weight=Key(
+        0.0,
+        "Weight of the chosen reply's negative log-likelihood per token, which is added to the loss; 0: off.",
+        at_least=0,
+    ),
+)
+
+SIMPO = Section(
+    "Settings of the 'simpo' objective. The defaults are in the ranges that arXiv 2405.14734 recommends.",
+    beta=Key(2.0, 'Weight of the log-probability per token.', above=0),
+    gamma=Key(1.0, "Margin by which the chosen reply's reward should exceed the rejected reply's.", at_least=0),
+)
+
+KTO = Section(
+    "Settings of the 'kto' objective. The defaults are those of arXiv 2402.01306.",
+    beta=Key(0.1, 'Weight of the log-ratios; a larger value keeps the policy closer to the reference.', above=0),
+    chosen_weight=Key(1.0, 'Weight of the loss on chosen replies.', at_least=0),
+    rejected_weight=Key(1.0, 'Weight of the loss on rejected replies.', at_least=0),
+)
+
+HINDSIGHT = Section(
+    "Settings of the 'hindsight' objective.",
+    skip_tokens=Key(
+        2,
+        'Number of tokens at the start of a reply that are not trained on; the follow-up mostly changes how a reply '
+        'opens. The default is that of the code published with arXiv 2603.12273.',
+        at_least=0,
     ),
 )
 

@@ -2,11 +2,11 @@
 
 import bisect
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from rlhi_jax.data.rows import Capacities, Size, TokenNode, TokenTree, size
-from rlhi_jax.data.tree import Interaction
+from rlhi_jax.data.tree import NONE, Interaction, Reply
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
 
@@ -14,7 +14,8 @@ class Piece(NamedTuple):
     """A part of a tree that goes into one row.
 
     Attributes:
-      start: index of the message at which the context of the pairs starts.
+      start: index of the message at which the context of the pairs starts. In a hindsight pair, the request and the
+        request with the follow-up have the same parent; if the context starts at one, it also starts at the other.
       pairs: indices of the pairs.
     """
 
@@ -43,16 +44,14 @@ class TreeEncoder:
         Raises:
           UserError: the chat template rejects the turns.
         """
-        pairs = [self.tree.pairs[i] for i in piece.pairs]
-        kept = {message for pair in pairs for leaf in (pair.chosen, pair.rejected) for message in self.tree.path(leaf)}
-        children: dict[int, list[int]] = {}
-        for message in sorted(kept):
-            children.setdefault(self.tree.messages[message].parent, []).append(message)
+        pairs, replies = [self.tree.pairs[i] for i in piece.pairs], _replies(self.tree, piece)
+        children = self._children(replies)
 
         nodes: list[TokenNode] = []
         node_of: dict[int, int] = {}
 
-        stack: list[tuple[int, int, tuple[str, ...]]] = [(piece.start, -1, ())]  # message, parent node, roles above
+        # message, parent node, roles above
+        stack: list[tuple[int, int, tuple[str, ...]]] = [(root, -1, ()) for root in self._roots(piece.start, children)]
         while stack:
             message, parent, roles = stack.pop()
             roles = self._template.shortened((*roles, self.tree.messages[message].role))
@@ -65,15 +64,24 @@ class TreeEncoder:
                     nodes.append(TokenNode(last, prompt))
                     last = len(nodes) - 1
             stack += [(child, last, roles) for child in reversed(below)]
-        replies: dict[tuple[int, int], int] = {}
-        table = []
-        for i, pair in enumerate(pairs):
-            chosen, rejected = (
-                replies.setdefault((pair.prompt, last), len(replies)) for last in (pair.chosen, pair.rejected)
-            )
-            table.append((chosen, rejected, pair.weight, pair.margin, first_pair_id + i))
-        scored = [[node_of[m] for m in self.tree.reply(prompt, last)] for prompt, last in replies]
+        index = {reply: number for number, reply in enumerate(replies)} | {None: NONE}
+        table = [
+            (*(index[side] for side in pair.sides), pair.weight, pair.margin, first_pair_id + i)
+            for i, pair in enumerate(pairs)
+        ]
+        scored = [[node_of[m] for m in self.tree.reply(*reply)] for reply in replies]
         return TokenTree(nodes, scored, table)
+
+    def _children(self, replies: Iterable[Reply]) -> dict[int, list[int]]:
+        """Return the children of every message on the paths to some replies, in the order of the tree."""
+        kept = {message for reply in replies for message in self.tree.path(reply.last)}
+        children: dict[int, list[int]] = {}
+        for message in sorted(kept):
+            children.setdefault(self.tree.messages[message].parent, []).append(message)
+        return children
+
+    def _roots(self, start: int, children: Mapping[int, list[int]]) -> list[int]:
+        return children[self.tree.messages[start].parent][::-1]
 
     def size(self, piece: Piece) -> Size:
         """Return a piece's size: the larger of its sizes with and without the persona.
@@ -81,7 +89,8 @@ class TreeEncoder:
         If the template has a default system text, the rendering without a persona can be longer.
         """
         with_persona = size(self.encode(piece))
-        return with_persona._replace(tokens=with_persona.tokens + self._more_without_persona(piece.start))
+        roots = self._roots(piece.start, self._children(_replies(self.tree, piece)))
+        return with_persona._replace(tokens=with_persona.tokens + sum(map(self._more_without_persona, roots)))
 
     def _more_without_persona(self, start: int) -> int:
         """Return the number of extra tokens in a piece's first turn if the persona is left out; 0 if there are none."""
@@ -103,17 +112,17 @@ class TreeEncoder:
         return self._encoded[key]
 
 
+def _replies(tree: Interaction, piece: Piece) -> list[Reply]:
+    """Return the replies in a piece's pairs, each once, in the order in which the row lists them."""
+    return list(dict.fromkeys(side for i in piece.pairs for side in tree.pairs[i].sides if side))
+
+
 def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
     """Return a key for each reply of a piece, in the same order as the replies in the row.
 
     A key (start, prompt, last) consists of message indices. It identifies a reply and its context within the tree.
     """
-    keys = dict.fromkeys(
-        (piece.start, pair.prompt, last)
-        for pair in (tree.pairs[i] for i in piece.pairs)
-        for last in (pair.chosen, pair.rejected)
-    )
-    return list(keys)
+    return [(piece.start, *reply) for reply in _replies(tree, piece)]
 
 
 def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Iterator[Piece]:

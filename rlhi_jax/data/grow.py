@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rlhi_jax.data.tree import Interaction, Message, Pair, Preference
+from rlhi_jax.data.tree import NONE, Interaction, Message, Pair, Preference
 from rlhi_jax.io.files import digest
 
 
@@ -37,9 +37,19 @@ def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
     for preference in preferences:
         key = root(preference)
         trie = tries.setdefault(key, _Trie())
-        prompt = trie.insert(-1, preference.prompt)
-        chosen, rejected = trie.insert(prompt, preference.chosen), trie.insert(prompt, preference.rejected)
-        pair = Pair(preference.id, prompt, chosen, rejected, preference.weight, preference.margin)
+        prompt = trie.insert(NONE, preference.prompt)
+        chosen_prompt = trie.insert(NONE, preference.chosen_prompt)
+        pair = Pair(
+            preference.id,
+            prompt,
+            trie.insert(prompt if chosen_prompt == NONE else chosen_prompt, preference.chosen)
+            if preference.chosen
+            else NONE,
+            trie.insert(prompt, preference.rejected) if preference.rejected else NONE,
+            preference.weight,
+            preference.margin,
+            chosen_prompt,
+        )
         pairs.setdefault(key, []).append(pair)
     return [
         Interaction(digest(*key)[:16], tuple(trie.messages), tuple(pairs[key]), *key[:3]) for key, trie in tries.items()

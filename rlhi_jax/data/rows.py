@@ -34,8 +34,8 @@ class Row(NamedTuple):
       slot_token_S: index of the slot's token within the row; each reply has one slot per scored token.
       slot_reply_S: index of the reply that the slot belongs to; R for padding.
       reply_last_R: index of the reply's last token within the row; the reward is read at this token.
-      pair_chosen_P: index of the pair's chosen reply.
-      pair_rejected_P: index of the pair's rejected reply.
+      pair_chosen_P: index of the pair's chosen reply; -1 if the pair has none.
+      pair_rejected_P: index of the pair's rejected reply; -1 if the pair has none.
       pair_id_P: number of the pair in the row plan; -1 for padding.
       pair_weight_P: weight of the pair's loss, float32.
       pair_margin_P: by how much the chosen reply's reward should exceed the rejected reply's, float32.
@@ -126,7 +126,7 @@ class TokenTree(NamedTuple):
       nodes: the nodes in depth-first order; no node is empty.
       replies: for each reply, the indices of its scored nodes, first to last.
       pairs: for each pair, (chosen reply, rejected reply, weight, margin, pair id); the replies are indices into
-        `replies`.
+        `replies`, or -1 for a reply that the pair lacks.
     """
 
     nodes: Sequence[TokenNode]
@@ -255,6 +255,6 @@ def _moved(part: Row, token: int, reply: int) -> Row:
         slot_token_S=part.slot_token_S + token,
         slot_reply_S=part.slot_reply_S + reply,
         reply_last_R=part.reply_last_R + token,
-        pair_chosen_P=part.pair_chosen_P + reply,
-        pair_rejected_P=part.pair_rejected_P + reply,
+        pair_chosen_P=np.where(part.pair_chosen_P < 0, part.pair_chosen_P, part.pair_chosen_P + reply),
+        pair_rejected_P=np.where(part.pair_rejected_P < 0, part.pair_rejected_P, part.pair_rejected_P + reply),
     )

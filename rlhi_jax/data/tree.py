@@ -15,9 +15,11 @@ conversation continued after it:
 
 import dataclasses
 import json
+from typing import Any, NamedTuple
 
 ROLES = ('user', 'assistant')
 MAX_WEIGHT, MAX_MARGIN = 1e30, 1e6  # per pair, so that sums over a batch stay finite in float32
+NONE = -1  # instead of the index of a message, if there is none
 
 
 class BadRecord(Exception):
@@ -41,9 +43,16 @@ class Message:
 class Pair:
     """A preference between two replies to the same prompt.
 
-    `prompt`, `chosen` and `rejected` are the indices of the prompt's last message and of each reply's last message.
-    A reply consists of all assistant messages after the prompt, up to and including the reply's last message. `margin`
-    is the amount by which the chosen reply's reward should exceed the rejected reply's.
+    A reply consists of all assistant messages after the prompt, up to and including the reply's last message.
+
+    Attributes:
+      prompt: index of the prompt's last message.
+      chosen: index of the chosen reply's last message; NONE if only a rejected reply is known.
+      rejected: index of the rejected reply's last message; NONE if only a chosen reply is known.
+      margin: the amount by which the chosen reply's reward should exceed the rejected reply's.
+      chosen_prompt: index of the last message of the chosen reply's prompt, if that is a different one; otherwise NONE.
+        Hindsight pairs have such a prompt: it contains the user's follow-up as well. The message has the same parent as
+        the message `prompt`.
     """
 
     id: str
@@ -52,6 +61,31 @@ class Pair:
     rejected: int
     weight: float = 1.0
     margin: float = 0.0
+    chosen_prompt: int = NONE
+
+    @property
+    def sides(self) -> tuple['Reply | None', 'Reply | None']:
+        """Return the chosen and the rejected reply; None for a reply that is not known."""
+        chosen_prompt = self.prompt if self.chosen_prompt == NONE else self.chosen_prompt
+        chosen = None if self.chosen == NONE else Reply(chosen_prompt, self.chosen)
+        return chosen, None if self.rejected == NONE else Reply(self.prompt, self.rejected)
+
+    def to_list(self) -> list[Any]:
+        """Return the fields in order, without trailing fields that have their default value."""
+        fields = list(dataclasses.astuple(self))
+        while len(fields) > 5 and fields[-1] == _PAIR_DEFAULTS[len(fields) - 1]:
+            fields.pop()
+        return fields
+
+
+_PAIR_DEFAULTS = [field.default for field in dataclasses.fields(Pair)]
+
+
+class Reply(NamedTuple):
+    """A reply in a tree, given by the indices of its prompt's last message and of its own last message."""
+
+    prompt: int
+    last: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +116,7 @@ class Interaction:
         """Return the tree as UTF-8 JSON; equal trees give equal bytes."""
         record = dataclasses.asdict(self)
         record['messages'] = [[m.parent, m.role, m.content] for m in self.messages]
-        record['pairs'] = [
-            [p.id, p.prompt, p.chosen, p.rejected, p.weight, *([p.margin] if p.margin else [])] for p in self.pairs
-        ]
+        record['pairs'] = [pair.to_list() for pair in self.pairs]
         return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(',', ':')).encode()
 
     @classmethod
@@ -96,16 +128,26 @@ class Interaction:
         return cls(**record)
 
 
+Turns = tuple[tuple[str, str], ...]  # (role, content)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """A parsed and checked preference: two continuations of the same prompt."""
+    """A parsed and checked preference: two continuations of the same prompt, or one that was liked or disliked.
+
+    Attributes:
+      chosen: the better continuation; empty if only a disliked one is known.
+      rejected: the worse continuation; empty if only a liked one is known.
+      chosen_prompt: the prompt of `chosen`, if it is not `prompt`; the two differ in the last turn only.
+    """
 
     id: str
-    prompt: tuple[tuple[str, str], ...]  # (role, content)
-    chosen: tuple[tuple[str, str], ...]
-    rejected: tuple[tuple[str, str], ...]
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
     system: str
     persona: str
     user_id: str
     weight: float
     margin: float = 0.0
+    chosen_prompt: Turns = ()

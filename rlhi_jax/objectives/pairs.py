@@ -1,8 +1,10 @@
 """The type of an objective, and the type of its input: the scores of each pair's chosen and rejected replies.
 
-Dimension key: P pairs (one or more leading dimensions), 2 the chosen and the rejected reply, in this order.
+Dimension key: P pairs (one or more leading dimensions), 2 the chosen and the rejected reply, in this order, N the
+largest number of scored tokens that a reply can have.
 """
 
+import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ class PairScores(NamedTuple):
       length_P2: number of scored tokens in the reply.
       reward_P2: output of the reward head.
       margin_P: the margin that the data states for the pair; 0 if it states none.
+      token_logp_P2N: log-probability of each scored token under the policy, in nats, from the reply's first token on.
+        Entries after the reply's last token are meaningless.
+      present_P2: whether the pair has a reply on this side. The other scores of a missing reply are meaningless.
     """
 
     logp_P2: jax.Array | None = None
@@ -27,6 +32,16 @@ class PairScores(NamedTuple):
     length_P2: jax.Array | None = None
     reward_P2: jax.Array | None = None
     margin_P: jax.Array | None = None
+    token_logp_P2N: jax.Array | None = None
+    present_P2: jax.Array | None = None
+
+
+class Sides(enum.Enum):
+    """Which replies the pairs of a data set have."""
+
+    BOTH = 'a chosen and a rejected reply to the same prompt'
+    ONE_OR_BOTH = 'a chosen reply, a rejected reply or both'
+    HINDSIGHT = 'one reply to a request, with and without the follow-up in the prompt'
 
 
 class Objective(NamedTuple):
@@ -37,9 +52,11 @@ class Objective(NamedTuple):
       head: the decoder head that computes the scores, 'lm' or 'reward'.
       uses_reference: whether the loss reads reference log-probabilities.
       uses_margin: whether the loss reads margins.
+      sides: which replies the pairs must have.
     """
 
     loss: Callable[[PairScores, Any], tuple[jax.Array, Metrics]]
     head: str
     uses_reference: bool
     uses_margin: bool = False
+    sides: Sides = Sides.BOTH

@@ -2,8 +2,8 @@
 
 Logits are computed only for scored tokens, and only one chunk of logits is in memory at a time.
 
-Dimension key: B rows, T tokens, S slots for scored tokens, C slots in a chunk, R replies, P pairs, D width,
-V vocabulary.
+Dimension key: B rows, T tokens, S slots for scored tokens, C slots in a chunk, N scored tokens of a reply, R replies,
+P pairs, D width, V vocabulary.
 """
 
 import jax
@@ -53,10 +53,8 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
     return jnp.moveaxis(logp_chunks, 0, 1).reshape(batch, slots)
 
 
-def reply_logprobs(
-    hidden_BTD: jax.Array, output_VD: jax.Array, batch: Batch, *, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Return the summed log-probability and the number of scored tokens of every reply, [B, R] float32 each.
+def slot_logprobs(hidden_BTD: jax.Array, output_VD: jax.Array, batch: Batch, *, chunk: int) -> jax.Array:
+    """Return the log-probability of every scored token, [B, S] float32.
 
     Scored token i is predicted by the hidden state at `i - back[i]`, the index of the previous token on its path.
     """
@@ -64,14 +62,31 @@ def reply_logprobs(
     predictor_BS = slot_BS - jnp.take_along_axis(batch.back_BT, slot_BS, axis=1)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, predictor_BS[..., None], axis=1)
     target_BS = jnp.take_along_axis(batch.tokens_BT, slot_BS, axis=1)
-    logp_BS = token_logprobs(hidden_BSD, target_BS, output_VD, chunk=chunk)
+    return token_logprobs(hidden_BSD, target_BS, output_VD, chunk=chunk)
+
+
+def per_reply(values_BS: jax.Array, batch: Batch) -> jax.Array:
+    """Return the sum of every reply's values, [B, R]."""
     replies = batch.reply_last_BR.shape[1]
 
-    def per_reply(values_S, reply_S):  # padding slots point past the last reply and are cut off
+    def sums(values_S, reply_S):  # padding slots point past the last reply and are cut off
         return jax.ops.segment_sum(values_S, reply_S, num_segments=replies + 1)[:replies]
 
-    sums_BR = jax.vmap(per_reply)(logp_BS, batch.slot_reply_BS)
-    return sums_BR, jax.vmap(per_reply)(jnp.ones_like(logp_BS), batch.slot_reply_BS)
+    return jax.vmap(sums)(values_BS, batch.slot_reply_BS)
+
+
+def reply_tokens(values_BS: jax.Array, reply_BP: jax.Array, batch: Batch) -> jax.Array:
+    """Return the values of some replies' scored tokens, [B, P, N] with N = S, from each reply's first token on.
+
+    A reply's slots lie next to each other. Entries after a reply's last token are those of other slots.
+    """
+
+    def one_row(values_S, reply_P, slot_reply_S):
+        first_P = jnp.searchsorted(slot_reply_S, reply_P)  # the slots are sorted by reply
+        index_PN = first_P[:, None] + jnp.arange(len(values_S))
+        return jnp.take(values_S, index_PN, mode='clip')
+
+    return jax.vmap(one_row)(values_BS, reply_BP, batch.slot_reply_BS)
 
 
 def reply_rewards(hidden_BTD: jax.Array, score_D1: jax.Array, batch: Batch) -> jax.Array:

@@ -3,6 +3,7 @@
 Dimension key: B rows, T tokens, R replies, P pairs, 2 the chosen and the rejected reply.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +13,19 @@ from rlhi_jax.data.rows import Batch
 from rlhi_jax.models.decoder import Decoder, output_matrix
 from rlhi_jax.models.parameters import Params
 from rlhi_jax.objectives import Objective, PairScores
-from rlhi_jax.scoring.logprobs import reply_logprobs, reply_rewards
+from rlhi_jax.scoring.logprobs import per_reply, reply_rewards, reply_tokens, slot_logprobs
 
 
 class ReplyScores(NamedTuple):
-    """Reply scores, [B, R] float32 each: either rewards, or log-probabilities (nats) and numbers of scored tokens."""
+    """Reply scores, float32: either rewards, or log-probabilities (nats) and numbers of scored tokens.
+
+    `slot_logp_BS` contains the log-probability of each scored token.
+    """
 
     reward_BR: jax.Array | None = None
     logp_BR: jax.Array | None = None
     length_BR: jax.Array | None = None
+    slot_logp_BS: jax.Array | None = None
 
 
 def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int) -> ReplyScores:
@@ -28,21 +33,30 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
     hidden_BTD = decoder.apply({'params': params}, batch.tokens_BT, batch.position_BT, batch.extent_BT)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
-    logp_BR, length_BR = reply_logprobs(hidden_BTD, output_matrix(params), batch, chunk=chunk)
-    return ReplyScores(logp_BR=logp_BR, length_BR=length_BR)
+    logp_BS = slot_logprobs(hidden_BTD, output_matrix(params), batch, chunk=chunk)
+    lengths_BR = per_reply(jnp.ones_like(logp_BS), batch)
+    return ReplyScores(logp_BR=per_reply(logp_BS, batch), length_BR=lengths_BR, slot_logp_BS=logp_BS)
 
 
 def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
-    """Return the scores of each pair's replies, [B, P, 2] each; margins and reference scores come from the batch."""
+    """Return the scores of each pair's replies; margins and reference scores come from the batch."""
+
+    def of_sides(score: Callable[[jax.Array], jax.Array], axis: int) -> jax.Array:
+        with jax.named_scope('chosen'):
+            chosen = score(batch.pair_chosen_BP)
+        with jax.named_scope('rejected'):
+            rejected = score(batch.pair_rejected_BP)
+        return jnp.stack([chosen, rejected], axis)
 
     def gather(values_BR: jax.Array | None) -> jax.Array | None:
         if values_BR is None:
             return None
-        with jax.named_scope('chosen'):
-            chosen_BP = jnp.take_along_axis(values_BR, batch.pair_chosen_BP, axis=1)
-        with jax.named_scope('rejected'):
-            rejected_BP = jnp.take_along_axis(values_BR, batch.pair_rejected_BP, axis=1)
-        return jnp.stack([chosen_BP, rejected_BP], axis=-1)
+        return of_sides(lambda reply_BP: jnp.take_along_axis(values_BR, reply_BP, axis=1), axis=-1)
+
+    def tokens(values_BS: jax.Array | None) -> jax.Array | None:
+        return (
+            None if values_BS is None else of_sides(lambda reply_BP: reply_tokens(values_BS, reply_BP, batch), axis=-2)
+        )
 
     with jax.named_scope('reference'):
         reference_logp_P2 = gather(batch.reference_logp_BR)
@@ -52,6 +66,8 @@ def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
         length_P2=gather(replies.length_BR),
         reward_P2=gather(replies.reward_BR),
         margin_P=batch.pair_margin_BP,
+        token_logp_P2N=tokens(replies.slot_logp_BS),
+        present_P2=of_sides(lambda reply_BP: (reply_BP >= 0) & (batch.pair_id_BP >= 0), axis=-1),
     )
 
 

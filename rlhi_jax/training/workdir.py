@@ -1,31 +1,34 @@
 """Ensures that a workdir contains only one run, and that the run resumes only with the same settings."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhi_jax.config import base_config
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.checkpoints import ModelFolder, describe_model
 from rlhi_jax.models.spec import ModelSpec
-from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 _SECTIONS = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer')
 
 
 def training_settings(config: ConfigDict) -> dict[str, Any]:
     """Return the settings that determine the trained parameters; a resumed run must have the same values.
 
-    These are the general training settings, the section of each objective, and the settings that say which models see
+    These are the general training settings, the section of the objective, and the settings that say which models see
     the persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
     evaluation) are left out. Settings that shape the data are left out too, because the row plan's digest covers them.
     """
     settings = config.to_dict()
-    objectives = [name for name in OBJECTIVES if name in settings]
+    section = [config.objective] if config.objective in settings else []
     switches = [name for name in settings if name.endswith('_sees_persona') and name != 'sampler_sees_persona']
-    kept = {name: settings[name] for name in (*_SECTIONS, *objectives, *switches)}
+    kept = {name: settings[name] for name in (*_SECTIONS, *section, *switches)}
     del kept['model']['path']
     return kept
 
@@ -48,10 +51,14 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
     if not path.exists():
         return
     stored = read_json(path, f'remove {workdir} or use another --workdir', fields=())
-    refuse_difference(f'--workdir={workdir} contains a run', stored, run)
+    # A key that did not exist when the run started had no effect then, as it has at its default now.
+    defaults = {'config': base_config().to_dict()}
+    refuse_difference(f'--workdir={workdir} contains a run', stored, run, defaults=defaults)
 
 
-def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any], remedy: str = '') -> None:
+def refuse_difference(
+    what: str, stored: dict[str, Any], wanted: dict[str, Any], remedy: str = '', defaults: Mapping[str, Any] = EMPTY
+) -> None:
     """Raise an error if earlier work was started with settings other than `wanted`.
 
     Args:
@@ -59,11 +66,12 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any],
       stored: the settings of the earlier work.
       wanted: the current settings.
       remedy: a further remedy to suggest, in addition to undoing the change and using another workdir.
+      defaults: the values of settings that are not among those of the earlier work.
 
     Raises:
       UserError: a setting differs; the message names the first such setting.
     """
-    before = dict(_flat(stored))
+    before = dict(_flat(defaults)) | dict(_flat(stored))
     for name, value in _flat(wanted):
         if before.get(name) != value:
             raise UserError(
@@ -90,6 +98,6 @@ def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: 
 
 def _flat(value: Any, name: str = '') -> list[tuple[str, Any]]:
     """Return the dotted names and the values of nested settings, in sorted order."""
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return [(name, value)]
     return [item for key in sorted(value) for item in _flat(value[key], f'{name}.{key}' if name else key)]
