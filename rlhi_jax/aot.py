@@ -89,7 +89,12 @@ def topology_devices(name: str) -> list[jax.Device]:
 
 
 def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
-    """Return the spec of the model to plan for, with the head that the objective trains."""
+    """Return the spec of the model to plan for, with the head that the objective trains.
+
+    Args:
+      config: provides the objective, and the model folder if `file` is not given.
+      file: a Hugging Face config.json to read instead of the model folder, or None.
+    """
     if file:
         spec = spec_from_hf(
             read_json(Path(file), 'use the config.json of a Hugging Face model', fields=('model_type',))
@@ -101,7 +106,7 @@ def model_spec(config: ConfigDict, file: str | None) -> ModelSpec:
 
 
 def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decoder, int]:
-    """Return the decoder of the train and score programs, and the number of rows that it computes in one call.
+    """Return the decoder of the train and score programs, and the number of rows that it processes in one call.
 
     Raises:
       UserError: the model or the rows cannot be split evenly over the mesh.
@@ -140,9 +145,10 @@ PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]]
 
 
 def row_work(config: ConfigDict) -> Work:
-    """Return the work in a full row.
+    """Return the amount of work in a full row: its tokens, scored tokens and attended (query, key) pairs.
 
-    A full row has `config.rows.pairs` trees, each with one prefix and two replies. The replies use all scored slots.
+    A full row has `config.rows.pairs` trees, each with one prefix and two replies. All replies together have
+    `config.rows.scored` tokens.
 
     Raises:
       UserError: the replies leave no tokens for a prefix.
@@ -240,7 +246,7 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """Return the best report among programs that fit in memory, or None if no program fits.
+    """Return the best of the reports on programs that fit in memory, or None if no program fits.
 
     The best report has the fewest FLOPs per pair and, among reports with equal FLOPs, the fewest bytes sent.
     """

@@ -33,7 +33,10 @@ from rlhi_jax.io.errors import UserError
 
 
 def check(config: ConfigDict, workdir: Path) -> Findings:
-    """Return what the checks of data, machine and teacher find."""
+    """Check the data, the machine and the teacher, and return the findings.
+
+    The teacher is checked only if the other checks find nothing that would stop the loop.
+    """
     findings, sample = Findings(), None
     if not users_talk(config):
         try:

@@ -57,7 +57,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def readable(prompt: Prompt, reply: Reply) -> str:
-    """Return a reply below its persona and last turn, for a person to read."""
+    """Format a reply for a person to read, below the persona and the last turn of its prompt."""
     persona = prompt.context.persona or 'none'
     text = reply.text + ('' if reply.finished else ' … (cut off)')
     return f'persona: {persona}\nuser: {prompt.turns[-1][1]}\nassistant: {text}\n'

@@ -161,8 +161,8 @@ class Round:
           stage: the stage.
           reads: the names of the parts that the stage reads; names of parts that this round lacks have no effect.
           objective: the training run that the stage belongs to, if it belongs to one.
-          name: 'validation' for the shards of held-out pairs; 'before' or 'after' for the satisfaction with the policy
-            before or after training.
+          name: distinguishes two parts that run the same stage: 'validation' for the shards of held-out pairs;
+            'before' or 'after' for users' satisfaction with the policy before or after training.
         """
         config = self.config.copy_and_resolve_references()
         if objective:
@@ -186,7 +186,7 @@ class Round:
         )
 
     def _noting(self, work: Callable[[Task], dict[str, int]]) -> Callable[[Task], dict[str, int]]:
-        """Return a function that notes that the loop is at work and then does the stage's work."""
+        """Return a function that calls `begin` and then does the stage's work."""
 
         def noted_work(task: Task) -> dict[str, int]:
             self.begin()
@@ -303,8 +303,8 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
     Args:
       config: the loop's config.
       workdir: the round's folder.
-      redo: if None, the loop stops at a folder that is out of date. Otherwise, such folders are made again, and a
-        `redo` other than '' names a stage that is also made again.
+      redo: None to stop at a folder that is out of date, '' to make all such folders again, or the name of a stage
+        to make that stage again as well.
       ask: whether to ask before making anything again.
 
     Raises:
@@ -356,10 +356,11 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin: Callable[[], None]) -> dict[str, Any]:
-    """Return the evaluation of each step under the step's key in `steps`, and '' under 'not_evaluated'.
+    """Return the evaluations of the given steps of a run; steps without a stored evaluation are evaluated now.
 
-    If the evaluation is not possible, return only the reason, under 'not_evaluated'. `begin` is called before a step is
-    evaluated.
+    The evaluations have the same keys as `steps`, and the additional key 'not_evaluated' has the value ''. If the
+    held-out set cannot be used, the result has only the key 'not_evaluated', whose value is the reason. `begin` is
+    called before a step is evaluated.
     """
     evaluations = {}
     try:

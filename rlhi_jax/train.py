@@ -111,7 +111,11 @@ def _say(run: Run, reached: int) -> bool:
 
 
 def run_state(config: ConfigDict, workdir: Path) -> State:
-    """Return whether a workdir contains the run that a config describes. An unfinished run counts as up to date."""
+    """Return the state of a workdir, compared with the run that a config describes.
+
+    The state is MISSING if the workdir contains no run, UP_TO_DATE if it contains that run (finished or not), and
+    OUT_OF_DATE if it contains a different run, or if an input of the run is missing or damaged.
+    """
     if not (workdir / 'run.json').exists():
         return State.MISSING
     try:

@@ -30,7 +30,10 @@ def refuse(message: str) -> None:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Print a UserError or a fault of the machine, such as a full disk, as one line, and exit with status 2."""
+    """If the `with` block raises an error that is not a bug, print the error on one line and exit with status 2.
+
+    These errors are UserErrors and faults of the machine, such as a full disk. Other errors pass through.
+    """
     try:
         yield
     except UserError as error:
@@ -105,8 +108,8 @@ def _failing_line(error: Exception) -> tuple[str, str]:
 def start(*, commands: Sequence[str] = ()) -> str:
     """Parse the command line, and return the program's command.
 
-    A program defines its flags and calls this before the imports that take seconds, so that it responds to --help and
-    to wrong flags at once.
+    A program defines its flags and calls this function before its slow imports, so that it responds to --help and to
+    wrong flags at once.
 
     Args:
       commands: the program's commands, one of which must be the first argument. If this is empty, the result is ''.

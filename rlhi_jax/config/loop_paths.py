@@ -1,4 +1,4 @@
-"""The folders in a loop's workdir, one for each stage and each training run, and the opt-out list beside it."""
+"""The folders in a loop's workdir (one for each stage and training run), and the opt-out list beside the workdir."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -49,12 +49,15 @@ def opt_out_list(config: ConfigDict, workdir: Path) -> str:
 
 
 def users_talk(config: ConfigDict) -> bool:
-    """Return whether simulated users talk to the policy first, because no raw data are set."""
+    """Return whether the loop starts by generating conversations between simulated users and the policy.
+
+    It does so if `config.loop.simulated` is true and `config.data.raw` is empty.
+    """
     return config.loop.simulated and not config.data.raw
 
 
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Return a copy of the config in which the folders of the stages and of simulated raw data are in the workdir.
+    """Return a copy of the config that places the folders of all stages, and any simulated raw data, in the workdir.
 
     If the file that `opt_out_list` returns exists, the copy excludes the users on it.
 

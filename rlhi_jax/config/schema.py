@@ -85,7 +85,7 @@ def reference() -> list[Entry]:
 def renamed(text: str) -> str:
     """Return a message about the keys in `text` that were renamed or removed, or '' if there are none.
 
-    If `text` contains no such key, it is compared with the last part of each old key.
+    `text` can be a line of a config file, or just the last part of a key, such as 'margin' for 'pairs.margin'.
 
     >>> renamed('c.pairs.margin = 0.1')
     'config.pairs.margin is now config.pairs.min_score_gap'

@@ -41,8 +41,9 @@ def parse_variant(text: str, names: tuple[str, ...] = ()) -> Variant:
 def on_two_cores(c: ConfigDict) -> None:
     """Set sizes so small that a round takes minutes on two CPU cores with a model of 135 million parameters.
 
-    The report then says that its figures are not evidence, and the probe for artefacts stops nothing. A real round
-    needs more of everything. Call this function first, because it replaces what the config has set before.
+    These sizes are far too small for a real round, so the report says that its figures are not evidence. The pairs are
+    accepted even if the probe finds artefacts in them, because there are too few pairs for a reliable probe. Call this
+    function before you change other settings; otherwise, it may overwrite your changes.
     """
     c.loop.smoke, c.model.dtype = True, 'float32'  # a CPU gains little from bfloat16
     c.loop.reward.learning_rate, c.dpo.beta, c.optimizer.clip = 2e-5, 0.1, 1.0

@@ -160,7 +160,7 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
 def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> RopeScaling:
     """Return the rotary scaling that produced the tensor `rope_freqs.weight`.
 
-    The tensor contains only a divisor for each rotation speed, and many sets of parameters give the same divisors.
+    The tensor contains only one divisor per rotation speed, and many sets of parameters give the same divisors.
     Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume their values for the other parameters, and reject the
     file if the result does not reproduce the tensor.
     """

@@ -109,7 +109,10 @@ def _sizes(spec: ModelSpec) -> dict[str, int]:
 
 
 def placements(spec: ModelSpec) -> Iterator[tuple[Leaf, int | None]]:
-    """Yield every tensor of a model as (leaf, layer) in the order of computation; `layer` is None outside layers."""
+    """Yield every tensor of a model as (leaf, layer), in the order in which the model uses them.
+
+    `layer` is None for a tensor that does not belong to a layer.
+    """
     leaves = [leaf for leaf in LEAVES if leaf.when(spec)]
     stacked = [leaf for leaf in leaves if leaf.stacked]
     first = leaves.index(stacked[0])

@@ -27,9 +27,12 @@ def finish_tokens(
 ) -> dict[str, Any]:
     """Return the special tokens of an imported model, after checking the tokenizer against the model.
 
-    The token that ends a turn of the chat template is added to `eos_token_id`, because sampling stops only at these
-    tokens. If the pad token is missing, or is the token that a rendered reply ends with, a spare token is chosen:
-    `transformers` takes the last non-pad token as the end of a padded reply.
+    The chat template's end-of-turn token is added to `eos_token_id`, because sampling stops only at the tokens listed
+    there.
+
+    The pad token must differ from the last token of a rendered reply, because `transformers` takes the last non-pad
+    token as the end of a padded reply. If it does not differ, or is missing, a special token that the template never
+    writes becomes the pad token.
 
     Args:
       tokens: `bos_token_id`, `eos_token_id` (one id or a list of them) and `pad_token_id`, each possibly None.

@@ -1,4 +1,4 @@
-"""Memory and disk that training needs, in closed form."""
+"""Computes the memory and disk space that training needs, in closed form."""
 
 from rlhi_jax.models.spec import ModelSpec
 

@@ -165,6 +165,10 @@ def _starts(tree: Interaction, alone: Piece) -> list[int]:
 
     If the whole conversation fits, the context starts at the first turn. Otherwise, the context may start at any turn
     that keeps at least half of the exchanges that fit.
+
+    Args:
+      tree: the tree that contains the pair.
+      alone: the piece that contains only this pair, with as much context as fits.
     """
     (pair,) = alone.pairs
     turns = [turn for turn in _user_turns(tree, pair) if turn >= alone.start]

@@ -1,4 +1,4 @@
-"""Builds interaction trees from preferences by merging the openings that the preferences share."""
+"""Builds interaction trees from preferences by merging the opening messages that several preferences share."""
 
 from collections.abc import Iterable
 

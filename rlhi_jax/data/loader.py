@@ -51,7 +51,7 @@ class RowReader:
 
 
 class RowOrder:
-    """The order of rows in training, reshuffled every epoch; padding rows fill up the last batch."""
+    """The rows of each training step's batch, reshuffled every epoch; padding rows (-1) fill up the last batch."""
 
     def __init__(self, num_rows: int, batch_rows: int, epochs: int, seed: int):
         self._rows = grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat(epochs)

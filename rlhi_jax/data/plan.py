@@ -119,9 +119,10 @@ def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate,
 
 
 def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
-    """Pack items of the given sizes into bins with best-fit decreasing by tokens, within all three capacities.
+    """Pack items of the given sizes into bins, so that no bin exceeds the capacity for tokens, scored tokens or pairs.
 
-    Each bin is a list of indices into `sizes`. Bins are returned in the order in which they were opened.
+    The algorithm is best-fit decreasing by number of tokens. Each bin is a list of indices into `sizes`. Bins are
+    returned in the order in which they were opened.
     """
     bins: list[list[int]] = []
     left: list[list[int]] = []  # per bin: tokens, scored, pairs

@@ -38,7 +38,7 @@ class Row(NamedTuple):
       pair_rejected_P: index of the pair's rejected reply; -1 if the pair has none.
       pair_id_P: number of the pair in the row plan; -1 for padding.
       pair_weight_P: weight of the pair's loss, float32.
-      pair_margin_P: by how much the chosen reply's reward should exceed the rejected reply's, float32.
+      pair_margin_P: the amount by which the chosen reply's reward should exceed the rejected reply's, float32.
       reference_logp_R: log-probability of each reply under the reference policy, in nats, float32; None if the
         objective uses no reference.
     """

@@ -32,7 +32,8 @@ def print_report(report: dict[str, Any]) -> None:
 def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
     """Return a table of accuracy on held-out pairs, per persona condition, before and after training.
 
-    An objective that was not evaluated has a line below the table instead. There is no table if none was evaluated.
+    For an objective that was not evaluated, a line below the table gives the reason. If no objective was evaluated,
+    there are only these lines.
     """
     table = Table('held-out pairs', *CONDITIONS, 'artefact AUC', title='Accuracy by persona condition')
     lines = []

@@ -35,10 +35,10 @@ def duration(seconds: float) -> str:
 
 
 def recent_rate(points: Sequence[tuple[float, int]]) -> float | None:
-    """Return how much is done per second between the first and the last point, or None if the points show no progress.
+    """Return the number of items finished per second between the first and the last point, or None if unknown.
 
     Args:
-      points: the times (seconds) and counts of the latest lines.
+      points: the time (in seconds) and the count of finished items at each of the last few printed lines.
     """
     if len(points) < 2:
         return None
@@ -50,9 +50,9 @@ class Progress:
     """A context manager that shows how much of a total is done. With `enabled=False`, it shows nothing.
 
     When a nested `Progress` ends, its bar disappears from the terminal. Without a terminal, a job prints nothing if it
-    takes less than ten seconds, and a nested `Progress` prints no final line. The first line has no rate, because until
-    then a job compiles, loads a model or reads earlier results. Later lines show the rate since one of the last few
-    lines, and the remaining time at that rate.
+    takes less than ten seconds, and a nested `Progress` prints no final line. The first line shows no rate, because a
+    job spends its first seconds on compiling, loading a model or reading earlier results. Later lines show the rate
+    over the last few lines, and the remaining time at that rate.
 
     Args:
       label: the name of the job.

@@ -2,8 +2,8 @@
 
 The forward and backward kernels visit only live blocks, in which some query attends to some key. A kernel first reads
 the indices of live blocks from scalar memory and then fetches only these blocks, so a dead block costs neither
-arithmetic nor bandwidth. The last axis of the grid is as long as the largest number of live key blocks of any query
-block (or, for the gradients of keys and values, of live query blocks of any key block).
+arithmetic nor bandwidth. The last axis of the grid is just long enough for the query block with the most live key
+blocks. For the gradients of keys and values, it is just long enough for the key block with the most live query blocks.
 
 JAX's splash attention compiles its mask into the program or reads a dense mask. The kernels in this module compute the
 mask from one number per key.

@@ -89,7 +89,10 @@ def saved_steps(workdir: Path) -> list[int]:
 def describe_model(
     folder: Path, spec: ModelSpec, *, weights: str, tokens: dict[str, Any], source: str, tokenizer: Path | None = None
 ) -> None:
-    """Write model.json, and copy the folder `tokenizer`, if given, unless the model folder already has a tokenizer."""
+    """Write a model folder's model.json and, if the folder has no tokenizer yet, its tokenizer.
+
+    The tokenizer is copied from the folder `tokenizer`; if that is None, only model.json is written.
+    """
     if tokenizer is not None and not (folder / 'tokenizer').exists():
         temporary = folder / '.tokenizer.tmp'
         shutil.rmtree(temporary, ignore_errors=True)

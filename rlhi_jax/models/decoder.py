@@ -73,10 +73,10 @@ _rms_norm.defvjp(lambda x, scale, eps: (_rms_norm(x, scale, eps), (x, scale)), _
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return `jnp.einsum(dims, x, kernel)`; the kernel's gradient is computed in the kernel's own axis order.
+    """Return `jnp.einsum(dims, x, kernel)`, with a custom rule for the kernel's gradient.
 
-    JAX would otherwise compute the transpose of that gradient, and a CPU would then recompute an activation's cotangent
-    column by column.
+    The rule computes this gradient in the kernel's own axis order. JAX would otherwise compute its transpose, and on a
+    CPU, XLA would then recompute an activation's cotangent column by column.
     """
     return jnp.einsum(dims, x, kernel)
 

@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 
 def chosen(parts: Sequence[Part], stage: str) -> frozenset[str]:
-    """Return the names of the parts that run a stage. Several training runs may each have the stage.
+    """Return the names of the parts that run a stage; there may be several, one for each training run.
 
     Raises:
       UserError: the round has no such stage.
@@ -51,9 +51,10 @@ def chosen(parts: Sequence[Part], stage: str) -> frozenset[str]:
 
 
 def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
-    """Return the existing parts that are out of date, or that read a part that is missing or out of date.
+    """Return the parts whose output exists and is out of date, or may become out of date.
 
-    A part in this list may turn out to be up to date once the parts that it reads have been made again.
+    Output may become out of date if the part reads another part that is missing or out of date. Once the other part has
+    been made again, the output may also turn out to be up to date.
 
     Args:
       parts: the parts, each after those that it reads.
@@ -71,7 +72,7 @@ def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
 
 
 def announcement(redone: Sequence[Part]) -> str:
-    """Return a text that lists the parts that are going to be made again; training runs are listed separately."""
+    """Return a list, as text, of the parts to make again; training runs are listed separately."""
     lines = ['Out of date, or made from something that is:']
     lines += [f'  {part.name} ({part.folder})' for part in redone if not part.trains]
     if runs := [part for part in redone if part.trains]:

@@ -1,4 +1,4 @@
-"""Which settings a loop accepts, which it ignores, and which may change when it resumes."""
+"""Checks the settings of a loop, and defines which settings it ignores and which may change when it resumes."""
 
 import functools
 import sys
@@ -64,14 +64,14 @@ def check_settings(config: ConfigDict) -> None:
 def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: bool = False) -> None:
     """Check that the workdir is new, or contains a loop with the same config and initial model.
 
-    In a new workdir, the config and the model are recorded; with `replace`, also in any other workdir. The settings in
-    `CHANGEABLE` and the address of an endpoint may differ.
+    The settings in `CHANGEABLE` and the address of an endpoint may differ. In a new workdir, this function records the
+    config and the model in loop.json.
 
     Args:
       config: the loop's config.
       workdir: the loop's folder.
       model: the identity of the initial model.
-      replace: whether to record the config and the model even if the workdir contains a loop with different ones.
+      replace: whether to skip the check, and record the config and the model in any workdir.
 
     Raises:
       UserError: the workdir contains a loop with a different config or model, and `replace` is false.

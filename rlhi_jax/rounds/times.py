@@ -37,7 +37,7 @@ def time_spent(workdir: Path) -> dict[str, float]:
 
 
 def times_in_words(workdir: Path) -> str:
-    """Return the minutes that a round took over all restarts, and those of its four longest parts."""
+    """Return a line of text with the minutes that a round and its four longest parts took, over all restarts."""
     seconds = time_spent(workdir)
     longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:4]
     parts = ', '.join(f'{part} {seconds[part] / 60:.1f}' for part in longest)

@@ -19,7 +19,7 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
 
     At most [B, chunk, V] logits exist at a time, even when gradients are computed. On a mesh, the devices that share a
     copy of the parameters process their chunks together, and each device computes the logits for its own part of
-    the vocabulary. So hidden states move between these devices, while the output matrix and its gradient stay in place.
+    the vocabulary. Hidden states move between these devices; the output matrix and its gradient stay in place.
 
     Raises:
       UserError: the number of slots is greater than `chunk` and is not a multiple of it.

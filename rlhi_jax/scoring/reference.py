@@ -121,7 +121,7 @@ def fill_reference(
     model: ModelFolder,
     mesh: Mesh,
 ) -> None:
-    """Compute the reference policy's log-probabilities for rows not fully in the cache, and add them to the cache.
+    """Add the reference policy's log-probabilities to the cache, computing only rows that are not fully in it yet.
 
     The reference policy is the initial policy. It runs on the same mesh and with the same code as training.
 

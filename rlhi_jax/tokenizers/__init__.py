@@ -47,7 +47,7 @@ _LOADED: dict[tuple[str, ...], Tokenizer] = {}
 
 
 def _content(folder: Path) -> tuple[str, ...]:
-    """Return the digests of a folder's tokenizer files, '' for a file that is missing."""
+    """Return the digests of a folder's tokenizer files, with '' in place of a missing file's digest."""
     return tuple(file_digest(folder / name) if (folder / name).exists() else '' for name in _FILES)
 
 

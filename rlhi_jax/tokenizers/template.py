@@ -139,7 +139,9 @@ class ChatTemplate:
     def added(self, roles: Roles, context: Context) -> tuple[tuple[Part, ...], bool]:
         """Return the template parts that a conversation's last message adds, and whether they start a run of text.
 
-        If the results for two conversations are equal, the same text has the same tokens in both.
+        A part is ordinary text, a control token or a placeholder for user text. A run is the text between two control
+        tokens. The result can be part of a cache key: if it is equal for two conversations with the same context, the
+        same message text has the same tokens in both.
         """
         return self._parts(self.shortened(roles), bool(context.system), bool(context.persona), False)
 
@@ -149,9 +151,10 @@ class ChatTemplate:
         return self._join(parts, opens, context, '')[0]
 
     def shortened(self, roles: Roles) -> Roles:
-        """Return a shorter list of roles for which the template adds the same parts, to avoid long renderings.
+        """Shorten a long list of roles to one that renders faster and whose last message adds the same parts.
 
-        The roles are returned unchanged if they are few, if they do not alternate, or if the template counts turns.
+        The roles are returned unchanged if they are few, if they do not alternate, or if the template renders later
+        turns differently.
         """
         if len(roles) <= _LONGEST or not self._is_steady:
             return roles
@@ -161,7 +164,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _is_steady(self) -> bool:
-        """Whether, for each of the turns 5 to 64, the template adds the same parts as for the turn two earlier."""
+        """Whether the template adds the same parts for each turn from 5 to 64 as for the turn two before it."""
         for system, persona in itertools.product((False, True), repeat=2):
             seen = {}
             for turn in range(3, 65):
@@ -176,9 +179,10 @@ class ChatTemplate:
     def _join(
         self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
     ) -> tuple[tuple[int, ...], int]:
-        """Tokenise each run of text between control tokens.
+        """Fill the placeholders in template parts with text, and return the resulting token ids.
 
-        Return the token ids, and the number of tokens up to and including the end-of-turn token after the content.
+        Each run of text between control tokens is tokenised as a whole. The second result is the number of tokens up
+        to and including the end-of-turn token after the content.
         """
         values = {name: self._defuse(text.strip()) for name, text in (*context._asdict().items(), ('content', content))}
         ids: list[int] = []
@@ -200,8 +204,8 @@ class ChatTemplate:
     def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
         """Return the template parts that a conversation's last message adds, and whether they start a run of text.
 
-        If `generation` is True, the parts are those of the prompt for a reply. Parts start a run if they come first or
-        follow a control token.
+        If `generation` is True, the parts are those that the template adds after the last message to prompt a reply.
+        Parts start a run if they come first or follow a control token.
         """
         skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)
         if generation:
@@ -301,7 +305,7 @@ class ChatTemplate:
 
 
 def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
-    """Cut a skeleton into ordinary text, control tokens and slots for user text."""
+    """Split a skeleton (a template rendered with placeholders) into ordinary text, control tokens and placeholders."""
     controls = sorted(tokenizer.control, key=len, reverse=True)
     slots = {slot: name for name, slot in SLOTS.items()}
     pattern = '|'.join(re.escape(string) for string in (*slots, *controls))

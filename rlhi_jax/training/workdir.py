@@ -81,9 +81,9 @@ def refuse_difference(
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
-    """Write run.json, which marks the workdir as this run's own, and the files that make it a model folder.
+    """Write the files that mark a workdir as this run's own (run.json) and that make it a model folder.
 
-    One process writes the files, and all processes wait until they are written.
+    If run.json exists, nothing is written. One process writes the files, and all processes wait until it has finished.
     """
     path = workdir / 'run.json'
     processes.barrier('workdir')
