@@ -87,7 +87,7 @@ class Rules:
         return read_opt_out(self.opt_out)
 
     def without_missing_salt(self) -> 'Rules':
-        """Return the rules, without the salt if its file does not exist yet: only `ingest` creates it."""
+        """Return the rules, without the salt if the salt file does not exist yet. (Only `ingest` creates it.)"""
         has_salt = not self.salt or Path(self.salt).expanduser().exists()
         return self if has_salt else dataclasses.replace(self, salt='')
 
