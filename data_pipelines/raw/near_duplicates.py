@@ -30,7 +30,7 @@ def banding(similarity: float) -> tuple[int, int]:
 def shingles(opening: str) -> set[str]:
     """Return all runs of three consecutive words in an opening, or of five if the first is Chinese or Japanese.
 
-    Each Chinese or Japanese character counts as a word. Runs of five are shorter at the end of the opening.
+    Each Chinese or Japanese character counts as a word. At the end of the opening, a run of five is cut short.
 
     >>> sorted(shingles('Say "hello" in 日本語 now'))
     ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']

@@ -64,11 +64,12 @@ def identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def draw(task: Task, prompts: Sequence[Prompt]) -> None:
-    """Sample the replies that are not in the journal yet, with the settings in `config.sampler`, and add them to it.
+    """Sample the replies that are missing from the journal, and add them to it.
 
-    The persona is placed where the policy would see it, at the start of the first user turn. If the endpoint rejects a
-    prompt as too long, the prompt is sent again without its oldest exchanges. A prompt has no replies if its last
-    `keep` turns do not fit, if the endpoint refuses its content, or if every attempt fails.
+    The settings are those in `config.sampler`. The persona is placed where the policy would see it, at the start of the
+    first user turn. If the endpoint rejects a prompt as too long, the prompt is sent again without its oldest
+    exchanges. A prompt has no replies if its last `keep` turns do not fit, if the endpoint refuses its content, or if
+    every attempt fails.
 
     Raises:
       UserError: the endpoint refuses all requests or does not answer, or the budget is spent. All answers so far are in
@@ -313,7 +314,7 @@ def _request(
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:
-    """Yield a prompt's messages in ever shorter versions: first all messages, then without the oldest exchange, etc."""
+    """Yield a prompt's messages in ever shorter versions: first all, then without the oldest exchange, and so on."""
     system, persona = (defused(text.strip()) for text in prompt.context)
     opening = to_messages([('system', system)] if system else [])
     for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):

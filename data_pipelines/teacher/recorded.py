@@ -1,4 +1,4 @@
-"""Replays a teacher's recorded answers, so that a run with the same requests needs no teacher.
+"""Replays a teacher's recorded answers, so that a run with the same requests does not need the teacher.
 
 `config.teacher.cache` names the record if it ends in `.jsonl`. Each line is a JSON object with the digest of a
 `request`, the `text` of the answer, and whether the answer is `finished`. A record is never changed.
