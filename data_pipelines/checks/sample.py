@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     Attributes:
       conversations: the usable conversations.
       counts: the number of records read, and the number dropped for each reason.
-      found: for each field, a count of the path that was used, which is the first that leads to a value in a record.
+      found: how often each path was used, keyed by field. In each record, the first path that leads to a value is used.
       not_messages: examples of values at the path of the messages that are not lists of messages.
       total: the number of records in all files; an estimate unless `whole`.
       whole: whether the sample contains all records.

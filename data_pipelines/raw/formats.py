@@ -133,7 +133,7 @@ def _raw_messages(record: Any, fields: Mapping[str, str]) -> list[Any]:
 
 
 def _message(fields: Mapping[str, str], role: str, text: str) -> dict[str, Any]:
-    """Return a message with the given role and text in the data's own layout."""
+    """Return a message with the given role and text, under the same keys and role names as in the raw data."""
     message: dict[str, Any] = {}
     for name, item in (('role', fields[f'{role}_role'].split('|')[0]), ('content', text)):
         *outer, last = split_paths(fields[name])[0]
@@ -145,7 +145,7 @@ def _message(fields: Mapping[str, str], role: str, text: str) -> dict[str, Any]:
 
 
 def _check(turns: Sequence[SpokenTurn]) -> None:
-    """Raise BadRecord unless the user begins, no turn is empty, and there is a reply."""
+    """Raise BadRecord unless the first turn is from the user, no turn is empty, and there is a reply."""
     if not turns:
         raise BadRecord('no_user_turn')
     if not all(turn.text for turn in turns):

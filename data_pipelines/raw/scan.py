@@ -319,7 +319,7 @@ def part_counts(part: Path) -> Counter:
 
 
 def read_job(path: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]]:
-    """Return a job's rules, its chunks that have no part yet (with their numbers), and the content of the job file."""
+    """Return a job's rules, the chunks that have no part yet (with their numbers), and the content of the job file."""
     job = json.loads(path.read_text())
     rules = Rules(**job['rules'] | {'filters': Filters(**job['rules']['filters'])})
     numbered = enumerate(Chunk(**chunk) for chunk in job['chunks'])

@@ -120,11 +120,11 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
 def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Request) -> Tastes:
     """Return the tastes that a reply to a user's request should satisfy.
 
-    These are the user's tastes, with two exceptions if the user has the following fields:
+    These are the tastes in the user's record, with two exceptions:
 
-    - `flips` names a taste that changes sides halfway through the user's history.
-    - `depends` names a taste that applies to one kind of request only. For all other requests, the user wants the
-      opposite.
+    - If the field `flips` is set, it names a taste that changes sides halfway through the user's history.
+    - If the field `depends` is set, it names a taste that applies to one kind of request only. For all other requests,
+      the user wants the opposite.
 
     Args:
       user: the simulated user.
