@@ -78,7 +78,7 @@ def _usable(config: ConfigDict, counts: Counter) -> Iterator[PromptRecord]:
 
 
 def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield each prompt in `config.data.prompts`, paired with False because it is never positive feedback."""
+    """Yield each prompt in `config.data.prompts` with the flag False, as these prompts are not positive feedback."""
     path, seen = _prompts_file(config), set()
     personas = user_personas(config) if config.data.personas else None
     with open(path, 'rb') as file:
@@ -102,7 +102,7 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
 
 
 def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
-    """Yield a prompt for each user turn that has a persona record, and whether the turn is positive feedback."""
+    """Yield (prompt, is_positive_feedback) for each user turn that has a persona record."""
     folders = [input_folder(config, key) / RECORDS for key in ('personas', 'follow_ups')]
     for conversation, (turn_personas, follow_ups) in side_by_side(config, *folders):
         approvals = {follow_up['id'] for follow_up in follow_ups if follow_up['label'] == 'positive_feedback'}

@@ -8,8 +8,8 @@ in a loop's workdir, the card opens with the summary in the loop's report.json. 
 opening also says which part it has reached. The card also lists the stages that were not run. This stage counts
 everything again from the records, line by line, and compares the result with each stage's own counts.
 
-While a loop is at work, its card contains only the opening (`write_opening`). If the loop is killed, this card says
-which part the loop had reached.
+While a loop is running, its card contains only the opening (`write_opening`). If the loop is killed, this card still
+says which part the loop had reached.
 """
 
 from data_pipelines.core.stage import Stage, Task, define_stage_flags
@@ -87,11 +87,12 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def opening_of(workdir: Path, *, at_work: bool = False) -> dict[str, Any]:
-    """Return the opening of a loop's card, which sums up the loop's report; {} if the folder contains no report.
+    """Return the opening of a loop's card: the main entries of the loop's report. Return {} if there is no report.
 
     Args:
       workdir: the loop's folder.
-      at_work: whether the loop counts as unfinished even if it has reached its last part, the card.
+      at_work: whether the loop is still running. If false, a loop that has reached its last part (writing the card)
+        counts as finished.
     """
     if not (workdir / 'report.json').is_file():
         return {}
@@ -103,10 +104,10 @@ def opening_of(workdir: Path, *, at_work: bool = False) -> dict[str, Any]:
 
 
 def write_opening(workdir: Path) -> None:
-    """Write the card of a loop that is at work, which contains only the opening.
+    """Write a card with only the opening, for a loop that is still running.
 
-    The card of an earlier run is replaced, because its counts may no longer match the folders. The stage considers the
-    new card out of date.
+    It replaces the card of an earlier run, whose counts may no longer match the folders. The stage `card` treats it as
+    out of date.
     """
     opening = opening_of(workdir, at_work=True)
     with suppress(UserError), new_folder(workdir / STAGE.name, overwrite=True) as folder:  # or another run writes it

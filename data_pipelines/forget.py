@@ -213,7 +213,7 @@ def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFold
 
 
 def _cache(config: ConfigDict) -> str:
-    """Return the path of the teacher's cache, or '' if there is none; a record of answers is not a cache."""
+    """Return the path of the teacher's cache, or '' if there is no cache or if it is a record of answers."""
     return '' if config.teacher.cache.endswith(SUFFIX) else config.teacher.cache
 
 
@@ -238,7 +238,7 @@ def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
-    """Return whether to remove a whole folder, because its stage can make it again or no tree in it would remain."""
+    """Return whether to remove a whole folder: its stage can make it again, or no tree would be left in it."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
     return (stage is not None and stage.forgetting == 'removed') or counts['trees'] == trees > 0
 

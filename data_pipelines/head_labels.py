@@ -7,8 +7,8 @@ Each line of LABELS.jsonl is a JSON object with the `id` (CONVERSATION/TURN_INDE
 labelled. `data_pipelines/labelling/by_head.py` describes the head.
 
 Before the head is written, heads are cross-validated on held-out clusters of conversations. The report is printed and
-stored in the head's folder. For each confidence threshold, the report gives the precision and recall of the turns that
-would be mined, which are those labelled `reattempt_with_feedback`.
+stored in the head's folder. For each confidence threshold, the report gives the precision and recall of the label
+`reattempt_with_feedback`. Turns with this label are the ones that later stages use.
 """
 
 from absl import flags

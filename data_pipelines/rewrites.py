@@ -201,7 +201,10 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
 
 
 def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with those of its sampled rewrites that pass the filters, possibly none."""
+    """Yield each case with the sampled rewrites that pass the filters, which may be none.
+
+    Cases for which the teacher gave no sample are dropped and counted.
+    """
     settings = task.config.rewrites
     keep = 1 if settings.from_scratch else 3  # request, reply and feedback
     for block in in_blocks(cases, BLOCK):
@@ -234,7 +237,7 @@ def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts
 
 
 def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with only its best sample, which is the one with the largest gain."""
+    """Yield each case with only its best sample, the one with the largest gain. Cases without one are dropped."""
     for block in in_blocks(cases, BLOCK):
         gains = _gains(task, [case for case in block if case.samples])
         for case in block:
@@ -246,7 +249,7 @@ def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
 
 
 def _remark(case: Case, feedback: str) -> Turns:
-    """Return two turns for the teacher: the reply to improve, and a prompt that contains the feedback on that reply."""
+    """Return two turns for the teacher: the reply to improve, and a request to improve it according to the feedback."""
     return ('assistant', case.original), ('user', render('rewrite', feedback=feedback))
 
 

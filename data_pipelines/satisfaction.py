@@ -49,7 +49,7 @@ class Question(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The id that the sampler's seed depends on."""
+        """The question's id, which determines the random seed of its reply."""
         return f'{self.prompt["id"]} {SAMPLED_AS[self.condition]}'
 
 

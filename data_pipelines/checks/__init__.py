@@ -1,1 +1,1 @@
-"""Checks the data, teacher and machine before a loop spends anything, and says what would stop the loop."""
+"""Checks the data, the teacher and the machine before a loop starts, and reports problems that would stop the loop."""

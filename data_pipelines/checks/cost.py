@@ -1,7 +1,7 @@
-"""Estimates the tokens, price and time of everything that a teacher behind an endpoint is asked in a loop.
+"""Estimates how many tokens and how much money and time a loop spends on a teacher behind an endpoint.
 
-The estimate combines two measurements: the tokens and seconds of the built-in questions, and the lengths of the texts
-in a sample of the data.
+The estimate combines two measurements: the tokens and the time that the teacher needs for a few built-in test
+questions, and the lengths of the texts in a sample of the data.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ _READ = 2000  # characters of each text that the prompt label_follow_up shows
 
 
 class Asked(NamedTuple):
-    """Questions of one kind that the teacher has answered.
+    """The cost of asking the teacher the built-in questions of one kind.
 
     Attributes:
-      questions: their number.
+      questions: the number of questions.
       characters: the mean number of characters of user text in a question.
-      tokens_in: the tokens of all prompts.
-      tokens_out: the tokens of all answers.
-      seconds: the time until the last answer.
+      tokens_in: the number of tokens in all prompts.
+      tokens_out: the number of tokens in all answers.
+      seconds: the time from the first request to the last answer.
     """
 
     questions: int
@@ -38,16 +38,16 @@ class Asked(NamedTuple):
 
 
 def asked_of(labels: Asked | None, sentences: Asked) -> list[Asked]:
-    """Return the built-in questions that the teacher was asked, by kind."""
+    """Return the measured costs as a list, which leaves out `labels` if that is None."""
     return [sentences] if labels is None else [labels, sentences]
 
 
 class Lengths(NamedTuple):
-    """The mean lengths of texts in a sample, in characters per follow-up.
+    """Mean lengths of the texts that belong to a follow-up, in characters, over all follow-ups in a sample.
 
     Attributes:
-      exchange: the request, the reply and the follow-up, each cut as in a question about the follow-up.
-      quote: the follow-up, cut as in a question about its author's wishes.
+      exchange: the request, the reply and the follow-up together, each cut to what the labelling prompt shows.
+      quote: the follow-up, cut to what the prompt about its author's wishes shows.
       conversation: the conversation up to and including the follow-up.
       reply: the reply before the follow-up.
     """
@@ -59,7 +59,7 @@ class Lengths(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Requests of one kind, with the tokens of each request and the time that each request adds to the total."""
+    """Requests of one kind that a loop will send: their number, and the mean tokens and seconds of one request."""
 
     name: str
     requests: float
@@ -81,7 +81,7 @@ class Work(NamedTuple):
 
 
 def lengths_of(sample: Sample) -> Lengths:
-    """Return the mean lengths of the sample's texts; the sample must contain a follow-up."""
+    """Return the mean lengths of the texts in a sample, which must contain at least one follow-up."""
     found = []
     for conversation in sample.conversations:
         sizes = [len(message['content']) for message in conversation['messages']]
@@ -94,17 +94,18 @@ def lengths_of(sample: Sample) -> Lengths:
 def work_of_teacher(
     config: ConfigDict, follow_ups: float, lengths: Lengths, labels: Asked | None, sentences: Asked
 ) -> list[Work]:
-    """Return everything that the teacher will be asked, by kind.
+    """Return an estimate of the requests that a loop will send to the teacher, one entry per kind of request.
 
-    A question about a real text costs as many tokens as a built-in question, plus the tokens by which its text is
-    longer. A rewrite is assumed to take as long as the same number of tokens in answers to the built-in questions.
+    The estimate for a question about a real text is the cost of a built-in question, with the prompt tokens adjusted
+    to the length of the text. Rewrites are assumed to be generated at the speed of the built-in answers, in tokens per
+    second.
 
     Args:
       config: the loop's config.
       follow_ups: the number of follow-ups in all conversations.
       lengths: the mean lengths of the texts.
-      labels: the built-in questions about follow-ups; None if the teacher does not label them.
-      sentences: the built-in questions about wishes.
+      labels: the cost of the built-in questions about follow-ups; None if the teacher does not label them.
+      sentences: the cost of the built-in questions about wishes.
     """
 
     def like(name: str, requests: float, asked: Asked, characters: float) -> Work:
@@ -129,7 +130,7 @@ def work_of_teacher(
 
 
 def in_words(work: Sequence[Work], follow_ups: float, price_in: float, price_out: float) -> list[str]:
-    """Return a heading, one line for each kind of work, and a line with the totals."""
+    """Return lines of text to print: a heading, one line for each kind of work, and a line with the totals."""
     lines = [
         f'What the teacher will be asked about {follow_ups:,.0f} follow-ups, assuming that {FEEDBACK_SHARE:.0%} of '
         'them are feedback:'

@@ -20,7 +20,7 @@ _SHOWN = 160  # characters of a text
 
 
 def check_data(config: ConfigDict, files: Sequence[Path], rules: Rules, findings: Findings) -> Sample:
-    """Read a sample of the raw records, add what it shows to the findings, and return the sample.
+    """Read a sample of the raw records, check it, and return it. Facts and problems are added to the findings.
 
     Raises:
       UserError: a file cannot be read.
@@ -46,10 +46,10 @@ def _fields(sample: Sample, findings: Findings) -> None:
 
 
 def _dropped(config: ConfigDict, sample: Sample, findings: Findings) -> None:
-    """Add to the findings which records would be dropped.
+    """Add to the findings how many records would be dropped, for each reason.
 
-    A problem is added if there are no records, if most would be dropped, or if a role or the path of the messages needs
-    to be set.
+    Also add a problem if there are no records, if most would be dropped, or if the config must name a role or the path
+    of the messages.
     """
     read, fields = sample.counts['records_read'], config.ingest.fields
     dropped = Counter({name: number for name, number in sample.counts.items() if name.startswith('dropped_')})
@@ -82,7 +82,7 @@ def _dropped(config: ConfigDict, sample: Sample, findings: Findings) -> None:
 
 
 def _shown(sample: Sample, findings: Findings) -> None:
-    """Add one conversation to the findings, as it was read."""
+    """Add the beginning of one parsed conversation to the findings, as an example."""
     example = max(sample.conversations[:100], key=lambda each: len(each['messages']) > 2)
     about = {name: example[name] for name in ('id', 'user_id', 'began', 'ended', 'language') if example[name]}
     findings.fact(f'One conversation as it was read: {json.dumps(about, ensure_ascii=False)}')

@@ -1,4 +1,4 @@
-"""Finds how many users will be held out, with the queries that `ingest` uses to assign conversations to splits."""
+"""Finds how many users will be held out, by running the queries with which `ingest` assigns conversations to splits."""
 
 import tempfile
 from collections import Counter
@@ -25,9 +25,10 @@ FROM chosen GROUP BY split, cluster
 
 
 class Cluster(NamedTuple):
-    """A group of conversations in the same split, with the number of their users.
+    """The size of a group of conversations that all go to the same split.
 
-    Each conversation of an unknown user counts as a user. A user's conversations are all in the same cluster.
+    `users` is the number of users in the group. Each conversation of an unknown user counts as one user. All
+    conversations of a known user are in the same cluster.
     """
 
     split: str
@@ -39,10 +40,10 @@ class Assignment(NamedTuple):
     """How `ingest` assigns conversations to splits.
 
     Attributes:
-      clusters: the clusters.
-      known: whether any user is known.
-      exact: whether this is the assignment that `ingest` makes. If only a sample was assigned, or if the salt does not
-        exist yet, it is an estimate.
+      clusters: the clusters of conversations.
+      known: whether any conversation has a user id.
+      exact: whether `ingest` will make exactly this assignment. If only a sample was assigned, or if the salt does not
+        exist yet, the assignment is an estimate.
     """
 
     clusters: list[Cluster]
@@ -63,13 +64,15 @@ class Assignment(NamedTuple):
         return max((cluster.users for cluster in self.clusters), default=0)
 
     def small_enough(self, share: float) -> int:
-        """Return the number of users in clusters that are small enough to be held out."""
+        """Return the number of users in clusters with at most this share of all conversations, or one conversation."""
         most = max(share * sum(cluster.conversations for cluster in self.clusters), 1)
         return sum(cluster.users for cluster in self.clusters if cluster.conversations <= most)
 
 
 def assign(config: ConfigDict, sample: Sample, files: Sequence[Path], rules: Rules) -> Assignment:
-    """Return how `ingest` assigns all records to splits if the sample is whole, or else how it would assign the sample.
+    """Return how `ingest` assigns the records to splits.
+
+    If the sample is whole, this is the assignment of all records; otherwise, it is that of the sample alone.
 
     Raises:
       UserError: only some of the files are named after splits.
@@ -89,7 +92,9 @@ def assign(config: ConfigDict, sample: Sample, files: Sequence[Path], rules: Rul
 
 
 def check_held_out(config: ConfigDict, sample: Sample, assignment: Assignment, findings: Findings) -> None:
-    """Say how many users are held out, and warn if these are too few for an evaluation, or if one cluster is too large.
+    """Add to the findings how many users are held out.
+
+    Also warn if these users are too few for an evaluation, or if one cluster contains most users.
 
     Args:
       config: the loop's config.

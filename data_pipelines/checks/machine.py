@@ -18,7 +18,7 @@ _GB = 1e9
 
 
 def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, findings: Findings) -> None:
-    """Add to the findings what the training runs need, and what the policy or the machine lacks for them."""
+    """Check that the policy and the machine suit the training runs, and add the results to the findings."""
     try:
         model = open_model(config.model.path)
         if 'reward' in METHODS[config.loop.method].trains:
@@ -69,7 +69,7 @@ def _check_positions(config: ConfigDict, most: int, findings: Findings) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """Return a path or, if it does not exist, the nearest folder above it that exists."""
+    """Return the path if it exists, or else the nearest parent folder that exists."""
     return path if path.exists() else _existing(path.parent)
 
 

@@ -27,12 +27,12 @@ class Sample(NamedTuple):
     Attributes:
       conversations: the usable conversations.
       counts: the number of records read, and the number dropped for each reason.
-      found: for each field, the number of records in which each of its paths is the first that leads to a value.
-      not_messages: examples of values that are at the path of the messages but are not lists of messages.
+      found: how often each path was used, keyed by field. In each record, the first path that leads to a value is used.
+      not_messages: examples of values at the path of the messages that are not lists of messages.
       total: the number of records in all files; an estimate unless `whole`.
       whole: whether the sample contains all records.
       files: the files that were read.
-      outline: the fields of a record whose messages could not be read; '' if there is none.
+      outline: the field names of a record whose messages could not be read; '' if there is no such record.
     """
 
     conversations: list[RawConversation]
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
 
     @property
     def follow_ups(self) -> int:
-        """The number of user turns after a reply in the usable conversations."""
+        """The number of user turns in the usable conversations that follow a reply."""
         return sum((len(each['messages']) - 1) // 2 for each in self.conversations)
 
 
@@ -110,7 +110,7 @@ def outline_of(record: Any) -> str:
 
 
 def _note_paths(record: Any, fields: dict[str, str], found: dict[str, Counter]) -> None:
-    """Count, for each field, the first of its paths that leads to a value in a record."""
+    """For each field, find the first path that leads to a value in the record, and add 1 to its count in `found`."""
     if not isinstance(record, dict):
         return
     messages = message_list(value(record, fields['messages'])) or []

@@ -1,4 +1,4 @@
-"""Checks that the teacher can be reached, and how well it answers questions whose right answers are known."""
+"""Checks whether the teacher can be reached, and how well it answers questions with known answers."""
 
 import tempfile
 import time
@@ -65,8 +65,8 @@ WISHES = (  # complaints, each of which states one wish
 def check_teacher(config: ConfigDict, sample: Sample, findings: Findings) -> None:
     """Check the teacher, estimate what its answers will cost, and add the results to the findings.
 
-    A model folder is only opened, and a teacher whose recorded answers are replayed is not asked anything. Any other
-    endpoint is asked 12 questions about follow-ups (if it labels them), 6 about wishes and one about the longest
+    A local model is only opened, and a teacher whose recorded answers are replayed is not asked anything. Any other
+    teacher is asked 12 questions about follow-ups (if it labels them), 6 about users' wishes and one about the longest
     follow-up in the sample.
 
     Args:
@@ -109,9 +109,9 @@ def _check_folder(config: ConfigDict, path: str, findings: Findings) -> None:
 
 
 def _impatient(config: ConfigDict) -> ConfigDict:
-    """Return the config, changed so that a teacher that does not answer is noticed soon.
+    """Return a copy of the config with a short timeout and without retries, to notice soon if the teacher is down.
 
-    The cache is not used, because tokens and seconds can only be measured on new answers.
+    The copy also sets no cache, because tokens and seconds can only be measured on new answers.
     """
     config = config.copy_and_resolve_references()
     config.teacher.cache = ''
@@ -122,7 +122,7 @@ def _impatient(config: ConfigDict) -> ConfigDict:
 
 
 def _ask_for_labels(task: Task, findings: Findings) -> Asked:
-    """Ask the teacher to label the built-in follow-ups, add to the findings how well it did, and return the cost."""
+    """Ask the teacher to label the built-in follow-ups, add its score to the findings, and return the cost."""
     name = task.config.teacher.model
     turns = [UserTurn(text, _REQUEST, _REPLY, text) for text in FOLLOW_UPS]
     judged, asked = _measured(task, turns, [_REQUEST + _REPLY + text for text in FOLLOW_UPS], by_answer)
@@ -147,7 +147,7 @@ def _ask_for_labels(task: Task, findings: Findings) -> Asked:
 
 
 def _ask_for_wishes(task: Task, findings: Findings) -> Asked:
-    """Ask the teacher to state the built-in wishes, add to the findings how well it did, and return the cost."""
+    """Ask the teacher to state the built-in wishes, add its score to the findings, and return the cost."""
     name, audit = task.config.teacher.model, task.config.personas.audit
     sentences, asked = _measured(task, WISHES, WISHES, sentences_about)
     stated = sum(any(not fault(text, wish, '', audit) for text in texts) for wish, texts in sentences.items())
@@ -163,10 +163,10 @@ def _ask_for_wishes(task: Task, findings: Findings) -> Asked:
 
 
 def _measured(task: Task, questions: Sequence[T], texts: Sequence[str], ask: Callable) -> tuple[dict, Asked]:
-    """Return the answers to questions, and the tokens and the time that they took.
+    """Ask the teacher questions, and return the answers and their cost.
 
-    The first question is asked alone. A teacher that takes long to answer it is then asked one question at a time,
-    because a slow server would still be at work on requests that nobody waits for any longer.
+    The first question is asked alone. If its answer takes long, the other questions are asked one at a time, because a
+    slow server would keep working on parallel requests even after they time out.
 
     Args:
       task: the task.
@@ -185,7 +185,7 @@ def _measured(task: Task, questions: Sequence[T], texts: Sequence[str], ask: Cal
 
 
 def _estimate(config: ConfigDict, sample: Sample, labels: Asked | None, sentences: Asked, findings: Findings) -> None:
-    """Estimate the tokens, price and time of all that the teacher will be asked, and warn if the teacher is slow."""
+    """Add to the findings what the teacher will cost in tokens, money and time. Warn if the teacher is slow."""
     follow_ups = sample.follow_ups * sample.total / sample.counts['records_read']
     work = work_of_teacher(config, follow_ups, lengths_of(sample), labels, sentences)
     for line in in_words(work, follow_ups, config.teacher.price_in, config.teacher.price_out):
@@ -216,5 +216,5 @@ def _ask_the_longest(task: Task, sample: Sample, findings: Findings) -> None:
 
 
 def _size(turn: UserTurn) -> int:
-    """Return the number of characters of a follow-up and the exchange before it."""
+    """Return the number of characters in a follow-up and in the exchange before it."""
     return len(turn.request) + len(turn.reply) + len(turn.text)

@@ -1,4 +1,4 @@
-"""Separates a manifest's counts of kept and of dropped items, and sums up the counts in one line."""
+"""Sorts a manifest's counts into kept and dropped items, and sums them up in one line."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,15 +9,15 @@ _SHOWN = 3  # reasons or kinds in a line
 
 
 class Step(NamedTuple):
-    """The names of the counts for one kind of item. The data card checks that all items read were kept or dropped.
+    """Names of a stage's counts for one kind of item, such as turns.
 
-    If a count of dropped items matches the prefixes of several steps, it belongs to the step with the longest matching
-    prefix.
+    The data card uses them to check that every item read was either kept or dropped. If a count of dropped items
+    matches the prefixes of several steps, it belongs to the step with the longest matching prefix.
 
     Attributes:
       unit: the kind of item, in the plural.
       read: names of the counts of items read; empty if the stage does not count the items it reads.
-      dropped: prefixes. A count is a count of dropped items if its name starts with one of them.
+      dropped: the prefixes of the names of counts of dropped items.
     """
 
     unit: str
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 def is_kept(name: str) -> bool:
-    """Whether the count with this name is a number of kept items, in the same unit as the items read."""
+    """Whether a count with this name counts kept items, in the same unit as the items read."""
     return name.startswith('kept_') or name.endswith('_kept') or name == 'claims'
 
 
@@ -41,10 +41,10 @@ def dropped_by_unit(steps: Sequence[Step], counts: Mapping[str, int]) -> dict[st
 
 
 def in_words(steps: Sequence[Step], shown: Sequence[str], counts: Mapping[str, int]) -> str:
-    """Return one line that says what a stage kept and dropped, with the most frequent reasons, and what it paid.
+    """Return one line that says what a stage kept and dropped, the most frequent reasons, and the teacher's cost.
 
     Args:
-      steps: the stage's steps, of which the line shows the first. A stage without steps shows all its counts.
+      steps: the stage's steps; the line describes only the first. If there are no steps, the line shows all counts.
       shown: the names of other counts to show.
       counts: the stage's counts.
 
@@ -61,7 +61,7 @@ def in_words(steps: Sequence[Step], shown: Sequence[str], counts: Mapping[str, i
 
 
 def with_time(line: str, seconds: float) -> str:
-    """Return a line of counts, which may be empty, with the time that the stage took."""
+    """Append the time that a stage took to its line of counts, which may be empty."""
     return '; '.join(filter(None, (line, duration(seconds))))
 
 
@@ -75,7 +75,7 @@ def _first_step(steps: Sequence[Step], counts: Mapping[str, int]) -> str:
 
 
 def _largest(counts: Mapping[str, int]) -> str:
-    """Return the largest counts and the sum of the other counts, in words."""
+    """Return a text with the largest counts, and the sum of the others."""
     sizes = sorted(filter(counts.get, counts), key=lambda name: (-counts[name], name))
     texts = [f'{_words(name)} {counts[name]:,}' for name in sizes[:_SHOWN]]
     if rest := sum(counts[name] for name in sizes[_SHOWN:]):

@@ -68,7 +68,7 @@ class Author(NamedTuple):
     records: list[list[Record]]
 
     def text_before(self, remark: Remark) -> str:
-        """Return the text of the conversation before the turn that a remark or claim was taken from."""
+        """Return the text of all turns before the turn that a remark or claim comes from."""
         messages = self.conversations[remark['conversation']]['messages'][: remark['turn_index']]
         return '\n'.join(message['content'] for message in messages)
 

@@ -29,7 +29,7 @@ def journal_name(made_from: Any) -> str:
 
 
 class Journal:
-    """An SQLite file of results. Each is on disk as soon as it is added, and in memory only while it is being read.
+    """An SQLite file of results. Each result is on disk as soon as it is added, and is not kept in memory.
 
     A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). An existing file is discarded if it is not
     a journal, or if it is a journal with a different `made_from`.

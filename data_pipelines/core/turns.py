@@ -60,7 +60,7 @@ def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:
 
 
 def request_index(feedback_index: int) -> int:
-    """Return the turn index of the request before the reply that a feedback turn is about.
+    """Given the turn index of feedback on a reply, return the turn index of the request that the reply answers.
 
     >>> request_index(4)
     2

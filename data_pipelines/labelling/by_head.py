@@ -143,8 +143,8 @@ class Head:
         """Return p(label) for each text, with shape [texts, labels].
 
         Args:
-          texts: openings of turns, or sentences from them.
-          related: for each text, the relations of the turn that contains the text.
+          texts: openings of turns, or sentences from openings.
+          related: the result of `relations` for the turn that each text comes from.
         """
         features = self._features(hashed(texts), related)
         return softmax(features @ self._weights['coef'].T + self._weights['bias'], axis=1)

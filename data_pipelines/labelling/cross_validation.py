@@ -44,9 +44,9 @@ def cross_validated(turns: Sequence[UserTurn], labels: Sequence[str], groups: Se
 
       - `turns`: the number of turns;
       - `macro_f1`: the F1 score, averaged over all labels;
-      - `auc` and `average_precision`: for FEEDBACK against all other labels;
-      - `mining`: for each confidence threshold, the number of turns that would be mined, the precision (None if no turn
-        is mined) and the recall.
+      - `auc` and `average_precision`: for the label `reattempt_with_feedback` against all other labels;
+      - `mining`: for each confidence threshold, the number of turns that later stages would use as feedback, the
+        precision (None if there are no such turns) and the recall.
     """
     names, probabilities = held_out_probabilities(turns, labels, groups)
     predicted = [names[best] for best in probabilities.argmax(axis=1)]

@@ -58,7 +58,7 @@ def turns_after_replies(conversation: Conversation) -> list[tuple[int, UserTurn]
 
 
 def repeats(turn: UserTurn) -> bool:
-    """Whether a turn repeats the request before it word for word. No labeller needs to read such a repeat.
+    """Whether a turn repeats the request before it word for word. Labellers do not need to read such a turn.
 
     Case, punctuation and spacing are ignored. A turn with any added or changed word does not count as a repeat, however
     long the repeated text is, because that word may be the only feedback.

@@ -25,7 +25,9 @@ MAX_CHARACTERS = 200  # maximum length of a claim, and of a remark's quote
 
 
 class Level(NamedTuple):
-    """The rules that one value of `config.personas.audit` adds to the rules for text that is never stored.
+    """The rules that claims must satisfy under one value of `config.personas.audit`.
+
+    The rules for text that is never stored apply under every value.
 
     Attributes:
       about_replies: the remark must be about what replies should be like, not about the task.

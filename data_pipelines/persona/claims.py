@@ -60,7 +60,10 @@ def contradicts(one: str, other: str) -> bool:
 
 
 def step(state: State, claim: Claim, *, max_claims: int) -> State:
-    """Add a claim and remove the claims that it replaces. Return the newest `max_claims` of the result."""
+    """Return the valid claims after a new claim is added.
+
+    The claims that it replaces are removed, and at most the newest `max_claims` are kept.
+    """
     return (*(older for older in state if not replaces(claim['text'], older['text'])), claim)[-max_claims:]
 
 

@@ -72,7 +72,7 @@ def read_corrections(path: Path) -> Corrections:
 
 
 def corrected(claims: Iterable[Claim], corrections: Corrections, counts: Counter) -> list[Claim]:
-    """Return an author's claims after corrections.
+    """Apply corrections to an author's claims, and return the resulting claims.
 
     Deleted claims are left out and counted. Reworded claims get their new texts.
 

@@ -1,4 +1,4 @@
-"""Finds the remarks that yielded no claim, and the reasons. The store lacks them, so the follow-ups are read again."""
+"""Finds the remarks that yielded no claim, and the reasons. They are not stored, so the follow-ups are read again."""
 
 from collections.abc import Iterator
 
@@ -40,7 +40,7 @@ class DroppedRemark(Remark):
 def dropped_remarks(config: ConfigDict) -> Iterator[DroppedRemark]:
     """Yield the remarks that yielded no claim, except those that a correction deletes.
 
-    If the rules drop the remark itself, no sentence was written about it. Sentences from the teacher are known only if
+    If the remark itself broke a rule, no sentence was written about it. The teacher's sentences are included only if
     the teacher is an endpoint and `config.teacher.cache` still contains them.
     """
     follow_ups, claims = input_folder(config, 'follow_ups') / RECORDS, input_folder(config, 'personas') / CLAIMS

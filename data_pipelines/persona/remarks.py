@@ -54,7 +54,7 @@ def prompt_about(config: ConfigDict, quote: str) -> Prompt:
 
 
 def as_sentence(quote: str) -> str:
-    """Return a remark on one line. With `config.personas.writer='quotes'`, this is the remark's only sentence."""
+    """Return a remark as one line of text, with single spaces between its words."""
     return ' '.join(quote.split())
 
 
@@ -67,9 +67,8 @@ def first_lines(replies: Iterable[Reply]) -> list[str]:
 def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str], settings: ConfigDict) -> dict[str, str]:
     """Return the reason why each sentence about a remark must not be stored, or '' if it may be stored.
 
-    The reasons are keyed by sentence. If there are no sentences, the only key is the empty sentence. A remark without a
-    sentence that may be stored is counted under the first of these reasons. The argument `settings` is
-    `config.personas`.
+    The reasons are keyed by sentence. If there are no sentences, the empty sentence is checked instead. If no sentence
+    may be stored, callers count the remark under the first reason. The argument `settings` is `config.personas`.
     """
     before = author.text_before(remark)
     return {text: fault(text, remark['quote'], before, settings.audit) for text in sentences or ['']}

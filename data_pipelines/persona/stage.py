@@ -50,7 +50,7 @@ def prompt_name(config: ConfigDict) -> str:
 def _settings(personas: ConfigDict) -> dict[str, Any]:
     """Return the settings that the store depends on.
 
-    The default of `audit` is left out, so that a store that was made before the key existed stays up to date.
+    If `audit` has its default value, it is left out. Stores from before this key existed thus stay up to date.
     """
     settings = {key: value for key, value in personas.to_dict().items() if key != 'corrections'}
     if settings['audit'] == 'strict':

@@ -93,7 +93,7 @@ def _persona_of(config: ConfigDict) -> Callable[[State], str]:
 
 
 def _count_replaced(history: Sequence[State], claims: Sequence[Claim], counts: Counter) -> None:
-    """Count the claims that a later claim contradicted or repeated, as `contradicted` and `repeated`."""
+    """Count the claims that a later claim replaced: as `contradicted` or, if it says the same, as `repeated`."""
     for before, claim in zip(history, claims, strict=False):
         for older in before:
             kind = 'contradicted' if contradicts(claim['text'], older['text']) else 'repeated'

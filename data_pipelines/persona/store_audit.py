@@ -74,7 +74,7 @@ def _figures(counts: Counter, of_stage: dict[str, int], broken: Sequence[str]) -
 
 
 class _Recompute:
-    """A recomputation of valid claims and personas that starts from the first claim each time."""
+    """Recomputes valid claims and personas from scratch, without the stage's intermediate results."""
 
     def __init__(self, config: ConfigDict):
         self._settings, self._count = config.personas, token_counter(config)

@@ -1,6 +1,6 @@
 """Reads preferences in published layouts, and turns each into a prompt with a chosen and a rejected reply.
 
-A layout is recognised by its keys:
+A layout is recognized by its keys:
 
 - In the layouts in `_COMPARISONS`, a record contains two replies and names the better one.
 - In the layouts in `_RATINGS`, a record contains one or more rated replies. The best-rated reply to a prompt is
@@ -128,7 +128,7 @@ def _swapped(sides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _strings(value: Any) -> bool:
-    """Whether a side is a list of alternative replies, as in RewardBench 2."""
+    """Whether a record's chosen or rejected field is a list of alternative replies, as in RewardBench 2."""
     return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
 
 
@@ -251,7 +251,7 @@ def _without_end(text: str) -> str:
 
 
 def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
-    """Return the turns that both sides begin with. They never include the last turn of a side."""
+    """Return the turns that the chosen and the rejected messages share at the start, never the last turn of either."""
     shared, ours, theirs = 0, _texts(chosen), _texts(rejected)
     while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
         shared += 1

@@ -11,8 +11,8 @@ from rlhi_jax.io.files import digest
 class Ratings:
     """Stores the best-rated and the worst-rated reply to each prompt in a database, which must be empty.
 
-    Of replies with equal ratings, the first one is stored. For each prompt, iterating yields a tuple (name of the reply
-    that was added first, best-rated reply, worst-rated reply). Prompts come in the order in which they were added.
+    If several replies have the same rating, the first one is stored. Iterating yields a tuple for each prompt, in the
+    order in which the prompts were added: (name of the prompt's first reply, best-rated reply, worst-rated reply).
     """
 
     def __init__(self, database: sqlite3.Connection):

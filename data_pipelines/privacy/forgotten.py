@@ -109,9 +109,9 @@ def clean_log(run: Path, forgotten: Forgotten) -> None:
 def find_notes(runs: Iterable[Path], forgotten: Forgotten) -> dict[Path, int]:
     """Return the runs that were trained, directly or indirectly, on forgotten users' pairs.
 
-    These are the runs whose logs contain or contained such pairs, the runs that already have a note and, in turn, all
-    runs that started from the parameters of one of these runs. Each run is mapped to the number of such pairs in its
-    log.
+    The result contains the runs whose logs contain or contained such pairs and the runs that already have a note. It
+    also contains every run that started from the parameters of a run in the result. Each run is mapped to the number
+    of such pairs in its log.
 
     Raises:
       UserError: a run cannot be read.

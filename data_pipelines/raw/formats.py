@@ -65,11 +65,14 @@ def parse_conversation(
 ) -> RawConversation:
     """Parse one raw record.
 
-    Some turns have no time stamp. In WildChat, for example, the record has the time of the last turn, and replies have
-    times, but user turns do not. `began` is set only if the first turn or its reply has a time stamp, because a later
-    time would give the first turn knowledge of the future. `ended` is set only if the record, the last user turn or its
-    reply has a time stamp. A record may also say when it was created. That time replaces a missing `began` and, if no
-    message has a time stamp, a missing `ended`.
+    Some turns have no time stamp. In WildChat, for example, the record and the replies have time stamps, but user turns
+    do not. The times of the conversation are therefore set by these rules:
+
+    - `began` is set only if the first turn or its reply has a time stamp. With a later time, the first turn's persona
+      could draw on conversations that had not ended yet.
+    - `ended` is set only if the record, the last user turn or its reply has a time stamp.
+    - If the record says when it was created, that time replaces a missing `began` and, if no message has a time stamp,
+      a missing `ended`.
 
     Args:
       record: any value that JSON or parquet can represent.
@@ -130,7 +133,7 @@ def _raw_messages(record: Any, fields: Mapping[str, str]) -> list[Any]:
 
 
 def _message(fields: Mapping[str, str], role: str, text: str) -> dict[str, Any]:
-    """Return a message with the given role and text in the data's own layout."""
+    """Return a message with the given role and text, under the same keys and role names as in the raw data."""
     message: dict[str, Any] = {}
     for name, item in (('role', fields[f'{role}_role'].split('|')[0]), ('content', text)):
         *outer, last = split_paths(fields[name])[0]
@@ -142,7 +145,7 @@ def _message(fields: Mapping[str, str], role: str, text: str) -> dict[str, Any]:
 
 
 def _check(turns: Sequence[SpokenTurn]) -> None:
-    """Raise BadRecord unless the user begins, no turn is empty, and there is a reply."""
+    """Raise BadRecord unless the first turn is from the user, no turn is empty, and there is a reply."""
     if not turns:
         raise BadRecord('no_user_turn')
     if not all(turn.text for turn in turns):

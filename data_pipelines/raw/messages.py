@@ -208,7 +208,7 @@ def value(record: Any, paths: str) -> Any:
 
 @cache
 def split_paths(paths: str) -> tuple[tuple[str, ...], ...]:
-    """Split paths into keys; cached, because every record needs the result."""
+    """Split paths into keys: 'a.b|c' becomes (('a', 'b'), ('c',)). Cached, because every record needs the result."""
     return tuple(tuple(path.split('.')) for path in paths.split('|'))
 
 

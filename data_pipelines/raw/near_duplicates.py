@@ -21,17 +21,16 @@ _BLANK = MinHash(PERMUTATIONS, seed=0)
 def banding(similarity: float) -> tuple[int, int]:
     """Return the number of bands and the number of sketch values per band that suit a similarity threshold.
 
-    With these numbers, sharing a band best separates pairs of openings with at least this Jaccard similarity from all
-    other pairs.
+    With these numbers, sharing a band is the best test of whether two openings have at least this Jaccard similarity.
     """
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
 
 
 def shingles(opening: str) -> set[str]:
-    """Return all runs of three consecutive words in an opening. Each Chinese or Japanese character counts as a word.
+    """Return all runs of three consecutive words in an opening, or of five if the first is Chinese or Japanese.
 
-    A run that begins with a Chinese or Japanese character has five words, or fewer at the end of the opening.
+    Each Chinese or Japanese character counts as a word. At the end of the opening, a run of five is cut short.
 
     >>> sorted(shingles('Say "hello" in 日本語 now'))
     ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']

@@ -87,7 +87,7 @@ class Rules:
         return read_opt_out(self.opt_out)
 
     def without_missing_salt(self) -> 'Rules':
-        """Return the rules, without the salt if its file does not exist yet: only `ingest` creates it."""
+        """Return the rules, without the salt if the salt file does not exist yet. (Only `ingest` creates it.)"""
         has_salt = not self.salt or Path(self.salt).expanduser().exists()
         return self if has_salt else dataclasses.replace(self, salt='')
 
@@ -319,7 +319,7 @@ def part_counts(part: Path) -> Counter:
 
 
 def read_job(path: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]]:
-    """Return a job's rules, its chunks that have no part yet (with their numbers), and the content of the job file."""
+    """Return a job's rules, the chunks that have no part yet (with their numbers), and the content of the job file."""
     job = json.loads(path.read_text())
     rules = Rules(**job['rules'] | {'filters': Filters(**job['rules']['filters'])})
     numbered = enumerate(Chunk(**chunk) for chunk in job['chunks'])

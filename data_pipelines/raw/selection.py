@@ -164,7 +164,7 @@ def _number(base: duckdb.DuckDBPyConnection, query: str) -> int:
 
 
 def _cuts(base: duckdb.DuckDBPyConnection, config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Yield, in order, each reason to remove rows from `chosen`, with a query for the `number`s of these rows."""
+    """Yield (reason, query) for each step that removes rows from `chosen`. The query selects the rows' `number`s."""
     if most := config.ingest.max_nearly_same:
         base.execute(_CROWDED.format(most=most))
         yield 'nearly_the_same', 'FROM crowded'

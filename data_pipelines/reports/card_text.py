@@ -263,7 +263,7 @@ def _examples(card: Mapping[str, Any]) -> list[str]:
 
 
 def _opening(opening: Mapping[str, Any]) -> list[str]:
-    """Return what a loop made, the models it used and, if it has not finished, where it is and what comes next."""
+    """Return the opening as Markdown: the loop's summary, its models and, if it has not finished, its progress."""
     blocks = [escaped(opening['summary'])] if opening else []
     if models := opening.get('models'):
         blocks.append(', '.join(f'{_words(name)}: {escaped(model)}' for name, model in models.items()))

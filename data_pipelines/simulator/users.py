@@ -120,8 +120,11 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
 def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Request) -> Tastes:
     """Return the tastes that a reply to a user's request should satisfy.
 
-    The taste that the user's field `flips` names changes sides halfway through the history. The taste that the field
-    `depends` names applies to one kind of request only; for all other requests, the user wants the opposite.
+    These are the tastes in the user's record, with two exceptions:
+
+    - If the field `flips` is set, it names a taste that changes sides halfway through the user's history.
+    - If the field `depends` is set, it names a taste that applies to one kind of request only. For all other requests,
+      the user wants the opposite.
 
     Args:
       user: the simulated user.

@@ -30,8 +30,8 @@ class RemovedAnswers(NamedTuple):
 class AnswerCache:
     """Answers in an SQLite file, keyed by the digest of the request. Several processes may share the file.
 
-    A file that was written before authors were stored can be used, too. The authors of its answers are unknown until a
-    request is made again.
+    A file from an older version, which did not store authors, can be used, too. The authors of an answer in such a file
+    are unknown until the same request is made again.
 
     Args:
       path: the file, which is created if it is missing; '' for a cache in memory.
@@ -54,7 +54,7 @@ class AnswerCache:
             )
 
     def get(self, name: str) -> tuple[str, bool] | None:
-        """Return the answer to a request and whether it is complete, or None if it is not stored.
+        """Return (answer, whether it is complete) for a request, or None if the cache does not contain the answer.
 
         Args:
           name: the digest of the request.
@@ -63,16 +63,16 @@ class AnswerCache:
         return row and (row[0], bool(row[1]))
 
     def refuse_new(self) -> None:
-        """Do nothing: a cache gets new answers. A record of answers raises UserError here."""
+        """Do nothing, because a cache accepts new answers. (`RecordedAnswers.refuse_new` raises UserError.)"""
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:
-        """Store an answer with its authors. An answer that is already stored only gets the authors that it lacks."""
+        """Store an answer and its authors. If the answer is already stored, only add authors that are missing."""
         with self._transaction():
             self._file.execute('INSERT OR IGNORE INTO answers VALUES (?, ?, ?)', (name, text, finished))
             self._add_authors([name], authors)
 
     def add_authors(self, names: Iterable[str], authors: Iterable[str]) -> None:
-        """Add authors to any stored answers to these requests."""
+        """Add authors to each of these requests that has a stored answer."""
         with self._transaction():
             self._add_authors(names, authors)
 

@@ -143,7 +143,7 @@ class Endpoint:
         return completion
 
     def _learn(self, fields: dict[str, Any], refusal: str) -> bool:
-        """Adapt all later requests to what a refusal asks for; return whether the refusal says what to change."""
+        """Change later requests as the endpoint's refusal suggests; return False if it suggests no known change."""
         if 'max_tokens' in fields and 'max_completion_tokens' in refusal:
             self._learned['max_tokens'] = 'max_completion_tokens'
             return True

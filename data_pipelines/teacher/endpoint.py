@@ -56,7 +56,7 @@ class Question(NamedTuple):
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """Return the known settings that determine an endpoint's answers: the model name, sampling settings and seed."""
+    """Return the settings that we know to affect an endpoint's answers: the model name, sampling settings and seed."""
     teacher, sampler = config.teacher, config.sampler
     sampled = dict(temperature=sampler.temperature, top_p=sampler.top_p, new_tokens=sampler.new_tokens)
     judged = dict(temperature=teacher.temperature, attempts=teacher.attempts)
@@ -64,11 +64,12 @@ def identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def draw(task: Task, prompts: Sequence[Prompt]) -> None:
-    """Sample the replies that the journal lacks, with the settings in `config.sampler`, and add them to the journal.
+    """Sample the replies that are missing from the journal, and add them to it.
 
-    The persona is placed where the policy would see it, at the start of the first user turn. If the endpoint rejects a
-    prompt as too long, the prompt is sent again without its oldest exchanges. A prompt has no replies if its last
-    `keep` turns do not fit, if the endpoint refuses its content, or if every attempt fails.
+    The settings are those in `config.sampler`. The persona is placed where the policy would see it, at the start of the
+    first user turn. If the endpoint rejects a prompt as too long, the prompt is sent again without its oldest
+    exchanges. A prompt has no replies if its last `keep` turns do not fit, if the endpoint refuses its content, or if
+    every attempt fails.
 
     Raises:
       UserError: the endpoint refuses all requests or does not answer, or the budget is spent. All answers so far are in
@@ -91,7 +92,7 @@ def keys(prompt: Prompt) -> list[Key]:
 
 
 def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
-    """Return those replies to each prompt that `config.teacher.cache` contains, keyed by prompt id.
+    """Return the replies to each prompt that are in `config.teacher.cache`, keyed by prompt id.
 
     Nothing is sent to the endpoint, and a missing cache is not created.
     """
@@ -107,7 +108,7 @@ def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, l
 
 
 def _answers_at(path: str) -> AnswerCache | RecordedAnswers:
-    """Return the record or the cache at `config.teacher.cache`."""
+    """Open `config.teacher.cache`: a record of answers if its name ends in .jsonl, and a cache otherwise."""
     return RecordedAnswers(path) if path.endswith(SUFFIX) else AnswerCache(path)
 
 
@@ -127,7 +128,7 @@ def add_authors(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
 
 
 def _names(config: ConfigDict, key: Key, prompt: Prompt) -> Iterator[str]:
-    """Yield the digest of the request for each version of a prompt."""
+    """Yield the digest of each request that may be sent for a prompt: one per version (see `_versions`)."""
     for messages in _versions(prompt):
         yield digest(_request(config, key, messages, config.sampler.temperature))
 
@@ -135,9 +136,10 @@ def _names(config: ConfigDict, key: Key, prompt: Prompt) -> Iterator[str]:
 def answers(
     task: Task, questions: Sequence[Question], accept: Callable[[Question, Any], bool]
 ) -> dict[str, Any | None]:
-    """Return the answers, keyed by question id.
+    """Ask the teacher questions, and return the answers, keyed by question id.
 
-    An answer is a JSON object that fits the question's schema and passes `accept`, or None if no attempt gave one.
+    An answer is a JSON object that fits the question's schema and passes `accept`. It is None if no attempt gave such
+    an object.
 
     Both the prompt and the request state the schema. The first attempt is sampled at `config.teacher.temperature`.
     After an unacceptable answer, the question is asked again at `config.sampler.temperature`, with a new seed each
@@ -312,7 +314,7 @@ def _request(
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:
-    """Yield ever shorter versions of a prompt's messages: first all messages, then without the oldest exchanges."""
+    """Yield a prompt's messages in ever shorter versions: first all, then without the oldest exchange, and so on."""
     system, persona = (defused(text.strip()) for text in prompt.context)
     opening = to_messages([('system', system)] if system else [])
     for start in range(0, len(prompt.turns) - prompt.keep + 1, 2):

@@ -1,4 +1,4 @@
-"""Generates replies to prompts and scores replies. Each result is added to the journal as soon as it exists.
+"""Generates replies to prompts and scores replies. Each result is added to the journal as soon as it is available.
 
 Replies come from a model folder or from an OpenAI-compatible endpoint (`data_pipelines.teacher.endpoint`). Scores and
 log-probabilities need a model folder. Only one model is in memory at a time (`rlhi_jax.models.resident`).

@@ -1,4 +1,4 @@
-"""Replays a teacher's recorded answers, so that a run with the same requests needs no teacher.
+"""Replays a teacher's recorded answers, so that a run with the same requests does not need the teacher.
 
 `config.teacher.cache` names the record if it ends in `.jsonl`. Each line is a JSON object with the digest of a
 `request`, the `text` of the answer, and whether the answer is `finished`. A record is never changed.
@@ -40,11 +40,11 @@ class RecordedAnswers:
                 ) from None
 
     def get(self, name: str) -> tuple[str, bool] | None:
-        """Return a recorded answer and whether it is complete, or None if the record lacks the request."""
+        """Return (answer, whether it is complete) for a request, or None if the record does not contain the request."""
         return self._answers.get(name)
 
     def refuse_new(self) -> None:
-        """Raise UserError, because a record is never extended, so the teacher must not be asked for a new answer."""
+        """Raise UserError: new answers cannot be added to a record, so the teacher must not be asked for any."""
         raise UserError(
             f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data: '
             'undo the change, or choose a teacher with config.teacher.path and config.teacher.model and set '
@@ -52,7 +52,7 @@ class RecordedAnswers:
         )
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:
-        """Do nothing: every answer is in the record already. A cache has this method, too."""
+        """Do nothing, because every answer is already in the record. (`AnswerCache.put` stores the answer.)"""
 
     def close(self) -> None:
-        """Do nothing; a cache has this method, too."""
+        """Do nothing, because no file is open. (`AnswerCache.close` closes its file.)"""

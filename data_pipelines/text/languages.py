@@ -117,9 +117,10 @@ def _named(text: str, spoken: Iterable[str]) -> tuple[frozenset[str], frozenset[
 
 
 def _mentions(name: str, clause: str, words: Sequence[str], few: bool) -> Iterator[tuple[bool, bool]]:
-    """For each mention of a language, yield whether it means text in that language, and whether it is negated.
+    """Yield two flags for each mention of a language in a clause.
 
-    For example, "not in French" means text in French and is negated.
+    They say whether the mention is about text in that language, and whether it is negated. For example, "not in French"
+    is about text in French and is negated.
     """
     if _UNSPACED.search(name):
         for match in re.finditer(re.escape(name), clause):

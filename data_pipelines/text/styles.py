@@ -34,7 +34,7 @@ _STEMMER = snowballstemmer.stemmer('english')
 
 @functools.cache
 def _patterns() -> list[tuple[str, str, str, re.Pattern]]:
-    """Return tuples of matter, side, opposite side ('' if there is none) and a pattern for words that take the side."""
+    """Return a list of (matter, side, opposite side or '', pattern that finds words for the side)."""
     patterns = []
     for matter, sides in _WORDS['matters'].items():
         one, other = (*sides, 'without')[:2]

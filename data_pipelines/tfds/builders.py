@@ -72,7 +72,7 @@ def conversation(example: Example, split: str) -> Conversation:
 
 
 def interaction_shards(folder: Path, *, margins: bool) -> list[Shard]:
-    """Return one TFDS shard for each shard in a folder of interactions; the pairs have margins if `margins` is set.
+    """Return one TFDS shard for each shard in a folder of interactions; pairs keep their margins if `margins` is set.
 
     Raises:
       UserError: `Shards` cannot read the folder.

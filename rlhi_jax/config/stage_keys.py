@@ -23,7 +23,7 @@ DATA = Section(
         'Empty: use the user turns of the training conversations, except positive feedback, each with its persona.',
     ),
     candidates=Key('', "Folder of the 'candidates' stage: N sampled replies to each prompt, and their rewards."),
-    scores=Key('', 'Folder of candidate scores, such as scores from checkers, to use instead of the rewards.'),
+    scores=Key('', 'Folder of candidate scores to use instead of the rewards, such as scores from `oracle_scores`.'),
     satisfaction=Key('', "Folder of the 'satisfaction' evaluation: checked replies to simulated users."),
     pairs=Key(
         '',
@@ -62,8 +62,8 @@ SIMULATED = Section(
     prompts=Key(6, 'Number of additional requests per user, outside the conversations.', at_least=0),
     special_every=Key(
         0,
-        'In every group of this many users, one changes their mind halfway and another wants the opposite for one kind '
-        'of request; 0: no user does.',
+        'In every group of this many users, one changes a taste halfway through their history, and another has a taste '
+        'for one kind of request only and wants the opposite for all others. 0: no user does.',
         at_least=0,
     ),
 )
@@ -86,12 +86,12 @@ TEACHER = Section(
         'Temperature of the first attempt at a judgement in JSON; later attempts use sampler.temperature.',
         at_least=0,
     ),
-    attempts=Key(3, 'Attempts at a judgement, each with a new seed, before it counts as missing.', at_least=1),
+    attempts=Key(3, 'Maximum number of attempts at a judgement in JSON, each with a new seed.', at_least=1),
     concurrency=Key(16, 'Maximum number of requests in flight at the same time.', at_least=1),
     timeout=Key(
         120.0,
-        'A request is sent again if no byte arrives for this many seconds, or if the answer is not complete after five '
-        'times as many seconds.',
+        'Seconds without any data from the endpoint after which a request is sent again. A request is also sent again '
+        'if its answer is not complete after five times as many seconds.',
         at_least=1,
     ),
     retries=Key(
@@ -111,8 +111,8 @@ TEACHER = Section(
     cache=Key(
         '',
         'SQLite file that caches answers, keyed by request, with the ids of the users whose text the request contains; '
-        'stages and runs may share it. A file that ends in .jsonl contains recorded answers, and then nothing is sent '
-        'to the endpoint. Empty: no cache.',
+        'stages and runs may share it. If the name ends in .jsonl, the file must contain recorded answers, and nothing '
+        'is sent to the endpoint. Empty: no cache.',
     ),
 )
 
@@ -158,14 +158,14 @@ INGEST = Section(
     scrub=Key(True, 'Replace e-mail and network addresses, and telephone, card and account numbers.'),
     similarity=Key(
         0.5,
-        'Minimum Jaccard similarity at which two openings count as near-duplicates, which go to the same split. '
-        'Sketches of openings have too few numbers to distinguish similarities above 0.96.',
+        'Minimum Jaccard similarity at which two openings count as near-duplicates, which go to the same split. The '
+        'similarity is only estimated, and values above 0.96 cannot be told apart.',
         above=0,
         at_most=0.96,
     ),
     heldout=Key(
         0.1,
-        'Share of near-duplicate clusters that go to the validation split, unless the file names state the split.',
+        'Share of near-duplicate clusters that go to the validation split, unless files are named after splits.',
         at_least=0,
         below=1,
     ),
@@ -174,8 +174,8 @@ INGEST = Section(
     # In our WildChat sample, 16 of 836 conversations open with "hi"; in a million, about 20,000 would.
     max_nearly_same=Key(
         100,
-        'Maximum number of conversations with near-duplicate openings to keep, selected by hash; 0: all. A hundred '
-        'still show how people continue, and a pasted template does not dominate what is learned.',
+        'Maximum number of conversations with near-duplicate openings to keep, selected by hash; 0: all. The limit '
+        'keeps a template that many users paste from dominating the training data.',
         at_least=0,
     ),
     salt=Key(
@@ -224,7 +224,7 @@ PERSONAS = Section(
     ),
     samples=Key(
         4,
-        'Sentences that the teacher drafts per remark; the first one that follows from the remark is the claim.',
+        'Sentences that the teacher drafts per remark; the first one that personas.audit allows is the claim.',
         at_least=1,
     ),
     audit=Key(
@@ -236,7 +236,7 @@ PERSONAS = Section(
         registry='data_pipelines.persona.audit:LEVELS',
     ),
     max_claims=Key(8, 'Maximum number of claims in a persona; the newest are kept.', at_least=1),
-    max_tokens=Key(128, 'Maximum length of a persona, in tokens of the policy.', at_least=1),
+    max_tokens=Key(128, "Maximum length of a persona, in tokens of the policy's tokenizer.", at_least=1),
     corrections=Key(
         '',
         'JSON lines file of edits and deletions, written by `python -m data_pipelines.persona_store`. Empty: a file '
@@ -289,7 +289,7 @@ PAIRS = Section(
     sources=Key(
         'rewrites,candidates',
         'Stages that pairs come from, separated by commas: rewrites, candidates. A stage whose folder is not set in '
-        'data is left out, unless none is set.',
+        'the section data is left out; at least one folder must be set.',
     ),
     min_score_gap=Key(
         0.0,

@@ -1,7 +1,7 @@
 """Keys for models, training, sampling and evaluation.
 
-Values marked "sibling default" are from the DPO runs on WildChat that the RLHI team published in arXiv 2506.21495,
-because RLHI's own values are not published. All other values are ours.
+Where a meaning says "Default from arXiv 2506.21495", the default is from the DPO runs on WildChat that the RLHI team
+published in that paper, because RLHI's own values are not published. All other defaults are ours.
 """
 
 from rlhi_jax.config.keys import Key, Section
@@ -43,7 +43,7 @@ ROWS = Section(
     'The capacities of a row, the fixed-size unit of training data, which can contain several interaction trees.',
     tokens=Key(
         1024,
-        'Tokens per row. TPUs compute attention fastest for multiples of 512. Sibling default: length 1,024.',
+        'Tokens per row. TPUs compute attention fastest for multiples of 512. Default from arXiv 2506.21495.',
         at_least=1,
     ),
     scored=Key(
@@ -61,10 +61,11 @@ SAMPLER = Section(
     new_tokens=Key(
         512, 'Maximum reply length, in tokens. Longer replies are cut off and marked as unfinished.', at_least=1
     ),
-    temperature=Key(1.0, 'Sampling temperature; 0: greedy decoding. Sibling default.', at_least=0),
+    temperature=Key(1.0, 'Sampling temperature; 0: greedy decoding. Default from arXiv 2506.21495.', at_least=0),
     top_p=Key(
         1.0,
-        'Nucleus sampling: sample from the smallest set of tokens whose probabilities add up to this. Sibling default.',
+        'Nucleus sampling: sample from the smallest set of tokens whose probabilities add up to this. Default from '
+        'arXiv 2506.21495.',
         above=0,
         at_most=1,
     ),
@@ -81,7 +82,7 @@ TRAIN = Section(
     'The length and batch size of a training run.',
     epochs=Key(1, 'Passes over the rows. The loop uses loop.reward.epochs and loop.dpo.epochs instead.', at_least=1),
     max_steps=Key(0, 'Optimizer steps after which training ends; 0: train until the epochs end.', at_least=0),
-    batch_rows=Key(32, 'Rows per optimizer step, across all devices. Sibling default: batch 32.', at_least=1),
+    batch_rows=Key(32, 'Rows per optimizer step, across all devices. Default from arXiv 2506.21495.', at_least=1),
     accumulate=Key(
         1,
         'Number of parts that a batch is split into; they are computed one after another, to save memory. It must '
@@ -94,8 +95,8 @@ OPTIMIZER = Section(
     'AdamW and its learning rate schedule.',
     learning_rate=Key(
         1e-6,
-        'Peak learning rate. The loop uses loop.reward.learning_rate and loop.dpo.learning_rate instead. Sibling '
-        'default.',
+        'Peak learning rate. The loop uses loop.reward.learning_rate and loop.dpo.learning_rate instead. Default '
+        'from arXiv 2506.21495.',
         at_least=0,
     ),
     schedule=Key(
@@ -106,13 +107,13 @@ OPTIMIZER = Section(
     warmup_steps=Key(0, 'Steps over which the learning rate rises to its peak.', at_least=0),
     b1=Key(0.9, 'Decay rate of the running mean of gradients.', at_least=0, below=1),
     b2=Key(0.999, 'Decay rate of the running mean of squared gradients.', at_least=0, below=1),
-    eps=Key(1e-8, 'Number added to the denominator of the update. Sibling default.', at_least=0),
+    eps=Key(1e-8, 'Number added to the denominator of the update. Default from arXiv 2506.21495.', at_least=0),
     weight_decay=Key(
         0.0,
         'Decoupled weight decay: each step shrinks each parameter by this fraction times the learning rate.',
         at_least=0,
     ),
-    clip=Key(0.1, 'Maximum global norm of the gradient; 0: no clipping. Sibling default.', at_least=0),
+    clip=Key(0.1, 'Maximum global norm of the gradient; 0: no clipping. Default from arXiv 2506.21495.', at_least=0),
 )
 
 DPO = Section(
@@ -126,7 +127,8 @@ DPO = Section(
     ),
     beta=Key(
         0.01,
-        'Weight of the log-ratios; a larger value keeps the policy closer to the reference. Sibling default.',
+        'Weight of the log-ratios; a larger value keeps the policy closer to the reference. Default from arXiv '
+        '2506.21495.',
         above=0,
     ),
     label_smoothing=Key(
@@ -184,8 +186,8 @@ LOOP = Section(
     ),
     simulated=Key(
         False,
-        'The users are simulated: they talk to the policy first, unless data.raw is set to a folder with their '
-        'conversations, and they judge the policy before and after training.',
+        'The users are simulated. Unless data.raw is set to a folder with their conversations, they first talk to the '
+        'policy. They judge the policy before and after training.',
     ),
     oracle_personas=Key(
         False,
