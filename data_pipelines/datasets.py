@@ -31,7 +31,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import input_digest, input_folder
 from data_pipelines.core.record_files import RECORDS
-from data_pipelines.tfds.builders import Conversations, Interactions, Shard, conversation_shards, interaction_shards
+from data_pipelines.tfds.builders import (
+    Conversations,
+    Interactions,
+    Shard,
+    conversation_shards,
+    fields_of,
+    interaction_shards,
+)
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.progress import Progress
@@ -57,13 +64,13 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 def _work(task: Task) -> dict[str, int]:
     config = task.config
     sets: dict[type, dict[str, list[Shard]]] = {}
-    options: dict[type, dict[str, bool]] = {}
+    options: dict[type, dict[str, Any]] = {}
     if config.data.conversations:
         sets[Conversations] = conversation_shards(input_folder(config, 'conversations') / RECORDS)
     if folders := _interactions(config):
-        margins = any(Shards(folder).pairs_with_margin for folder in folders.values())
-        sets[Interactions] = {split: interaction_shards(each, margins=margins) for split, each in folders.items()}
-        options[Interactions] = dict(margins=margins)
+        fields = fields_of(folders.values())
+        sets[Interactions] = {split: interaction_shards(each, fields=fields) for split, each in folders.items()}
+        options[Interactions] = dict(fields=fields)
     counts: Counter = Counter()
     for builder, shards in sets.items():
         built = _build(builder, shards, task.folder, config.beam, **options.get(builder, {}))

@@ -1,9 +1,10 @@
-"""Turn rewrites and scored candidates into preference pairs (JSON lines), and probe the pairs for artefacts.
+"""Turn rewrites, scored candidates and reactions into preferences (JSON lines), and probe pairs for artefacts.
 
     python -m data_pipelines.pairs --config=configs/NAME.py
 
 `config.pairs.sources` lists the stages that pairs come from (see `SOURCES`). The pairs are written to train.jsonl and
-validation.jsonl, with prompt, chosen and rejected in the format that TRL reads.
+validation.jsonl, with prompt, chosen and rejected in the format that TRL reads. The source `feedback` writes single
+replies instead, in the format of TRL's KTO trainer, each with the follow-up that shows whether the user liked it.
 
 The stage fails if a classifier that sees only the replies, without persona or request, can tell too reliably which
 reply is chosen. A policy trained on such pairs would learn features such as length instead of what users want.
@@ -21,14 +22,23 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import input_digest, input_folder, read_records
 from data_pipelines.core.record_files import as_line
-from data_pipelines.core.records import MINED_SPLITS, Candidate, CandidateScores, Message, PreferenceRecord, Rewrite
+from data_pipelines.core.records import (
+    MINED_SPLITS,
+    Candidate,
+    CandidateScores,
+    Message,
+    PreferenceRecord,
+    RatedReply,
+    Rewrite,
+)
 from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair_id
+from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.preferences.reading import first_by_hash
 from data_pipelines.reports.statistics import of_pairs
 from data_pipelines.text.openings import is_refusal
@@ -61,10 +71,23 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceR
             yield _preference(record, *sides, BEST_WORST)
 
 
-# Sources of pairs, keyed by their name in `config.pairs.sources`, which is also the key of their folder in
-# `config.data`. A source counts the records that it reads as NAME_read.
-SOURCES: dict[str, Callable[[ConfigDict, Counter], Iterator[PreferenceRecord]]] = dict(
-    rewrites=from_rewrites, candidates=from_candidates
+class Source(NamedTuple):
+    """A source of preferences.
+
+    Attributes:
+      read: a function that yields the preferences, and counts the records that it reads as NAME_read.
+      inputs: the keys in `config.data` of the folders that it reads.
+    """
+
+    read: Callable[[ConfigDict, Counter], Iterator[PreferenceRecord | RatedReply]]
+    inputs: tuple[str, ...]
+
+
+# Sources of pairs, keyed by their name in `config.pairs.sources`.
+SOURCES = dict(
+    rewrites=Source(from_rewrites, ('rewrites',)),
+    candidates=Source(from_candidates, ('candidates',)),
+    feedback=Source(from_feedback, ('conversations', 'follow_ups', 'personas')),
 )
 
 
@@ -134,21 +157,30 @@ def _preference(record: Rewrite | Candidate, chosen: str, rejected: str, kind: s
     )
 
 
-def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
-    """Yield the pairs from all sources, except pairs of identical replies and pairs in which a reply is a refusal."""
-    for source in _sources(config):
-        for record in SOURCES[source](config, counts):
-            chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
-            if chosen == rejected:
-                counts['dropped_chosen_equals_rejected'] += 1
-            elif is_refusal(chosen):
-                counts['dropped_chosen_is_a_refusal'] += 1
-            elif is_refusal(rejected):
-                counts['dropped_rejected_is_a_refusal'] += 1
+def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord | RatedReply]:
+    """Yield the preferences from all sources.
+
+    Pairs of identical replies, pairs in which a reply is a refusal, and liked refusals are dropped and counted.
+    """
+    for name in _sources(config):
+        for record in SOURCES[name].read(config, counts):
+            if reason := _reason_to_drop(record):
+                counts[f'dropped_{reason}'] += 1
             else:
-                counts[f'kept_{source}_{record["split"]}'] += 1
+                counts[f'kept_{name}_{record["split"]}'] += 1
                 counts['with_persona'] += bool(record['persona'])
                 yield record
+
+
+def _reason_to_drop(record: PreferenceRecord | RatedReply) -> str:
+    """Return why a preference is dropped, or '' if it is not."""
+    if 'completion' in record:
+        return 'chosen_is_a_refusal' if record['label'] and is_refusal(record['completion'][0]['content']) else ''
+    chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
+    if chosen == rejected:
+        return 'chosen_equals_rejected'
+    refusals = [name for name, text in dict(chosen=chosen, rejected=rejected).items() if is_refusal(text)]
+    return f'{refusals[0]}_is_a_refusal' if refusals else ''
 
 
 def _sources(config: ConfigDict) -> list[str]:
@@ -163,14 +195,14 @@ def _sources(config: ConfigDict) -> list[str]:
             raise UserError(
                 f'config.pairs.sources: {source!r} is unknown or repeated: choose from {", ".join(SOURCES)}'
             )
-    given = [source for source in sources if config.data[source]]
+    given = [source for source in sources if all(config.data[key] for key in SOURCES[source].inputs)]
     if not given:
-        require(config, f'data.{sources[0]}')
+        require(config, *(f'data.{key}' for key in SOURCES[sources[0]].inputs))
     return given
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    inputs = {source: input_digest(config, source) for source in _sources(config)}
+    inputs = {key: input_digest(config, key) for source in _sources(config) for key in SOURCES[source].inputs}
     if config.data.scores and 'candidates' in inputs:
         inputs['scores'] = input_digest(config, 'scores')
     settings = config.pairs.to_dict()
@@ -187,8 +219,9 @@ def _work(task: Task) -> dict[str, int]:
         files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in MINED_SPLITS}
         for record in mine(config, counts):
             files[record['split']].write(as_line(record))
-    if left := [name for name in listed(config, 'pairs.sources') if not config.data[name]]:
-        print(f'config.data.{left[0]} is empty, so no pairs come from {left[0]}', flush=True)
+    if left := [name for name in listed(config, 'pairs.sources') if name not in _sources(config)]:
+        empty = next(key for key in SOURCES[left[0]].inputs if not config.data[key])
+        print(f'config.data.{empty} is empty, so no pairs come from {left[0]}', flush=True)
     probed = first_by_hash(task.folder / 'train.jsonl', PROBED)
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in probed],

@@ -22,7 +22,7 @@ import pickle
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.scratch import scratch_database
-from data_pipelines.preferences.layouts import Rated, parse_preferences, rated_preference
+from data_pipelines.preferences.hindsight import hindsight_preference
+from data_pipelines.preferences.layouts import Rated, one_sided_preference, parse_preferences, rated_preference
 from data_pipelines.preferences.ratings import Ratings
 from data_pipelines.raw.files import Files, files_of, form_of, json_records, parquet_records
+from data_pipelines.teacher.prompts import prompt_digest
 from rlhi_jax.config import listed
 from rlhi_jax.data.grow import grow_trees, root
 from rlhi_jax.data.shards import Shards, write_shards
-from rlhi_jax.data.tree import BadRecord, Interaction, Preference
+from rlhi_jax.data.tree import NONE, BadRecord, Interaction, Pair, Preference
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, file_digest
 
@@ -46,60 +48,81 @@ from rlhi_jax.io.files import digest, file_digest
 _SPLIT = re.compile(r'(train|validation|test)(?![A-Za-z])')
 
 
-def read_preferences(paths: Sequence[Path], counts: Counter, scratch: Path | None = None) -> Iterator[Preference]:
+def read_preferences(
+    paths: Sequence[Path], counts: Counter, scratch: Path | None = None, *, feedback: str = 'paired'
+) -> Iterator[Preference]:
     """Yield usable preferences in order, and count every preference as kept or under the reason for dropping it.
 
     A preference without an id gets the id FILE:LINE, or N/FILE:LINE if several files have the same name. N is the
-    position of the file in the list of inputs, counted from 1. Preferences made from rated replies come last, because
-    the replies to a prompt may be anywhere in the files.
+    position of the file in the list of inputs, counted from 1. Preferences made from several rated replies come last,
+    because the replies to a prompt may be anywhere in the files.
 
     Args:
       paths: the files, in any form and layout (`data_pipelines/raw/files.py`, `data_pipelines/preferences/layouts.py`).
       counts: receives the counts.
       scratch: a file for rated replies, which is removed at the end; None keeps them in memory.
+      feedback: `config.data.feedback`.
 
     Raises:
       UserError: a file is damaged or is not in a form that we read.
     """
     seen = set()
-
-    def kept(preference: Preference) -> bool:
-        counts['lines_read'] += 1
-        if preference.id in seen:
-            counts['dropped_id_seen_before'] += 1
-            return False
-        seen.add(preference.id)
-        counts['pairs_kept'] += 1
-        return True
-
-    def drop(bad: BadRecord) -> None:
-        counts['lines_read'] += 1
-        counts[f'dropped_{bad.reason}'] += 1
-
     with scratch_database(scratch) as database:
         ratings = Ratings(database)
-        for default_id, record in _records(paths):
-            try:
-                if isinstance(record, BadRecord):
-                    raise record
-                parsed = parse_preferences(record, default_id, counts)
-            except BadRecord as bad:
-                drop(bad)
-                continue
-            for each in parsed:
-                if isinstance(each, Rated):
-                    counts['rated_replies_read'] += 1
+        for made in itertools.chain(_as_read(paths, counts, ratings, feedback), _of_ratings(ratings, counts)):
+            counts['lines_read'] += 1
+            if isinstance(made, BadRecord):
+                counts[f'dropped_{made.reason}'] += 1
+            elif made.id in seen:
+                counts['dropped_id_seen_before'] += 1
+            else:
+                seen.add(made.id)
+                counts['pairs_kept'] += 1
+                yield made
+
+
+# Functions that make a preference of one rated reply, keyed by `config.data.feedback`; 'paired' needs two replies.
+_OF_ONE_REPLY = dict(one_sided=one_sided_preference, hindsight=hindsight_preference)
+
+
+def _as_read(
+    paths: Sequence[Path], counts: Counter, ratings: Ratings, feedback: str
+) -> Iterator[Preference | BadRecord]:
+    """Yield the preferences in some files, and an error for each record that cannot be used.
+
+    If `feedback` is 'paired', rated replies are added to `ratings` instead.
+    """
+    for default_id, record in _records(paths):
+        if isinstance(record, BadRecord):
+            yield record
+            continue
+        try:
+            parsed = parse_preferences(record, default_id, counts)
+        except BadRecord as bad:
+            yield bad
+            continue
+        for each in parsed:
+            if isinstance(each, Rated):
+                counts['rated_replies_read'] += 1
+                if feedback == 'paired':
                     ratings.add(each, default_id)
-                elif kept(each):
-                    yield each
-        for default_id, best, worst in ratings:
-            try:
-                preference = rated_preference(best, worst, default_id, counts)
-            except BadRecord as bad:
-                drop(bad)
-                continue
-            if kept(preference):
-                yield preference
+                else:
+                    yield _made(_OF_ONE_REPLY[feedback], each, default_id, counts)
+            else:
+                yield BadRecord('preference_without_a_follow_up') if feedback == 'hindsight' else each
+
+
+def _of_ratings(ratings: Ratings, counts: Counter) -> Iterator[Preference | BadRecord]:
+    """Yield a preference, or the error that prevents it, for each prompt with rated replies."""
+    for default_id, best, worst in ratings:
+        yield _made(rated_preference, best, worst, default_id, counts)
+
+
+def _made(make: Callable[..., Preference], *arguments: Any) -> Preference | BadRecord:
+    try:
+        return make(*arguments)
+    except BadRecord as bad:
+        return bad
 
 
 def _records(paths: Sequence[Path]) -> Iterator[tuple[str, Any | BadRecord]]:
@@ -153,9 +176,12 @@ def _files(name: str, split: str) -> Files:
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
+    feedback = config.data.feedback
     return {
         'inputs': [[path.name, file_digest(path)] for path in _paths(_inputs(config))],
         'trees_per_shard': config.data.trees_per_shard,
+        **({} if feedback == 'paired' else {'feedback': feedback}),
+        **({'prompt': prompt_digest('hindsight')} if feedback == 'hindsight' else {}),
     }
 
 
@@ -179,6 +205,16 @@ def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Pref
             yield [pickle.loads(pickled) for _, pickled in rows]
 
 
+def _kinds(pair: Pair) -> Iterator[str]:
+    """Yield the counts in the manifest that a pair adds to."""
+    if pair.margin:
+        yield 'pairs_with_margin'
+    if NONE in (pair.chosen, pair.rejected):
+        yield 'pairs_with_one_side'
+    if pair.chosen_prompt != NONE:
+        yield 'pairs_in_hindsight'
+
+
 def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
     users, scratch = set(), work_folder(task.folder)
     scratch.mkdir(exist_ok=True)
@@ -186,13 +222,13 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
     inputs = _inputs(task.config)
     for each in inputs:
         each.say_what_is_not_read('config.data.pairs')
-    preferences = read_preferences(_paths(inputs), counts, scratch / 'ratings.sqlite')
+    ratings, feedback = scratch / 'ratings.sqlite', task.config.data.feedback
+    preferences = read_preferences(_paths(inputs), counts, ratings, feedback=feedback)
     for together in by_tree(preferences, scratch / 'preferences.sqlite'):
         (tree,) = grow_trees(together)
         users.add(tree.user_id)
         counts.update(trees=1, trees_with_persona=bool(tree.persona))
-        if with_margin := sum(pair.margin != 0 for pair in tree.pairs):
-            counts['pairs_with_margin'] += with_margin
+        counts.update(kind for pair in tree.pairs for kind in _kinds(pair))
         yield tree
     if not counts['trees']:
         raise UserError(

@@ -19,6 +19,7 @@ printed, but not written to any file.
 
 from absl import flags
 
+from data_pipelines.reports.statistics import texts_of_sides
 from rlhi_jax.cli.program import define_config_flag, load_config, run, start, workdir_path
 
 if __name__ == '__main__':  # parsed before the imports that take seconds
@@ -37,9 +38,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import input_folder, read_records
 from data_pipelines.core.record_files import stream_records
-from data_pipelines.core.records import MINED_SPLITS, FollowUp, PreferenceRecord, Record
+from data_pipelines.core.records import MINED_SPLITS, FollowUp, PreferenceRecord, RatedReply, Record
 from data_pipelines.core.registry import stage_named
-from data_pipelines.core.turns import BEST_WORST, REWRITE
+from data_pipelines.core.turns import BEST_WORST, REACTION, REWRITE
 from data_pipelines.labelling.labels import LABELS
 from data_pipelines.persona.dropped import REASONS, DroppedRemark, dropped_remarks
 from data_pipelines.reports.excerpts import drawn, excerpt, readable
@@ -50,6 +51,7 @@ from rlhi_jax.rounds.parts import State
 KINDS = {
     REWRITE: 'a reply that the user complained about, and the same reply rewritten according to the feedback',
     BEST_WORST: 'the best and the worst of several sampled replies',
+    REACTION: 'a reply that the user liked or disliked',
 }
 REPLY_LINES = 6  # maximum number of lines of a reply in a pair
 
@@ -88,13 +90,12 @@ def pairs(config: ConfigDict, samples: int) -> str:
     folder = input_folder(config, 'pairs')
     records = itertools.chain.from_iterable(stream_records(folder / f'{split}.jsonl') for split in MINED_SPLITS)
 
-    def example(pair: PreferenceRecord) -> list[str]:
+    def example(pair: PreferenceRecord | RatedReply) -> list[str]:
         return [
             f'  {readable(pair["id"])} ({pair["split"]})',
             excerpt('persona', pair['persona']),
             excerpt('request', pair['prompt'][-1]['content']),
-            excerpt('chosen', pair['chosen'][-1]['content'], max_lines=REPLY_LINES),
-            excerpt('rejected', pair['rejected'][-1]['content'], max_lines=REPLY_LINES),
+            *(excerpt(side, text, max_lines=REPLY_LINES) for side, text in texts_of_sides(pair).items()),
         ]
 
     return _groups(records, lambda pair: pair['id'].rpartition(' ')[2], KINDS, example, samples, 'pair')

@@ -43,10 +43,12 @@ from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
-from rlhi_jax.scoring.pairs import ReplyScores, pair_scores
+from rlhi_jax.scoring.logprobs import per_reply
+from rlhi_jax.scoring.pairs import ReplyScores, log_probabilities, pair_scores
 from rlhi_jax.scoring.rows import RowScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.training.model import make_decoder, sees_persona
+from rlhi_jax.training.rows import check_sides
 from rlhi_jax.training.workdir import refuse_another_run, run_identity
 
 Values = dict[str, dict[str, float]]  # pair id -> metric -> value
@@ -61,21 +63,18 @@ def pair_values(
       config: provides the objective and its settings.
       decoder: its head determines whether the scores are rewards or log-probabilities.
       reader: reads the rows of the plan.
-      scores: scores of the R replies in each row, [rows, R].
-      reference: log-probabilities of the same replies under the reference model; None if the objective uses no
+      scores: rewards of the R replies in each row, [rows, R], or log-probabilities of the S scored tokens in each row,
+        [rows, S].
+      reference: log-probabilities of the same tokens under the reference model; None if the objective uses no
         reference.
     """
     values: Values = {}
-    for number, scores_R in enumerate(scores):
-        reference_R = None if reference is None else reference[number]
-        batch = stack([reader[number]._replace(reference_logp_R=reference_R)])
-        scores_BR = np.asarray(scores_R)[None]
-        if decoder.spec.head == 'reward':
-            replies = ReplyScores(reward_BR=scores_BR)
-        else:
-            count = scores_BR.shape[1]
-            lengths_R = np.bincount(batch.slot_reply_BS[0], minlength=count + 1)[:count]
-            replies = ReplyScores(logp_BR=scores_BR, length_BR=lengths_R[None].astype(np.float32))
+    for number, row_scores in enumerate(scores):
+        batch = stack([reader[number]])
+        if reference is not None:
+            batch = batch._replace(reference_logp_BR=per_reply(reference[number][None], batch))
+        is_reward = decoder.spec.head == 'reward'
+        replies = ReplyScores(reward_BR=row_scores[None]) if is_reward else log_probabilities(row_scores[None], batch)
         loss, metrics = OBJECTIVES[config.objective].loss(pair_scores(replies, batch), config.get(config.objective))
         columns = {name: np.asarray(column)[0] for name, column in {'loss': loss, **metrics}.items()}
         for slot, pair in enumerate(batch.pair_id_BP[0]):
@@ -173,10 +172,11 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
     """Open the held-out shards, and plan the rows of their pairs under each persona condition.
 
     Raises:
-      UserError: the shards are missing, damaged or empty.
+      UserError: the shards are missing, damaged or empty, or the objective cannot be evaluated on their pairs.
       NothingToEvaluate: no pair fits in a row.
     """
     shards = Shards(Path(config.eval.shards))
+    check_sides(shards, config.objective)
     template = ChatTemplate.load(model.tokenizer_path)
     conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
     limits = capacities(config)
@@ -212,9 +212,9 @@ def evaluation_name(step: int, shards: str) -> str:
 def _score(
     config: ConfigDict, decoder: Decoder, model: ModelFolder, readers: dict[str, RowReader], mesh: Mesh, label: str
 ) -> dict[str, np.ndarray]:
-    """Return the scores of all replies in each reader's plan, as one array [rows, R] for each key of `readers`."""
+    """Return the rewards [rows, R] or token log-probabilities [rows, S] of each reader's plan, keyed like `readers`."""
     params = load_params(decoder, model, mesh, seed=config.seed)
-    scorer = RowScorer(config, decoder, mesh)
+    scorer = RowScorer(config, decoder, mesh, per_token=True)
     batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}
     total, done, scores = sum(map(len, batches.values())), 0, {}
     with Progress(label, total, unit='batches', enabled=processes.is_main()) as progress:

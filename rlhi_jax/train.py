@@ -131,8 +131,9 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     """Open everything that a run needs, check that all parts fit together, and claim the workdir."""
     model = open_model(config.model.path)
     plan, shards, template = open_rows(config, model)
-    if shards.pairs_with_margin and not OBJECTIVES[config.objective].uses_margin and processes.is_main():
-        print(f'config.objective: {config.objective} ignores the margins of {shards.pairs_with_margin} pairs')
+    with_margin = shards.count('pairs_with_margin')
+    if with_margin and not OBJECTIVES[config.objective].uses_margin and processes.is_main():
+        print(f'config.objective: {config.objective} ignores the margins of {with_margin} pairs')
     mesh = make_mesh(config.mesh.to_dict())
     decoder = make_decoder(config, model)
     source = 'config.train.batch_rows / config.train.accumulate'

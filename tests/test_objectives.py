@@ -135,3 +135,90 @@ def test_chunked_logprobs_never_hold_all_logits():
 def test_a_chunk_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match='logprob_chunk'):
         token_logprobs(jnp.zeros((1, 10, 4)), jnp.zeros((1, 10), int), jnp.zeros((8, 4)), chunk=3)
+
+
+def test_length_normalized_dpo_averages_over_tokens():
+    loss, _ = OBJECTIVES['dpo'].loss(SCORES, hyper(variant='length_normalized'))
+    gaps = [1.0 / 4 - -1.0 / 2, 0.5 / 5 - 1.0 / 10]
+    np.testing.assert_allclose(loss, [-log_sigmoid(0.5 * gap) for gap in gaps], rtol=1e-6)
+
+
+def test_robust_dpo_is_unbiased():
+    """If labels are swapped with probability ε, the expected loss is the DPO loss on the correct labels."""
+    swapped = SCORES._replace(logp_P2=SCORES.logp_P2[:, ::-1], reference_logp_P2=SCORES.reference_logp_P2[:, ::-1])
+    right, wrong = (
+        OBJECTIVES['dpo'].loss(s, hyper(variant='robust', label_smoothing=0.2))[0] for s in (SCORES, swapped)
+    )
+    np.testing.assert_allclose(0.8 * right + 0.2 * wrong, OBJECTIVES['dpo'].loss(SCORES, hyper())[0], rtol=1e-6)
+
+
+def test_dpo_with_likelihood_adds_the_chosen_reply():
+    plain, more = (OBJECTIVES['dpo'].loss(SCORES, hyper(nll_weight=weight))[0] for weight in (0.0, 0.3))
+    np.testing.assert_allclose(more - plain, [0.3 * 10 / 4, 0.3 * 7 / 5], rtol=1e-5)
+
+
+def test_simpo_is_its_equation():
+    loss, metrics = OBJECTIVES['simpo'].loss(SCORES, ConfigDict(dict(beta=2.0, gamma=0.5)))
+    rewards = 2.0 * POLICY / LENGTHS
+    np.testing.assert_allclose(loss, [-log_sigmoid(c - r - 0.5) for c, r in rewards], rtol=1e-6)
+    np.testing.assert_allclose(metrics['margin'], rewards[:, 0] - rewards[:, 1], rtol=1e-6)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize('missing', [(), ((0, 1),), ((0, 0), (1, 1))])
+def test_kto_is_its_equation(missing):
+    present = np.ones((2, 2), bool)
+    for place in missing:
+        present[place] = False
+    settings = ConfigDict(dict(beta=0.5, chosen_weight=1.5, rejected_weight=0.7))
+    scores = SCORES._replace(present_P2=jnp.array(present))
+    loss, metrics = OBJECTIVES['kto'].loss(scores, settings)
+    ratios = (POLICY - REFERENCE).astype(float)
+    point = max(0.0, ratios[present].mean())
+    of_side = [[1.5 * (1 - sigmoid(0.5 * (c - point))), 0.7 * (1 - sigmoid(0.5 * (point - r)))] for c, r in ratios]
+    expected = [
+        np.mean([loss for loss, known in zip(*row, strict=True) if known]) for row in zip(of_side, present, strict=True)
+    ]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics['reference_point'], point, rtol=1e-6)
+
+
+def test_kto_holds_its_reference_point_constant():
+    settings = ConfigDict(dict(beta=0.5, chosen_weight=1.0, rejected_weight=1.0))
+    scores = SCORES._replace(present_P2=jnp.array([[True, False], [True, True]]))
+
+    def loss(logp):
+        return OBJECTIVES['kto'].loss(scores._replace(logp_P2=logp), settings)[0].sum()
+
+    point = (1.0 + 0.5 + 1.0) / 3
+    slopes = np.array([[1, 0], [1, 1]]) * [[1.0, 0.0], [0.5, 0.5]]  # mean over the sides of a pair
+    of_ratio = [[-0.5 * sigmoid(0.5 * (h - point)) * sigmoid(0.5 * (point - h)) * sign for h, sign in zip(row, (1, -1), strict=True)]
+                for row in (POLICY - REFERENCE)]  # fmt: skip
+    np.testing.assert_allclose(jax.grad(loss)(scores.logp_P2), np.array(of_ratio) * slopes, rtol=1e-5)
+
+
+def test_hindsight_weighs_tokens_by_their_change():
+    rng = np.random.default_rng(0)
+    tokens = -rng.exponential(size=(3, 2, 6)).astype(np.float32)
+    lengths = np.array([6, 4, 1])
+    scores = PairScores(
+        token_logp_P2N=jnp.array(tokens), length_P2=jnp.array(np.repeat(lengths[:, None], 2, 1).astype(np.float32))
+    )
+    settings = ConfigDict(dict(skip_tokens=1))
+    loss, metrics = OBJECTIVES['hindsight'].loss(scores, settings)
+    for i, length in enumerate(lengths):
+        change = [float(tokens[i, 0, t] - tokens[i, 1, t]) for t in range(1, length)]
+        expected = -sum(a * float(tokens[i, 1, t]) for t, a in enumerate(change, start=1)) / max(len(change), 1)
+        assert float(loss[i]) == pytest.approx(expected, rel=1e-5)
+        assert float(metrics['margin'][i]) == pytest.approx(np.mean(change) if change else 0, rel=1e-5)
+
+    def total(values):
+        return OBJECTIVES['hindsight'].loss(scores._replace(token_logp_P2N=values), settings)[0].sum()
+
+    gradient = jax.grad(total)(scores.token_logp_P2N)
+    assert not np.any(gradient[:, 0])  # the policy that has seen the follow-up is the teacher
+    np.testing.assert_allclose(gradient[0, 1, 1:], -(tokens[0, 0, 1:] - tokens[0, 1, 1:]) / 5, rtol=1e-5)
+    assert not np.any(gradient[:, 1, 0]) and not np.any(gradient[1, 1, 4:])

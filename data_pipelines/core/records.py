@@ -145,6 +145,22 @@ class PreferenceRecord(TypedDict):
     rejected: list[Message]
 
 
+class RatedReply(TypedDict):
+    """A reply that a user liked or disliked (SPLIT.jsonl in `config.data.pairs`). TRL's KTO trainer reads `prompt`,
+    `completion` and `label` without conversion.
+    """
+
+    id: str
+    conversation: str
+    split: str
+    user_id: str
+    persona: str
+    prompt: list[Message]
+    completion: list[Message]
+    label: bool  # whether the user liked the reply
+    follow_up: str  # the user's next turn, which shows whether they liked the reply
+
+
 class SimulatedUser(TypedDict):
     """A simulated user and their tastes (the simulator's users.jsonl), for evaluation only."""
 

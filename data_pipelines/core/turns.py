@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from data_pipelines.core.records import Message
 
-REWRITE, BEST_WORST = 'rewrite', 'best/worst'  # kinds of pairs
+REWRITE, BEST_WORST, REACTION = 'rewrite', 'best/worst', 'reaction'  # kinds of pairs
 
 Turn = tuple[str, str]  # (role, content)
 
@@ -47,7 +47,7 @@ def turn_of(pair: str) -> str:
     ('c/2', 'c/2')
     """
     turn, _, kind = pair.rpartition(' ')
-    return turn if kind in (REWRITE, BEST_WORST) else pair
+    return turn if kind in (REWRITE, BEST_WORST, REACTION) else pair
 
 
 def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:

@@ -8,14 +8,14 @@ from data_pipelines.core.histories import author_id
 from data_pipelines.core.records import Conversation
 from data_pipelines.core.turns import request_index, turn_id, user_turn_indices
 
-FEEDBACK, AGAIN = 'reattempt_with_feedback', 'reattempt_without_feedback'
+FEEDBACK, AGAIN, LIKED = 'reattempt_with_feedback', 'reattempt_without_feedback', 'positive_feedback'
 LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
     FEEDBACK: 'wants the same thing done again or differently, and says what was wrong or what to change',
     AGAIN: 'asks for the same again without a word on what was wrong',
     'continuation': 'goes on from the reply, taken as good: more of it, the next part, a further question',
     'new_request': 'asks for something that does not build on the reply',
     'clarification': 'answers a question, adds what was missing, or asks what the reply means',
-    'positive_feedback': 'is content with the reply, and asks for nothing else',
+    LIKED: 'is content with the reply, and asks for nothing else',
     'other': 'does none of these: a greeting, abuse, text that says nothing',
 }
 MAX_CHARACTERS = 300  # labellers read this many characters of a turn

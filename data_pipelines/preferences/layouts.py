@@ -10,7 +10,7 @@ A layout is recognized by its keys:
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.raw.messages import (
@@ -24,6 +24,7 @@ from data_pipelines.raw.messages import (
 )
 from rlhi_jax.data.tree import MAX_MARGIN, MAX_WEIGHT, BadRecord, Preference
 
+_SIDES = ('chosen', 'rejected')
 _PROMPTS = ('prompt', 'conversations', 'question', 'instruction', 'context')
 _SYSTEMS = ('system', 'system_prompt')
 _SCORES = (
@@ -35,11 +36,21 @@ _SCORES = (
 
 
 class Rated(NamedTuple):
-    """A rated reply to a prompt. The best-rated and the worst-rated reply to the same prompt form a preference."""
+    """A rated reply to a prompt. The best-rated and the worst-rated reply to the same prompt form a preference.
 
-    prompt: Any
+    Attributes:
+      prompt: the fields of the record that describe the prompt and its author.
+      id: the record's id; None if the record states none.
+      liked: whether the user liked the reply; None if the rating is not just liked or disliked.
+      follow_up: the user's next turn; None if it is not known.
+    """
+
+    prompt: dict[str, Any]
     reply: Any
     rating: float
+    id: Any = None
+    liked: bool | None = None
+    follow_up: Any = None
 
 
 def _signed(strength: Any) -> float:
@@ -137,7 +148,14 @@ def _rated(record: Mapping[str, Any], prompt: Any, rated: Any, reply: str, ratin
     if not isinstance(value, bool | int | float) or value != value or rated.get(reply) is None:
         raise BadRecord('rating_is_not_a_number')
     prompt = {**{key: record.get(key) for key in (*_SYSTEMS, 'persona', 'user_id')}, 'prompt': prompt}
-    return Rated(prompt, rated[reply], -float(value) if rating in _LOWER_IS_BETTER else float(value))
+    return Rated(
+        prompt,
+        rated[reply],
+        -float(value) if rating in _LOWER_IS_BETTER else float(value),
+        id=record.get('id'),
+        liked=bool(value) if rating == 'label' and value in (0, 1) else None,
+        follow_up=record.get('follow_up'),
+    )
 
 
 def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter) -> Preference:
@@ -151,6 +169,18 @@ def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter
     if best.rating == worst.rating:
         raise BadRecord('tie')
     return _preference(dict(best.prompt, chosen=best.reply, rejected=worst.reply), default_id, counts)
+
+
+def one_sided_preference(rated: Rated, default_id: str, counts: Counter) -> Preference:
+    """Return a preference with one side: a chosen reply if the user liked it, or a rejected reply if not.
+
+    Raises:
+      BadRecord: the rating does not say just whether the user liked the reply, or the texts cannot be used.
+    """
+    if rated.liked is None:
+        raise BadRecord('rating_is_not_a_label')
+    side = 'chosen' if rated.liked else 'rejected'
+    return _preference(dict(rated.prompt, id=rated.id) | {side: rated.reply}, default_id, counts, sides=(side,))
 
 
 def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
@@ -168,31 +198,36 @@ def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _preference(record: Mapping[str, Any], default_id: str, counts: Counter, suffix: str = '') -> Preference:
-    """Return the preference in a record with the keys `chosen` and `rejected`, after checking the record."""
-    chosen, rejected = (_messages(record[side], 'assistant', counts) for side in ('chosen', 'rejected'))
+def _preference(
+    record: Mapping[str, Any], default_id: str, counts: Counter, suffix: str = '', sides: Sequence[str] = _SIDES
+) -> Preference:
+    """Return the preference in a record with the keys in `sides`, after checking the record."""
+    replies = {side: _messages(record[side], 'assistant', counts) for side in sides}
     opening = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
     prompt = Messages((), ()) if opening is None else _messages(opening, 'user', counts)
     prompt = _history(record.get('history'), prompt)
-    if opening is None or all(side.turns and side.turns[0].role == 'user' for side in (chosen, rejected)):
-        shared = _shared_opening(chosen, rejected)  # both sides are whole conversations
+    whole = all(reply.turns and reply.turns[0].role == 'user' for reply in replies.values())
+    if len(replies) == 2 and (opening is None or whole):
+        shared = _shared_opening(*replies.values())  # both sides are whole conversations
         if not shared.turns:
             raise BadRecord('no_prompt')
         if _texts(shared)[: len(prompt.turns)] != _texts(prompt):
             raise BadRecord('prompt_and_replies_disagree')
-        chosen, rejected = (side._replace(turns=side.turns[len(shared.turns) :]) for side in (chosen, rejected))
+        for side, reply in replies.items():
+            replies[side] = reply._replace(turns=reply.turns[len(shared.turns) :])
         prompt = Messages(shared.system or prompt.system, shared.turns)
     turns = without_greeting(prompt.turns, counts)
-    _check_roles(turns, chosen, rejected)
-    if _texts(chosen) == _texts(rejected):
+    _check_roles(turns, replies.values())
+    chosen, rejected = (_texts(replies[side]) if side in replies else () for side in _SIDES)
+    if chosen == rejected:
         raise BadRecord('chosen_equals_rejected')
     _check_scores(record)
     texts = {name: _text(record, name) for name in ('id', 'persona', 'user_id')}
     return Preference(
         id=(texts['id'] or default_id) + suffix,
         prompt=tuple((turn.role, turn.text) for turn in turns),
-        chosen=_texts(chosen),
-        rejected=_texts(rejected),
+        chosen=chosen,
+        rejected=rejected,
         system=_system(record, prompt),
         persona=texts['persona'],
         user_id=texts['user_id'],
@@ -276,15 +311,15 @@ def _texts(messages: Messages) -> tuple[tuple[str, str], ...]:
     return tuple((turn.role, turn.text) for turn in messages.turns)
 
 
-def _check_roles(prompt: tuple, chosen: Messages, rejected: Messages) -> None:
+def _check_roles(prompt: tuple, replies: Iterable[Messages]) -> None:
     if not prompt or prompt[-1].role != 'user':
         raise BadRecord('prompt_does_not_end_in_a_user_turn')
-    for side in (chosen, rejected):
-        if not side.turns or side.turns[-1].role != 'assistant':
+    for reply in replies:
+        if not reply.turns or reply.turns[-1].role != 'assistant':
             raise BadRecord('reply_does_not_end_in_an_assistant_turn')
-        if side.turns[0].role != 'assistant':
+        if reply.turns[0].role != 'assistant':
             raise BadRecord('prompt_and_replies_disagree')
-    if not all(turn.text for turn in (*prompt, *chosen.turns, *rejected.turns)):
+    if not all(turn.text for turn in (*prompt, *(turn for reply in replies for turn in reply.turns))):
         raise BadRecord('empty_message')
 
 

@@ -5,7 +5,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines.core.records import Candidate, Conversation, FollowUp, PreferenceRecord, Rewrite, TurnPersona
+from data_pipelines.core.records import (
+    Candidate,
+    Conversation,
+    FollowUp,
+    PreferenceRecord,
+    RatedReply,
+    Rewrite,
+    TurnPersona,
+)
 
 Manifest = dict[str, Any]  # content of the manifest.json beside the records
 
@@ -134,7 +142,14 @@ def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str,
     )
 
 
-def of_pairs(records: Iterable[PreferenceRecord], manifest: Manifest) -> dict[str, Any]:
+def texts_of_sides(pair: PreferenceRecord | RatedReply) -> dict[str, str]:
+    """Return the text of the chosen and the rejected reply, or of the single reply as a chosen or rejected one."""
+    if 'completion' in pair:
+        return {'chosen' if pair['label'] else 'rejected': pair['completion'][-1]['content']}
+    return {side: pair[side][-1]['content'] for side in ('chosen', 'rejected')}
+
+
+def of_pairs(records: Iterable[PreferenceRecord | RatedReply], manifest: Manifest) -> dict[str, Any]:
     """Count pairs by split, source and user, and summarise the lengths of their replies.
 
     The result also contains the share of pairs whose chosen reply is longer than the rejected one, and the result of
@@ -145,16 +160,19 @@ def of_pairs(records: Iterable[PreferenceRecord], manifest: Manifest) -> dict[st
     users: dict[str, Counter] = defaultdict(Counter)
     lengths: dict[str, Counter] = defaultdict(Counter)
     longer: Counter = Counter()
+    compared: Counter = Counter()
     for pair in records:
         splits[pair['split']].update(pairs=1, with_persona=bool(pair['persona']))
         sources[pair['id'].rsplit(' ', 1)[-1]][pair['split']] += 1
         users[pair['split']][pair['user_id']] += 1
-        texts = {side: pair[side][-1]['content'] for side in ('chosen', 'rejected')}
+        texts = texts_of_sides(pair)
         for unit, measure in (('characters', len), ('words', lambda text: len(text.split()))):
             sizes = {side: measure(text) for side, text in texts.items()}
             for side, size in sizes.items():
                 lengths[f'{side}, {unit}'][size] += 1
-            longer[unit] += sizes['chosen'] > sizes['rejected']
+            if len(sizes) == 2:
+                longer[unit] += sizes['chosen'] > sizes['rejected']
+                compared[unit] += 1
     for split, by_id in users.items():
         splits[split]['users'] = sum(map(bool, by_id))
     number = sum(counts['pairs'] for counts in splits.values())
@@ -164,6 +182,6 @@ def of_pairs(records: Iterable[PreferenceRecord], manifest: Manifest) -> dict[st
         sources=sources,
         users=by_user(sum(users.values(), Counter())),
         lengths={name: summary(sizes) for name, sizes in lengths.items()},
-        share_of_chosen_longer={unit: pairs / number for unit, pairs in longer.items()},
+        share_of_chosen_longer={unit: longer[unit] / pairs for unit, pairs in compared.items()},
         probe=manifest.get('probe'),
     )

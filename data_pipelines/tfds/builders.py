@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +71,37 @@ def conversation(example: Example, split: str) -> Conversation:
     return Conversation(split=split, messages=_rows(example['messages']), **texts)
 
 
-def interaction_shards(folder: Path, *, margins: bool) -> list[Shard]:
-    """Return one TFDS shard for each shard in a folder of interactions; pairs keep their margins if `margins` is set.
+# Fields that only some pairs have, and the count of those pairs in the manifest of the shards.
+OPTIONAL_FIELDS = dict(margin='pairs_with_margin', chosen_prompt='pairs_in_hindsight')
+
+
+def fields_of(folders: Iterable[Path]) -> tuple[str, ...]:
+    """Return the optional fields that any pair in some folders of interactions has.
+
+    Raises:
+      UserError: `Shards` cannot read a folder.
+    """
+    opened = list(map(Shards, folders))
+    return tuple(name for name, count in OPTIONAL_FIELDS.items() if any(shards.count(count) for shards in opened))
+
+
+def interaction_shards(folder: Path, *, fields: tuple[str, ...]) -> list[Shard]:
+    """Return one TFDS shard for each shard in a folder of interactions; pairs keep the optional fields in `fields`.
 
     Raises:
       UserError: `Shards` cannot read the folder.
     """
     entries = Shards(folder).manifest['shards']
-    return [functools.partial(_interactions, str(folder.absolute() / entry['file']), margins) for entry in entries]
+    return [functools.partial(_interactions, str(folder.absolute() / entry['file']), fields) for entry in entries]
 
 
-def _interactions(path: str, margins: bool) -> Iterator[tuple[str, Example]]:
+def _interactions(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, Example]]:
     source = grain.sources.ArrayRecordDataSource([path])
     for index in range(len(source)):
         tree = dataclasses.asdict(Interaction.from_bytes(source[index]))
-        if not margins:
-            for pair in tree['pairs']:
-                del pair['margin']
+        for pair in tree['pairs']:
+            for name in OPTIONAL_FIELDS.keys() - set(fields):
+                del pair[name]
         yield tree['id'], tree | dict(messages=list(tree['messages']), pairs=list(tree['pairs']))
 
 
@@ -161,20 +175,22 @@ class Interactions(_Builder, skip_registration=True):  # readers take the featur
     """Interaction trees. Each has a persona, the messages of all branches of a conversation, and pairs of replies.
 
     Attributes:
-      margins: whether pairs have margins; needed to build the data set, but not to read it.
+      fields: the optional fields of its pairs; needed to build the data set, but not to read it.
     """
 
-    def __init__(self, *, margins: bool = False, **options: Any):
-        self.margins = margins
+    def __init__(self, *, fields: tuple[str, ...] = (), **options: Any):
+        self.fields = fields
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         number = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # a plain float would be float32
-        numbers = dict(weight=number, margin=number) if self.margins else dict(weight=number)
+        optional = {
+            name: kind for name, kind in dict(margin=number, chosen_prompt=np.int32).items() if name in self.fields
+        }
         features = _text('id', 'user_id', 'persona', 'system') | dict(
             messages=tfds.features.Sequence(_text('role', 'content') | dict(parent=np.int32)),
             pairs=tfds.features.Sequence(
-                _text('id') | dict(prompt=np.int32, chosen=np.int32, rejected=np.int32) | numbers
+                _text('id') | dict(prompt=np.int32, chosen=np.int32, rejected=np.int32, weight=number) | optional
             ),
         )
         return self._described('Message trees with parent indices, and pairs of chosen and rejected replies.', features)

@@ -31,6 +31,14 @@ DATA = Section(
         'one file per split.',
     ),
     split=Key('train', "Split that the 'shards' stage reads if data.pairs is a folder: train, validation or test."),
+    feedback=Key(
+        'paired',
+        "What the 'shards' stage makes of the replies in data.pairs that are rated. paired: a pair of the best-rated "
+        'and the worst-rated reply to each prompt. one_sided: a chosen reply if the user liked it, or a rejected reply '
+        'if not, for the kto objective. hindsight: a pair of the same reply with and without the follow-up in its '
+        'prompt, for the hindsight objective.',
+        choices=('paired', 'one_sided', 'hindsight'),
+    ),
     shards=Key('', "Folder of the 'shards' stage: interaction trees as ArrayRecord files."),
     rows=Key('', "Folder of the 'rows' stage: which trees share a row."),
     datasets=Key('', 'Folder of TFDS data sets of conversations and interactions, for other programs.'),

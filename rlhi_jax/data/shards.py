@@ -63,10 +63,9 @@ class Shards:
         if path.stat().st_size != entry['bytes'] or file_digest(path) != entry['sha256']:
             raise UserError(f'shard {path} is corrupt (its contents do not match {MANIFEST}): {_REMEDY}')
 
-    @property
-    def pairs_with_margin(self) -> int:
-        """The number of pairs with a margin other than 0, as counted in the manifest."""
-        return self.manifest.get('counts', {}).get('pairs_with_margin', 0)
+    def count(self, name: str) -> int:
+        """Return a count from the manifest, such as `pairs_with_margin`; 0 if the manifest does not have it."""
+        return self.manifest.get('counts', {}).get(name, 0)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -33,7 +33,11 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
     hidden_BTD = decoder.apply({'params': params}, batch.tokens_BT, batch.position_BT, batch.extent_BT)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
-    logp_BS = slot_logprobs(hidden_BTD, output_matrix(params), batch, chunk=chunk)
+    return log_probabilities(slot_logprobs(hidden_BTD, output_matrix(params), batch, chunk=chunk), batch)
+
+
+def log_probabilities(logp_BS: jax.Array, batch: Batch) -> ReplyScores:
+    """Return the scores that follow from the log-probability of each scored token."""
     lengths_BR = per_reply(jnp.ones_like(logp_BS), batch)
     return ReplyScores(logp_BR=per_reply(logp_BS, batch), length_BR=lengths_BR, slot_logp_BS=logp_BS)
 

@@ -16,17 +16,20 @@ from rlhi_jax.scoring.pairs import score_replies
 
 
 def jit_score(
-    config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score'
+    config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score', per_token: bool = False
 ) -> Callable[[Params, Batch], jax.Array]:
     """Return a jitted function that maps parameters and a batch to reply scores, [B, R] float32.
 
-    Every device gets a copy of all scores. In profiles, the function's operations appear under `scope`.
+    If `per_token` is set, the function returns the log-probability of each scored token instead, [B, S] float32. Every
+    device gets a copy of all scores. In profiles, the function's operations appear under `scope`.
     """
 
     def score(params: Params, batch: Batch) -> jax.Array:
         with jax.named_scope(scope):
             scores = score_replies(decoder, params, batch, chunk=config.model.logprob_chunk)
-        return scores.reward_BR if decoder.spec.head == 'reward' else scores.logp_BR
+        if decoder.spec.head == 'reward':
+            return scores.reward_BR
+        return scores.slot_logp_BS if per_token else scores.logp_BR
 
     return jax.jit(score, out_shardings=replicated(mesh))
 
@@ -34,13 +37,15 @@ def jit_score(
 class RowScorer:
     """A scorer for the replies in batches of rows.
 
-    Scores are rewards or log-probabilities (nats), depending on the decoder's head. In profiles, the scorer's
-    operations appear under `scope`.
+    Scores are rewards or log-probabilities (nats), depending on the decoder's head. `per_token` and `scope` are as in
+    `jit_score`.
     """
 
-    def __init__(self, config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score'):
+    def __init__(
+        self, config: ConfigDict, decoder: Decoder, mesh: Mesh, *, scope: str = 'score', per_token: bool = False
+    ):
         self._mesh, self._threads = mesh, config.data.threads
-        self._score = jit_score(config, decoder, mesh, scope=scope)
+        self._score = jit_score(config, decoder, mesh, scope=scope, per_token=per_token)
 
     def __call__(self, params: Params, reader: RowReader, order: list[list[int]]) -> Iterator[np.ndarray]:
         """Yield the reply scores, [rows, R] float32, for each batch of row numbers in `order` (-1 for padding)."""

@@ -12,7 +12,7 @@ from rlhi_jax.data.rows import Batch, capacities, empty_row, stack
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import ModelFolder
-from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.objectives import OBJECTIVES, Sides
 from rlhi_jax.parallel.sharding import batch_sharding
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -21,11 +21,12 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     """Open the row plan, its shards and the model's template, and check that they belong together.
 
     Raises:
-      UserError: the row plan, a shard or the template is missing or damaged, or the plan was made for different
-        data, a different template or different capacities.
+      UserError: the row plan, a shard or the template is missing or damaged; the plan was made for different data, a
+        different template or different capacities; or the objective cannot learn from the pairs.
     """
     plan, _ = load_plan(Path(config.data.rows))
     shards = Shards(Path(config.data.shards))
+    check_sides(shards, config.objective)
     template = ChatTemplate.load(model.tokenizer_path)
     expected = plan_identity(shards, template, capacities(config))
     sources = {
@@ -41,6 +42,26 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
             )
     check_positions(plan, shards, template, most=model.spec.max_positions)
     return plan, shards, template
+
+
+def check_sides(shards: Shards, objective: str) -> None:
+    """Check that the pairs in some shards have the replies that an objective learns from.
+
+    Raises:
+      UserError: they do not.
+    """
+    pairs, one_sided, in_hindsight = map(shards.count, ('pairs_kept', 'pairs_with_one_side', 'pairs_in_hindsight'))
+    needed = OBJECTIVES[objective].sides
+    if needed is Sides.HINDSIGHT:
+        unsuitable = pairs - in_hindsight
+    else:
+        unsuitable = in_hindsight + (one_sided if needed is Sides.BOTH else 0)
+    if unsuitable:
+        feedback = {Sides.BOTH: 'paired', Sides.ONE_OR_BOTH: 'one_sided', Sides.HINDSIGHT: 'hindsight'}[needed]
+        raise UserError(
+            f'config.objective={objective!r} learns from {needed.value}, but {unsuitable} of the {pairs} pairs in '
+            f'{shards.folder} are different: rerun the stage shards with --config.data.feedback={feedback}'
+        )
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh, count: int) -> Batch:
