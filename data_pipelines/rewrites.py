@@ -11,8 +11,9 @@ A rewrite is made in four steps. Each step is done for all turns before the next
    log-probability of the feedback may be at most `config.rewrites.max_feedback_drop` nats lower after the regenerated
    reply than after the logged reply. The teacher computes these log-probabilities. If the teacher is an endpoint, the
    policy computes them instead (see `rlhi_jax.config.likelihood_path`).
-3. The teacher responds to the feedback `config.rewrites.samples` times. `data_pipelines.preferences.acceptance` then
-   drops samples that no model should learn from.
+3. The teacher responds to the feedback `config.rewrites.samples` times. It sees the conversation with the reply and
+   the feedback or, if `config.rewrites.shows_reply` is not set, the request and the feedback in one turn.
+   `data_pipelines.preferences.acceptance` then drops samples that no model should learn from.
 4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
    sample's log-probability after the feedback minus its log-probability after a generic complaint, in nats. It is
    computed by the same model as in step 2 and stored in the record. (A rewrite cannot be judged by whether it makes the
@@ -206,11 +207,11 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
     Cases for which the teacher gave no sample are dropped and counted.
     """
     settings = task.config.rewrites
-    keep = 1 if settings.from_scratch else 3  # request, reply and feedback
+    keep = 3 if settings.shows_reply and not settings.from_scratch else 1  # request, reply and feedback
     for block in in_blocks(cases, BLOCK):
         prompts = []
         for case in block:
-            turns = case.turns if settings.from_scratch else (*case.turns, *_remark(case, case.feedback))
+            turns = _prompt(case, settings)
             authors = (author_id(case.turn['user_id'], case.turn['conversation']),)
             prompts.append(Prompt(f'rewrite {case.name}', turns, samples=settings.samples, keep=keep, authors=authors))
         replies = generate(task, teacher_path(task.config), prompts)
@@ -220,6 +221,15 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
                 yield case._replace(samples=_accepted(case, drawn, settings.max_resemblance, counts))
             else:
                 counts['dropped_too_long_or_refused'] += 1
+
+
+def _prompt(case: Case, settings: ConfigDict) -> Turns:
+    """Return the turns that the teacher continues; `settings` is `config.rewrites`."""
+    words = max(settings.max_words, len(case.original.split())) if settings.max_words else 0
+    if settings.shows_reply and not settings.from_scratch:
+        return *case.turns, *_remark(case, case.feedback, words)
+    feedback = '' if settings.from_scratch else case.feedback
+    return *case.turns[:-1], ('user', render('rewrite', request=case.request, feedback=feedback, words=words))
 
 
 def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts: Counter) -> list[str]:

@@ -23,11 +23,9 @@ CHECKS = {
     'DPO variant': """
         import jax.numpy as jnp
         from rlhi_jax.objectives.dpo import VARIANTS
-        gap_P, noise = jnp.array([-2.0, 0.3, 5.0]), 0.2
-        def loss(gap_P):
-            return VARIANTS['robust'](gap_P, beta=0.5, label_smoothing=noise)
-        expected = VARIANTS['sigmoid'](gap_P, beta=0.5, label_smoothing=0.0)  # the mean over label flips
-        assert jnp.allclose((1 - noise) * loss(gap_P) + noise * loss(-gap_P), expected, atol=1e-6)
+        gap_P = jnp.array([-2.0, 0.3, 5.0])
+        loss_P = VARIANTS['truncated'].loss(gap_P, beta=0.5, label_smoothing=0.0)
+        assert jnp.allclose(loss_P, jnp.array([4.0, 0.7225, 0.0]), atol=1e-6)
     """,
     'Persona scope': """
         from rlhi_jax.config import base_config
@@ -134,7 +132,7 @@ assert 'cpo' in OBJECTIVES and 'previous_conversation' in SCOPES and 'openers' i
 from rlhi_jax.cli.program import load_config
 from rlhi_jax.config import base_config
 config = base_config()
-config.objective, config.dpo.variant, config.personas.scope = 'cpo', 'robust', 'previous_conversation'
+config.objective, config.dpo.variant, config.personas.scope = 'cpo', 'truncated', 'previous_conversation'
 load_config(config)
 """
     environment = os.environ | dict(PYTHONPATH=f'{extended}:{extended / "tests"}', JAX_PLATFORMS='cpu')

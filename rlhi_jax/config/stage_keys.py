@@ -259,6 +259,17 @@ REWRITES = Section(
         'Let the policy answer the request again; the new reply, not the logged one, is the rejected side of the pair.',
     ),
     from_scratch=Key(False, 'Control: do not show the feedback to the teacher.'),
+    shows_reply=Key(
+        True,
+        'Show the teacher the reply that the feedback is about. A small teacher follows feedback better if it sees '
+        'only the request and the feedback, in one turn.',
+    ),
+    max_words=Key(
+        0,
+        'Number of words that the teacher is asked not to exceed; a longer reply that the feedback is about raises it '
+        'to the length of that reply. 0: the teacher is told no limit.',
+        at_least=0,
+    ),
     max_feedback_drop=Key(
         2.0,
         'Maximum drop in log p(feedback), in nats, from the logged reply to the regenerated reply; if the drop is '
