@@ -258,9 +258,9 @@ def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
                 counts['dropped_no_rewrite_left'] += 1
 
 
-def _remark(case: Case, feedback: str) -> Turns:
+def _remark(case: Case, feedback: str, words: int = 0) -> Turns:
     """Return two turns for the teacher: the reply to improve, and a request to improve it according to the feedback."""
-    return ('assistant', case.original), ('user', render('rewrite', feedback=feedback))
+    return ('assistant', case.original), ('user', render('rewrite', request='', feedback=feedback, words=words))
 
 
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:

@@ -318,7 +318,7 @@ def test_the_gain_is_what_the_feedback_adds(mined, whole):
     for record in load_records(whole / 'records.jsonl')[:3]:
         rise = 0.0
         for sign, feedback in ((1, record['feedback']), (-1, rewrites.DISLIKE)):
-            asked = dict(role='user', content=render('rewrite', feedback=feedback))
+            asked = dict(role='user', content=render('rewrite', request='', feedback=feedback, words=0))
             shown = [*record['messages'], dict(role='assistant', content=record['original']), asked]
             rise += sign * scorer([Candidates('q', shown, '', [record['rewrite']])])['q'][0]
         assert record['gain'] == pytest.approx(rise, abs=1e-3)

@@ -38,7 +38,7 @@ from data_pipelines.simulator.tastes import TASTES, valid
 from data_pipelines.sources import simulated
 from rlhi_jax.cli.program import define_config_flag, load_config, run
 from rlhi_jax.evaluation.statistics import interval
-from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.io.files import digest, read_json, write_json
 
 LABELS = Path(__file__).parents[1] / 'labels' / 'teacher_wishes.jsonl'
 RESULTS = Path(__file__).parent / 'results' / 'teacher_quality.json'
@@ -73,8 +73,8 @@ def settings(config: ConfigDict, workdir: Path, split: str) -> ConfigDict:
     return config
 
 
-def talk(config: ConfigDict, split: str) -> list[Complaint]:
-    """Let the users talk to the policy, and return their complaints, which are now in the training split."""
+def talk(config: ConfigDict, split: str, most: int) -> list[Complaint]:
+    """Let the users talk to the policy, and return up to `most` complaints, drawn by hash, as of the training split."""
     simulated.STAGE.run(config)
     raw = Path(config.data.raw)
     mined = raw.with_name('mined') / 'train.jsonl'
@@ -109,6 +109,8 @@ def talk(config: ConfigDict, split: str) -> list[Complaint]:
                 mined=True,
             )
             complaints.append(Complaint(turn, asked[texts[0]], *named[texts[2]]))
+    drawn = {c.turn['id'] for c in sorted(complaints, key=lambda c: digest(c.turn['id']))[:most]}
+    complaints = [c for c in complaints if c.turn['id'] in drawn]
     write_folder(config.data.follow_ups, 'follow_ups', (complaint.turn for complaint in complaints))
     nothing = (TurnPersona(id=turn_id(c.turn['conversation'], 0), persona='') for c in complaints)
     write_folder(config.data.personas, 'personas', nothing)
@@ -159,10 +161,10 @@ def prompts(config: ConfigDict, complaints: list[Complaint], workdir: Path) -> d
     """One sample with each prompt."""
     result = {}
     for name, options in {
-        'reply shown': dict(shows_reply=True, max_words=0),
+        f'request and remark, at most {WORDS} words': dict(shows_reply=False, max_words=WORDS),
         f'reply shown, at most {WORDS} words': dict(shows_reply=True, max_words=WORDS),
         'request and remark': dict(shows_reply=False, max_words=0),
-        f'request and remark, at most {WORDS} words': dict(shows_reply=False, max_words=WORDS),
+        'reply shown': dict(shows_reply=True, max_words=0),
     }.items():
         arm = rewritten(config, complaints, workdir / name.replace(' ', '-'), samples=1, **options)
         result[name] = {key: arm[key] for key in ('met', 'kept', 'by_side')}
@@ -195,7 +197,7 @@ def main() -> None:
     name, split = flags.FLAGS.name, flags.FLAGS.split
     root = Path(flags.FLAGS.workdir)
     config = settings(load_config(flags.FLAGS.config), root, split)
-    complaints, workdir = talk(config, split), root / name
+    complaints, workdir = talk(config, split, flags.FLAGS.most), root / name
     result = dict(split=split, complaints=len(complaints), users=len({c.turn['user_id'] for c in complaints}))
     if flags.FLAGS.prompts:
         result |= dict(prompts=prompts(config, complaints, workdir))
@@ -212,5 +214,6 @@ if __name__ == '__main__':
     flags.DEFINE_string('name', None, 'The name of the teacher in the results.', required=True)
     flags.DEFINE_string('workdir', None, 'A folder for the conversations and for what is made of them.', required=True)
     flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'The users of this split.')
+    flags.DEFINE_integer('most', 96, 'The largest number of complaints.')
     flags.DEFINE_bool('prompts', False, 'Whether to compare prompts instead of counting samples.')
     run(lambda: app.run(lambda _: main()))
