@@ -47,18 +47,20 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
     path = workdir / 'run.json'
     if not path.exists():
         return
-    stored = read_json(path, f'remove {workdir} or use another --workdir', fields=())
+    stored = read_json(path, 'use another --workdir', fields=())
     refuse_difference(f'--workdir={workdir} contains a run', stored, run)
 
 
-def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any], remedy: str = '') -> None:
+def refuse_difference(
+    what: str, stored: dict[str, Any], wanted: dict[str, Any], remedy: str = 'use another --workdir'
+) -> None:
     """Raise an error if earlier work was started with settings other than `wanted`.
 
     Args:
       what: the beginning of the message, such as '--workdir=DIR contains a run'.
       stored: the settings of the earlier work.
       wanted: the current settings.
-      remedy: a further remedy to suggest, in addition to undoing the change and using another workdir.
+      remedy: the end of the message.
 
     Raises:
       UserError: a setting differs; the message names the first such setting.
@@ -66,10 +68,7 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any],
     before = dict(_flat(stored))
     for name, value in _flat(wanted):
         if before.get(name) != value:
-            raise UserError(
-                f'{what} with a different {name} ({before.get(name)!r}, now {value!r}): undo the change, '
-                f'{remedy and remedy + ", "}or use another --workdir'
-            )
+            raise UserError(f'{what} with a different {name} ({before.get(name)!r}, now {value!r}): {remedy}')
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
