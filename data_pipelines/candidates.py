@@ -90,9 +90,7 @@ def _of_file(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]:
                     raise ValueError('an earlier prompt has the same id')
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): each line '
-                    'needs a unique id, a user_id, a persona, a split and messages; each message needs a role and '
-                    'content, and the last message must be from the user'
+                    f'config.data.prompts: {path}, line {number} is not a prompt ({one_line(error)}): correct the line'
                 ) from None
             seen.add(record['id'])
             prompt = PromptRecord(**{name: record[name] for name in _TEXT_FIELDS}, messages=to_messages(turns))

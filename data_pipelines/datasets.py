@@ -100,7 +100,9 @@ def _beam_options(beam: str) -> tfds.download.DownloadConfig:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # an optional dependency
     except ImportError:
-        raise UserError("config.beam: apache-beam is not installed: run `pip install -e '.[beam]'`") from None
+        raise UserError(
+            "config.beam is set, but apache-beam is not installed: run `pip install -e '.[beam]'`"
+        ) from None
     options = PipelineOptions(shlex.split(beam))
     runner = options.view_as(StandardOptions).runner or 'DirectRunner'  # TFDS uses Beam only if a runner is named
     return tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)

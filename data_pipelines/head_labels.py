@@ -54,10 +54,9 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
     # Every head in the cross-validation must see both feedback and other labels.
     if not enough or not all(0 < sum(labels[i] == FEEDBACK for i in fit) < len(fit) for fit, _ in folds(clusters)):
         raise UserError(
-            f'--labels={path} does not suffice for cross-validation ({len(turns)} of its {len(label_of)} turns are in '
-            f'config.data.conversations, and {feedback} of these are {FEEDBACK}): label turns from at least {FOLDS} '
-            f'clusters of conversations, and at least {FOLDS} turns as {FEEDBACK}, so that {FEEDBACK} and other labels '
-            'each occur in several clusters'
+            f'--labels={path} does not suffice for cross-validation ({feedback} of {len(turns)} turns are '
+            f'{FEEDBACK}): label at least {FOLDS} turns as {FEEDBACK} and {FOLDS} as something else, in '
+            'different conversations'
         )
     return turns, labels, clusters
 

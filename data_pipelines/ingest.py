@@ -127,7 +127,7 @@ def _scan(task: Task, files: Sequence[Path]) -> list[Path]:
     """Write the missing parts of all raw files to the task's work folder; return the paths of all parts."""
     config, all_chunks = task.config, chunks_of(files, task.config.data.raw)
     if config.beam and not find_spec('apache_beam'):
-        raise UserError("config.beam: apache-beam is not installed: run `pip install -e '.[beam]'`")
+        raise UserError("config.beam is set, but apache-beam is not installed: run `pip install -e '.[beam]'`")
     job = dict(rules=dataclasses.asdict(rules_of(config)), chunks=[dataclasses.asdict(chunk) for chunk in all_chunks])
     folder = _parts_folder(work_folder(task.folder), digest(task.made_from, job, str(SCHEMA))[:16])
     workers = min(config.ingest.workers, len(all_chunks))
@@ -191,8 +191,8 @@ def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
                     progress.update(len(parts) - len(missing))
                 if any(statuses) or (missing and None not in statuses):
                     raise UserError(
-                        f'config.data.raw: a worker failed (exit statuses: {statuses}): see its message above, fix the '
-                        "cause and rerun the 'ingest' stage"
+                        f'config.data.raw: a worker process failed (exit statuses: {statuses}): fix the error that it '
+                        "printed above and rerun the 'ingest' stage"
                     )
             progress.update(len(parts))
         finally:

@@ -64,8 +64,8 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceR
         record = record if scored is None else record | dict(scores=_scores_of(record, scored))
         if 'scores' not in record:
             raise UserError(
-                'the replies in config.data.candidates have no scores: either set config.candidates.reward_model and '
-                "rerun the 'candidates' stage, or set config.data.scores"
+                'the replies in config.data.candidates have no scores: set config.candidates.reward_model and rerun '
+                "the 'candidates' stage"
             )
         if sides := best_and_worst(record, config.pairs.min_score_gap, counts):
             yield _preference(record, *sides, BEST_WORST)
@@ -245,15 +245,14 @@ def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
     number = sum(n for name, n in counts.items() if name.startswith('kept_') and name.endswith('_train'))
     if number < settings.min_pairs:
         raise UserError(
-            f'only {number} training pairs were found, fewer than config.pairs.min_pairs ({settings.min_pairs}): add '
-            f'conversations, or lower min_pairs. Counts: {json.dumps(counts)}; see also the counts in the '
-            'manifest.json of each earlier stage'
+            f'only {number} training pairs were found, but config.pairs.min_pairs is {settings.min_pairs} (counts: '
+            f'{json.dumps(counts)}): add conversations'
         )
     if auc is not None and auc > settings.max_artefact_auc and not settings.accept_artefacts:
         raise UserError(
-            f'a classifier that sees only the replies tells chosen from rejected with an AUC of {auc:.2f}, above '
-            f'config.pairs.max_artefact_auc ({settings.max_artefact_auc}): look for a difference in length, style '
-            'or author, or pass --config.pairs.accept_artefacts=True'
+            f'the replies alone reveal which of a pair was chosen (AUC {auc:.2f}, '
+            f'config.pairs.max_artefact_auc={settings.max_artefact_auc}): pass --config.pairs.accept_artefacts=True to '
+            'train on them anyway'
         )
 
 

@@ -101,7 +101,7 @@ def _record_named(path: Path, field: str, name: str, flag: str) -> Record:
         if record[field] == name:
             return record
     keys = ' (if ids are salted, `python -m data_pipelines.users` prints the key of a user)' if flag == '--user' else ''
-    raise UserError(f'{flag}={name}: no such record in {path}: run `show` without {flag} to list all records{keys}')
+    raise UserError(f'{flag}={name} is not in {path}: run `show` without {flag} to list all records{keys}')
 
 
 def _claim_in_words(claim: Claim) -> str:
@@ -186,11 +186,11 @@ def main(command: str) -> None:
         print(show(config, user=user, claim=claim))
     elif command == 'edit':
         if not claim or not text:
-            raise UserError('edit: pass --claim=ID and --text=TEXT')
+            raise UserError('edit needs a claim and its new text: pass --claim=ID and --text=TEXT')
         correct(config, dict(edit_claim=claim, text=text))
     elif command == 'delete':
         if bool(claim) == bool(user):
-            raise UserError('delete: pass either --claim=ID or --user=ID, not both')
+            raise UserError('delete needs either a claim or a user: pass one of --claim=ID and --user=ID')
         correct(config, dict(delete_user=user) if user else dict(delete_claim=claim))
     else:
         figures, broken = audit(config)

@@ -98,10 +98,10 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
     counts['prompts_read'] = len(prompts)
     personas = personas_by_condition(config, users, prompts, counts)
     if not personas:
+        remedy = 'add users to the split' if settings.split == 'test' else "set it to 'test'"
         raise NothingToEvaluate(
             f'config.satisfaction.split: no prompt in {settings.split!r} can be evaluated (counts: {dict(counts)}): '
-            'add users to the split; if personas are inferred, use the test split, which is the only one that contains '
-            'users with opposite tastes'
+            f'{remedy}'
         )
     prompts = [prompt for prompt in prompts if prompt['id'] in personas]
     if most := settings.max_prompts:

@@ -140,9 +140,7 @@ def _records(paths: Sequence[Path]) -> Iterator[tuple[str, Any | BadRecord]]:
             for number, record in numbered:
                 yield f'{name}:{number}', record
         except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
-            raise UserError(
-                f'config.data.pairs: {path} cannot be read ({one_line(error)}): download or create the file again'
-            ) from None
+            raise UserError(f'config.data.pairs: {path} cannot be read ({one_line(error)}): fetch it again') from None
 
 
 def _inputs(config: ConfigDict) -> list[Files]:
@@ -168,9 +166,10 @@ def _files(name: str, split: str) -> Files:
     splits = {path: match[1] for path in found.files if (match := _SPLIT.match(path.name))}
     chosen = [path for path in found.files if splits.get(path, split) == split] if splits else found.files
     if not chosen:
+        splits_found = ', '.join(sorted(set(splits.values())))
         raise UserError(
-            f'config.data.pairs: {name} has no files for config.data.split={split}, only for '
-            f'{", ".join(sorted(set(splits.values())))}: set config.data.split, or list the files by name'
+            f'config.data.pairs: {name} has no files for config.data.split={split}, only for {splits_found}: set '
+            'config.data.split to one of these'
         )
     return Files(chosen, found.others)
 

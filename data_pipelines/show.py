@@ -154,7 +154,7 @@ def _groups(
 def main(command: str) -> None:
     config, samples, label = load_config(flags.FLAGS.config), flags.FLAGS.samples, flags.FLAGS.label
     if label and command != 'follow_ups':
-        raise UserError(f'--label={label}: only `follow_ups` has labels: remove the flag')
+        raise UserError(f'--label={label} applies only to `follow_ups`: remove the flag')
     if flags.FLAGS.workdir:
         stage = 'personas' if command == 'dropped' else command
         config = stage_config(config, workdir_path(flags.FLAGS.workdir), stage)

@@ -35,6 +35,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,14 @@ def topology_devices(name: str) -> list[jax.Device]:
     """
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # else libtpu asks the cloud which TPU this machine has
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # we only compile, so several processes may load it
+    if not find_spec('libtpu'):
+        raise UserError("--topology needs libtpu: run `pip install -e '.[aot]'`")
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
     except Exception as error:  # libtpu raises exceptions of unrelated types
         raise UserError(
             f'cannot compile for --topology={name} ({one_line(error)[:300]}): use a topology such as v5e:16x16, '
-            "v5p:2x2x4 or v6e:4x4, and install libtpu (pip install -e '.[aot]')"
+            'v5p:2x2x4 or v6e:4x4'
         ) from None
 
 
@@ -158,8 +161,8 @@ def row_work(config: ConfigDict) -> Work:
     prefix = limits.tokens // limits.pairs - 2 * reply
     if prefix < 1:
         raise UserError(
-            f'config.rows.scored is {limits.scored} and config.rows.tokens is {limits.tokens}, which leaves no tokens '
-            f'for prefixes: use fewer scored tokens, such as --config.rows.scored={limits.tokens // 2}'
+            f'config.rows.scored is {limits.scored} of the {limits.tokens} tokens in a row, which leaves none for '
+            f'prefixes: pass --config.rows.scored={limits.tokens // 2}'
         )
     tree = shared_prefix(prefix, reply, reply)
     return Work(*(limits.pairs * n for n in dataclasses.astuple(tree)))
@@ -233,9 +236,10 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
                 continue
             tries += [(mesh, remat) for remat in REMAT_POLICIES]
     if not tries:
+        rows = config.train.batch_rows // config.train.accumulate
         raise UserError(
-            f'no mesh of {len(devices)} chips can split the model and a batch of config.train.batch_rows / '
-            'config.train.accumulate rows evenly: change one of the two, or choose another --topology'
+            f'config.train.batch_rows / config.train.accumulate is {rows}, which no mesh of {len(devices)} chips can '
+            f'split evenly: set config.train.batch_rows to a multiple of {len(devices) * config.train.accumulate}'
         )
     with Progress('sweep', len(tries), unit='compiles') as progress:
         for done, (mesh, remat) in enumerate(tries, start=1):
@@ -272,7 +276,7 @@ def main() -> None:
         if (chosen := best(reports)) is None:
             sys.exit(
                 f'error: with --topology={flags.FLAGS.topology}, the train step does not fit in memory on any mesh: '
-                'use more chips, or raise config.train.accumulate'
+                'choose a --topology with more chips'
             )
         summary = f'{chosen["mesh"]}, {chosen["remat"]}, {chosen["hbm_gib"]["total"]:.1f} GiB'
         print(f'best that fits: {summary}', file=sys.stderr)

@@ -97,7 +97,7 @@ def import_model(
     if not path.exists():
         raise UserError(f'--source={source} points to {path}, which does not exist: use an existing folder or file')
     if template is not None and template not in layouts():
-        raise UserError(f'--template={template} is not one of our layouts: choose one of {", ".join(layouts())}')
+        raise UserError(f'--template={template} is not a known layout: choose one of {", ".join(layouts())}')
     with new_folder(to, overwrite=overwrite) as folder:
         (tokenizer := folder / 'tokenizer').mkdir()
         if kind == 'gguf':

@@ -51,7 +51,9 @@ def read_prompts(path: Path) -> list[Prompt]:
             if name in prompts:
                 raise ValueError('an earlier prompt has the same id')
         except (ValueError, RecursionError) as error:
-            raise UserError(f'--prompts={path}, line {number} is not a prompt ({one_line(error)}): fix it') from None
+            raise UserError(
+                f'--prompts={path}, line {number} is not a prompt ({one_line(error)}): fix the line'
+            ) from None
         prompts[name] = Prompt(name, turns, Context(record['system'], record['persona']), samples)
     return list(prompts.values())
 

@@ -334,8 +334,7 @@ def _refuse_no_feedback(counts: dict[str, int]) -> None:
     labels = ', '.join(f'{name.removeprefix("kept_")} {n}' for name, n in counts.items() if name.startswith('kept_'))
     raise UserError(
         f'none of {counts["turns_read"]} follow-ups is labelled as feedback with enough confidence (labels: '
-        f'{labels or "none"}): test the teacher with `python -m rlhi_jax.check`, then use a stronger teacher or other '
-        'conversations, or lower config.follow_ups.min_confidence'
+        f'{labels or "none"}): test the teacher with `python -m rlhi_jax.check`'
     )
 
 
@@ -352,7 +351,9 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
     for problem in findings.problems:
         print(f'{"error" if problem.stops else "warning"}: {problem.text}', file=sys.stderr, flush=True)
     if findings.stops:
-        raise UserError('the loop would stop later for the reasons above: `python -m rlhi_jax.check` shows the details')
+        raise UserError(
+            'the loop would stop later for the reasons above: run `python -m rlhi_jax.check` to see the details'
+        )
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin: Callable[[], None]) -> dict[str, Any]:

@@ -265,7 +265,7 @@ class _Pending:
         if not np.isfinite(values['loss'] + values['gradient_norm']):
             raise UserError(
                 f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '
-                "config.optimizer.learning_rate, or look at that step's pairs in examples.jsonl"
+                'config.optimizer.learning_rate'
             )
         if self._log is None:
             return

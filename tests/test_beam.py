@@ -103,7 +103,7 @@ def test_a_worker_s_failure_ends_the_run(tmp_path, raw, capfd, beam):
     (folder / '0.parquet').write_bytes(data)
     c = config(tmp_path, raw=str(folder))
     c.beam = beam
-    with pytest.raises(UserError, match='a worker failed .*: see its message above'):
+    with pytest.raises(UserError, match='a worker process failed .*: fix the error that it printed above'):
         ingest.STAGE.run(c)
     assert re.search(r'0\.parquet cannot be read .*: fetch it again', capfd.readouterr().err)
     assert not tiny.Path(c.data.conversations).exists()
@@ -114,5 +114,5 @@ def test_without_beam_its_options_are_refused(tmp_path, monkeypatch):
     c = config(tmp_path)
     c.beam = SIDE_BY_SIDE
     monkeypatch.setattr(ingest, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r'config\.beam: apache-beam is not installed'):
+    with pytest.raises(UserError, match=r'config\.beam is set, but apache-beam is not installed'):
         ingest.STAGE.run(c)

@@ -156,10 +156,10 @@ def test_what_is_in_order_has_no_problems(found):
 
 
 FAULTY_DATA = {
-    'no times': (without_times(conversations()), 'stop', "'first_k_turns'", 'config.ingest.fields.said_at'),
+    'no times': (without_times(conversations()), 'stop', "'first_k_turns'", 'a start time'),
     'no users': (
         [{**record, 'user_id': None} for record in conversations()],
-        'stop', 'config.ingest.fields.user', "'first_k_turns'",
+        'stop', 'a user id', "'first_k_turns'",
     ),
     'one user': (conversations(users=1, each=9), 'warn', 'one user', 'ten users'),
     'one cluster': (
@@ -192,7 +192,7 @@ FAULTY_DATA = {
         'stop', 'unknown roles (helper)', 'config.ingest.fields.user_role',
     ),
     'single turns': (
-        [record | dict(messages=record['messages'][:2]) for record in conversations()], 'stop', 'follow-up',
+        [record | dict(messages=record['messages'][:2]) for record in conversations()], 'stop', 'contain no feedback',
     ),
     'one conversation each': (conversations(each=1), 'stop', 'two conversations with times', "'first_k_turns'"),
 }  # fmt: skip
@@ -208,9 +208,9 @@ def test_faulty_data(case, found):
 
 
 FAULTY_TEACHERS = {
-    'other': (True, 'notices 0 of 4 obvious complaints', 'stronger model'),
+    'other': (True, 'notices 0 of 4 obvious complaints', "labeller='policy'"),
     'wrong key': (True, 'status 401', 'environment variable OPENAI_API_KEY'),
-    'slow': (False, 'short questions', 'config.teacher.concurrency'),
+    'slow': (False, 'short questions', 'use a faster server'),
     'small context': (False, 'longest follow-up in the sample', 'longer context'),
 }
 
@@ -290,8 +290,8 @@ def test_too_little_disk_or_memory(found, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr('data_pipelines.checks.machine._memory', lambda: 1000)
     findings, _, asked = found(conversations())
-    assert 'config.checkpoint.keep' in findings.stops[0].text and asked == 0
-    assert [problem.text for problem in findings.problems if 'accelerators' in problem.text]
+    assert 'free some space' in findings.stops[0].text and asked == 0
+    assert [problem.text for problem in findings.problems if 'use a smaller model' in problem.text]
 
 
 def test_the_program_says_whether_to_go_on(url, model, tmp_path):
@@ -326,7 +326,7 @@ def loop_config(model, url, path, records):
 def test_the_loop_begins_with_a_check(url, model, tmp_path, capfd):
     c = loop_config(model, url, tmp_path / 'raw.jsonl', conversations(each=1))
     Teacher.asked = 0
-    with pytest.raises(UserError, match=r'`python -m rlhi_jax.check` shows the details'):
+    with pytest.raises(UserError, match=r'run `python -m rlhi_jax.check` to see the details'):
         run_loop(c, tmp_path / 'run')
     assert not (tmp_path / 'run').exists() and Teacher.asked == 0
     assert 'error: no user has two conversations with times' in capfd.readouterr().err
@@ -335,10 +335,10 @@ def test_the_loop_begins_with_a_check(url, model, tmp_path, capfd):
 def test_a_loop_whose_teacher_finds_no_feedback_stops_with_a_report(url, model, tmp_path):
     c = loop_config(model, url, tmp_path / 'raw.jsonl', conversations())
     Teacher.manner = 'other'
-    with pytest.raises(UserError, match=r'none of 90 follow-ups is labelled .*labels: other 90.*stronger teacher'):
+    with pytest.raises(UserError, match=r'none of 90 follow-ups is labelled .*labels: other 90.*test the teacher'):
         run_loop(c, tmp_path / 'run')
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
     assert report['unfinished']['part'] == 'follow_ups' and report['unfinished']['number'] == 2
-    assert 'stronger teacher' in report['unfinished']['why'] and report['summary'] == '0 complaints'
+    assert 'test the teacher' in report['unfinished']['why'] and report['summary'] == '0 complaints'
     assert (tmp_path / 'run' / 'follow_ups' / 'manifest.json').exists()
     assert 'follow ups' in (tmp_path / 'run' / 'card' / 'card.md').read_text()

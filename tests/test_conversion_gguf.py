@@ -180,7 +180,7 @@ def test_gguf_damage_is_refused(gguf, tmp_path):
     data = path.read_bytes()
     for part in (b'', b'GGUF', data[:100], data[:2000], data[: len(data) // 2], b'PK' + data):
         path.write_bytes(part)
-        with pytest.raises(UserError, match='x.gguf is damaged'):
+        with pytest.raises(UserError, match='x.gguf cannot be read as a GGUF file'):
             read_gguf(path)
 
 

@@ -331,7 +331,7 @@ def test_refusals(status, named, model, proxy, tmp_path, monkeypatch):
 def test_an_endpoint_that_is_down(tmp_path):
     with pytest.raises(
         UserError,
-        match=r'http://127.0.0.1:9/v1 gave no usable answer .*: check that the server is running, then run',
+        match=r'http://127.0.0.1:9/v1 gave no usable answer .*: check that the server is running and run again',
     ):
         ask(tmp_path / 'work', config('http://127.0.0.1:9/v1', 'any', retries=1))
 

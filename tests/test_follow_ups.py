@@ -166,7 +166,7 @@ def test_labels_that_cannot_be_cross_validated_are_refused(tmp_path):
         if label_of[each['messages'][2]['content']] == FEEDBACK:
             each['cluster'] = 'one'
     write_lines(tiny.Path(c.data.conversations) / 'records.jsonl', changed)
-    with pytest.raises(UserError, match='12 of these are reattempt_with_feedback.*each occur in several clusters'):
+    with pytest.raises(UserError, match='12 of .* turns are reattempt_with_feedback.*in different conversations'):
         head_labels.read_labels(labels_file(c, tmp_path, label_of), c)
 
 

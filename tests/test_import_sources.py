@@ -17,7 +17,7 @@ def test_sources_that_are_not_models_say_what_they_are(tmp_path):
     folder = source(tmp_path / 'a')
     weights = folder / 'model.safetensors'
     weights.rename(folder / 'pytorch_model.bin')
-    refused(folder, r'a contains no model.safetensors, only pytorch_model.bin, .*: convert it to safetensors first')
+    refused(folder, r'a contains no model.safetensors, only pytorch_model.bin, .*: convert it to safetensors with')
     (folder / 'pytorch_model.bin').rename(weights)
     edit(folder / 'adapter_config.json', base_model_name_or_path='org/base')
     refused(folder, 'a is a LoRA adapter of org/base, not a whole model: merge it')
@@ -27,7 +27,7 @@ def test_sources_that_are_not_models_say_what_they_are(tmp_path):
     (folder / 'kept.json').rename(folder / 'tokenizer_config.json')
     named = [dict(name='rag', template='x'), dict(name='tool_use', template='y')]
     edit(folder / 'tokenizer_config.json', chat_template=named)
-    refused(folder, r'only for special purposes \(rag, tool_use\)')
+    refused(folder, r'no chat template named default, only rag, tool_use')
     assert imported(folder, template='chatml')
     (folder / 'tokenizer.json').unlink()
     (folder / 'vocab.json').write_text('{}')

@@ -176,7 +176,7 @@ def test_an_edited_persona_is_redone_as_if_from_scratch(model, finished, tmp_pat
     before = {name: (edited / name / 'manifest.json').stat().st_mtime_ns for name in untouched}
 
     stale = run_patched(*flags(model, edited), check=False)
-    assert stale.returncode == 2 and 'loop with --redo' in stale.stderr
+    assert stale.returncode == 2 and 'for the loop, --redo' in stale.stderr
     report = json.loads((edited / 'report.json').read_text())
     assert report['unfinished']['part'] == 'rewrites' and 'different input' in report['unfinished']['why']
     assert report['summary'].count('→') == 1

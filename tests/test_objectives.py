@@ -223,3 +223,28 @@ def test_hindsight_weighs_tokens_by_their_change():
     assert not np.any(gradient[:, 0])  # the policy that has seen the follow-up is the teacher
     np.testing.assert_allclose(gradient[0, 1, 1:], -(tokens[0, 0, 1:] - tokens[0, 1, 1:]) / 5, rtol=1e-5)
     assert not np.any(gradient[:, 1, 0]) and not np.any(gradient[1, 1, 4:])
+
+
+@pytest.mark.parametrize(
+    'name, settings, expected',
+    [
+        ('dpo', dict(variant='sigmoid'), [0.3132616877555847, 0.825939416885376, 1.8047446012496948]),
+        ('dpo', dict(variant='length_normalized'), [0.5231232643127441, 0.6931471824645996, 0.9123027324676514]),
+        (
+            'dpo',
+            dict(variant='robust', label_smoothing=0.2),
+            [-0.020071664825081825, 0.9092726707458496, 2.34641122818],
+        ),
+        ('dpo', dict(variant='hinge'), [0.0, 1.25, 2.625]),
+        ('dpo', dict(variant='ipo'), [0.0625, 1.0, 3.2314343452453613]),
+        ('sft', {}, [2.5, 1.399999976158142, 4.5]),
+        ('simpo', dict(beta=2.0, gamma=0.5), [0.0015023101586848497, 2.395545482635498, 0.018149929121136665]),
+    ],
+)
+def test_losses_are_those_of_trl(name, settings, expected):
+    """The values are those of TRL 1.16.0 (sigmoid, sigmoid_norm, robust, hinge, ipo, sft; simpo of its CPO trainer)."""
+    more = np.array([[-31.5, -20.25]]), np.array([[-30.0, -22.0]]), np.array([[7.0, 3.0]])
+    scores = PairScores(*(np.concatenate(both) for both in zip((POLICY, REFERENCE, LENGTHS), more, strict=True)))
+    settings = hyper(**settings) if name == 'dpo' else ConfigDict(settings)
+    loss, _ = OBJECTIVES[name].loss(scores, settings)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-6)

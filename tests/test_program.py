@@ -55,7 +55,7 @@ def test_flags(case, refusal):
 CONFIGS = {
     'unknown key': ('c.trian = 1', 'trian', 'c.py, line 8'),
     'unknown key in a section': ('c.train.epcohs = 1', 'epcohs'),
-    'unlocked key': ('c.unlock(); c.trian = 1', 'config.trian', 'correct its name'),
+    'unlocked key': ('c.unlock(); c.trian = 1', 'config.trian', 'remove or rename it'),
     'renamed key': ('c.rewrites.margin = 1', 'config.rewrites.margin is now config.rewrites.max_feedback_drop'),
     'renamed key, unlocked': ('c.simulated.unlock(); c.simulated.pairs = "a"', 'is now config.simulated.tastes'),
     'key taken away': ('c.unlock(); del c.train.epochs', 'config.train.epochs is missing', 'base_config'),
@@ -94,7 +94,7 @@ def test_config_files_that_give_no_config(tmp_path, refusal):
 
 def test_commands(refusal):
     for argv in ([], ['delete']):
-        words(refusal(*argv, commands=('import', 'export')), 'must be one of: import, export')
+        words(refusal(*argv, commands=('import', 'export')), 'is not a command: choose one of import, export')
     words(refusal('import', 'more', commands=('import', 'export')), "unexpected argument 'more'")
 
 

@@ -73,7 +73,7 @@ FLAGS = {
     'new head on a policy': (['--config.model.new_head=True'], 'config.model.new_head', 'set it to False'),
     'other capacities': (['--config.rows.tokens=1024'], 'different capacities', 'config.rows', 'data_pipelines.rows'),
     'mesh product': (['--config.mesh.data=3', '--config.mesh.fsdp=1'], 'config.mesh', 'devices'),
-    'mesh of two free axes': (['--config.mesh.data=-1'], 'config.mesh', 'at most one may be -1'),
+    'mesh of two free axes': (['--config.mesh.data=-1'], 'config.mesh', 'one may be -1'),
     'no mesh': (['--config.mesh.tensor=0'], 'config.mesh', 'at least 1'),
 }
 
@@ -169,7 +169,7 @@ def test_damaged_parameters(made, tmp_path, refusal):
     words(refusal(model, '--config.ref_sees_persona=False', left=left), 'config.ref_sees_persona', '--workdir')
     words(refusal(model, '--config.seed=1', left=left), 'config.seed', '--workdir')
     (tmp_path / 'run' / 'run.json').write_text('{')
-    words(refusal(model, left=left), 'run.json', 'remove', '--workdir')
+    words(refusal(model, left=left), 'run.json', 'use another --workdir')
 
 
 def test_new_head_on_a_reward_model(rewards, refusal):

@@ -86,7 +86,7 @@ def test_labels(tmp_path):
     assert printed.splitlines()[3:] == lines[start - 1 : start + 21] and FEEDBACK not in printed
     for command, flag, problem in (
         ('follow_ups', '--label=praise', '--label=praise is not a label: choose one of reattempt_with_feedback'),
-        ('pairs', f'--label={AGAIN}', 'only `follow_ups` has labels'),
+        ('pairs', f'--label={AGAIN}', 'applies only to `follow_ups`'),
         ('pairs', '--samples=-1', '--samples'),
         ('dropped', '--samples=1', "not a finished folder of the 'personas' stage"),
     ):

@@ -291,7 +291,7 @@ def test_a_model_that_reaches_control_tokens_is_refused(tmp_path):
     tokenizer = tokenizers.Tokenizer(models.BPE({'<': 0, 'x': 1, '<x': 2}, [('<', 'x')]))
     tokenizer.add_special_tokens(['<x'])
     tokenizer.save(str(tmp_path / 'tokenizer.json'))
-    with pytest.raises(UserError, match='yields control tokens from ordinary text'):
+    with pytest.raises(UserError, match='turns ordinary text into control tokens'):
         load_tokenizer(tmp_path).encode('a <x')
 
 

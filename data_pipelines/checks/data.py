@@ -118,8 +118,8 @@ def _users(sample: Sample, findings: Findings) -> None:
         )
     if not sample.follow_ups:
         findings.stop(
-            'the conversations end with the first reply, so they contain no feedback (follow-up turns): add '
-            'conversations of several turns, or join the calls of a log by config.ingest.fields'
+            'the conversations end with the first reply, so they contain no feedback: add conversations with several '
+            'user turns'
         )
 
 
@@ -137,7 +137,7 @@ def _times(config: ConfigDict, sample: Sample, findings: Findings) -> None:
     if config.personas.scope == 'earlier_conversations' and max(by_user.values(), default=0) < 2:
         (findings.stop if sample.whole else findings.warn)(
             'no user has two conversations with times, so no persona can come from an earlier conversation: set '
-            "config.personas.scope='first_k_turns', or add longer histories"
+            "config.personas.scope='first_k_turns'"
         )
 
 

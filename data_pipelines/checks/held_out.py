@@ -124,12 +124,12 @@ def check_held_out(config: ConfigDict, sample: Sample, assignment: Assignment, f
         return
     if assignment.largest > users / 2:
         findings.warn(
-            f'{largest}, and all of them go to the same split: add conversations that open in different ways, or '
+            f'{largest}, and all of them go to the same split: '
             f'raise config.ingest.similarity ({config.ingest.similarity}), so that fewer openings count as '
             'near-duplicates'
         )
     if number < MIN_HELD_OUT <= users - assignment.largest:
         findings.warn(
-            f'fewer than {MIN_HELD_OUT} {unit} are held out, so the evaluation would have no figures: add more '
-            f'users, or set config.ingest.heldout={min(0.5, 2 * MIN_HELD_OUT / users):.2g}'
+            f'fewer than {MIN_HELD_OUT} {unit} are held out, so the evaluation would have no figures: '
+            f'set config.ingest.heldout={min(0.5, 2 * MIN_HELD_OUT / users):.2g}'
         )

@@ -45,7 +45,7 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
     if disk > free:
         findings.stop(
             f'--workdir={workdir} has {free / _GB:,.1f} GB free, but the training runs need {disk / _GB:,.1f} GB: free '
-            'some space, use another --workdir, or lower config.checkpoint.keep'
+            'some space'
         )
     needed, total = training_bytes(parameters), _memory()
     findings.fact(
@@ -54,8 +54,8 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
     )
     if total and needed > total:
         findings.warn(
-            f'training needs {needed / _GB:,.1f} GB, more than the {total / _GB:,.1f} GB of this machine: train on '
-            'accelerators (config.mesh), or use a smaller model'
+            f'training needs {needed / _GB:,.1f} GB, more than the {total / _GB:,.1f} GB of this machine: use a '
+            'smaller model'
         )
 
 

@@ -31,7 +31,7 @@ PATIENCE = 60.0  # seconds for an answer
 SERIAL = 2.0  # seconds for the first answer; a teacher that needs longer is asked one question at a time
 STRONG = 10**9  # parameters; smaller models rarely follow feedback (tests/benchmarks/README.md)
 MIN_LABELS, MIN_WISHES = 8, 3  # right answers below which mined data would be mostly wrong
-_OTHER_LABELLER = "use a stronger model, or set config.follow_ups.labeller='policy'"
+_OTHER_LABELLER = "set config.follow_ups.labeller='policy'"
 
 _REQUEST = 'How do I keep bread fresh?'
 _REPLY = (
@@ -103,8 +103,7 @@ def _check_folder(config: ConfigDict, path: str, findings: Findings) -> None:
     if parameters < STRONG:
         findings.warn(
             f'the teacher {path} has only {parameters / 1e6:,.0f} million parameters, and models of this size rarely '
-            'rewrite a reply according to feedback: set config.teacher.path and config.teacher.model to a stronger '
-            'model'
+            'follow feedback when they rewrite a reply: set config.teacher.path to a stronger model'
         )
 
 
@@ -193,9 +192,8 @@ def _estimate(config: ConfigDict, sample: Sample, labels: Asked | None, sentence
     asked = asked_of(labels, sentences)
     if (seconds := sum(each.seconds for each in asked)) > SLOW:
         findings.warn(
-            f'the teacher takes {seconds:.0f} s for {sum(each.questions for each in asked)} short questions: expect '
-            f'{sum(each.hours for each in work):,.1f} hours, or use a faster server, or one that answers several '
-            'requests at the same time and a higher config.teacher.concurrency'
+            f'the teacher takes {seconds:.0f} s for {sum(each.questions for each in asked)} short questions and would '
+            f'take {sum(each.hours for each in work):,.1f} hours for this data: use a faster server'
         )
 
 
@@ -210,8 +208,7 @@ def _ask_the_longest(task: Task, sample: Sample, findings: Findings) -> None:
     if not generate(task, task.config.teacher.path, [prompt])['longest']:
         findings.warn(
             f'the teacher {task.config.teacher.model} gives no reply to the longest follow-up in the sample '
-            f'({_size(longest):,} characters with the exchange before it): start the server '
-            'with a longer context, or lower config.ingest.max_characters'
+            f'({_size(longest):,} characters with the exchange before it): start the server with a longer context'
         )
 
 

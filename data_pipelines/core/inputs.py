@@ -39,7 +39,7 @@ def input_folder(config: ConfigDict, key: str) -> Path:
     made_by = read_json(folder / 'manifest.json', f'rerun the {stage!r} stage', fields=()).get('stage', stage)
     if made_by != stage:
         raise UserError(
-            f'config.data.{key}: {folder} was made by the stage {made_by!r}, not by {stage!r}: set the key to another '
+            f'config.data.{key}: {folder} was made by the {made_by!r} stage, not by {stage!r}: set the key to another '
             'folder'
         )
     return folder

@@ -95,7 +95,4 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[str]]]:
         except sqlite3.DatabaseError:
             return file, []
     except sqlite3.OperationalError as error:
-        raise UserError(
-            f'{path} cannot be opened ({error}): check that no other process is using the file and that the disk is '
-            'healthy, then run again'
-        ) from None
+        raise UserError(f'{path} cannot be opened ({error}): check that no other process is using it') from None

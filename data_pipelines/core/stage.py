@@ -144,7 +144,7 @@ class Stage:
         settle_if_free(folder)
         made_from = self.made_from(config)
         if (folder / 'manifest.json').exists() and not overwrite:
-            manifest = read_json(folder / 'manifest.json', 'remove the folder, or pass --overwrite', fields=())
+            manifest = read_json(folder / 'manifest.json', 'remove the folder', fields=())
             if manifest.get('made_from') == made_from:
                 self.check(config, manifest)
                 _remove_work(folder)  # left by a run that was killed just as it finished
@@ -152,8 +152,7 @@ class Stage:
                 return manifest['counts']
             raise UserError(
                 f'config.{self.output}: {folder} was made with different input or settings, or by another version of '
-                f'the stage: remove or rename the folder, run the {self.name!r} stage with --overwrite, or run the '
-                'loop with --redo'
+                'the stage: pass --overwrite (for the loop, --redo)'
             )
         with new_folder(folder, overwrite=overwrite) as temporary:
             temporary.chmod(0o700)  # only the folder's owner may read user text

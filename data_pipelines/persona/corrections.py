@@ -66,7 +66,7 @@ def read_corrections(path: Path) -> Corrections:
         except ValueError:
             raise UserError(
                 f'{path}, line {number} is not a correction: write {{"delete_user": ID}}, {{"delete_claim": ID}} or '
-                '{"edit_claim": ID, "text": TEXT}, or remove the line'
+                '{"edit_claim": ID, "text": TEXT}'
             ) from None
     return Corrections(frozenset(users), frozenset(claims), texts)
 
@@ -88,8 +88,8 @@ def corrected(claims: Iterable[Claim], corrections: Corrections, counts: Counter
             claim = Claim(**claim | dict(text=text, edited=True))
             if reason := edit_fault(text):
                 raise UserError(
-                    f'the new text {text!r} for claim {claim["id"]} cannot be stored (reason: {reason}; see "What is '
-                    'never stored" in docs/personas.md): word it differently, or delete the claim'
+                    f'the new text {text!r} for claim {claim["id"]} breaks a rule in docs/personas.md ({reason}): word '
+                    'it differently'
                 )
         kept.append(claim)
     return kept

@@ -80,10 +80,8 @@ def _check_users_and_times(conversations: Iterable[Conversation]) -> None:
     with_follow_up = (conversation for conversation in conversations if len(conversation['messages']) > 2)
     if not any(conversation['user_id'] and conversation['began'] for conversation in with_follow_up):
         raise UserError(
-            "config.personas.scope is 'earlier_conversations', but no conversation with several user turns has both "
-            "a user id and a start time: set the scope to 'first_k_turns', or set config.ingest.fields.user and "
-            'config.ingest.fields.said_at to the fields with the user id and the time (a serving log has the start '
-            'time if it contains the call for the first turn)'
+            "config.personas.scope is 'earlier_conversations', but no conversation with several user turns has both a "
+            "user id and a start time: set it to 'first_k_turns'"
         )
 
 

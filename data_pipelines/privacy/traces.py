@@ -52,8 +52,7 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
         _add(path, traces)
     if not workdir and not traces.outputs:
         raise UserError(
-            'config.data does not point to a folder that a stage wrote: set one of its paths to such a folder, or pass '
-            'the folder of a loop as --workdir'
+            'config.data does not point to a folder that a stage wrote: pass the folder of a loop as --workdir'
         )
     return traces
 
@@ -68,8 +67,8 @@ def opt_out_lists(config: ConfigDict, workdir: str | None, traces: Traces) -> li
     """
     if not workdir and not config.ingest.opt_out:
         raise UserError(
-            'config.ingest.opt_out is empty: set it to a file that lists the users to exclude from now on, or pass '
-            '--workdir=DIR, whose list is the file DIR.opt_out'
+            'config.ingest.opt_out is empty and --workdir is missing: set config.ingest.opt_out to a file that lists '
+            'the users to exclude'
         )
     if not workdir:
         return [config.ingest.opt_out]
@@ -77,9 +76,8 @@ def opt_out_lists(config: ConfigDict, workdir: str | None, traces: Traces) -> li
     is_elsewhere = config.data.conversations and named not in {(loop / 'conversations').resolve() for loop in loops}
     if is_elsewhere and named in traces.outputs and not config.ingest.opt_out:
         raise UserError(
-            f'config.data.conversations: {named} does not belong to a loop in --workdir={workdir}, and the list beside '
-            'a loop excludes users only from that loop: set config.ingest.opt_out to one list for the loops '
-            'and this folder'
+            f'config.data.conversations ({named}) does not belong to a loop in --workdir={workdir}: set '
+            'config.ingest.opt_out to one list for both'
         )
     return sorted({opt_out_list(config, loop) for loop in loops})
 

@@ -63,8 +63,7 @@ def read_salt(path: str) -> bytes:
         salt = b''
     if len(salt) != SALT_BYTES:
         raise UserError(
-            f'config.ingest.salt: {file} does not contain {SALT_BYTES} bytes in hex: restore the file, or set the '
-            "key to a path at which the 'ingest' stage can create a salt"
+            f'config.ingest.salt: {file} does not contain {SALT_BYTES} bytes in hex: restore the file from a backup'
         )
     return salt
 
@@ -99,8 +98,8 @@ def opt_out_with(path: str, users: Iterable[str]) -> frozenset[str]:
     for user in users:
         if _ids(_as_list([user])) != {user}:
             raise UserError(
-                f'--user={user!r}: this id cannot be stored in config.ingest.opt_out, which holds one id per line: '
-                'pass the id exactly as it appears in the records, without surrounding spaces'
+                f'--user={user!r} cannot be stored in config.ingest.opt_out: pass the id without line breaks '
+                'or surrounding spaces'
             )
     return frozenset(users) | (read_opt_out(path) if Path(path).expanduser().exists() else frozenset())
 

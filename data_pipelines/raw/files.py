@@ -34,10 +34,14 @@ _BOMS = {
     b'\xff\xfe\0\0': 'UTF-32', b'\0\0\xfe\xff': 'UTF-32', b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16',
 }  # fmt: skip
 _OTHER_KINDS = {
-    b'PK\x03\x04': 'a zip archive', b'BZh': 'compressed with bzip2', b'\xfd7zXZ': 'compressed with xz',
-    b'7z\xbc\xaf': 'a 7z archive', b'%PDF': 'a PDF', b'SQLite format 3': 'an SQLite database',
-    b'ARROW1': 'an Arrow file',
-}  # fmt: skip
+    b'PK\x03\x04': 'a zip archive: unpack it',
+    b'BZh': 'compressed with bzip2: decompress it',
+    b'\xfd7zXZ': 'compressed with xz: decompress it',
+    b'7z\xbc\xaf': 'a 7z archive: unpack it',
+    b'%PDF': 'a PDF: convert it to JSON lines',
+    b'SQLite format 3': 'an SQLite database: convert it to JSON lines',
+    b'ARROW1': 'an Arrow file: convert it to parquet',
+}
 _MAGIC = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd'}
 
 Compression = Literal['', 'gzip', 'zstd']
@@ -94,8 +98,8 @@ def files_of(name: str, key: str) -> Files:
         files = [path]
     if not files or not all(each.is_file() for each in files):
         raise UserError(
-            f'{key}: {path} does not exist or contains no .jsonl or .parquet file (.jsonl may be compressed, as .gz or '
-            '.zst): set the key to a different path'
+            f'{key}: {path} does not exist or contains no .jsonl, .ndjson or .parquet file: set the key to a different '
+            'path'
         )
     return Files(files, others)
 
@@ -126,7 +130,7 @@ def form_of(path: Path, key: str) -> Form:
             with open_json(path, compression) as file:
                 head = _first_block(file)
     except (OSError, EOFError) as error:
-        raise UserError(f'{key}: {path} cannot be read ({error}): check the file, or fetch it again') from None
+        raise UserError(f'{key}: {path} cannot be read ({error}): check the file') from None
     if fault := _fault(head):
         raise UserError(f'{key}: {path} is {fault}')
     text = head.removeprefix(b'\xef\xbb\xbf').lstrip()
@@ -143,9 +147,9 @@ def _first_block(file: BinaryIO) -> bytes:
 
 def _fault(head: bytes) -> str:
     """Return why a file cannot be read as UTF-8 JSON, and what to do; '' if its first bytes show no fault."""
-    for magic, kind in _OTHER_KINDS.items():
+    for magic, fault in _OTHER_KINDS.items():
         if head.startswith(magic):
-            return f'{kind}: unpack it, or convert it to JSON lines or parquet'
+            return fault
     encoding = next((name for mark, name in _BOMS.items() if head.startswith(mark)), '')
     if not encoding and head.count(0) * 4 > len(head):
         encoding = 'UTF-16'

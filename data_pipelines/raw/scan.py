@@ -152,7 +152,7 @@ def chunks_of(files: Sequence[Path], raw: str) -> list[Chunk]:
         )
     found = [chunk for path in files for chunk in chunks(path, file_split(path) if len(by_split) > 1 else '')]
     if not found:
-        raise UserError(f'config.data.raw: {raw} contains no records: fetch it again, or use other files')
+        raise UserError(f'config.data.raw: {raw} contains no records: set the key to other files')
     return found
 
 

@@ -103,8 +103,8 @@ def _remedy(counts: Counter) -> str:
     """Return what to do if no conversation is usable."""
     if counts['dropped_single_message_of_a_tree']:
         return (
-            'each record is a single message: use the file of whole trees instead, such as '
-            'hf://OpenAssistant/oasst2/2023-11-05_oasst2_ready.trees.jsonl.gz, or join the messages into conversations'
+            'use a file of whole conversations instead of single messages, such as '
+            'hf://OpenAssistant/oasst2/2023-11-05_oasst2_ready.trees.jsonl.gz'
         )
     if any(name.startswith('dropped_unknown_role') for name in counts):
         return 'add the roles to config.ingest.fields.user_role, assistant_role or system_role'

@@ -36,8 +36,8 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     known = [name for name in shared if not set(met[name]) & set(held_out)]
     if not known:
         raise NothingToEvaluate(
-            'no prompt was answered in every condition, not counting users with tastes in config.simulated.held_out: '
-            'raise config.simulated.users.test or config.sampler.prompt_tokens'
+            'no prompt of a user without tastes in config.simulated.held_out was answered in every condition: raise '
+            'config.simulated.users.test'
         )
     users = {name: first[name]['user_id'] for name in shared}
     result = _compare(tables, known, lambda record: record['satisfaction'])
@@ -60,7 +60,7 @@ def _read(by_model: Mapping[str, Path]) -> Tables:
         if not {'own', 'other'} <= tables.get(model, {}).keys():
             raise NothingToEvaluate(
                 f"the evaluation {folder.name!r} lacks replies under the user's own persona or another user's: raise "
-                'config.sampler.prompt_tokens, or add own and other to config.satisfaction.conditions'
+                'config.sampler.prompt_tokens'
             )
     return tables
 

@@ -86,7 +86,7 @@ def _check_tastes(tastes: Sequence[str], held_out: Sequence[str]) -> None:
     for taste in (*tastes, *sorted(held_out)):
         if taste not in TASTES:
             key = 'tastes' if taste in tastes else 'held_out'
-            raise UserError(f'config.simulated.{key}: there is no taste {taste!r}: choose from {", ".join(TASTES)}')
+            raise UserError(f'config.simulated.{key}: {taste!r} is not a known taste: choose from {", ".join(TASTES)}')
     if in_both := set(held_out) & set(tastes):
         raise UserError(
             f'config.simulated.held_out: {min(in_both)!r} is also in config.simulated.tastes: remove it from one list'

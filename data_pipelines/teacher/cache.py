@@ -95,7 +95,7 @@ class AnswerCache:
           UserError: the file cannot be changed, for example because another process is using it.
         """
         without_author = 'FROM answers WHERE request NOT IN (SELECT request FROM authors)'
-        with self._usable('check that no other process is using it, then run again to resume'):
+        with self._usable('check that no other process is using it'):
             self._file.execute('PRAGMA journal_mode = DELETE')  # another tool may have set a mode that keeps a log
             with self._transaction():
                 ((unknown,),) = self._file.execute(f'SELECT count(*) {without_author}')

@@ -164,19 +164,16 @@ class Endpoint:
         remedy = {
             400: 'change what the endpoint objects to',
             401: f'put the key for this endpoint in the {key}',
-            403: f'check what the key in the {key} permits',
-            404: 'check config.teacher.model and the end of the path, which is often /v1',
+            403: f'check the permissions of the key in the {key}',
+            404: 'check config.teacher.model and the path, which often ends in /v1',
             422: 'change what the endpoint objects to',
-            429: 'wait, or lower config.teacher.concurrency',
+            429: 'lower config.teacher.concurrency',
         }.get(status, 'check that the server is running')
         if not status and 'Timeout' in answer:
-            remedy += (
-                ', and if it is slow, lower config.teacher.concurrency to what it answers at the same time, or raise '
-                'config.teacher.timeout'
-            )
+            remedy = 'raise config.teacher.timeout'
         return UserError(
             f'config.teacher.path: {self._teacher.path} gave no usable answer ({" ".join(answer.split())[:300]}): '
-            f'{remedy}, then run again to resume'
+            f'{remedy} and run again to resume'
         )
 
 

@@ -295,8 +295,8 @@ class _Teacher:
         budget = self._config.teacher.budget
         if budget and self.spent >= budget:
             raise UserError(
-                f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise the budget, or set it to '
-                '0 for no limit, then run again to resume'
+                f'config.teacher.budget: {self.spent:,} of {budget:,} tokens are spent: raise the budget and run again '
+                'to resume'
             )
 
 

@@ -27,8 +27,8 @@ class RecordedAnswers:
             lines = Path(path).read_bytes().splitlines()
         except OSError as error:
             raise UserError(
-                f'config.teacher.cache: cannot read the recorded answers in {path} ({error.strerror}): set it to a '
-                'record that exists, or to an SQLite file, which is created if it is missing'
+                f'config.teacher.cache: cannot read the recorded answers in {path} ({error.strerror}): set it to an '
+                'existing file of answers'
             ) from None
         for number, line in enumerate(lines, start=1):
             try:
@@ -46,9 +46,8 @@ class RecordedAnswers:
     def refuse_new(self) -> None:
         """Raise UserError: new answers cannot be added to a record, so the teacher must not be asked for any."""
         raise UserError(
-            f'config.teacher.cache: the recorded answers in {self._path} do not cover this config and data: '
-            'undo the change, or choose a teacher with config.teacher.path and config.teacher.model and set '
-            'config.teacher.cache to an SQLite file, whose name does not end in .jsonl'
+            f'config.teacher.cache: the answers recorded in {self._path} do not cover this config and data: set it to '
+            'a path that does not end in .jsonl, so that the teacher is asked'
         )
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:

@@ -119,7 +119,7 @@ def start(*, commands: Sequence[str] = ()) -> str:
         sys.exit(0)
     words = _parse_flags(sys.argv)[1:]
     if commands and (not words or words[0] not in commands):
-        refuse(f'the first argument must be one of: {", ".join(commands)}')
+        refuse(f'the first argument is not a command: choose one of {", ".join(commands)}')
     if extra := words[1:] if commands else words:
         refuse(f'unexpected argument {extra[0]!r}: pass every option as --flag=value')
     if 'config' in flags.FLAGS:

@@ -18,9 +18,12 @@ def check_config(config: ConfigDict) -> ConfigDict:
       UserError: the configuration is not valid; the message names the key, its value and the allowed values.
     """
     if config is None:
-        raise UserError('--config is missing, or its get_config() returns nothing: pass --config=configs/NAME.py')
+        raise UserError('--config is missing or its get_config() returns nothing: pass --config=configs/NAME.py')
     if not isinstance(config, ConfigDict):
-        raise UserError('--config: get_config() must return the ConfigDict that rlhi_jax.config.base_config() makes')
+        raise UserError(
+            f'--config: get_config() returns a {type(config).__name__}: return the ConfigDict that '
+            'rlhi_jax.config.base_config() makes'
+        )
     _check_keys('config', config, SCHEMA)
     for name, part in reference():
         if isinstance(part, Key) and not part.allows(value := attrgetter(name)(config)):
@@ -37,7 +40,7 @@ def _check_keys(path: str, config: ConfigDict, section: Section) -> None:
         name = f'{path}.{key}'
         if key not in section.parts:
             known = renamed(name.removeprefix('config.')) or f'known: {", ".join(sorted(section.parts))}'
-            raise UserError(f'{name} is not a known key: remove it or correct its name ({known})')
+            raise UserError(f'{name} is not a known key: remove or rename it ({known})')
         if key not in config:
             raise UserError(f'{name} is missing: make the config with rlhi_jax.config.base_config()')
         part, value = section.parts[key], config[key]
@@ -54,8 +57,7 @@ def _check_model_paths(config: ConfigDict) -> None:
     for name in ('model.path', 'candidates.reward_model', 'satisfaction.model'):
         if '://' in attrgetter(name)(config):
             raise UserError(
-                f'config.{name} is a URL: set it to a training workdir, or to a folder made by '
-                '`python -m rlhi_jax.convert import`; only config.teacher.path may be an endpoint'
+                f'config.{name} is a URL, but only config.teacher.path may be one: set it to the path of a model folder'
             )
 
 
@@ -75,9 +77,8 @@ def _check_teacher(config: ConfigDict) -> None:
     plain = path.isascii() and path.isprintable() and not set(' ?#') & set(path)
     if not (well_formed and plain and path.startswith(('http://', 'https://'))):
         raise UserError(  # does not quote the path, which may contain a password
-            "config.teacher.path must be an ASCII URL of the form http(s)://HOST[:PORT]/PATH, without spaces, '?' or "
-            "'#'. Do not include a username or password, because the URL is written to disk: put the key in the "
-            'environment variable named by config.teacher.key_variable'
+            'config.teacher.path is not an ASCII URL of the form http(s)://HOST[:PORT]/PATH: remove any username or '
+            "password, spaces, '?' and '#' from it"
         )
     if not config.teacher.model:
         raise UserError('config.teacher.model is empty: set it to the name of the model at config.teacher.path')
@@ -98,8 +99,8 @@ def _check_conditions(config: ConfigDict) -> None:
     text = config.satisfaction.conditions
     if not {'own', 'other'} <= set(text.split(',')) <= {'own', 'other', 'empty'}:
         raise UserError(
-            f"config.satisfaction.conditions is {text!r}: use 'own', 'other' and optionally 'empty', separated by "
-            'commas without spaces'
+            f'config.satisfaction.conditions is {text!r}: list own, other and optionally empty, separated by commas '
+            'without spaces'
         )
 
 

@@ -42,8 +42,8 @@ def opt_out_list(config: ConfigDict, workdir: Path) -> str:
     beside = beside.with_name(f'{beside.name}.opt_out')
     if named and beside.exists() and Path(named).expanduser().resolve() != beside:
         raise UserError(
-            f'config.ingest.opt_out: {named} is used instead of {beside}, which also lists users to exclude: add these '
-            f'users to {named} and remove {beside}'
+            f'config.ingest.opt_out is {named}, so the users listed in {beside} would not be excluded: add them to '
+            f'{named}, then remove {beside}'
         )
     return named or str(beside)
 

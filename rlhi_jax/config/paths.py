@@ -40,7 +40,7 @@ def require(config: ConfigDict, *names: str) -> None:
     """
     for name in names:
         if not attrgetter(name)(config):
-            raise UserError(f'config.{name} is empty: set it in the config file or pass --config.{name}=PATH')
+            raise UserError(f'config.{name} is empty: set it with --config.{name}=PATH')
 
 
 def listed(config: ConfigDict, name: str) -> list[str]:
@@ -57,5 +57,5 @@ def listed(config: ConfigDict, name: str) -> list[str]:
     text = attrgetter(name)(config)
     items = [item.strip() for item in text.split(',')]
     if '' in items:
-        raise UserError(f'config.{name}={text} has an empty item before or after a comma: remove that comma')
+        raise UserError(f'config.{name}={text} has an empty item: remove the extra comma')
     return items

@@ -78,11 +78,11 @@ def _open(path: Path):
     except ImportError:
         raise UserError(f'{path} cannot be read without the gguf package: run `pip install gguf`') from None
     if not path.exists():
-        raise UserError(f'{path} does not exist: use an existing .gguf file')
+        raise UserError(f'{path} does not exist: set --source to an existing .gguf file')
     try:
         return gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError, OverflowError) as error:
-        raise UserError(f'{path} is damaged, cut short or not a GGUF file ({error}): download it again') from None
+        raise UserError(f'{path} cannot be read as a GGUF file ({error}): download it again') from None
 
 
 def _fields(reader) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
         if stated != value:
             raise _unsupported(path, f'field {family}.{name} is {stated!r}', repr(value))
     if 'token_embd.weight' not in tensors:
-        raise UserError(f'{path} has no tensor token_embd.weight: download it again, or join the parts of a split file')
+        raise UserError(f'{path} has no tensor token_embd.weight: use a file that contains the whole model')
     spec = ModelSpec(
         family=family,
         vocab_size=_shape(tensors['token_embd.weight'])[0],
@@ -207,8 +207,8 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     kind, pieces, types = fields.get('tokenizer.ggml.model'), need('tokens'), need('token_type')
     if len(set(pieces)) != len(pieces) or len(types) != len(pieces):
         raise UserError(
-            f'{path}: field tokenizer.ggml.tokens contains duplicates, or its length differs from that of '
-            'tokenizer.ggml.token_type: choose another file'
+            f'{path}: field tokenizer.ggml.tokens contains duplicates or is not as long as tokenizer.ggml.token_type: '
+            'choose another file'
         )
     if kind == 'gpt2':
         split = fields.get('tokenizer.ggml.pre')

@@ -115,7 +115,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     name = 'rope_scaling' if config.get('rope_scaling') else 'rope_parameters'
     rope = config.get(name) or {}
     if not isinstance(rope, Mapping):
-        raise UserError(f'config.json: {name} is {json.dumps(rope)[:80]}: set it to an object')
+        raise UserError(f'config.json: {name} is {json.dumps(rope)[:80]}: set it to a JSON object')
     stated = rope.get('rope_theta') or config.get('rope_theta') or 10_000.0
     theta = _number(dict(rope_theta=stated), 'rope_theta')
     if any(isinstance(value, Mapping) for value in rope.values()):
@@ -217,8 +217,8 @@ def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
                 )
     if spec.head == 'reward' and ids['pad_token_id'] is None:
         raise UserError(
-            'pad_token_id is not set, but a reward model needs it: import the model again with --pad_token=TOKEN, a '
-            'token that never ends a reply, or set its id under "tokens" in the model.json of --checkpoint'
+            'pad_token_id is not set, but a reward model needs it: set it under "tokens" in the model.json of '
+            '--checkpoint'
         )
 
 
@@ -281,7 +281,7 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     for file in sorted({str(file) for file in weight_map.values()}):
         if Path(file).name != file or not _is_file(folder / file):
             raise UserError(
-                f'{folder / INDEX} names the file {file!r}, which is not a file in the folder: download the model again'
+                f'{folder / INDEX} lists {file!r}, which is not a file in the folder: download the model again'
             )
         for name, tensor in read_header(folder / file).items():
             if name in tensors:

@@ -13,7 +13,7 @@ import numpy as np
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.spec import ModelSpec
 
-_REMEDY = 'download the model again, or check that its configuration matches its tensors'
+_REMEDY = 'download the model again'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,10 @@ def flattened(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     expected = {leaf.path: leaf.shape(spec) for leaf in LEAVES if leaf.when(spec)}
     for path in sorted(expected.keys() ^ flat.keys()):
         fault = 'is missing from' if path in expected else 'is not part of'
-        raise UserError(f'parameter {path} {fault} a {spec.family} {spec.head} model: import or train the model again')
+        raise UserError(
+            f'parameter {path} {fault} a {spec.family} model with the {spec.head!r} head: import or train the model '
+            'again'
+        )
     for path, shape in expected.items():
         if tuple(flat[path].shape) != shape:
             raise UserError(

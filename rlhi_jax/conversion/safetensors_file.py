@@ -79,7 +79,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if 8 + length + end != size:
             raise ValueError(f'its header describes {8 + length + end} bytes, but the file has {size}')
     except FileNotFoundError:
-        raise UserError(f'{path} does not exist, so the model folder is incomplete: download it again') from None
+        raise UserError(f'{path} does not exist, so the model folder is incomplete: download the model again') from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{path} is damaged or cut short ({error}): download it again') from None
     return tensors

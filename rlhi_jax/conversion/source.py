@@ -10,6 +10,7 @@ from rlhi_jax.conversion.hf import INDEX, SINGLE
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.tokenizers.added_tokens import added_tokens
+from rlhi_jax.tokenizers.renderer import layouts
 
 TOKENIZER_FILES = (
     'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
@@ -28,8 +29,8 @@ def check_source(path: Path) -> None:
     if (path / 'adapter_config.json').exists():
         base = read_json(path / 'adapter_config.json', 'use another --source', fields=()).get('base_model_name_or_path')
         raise UserError(
-            f'--source: {path} is a LoRA adapter of {base}, not a whole model: merge it into that model first (in '
-            '`peft`: model.merge_and_unload().save_pretrained(FOLDER))'
+            f'--source: {path} is a LoRA adapter of {base}, not a whole model: merge it into that model with '
+            'merge_and_unload() from `peft`'
         )
     if not (path / 'config.json').exists():
         raise UserError(f'--source: {path} has no config.json: use a Hugging Face model folder')
@@ -40,21 +41,19 @@ def check_source(path: Path) -> None:
         if pickled:
             raise UserError(
                 f'--source: {path} contains no {SINGLE}, only {pickled[0]}, which may run code when it is read: '
-                'convert it to safetensors first (in `transformers`: load the model, then run '
-                'model.save_pretrained(FOLDER))'
+                'convert it to safetensors with `transformers`'
             )
         raise UserError(f'--source: {path} has neither {SINGLE} nor {INDEX}: download the model again')
     if not any((path / name).exists() for name in ('tokenizer.json', 'tokenizer.model')):
         slow = [name for name in ('vocab.json', 'merges.txt', 'vocab.txt', 'spiece.model') if (path / name).exists()]
-        remedy = f'convert {", ".join(slow)} with `transformers`' if slow else "copy its base model's tokenizer"
-        raise UserError(
-            f'--source: {path} has neither tokenizer.json nor tokenizer.model: {remedy} (AutoTokenizer, then '
-            'tokenizer.save_pretrained(FOLDER))'
+        remedy = (
+            f'convert {", ".join(slow)} to tokenizer.json with `transformers`'
+            if slow
+            else 'copy the tokenizer of its base model'
         )
+        raise UserError(f'--source: {path} has neither tokenizer.json nor tokenizer.model: {remedy}')
     if not (path / 'tokenizer_config.json').exists():
-        raise UserError(
-            f'--source: {path} has no tokenizer_config.json, which names special tokens: copy it from the base model'
-        )
+        raise UserError(f'--source: {path} has no tokenizer_config.json: copy it from the base model')
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -79,8 +78,8 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         expected = ids.get(fields['content'], following)
         if token != expected:
             raise UserError(
-                f'{source}: tokenizer_config.json gives the token {fields["content"]!r} the id {token}, but in '
-                f'tokenizer.json it would have the id {expected}: save the tokenizer again with `transformers`'
+                f'{source}: tokenizer_config.json gives the token {fields["content"]!r} the id {token}, but '
+                f'tokenizer.json implies the id {expected}: save the tokenizer again with `transformers`'
             )
         following += fields['content'] not in ids
         description['added_tokens'].append({'id': token, **fields})
@@ -106,12 +105,14 @@ def chat_template(folder: Path) -> str:
         named = {each.get('name'): each.get('template') for each in template if isinstance(each, dict)}
         if 'default' not in named:
             raise UserError(
-                f'the source has chat templates only for special purposes ({", ".join(map(str, named))}), and none '
-                "named 'default': pass --template=NAME"
+                f'the source has no chat template named default, only {", ".join(map(str, named))}: pass '
+                f'--template=NAME (NAME is one of {", ".join(layouts())})'
             )
         template = named['default']
     if not isinstance(template, str):
-        raise UserError('the source has no chat template: pass --template=NAME')
+        raise UserError(
+            f'the source has no chat template: pass --template=NAME (NAME is one of {", ".join(layouts())})'
+        )
     return template
 
 
@@ -124,7 +125,7 @@ def token_ids(folder: Path, config: Mapping[str, Any], vocab_size: int) -> dict[
       UserError: an id is not in the vocabulary.
     """
     path = folder / 'generation_config.json'
-    generation = read_json(path, 'fix this file or remove it from --source', fields=()) if path.exists() else {}
+    generation = read_json(path, 'fix this file', fields=()) if path.exists() else {}
     ids = {}
     for name in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
         value = ids[name] = generation.get(name, config.get(name))

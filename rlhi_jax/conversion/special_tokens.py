@@ -50,8 +50,7 @@ def finish_tokens(
     if template.tokenizer.vocab_size > spec.vocab_size:
         raise UserError(
             f'{source}: the tokenizer has {template.tokenizer.vocab_size} tokens, but the embedding has only '
-            f"{spec.vocab_size}: use the model's own tokenizer, or resize the embedding (in `transformers`: "
-            'model.resize_token_embeddings) and save the model again'
+            f'{spec.vocab_size}: use the tokenizer that the model was trained with'
         )
     texts = {token: text for text, token in control.items()}
     eos = tokens['eos_token_id']
@@ -67,7 +66,7 @@ def finish_tokens(
     if pad_token is not None:
         if pad_token not in control or control[pad_token] == template.last_of_reply:
             raise UserError(
-                f'--pad_token={pad_token} is not a special token of the tokenizer, or ends a reply: choose one of '
+                f'--pad_token={pad_token} must be a special token that does not end a reply: choose one of '
                 f'{", ".join(text for text in control if control[text] != template.last_of_reply)}'
             )
         pad = control[pad_token]

@@ -88,7 +88,7 @@ def make_plan(
     if not pieces and not may_be_empty:
         raise UserError(
             f'no pair fits in a row of {capacities.tokens} tokens with {capacities.scored} scored tokens (dropped: '
-            f'{dict(dropped)}): raise config.rows.tokens or config.rows.scored'
+            f'{dict(dropped)}): raise config.rows.tokens and config.rows.scored'
         )
     rows = [[pieces[i] for i in row] for row in pack_bins(sizes, capacities)]
     tokens = sum(s.tokens for s in sizes)
@@ -112,9 +112,8 @@ def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate,
             longest = max(longest, int(lay_out(encoder.encode(piece)).position_T.max()) + 1)
     if longest > most:
         raise UserError(
-            f'config.rows.tokens is {plan.capacities.tokens}, and a conversation has {longest} tokens, but the model '
-            f'reads at most {most} tokens: set config.rows.tokens to at most {most}, so that longer conversations are '
-            "shortened, and rerun the 'rows' stage"
+            f'a conversation has {longest} tokens, but the model reads at most {most}: lower config.rows.tokens from '
+            f"{plan.capacities.tokens} to {most} and rerun the 'rows' stage"
         )
 
 

@@ -52,7 +52,9 @@ class Shards:
         for entry in entries:
             self._verify(entry)
         if not sum(entry['trees'] for entry in entries):
-            raise UserError(f'{self.folder} contains no interactions: see the counts in its {MANIFEST}, then {_REMEDY}')
+            raise UserError(
+                f'{self.folder} contains no interactions (its {MANIFEST} counts what was dropped): {_REMEDY}'
+            )
         self.digest = digest([entry['sha256'] for entry in entries])
         self._source = grain.sources.ArrayRecordDataSource([str(self.folder / entry['file']) for entry in entries])
 

@@ -35,7 +35,7 @@ _FAULTS = {
     'No space left on device|disk is full|Disk quota exceeded': 'free some space',
     'Read-only file system|readonly database|Permission denied|Operation not permitted': 'use another folder',
     'Too many open files': 'raise the limit with `ulimit -n`',
-    'File too large': 'raise the limit with `ulimit -f`, or use another disk',
+    'File too large': 'raise the limit with `ulimit -f`',
     'Cannot allocate memory': 'free some memory',
 }
 
@@ -51,6 +51,6 @@ def fault_of_the_machine(error: BaseException) -> str:
         for pattern, remedy in _FAULTS.items():
             if match := re.search(pattern, str(error), re.IGNORECASE):
                 path = f' ({error.filename})' if isinstance(error, OSError) and error.filename else ''
-                return f'{match[0]}{path}: {remedy}, and run the same command to resume'
+                return f'{match[0]}{path}: {remedy} and run the same command to resume'
         error = error.__cause__ or error.__context__
     return ''

@@ -155,11 +155,11 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     with HeldFolder(path) as held:
         settle(held.path)
-        if held.path.exists() and not overwrite:
-            raise UserError(f'{path} already exists: use another folder, remove this one, or pass --overwrite')
         ours = any((held.path / name).exists() for name in ('manifest.json', 'model.json', 'config.json'))
         if held.path.exists() and (not ours or (held.path / 'checkpoints').exists()):
             raise UserError(f'{path} was not created by this program and will not be overwritten: use another folder')
+        if held.path.exists() and not overwrite:
+            raise UserError(f'{path} already exists: pass --overwrite to replace it')
         yield held.folder
         held.put_in_place()
 
@@ -224,7 +224,7 @@ def locked(folder: Path) -> int:
         pass  # some network file systems have no locks
     if not free or not _leads_to(folder, opened):  # the last owner may just have moved the folder into place
         os.close(opened)
-        raise UserError(f'{folder} is being written by another run: wait for that run or stop it, then run again')
+        raise UserError(f'{folder} is being written by another run: wait for that run to end')
     return opened
 
 

@@ -66,19 +66,20 @@ def snapshot(name: str, kind: Literal['dataset', 'model'], patterns: Sequence[st
         root = Path(snapshot_download(uri.id, repo_type=kind, revision=uri.revision, allow_patterns=wanted))
     except GatedRepoError:
         raise UserError(
-            f'{flag}: {name} is gated: request access on its page, then log in with `hf auth login` or set HF_TOKEN'
+            f'{flag}: {name} is gated: request access on its page, then log in with `hf auth login`'
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
-            f'{flag}: the hub has no public {kind} {uri.id}: correct the name or, if the {kind} is private, log in '
-            'with `hf auth login` or set HF_TOKEN'
+            f'{flag}: the hub has no public {kind} {uri.id}: correct the name (a private {kind} needs `hf auth login` '
+            'or HF_TOKEN)'
         ) from None
     except RevisionNotFoundError:
-        raise UserError(f'{flag}: {uri.id} has no revision {uri.revision}: use a branch, a tag or a commit') from None
+        raise UserError(
+            f'{flag}: {uri.id} has no revision {uri.revision}: use an existing branch, tag or commit'
+        ) from None
     except (OSError, HTTPError) as error:
         raise UserError(
-            f'{flag}: {name} cannot be downloaded ({one_line(error)}): run again when the hub can be reached (the '
-            'download resumes), or use a local folder'
+            f'{flag}: {name} cannot be downloaded ({one_line(error)}): run again when the hub can be reached'
         ) from None
     below = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob('*')) if file.is_file()}
     files = [file for relative, file in below.items() if any(fnmatch(relative, each) for each in wanted)]

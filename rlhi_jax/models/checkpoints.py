@@ -60,7 +60,7 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
     if not params.exists():
         steps = saved_steps(folder)
         if not steps:
-            raise UserError(f'{folder} has no checkpoint: continue the training, or use another folder')
+            raise UserError(f'{folder} has no checkpoint yet: continue the training')
         if step not in (None, *steps):
             raise UserError(f'{folder} has no checkpoint for step {step} (it has {steps}): choose one of these steps')
         step = steps[-1] if step is None else step
@@ -125,7 +125,7 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
             return checkpointer.restore(model.params_path, abstract)
     except Exception as error:  # for a damaged file, TensorStore raises a bare Exception
         raise UserError(
-            f'{model.params_path} cannot be read as a {model.spec.family} {model.spec.head} model '
+            f'{model.params_path} cannot be read as a {model.spec.family} model with the {model.spec.head!r} head '
             f'({one_line(error)[:300]}): import or train the model again'
         ) from None
 
@@ -154,7 +154,7 @@ class RunCheckpoints:
         if (free := shutil.disk_usage(self._manager.directory).free) < needed:
             raise UserError(
                 f'{self._manager.directory} has {free / 1e6:,.1f} MB of free space, but a checkpoint needs '
-                f'{needed / 1e6:,.1f} MB: free some space, and run the same command to resume'
+                f'{needed / 1e6:,.1f} MB: free some space and run the same command to resume'
             )
         items = dict(
             params=ocp.args.StandardSave(params),

@@ -46,7 +46,9 @@ class ModelSpec:
         if self.family not in FAMILIES:
             raise UserError(f'model family {self.family!r} is not supported: choose one of {", ".join(FAMILIES)}')
         if self.head not in ('lm', 'reward'):
-            raise UserError(f"the model's head is {self.head!r}, but must be 'lm' or 'reward': import the model again")
+            raise UserError(
+                f"the model's head is {self.head!r}, but it must be 'lm' or 'reward': import the model again"
+            )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f'num_heads is {self.num_heads}, which is not a multiple of num_kv_heads ({self.num_kv_heads}): choose '

@@ -55,7 +55,7 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) > 1 or min(sizes.values()) < -1 or 0 in sizes.values():
-        raise UserError(f'config.mesh is {sizes}: every axis must be at least 1, and at most one may be -1')
+        raise UserError(f'config.mesh is {sizes}: set each axis to at least 1, except that one may be -1')
     if free and count % fixed == 0:
         sizes[free[0]] = count // fixed
     if int(np.prod(list(sizes.values()))) != count:

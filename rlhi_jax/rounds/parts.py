@@ -94,6 +94,6 @@ def confirm(redone: Sequence[Part], ask: bool) -> None:
     if not ask:
         return
     if not sys.stdin.isatty():
-        raise UserError('--redo needs an answer from a terminal: pass --yes to go on without asking')
+        raise UserError('--redo needs an answer from a terminal: pass --yes to continue without asking')
     if input('Make these again? [y/N] ').strip().lower() not in ('y', 'yes'):
-        raise UserError('--redo: nothing was changed: answer y to go on')
+        raise UserError('--redo was not confirmed, so nothing was changed: answer y to continue')

@@ -48,7 +48,7 @@ def check_settings(config: ConfigDict) -> None:
     if config.loop.oracle_personas and config.loop.method != 'oracle':
         raise UserError(
             f'config.loop.oracle_personas=True skips the conversations that config.loop.method={config.loop.method!r} '
-            "needs: set oracle_personas to False, or set config.loop.method='oracle'"
+            'needs: set config.loop.oracle_personas=False'
         )
     if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
         raise UserError(
@@ -83,7 +83,7 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     claimed = dict(config=settings, model=model)
     path = workdir / 'loop.json'
     if path.exists() and not replace:
-        stored = read_json(path, f'remove {workdir} or use another --workdir', fields=('config', 'model'))
+        stored = read_json(path, 'use another --workdir', fields=('config', 'model'))
         refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo')
         return
     workdir.mkdir(parents=True, exist_ok=True)

@@ -220,7 +220,7 @@ class Sampler:
                 f'{model.spec.max_positions} tokens: lower one of the two'
             )
         if jax.process_count() > 1:
-            raise UserError('sampling runs in a single process: unset RLHI_COORDINATOR')
+            raise UserError('RLHI_COORDINATOR is set, but sampling runs in a single process: unset it')
         check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
         self.model, self.sampling, self._mesh = model, sampling, mesh
         self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
@@ -287,8 +287,8 @@ class Sampler:
             length = len(request.prompt)
             if not 0 < length <= self.sampling.prompt_tokens:
                 raise UserError(
-                    f'a prompt of {length} tokens does not fit: shorten it, or raise config.sampler.prompt_tokens '
-                    f'({self.sampling.prompt_tokens})'
+                    f'a prompt has {length} tokens, but config.sampler.prompt_tokens is {self.sampling.prompt_tokens}: '
+                    f'raise it to at least {length}'
                 )
             padded = np.zeros(-(-length // BUCKET) * BUCKET, np.int32)
             padded[:length] = request.prompt

@@ -34,6 +34,7 @@ def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(
-            f'{folder}: the added tokens in tokenizer_config.json or added_tokens.json are not texts with ids: {remedy}'
+            f'{folder}: an added token in tokenizer_config.json or added_tokens.json lacks a text or a valid id: '
+            f'{remedy}'
         ) from None
     return sorted(tokens.items())

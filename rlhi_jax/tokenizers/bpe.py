@@ -27,8 +27,7 @@ class BpeTokenizer:
                 self._inside = tokenizers.Tokenizer.from_str(json.dumps(inside))
         except Exception as error:  # the Rust code raises bare Exceptions
             raise UserError(
-                f'{path} cannot be loaded as a tokenizer ({error}): download or import the model again, or '
-                'use another model'
+                f'{path} cannot be loaded as a tokenizer ({error}): download or import the model again'
             ) from None
         self.vocab_size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
         self.digest = file_digest(path)
@@ -39,9 +38,7 @@ class BpeTokenizer:
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         ids = (self._opening if opens else self._inside).encode(text, add_special_tokens=False).ids
         if not self._control_ids.isdisjoint(ids):
-            raise UserError(
-                f'{self._path} yields control tokens from ordinary text, which is unsafe: use another model'
-            )
+            raise UserError(f'{self._path} turns ordinary text into control tokens, which is unsafe: use another model')
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -63,7 +60,7 @@ def _prefixing(description: dict[str, Any], opens: bool) -> dict[str, Any]:
     for i, step in enumerate(splits):
         prefixes = step.get('prepend_scheme', 'never') != 'never' or step.get('add_prefix_space', False)
         if prefixes and i > 0:
-            raise UserError(f'its {step["type"]} adds a space before every word that earlier steps split off')
+            raise ValueError(f'its {step["type"]} adds a space before every word that earlier steps split off')
         if prefixes and step['type'] == 'Metaspace' and (not opens or step['prepend_scheme'] == 'first'):
             splits[i] = {**step, 'prepend_scheme': 'never'}
         elif prefixes and step['type'] == 'ByteLevel' and not opens:

@@ -26,7 +26,7 @@ class SentencePieceTokenizer:
             }
             self._prefixes = model.normalizer_spec.add_dummy_prefix
             if self._prefixes and model.trainer_spec.treat_whitespace_as_suffix:
-                raise UserError('it adds a space after a text, not before it')
+                raise ValueError('it adds a space after a text, not before it')
             for piece in model.pieces:  # SentencePiece matches user-defined pieces in text, but not control tokens
                 if piece.type == _PIECE.USER_DEFINED:
                     piece.type = _PIECE.CONTROL
@@ -36,8 +36,7 @@ class SentencePieceTokenizer:
             self._inside = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and sentencepiece raise exceptions of unrelated types
             raise UserError(
-                f'{path} cannot be loaded as a SentencePiece model ({error}): download or import the model again, or '
-                'use another model'
+                f'{path} cannot be loaded as a SentencePiece model ({error}): download or import the model again'
             ) from None
         added = _added_tokens(Path(path).parent, [piece.piece for piece in model.pieces])
         self.control |= added
@@ -64,6 +63,6 @@ def _added_tokens(folder: Path, pieces: list[str]) -> dict[str, int]:
         if token < len(pieces) and pieces[token] != fields['content']:
             raise UserError(
                 f'{folder}: tokenizer_config.json or added_tokens.json gives the id {token} to {fields["content"]!r}, '
-                f'but in tokenizer.model it is {pieces[token]!r}: download or import the model again'
+                f'but tokenizer.model gives it to {pieces[token]!r}: download the model again'
             )
     return {fields['content']: token for token, fields in tokens if token >= len(pieces)}

@@ -75,9 +75,10 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     prologue = (LAYOUTS / f'persona_in_{placement}.jinja').read_text(encoding='utf-8')
     if template.startswith(_PROLOGUE_MARK):
         if not template.startswith(prologue.split('\n', 1)[0]):
+            exported = next(each for each in PLACEMENTS if each != placement)
             raise UserError(
-                f'--persona_in is {placement!r}, but the source was exported with the other placement: pass '
-                f'--persona_in={next(each for each in PLACEMENTS if each != placement)}'
+                f'--persona_in is {placement!r}, but the source was exported with {exported!r}: pass '
+                f'--persona_in={exported}'
             )
         return template
     escapes = ''.join(
@@ -115,9 +116,7 @@ class ChatTemplate:
         """Load chat_template.jinja, the tokenizer and its special tokens from a tokenizer folder."""
         path = Path(folder) / 'chat_template.jinja'
         if not path.exists():
-            raise UserError(
-                f'{path} does not exist: import the model again, with --template=NAME if its source has no template'
-            )
+            raise UserError(f'{path} does not exist: import the model again')
         return cls(path.read_text(encoding='utf-8'), load_tokenizer(folder), special_tokens(folder))
 
     def encode(self, roles: Roles, content: str, context: Context) -> Encoded:
@@ -236,7 +235,7 @@ class ChatTemplate:
                 fault = 'leaves out' if found < count else 'repeats'
                 raise UserError(
                     f'the chat template {fault} {names[name]}: import the model again with --template=NAME (NAME is '
-                    f'one of {", ".join(layouts())}), or fix chat_template.jinja'
+                    f'one of {", ".join(layouts())})'
                 )
 
     @functools.cached_property
@@ -250,9 +249,8 @@ class ChatTemplate:
         token = encoded.ids[encoded.scored - 1]
         if token not in self.tokenizer.control.values():
             raise UserError(
-                'the chat template ends replies with ordinary text, not with a special token of the tokenizer, so a '
-                f'model could not end its turn: import the model again with --template=NAME (one of '
-                f'{", ".join(layouts())}, with special tokens that the tokenizer has), or use another tokenizer'
+                'the chat template ends replies with ordinary text, not with a special token, so a model could not '
+                f'end its turn: import the model again with --template=NAME (NAME is one of {", ".join(layouts())})'
             )
         return token
 
@@ -299,8 +297,8 @@ class ChatTemplate:
     def _unstable(why: str) -> str:
         names = ', '.join(layouts())
         return (
-            f'this chat template does not keep prefixes stable ({why}), so replies cannot share a prefix: import '
-            f'the model again with --template=NAME (NAME is one of {names})'
+            f'the chat template cannot be used, because {why}: import the model '
+            f'again with --template=NAME (NAME is one of {names})'
         )
 
 

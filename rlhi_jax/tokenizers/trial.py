@@ -23,6 +23,6 @@ def try_tokenizer(folder: Path, persona_in: str, source: str) -> None:
         raise UserError(child.stdout.removeprefix('error: ').strip())
     if child.returncode:
         raise UserError(
-            f'--source={source}: its tokenizer or chat template takes more than {SECONDS} s or {MEMORY // 2**30} GiB '
-            'to load, or crashes: use another model, or pass --template=NAME if only its template is at fault'
+            f'--source={source}: its tokenizer or chat template crashes, or takes more than {SECONDS} s or '
+            f'{MEMORY // 2**30} GiB to load: use another model'
         )

@@ -20,10 +20,10 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
     """
     head = OBJECTIVES[config.objective].head
     if head != model.spec.head and not (head == 'reward' and config.model.new_head):
+        remedy = 'config.model.new_head=True' if head == 'reward' else 'config.model.path to another model'
         raise UserError(
             f'config.objective={config.objective!r} needs a model with the {head!r} head, but {model.path} has the '
-            f'{model.spec.head!r} head: set config.model.path to another model'
-            + (', or set config.model.new_head=True' if head == 'reward' else '')
+            f'{model.spec.head!r} head: set {remedy}'
         )
     if head == model.spec.head and config.model.new_head:
         raise UserError(

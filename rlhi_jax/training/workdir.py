@@ -50,14 +50,18 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
     path = workdir / 'run.json'
     if not path.exists():
         return
-    stored = read_json(path, f'remove {workdir} or use another --workdir', fields=())
+    stored = read_json(path, 'use another --workdir', fields=())
     # A key that did not exist when the run started had no effect then, as it has at its default now.
     defaults = {'config': base_config().to_dict()}
     refuse_difference(f'--workdir={workdir} contains a run', stored, run, defaults=defaults)
 
 
 def refuse_difference(
-    what: str, stored: dict[str, Any], wanted: dict[str, Any], remedy: str = '', defaults: Mapping[str, Any] = EMPTY
+    what: str,
+    stored: dict[str, Any],
+    wanted: dict[str, Any],
+    remedy: str = 'use another --workdir',
+    defaults: Mapping[str, Any] = EMPTY,
 ) -> None:
     """Raise an error if earlier work was started with settings other than `wanted`.
 
@@ -65,7 +69,7 @@ def refuse_difference(
       what: the beginning of the message, such as '--workdir=DIR contains a run'.
       stored: the settings of the earlier work.
       wanted: the current settings.
-      remedy: a further remedy to suggest, in addition to undoing the change and using another workdir.
+      remedy: the end of the message.
       defaults: the values of settings that are not among those of the earlier work.
 
     Raises:
@@ -74,10 +78,7 @@ def refuse_difference(
     before = dict(_flat(defaults)) | dict(_flat(stored))
     for name, value in _flat(wanted):
         if before.get(name) != value:
-            raise UserError(
-                f'{what} with a different {name} ({before.get(name)!r}, now {value!r}): undo the change, '
-                f'{remedy and remedy + ", "}or use another --workdir'
-            )
+            raise UserError(f'{what} with a different {name} ({before.get(name)!r}, now {value!r}): {remedy}')
 
 
 def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
