@@ -50,7 +50,7 @@ from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import generate, likelihoods, model_identity
 from data_pipelines.teacher.prompts import prompt_digest, render
 from data_pipelines.text import languages
-from rlhi_jax.config import likelihood_path, require, teacher_path
+from rlhi_jax.config import likelihood_path, require, sampler_identity, teacher_path
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt, Reply, Turns
 from rlhi_jax.scoring.candidates import Candidates
@@ -103,7 +103,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         prompts=[prompt_digest(name) for name in ('rewrite', 'applies')],
         dislike=DISLIKE,
         settings=config.rewrites.to_dict() | dict(row_tokens=config.teacher.row_tokens),
-        sampler=config.sampler.to_dict(),
+        sampler=sampler_identity(config),
         sampler_sees_persona=config.sampler_sees_persona,
         seed=config.seed,
     )

@@ -35,12 +35,19 @@ class Prompt(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One reply to the prompt `id`; `finished` is False if the reply was cut off at `config.sampler.new_tokens`."""
+    """One reply to the prompt `id`.
+
+    Attributes:
+      finished: False if the reply was cut off at `config.sampler.new_tokens`.
+      logprobs: with `config.sampler.logprobs`, the log-probability (nats) of each token, as in `Sample`; otherwise
+        empty. They include the tokens of a stop string, which the text leaves out.
+    """
 
     id: str
     sample: int
     text: str
     finished: bool
+    logprobs: tuple[float, ...] = ()
 
 
 class Generator:
@@ -89,8 +96,8 @@ class Generator:
         """
         requests = (Request(self.tokens(prompt), prompt.samples, prompt.id) for prompt in prompts)
         for done in self._sampler.sample(requests):
-            text = self._template.tokenizer.decode(list(done.tokens)).strip()
-            yield Reply(prompts[done.request].id, done.sample, text, done.finished)
+            text = self._sampler.sampling.before_stop(self._template.tokenizer.decode(list(done.tokens))).strip()
+            yield Reply(prompts[done.request].id, done.sample, text, done.finished, done.logprobs)
 
 
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
