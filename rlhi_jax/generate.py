@@ -22,14 +22,18 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from rlhi_jax.config import require
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import write_bytes
 from rlhi_jax.io.progress import Progress
-from rlhi_jax.sampling.generator import Generator, Prompt, Reply, prompt_turns
+from rlhi_jax.parallel.crew import run_shared, share
+from rlhi_jax.sampling.generator import Prompt, Reply, draw, prompt_turns
 from rlhi_jax.tokenizers.template import Context
 
 
@@ -78,10 +82,14 @@ def main() -> None:
     require(config, 'model.path')
     require_flags('prompts')
     prompts = read_prompts(Path(flags.FLAGS.prompts))
-    generator = Generator(config, config.model.path)
+    run_shared(lambda: reply_to(prompts, config), config)
+
+
+def reply_to(prompts: Sequence[Prompt], config: ConfigDict) -> None:
+    """Sample the replies to the prompts, and write or print them."""
     replies = []
     with Progress('generate', sum(prompt.samples for prompt in prompts), unit='replies') as progress:
-        for reply in generator.replies(prompts):
+        for reply in map(Reply._make, share(draw, config, dict(model=config.model.path), prompts)):
             replies.append(reply)
             progress.update(len(replies))
     order = {prompt.id: position for position, prompt in enumerate(prompts)}

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.resident import RESIDENT
-from rlhi_jax.parallel.sharding import make_mesh
+from rlhi_jax.parallel.crew import shared
+from rlhi_jax.parallel.sharding import local_mesh
 from rlhi_jax.sampling.sampler import Request, Sampler
 from rlhi_jax.sampling.settings import sampling
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
@@ -65,7 +66,7 @@ class Generator:
         settings, axes, dtype = sampling(config), tuple(config.mesh.to_dict().items()), config.model.dtype
         # The key includes the weights, because the folder's model may have been replaced since the last call.
         key = str(model.path), model.weights, settings, axes, dtype
-        self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, make_mesh(dict(axes)), dtype=dtype))
+        self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, local_mesh(dict(axes)), dtype=dtype))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the model reads before its reply begins."""
@@ -98,6 +99,14 @@ class Generator:
         for done in self._sampler.sample(requests):
             text = self._sampler.sampling.before_stop(self._template.tokenizer.decode(list(done.tokens))).strip()
             yield Reply(prompts[done.request].id, done.sample, text, done.finished, done.logprobs)
+
+
+@shared
+def draw(config: ConfigDict, arguments: dict[str, Any], prompts: Sequence[Prompt]) -> Iterator[Reply]:
+    """Yield every reply to the prompts once, sampled from the model `arguments['model']`, in any order."""
+    if prompts:
+        prompts = [Prompt(*prompt)._replace(context=Context(*prompt[2])) for prompt in prompts]  # from JSON
+        yield from Generator(config, arguments['model']).replies(prompts)
 
 
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:

@@ -211,11 +211,11 @@ def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Pa
 
 
 class Sampler:
-    """A sampler that continues prompts with one model, on the devices of a single process.
+    """A sampler that continues prompts with one model, on devices of this process.
 
     Raises:
-      UserError: the model is not a language model; its context is shorter than the settings require; the model or the
-        slots cannot be split evenly over the mesh; or there is more than one process.
+      UserError: the model is not a language model; its context is shorter than the settings require; or the model or
+        the slots cannot be split evenly over the mesh.
     """
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
@@ -226,8 +226,6 @@ class Sampler:
                 f'config.sampler.prompt_tokens + config.sampler.new_tokens is {tokens}, but {model.path} reads at most '
                 f'{model.spec.max_positions} tokens: lower one of the two'
             )
-        if jax.process_count() > 1:
-            raise UserError('sampling runs in a single process: unset RLHI_COORDINATOR')
         check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
         self.model, self.sampling, self._mesh = model, sampling, mesh
         self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
