@@ -1,6 +1,7 @@
 """Which settings a loop accepts, which it ignores, and which may change when it resumes."""
 
 import functools
+import json
 import sys
 from operator import attrgetter
 from pathlib import Path
@@ -76,7 +77,7 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     Raises:
       UserError: the workdir contains a loop with a different config or model, and `replace` is false.
     """
-    settings = config.to_dict()
+    settings = json.loads(json.dumps(config.to_dict()))  # as stored, with lists instead of tuples
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
         *sections, key = name.split('.')
         del functools.reduce(dict.__getitem__, sections, settings)[key]
