@@ -160,6 +160,21 @@ def test_a_loop_goes_on_with_an_endpoint_that_moved(model, tmp_path):
             claim(other, tmp_path / 'run', dict(weights='w'))
 
 
+def test_a_loop_that_began_before_a_key_existed_goes_on_with_its_default(tmp_path):
+    c = base_config()
+    claim(c, tmp_path / 'run', dict(weights='w'))
+    path = tmp_path / 'run' / 'loop.json'
+    stored = json.loads(path.read_text())
+    del stored['config']['sampler']['top_k'], stored['config']['sampler']['stop']
+    path.write_text(json.dumps(stored))
+    claim(c, tmp_path / 'run', dict(weights='w'))
+    c.sampler.stop = ('END',)
+    with pytest.raises(UserError, match='config.sampler.stop'):
+        claim(c, tmp_path / 'run', dict(weights='w'))
+    claim(c, tmp_path / 'another', dict(weights='w'))
+    claim(c, tmp_path / 'another', dict(weights='w'))
+
+
 def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_path):
     expected, _ = finished
     workdir = tmp_path / 'run'

@@ -77,7 +77,7 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     Raises:
       UserError: the workdir contains a loop with a different config or model, and `replace` is false.
     """
-    settings = json.loads(json.dumps(config.to_dict()))  # as stored, with lists instead of tuples
+    settings = _as_json(config)
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
         *sections, key = name.split('.')
         del functools.reduce(dict.__getitem__, sections, settings)[key]
@@ -85,7 +85,21 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     path = workdir / 'loop.json'
     if path.exists() and not replace:
         stored = read_json(path, f'remove {workdir} or use another --workdir', fields=('config', 'model'))
+        stored['config'] = _with_defaults(stored['config'], _as_json(base_config()))
         refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo')
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, claimed)
+
+
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+    """Return a config as loop.json stores it, with lists instead of tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _with_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in which keys that did not exist yet when the settings were stored have their defaults."""
+    return {
+        name: _with_defaults(settings.get(name, {}), value) if isinstance(value, dict) else settings.get(name, value)
+        for name, value in defaults.items()
+    }
