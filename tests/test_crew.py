@@ -24,6 +24,37 @@ def test_one_process_does_all_the_work():
     assert list(crew.share(doubled, base_config(), dict(by=2), [1, 2, 3])) == [2, 4, 6]
 
 
+class Store:
+    """JAX's key-value store, as one process sees it."""
+
+    def __init__(self):
+        self.entries: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str):
+        assert len(value) <= crew._PART
+        self.entries[key] = value
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        if key not in self.entries:
+            raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: not there')
+        return self.entries[key]
+
+    def key_value_delete(self, key: str):
+        self.entries = {name: value for name, value in self.entries.items() if not f'{name}/'.startswith(f'{key}/')}
+
+
+def test_long_messages_go_through_the_store_in_parts(monkeypatch):
+    monkeypatch.setattr(crew.global_state, 'client', store := Store())
+    monkeypatch.setattr(crew, '_PART', 100)
+    message = dict(items=['naïve \ud83d\ude42' * 40, None, 0.1, {'a': []}])
+    crew._put('7', message)
+    assert len(store.entries) > 4
+    assert crew._get('7', seconds=None) == json.loads(json.dumps(message))
+    assert crew._get('70', seconds=0) is None and crew._get('70', seconds=1) is None
+    crew._delete('7')
+    assert store.entries == {}
+
+
 def test_a_model_split_over_several_processes_is_refused_by_name(monkeypatch):
     everywhere = dict(local_mesh(dict(data=2, fsdp=-1, tensor=2)).shape)
     assert everywhere == dict(data=2, fsdp=2, tensor=2)

@@ -68,6 +68,8 @@ def share(
         yield from _received(number, received, wait=False)
     while received:
         yield from _received(number, received, wait=True)
+    if count > 1:
+        _delete(f'{number}')
 
 
 def call_together(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
@@ -95,11 +97,10 @@ def _follow(config: ConfigDict) -> None:
             except UserError as error:  # every process has the same error, and the main process handles it
                 failed = error
             continue
-        sent = 0
-        for sent, result in enumerate(
-            function(config, message['arguments'], message['items'][index :: jax.process_count()]), start=1
-        ):
-            _put(f'{number}/{index}/{sent - 1}', [result])
+        mine, sent = message['items'][index :: jax.process_count()], 0
+        for result in function(config, message['arguments'], mine):
+            _put(f'{number}/{index}/{sent}', [result])
+            sent += 1
         _put(f'{number}/{index}/{sent}', [])
 
 
@@ -107,7 +108,7 @@ def _received(number: int, received: dict[int, int], *, wait: bool) -> Iterator[
     """Yield the results that have arrived, or wait for the next one; forget processes that have finished."""
     for process in list(received):
         while result := _get(key := f'{number}/{process}/{received[process]}', seconds=None if wait else 0):
-            global_state.client.key_value_delete(key)
+            _delete(key)
             received[process] += 1
             yield result[0]
         if result is not None:
@@ -128,6 +129,10 @@ def _put(key: str, value: Any) -> None:
     for part, content in enumerate(parts):
         global_state.client.key_value_set(f'crew/{key}/part/{part}', content)
     global_state.client.key_value_set(f'crew/{key}/parts', str(len(parts)))
+
+
+def _delete(key: str) -> None:
+    global_state.client.key_value_delete(f'crew/{key}')  # and all entries below it
 
 
 def _get(key: str, *, seconds: float | None) -> Any:
