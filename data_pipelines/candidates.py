@@ -38,7 +38,7 @@ from data_pipelines.core.turns import to_messages, to_turns, turn_id, user_turn_
 from data_pipelines.persona.store import user_personas, user_personas_digest
 from data_pipelines.reports.statistics import of_candidates
 from data_pipelines.teacher.generation import generate, model_identity, scores
-from rlhi_jax.config import require
+from rlhi_jax.config import require, settings_identity
 from rlhi_jax.data.rows import capacities
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, file_digest
@@ -140,7 +140,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         model=model_identity(config, config.model.path),
         reward_model=model_identity(config, settings.reward_model) if settings.reward_model else '',
         rows=config.rows.to_dict() if settings.reward_model else '',
-        sampler=config.sampler.to_dict(),
+        sampler=settings_identity(config, 'sampler'),
         settings=dict(samples=settings.samples, max_prompts=settings.max_prompts, seed=config.seed),
         sees_persona=dict(sampler=config.sampler_sees_persona, reward_model=config.rm_sees_persona),
     )

@@ -51,7 +51,7 @@ from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import generate, likelihoods, model_identity
 from data_pipelines.teacher.prompts import prompt_digest, render
 from data_pipelines.text import languages
-from rlhi_jax.config import likelihood_path, require, teacher_path
+from rlhi_jax.config import likelihood_path, require, settings_identity, teacher_path
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt, Reply, Turns
 from rlhi_jax.scoring.candidates import Candidates
@@ -101,10 +101,11 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         inputs=[input_digest(config, key) for key in ('conversations', 'follow_ups', 'personas')],
         policy=model_identity(config, config.model.path),
         teacher=model_identity(config, teacher_path(config)),
-        prompts=[prompt_digest(name) for name in ('rewrite', 'applies')],
+        prompts=[prompt_digest(name) for name in ('rewrite', 'applies')]
+        + ([] if config.rewrites.shows_reply else [prompt_digest('rewrite_request')]),
         dislike=DISLIKE,
-        settings=config.rewrites.to_dict() | dict(row_tokens=config.teacher.row_tokens),
-        sampler=config.sampler.to_dict(),
+        settings=settings_identity(config, 'rewrites') | dict(row_tokens=config.teacher.row_tokens),
+        sampler=settings_identity(config, 'sampler'),
         sampler_sees_persona=config.sampler_sees_persona,
         seed=config.seed,
     )
@@ -225,11 +226,13 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
 
 def _prompt(case: Case, settings: ConfigDict) -> Turns:
     """Return the turns that the teacher continues; `settings` is `config.rewrites`."""
-    words = max(settings.max_words, len(case.original.split())) if settings.max_words else 0
-    if settings.shows_reply and not settings.from_scratch:
-        return *case.turns, *_remark(case, case.feedback, words)
+    words = max(settings.max_words, len(case.original.split()))
     feedback = '' if settings.from_scratch else case.feedback
-    return *case.turns[:-1], ('user', render('rewrite', request=case.request, feedback=feedback, words=words))
+    if settings.max_words:
+        feedback = f'{feedback} Use at most {words} words.'.strip()
+    if settings.shows_reply and not settings.from_scratch:
+        return *case.turns, *_remark(case, feedback)
+    return *case.turns[:-1], ('user', render('rewrite_request', request=case.request, feedback=feedback))
 
 
 def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts: Counter) -> list[str]:
@@ -258,9 +261,9 @@ def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
                 counts['dropped_no_rewrite_left'] += 1
 
 
-def _remark(case: Case, feedback: str, words: int = 0) -> Turns:
+def _remark(case: Case, feedback: str) -> Turns:
     """Return two turns for the teacher: the reply to improve, and a request to improve it according to the feedback."""
-    return ('assistant', case.original), ('user', render('rewrite', request='', feedback=feedback, words=words))
+    return ('assistant', case.original), ('user', render('rewrite', feedback=feedback))
 
 
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:

@@ -31,6 +31,7 @@ from data_pipelines.simulator.conditions import personas_by_condition
 from data_pipelines.simulator.files import PROMPTS, USERS, load_prompts, load_users, request_of, tastes_of
 from data_pipelines.simulator.tastes import satisfaction, valid
 from data_pipelines.teacher.generation import generate, model_identity
+from rlhi_jax.config import settings_identity
 from rlhi_jax.io.errors import NothingToEvaluate
 from rlhi_jax.io.files import digest, file_digest
 from rlhi_jax.sampling.generator import Prompt, Reply
@@ -59,7 +60,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         model=model_identity(config, _model(config)),
         inputs=[file_digest(raw / name) for name in (USERS, PROMPTS) if (raw / name).exists()],
         personas=user_personas_digest(config) if config.data.personas else 'oracle',
-        sampler=config.sampler.to_dict(),
+        sampler=settings_identity(config, 'sampler'),
         conversations=config.simulated.conversations,
         settings=dict(
             split=settings.split,

@@ -61,7 +61,7 @@ from rlhi_jax.models.parameters import abstract_params, check_fit
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
-from rlhi_jax.sampling.sampler import STEPS, empty_slots, jit_decode, slots_layout
+from rlhi_jax.sampling.sampler import STEPS, cache_sizes, empty_slots, jit_decode, slots_layout
 from rlhi_jax.sampling.settings import sampling
 from rlhi_jax.scoring.rows import jit_score
 from rlhi_jax.training.rows import abstract_batch
@@ -134,7 +134,8 @@ def _score(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowere
 def _sample(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
     decoder, how = Decoder(spec, jnp.dtype(config.model.dtype), unrolled=True), sampling(config)
     check_fit(mesh, spec, how.slots, 'config.sampler.slots')
-    shapes, layout = jax.eval_shape(lambda: empty_slots(decoder, how)), slots_layout(mesh)
+    shapes = jax.eval_shape(lambda: empty_slots(decoder, how, cache_sizes(how)[-1]))
+    layout = slots_layout(mesh, how)
     cache = abstract_with_shardings(shapes.cache, jax.tree.map(lambda _: layout.cache, shapes.cache))
     heads = abstract_with_shardings(shapes.replace(cache=None), layout.replace(cache=None))
     return jit_decode(decoder, how, mesh).lower(abstract_params(decoder, mesh), heads.replace(cache=cache))

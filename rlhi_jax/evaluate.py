@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax.config import require
+from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowReader, in_order
 from rlhi_jax.data.plan import check_positions, make_plan
 from rlhi_jax.data.rows import capacities, stack
@@ -42,6 +43,7 @@ from rlhi_jax.models.parameters import check_fit, load_params
 from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
+from rlhi_jax.parallel.crew import shared
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.scoring.logprobs import per_reply
 from rlhi_jax.scoring.pairs import ReplyScores, log_probabilities, pair_scores
@@ -166,6 +168,14 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
         (workdir / 'evaluation').mkdir(exist_ok=True)
         write_json(workdir / 'evaluation' / evaluation_name(result['step'], held_out.shards.digest), result)
     return result
+
+
+@shared
+def join_evaluation(config: ConfigDict, arguments: dict[str, Any]) -> None:
+    """Take part in an evaluation of the loop; `arguments` contain the loop's workdir, the objective and the step."""
+    workdir, objective = Path(arguments['workdir']), arguments['objective']
+    config = training_config(with_paths(config, workdir), workdir, objective)
+    evaluate(config, workdir / objective / 'run', arguments['step'])
 
 
 def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:

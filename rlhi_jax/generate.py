@@ -4,7 +4,8 @@
 
 Each line of the prompts file is a JSON object with `messages`, a list of objects with `role` and `content`. The fields
 `id`, `persona`, `system` and `samples` (the number of replies) are optional. The output file has one line per reply, in
-the order of the prompts: a JSON object with `id`, `sample`, `text` and `finished`. Without --to, the replies are
+the order of the prompts: a JSON object with `id`, `sample`, `text` and `finished`. With `config.sampler.logprobs`, it
+also has `logprobs`, the log-probability of each token in nats, and `logprob`, their sum. Without --to, the replies are
 printed below their personas and last turns. `config.model.path` is the model, and `config.sampler` contains the
 sampling settings.
 """
@@ -20,13 +21,19 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     start()
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from rlhi_jax.config import require
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import write_bytes
 from rlhi_jax.io.progress import Progress
-from rlhi_jax.sampling.generator import Generator, Prompt, Reply, prompt_turns
+from rlhi_jax.parallel.crew import run_shared, share
+from rlhi_jax.sampling.generator import Prompt, Reply, draw, prompt_turns
 from rlhi_jax.tokenizers.template import Context
 
 
@@ -65,15 +72,26 @@ def readable(prompt: Prompt, reply: Reply) -> str:
     return f'persona: {persona}\nuser: {prompt.turns[-1][1]}\nassistant: {text}\n'
 
 
+def to_record(reply: Reply, logprobs: bool) -> dict[str, Any]:
+    """Return the JSON object for a reply, with its log-probabilities if they were asked for."""
+    record = reply._asdict()
+    del record['logprobs']
+    return record | (dict(logprob=math.fsum(reply.logprobs), logprobs=reply.logprobs) if logprobs else {})
+
+
 def main() -> None:
     config = load_config(flags.FLAGS.config)
     require(config, 'model.path')
     require_flags('prompts')
     prompts = read_prompts(Path(flags.FLAGS.prompts))
-    generator = Generator(config, config.model.path)
+    run_shared(lambda: reply_to(prompts, config), config)
+
+
+def reply_to(prompts: Sequence[Prompt], config: ConfigDict) -> None:
+    """Sample the replies to the prompts, and write or print them."""
     replies = []
     with Progress('generate', sum(prompt.samples for prompt in prompts), unit='replies') as progress:
-        for reply in generator.replies(prompts):
+        for reply in map(Reply._make, share(draw, config, dict(model=config.model.path), prompts)):
             replies.append(reply)
             progress.update(len(replies))
     order = {prompt.id: position for position, prompt in enumerate(prompts)}
@@ -81,7 +99,8 @@ def main() -> None:
     if not flags.FLAGS.to:
         print('\n'.join(readable(prompts[order[reply.id]], reply) for reply in replies))
         return
-    lines = (json.dumps(reply._asdict(), ensure_ascii=False) + '\n' for reply in replies)
+    records = (to_record(reply, config.sampler.logprobs) for reply in replies)
+    lines = (json.dumps(record, ensure_ascii=False) + '\n' for record in records)
     to = Path(flags.FLAGS.to)
     to.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(to, ''.join(lines).encode())

@@ -65,16 +65,17 @@ from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config.loop_paths import METHODS, stage_config, training_config, users_talk, with_paths
 from rlhi_jax.convert import export_model
-from rlhi_jax.evaluate import evaluate, stored_evaluation
+from rlhi_jax.evaluate import evaluate, join_evaluation, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
 from rlhi_jax.io.errors import NothingToEvaluate, UserError, one_line
 from rlhi_jax.io.files import discard, read_json, write_json
 from rlhi_jax.models.checkpoints import saved_steps
+from rlhi_jax.parallel.crew import call_together, run_shared
 from rlhi_jax.rounds.parts import Part, State, chosen, confirm, to_redo
 from rlhi_jax.rounds.settings import check_settings, claim
 from rlhi_jax.rounds.times import timed, times_in_words
 from rlhi_jax.rounds.words import models, notes, summary
-from rlhi_jax.train import STOPPED, run_state, train
+from rlhi_jax.train import STOPPED, join_training, run_state, train
 
 
 class Stopped(Exception):
@@ -215,6 +216,7 @@ class Round:
             self.begin()
             discard(folder / 'huggingface')
             discard(folder / 'run')
+        call_together(join_training, dict(workdir=str(self.workdir), objective=objective))
         if not train(config, folder / 'run', self.begin):
             raise Stopped
         probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run the same command again')['probe']
@@ -368,6 +370,8 @@ def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin:
         for name, step in steps.items():
             if not (stored := stored_evaluation(config, folder, step)):
                 begin()
+                workdir = str(folder.parents[1])
+                call_together(join_evaluation, dict(workdir=workdir, objective=config.objective, step=step))
             evaluations[name] = stored or evaluate(config, folder, step)
     except NothingToEvaluate as error:  # the trained model is unaffected
         return dict(not_evaluated=str(error))
@@ -378,6 +382,10 @@ def main() -> None:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     config = load_config(flags.FLAGS.config)
     workdir = workdir_path(flags.FLAGS.workdir)
+    run_shared(lambda: _run_and_print(config, workdir), config)
+
+
+def _run_and_print(config: ConfigDict, workdir: Path) -> None:
     try:
         report = run_loop(config, workdir, redo=flags.FLAGS.redo, ask=not flags.FLAGS.yes)
     except Stopped:

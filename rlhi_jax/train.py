@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax.config import require
+from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.data.rows import Row
 from rlhi_jax.io.errors import UserError
@@ -36,6 +37,7 @@ from rlhi_jax.models.parameters import check_fit, load_params
 from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
+from rlhi_jax.parallel.crew import shared
 from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, replicated, to_global
 from rlhi_jax.rounds.parts import State
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
@@ -100,6 +102,13 @@ def train(config: ConfigDict, workdir: Path, begins: Callable[[], None] = lambda
         state = first_state(run)
         reached = int(loop(run, read, state).step)
     return _say(run, reached)
+
+
+@shared
+def join_training(config: ConfigDict, arguments: dict[str, Any]) -> None:
+    """Take part in a training run of the loop; `arguments` contain the loop's workdir and the objective."""
+    workdir, objective = Path(arguments['workdir']), arguments['objective']
+    train(training_config(with_paths(config, workdir), workdir, objective), workdir / objective / 'run')
 
 
 def _say(run: Run, reached: int) -> bool:

@@ -21,6 +21,8 @@ LONGEST = ('test_loop.py', 'test_example.py', 'test_smollm2.py', 'test_golden.py
 SLOW = (
     'test_aot.py',
     'test_beam.py::test_a_killed_pipeline_goes_on_after_the_parts_that_are_there',
+    'test_crew.py::test_two_processes_report_an_error_once',
+    'test_crew.py::test_two_processes_sample_as_one',
     'test_endpoint.py',
     'test_follow_ups.py::test_developer_labels_of_wildchat',
     'test_hub.py::test_killed_download_resumes_and_is_not_mistaken_for_a_whole_one',

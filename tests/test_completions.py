@@ -15,7 +15,7 @@ from served import Proxy
 from data_pipelines.core.stage import Task
 from data_pipelines.persona.remarks import sentences_about
 from data_pipelines.teacher import completions, generation
-from data_pipelines.teacher.endpoint import Question, answers, spending
+from data_pipelines.teacher.endpoint import Question, answers, identity, spending
 from data_pipelines.teacher.generation import generate
 from data_pipelines.teacher.prompts import delimited, render
 from rlhi_jax.config import base_config
@@ -159,6 +159,20 @@ def test_fields_that_an_endpoint_does_not_take(provider, proxy, tmp_path, capsys
     assert len(proxy.asked) == 3 + 3
     printed = capsys.readouterr().err
     assert [printed.count(f'does not accept {name}') for name in ('seed', 'top_p', 'response_format')] == [1, 1, 1]
+
+
+def test_sampling_settings_are_sent_with_prompts_but_not_with_questions(proxy, tmp_path):
+    """They could break the JSON of an answer. At their defaults, neither requests nor the identity contain them."""
+    settings, fields = dict(top_k=5, min_p=0.1, repetition_penalty=1.1, stop=('END',)), []
+    proxy.instead = lambda request: fields.append(request) or (200, completion())
+    plain, changed = task(tmp_path / 'plain', proxy.url), task(tmp_path / 'changed', proxy.url)
+    changed.config.sampler.update(settings)
+    for working in (plain, changed):
+        generate(working, proxy.url, PROMPTS[:1])
+        answers(working, QUESTIONS[:1], lambda question, value: True)
+    sent = [{name: request[name] for name in settings if name in request} for request in fields]
+    assert sent == [{}, {}, settings | dict(stop=['END']), {}]
+    assert identity(changed.config)['sampled'] == identity(plain.config)['sampled'] | settings | dict(stop=['END'])
 
 
 def test_users_remarks_stay_between_marks(proxy, tmp_path):

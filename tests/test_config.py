@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.persona.audit import LEVELS
 from data_pipelines.persona.scopes import SCOPES
-from rlhi_jax.config import base_config, check_config, parse_variant, reference
+from rlhi_jax.config import base_config, check_config, parse_variant, reference, settings_identity
 from rlhi_jax.config.__main__ import main
 from rlhi_jax.config.keys import Key
 from rlhi_jax.config.loop_paths import METHODS
@@ -93,6 +93,9 @@ VALUES = {
     'dpo.beta': (0.0, 'above 0'),
     'dpo.label_smoothing': (0.5, 'below 0.5'),
     'sampler.top_p': (1.5, 'at most 1'),
+    'sampler.min_p': (1.5, 'at most 1'),
+    'sampler.repetition_penalty': (0.0, 'above 0'),
+    'sampler.stop': (('',), "('',)", 'a tuple of non-empty strings'),
     'rewrites.max_resemblance': (0.0, 'above 0 and at most 1'),
     'pairs.max_artefact_auc': (1.1, 'at most 1'),
     'beam': ('nothing', "'nothing'", '--runner=DirectRunner'),
@@ -173,3 +176,11 @@ def test_variants():
     }.items():
         with pytest.raises(UserError, match=f'{text!r} is unknown: choose one of .*smoke'):
             parse_variant(text, names)
+
+
+def test_later_sampler_keys_are_part_of_an_identity_only_if_they_change_replies():
+    config = base_config()
+    first = dict(slots=32, prompt_tokens=512, new_tokens=512, temperature=1.0, top_p=1.0)
+    assert settings_identity(config, 'sampler') == first
+    config.sampler.logprobs, config.sampler.stop, config.sampler.min_p = True, ('END',), 0.1
+    assert settings_identity(config, 'sampler') == first | dict(stop=['END'], min_p=0.1)

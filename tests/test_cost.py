@@ -30,7 +30,7 @@ def test_closed_form():
     # 250 complaints, two samples; 200 + 10 tokens, and 40 more characters.
     assert found['sentences for personas'] == Work('sentences for personas', 500, 200 + 10, 10, 0.5)
     # 250 complaints, four samples. All 300 tokens of the built-in answers took 9 seconds.
-    prompt = len(render('rewrite', request='', feedback='', words=0)) / 4
+    prompt = len(render('rewrite', feedback='')) / 4
     assert found['rewrites'] == Work('rewrites', 1000, 750 + prompt, 150, pytest.approx(150 * 0.03))
     assert found['rewrites'].tokens == 1000 * (900 + prompt)
     assert found['labels'].price(2, 8) == pytest.approx(1000 * (600 * 2 + 20 * 8) / 1e6)

@@ -117,6 +117,25 @@ def test_a_finished_loop_has_nothing_to_do(model, finished):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('records.jsonl')}
 
 
+def sampled(files: dict[str, bytes | str]) -> list[list[dict]]:
+    """The replies in the folder of candidates, without their scores."""
+    return [json.loads(line)['replies'] for line in files['candidates/records.jsonl'].splitlines()]
+
+
+def test_two_processes_run_the_loop_as_one(model, finished, tmp_path):
+    """All before the reward training is the same, byte for byte; trained weights may differ in their last bits."""
+    expected, workdir = contents(finished[0]), tmp_path / 'run'
+    command = [sys.executable, 'launch/local.py', '--processes=2', '--', sys.executable, 'tests/killed_loop.py', 'none']
+    done = subprocess.run([*command, *flags(model, workdir)], cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = contents(workdir)
+    before = [name for name in expected if name.partition('/')[0] in ('raw', 'personas', 'rewrites', 'follow_ups')]
+    assert 'rewrites/records.jsonl' in before
+    assert [name for name in before if made.get(name) != expected[name]] == []
+    assert sampled(made) == sampled(expected)
+    assert made.keys() == expected.keys()
+
+
 def test_another_config_is_refused(model, finished):
     workdir, _ = finished
     again = tiny.run_program('rlhi_jax.loop', *flags(model, workdir), '--config.candidates.samples=4', check=False)
@@ -139,6 +158,21 @@ def test_a_loop_goes_on_with_an_endpoint_that_moved(model, tmp_path):
         other.teacher[key] = value
         with pytest.raises(UserError, match=f'config.teacher.{key}'):
             claim(other, tmp_path / 'run', dict(weights='w'))
+
+
+def test_a_loop_that_began_before_a_key_existed_goes_on_with_its_default(tmp_path):
+    c = base_config()
+    claim(c, tmp_path / 'run', dict(weights='w'))
+    path = tmp_path / 'run' / 'loop.json'
+    stored = json.loads(path.read_text())
+    del stored['config']['sampler']['top_k'], stored['config']['sampler']['stop']
+    path.write_text(json.dumps(stored))
+    claim(c, tmp_path / 'run', dict(weights='w'))
+    c.sampler.stop = ('END',)
+    with pytest.raises(UserError, match='config.sampler.stop'):
+        claim(c, tmp_path / 'run', dict(weights='w'))
+    claim(c, tmp_path / 'another', dict(weights='w'))
+    claim(c, tmp_path / 'another', dict(weights='w'))
 
 
 def test_killed_in_each_stage_it_ends_in_the_same_bytes(model, finished, tmp_path):

@@ -318,7 +318,7 @@ def test_the_gain_is_what_the_feedback_adds(mined, whole):
     for record in load_records(whole / 'records.jsonl')[:3]:
         rise = 0.0
         for sign, feedback in ((1, record['feedback']), (-1, rewrites.DISLIKE)):
-            asked = dict(role='user', content=render('rewrite', request='', feedback=feedback, words=0))
+            asked = dict(role='user', content=render('rewrite', feedback=feedback))
             shown = [*record['messages'], dict(role='assistant', content=record['original']), asked]
             rise += sign * scorer([Candidates('q', shown, '', [record['rewrite']])])['q'][0]
         assert record['gain'] == pytest.approx(rise, abs=1e-3)
@@ -373,7 +373,7 @@ def test_too_few_pairs_are_refused(tmp_path):
     write_rewrites(folder, *good, ('train', 'I cannot help.'))
     c = config(tmp_path, rewrites=str(folder), pairs=str(tmp_path / 'pairs'))
     c.pairs.sources = 'rewrites'
-    with pytest.raises(UserError, match=r'^only 5 training pairs .* config.pairs.min_pairs \(16\).*refusal": 1'):
+    with pytest.raises(UserError, match=r'^only 5 training pairs .* config.pairs.min_pairs is 16 .*_is_a_refusal": 1'):
         pairs.STAGE.run(c)
     assert not (tmp_path / 'pairs').exists()
     c.pairs.min_pairs = 5

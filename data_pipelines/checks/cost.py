@@ -121,7 +121,7 @@ def work_of_teacher(
         work.append(like('sentences for personas', requests, sentences, lengths.quote))
     settings = config.rewrites
     rewritten = min(complaints, settings.max_turns) if settings.max_turns else complaints
-    tokens_in = (lengths.conversation + len(render('rewrite', request='', feedback='', words=0))) / CHARACTERS
+    tokens_in = (lengths.conversation + len(render('rewrite', feedback=''))) / CHARACTERS
     tokens_out = min(lengths.reply / CHARACTERS, config.sampler.new_tokens)
     asked = asked_of(labels, sentences)
     per_token = sum(each.seconds for each in asked) / max(sum(each.tokens_out for each in asked), 1)

@@ -185,10 +185,12 @@ class Stage:
         """Run the stage as a program."""
 
         def main() -> None:
+            from rlhi_jax.parallel.crew import run_shared  # imports JAX, which wrong flags do not need
+
             config = load_config(flags.FLAGS.config)
             if flags.FLAGS.workdir:
                 config = stage_config(config, workdir_path(flags.FLAGS.workdir), self.name)
-            self.run(config, overwrite=flags.FLAGS.overwrite)
+            run_shared(lambda: self.run(config, overwrite=flags.FLAGS.overwrite), config)
 
         run(main)
 

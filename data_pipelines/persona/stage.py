@@ -19,7 +19,7 @@ from data_pipelines.reports.statistics import of_personas
 from data_pipelines.teacher.generation import model_identity
 from data_pipelines.teacher.prompts import prompt_digest
 from data_pipelines.text.lexicons import lexicons_digest
-from rlhi_jax.config import is_endpoint, teacher_path
+from rlhi_jax.config import is_endpoint, settings_identity, teacher_path
 from rlhi_jax.io.files import file_digest
 
 
@@ -68,6 +68,6 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         lexicons=lexicons_digest(),
         settings=_settings(config.personas),
         corrections=file_digest(corrections) if corrections.exists() else '',
-        sampler=config.sampler.to_dict(),
+        sampler=settings_identity(config, 'sampler'),
         seed=config.seed,
     )

@@ -43,7 +43,7 @@ from data_pipelines.simulator.users import (
     tastes_at,
 )
 from data_pipelines.teacher.generation import generate, model_identity
-from rlhi_jax.config import require
+from rlhi_jax.config import require, settings_identity
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.models.checkpoints import open_model
@@ -91,7 +91,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     return dict(
         population=population(config),
         simulated=config.simulated.to_dict(),
-        sampler=config.sampler.to_dict(),
+        sampler=settings_identity(config, 'sampler'),
         seed=config.seed,
         model=model_identity(config, config.model.path),
     )

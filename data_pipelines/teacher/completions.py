@@ -36,6 +36,7 @@ _OPTIONAL = {  # optional request fields, and how error messages refer to them
     'seed': re.compile(r'\bseed\b'),
     'top_p': re.compile(r'\btop_p\b'),
 }
+_EXTRA = ('top_k', 'min_p', 'repetition_penalty')  # fields that many servers take, but OpenAI's client does not know
 _FINISHED = ('stop', 'eos_token', 'end_turn', 'stop_sequence')  # OpenAI, TGI, Anthropic
 
 
@@ -133,7 +134,9 @@ class Endpoint:
 
     async def _send(self, fields: dict[str, Any], *, retries: int | None = None) -> Completion:
         client = self._client if retries is None else self._client.with_options(max_retries=retries)
-        response = await client.chat.completions.with_raw_response.create(**fields)
+        known = {name: value for name, value in fields.items() if name not in _EXTRA}
+        extra = {name: fields[name] for name in _EXTRA if name in fields}
+        response = await client.chat.completions.with_raw_response.create(**known, extra_body=extra)
         completion, counted = _completion(response.content)
         if not counted and (self._teacher.budget or self._teacher.price_in or self._teacher.price_out):
             raise UserError(

@@ -26,7 +26,7 @@ from data_pipelines.core.turns import to_messages
 from data_pipelines.teacher.cache import AnswerCache
 from data_pipelines.teacher.recorded import SUFFIX, RecordedAnswers
 from data_pipelines.text.control_tokens import defused
-from rlhi_jax.config import is_endpoint
+from rlhi_jax.config import is_endpoint, settings_identity
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.io.progress import Progress
@@ -59,6 +59,7 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     """Return the settings that we know to affect an endpoint's answers: the model name, sampling settings and seed."""
     teacher, sampler = config.teacher, config.sampler
     sampled = dict(temperature=sampler.temperature, top_p=sampler.top_p, new_tokens=sampler.new_tokens)
+    sampled |= _processors(config)
     judged = dict(temperature=teacher.temperature, attempts=teacher.attempts)
     return dict(endpoint=teacher.model, sampled=sampled, judged=judged, seed=config.seed)
 
@@ -307,10 +308,18 @@ def _request(
     request |= dict(max_tokens=config.sampler.new_tokens, seed=int(digest(config.seed, key)[:8], 16) >> 1)
     if config.sampler.top_p < 1:
         request['top_p'] = config.sampler.top_p
+    if not schema:  # a penalty or a stop string could break an answer in JSON
+        request |= _processors(config)
     if schema:
         named = dict(name='answer', schema=schema, strict=True)
         request['response_format'] = dict(type='json_schema', json_schema=named)
     return request
+
+
+def _processors(config: ConfigDict) -> dict[str, Any]:
+    """Return those settings that many servers know under these names, unless they are off."""
+    settings = settings_identity(config, 'sampler')
+    return {name: settings[name] for name in ('top_k', 'min_p', 'repetition_penalty', 'stop') if name in settings}
 
 
 def _versions(prompt: Prompt) -> Iterator[Messages]:

@@ -4,8 +4,9 @@ Replies come from a model folder or from an OpenAI-compatible endpoint (`data_pi
 log-probabilities need a model folder. Only one model is in memory at a time (`rlhi_jax.models.resident`).
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from rlhi_jax.data.rows import Capacities
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.resident import RESIDENT
-from rlhi_jax.sampling.generator import Generator, Prompt, Reply
+from rlhi_jax.parallel.crew import share, shared
+from rlhi_jax.sampling.generator import Generator, Prompt, Reply, draw
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -69,6 +71,8 @@ def generate(task: Task, model_path: str, prompts: Sequence[Prompt]) -> dict[str
 def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
     """Sample replies from a local model and add them to the journal, like `endpoint.draw`.
 
+    The processes of the run share the prompts.
+
     If one sample of a prompt is missing, all its samples are drawn again. Those already in the journal do not change.
     """
     generator = Generator(task.config, model_path)
@@ -84,7 +88,8 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
             note(key, None, False)  # so that a later run need not load the model to see that the prompt is too long
     fitting = [shorter for shorter in fitted.values() if shorter]
     with Progress(task.name, sum(prompt.samples for prompt in fitting), unit='replies') as progress:
-        for done, reply in enumerate(generator.replies(fitting), start=1):
+        replies = map(Reply._make, share(draw, task.config, dict(model=model_path), fitting))
+        for done, reply in enumerate(replies, start=1):
             note(keys[reply.id][reply.sample], reply.text, reply.finished)
             progress.update(done)
 
@@ -101,14 +106,26 @@ def scores(
     # A score's last bits depend on what else is in its row, so an interruption must not change the blocks.
     missing = [block for block in in_blocks(items, BLOCK) if any(('scores', item.id) not in journal for item in block)]
     if missing:
-        scorer = _scorer(task.config, model_path, capacities, sees_persona)
+        arguments = dict(model=model_path, capacities=dataclasses.asdict(capacities), sees_persona=sees_persona)
         with Progress('scores', len(missing), unit='blocks') as progress:
-            for done, block in enumerate(missing, start=1):
-                for name, values in scorer(block).items():
+            for done, block_scores in enumerate(share(score, task.config, arguments, missing), start=1):
+                for name, values in block_scores.items():
                     if ('scores', name) not in journal:
                         journal.add(('scores', name), values)
                 progress.update(done)
     return {item.id: journal['scores', item.id] for item in items}
+
+
+@shared
+def score(
+    config: ConfigDict, arguments: dict[str, Any], blocks: Sequence[Sequence[Candidates]]
+) -> Iterator[dict[str, list[float | None]]]:
+    """Yield the scores of each block's candidates, keyed by prompt id; `arguments` are those of `scores`, as JSON."""
+    if blocks:
+        capacities = Capacities(**arguments['capacities'])
+        scorer = _scorer(config, arguments['model'], capacities, arguments['sees_persona'])
+        for block in blocks:
+            yield scorer([Candidates(*item) for item in block])
 
 
 def _scorer(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-Value = bool | int | float | str
+Value = bool | int | float | str | tuple[str, ...]
 _NUMBER_BOUNDS = {
     'at_least': lambda value, bound: value >= bound,
     'above': lambda value, bound: value > bound,
@@ -19,7 +19,7 @@ _NUMBER_BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A configuration key. Values have the same type as the default; numbers must be finite.
+    """A configuration key. Values have the same type as the default; numbers must be finite, and tuples contain text.
 
     Attributes:
       default: the value in `base_config()`.
@@ -53,6 +53,8 @@ class Key:
             return f'a name in {self.registry.replace(":", ".")}'
         if self.choices:
             return f'one of {", ".join(self.choices)}'
+        if isinstance(self.default, tuple):
+            return 'a tuple of non-empty strings'
         bounds = [f'{name.replace("_", " ")} {getattr(self, name)}' for name in self._bounds()]
         return ' and '.join(bounds) or ('finite' if isinstance(self.default, float) else '')
 
@@ -66,6 +68,8 @@ class Key:
             return value == self.default or value in self.registered()
         if self.choices:
             return value in self.choices
+        if isinstance(value, tuple):
+            return all(isinstance(item, str) and item for item in value)
         if isinstance(value, float) and not math.isfinite(value):
             return False
         return all(_NUMBER_BOUNDS[name](value, getattr(self, name)) for name in self._bounds())

@@ -69,6 +69,24 @@ SAMPLER = Section(
         above=0,
         at_most=1,
     ),
+    top_k=Key(0, 'Sample from this many of the likeliest tokens; 0: from all.', at_least=0),
+    min_p=Key(
+        0.0,
+        "Sample from tokens whose probability is at least this fraction of the likeliest token's; 0: from all.",
+        at_least=0,
+        at_most=1,
+    ),
+    repetition_penalty=Key(
+        1.0,
+        'Divides positive logits of tokens that the prompt or the reply so far contains, and multiplies negative ones; '
+        '1: off.',
+        above=0,
+    ),
+    stop=Key((), 'Strings that end a reply. The reply is the text before the first of them and counts as finished.'),
+    logprobs=Key(
+        False,
+        "Whether `python -m rlhi_jax.generate` writes each token's log-probability under the model at temperature 1.",
+    ),
 )
 
 MESH = Section(

@@ -121,13 +121,24 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
       UserError: the checkpoint is damaged, or its parameters do not match the model's description.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_who_restores(abstract)) as checkpointer:
             return checkpointer.restore(model.params_path, abstract)
     except Exception as error:  # for a damaged file, TensorStore raises a bare Exception
         raise UserError(
             f'{model.params_path} cannot be read as a {model.spec.family} model with the {model.spec.head!r} head '
             f'({one_line(error)[:300]}): import or train the model again'
         ) from None
+
+
+def _who_restores(abstract: Any) -> ocp.options.MultiprocessingOptions:
+    """Return Orbax's options: a process that restores parameters to its own devices does not wait for the others."""
+    shardings = [getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(abstract)]
+    if not all(sharding is None or sharding.is_fully_addressable for sharding in shardings):
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process_{me}'
+    )
 
 
 class RunCheckpoints:

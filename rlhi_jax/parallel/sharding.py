@@ -65,6 +65,26 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def local_mesh(sizes: dict[str, int]) -> Mesh:
+    """Return the mesh on which a process samples and scores: in a single process, the mesh of all devices.
+
+    Each of several processes has a mesh of its own devices, with the same `tensor` axis; the others split parameters.
+
+    Raises:
+      UserError: `make_mesh` rejects the sizes, or `tensor` does not divide the number of this process's devices.
+    """
+    if jax.process_count() == 1:
+        return make_mesh(sizes)
+    tensor, devices = sizes['tensor'], jax.local_devices()
+    if tensor > 0 and len(devices) % tensor:
+        raise UserError(
+            f'config.mesh.tensor is {tensor}, which splits the model over devices of several processes, but each '
+            f'process samples and scores on its own {len(devices)}: set config.mesh.tensor to a divisor of '
+            f'{len(devices)}, or run this in a single process'
+        )
+    return make_mesh(dict(data=1, fsdp=1 if tensor == -1 else -1, tensor=tensor), devices)
+
+
 def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
     """Return the PartitionSpec for an array's logical axes, as given by `RULES`.
 

@@ -1,6 +1,7 @@
 """Checks the settings of a loop, and defines which settings it ignores and which may change when it resumes."""
 
 import functools
+import json
 import sys
 from operator import attrgetter
 from pathlib import Path
@@ -76,7 +77,7 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     Raises:
       UserError: the workdir contains a loop with a different config or model, and `replace` is false.
     """
-    settings = config.to_dict()
+    settings = _as_json(config)
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
         *sections, key = name.split('.')
         del functools.reduce(dict.__getitem__, sections, settings)[key]
@@ -84,7 +85,13 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     path = workdir / 'loop.json'
     if path.exists() and not replace:
         stored = read_json(path, 'use another --workdir', fields=('config', 'model'))
-        refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo')
+        defaults = dict(config=_as_json(base_config()))
+        refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo', defaults)
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, claimed)
+
+
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+    """Return a config as loop.json stores it, with lists instead of tuples."""
+    return json.loads(json.dumps(config.to_dict()))

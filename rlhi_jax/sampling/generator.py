@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.resident import RESIDENT
-from rlhi_jax.parallel.sharding import make_mesh
+from rlhi_jax.parallel.crew import shared
+from rlhi_jax.parallel.sharding import local_mesh
 from rlhi_jax.sampling.sampler import Request, Sampler
 from rlhi_jax.sampling.settings import sampling
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
@@ -35,12 +36,19 @@ class Prompt(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One reply to the prompt `id`; `finished` is False if the reply was cut off at `config.sampler.new_tokens`."""
+    """One reply to the prompt `id`.
+
+    Attributes:
+      finished: False if the reply was cut off at `config.sampler.new_tokens`.
+      logprobs: with `config.sampler.logprobs`, the log-probability (nats) of each token, as in `Sample`; otherwise
+        empty. They include the tokens of a stop string, which the text leaves out.
+    """
 
     id: str
     sample: int
     text: str
     finished: bool
+    logprobs: tuple[float, ...] = ()
 
 
 class Generator:
@@ -58,7 +66,7 @@ class Generator:
         settings, axes, dtype = sampling(config), tuple(config.mesh.to_dict().items()), config.model.dtype
         # The key includes the weights, because the folder's model may have been replaced since the last call.
         key = str(model.path), model.weights, settings, axes, dtype
-        self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, make_mesh(dict(axes)), dtype=dtype))
+        self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, local_mesh(dict(axes)), dtype=dtype))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the model reads before its reply begins."""
@@ -89,8 +97,16 @@ class Generator:
         """
         requests = (Request(self.tokens(prompt), prompt.samples, prompt.id) for prompt in prompts)
         for done in self._sampler.sample(requests):
-            text = self._template.tokenizer.decode(list(done.tokens)).strip()
-            yield Reply(prompts[done.request].id, done.sample, text, done.finished)
+            text = self._sampler.sampling.before_stop(self._template.tokenizer.decode(list(done.tokens))).strip()
+            yield Reply(prompts[done.request].id, done.sample, text, done.finished, done.logprobs)
+
+
+@shared
+def draw(config: ConfigDict, arguments: dict[str, Any], prompts: Sequence[Prompt]) -> Iterator[Reply]:
+    """Yield every reply to the prompts once, sampled from the model `arguments['model']`, in any order."""
+    if prompts:
+        prompts = [Prompt(*prompt)._replace(context=Context(*prompt[2])) for prompt in prompts]  # from JSON
+        yield from Generator(config, arguments['model']).replies(prompts)
 
 
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:

@@ -1,13 +1,15 @@
 """Sampling with a KV cache: each prompt is read once, and its samples are decoded in a fixed number of slots.
 
 Each slot decodes one sequence at a time. When the sequence ends, the next sample takes the slot. The number of slots is
-fixed, so the shapes in the compiled step never change. A sample depends only on its request's prompt and name, its
-number within the request and the seed. It does not depend on its slot, the other slots or the order of requests.
+fixed, and the caches have one of a few sizes (`cache_sizes`), so only a few steps are compiled. A sample depends only
+on its request's prompt and name, its number within the request and the seed. It does not depend on its slot, the other
+slots or the order of requests.
 
 Dimension key: S slots, C tokens in a slot's cache, N tokens decoded in each slot before the host reads them,
-P tokens in a padded prompt, K key-value heads, H head width, D width, V vocabulary, G groups of X vocabulary entries.
+P tokens in a padded prompt, K key-value heads, H head width, D width, V vocabulary.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -25,11 +27,13 @@ from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder, output_matrix, unroll
 from rlhi_jax.models.parameters import Params, check_fit, load_params
 from rlhi_jax.parallel.sharding import on_mesh
+from rlhi_jax.sampling.logits import logprobs_of, next_tokens
 from rlhi_jax.sampling.settings import Sampling
+from rlhi_jax.tokenizers import load_tokenizer
 
 STEPS = 8  # tokens decoded in each slot before the host reads them
-GROUP = 128  # vocabulary entries per group; to draw a token, probabilities are first summed within groups
 BUCKET = 32  # prompts are padded to a multiple of this, so that only a few lengths are compiled
+SMALLEST = 256  # tokens in the smallest cache; each larger cache has twice the size of the one before
 
 
 class Request(NamedTuple):
@@ -46,82 +50,53 @@ class Sample(NamedTuple):
     Attributes:
       request: index of the request.
       sample: number of the sample within its request.
-      tokens: token ids, without the end-of-turn token.
+      tokens: token ids, without the end-of-turn token. If a stop string ended the continuation, the last token is the
+        one that completes this string.
       finished: False if the continuation was cut off at `new_tokens` tokens.
+      logprobs: with `sampling.logprobs`, the log-probability (nats) of each token and then of the end-of-turn token, if
+        that was drawn. They are those of the model itself, at temperature 1 and before any processor.
     """
 
     request: int
     sample: int
     tokens: tuple[int, ...]
     finished: bool
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass
+class Running:
+    """The sample in a slot so far; `position` is that of the token that the slot reads next."""
+
+    request: int
+    sample: int
+    position: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
 
 
 class Slots(flax.struct.PyTreeNode):
-    """The state of all slots: for each slot, the next token to read, its position, the random key and the cache."""
+    """The state of all slots: for each slot, the next token to read, its position, the random key and the cache.
+
+    `seen_SV` marks the tokens in each slot's prompt and reply; it is None without a repetition penalty.
+    """
 
     token_S: jax.Array
     position_S: jax.Array
     key_S2: jax.Array
+    seen_SV: jax.Array | None
     cache: dict[str, dict[str, KVCache]]  # keyed by layer; keys [S, K, H, C], values [S, K, C, H]
 
 
-def keep_top_p(logits_SV: jax.Array, top_p: float) -> jax.Array:
-    """Return the logits, with all logits outside the nucleus replaced by -inf.
+class Drawn(NamedTuple):
+    """The tokens decoded in each slot, and their log-probabilities (None without `sampling.logprobs`)."""
 
-    The nucleus is the smallest set of most likely tokens whose total probability reaches `top_p` (arXiv 1904.09751).
-    The lowest probability in the nucleus is found by bisection instead of sorting, with a relative error below 0.001.
-    """
-    probability_SV = jax.nn.softmax(logits_SV, axis=-1)
-
-    def halve(_, bounds):
-        low_S, high_S = bounds
-        middle_S = jnp.sqrt(low_S * high_S)
-        enough_S = jnp.where(probability_SV >= middle_S[:, None], probability_SV, 0).sum(-1) >= top_p
-        return jnp.where(enough_S, middle_S, low_S), jnp.where(enough_S, high_S, middle_S)
-
-    low_S = jnp.full(logits_SV.shape[0], 1e-12)
-    low_S, _ = jax.lax.fori_loop(0, 16, halve, (low_S, probability_SV.max(-1)))
-    return jnp.where(probability_SV >= low_S[:, None], logits_SV, -jnp.inf)
+    token_SN: jax.Array
+    logprob_SN: jax.Array | None
 
 
-def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
-    """Draw one token per slot, [S] int32: the first whose cumulative probability exceeds the number in `uniform_S`.
-
-    This needs one random number per token drawn; the Gumbel trick needs one for every entry of the vocabulary.
-    Probabilities are first summed in groups. The cumulative sum over groups selects the group, and the cumulative sum
-    within the group selects the token.
-    """
-    slots, vocabulary = logits_SV.shape
-    weight_SV = jnp.exp(logits_SV - logits_SV.max(-1, keepdims=True))
-    weight_SGX = jnp.pad(weight_SV, ((0, 0), (0, -vocabulary % GROUP))).reshape(slots, -1, GROUP)
-    sum_SG = jnp.cumsum(weight_SGX.sum(-1), axis=-1)
-    left_S = uniform_S * sum_SG[:, -1]
-    group_S = jnp.argmax(sum_SG > left_S[:, None], axis=-1)
-    every = jnp.arange(slots)
-    weight_SX = weight_SGX[every, group_S]
-    left_S -= jnp.where(group_S > 0, sum_SG[every, group_S - 1], 0)
-    passed_SX = (jnp.cumsum(weight_SX, axis=-1) > left_S[:, None]) & (weight_SX > 0)
-    # Because of rounding, it can happen that no token passes the number; we then take the group's likeliest token.
-    index_S = jnp.where(passed_SX.any(-1), jnp.argmax(passed_SX, axis=-1), jnp.argmax(weight_SX, axis=-1))
-    return (group_S * GROUP + index_S).astype(jnp.int32)
-
-
-def next_tokens(logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling) -> jax.Array:
-    """Return the next token of each slot, [S] int32, drawn with the slot's own key and position."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_SV, axis=-1).astype(jnp.int32)
-    logits_SV = logits_SV / sampling.temperature
-    if sampling.top_p < 1:
-        logits_SV = keep_top_p(logits_SV, sampling.top_p)
-
-    def uniform(key_2, position):
-        return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key_2), position))
-
-    return draw(logits_SV, jax.vmap(uniform)(key_S2, position_S))
-
-
-def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -> tuple[Slots, jax.Array]:
-    """Decode `STEPS` tokens in every slot; return the updated slots and the new tokens, [S, N]."""
+def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -> tuple[Slots, Drawn]:
+    """Decode `STEPS` tokens in every slot; return the updated slots and the new tokens."""
 
     def step(slots: Slots, _):
         # Free slots are decoded too, because the shape is fixed; in a full cache, the last token is overwritten.
@@ -130,11 +105,15 @@ def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -
         hidden_S1D, new = decoder.apply(variables, *inputs, mutable=['cache'])
         output_VD = output_matrix(params).astype(hidden_S1D.dtype)
         logits_SV = jnp.einsum('SD,VD->SV', hidden_S1D[:, 0], output_VD, preferred_element_type=jnp.float32)
-        token_S = next_tokens(logits_SV, slots.key_S2, slots.position_S, sampling)
-        return Slots(token_S, slots.position_S + 1, slots.key_S2, new['cache']), token_S
+        seen_SV = slots.seen_SV
+        token_S = next_tokens(logits_SV, slots.key_S2, slots.position_S, sampling, seen_SV)
+        if seen_SV is not None:
+            seen_SV = seen_SV.at[jnp.arange(len(token_S)), token_S].set(True)
+        drawn = Drawn(token_S, logprobs_of(logits_SV, token_S) if sampling.logprobs else None)
+        return Slots(token_S, slots.position_S + 1, slots.key_S2, seen_SV, new['cache']), drawn
 
-    slots, token_NS = jax.lax.scan(step, slots, None, length=STEPS)
-    return slots, token_NS.T
+    slots, drawn_NS = jax.lax.scan(step, slots, None, length=STEPS)
+    return slots, jax.tree.map(jnp.transpose, drawn_NS)
 
 
 def prefill(decoder: Decoder, params: Params, token_P: jax.Array) -> dict[str, dict[str, KVCache]]:
@@ -157,11 +136,12 @@ def branch(
     token: jax.Array,
     position: jax.Array,
     key_2: jax.Array,
+    seen_V: jax.Array | None,
 ) -> Slots:
     """Return the slots after starting a new sample in slot `slot`.
 
     The prompt's keys and values (`prefix`) are written to the slot's cache. The slot will next read `token`, the
-    prompt's last token.
+    prompt's last token. `seen_V` marks the prompt's tokens.
     """
 
     def put(cache: jax.Array, prefix: jax.Array) -> jax.Array:
@@ -171,44 +151,71 @@ def branch(
         slots.token_S.at[slot].set(token),
         slots.position_S.at[slot].set(position),
         slots.key_S2.at[slot].set(key_2),
+        None if seen_V is None else slots.seen_SV.at[slot].set(seen_V),
         jax.tree.map(put, slots.cache, prefix),
     )
 
 
-def empty_slots(decoder: Decoder, sampling: Sampling) -> Slots:
-    """Return empty slots.
+def cache_sizes(sampling: Sampling) -> list[int]:
+    """Return the sizes that the slots' caches can have, in tokens, in increasing order.
 
-    Each slot's cache has room for a padded prompt or for a prompt and its reply, whichever is longer.
+    The largest has room for a padded prompt or for a prompt and its reply, whichever is longer. Attention reads whole
+    caches, so slots use the smallest size in which the present samples fit.
     """
-    spec, count = decoder.spec, sampling.slots
     prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
-    capacity = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
-    k = jnp.zeros((count, spec.num_kv_heads, spec.head_dim, capacity), decoder.dtype)
+    largest = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
+    sizes = [SMALLEST]
+    while sizes[-1] < largest:
+        sizes.append(2 * sizes[-1])
+    return [*sizes[:-1], largest]
+
+
+def empty_slots(decoder: Decoder, sampling: Sampling, size: int) -> Slots:
+    """Return empty slots, each with a cache of `size` tokens."""
+    spec, count = decoder.spec, sampling.slots
+    k = jnp.zeros((count, spec.num_kv_heads, spec.head_dim, size), decoder.dtype)
     cache = {f'layers_{layer}': {'kv': KVCache(k, k.swapaxes(-1, -2))} for layer in range(spec.num_layers)}
     zeros = jnp.zeros(count, jnp.int32)
-    return Slots(zeros, zeros, jnp.zeros((count, 2), jnp.uint32), cache)
+    seen_SV = jnp.zeros((count, spec.vocab_size), bool) if sampling.penalizes else None
+    return Slots(zeros, zeros, jnp.zeros((count, 2), jnp.uint32), seen_SV, cache)
 
 
-def slots_layout(mesh: Mesh) -> Slots:
+def resized(size: int, slots: Slots) -> Slots:
+    """Return the slots with caches of `size` tokens; tokens beyond that are dropped."""
+
+    def along(axis: int, x: jax.Array) -> jax.Array:
+        kept = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+        return jnp.pad(kept, [(0, size - kept.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+
+    cache = {name: {'kv': KVCache(along(3, kv.k_BKHC), along(2, kv.v_BKCH))} for name, kv in _caches(slots)}
+    return slots.replace(cache=cache)
+
+
+def _caches(slots: Slots) -> Iterator[tuple[str, KVCache]]:
+    return ((name, layer['kv']) for name, layer in slots.cache.items())
+
+
+def slots_layout(mesh: Mesh, sampling: Sampling) -> Slots:
     """Return the shardings of the slots: the mesh axes data and fsdp split slots; tensor splits heads in the cache."""
     rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
-    return Slots(rows, rows, rows, NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor')))
+    cache = NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor'))
+    return Slots(rows, rows, rows, rows if sampling.penalizes else None, cache)
 
 
-def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Params, Slots], tuple[Slots, jax.Array]]:
+def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Params, Slots], tuple[Slots, Drawn]]:
     """Return the jitted `decode`, which reuses the memory of the slots passed to it."""
-    layout = slots_layout(mesh)
+    layout = slots_layout(mesh, sampling)
     return jax.jit(
         functools.partial(decode, decoder, sampling), donate_argnums=1, out_shardings=(layout, layout.token_S)
     )
 
 
 class Sampler:
-    """A sampler that continues prompts with one model, on the devices of a single process.
+    """A sampler that continues prompts with one model, on devices of this process.
 
     Raises:
-      UserError: the model is not a language model; its context is shorter than the settings require; the model or the
-        slots cannot be split evenly over the mesh; or there is more than one process.
+      UserError: the model is not a language model; its context is shorter than the settings require; or the model or
+        the slots cannot be split evenly over the mesh.
     """
 
     def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
@@ -219,16 +226,18 @@ class Sampler:
                 f'config.sampler.prompt_tokens + config.sampler.new_tokens is {tokens}, but {model.path} reads at most '
                 f'{model.spec.max_positions} tokens: lower one of the two'
             )
-        if jax.process_count() > 1:
-            raise UserError('RLHI_COORDINATOR is set, but sampling runs in a single process: unset it')
         check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
         self.model, self.sampling, self._mesh = model, sampling, mesh
         self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
+        self._tokenizer = load_tokenizer(model.tokenizer_path) if sampling.stop else None
+        self._sizes = cache_sizes(sampling)
         decoder = Decoder(model.spec, jnp.dtype(dtype), unrolled=True)
-        layout = slots_layout(mesh)
+        layout = slots_layout(mesh, sampling)
         with on_mesh(mesh):
             self._params = jax.jit(unroll)(load_params(Decoder(model.spec), model, mesh, seed=0))
-            self._empty = jax.jit(functools.partial(empty_slots, decoder, sampling), out_shardings=layout)
+            empty = functools.partial(empty_slots, decoder, sampling, self._sizes[0])
+            self._empty = jax.jit(empty, out_shardings=layout)
+            self._resized = jax.jit(resized, static_argnums=0, out_shardings=layout)
             self._decode = jit_decode(decoder, sampling, mesh)
             self._prefill = jax.jit(functools.partial(prefill, decoder))
             self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
@@ -246,40 +255,59 @@ class Sampler:
         """
         waiting = self._waiting(requests)
         free = list(range(self.sampling.slots))[::-1]
-        running: dict[int, tuple[int, int]] = {}  # slot -> request, sample
-        drawn: dict[int, list[int]] = {}
+        running: dict[int, Running] = {}  # keyed by slot
         with on_mesh(self._mesh):
             slots = self._empty()
         while True:
             with on_mesh(self._mesh):
                 while free and (following := next(waiting, None)) is not None:
-                    (number, sample), prefix, request = following
                     slot = free.pop()
-                    running[slot], drawn[slot] = (number, sample), []
-                    last = (np.int32(request.prompt[-1]), np.int32(len(request.prompt) - 1))
-                    slots = self._branch(slots, prefix, np.int32(slot), *last, self.key(request, sample))
+                    running[slot], prefix, arguments = following
+                    slots = self._with_room(slots, running.values(), prefix)
+                    slots = self._branch(slots, prefix, np.int32(slot), *arguments)
                 if not running:
                     return
-                slots, token_SN = self._decode(self._params, slots)
-            tokens = np.asarray(token_SN)
+                slots, drawn = self._decode(self._params, self._with_room(slots, running.values()))
+            token_SN, logprob_SN = jax.device_get(drawn)
             for slot in list(running):
-                ended = self._extend(drawn[slot], tokens[slot].tolist())
+                logprobs = [] if logprob_SN is None else logprob_SN[slot].tolist()
+                ended = self._extend(running[slot], token_SN[slot].tolist(), logprobs)
                 if ended is not None:
                     free.append(slot)
-                    yield Sample(*running.pop(slot), tuple(drawn.pop(slot)), ended)
+                    done = running.pop(slot)
+                    yield Sample(done.request, done.sample, tuple(done.tokens), ended, tuple(done.logprobs))
 
-    def _extend(self, drawn: list[int], tokens: list[int]) -> bool | None:
-        """Add tokens to `drawn`; return True if the turn ended, False if it was cut off, None if it continues."""
-        for token in tokens:
+    def _with_room(self, slots: Slots, running: Iterable[Running], prefix: Any = None) -> Slots:
+        """Return the slots with the smallest caches that fit `prefix` and, `STEPS` tokens on, all samples."""
+        needed = max(sample.position + STEPS for sample in running)
+        _, first = next(_caches(slots))
+        if prefix is not None:
+            needed = max(needed, prefix['layers_0']['kv'].v_BKCH.shape[2], first.v_BKCH.shape[2])
+        size = next(size for size in self._sizes if size >= min(needed, self._sizes[-1]))
+        return slots if size == first.v_BKCH.shape[2] else self._resized(size, slots)
+
+    def _extend(self, running: Running, tokens: list[int], logprobs: list[float]) -> bool | None:
+        """Add tokens to a sample; return True if the turn ended, False if it was cut off, None if it continues."""
+        running.position += len(tokens)
+        for number, token in enumerate(tokens):
+            running.logprobs += logprobs[number : number + 1]
             if token in self._end:
                 return True
-            drawn.append(token)
-            if len(drawn) == self.sampling.new_tokens:
+            running.tokens.append(token)
+            if self._has_stopped(running.tokens):
+                return True
+            if len(running.tokens) == self.sampling.new_tokens:
                 return False
         return None
 
-    def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[tuple[int, int], Any, Request]]:
-        """Yield each sample's (request, sample) numbers, its prompt's keys and values, and its request, in order.
+    def _has_stopped(self, tokens: list[int]) -> bool:
+        if self._tokenizer is None:
+            return False
+        text = self._tokenizer.decode(tokens)  # of all tokens, because a stop string may begin in any of them
+        return self.sampling.before_stop(text) != text
+
+    def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[Running, Any, tuple]]:
+        """Yield, in order, each sample, its prompt's keys and values, and the last arguments of `branch` for it.
 
         The keys and values are computed once per prompt.
         """
@@ -294,5 +322,9 @@ class Sampler:
             padded[:length] = request.prompt
             with on_mesh(self._mesh):
                 prefix = self._prefill(self._params, padded)
+            last, seen_V = (np.int32(request.prompt[-1]), np.int32(length - 1)), None
+            if self.sampling.penalizes:
+                seen_V = np.zeros(self.model.spec.vocab_size, bool)
+                seen_V[list(request.prompt)] = True
             for sample in range(request.samples):
-                yield (number, sample), prefix, request
+                yield Running(number, sample, length - 1), prefix, (*last, self.key(request, sample), seen_V)

@@ -16,7 +16,7 @@ from rlhi_jax.io.files import digest
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import check_fit, load_params
-from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.parallel.sharding import local_mesh, on_mesh
 from rlhi_jax.scoring.reference import row_keys
 from rlhi_jax.scoring.rows import RowScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
@@ -58,7 +58,7 @@ class CandidateScorer:
     def __init__(self, config: ConfigDict, model_path: str, capacities: Capacities, *, sees_persona: bool):
         model = open_model(model_path)
         self._capacities, self._batch_rows, self._sees_persona = capacities, config.eval.batch_rows, sees_persona
-        self._mesh = make_mesh(config.mesh.to_dict())
+        self._mesh = local_mesh(config.mesh.to_dict())
         check_fit(self._mesh, model.spec, self._batch_rows, 'config.eval.batch_rows')
         self._template = ChatTemplate.load(model.tokenizer_path)
         decoder = Decoder(model.spec, jnp.dtype(config.model.dtype))
