@@ -53,12 +53,12 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     for name, tensor in tensors.items():
         if (kind := tensor.tensor_type.name) not in supported:
             raise _unsupported(path, f'tensor {name} has type {kind}', ', '.join(supported))
-    if _repeats(tensors, 'output.weight', 'token_embd.weight'):
+    if _repeats(path, tensors, 'output.weight', 'token_embd.weight'):
         del tensors['output.weight']
     spec = _spec(path, _fields(reader), tensors)
 
     def read(name: str, leaf: Leaf) -> Iterator[np.ndarray]:
-        for rows in _dequantised(tensors[name], spec.head_dim):
+        for rows in _dequantised(path, tensors[name], spec.head_dim):
             # For this family llama.cpp stores rotary pairs side by side; we store them half a head apart, as trained.
             if spec.family == 'llama' and leaf.path in ('layers/q', 'layers/k'):
                 pairs = rows.reshape(-1, spec.head_dim // 2, 2, rows.shape[-1])
@@ -118,30 +118,29 @@ def _tensor_types() -> tuple[str, ...]:
     return tuple(names)
 
 
-def _dequantised(tensor, multiple: int = 1) -> Iterator[np.ndarray]:
+def _dequantised(path: Path, tensor, multiple: int = 1) -> Iterator[np.ndarray]:
     """Yield the weights of a tensor in float32, a block of consecutive rows at a time.
 
-    The number of rows in a block is divisible by `multiple`, if that of the whole tensor is. A vector is yielded whole.
+    The number of rows in a block is divisible by `multiple`, if that of the whole tensor is. A vector is one block.
     """
     from gguf import dequantize
 
-    shape = _shape(tensor)
-    if len(shape) < 2:
-        yield dequantize(tensor.data, tensor.tensor_type)
-        return
-    step = multiple * max(1, _BLOCK // (multiple * shape[-1]))
-    for start in range(0, len(tensor.data), step):
-        yield dequantize(tensor.data[start : start + step], tensor.tensor_type)
+    # `tensor.data` is a map of the file; pages of it that have been read would stay in memory.
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    step = multiple * max(1, _BLOCK // (multiple * _shape(tensor)[-1]))
+    for start in range(0, len(rows), step):
+        count, offset = min(step, len(rows) - start), tensor.data_offset + start * rows.strides[0]
+        block = np.fromfile(path, rows.dtype, count * rows.shape[1], offset=offset).reshape(count, -1)
+        block = dequantize(block, tensor.tensor_type)
+        yield block if tensor.data.ndim > 1 else block[0]
 
 
-def _repeats(tensors: Mapping[str, Any], name: str, other: str) -> bool:
+def _repeats(path: Path, tensors: Mapping[str, Any], name: str, other: str) -> bool:
     """Return whether two tensors of a file have the same weights, whatever their types."""
     if name not in tensors or other not in tensors or _shape(tensors[name]) != _shape(tensors[other]):
         return False
-    one, two = tensors[name], tensors[other]
-    if one.tensor_type == two.tensor_type:
-        return np.array_equal(one.data, two.data)
-    return all(np.array_equal(*rows) for rows in zip(_dequantised(one), _dequantised(two), strict=True))
+    pairs = zip(_dequantised(path, tensors[name]), _dequantised(path, tensors[other]), strict=True)
+    return all(np.array_equal(*rows) for rows in pairs)
 
 
 def _short(value: float) -> float:
@@ -203,7 +202,7 @@ def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> Ro
     Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume their values for the other parameters, and reject the
     file if the result does not reproduce the tensor.
     """
-    (divisors,) = _dequantised(tensors['rope_freqs.weight'])
+    (divisors,) = _dequantised(path, tensors['rope_freqs.weight'])
     factor = _short(divisors.max())
     scaling = RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
     scaled = dataclasses.replace(spec, rope_scaling=scaling)
