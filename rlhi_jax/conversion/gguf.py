@@ -1,7 +1,8 @@
 """Converts GGUF files (llama.cpp's format): weights to our parameters, and tokenizers to Hugging Face files."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,7 @@ from rlhi_jax.models.rope import inverse_frequencies
 from rlhi_jax.models.spec import ModelSpec, RopeScaling
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
-TENSOR_TYPES = (
-    *('F32', 'F16', 'BF16', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q8_0'),
-    *('Q2_K', 'Q3_K', 'Q4_K', 'Q5_K', 'Q6_K', 'IQ4_NL', 'IQ4_XS'),
-)
+_BLOCK = 2**22  # about how many weights are dequantised at once
 
 # Token types, which have the same numbers in GGUF and in SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
@@ -35,7 +33,10 @@ _SPLITS = {
 
 
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
-    """Read a language model from a GGUF file, dequantising one tensor at a time.
+    """Read a language model from a GGUF file, dequantising a few rows of a tensor at a time.
+
+    All tensor types are supported that the `gguf` package can dequantise. An output matrix that repeats the embedding
+    is not stored again: the embeddings are then tied.
 
     Returns:
       The spec, our parameters (float32 numpy arrays, layers stacked on axis 0) and the special token ids. The ids are
@@ -48,18 +49,21 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """
     path, reader = Path(path), _open(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    supported = _tensor_types()
     for name, tensor in tensors.items():
-        if tensor.tensor_type.name not in TENSOR_TYPES:
-            raise _unsupported(path, f'tensor {name} has type {tensor.tensor_type.name}', ', '.join(TENSOR_TYPES))
+        if (kind := tensor.tensor_type.name) not in supported:
+            raise _unsupported(path, f'tensor {name} has type {kind}', ', '.join(supported))
+    if _repeats(path, tensors, 'output.weight', 'token_embd.weight'):
+        del tensors['output.weight']
     spec = _spec(path, _fields(reader), tensors)
 
-    def read(name: str, leaf: Leaf) -> np.ndarray:
-        tensor = _dequantised(tensors[name])
-        # For this architecture llama.cpp stores rotary pairs side by side; we store them half a head apart, as trained.
-        if spec.family == 'llama' and leaf.path in ('layers/q', 'layers/k'):
-            pairs = tensor.reshape(-1, spec.head_dim // 2, 2, tensor.shape[-1])
-            tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
-        return tensor
+    def read(name: str, leaf: Leaf) -> Iterator[np.ndarray]:
+        for rows in _dequantised(path, tensors[name], spec.head_dim):
+            # For this family llama.cpp stores rotary pairs side by side; we store them half a head apart, as trained.
+            if spec.family == 'llama' and leaf.path in ('layers/q', 'layers/k'):
+                pairs = rows.reshape(-1, spec.head_dim // 2, 2, rows.shape[-1])
+                rows = pairs.swapaxes(1, 2).reshape(rows.shape)
+            yield rows
 
     params = assemble(
         spec,
@@ -99,10 +103,44 @@ def _shape(tensor) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def _dequantised(tensor) -> np.ndarray:
+@functools.cache
+def _tensor_types() -> tuple[str, ...]:
+    """Return the names of the tensor types that the gguf package can dequantise, by trying one block of each."""
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    names = []
+    for kind, (_, size) in GGML_QUANT_SIZES.items():
+        try:
+            dequantize(np.zeros((1, size), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        names.append(kind.name)
+    return tuple(names)
+
+
+def _dequantised(path: Path, tensor, multiple: int = 1) -> Iterator[np.ndarray]:
+    """Yield the weights of a tensor in float32, a block of consecutive rows at a time.
+
+    The number of rows in a block is divisible by `multiple`, if that of the whole tensor is. A vector is one block.
+    """
     from gguf import dequantize
 
-    return dequantize(tensor.data, tensor.tensor_type).reshape(_shape(tensor))
+    # `tensor.data` is a map of the file; pages of it that have been read would stay in memory.
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    step = multiple * max(1, _BLOCK // (multiple * _shape(tensor)[-1]))
+    for start in range(0, len(rows), step):
+        count, offset = min(step, len(rows) - start), tensor.data_offset + start * rows.strides[0]
+        block = np.fromfile(path, rows.dtype, count * rows.shape[1], offset=offset).reshape(count, -1)
+        block = dequantize(block, tensor.tensor_type)
+        yield block if tensor.data.ndim > 1 else block[0]
+
+
+def _repeats(path: Path, tensors: Mapping[str, Any], name: str, other: str) -> bool:
+    """Return whether two tensors of a file have the same weights, whatever their types."""
+    if name not in tensors or other not in tensors or _shape(tensors[name]) != _shape(tensors[other]):
+        return False
+    pairs = zip(_dequantised(path, tensors[name]), _dequantised(path, tensors[other]), strict=True)
+    return all(np.array_equal(*rows) for rows in pairs)
 
 
 def _short(value: float) -> float:
@@ -164,7 +202,7 @@ def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> Ro
     Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume their values for the other parameters, and reject the
     file if the result does not reproduce the tensor.
     """
-    divisors = _dequantised(tensors['rope_freqs.weight'])
+    (divisors,) = _dequantised(path, tensors['rope_freqs.weight'])
     factor = _short(divisors.max())
     scaling = RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
     scaled = dataclasses.replace(spec, rope_scaling=scaling)

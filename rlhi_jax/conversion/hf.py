@@ -256,7 +256,7 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
         spec,
         'hf',
         {name: tensor.shape for name, tensor in tensors.items()},
-        lambda name, leaf: tensors[name].read(),
+        lambda name, leaf: [tensors[name].read()],
         ignorable=ignorable,
         source=str(folder),
     )

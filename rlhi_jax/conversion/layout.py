@@ -5,7 +5,7 @@ Dimension key: V vocabulary, D width, F mlp width, N query heads, K key-value he
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,15 +50,11 @@ class Leaf:
         sizes = _sizes(spec)
         return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored.split())
 
-    def to_ours(self, tensor: np.ndarray, spec: ModelSpec) -> np.ndarray:
-        """Return a view of one stored tensor with our axes."""
-        sizes, split = _sizes(spec), self.stored.replace(' ', '')
-        return tensor.reshape([sizes[axis] for axis in split]).transpose([split.index(axis) for axis in self.axes])
-
     def to_stored(self, array: np.ndarray, spec: ModelSpec) -> np.ndarray:
-        """Return one layer of our parameter with the file's axes: the inverse of `to_ours`."""
+        """Return a view of one layer of our parameter with the file's axes, through which it can also be written."""
         split = self.stored.replace(' ', '')
-        return array.transpose([self.axes.index(axis) for axis in split]).reshape(self.stored_shape(spec))
+        view = array.transpose([self.axes.index(axis) for axis in split])
+        return view.reshape(self.stored_shape(spec), copy=False)
 
 
 def _layer(path: str, axes: str, stored: str, hf: str, gguf: str, when=lambda spec: True) -> Leaf:
@@ -125,18 +121,19 @@ def assemble(
     spec: ModelSpec,
     naming: str,
     shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str, Leaf], np.ndarray],
+    read: Callable[[str, Leaf], Iterable[np.ndarray]],
     *,
     ignorable: Callable[[str], bool],
     source: str,
 ) -> dict[str, Any]:
-    """Build our parameters as float32 arrays, reading one tensor at a time to save memory.
+    """Build our parameters as float32 arrays, reading a part of one tensor at a time to save memory.
 
     Args:
       spec: the model.
       naming: the kind of tensor names in the source, 'hf' or 'gguf'.
       shapes: the shape of every tensor in the source, keyed by name.
-      read: returns the tensor with a given name, in its stored shape and in any float type.
+      read: returns the tensor with a given name, in its stored shape and in any float type, as consecutive parts of its
+        first axis.
       ignorable: returns whether a tensor with a given name may be ignored if the model does not use it.
       source: the name of the file or folder, for error messages.
 
@@ -164,10 +161,12 @@ def assemble(
         if leaf.path not in params:
             params[leaf.path] = np.empty(leaf.shape(spec), np.float32)
         target = params[leaf.path]
-        part = target if layer is None else target[layer]
-        part[...] = leaf.to_ours(read(name, leaf), spec)
-        if not np.isfinite(part).all():
-            raise UserError(f'{source}: tensor {name} contains NaN or infinite numbers: download the model again')
+        stored, row = leaf.to_stored(target if layer is None else target[layer], spec), 0
+        for part in read(name, leaf):
+            if not np.isfinite(part).all():
+                raise UserError(f'{source}: tensor {name} contains NaN or infinite numbers: download the model again')
+            stored[row : row + len(part)] = part
+            row += len(part)
     return _nested(params)
 
 

@@ -21,6 +21,7 @@ from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.spec import ModelSpec
 
+_CHUNK = 2**26  # bytes
 _REMEDY = 'use a training workdir or a folder made by `python -m rlhi_jax.convert import`'
 
 
@@ -109,9 +110,16 @@ def params_digest(params: Any) -> str:
 
 
 def save_params(folder: Path, params: Any) -> None:
-    """Write parameters as one Orbax checkpoint."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(folder).absolute(), params)
+    """Write parameters as one Orbax checkpoint, holding little of them in memory a second time."""
+    # By default, Orbax copies numpy arrays and compresses all of them into files of 2 GB before it writes any.
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, handlers.ArrayHandler())
+    )
+    chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), params)
+    arguments = ocp.args.PyTreeSave(params, save_args=chunked, ocdbt_target_data_file_size=_CHUNK)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+        checkpointer.save(Path(folder).absolute(), arguments)
 
 
 def restore_params(model: ModelFolder, abstract: Any) -> Any:
