@@ -46,6 +46,7 @@ SCHEMA = Section(
     mesh=training_keys.MESH,
     train=training_keys.TRAIN,
     optimizer=training_keys.OPTIMIZER,
+    lora=training_keys.LORA,
     dpo=training_keys.DPO,
     reward=training_keys.REWARD,
     loop=training_keys.LOOP,

@@ -14,7 +14,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.training.model import check_pad_token
-from rlhi_jax.training.workdir import refuse_difference
+from rlhi_jax.training.workdir import refuse_difference, settings_in_use
 
 CHANGEABLE = (  # settings that may change when a loop resumes
     *('mesh', 'log', 'compilation_cache', 'beam'),
@@ -76,7 +76,7 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     Raises:
       UserError: the workdir contains a loop with a different config or model, and `replace` is false.
     """
-    settings = config.to_dict()
+    settings = settings_in_use(config)
     for name in CHANGEABLE + (('teacher.path',) if is_endpoint(config.teacher.path) else ()):
         *sections, key = name.split('.')
         del functools.reduce(dict.__getitem__, sections, settings)[key]

@@ -12,9 +12,9 @@ from rlhi_jax.data.rows import Batch, capacities, empty_row, stack
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import ModelFolder
-from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel.sharding import batch_sharding
 from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.training.model import reads_reference
 
 
 def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, ChatTemplate]:
@@ -46,7 +46,7 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
 def abstract_batch(config: ConfigDict, mesh: Mesh, count: int) -> Batch:
     """Return the shapes, dtypes and sharding that the train step expects of a batch of `count` rows."""
     row = empty_row(capacities(config))
-    if OBJECTIVES[config.objective].uses_reference:
+    if reads_reference(config):
         row = row._replace(reference_logp_R=np.zeros(len(row.reply_last_R), np.float32))
     layout = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=layout), stack([row]))

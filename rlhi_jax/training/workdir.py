@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.checkpoints import ModelFolder, describe_model
+from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
@@ -22,12 +23,21 @@ def training_settings(config: ConfigDict) -> dict[str, Any]:
     the persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
     evaluation) are left out. Settings that shape the data are left out too, because the row plan's digest covers them.
     """
-    settings = config.to_dict()
+    settings = settings_in_use(config)
     objectives = [name for name in OBJECTIVES if name in settings]
     switches = [name for name in settings if name.endswith('_sees_persona') and name != 'sampler_sees_persona']
-    kept = {name: settings[name] for name in (*_SECTIONS, *objectives, *switches)}
+    adapters = [name for name in settings if name == 'lora']
+    kept = {name: settings[name] for name in (*_SECTIONS, *objectives, *switches, *adapters)}
     del kept['model']['path']
     return kept
+
+
+def settings_in_use(config: ConfigDict) -> dict[str, Any]:
+    """Return all settings, without the section on adapters if there are none; it then has no effect."""
+    settings = config.to_dict()
+    if not config.lora.rank:
+        del settings['lora']
+    return settings
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
@@ -54,6 +64,8 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
 def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any], remedy: str = '') -> None:
     """Raise an error if earlier work was started with settings other than `wanted`.
 
+    Of the inputs of the earlier work, only those in `wanted` are compared; of the settings (`config`), all.
+
     Args:
       what: the beginning of the message, such as '--workdir=DIR contains a run'.
       stored: the settings of the earlier work.
@@ -63,16 +75,18 @@ def refuse_difference(what: str, stored: dict[str, Any], wanted: dict[str, Any],
     Raises:
       UserError: a setting differs; the message names the first such setting.
     """
-    before = dict(_flat(stored))
-    for name, value in _flat(wanted):
-        if before.get(name) != value:
+    before, now = dict(_flat(stored)), dict(_flat(wanted))
+    for name in sorted({name for name in before if name.startswith('config.')} | now.keys()):
+        if before.get(name) != (value := now.get(name)):
             raise UserError(
                 f'{what} with a different {name} ({before.get(name)!r}, now {value!r}): undo the change, '
                 f'{remedy and remedy + ", "}or use another --workdir'
             )
 
 
-def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
+def claim_workdir(
+    workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec, lora: Lora | None = None
+) -> None:
     """Write run.json, which marks the workdir as this run's own, and the files that make it a model folder.
 
     One process writes the files, and all processes wait until they are written.
@@ -83,7 +97,7 @@ def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: 
         workdir.mkdir(parents=True, exist_ok=True)
         source = f'{run["config"]["objective"]} on {model.source}'
         described = dict(weights=digest(run), tokens=model.tokens, source=source, tokenizer=model.tokenizer_path)
-        describe_model(workdir, spec, **described)
+        describe_model(workdir, spec, **described, adapts=(model, lora) if lora else None)
         write_json(path, run)
     processes.barrier('described')
 
