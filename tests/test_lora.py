@@ -190,8 +190,16 @@ def test_a_begins_like_a_linear_layer_of_torch(folder):
         assert not np.asarray(layers[f'{name}_b']).any()
 
 
-@pytest.mark.parametrize('remat', ['save_all', 'save_dots', 'save_attention', 'save_nothing'])
-@pytest.mark.parametrize('base_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    ('remat', 'base_dtype'),
+    [
+        ('save_all', 'bfloat16'),
+        ('save_dots', 'bfloat16'),
+        ('save_dots', 'float32'),
+        ('save_attention', 'float32'),
+        ('save_nothing', 'bfloat16'),
+    ],
+)
 def test_gradients_are_those_of_the_merged_formula(folder, remat, base_dtype):
     setting = Setting(folder, targets='layers/(q|o|up|down)', base_dtype=base_dtype)
     setting.decoder = setting.decoder.clone(remat=remat)
@@ -272,10 +280,8 @@ def test_a_resumed_run_ends_in_the_same_bytes(folder, trained, reference, tmp_pa
         shutil.rmtree(tmp_path / 'resumed' / 'checkpoints' / str(step))
     assert train(config, tmp_path / 'resumed')
     for item in ('params', 'optimizer'):
-        leaves = zip(
-            *(jax.tree.leaves(saved(tmp_path / name, LAST, item)) for name in ('whole', 'resumed')), strict=True
-        )
-        assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in leaves)
+        whole, resumed = (jax.tree.leaves(saved(tmp_path / name, LAST, item)) for name in ('whole', 'resumed'))
+        assert [np.asarray(leaf).tobytes() for leaf in whole] == [np.asarray(leaf).tobytes() for leaf in resumed]
     assert (tmp_path / 'whole' / 'reference').exists() == (reference == 'cached')
 
 

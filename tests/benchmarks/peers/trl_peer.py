@@ -89,6 +89,8 @@ def first_gradient(trainer, path: Path, accumulate: int) -> list[float]:
     model.train()
 
     def note(module, inputs, output):
+        if not torch.is_grad_enabled():  # the reference, which with adapters is the same module
+            return
         found = output.log_probs.sum(-1) if getattr(output, 'log_probs', None) is not None else output.logits[:, 0]
         scores.append(found.detach().float().chunk(2))
 
