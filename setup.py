@@ -72,6 +72,7 @@ setup(
         'parity': [
             'accelerate>=1,<2',
             'fastapi>=0.115,<1',
+            'peft>=0.18,<1',
             'torch>=2.6,<3',
             'uvicorn>=0.30,<1',
         ],

@@ -57,13 +57,15 @@ from rlhi_jax.io.progress import Progress
 from rlhi_jax.models import attention_tpu
 from rlhi_jax.models.checkpoints import abstract_with_shardings, open_model
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
-from rlhi_jax.models.parameters import abstract_params, check_fit
+from rlhi_jax.models.lora import lora_of
+from rlhi_jax.models.parameters import abstract_params, check_fit, split_params
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.sampling.sampler import STEPS, cache_sizes, empty_slots, jit_decode, slots_layout
 from rlhi_jax.sampling.settings import sampling
 from rlhi_jax.scoring.rows import jit_score
+from rlhi_jax.training.model import with_adapters
 from rlhi_jax.training.rows import abstract_batch
 from rlhi_jax.training.step import abstract_state, jit_train_step, make_optimizer
 
@@ -120,10 +122,11 @@ def _row_decoder(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> tuple[Decod
 
 
 def _train(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
-    decoder, _ = _row_decoder(config, spec, mesh)
+    decoder = with_adapters(_row_decoder(config, spec, mesh)[0], config)
     state = abstract_state(decoder, make_optimizer(config.optimizer, 1000), mesh)
+    _, frozen = split_params(decoder, abstract_params(decoder, mesh))
     step = jit_train_step(config, decoder, state, mesh, 1000)
-    return step.lower(state, abstract_batch(config, mesh, config.train.batch_rows))
+    return step.lower(state, abstract_batch(config, mesh, config.train.batch_rows), frozen)
 
 
 def _score(config: ConfigDict, spec: ModelSpec, mesh: Mesh) -> jax.stages.Lowered:
@@ -183,7 +186,8 @@ def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
     forward = {name: value * config.train.batch_rows for name, value in forward_flops(spec, row_work(config)).items()}
     if program == 'score':
         return {name: value / 1e12 / config.train.accumulate for name, value in forward.items()}
-    train = train_flops(spec, row_work(config), config.model.remat, attention_products=attention_tpu.PRODUCTS)
+    how = dict(attention_products=attention_tpu.PRODUCTS, lora=lora_of(config.lora))
+    train = train_flops(spec, row_work(config), config.model.remat, **how)
     train = {name: value * config.train.batch_rows for name, value in train.items()}
     reference = sum(forward.values()) if OBJECTIVES[config.objective].uses_reference else 0
     pairs = config.train.batch_rows * config.rows.pairs

@@ -2,10 +2,14 @@
 
     python -m rlhi_jax.convert import --source=hf:DIR|hf://OWNER/NAME[@REVISION]|gguf:FILE --to=DIR [--template=NAME]
         [--persona_in=user|system] [--pad_token=TOKEN]
+    python -m rlhi_jax.convert import --source=peft:DIR --base=DIR --to=DIR
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
+        [--format=huggingface|peft]
 
-Both commands accept policies and reward models. The exported chat template accepts `persona` and renders exactly the
-text that training used. An exported folder's README.md describes the model and shows code that uses it.
+Both commands accept policies and reward models. A model with adapters is exported as a whole model, with the adapters
+merged, or as a folder of the package `peft`, which contains only the adapters. The exported chat template accepts
+`persona` and renders exactly the text that training used. The README.md of an exported whole model describes the model
+and shows code that uses it.
 """
 
 from absl import flags
@@ -13,8 +17,9 @@ from absl import flags
 from rlhi_jax.cli.program import require_flags, run, start
 
 if __name__ == '__main__':  # parsed before the imports that take seconds
-    flags.DEFINE_string('source', None, 'import: hf:DIR, hf://OWNER/NAME[@REVISION] or gguf:FILE.')
+    flags.DEFINE_string('source', None, 'import: hf:DIR, hf://OWNER/NAME[@REVISION], gguf:FILE or peft:DIR.')
     flags.DEFINE_string('to', None, 'Folder to write.')
+    flags.DEFINE_string('base', None, 'import peft:DIR: the model folder or workdir that the adapters adapt.')
     flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
     flags.DEFINE_string('persona_in', 'user', 'import: where the template places the persona, user or system.')
     flags.DEFINE_string(
@@ -23,6 +28,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
     flags.DEFINE_integer('step', None, 'export: step of the run; by default, the latest.')
     flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the written weights.')
+    flags.DEFINE_enum('format', 'huggingface', ['huggingface', 'peft'], 'export: a whole model, or its adapters alone.')
     flags.DEFINE_bool('overwrite', False, 'Replace the folder given by --to if it exists.')
     COMMAND = start(commands=('import', 'export'))
 
@@ -31,21 +37,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh
 
-from rlhi_jax.conversion import gguf, hf
+from rlhi_jax.conversion import gguf, hf, peft
 from rlhi_jax.conversion.readme import readme
 from rlhi_jax.conversion.source import TOKENIZER_FILES, chat_template, check_source, copy_tokenizer, token_ids
 from rlhi_jax.conversion.special_tokens import finish_tokens
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import new_folder, read_json, write_bytes, write_json
+from rlhi_jax.io.files import digest, new_folder, read_json, write_bytes, write_json
 from rlhi_jax.io.hub import on_hub, snapshot
-from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, restore_params, save_params
+from rlhi_jax.models.checkpoints import ModelFolder, describe_model, open_model, params_digest, save_params
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import init_params
-from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.models.parameters import load_params, load_trained
+from rlhi_jax.parallel.sharding import make_mesh
 from rlhi_jax.tokenizers import load_tokenizer
 from rlhi_jax.tokenizers.renderer import layouts
 from rlhi_jax.tokenizers.template import extend, special_tokens
@@ -89,7 +94,9 @@ def import_model(
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
-        raise UserError(f'--source={source} is not hf:DIR, hf://OWNER/NAME or gguf:FILE: use one of these forms')
+        raise UserError(
+            f'--source={source} is not hf:DIR, hf://OWNER/NAME, gguf:FILE or peft:DIR: use one of these forms'
+        )
     path, origin = Path(name), f'{kind}:{Path(name).name}'
     if on_hub(source):
         downloaded = snapshot(source, 'model', _HUB_FILES, '--source')
@@ -123,8 +130,49 @@ def import_model(
         describe_model(folder, spec, weights=weights, tokens=tokens, source=origin)
 
 
+def import_adapters(source: Path, base: Path, to: Path, *, overwrite: bool = False) -> None:
+    """Convert a folder of the package `peft` to a model folder that contains its adapters, and names their base.
+
+    Args:
+      source: a folder with adapter_config.json and adapter_model.safetensors.
+      base: the model folder or workdir whose model the adapters were trained on.
+      to: the folder to write.
+      overwrite: whether to replace a model folder at `to`.
+
+    Raises:
+      UserError: the source is missing, damaged or not supported, or does not fit the base.
+    """
+    model = open_model(base)
+    spec, lora, trained = peft.read_adapters(source, model.spec)
+    adapted = ModelFolder(model.path, model.params_path, spec, model.weights, model.tokens, model.source)
+    if spec.head == 'reward':
+        check_pad_token(adapted)
+    weights = digest(model.weights, lora.to_json(), params_digest(trained))
+    described = dict(tokens=model.tokens, source=f'peft on {model.source}', tokenizer=model.tokenizer_path)
+    with new_folder(to, overwrite=overwrite) as folder:
+        save_params(folder / 'params', trained)
+        describe_model(folder, spec, weights=weights, **described, adapts=(model, lora))
+
+
+def export_adapters(checkpoint: Path, to: Path, *, step: int | None, dtype: str, overwrite: bool = False) -> None:
+    """Write the adapters of a model as a folder of the package `peft`, with the tokenizer.
+
+    The arguments are those of `export_model`.
+
+    Raises:
+      UserError: the checkpoint is missing or damaged, or has no adapters.
+    """
+    model = open_model(checkpoint, step)
+    if model.lora is None:
+        raise UserError(f'--checkpoint={checkpoint} has no adapters: export it with --format=huggingface')
+    with new_folder(to, overwrite=overwrite) as folder:
+        for path in sorted(model.tokenizer_path.iterdir()):
+            shutil.copyfile(path, folder / path.name)
+        peft.write_adapters(folder, model, load_trained(model, _host_mesh()), dtype=dtype)
+
+
 def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, overwrite: bool = False) -> None:
-    """Write a model folder or a run's checkpoint as a Hugging Face folder.
+    """Write a model folder or a run's checkpoint as a Hugging Face folder; adapters are merged.
 
     Args:
       checkpoint: the model folder or the run's workdir.
@@ -139,7 +187,7 @@ def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, ov
     model = open_model(checkpoint, step)
     if model.spec.head == 'reward':
         check_pad_token(model)
-    params = restore_params(model, _host_params(model.spec))
+    params = load_params(Decoder(model.spec), model, _host_mesh(), seed=0)
     with new_folder(to, overwrite=overwrite) as folder:
         for path in sorted(model.tokenizer_path.iterdir()):
             shutil.copyfile(path, folder / path.name)
@@ -163,16 +211,22 @@ def _generation_config(folder: Path, tokens: Mapping[str, Any]) -> dict[str, Any
     return (settings if stated else _SAMPLING) | {name: id_ for name, id_ in tokens.items() if id_ is not None}
 
 
-def _host_params(spec: ModelSpec) -> Any:
-    abstract = nn.unbox(jax.eval_shape(lambda: init_params(Decoder(spec), jax.random.key(0))))
-    sharding = SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+def _host_mesh() -> Mesh:
+    return make_mesh(dict(data=1, fsdp=1, tensor=1), jax.local_devices(backend='cpu')[:1])
 
 
 def main(command: str) -> None:
     require_flags('source' if command == 'import' else 'checkpoint', 'to')
     to = Path(flags.FLAGS.to).absolute()
-    if command == 'import':
+    kind, _, name = (flags.FLAGS.source or '').partition(':')
+    if command == 'import' and kind == 'peft':
+        require_flags('base')
+        if changed := [each for each in ('template', 'pad_token') if flags.FLAGS[each].value is not None]:
+            raise UserError(
+                f'--{changed[0]} does not apply to --source=peft:DIR, which uses the tokenizer of --base: remove it'
+            )
+        import_adapters(Path(name), Path(flags.FLAGS.base), to, overwrite=flags.FLAGS.overwrite)
+    elif command == 'import':
         import_model(
             flags.FLAGS.source,
             to,
@@ -182,7 +236,8 @@ def main(command: str) -> None:
             overwrite=flags.FLAGS.overwrite,
         )
     else:
-        export_model(
+        export = export_model if flags.FLAGS.format == 'huggingface' else export_adapters
+        export(
             Path(flags.FLAGS.checkpoint),
             to,
             step=flags.FLAGS.step,

@@ -157,7 +157,7 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     }
     result = summarise(by_condition, held_out.users) | dict(
         objective=config.objective,
-        step=0 if step == 0 else int(model.params_path.parent.name),
+        step=0 if step == 0 else model.step,
         data=held_out.shards.digest,
         counts={name: reader.plan.counts for name, reader in readers.items()},
         max_trees=config.eval.max_trees,

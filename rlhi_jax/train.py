@@ -33,7 +33,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import check_fit, load_params
+from rlhi_jax.models.parameters import Params, check_fit, load_params, split_params
 from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
@@ -42,7 +42,7 @@ from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on
 from rlhi_jax.rounds.parts import State
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
 from rlhi_jax.training.metrics import RunLog, trim_logs
-from rlhi_jax.training.model import make_decoder, sees_persona
+from rlhi_jax.training.model import make_decoder, reads_reference, sees_persona, with_adapters
 from rlhi_jax.training.profile import StepProfiler
 from rlhi_jax.training.rows import abstract_batch, open_rows
 from rlhi_jax.training.step import TrainState, abstract_state, jit_train_step, make_optimizer
@@ -58,7 +58,8 @@ class Run(NamedTuple):
       rows: the row numbers in each step's batch.
       reader: reads rows for the model being trained.
       reference_reader: reads rows for the reference model.
-      reference: cached log-probabilities under the reference model; None if the objective uses no reference.
+      reference: cached log-probabilities under the reference model; None if the objective uses no reference, or if the
+        train step computes them.
     """
 
     config: ConfigDict
@@ -98,9 +99,10 @@ def train(config: ConfigDict, workdir: Path, begins: Callable[[], None] = lambda
     begins()
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(run.mesh):
-        read = read_with_reference(run)
-        state = first_state(run)
-        reached = int(loop(run, read, state).step)
+        adapters, frozen = _adapters_and_frozen(run)
+        read = read_with_reference(run, frozen)
+        state = first_state(run, adapters)
+        reached = int(loop(run, read, state, frozen).step)
     return _say(run, reached)
 
 
@@ -144,17 +146,17 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     if with_margin and not OBJECTIVES[config.objective].uses_margin and processes.is_main():
         print(f'config.objective: {config.objective} ignores the margins of {with_margin} pairs')
     mesh = make_mesh(config.mesh.to_dict())
-    decoder = make_decoder(config, model)
+    decoder = with_adapters(make_decoder(config, model), config)
     source = 'config.train.batch_rows / config.train.accumulate'
     check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
     rows = RowOrder(len(plan.rows), config.train.batch_rows, config.train.epochs, config.seed)
     identity = run_identity(config, model) | {'rows': plan.digest}
     refuse_another_run(workdir, identity)
     reference = None
-    if OBJECTIVES[config.objective].uses_reference:
+    if reads_reference(config):
         folder = Path(config.data.reference) if config.data.reference else workdir / 'reference'
         reference = ReferenceCache(folder, reference_identity(config, model, plan))
-    claim_workdir(workdir, identity, model, decoder.spec)
+    claim_workdir(workdir, identity, model, decoder.spec, decoder.lora)
     return Run(
         config=config,
         workdir=workdir,
@@ -170,26 +172,40 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     )
 
 
-def read_with_reference(run: Run) -> Callable[[int], Row]:
+def _adapters_and_frozen(run: Run) -> tuple[Params | None, Params]:
+    """Return the initial adapters, with a reward head, and the frozen parameters; None and {} without adapters."""
+    if not run.decoder.lora:
+        return None, {}
+    return split_params(run.decoder, load_params(run.decoder, run.model, run.mesh, seed=run.config.seed))
+
+
+def read_with_reference(run: Run, frozen: Params) -> Callable[[int], Row]:
     """Return a function that reads a row by its number.
 
-    If the objective uses a reference model, the rows include log-probabilities under that model. Log-probabilities that
-    are missing from the cache are computed first.
+    If the run has a reference cache, the rows include log-probabilities under the reference model. Those that are
+    missing from the cache are computed first, from the frozen parameters if there are any.
     """
     if run.reference is None:
         return run.reader.__getitem__
     needed = (row for step in range(run.num_steps) for row in run.rows[step])
-    fill_reference(run.config, run.reference, run.reference_reader, needed, run.decoder, run.model, run.mesh)
+
+    def load() -> Params:
+        return frozen or load_params(run.decoder, run.model, run.mesh, seed=run.config.seed)
+
+    fill_reference(run.config, run.reference, run.reference_reader, needed, run.decoder, load, run.mesh)
     return with_reference(run.reader, run.reference)
 
 
-def first_state(run: Run) -> TrainState:
-    """Return the state in the newest checkpoint or, if there is no checkpoint, the state at step 0."""
+def first_state(run: Run, adapters: Params | None) -> TrainState:
+    """Return the state in the newest checkpoint or, if there is no checkpoint, the state at step 0.
+
+    `adapters` are the trained parameters at step 0; None if the run trains all parameters of its initial model.
+    """
     optimizer = make_optimizer(run.config.optimizer, run.num_steps)
     abstract = abstract_state(run.decoder, optimizer, run.mesh)
     step = run.checkpoints.latest_step
     if step is None:
-        params = load_params(run.decoder, run.model, run.mesh, seed=run.config.seed)
+        params = adapters or load_params(run.decoder, run.model, run.mesh, seed=run.config.seed)
         layout = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
         return TrainState(_scalar(0, run.mesh), params, jax.jit(optimizer.init, out_shardings=layout)(params))
     params, opt_state, progress = run.checkpoints.restore(step, abstract.params, abstract.opt_state)
@@ -200,7 +216,7 @@ def _scalar(value: int, mesh: Mesh) -> jax.Array:
     return jax.device_put(np.int32(value), replicated(mesh))
 
 
-def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
+def loop(run: Run, read: Callable[[int], Row], state: TrainState, frozen: Params) -> TrainState:
     """Run the remaining steps, or stop early if asked to, and return the state after the last step that ran.
 
     Metrics are logged and checkpoints are saved along the way.
@@ -214,13 +230,13 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
     log = RunLog(run.workdir, next_step=first_step) if processes.is_main() else None
     stop = processes.Preemption()
     pending = _Pending(config, log, run.num_steps, first_step)
-    step_fn = _compiled_step(run, state) if first_step < run.num_steps else None
+    step_fn = _compiled_step(run, state, frozen) if first_step < run.num_steps else None
     with pending.progress, StepProfiler(run.workdir / 'profile', config.log.profile_steps) as profiler:
         for step in range(first_step, run.num_steps):
             batch = to_global(next(stream), local, sharding, config.train.batch_rows)
             if log:
                 log.examples(step, _pair_names(run, step))
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, batch, frozen)
             profiler.after_step(metrics)
             pending.push(step, metrics)
             stopping = stop.reached(step)
@@ -237,10 +253,12 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState) -> TrainState:
     return state
 
 
-def _compiled_step(run: Run, state: TrainState) -> Callable:
+def _compiled_step(run: Run, state: TrainState, frozen: Params) -> Callable:
     """Return the train step, compiled for one shape and layout of inputs; it rejects all others."""
     shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
-    return jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes).compile()
+    return (
+        jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes, frozen).compile()
+    )
 
 
 def _pair_names(run: Run, step: int) -> list[str]:

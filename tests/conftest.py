@@ -14,7 +14,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 collect_ignore = ['benchmarks']  # programs, some of another environment
 # The first start first, so that no worker ends idle.
 LONGEST = ('test_loop.py', 'test_example.py', 'test_smollm2.py', 'test_golden.py', 'test_meshes.py', 'test_resume.py',
-           'test_aot.py', 'test_endpoint.py', 'test_personas.py')  # fmt: skip
+           'test_lora.py', 'test_aot.py', 'test_endpoint.py', 'test_personas.py')  # fmt: skip
 # `make test` leaves these out and `make test-all` runs them: campaigns of kills, several processes, compilations for
 # TPUs, labels of real data, and what faster tests cover too (test_golden.py runs a loop, and one mesh has all axes).
 # An entry is a file, or a test with or without its parameters. What has the marker real_model is slow as well.
@@ -31,6 +31,14 @@ SLOW = (
     'test_ingest.py::test_killed_again_and_again_it_ends_in_the_same_bytes',
     'test_ingest.py::test_workers_end_with_the_stage',
     'test_loop.py',
+    'test_lora.py::test_a_resumed_run_ends_in_the_same_bytes[in_step]',
+    'test_lora.py::test_at_step_0_the_loss_is_log_2[data]',
+    'test_lora.py::test_at_step_0_the_loss_is_log_2[fsdp]',
+    'test_lora.py::test_at_step_0_the_loss_is_log_2[one]',
+    'test_lora.py::test_gradients_are_those_of_one_device',
+    'test_lora.py::test_gradients_are_those_of_the_merged_formula[save_all-bfloat16]',
+    'test_lora.py::test_gradients_are_those_of_the_merged_formula[save_attention-float32]',
+    'test_lora.py::test_gradients_are_those_of_the_merged_formula[save_dots-float32]',
     'test_meshes.py::test_at_step_0_the_loss_is_log_2[data]',
     'test_meshes.py::test_at_step_0_the_loss_is_log_2[fsdp]',
     'test_meshes.py::test_at_step_0_the_loss_is_log_2[one]',

@@ -76,6 +76,18 @@ def test_programs_are_compiled_and_measured(tmp_path):
     assert sum(reports['train']['collective_gib'].values()) > 0
 
 
+def test_with_adapters_only_they_have_moments(tmp_path):
+    done = run(tmp_path, '--programs=train', '--config.lora.rank=8', '--config.lora.base_dtype=bfloat16')
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    frozen = 2 * (2 * 2048 * 512 + 2 * (4 * 512 * 512 + 3 * 512 * 1024))
+    # The mesh axis fsdp splits only the width: one side of every adapted matrix.
+    split, whole = 7 * 512, 4 * 512 + 3 * 1024
+    adapters = 3 * 4 * 2 * 8 * (split / 4 + whole)
+    assert report['hbm_gib']['arguments'] == pytest.approx((frozen / 4 + adapters) / 2**30, rel=0.03)
+    assert report['tflops']['adapters'] == pytest.approx(4 * 3 * 2 * 1024 * 2 * 8 * (split + whole) / 1e12)
+
+
 def test_a_program_that_does_not_fit_is_reported(tmp_path):
     done = run(tmp_path, '--programs=train', '--config.train.batch_rows=16384', '--config.model.remat=save_all')
     assert done.returncode == 1, done.stderr

@@ -10,8 +10,9 @@ import pytest
 from rlhi_jax.cost.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, stack
 from rlhi_jax.models import attention_xla
-from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder, unroll
-from rlhi_jax.models.parameters import init_params
+from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
+from rlhi_jax.models.lora import MATRICES, Lora
+from rlhi_jax.models.parameters import init_params, split_params
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.models.tree_blocks import BLOCK
 from rlhi_jax.scoring.pairs import score_replies
@@ -27,15 +28,17 @@ def batch():
     return stack([pack([lay_out(tree)], CAPACITIES)])
 
 
-def counted(remat: str, *, gradient: bool) -> tuple[float, float]:
+def counted(remat: str, *, gradient: bool, lora: Lora | None = None) -> tuple[float, float]:
     """XLA's counts for an unrolled program, with all scored slots in one chunk: as it reads it, and compiled."""
-    decoder = Decoder(SPEC, remat=remat, unrolled=True)
-    params = unroll(nn.unbox(init_params(Decoder(SPEC), jax.random.key(0))))
+    decoder = Decoder(SPEC, remat=remat, unrolled=True, lora=lora)
+    params = nn.unbox(init_params(decoder, jax.random.key(0)))
+    trained, frozen = split_params(decoder, params)
+    trained |= {'embed': params['embed']}  # so that the first layer passes its gradient on, as it does in a scan
 
-    def total(params, batch):
-        return score_replies(decoder, params, batch, chunk=CAPACITIES.scored).logp_BR.sum()
+    def total(trained, frozen, batch):
+        return score_replies(decoder, frozen | trained, batch, chunk=CAPACITIES.scored).logp_BR.sum()
 
-    lowered = jax.jit(jax.value_and_grad(total) if gradient else total).lower(params, batch())
+    lowered = jax.jit(jax.value_and_grad(total) if gradient else total).lower(trained, frozen, batch())
     return lowered.cost_analysis()['flops'], lowered.compile().cost_analysis()['flops']
 
 
@@ -47,10 +50,12 @@ def test_a_pass_is_what_xla_counts():
     assert counted('save_all', gradient=False) == pytest.approx([sum(forward_flops(SPEC, WORK).values())] * 2, rel=0.01)
 
 
+@pytest.mark.parametrize('targets', [None, MATRICES, ('q', 'down')])
 @pytest.mark.parametrize('remat', REMAT_POLICIES)
-def test_a_gradient_is_what_xla_counts(remat):
-    parts = train_flops(SPEC, WORK, remat, attention_products=attention_xla.PRODUCTS)
-    read, compiled = counted(remat, gradient=True)
+def test_a_gradient_is_what_xla_counts(remat, targets):
+    lora = Lora(64, 16.0, targets) if targets else None
+    parts = train_flops(SPEC, WORK, remat, attention_products=attention_xla.PRODUCTS, lora=lora)
+    read, compiled = counted(remat, gradient=True, lora=lora)
     assert read == pytest.approx(sum(parts.values()), rel=0.01)
     # Without a scan between them, XLA may find that what is computed again is there already.
     assert 0.99 * (sum(parts.values()) - parts['repeated']) < compiled < 1.01 * sum(parts.values())

@@ -20,7 +20,7 @@ def test_sources_that_are_not_models_say_what_they_are(tmp_path):
     refused(folder, r'a contains no model.safetensors, only pytorch_model.bin, .*: convert it to safetensors with')
     (folder / 'pytorch_model.bin').rename(weights)
     edit(folder / 'adapter_config.json', base_model_name_or_path='org/base')
-    refused(folder, 'a is a LoRA adapter of org/base, not a whole model: merge it')
+    refused(folder, 'a is a LoRA adapter of org/base, not a whole model: import that model')
     (folder / 'adapter_config.json').unlink()
     (folder / 'tokenizer_config.json').rename(folder / 'kept.json')
     refused(folder, 'a has no tokenizer_config.json')

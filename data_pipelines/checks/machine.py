@@ -12,6 +12,7 @@ from rlhi_jax.config.loop_paths import METHODS
 from rlhi_jax.cost.memory import disk_bytes, num_parameters, training_bytes
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.lora import lora_of
 from rlhi_jax.training.model import check_pad_token
 
 _GB = 1e9
@@ -26,9 +27,9 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
     except UserError as error:
         findings.stop(str(error))
         return
-    parameters, trains = num_parameters(model.spec), METHODS[config.loop.method].trains
-    findings.fact(f'Policy: {config.model.path}, {parameters / 1e6:,.0f} million parameters.')
-    _check_positions(config, model.spec.max_positions, findings)
+    spec, lora, trains = model.spec, lora_of(config.lora), METHODS[config.loop.method].trains
+    findings.fact(f'Policy: {config.model.path}, {num_parameters(spec) / 1e6:,.0f} million parameters.')
+    _check_positions(config, spec.max_positions, findings)
     if sample and sample.conversations:
         long = sum(
             sum(len(message['content']) for message in each['messages']) > CHARACTERS * config.rows.tokens
@@ -39,7 +40,7 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
                 f'{long / len(sample.conversations):.0%} of the conversations are longer than a row '
                 f'(config.rows.tokens={config.rows.tokens}) and would be shortened: raise config.rows.tokens'
             )
-    disk = len(trains) * disk_bytes(parameters, keep=config.checkpoint.keep)
+    disk = len(trains) * disk_bytes(spec, lora, keep=config.checkpoint.keep)
     free = shutil.disk_usage(_existing(workdir)).free
     findings.fact(f'Disk: {disk / _GB:,.1f} GB for {len(trains)} training runs; {free / _GB:,.1f} GB free.')
     if disk > free:
@@ -47,15 +48,15 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
             f'--workdir={workdir} has {free / _GB:,.1f} GB free, but the training runs need {disk / _GB:,.1f} GB: free '
             'some space'
         )
-    needed, total = training_bytes(parameters), _memory()
+    needed, total = training_bytes(spec, lora), _memory()
     findings.fact(
         f'Memory: {needed / _GB:,.1f} GB for parameters and optimizer state, and more for activations; this machine '
         f'has {total / _GB:,.1f} GB.'
     )
     if total and needed > total:
         findings.warn(
-            f'training needs {needed / _GB:,.1f} GB, more than the {total / _GB:,.1f} GB of this machine: use a '
-            'smaller model'
+            f'training needs {needed / _GB:,.1f} GB, more than the {total / _GB:,.1f} GB of this machine: train only '
+            'adapters (config.lora.rank)'
         )
 
 

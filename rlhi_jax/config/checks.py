@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from rlhi_jax.config.keys import Key, Section
 from rlhi_jax.config.schema import SCHEMA, reference, renamed
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.lora import lora_of
 
 
 def check_config(config: ConfigDict) -> ConfigDict:
@@ -30,7 +31,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
             if choices := part.registered() if part.registry else part.choices:
                 raise UserError(f'config.{name} is {value!r}: choose one of {", ".join(choices)}')
             raise UserError(f'config.{name} is {value}: it must be {part.bound}')
-    for check in (_check_model_paths, _check_teacher, _check_beam, _check_conditions, _check_divisors):
+    for check in (_check_model_paths, _check_teacher, _check_beam, _check_conditions, _check_divisors, _check_lora):
         check(config)
     return config
 
@@ -116,4 +117,13 @@ def _check_divisors(config: ConfigDict) -> None:
         raise UserError(
             f'config.model.logprob_chunk ({chunk}) must divide config.rows.scored ({scored}): choose a divisor of '
             f'{scored}'
+        )
+
+
+def _check_lora(config: ConfigDict) -> None:
+    adapters, in_step = lora_of(config.lora), config.lora.reference == 'in_step'
+    if adapters and in_step and config.policy_sees_persona != config.ref_sees_persona:
+        raise UserError(
+            "config.lora.reference is 'in_step', but config.ref_sees_persona differs from config.policy_sees_persona, "
+            "so the reference needs other rows than the policy: set config.lora.reference='cached'"
         )

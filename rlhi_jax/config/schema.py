@@ -47,6 +47,7 @@ SCHEMA = Section(
     mesh=training_keys.MESH,
     train=training_keys.TRAIN,
     optimizer=training_keys.OPTIMIZER,
+    lora=training_keys.LORA,
     dpo=training_keys.DPO,
     simpo=training_keys.SIMPO,
     kto=training_keys.KTO,

@@ -89,6 +89,32 @@ SAMPLER = Section(
     ),
 )
 
+LORA = Section(
+    'Low-rank adapters: train a small addition to some matrices of a frozen model, and nothing else.',
+    rank=Key(
+        0,
+        "Rank of each adapter; 0: no adapters, all parameters are trained. A reward model's head is always trained.",
+        at_least=0,
+    ),
+    alpha=Key(16.0, "Numerator of the adapters' scale, which is alpha / rank.", above=0),
+    targets=Key(
+        'layers/(q|k|v|o|gate|up|down)',
+        'Regular expression that matches the whole name of each adapted matrix, such as layers/q.',
+    ),
+    base_dtype=Key(
+        'float32',
+        'Number format in which the frozen parameters rest in memory during training; the model folder keeps float32.',
+        choices=('float32', 'bfloat16'),
+    ),
+    reference=Key(
+        'cached',
+        'How DPO gets the log-probabilities of the reference, which is the frozen model. cached: once per row, before '
+        'training; faster with several epochs, or if data.reference already has them. in_step: in each step, with the '
+        'adapters off; faster if each row is seen once, because training then starts at once.',
+        choices=('cached', 'in_step'),
+    ),
+)
+
 MESH = Section(
     'Number of devices on each axis of the mesh. One axis may be -1; it takes all remaining devices.',
     data=Key(1, 'Devices that share the rows of a batch and each have a copy of the parameters.', at_least=-1),

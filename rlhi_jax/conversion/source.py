@@ -29,8 +29,8 @@ def check_source(path: Path) -> None:
     if (path / 'adapter_config.json').exists():
         base = read_json(path / 'adapter_config.json', 'use another --source', fields=()).get('base_model_name_or_path')
         raise UserError(
-            f'--source: {path} is a LoRA adapter of {base}, not a whole model: merge it into that model with '
-            'merge_and_unload() from `peft`'
+            f'--source: {path} is a LoRA adapter of {base}, not a whole model: import that model, and then the '
+            f'adapter with --source=peft:{path} --base=FOLDER'
         )
     if not (path / 'config.json').exists():
         raise UserError(f'--source: {path} has no config.json: use a Hugging Face model folder')

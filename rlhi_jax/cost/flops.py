@@ -7,6 +7,7 @@ a row, the number of these pairs is the sum of the extents, because `extent[j]` 
 
 import dataclasses
 
+from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.spec import ModelSpec
 
 # For each of the decoder's remat policies, the matrix products of a layer that are recomputed for the gradient.
@@ -57,11 +58,23 @@ def shared_prefix(prefix: int, *replies: int) -> Work:
     return Work(prefix + sum(replies), sum(replies), attended)
 
 
+def matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Return the numbers of inputs and outputs of each weight matrix of a layer."""
+    heads, kv_heads = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    return {
+        'q': (spec.width, heads),
+        'k': (spec.width, kv_heads),
+        'v': (spec.width, kv_heads),
+        'o': (heads, spec.width),
+        'gate': (spec.width, spec.mlp_width),
+        'up': (spec.width, spec.mlp_width),
+        'down': (spec.mlp_width, spec.width),
+    }
+
+
 def _products(spec: ModelSpec) -> dict[str, int]:
     """Return the number of parameters in each weight matrix of a layer."""
-    heads, kv_heads = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    mlp = dict.fromkeys(('gate', 'up', 'down'), spec.mlp_width * spec.width)
-    return {'q': heads * spec.width, 'o': heads * spec.width, **dict.fromkeys('kv', kv_heads * spec.width), **mlp}
+    return {name: inputs * outputs for name, (inputs, outputs) in matrices(spec).items()}
 
 
 def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
@@ -74,11 +87,15 @@ def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
     }
 
 
-def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: int) -> dict[str, int]:
+def train_flops(
+    spec: ModelSpec, work: Work, remat: str, *, attention_products: int, lora: Lora | None = None
+) -> dict[str, int]:
     """Return the FLOPs of one forward pass and its gradient, split into body, head, attention and repeated work.
 
-    Body, head and attention each cost three times their forward pass. `repeated` counts the work that is recomputed:
-      in the body, the matrix products that `remat` does not save;
+    Body, head and attention each cost three times their forward pass. With adapters, body and head cost twice their
+    forward pass, because a frozen matrix has no gradient, and `adapters` three times theirs. `repeated` counts the work
+    that is recomputed:
+      in the body and the adapters, the matrix products that `remat` does not save;
       in the head, the logits;
       in attention, any products beyond four in the gradient and, with `save_nothing`, the whole forward pass.
 
@@ -88,10 +105,24 @@ def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: 
       remat: the decoder's remat policy.
       attention_products: number of matrix products in the gradient of attention (`PRODUCTS` of the backend); a forward
         pass has two.
+      lora: the adapters; None if all parameters are trained.
     """
     forward = forward_flops(spec, work)
     products = _products(spec)
     body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in REPEATED[remat])
     again = attention_products - 4 + 2 * (remat == 'save_nothing')
     repeated = body + forward['head'] + forward['attention'] * again // 2
-    return {name: 3 * value for name, value in forward.items()} | {'repeated': repeated}
+    if lora is None:
+        return {name: 3 * value for name, value in forward.items()} | {'repeated': repeated}
+    per_number = 2 * work.tokens * spec.num_layers * lora.rank
+    sides = {name: sum(matrices(spec)[name]) for name in lora.targets}
+    again = 0
+    if REPEATED[remat]:  # A's product is then needed again for each adapter; B's only as part of what it is added to
+        again = sum(sides[name] if name in REPEATED[remat] else matrices(spec)[name][0] for name in lora.targets)
+    return {
+        'body': 2 * forward['body'],
+        'head': 2 * forward['head'],
+        'attention': 3 * forward['attention'],
+        'adapters': 3 * per_number * sum(sides.values()),
+        'repeated': repeated + per_number * again,
+    }

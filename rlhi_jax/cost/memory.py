@@ -1,10 +1,13 @@
 """Computes the memory and disk space that training needs, in closed form."""
 
+from rlhi_jax.cost.flops import matrices
+from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.spec import ModelSpec
 
 _TRAINED = 16  # bytes per parameter in training: float32 parameter, gradient and AdamW's two moments
 _SAVED = 12  # bytes per parameter in a checkpoint: float32 parameter and the two moments
 _EXPORTED = 4
+_FROZEN = {'float32': 4, 'bfloat16': 2}  # bytes per frozen parameter in training
 
 
 def num_parameters(spec: ModelSpec) -> int:
@@ -17,11 +20,20 @@ def num_parameters(spec: ModelSpec) -> int:
     return spec.num_layers * layer + spec.vocab_size * spec.width + spec.width + head
 
 
-def training_bytes(parameters: int) -> int:
+def num_trained(spec: ModelSpec, lora: Lora | None) -> int:
+    """Return the number of parameters that are trained: all, or only those of the adapters and of a reward head."""
+    if lora is None:
+        return num_parameters(spec)
+    sides = sum(sum(matrices(spec)[name]) for name in lora.targets)
+    return spec.num_layers * lora.rank * sides + spec.width * (spec.head == 'reward')
+
+
+def training_bytes(spec: ModelSpec, lora: Lora | None) -> int:
     """Return the bytes that parameters, gradients and optimizer state take in training, without activations."""
-    return _TRAINED * parameters
+    frozen = _FROZEN[lora.base_dtype] * num_parameters(spec) if lora else 0
+    return _TRAINED * num_trained(spec, lora) + frozen
 
 
-def disk_bytes(parameters: int, *, keep: int) -> int:
+def disk_bytes(spec: ModelSpec, lora: Lora | None, *, keep: int) -> int:
     """Return the bytes of a finished training run on disk: `keep` checkpoints, one being written, and the export."""
-    return (_SAVED * (keep + 1) + _EXPORTED) * parameters
+    return _SAVED * (keep + 1) * num_trained(spec, lora) + _EXPORTED * num_parameters(spec)

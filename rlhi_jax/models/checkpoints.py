@@ -3,9 +3,12 @@
 `convert import` writes model folders, and every run's workdir is also a model folder:
 
     model.json        {"spec", "weights": a digest of the parameters, "tokens": bos, eos and pad ids, "source"}
+                      with adapters, also "base": path, step and weights of the model that they adapt, and "lora"
     tokenizer/        the tokenizer's files, chat_template.jinja, generation_config.json
     params/           in an imported model: the parameters
     checkpoints/N/    in a run: params, optimizer, progress (step, seed, digests)
+
+A model with adapters stores only these, and a reward head if it has one.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, read_json, write_json
+from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.spec import ModelSpec
 
 _CHUNK = 2**26  # bytes
@@ -33,6 +37,8 @@ class ModelFolder:
       weights: digest that identifies the parameters, computed from their bytes or from the run and step that made them.
       tokens: special token ids, under the keys `bos_token_id`, `eos_token_id` and `pad_token_id`.
       source: where the model comes from, such as 'dpo on hf:NAME'.
+      base: the model that this model's adapters adapt; None if the model has no adapters.
+      lora: the adapters; None if the model has none.
     """
 
     path: Path
@@ -41,6 +47,13 @@ class ModelFolder:
     weights: str
     tokens: dict[str, Any]
     source: str
+    base: 'ModelFolder | None' = None
+    lora: Lora | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The step of the run at which the model was saved; None for an imported model."""
+        return int(self.params_path.parent.name) if self.params_path.parent != self.path else None
 
     @property
     def tokenizer_path(self) -> Path:
@@ -53,7 +66,8 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
     For a run, this is the model saved at `step`, by default the latest step.
 
     Raises:
-      UserError: the folder is not a model folder, or has no checkpoint at `step`.
+      UserError: the folder is not a model folder or has no checkpoint at `step`, or the model that its adapters adapt
+        is missing or has changed.
     """
     folder = Path(folder).absolute()
     description = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens', 'source'))
@@ -68,7 +82,20 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
         params = folder / 'checkpoints' / str(step) / 'params'
         weights = weights_at(weights, step)
     spec = ModelSpec.from_json(description['spec'])
-    return ModelFolder(folder, params, spec, weights, description['tokens'], str(description['source']))
+    base, lora = _open_base(folder, description['base']) if 'base' in description else (None, None)
+    return ModelFolder(folder, params, spec, weights, description['tokens'], str(description['source']), base, lora)
+
+
+def _open_base(folder: Path, stored: dict[str, Any]) -> tuple[ModelFolder, Lora]:
+    remedy = f'restore that model, or correct its path in {folder / "model.json"}'
+    adapters = f'{folder} contains adapters of the model {stored["path"]} with weights {stored["weights"]}'
+    try:
+        base = open_model(stored['path'], stored['step'])
+    except UserError as error:
+        raise UserError(f'{adapters}, which cannot be opened ({one_line(error)[:300]}): {remedy}') from None
+    if base.weights != stored['weights']:
+        raise UserError(f'{adapters}, but that model now has weights {base.weights}: {remedy}')
+    return base, Lora.from_json(stored['lora'])
 
 
 def weights_at(run: str, step: int) -> str:
@@ -88,18 +115,30 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def describe_model(
-    folder: Path, spec: ModelSpec, *, weights: str, tokens: dict[str, Any], source: str, tokenizer: Path | None = None
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    weights: str,
+    tokens: dict[str, Any],
+    source: str,
+    tokenizer: Path | None = None,
+    adapts: tuple[ModelFolder, Lora] | None = None,
 ) -> None:
     """Write a model folder's model.json and, if the folder has no tokenizer yet, its tokenizer.
 
-    The tokenizer is copied from the folder `tokenizer`; if that is None, only model.json is written.
+    The tokenizer is copied from the folder `tokenizer`; if that is None, only model.json is written. `adapts` is the
+    base model of the folder's adapters and their settings; None for a model without adapters.
     """
     if tokenizer is not None and not (folder / 'tokenizer').exists():
         temporary = folder / '.tokenizer.tmp'
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(tokenizer, temporary)
         temporary.replace(folder / 'tokenizer')
-    write_json(folder / 'model.json', dict(spec=spec.to_json(), weights=weights, tokens=tokens, source=source))
+    description = dict(spec=spec.to_json(), weights=weights, tokens=tokens, source=source)
+    if adapts:
+        base, lora = adapts
+        description['base'] = dict(path=str(base.path), step=base.step, weights=base.weights, lora=lora.to_json())
+    write_json(folder / 'model.json', description)
 
 
 def params_digest(params: Any) -> str:

@@ -10,9 +10,14 @@ with its logical axes (`rlhi_jax/parallel/sharding.py` maps these to the mesh):
     layers/{q [L, D, N, H], k, v [L, D, K, H], o [L, N, H, D]}     (+ q_bias, k_bias, v_bias; q_norm, k_norm [L, H])
     layers/{gate, up [L, D, F], down [L, F, D]}                    final_norm [D]
     unembed [V, D] (untied language models)                        score [D, 1] (reward models)
+
+With `lora`, these parameters are frozen, and each adapted matrix W also has two matrices in the collection `adapters`:
+
+    layers/{W_a [L, axes of W that are summed over, R], W_b [L, R, other axes of W]}     R rank
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -22,12 +27,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.attention import cached_attention, tree_attention
+from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.rope import rotate, rotation
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
 # The values that a layer saves for its gradient; it recomputes the rest. The first policy saves most, the last fewest.
+# A layer with adapters names the products that `save_dots` saves, because it must not also save each adapter's part.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -36,6 +43,7 @@ REMAT_POLICIES = {
     'save_attention': _names('query', 'key', 'value', 'context', 'lse'),
     'save_nothing': jax.checkpoint_policies.nothing_saveable,
 }
+_SAVE_PRODUCTS = _names('product', 'low_rank', 'context', 'lse')
 
 _NORMAL = nn.initializers.normal(0.02)
 
@@ -92,20 +100,83 @@ def _linear_backward(dims: str, inputs: tuple[jax.Array, jax.Array], dy: jax.Arr
 _linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)), _linear_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _frozen_linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return `jnp.einsum(dims, x, kernel)` in the dtype of `x`; the kernel has no gradient.
+
+    The gradient keeps the kernel as it rests in memory, and casts it again. It does not need `x`.
+    """
+    return jnp.einsum(dims, x, kernel.astype(x.dtype))
+
+
+def _frozen_linear_backward(dims: str, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, None]:
+    operands, of_y = dims.split('->')
+    of_x, of_kernel = operands.split(',')
+    return jnp.einsum(f'{of_y},{of_kernel}->{of_x}', dy, kernel.astype(dy.dtype)), None
+
+
+_frozen_linear.defvjp(
+    lambda dims, x, kernel: (jnp.einsum(dims, x, kernel.astype(x.dtype)), kernel), _frozen_linear_backward
+)
+
+
 class Block(nn.Module):
     """One pre-norm transformer layer."""
 
     spec: ModelSpec
     dtype: Any
+    lora: Lora | None = None
 
-    def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+    def parameter(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         if name.endswith('_norm'):
             init = nn.initializers.ones
         elif name.endswith('_bias'):
             init = nn.initializers.zeros
         else:
             init = _NORMAL
-        return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(self.dtype)
+        return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+    def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        return self.parameter(name, shape, axes).astype(self.dtype)
+
+    def product(
+        self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...], einsum=_linear
+    ) -> jax.Array:
+        """Return the product of `x` and the matrix `name`, plus the product of `x` and its adapter, if it has one."""
+        if self.lora is None:
+            return einsum(dims, x, self.weight(name, shape, axes))
+        y = _frozen_linear(dims, x, self.parameter(name, shape, axes))
+        # A caller that passes no adapters, such as one that computes reference log-probabilities, turns them off.
+        on = self.is_initializing() or self.has_variable('adapters', f'{name}_a')
+        if on and name in self.lora.targets:
+            y = y + self.adapter(dims, x, name, shape, axes)
+        return checkpoint_name(y, 'product')
+
+    def adapter(self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        """Return scale · (x A) B (arXiv 2106.09685, eq. 3).
+
+        A begins as in the package `peft` (uniform, with the bound that `torch.nn.Linear` uses), and B as zeros.
+        """
+        of_x, of_y = dims.partition(',')[0], dims.partition('->')[2]
+        summed = len(of_x) - 2  # leading axes of the matrix that the product sums over
+        bound = math.prod(shape[:summed]) ** -0.5
+
+        def matrix(part: str, init, part_shape: tuple[int, ...], part_axes: tuple[str, ...]) -> jax.Array:
+            def make():
+                key = self.make_rng('params')
+                return nn.with_logical_partitioning(init, part_axes)(key, part_shape, jnp.float32)
+
+            return self.variable('adapters', f'{name}_{part}', make).value.astype(self.dtype)
+
+        def uniform(key, part_shape, dtype):
+            return jax.random.uniform(key, part_shape, dtype, -bound, bound)
+
+        rank = self.lora.rank
+        a = matrix('a', uniform, (*shape[:summed], rank), (*axes[:summed], 'rank'))
+        b = matrix('b', nn.initializers.zeros, (rank, *shape[summed:]), ('rank', *axes[summed:]))
+        low_BTR = _linear(f'{of_x},{of_x[2:]}R->BTR', x, a)
+        low_BTR = checkpoint_name(low_BTR * self.lora.scale, 'low_rank')
+        return _linear(f'BTR,R{of_y[2:]}->{of_y}', low_BTR, b)
 
     @nn.compact
     def __call__(self, x_BTD, rope, position_BT, extent_BT):
@@ -113,8 +184,8 @@ class Block(nn.Module):
         width, heads, kv_heads, head_dim, mlp = s.width, s.num_heads, s.num_kv_heads, s.head_dim, s.mlp_width
 
         def project(name: str, count: int, axis: str) -> jax.Array:
-            kernel = self.weight(name, (width, count, head_dim), ('embed', axis, 'head_dim'))
-            y = _linear('BTD,DNH->BTNH', h_BTD, kernel)
+            shape, axes = (width, count, head_dim), ('embed', axis, 'head_dim')
+            y = self.product('BTD,DNH->BTNH', h_BTD, name, shape, axes)
             if s.qkv_bias:
                 y = y + self.weight(f'{name}_bias', (count, head_dim), (axis, 'head_dim'))
             if s.qk_norm and name != 'v':
@@ -131,14 +202,14 @@ class Block(nn.Module):
             context_BTNH, cache.value = cached_attention(q_BTNH, k_BTKH, v_BTKH, cache.value, position_BT[:, 0])
         else:
             context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, extent_BT)
-        o_NHD = self.weight('o', (heads, head_dim, width), ('heads', 'head_dim', 'embed'))
-        x_BTD = x_BTD + jnp.einsum('BTNH,NHD->BTD', context_BTNH, o_NHD)
+        shape, axes = (heads, head_dim, width), ('heads', 'head_dim', 'embed')
+        x_BTD = x_BTD + self.product('BTNH,NHD->BTD', context_BTNH, 'o', shape, axes, jnp.einsum)
 
         h_BTD = _rms_norm(x_BTD, self.weight('mlp_norm', (width,), ('norm',)), s.norm_eps)
-        gate_BTF = _linear('BTD,DF->BTF', h_BTD, self.weight('gate', (width, mlp), ('embed', 'mlp')))
-        up_BTF = _linear('BTD,DF->BTF', h_BTD, self.weight('up', (width, mlp), ('embed', 'mlp')))
-        down_FD = self.weight('down', (mlp, width), ('mlp', 'embed'))
-        x_BTD = x_BTD + jnp.einsum('BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, down_FD)
+        gate_BTF = self.product('BTD,DF->BTF', h_BTD, 'gate', (width, mlp), ('embed', 'mlp'))
+        up_BTF = self.product('BTD,DF->BTF', h_BTD, 'up', (width, mlp), ('embed', 'mlp'))
+        act_BTF = jax.nn.silu(gate_BTF) * up_BTF
+        x_BTD = x_BTD + self.product('BTF,FD->BTD', act_BTF, 'down', (mlp, width), ('mlp', 'embed'), jnp.einsum)
         return constrain(x_BTD, ('batch', 'length', 'activation')), None
 
 
@@ -156,6 +227,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     remat: str = 'save_all'
     unrolled: bool = False
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, position_BT: jax.Array, extent_BT: jax.Array) -> jax.Array:
@@ -180,31 +252,33 @@ class Decoder(nn.Module):
         # Devices that share one copy of the parameters form a group. Each device looks up its own part of the width,
         # for the rows of the whole group, so neither the table nor its gradient is moved.
         tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
-        x_BTD = jnp.take(embed_VD.astype(self.dtype), tokens_BT, axis=0)
+        embed_VD = embed_VD if self.lora else embed_VD.astype(self.dtype)  # a frozen table is not copied
+        x_BTD = jnp.take(embed_VD, tokens_BT, axis=0).astype(self.dtype)
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))
         x_BTD = constrain(x_BTD, ('batch', 'length', 'activation'))
-        block, inputs = _with_remat(self.remat, self.unrolled), (rotation(position_BT, s), position_BT, extent_BT)
+        block = _with_remat(self.remat, self.unrolled, self.lora)
+        inputs = rotation(position_BT, s), position_BT, extent_BT
         if self.unrolled:
             for layer in range(s.num_layers):
-                x_BTD, _ = block(s, self.dtype, name=f'layers_{layer}')(x_BTD, *inputs)
+                x_BTD, _ = block(s, self.dtype, self.lora, name=f'layers_{layer}')(x_BTD, *inputs)
         else:
             layers = nn.scan(
                 block,
-                variable_axes={'params': 0},
+                variable_axes={'params': 0, 'adapters': 0},
                 split_rngs={'params': True},
                 in_axes=nn.broadcast,
                 length=s.num_layers,
                 metadata_params={nn.PARTITION_NAME: 'layers'},
-            )(s, self.dtype, name='layers')
+            )(s, self.dtype, self.lora, name='layers')
             x_BTD, _ = layers(x_BTD, *inputs)
         scale = table('final_norm', (s.width,), ('norm',), nn.initializers.ones)
         return _rms_norm(x_BTD, scale, s.norm_eps)
 
 
-def _with_remat(name: str, unrolled: bool) -> type[Block]:
+def _with_remat(name: str, unrolled: bool, lora: Lora | None) -> type[Block]:
     if name not in REMAT_POLICIES:
         raise UserError(f'config.model.remat is {name!r}: choose one of {", ".join(REMAT_POLICIES)}')
-    policy = REMAT_POLICIES[name]
+    policy = _SAVE_PRODUCTS if lora and name == 'save_dots' else REMAT_POLICIES[name]
     # Without a scan, XLA would merge the recomputation with the first computation, which would undo remat.
     return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=unrolled)
 
@@ -215,6 +289,12 @@ def unroll(params: dict[str, Any]) -> dict[str, Any]:
     count = len(stack['attention_norm'])
     layers = {f'layers_{layer}': jax.tree.map(lambda x, layer=layer: x[layer], stack) for layer in range(count)}
     return {name: value for name, value in params.items() if name != 'layers'} | layers
+
+
+def variables(params: dict[str, Any]) -> dict[str, Any]:
+    """Return Linen's collections for our parameters, which are one tree that includes any adapters."""
+    rest = {name: value for name, value in params.items() if name != 'adapters'}
+    return {'params': rest} | ({'adapters': params['adapters']} if 'adapters' in params else {})
 
 
 def output_matrix(params: dict[str, Any]) -> jax.Array:

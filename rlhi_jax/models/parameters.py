@@ -1,5 +1,9 @@
-"""A decoder's parameters: randomly initialized, abstract, or loaded onto a mesh."""
+"""A decoder's parameters: randomly initialized, abstract, or loaded onto a mesh.
 
+A decoder with adapters has a further entry in its tree of parameters, `adapters`.
+"""
+
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,16 +14,31 @@ from jax.sharding import Mesh
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import ModelFolder, abstract_with_shardings, restore_params
 from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.parallel.sharding import shardings_of
 
 Params = dict[str, Any]
 
+_TRAINED_WITH_ADAPTERS = ('adapters', 'score')
+
 
 def init_params(decoder: Decoder, key: jax.Array) -> Any:
     """Return randomly initialized parameters, boxed with their logical axes."""
     row = jnp.zeros((1, 1), jnp.int32)
-    return decoder.init(key, row, row, row + 1)['params']
+    variables = decoder.init(key, row, row, row + 1)
+    return variables['params'] | ({'adapters': variables['adapters']} if decoder.lora else {})
+
+
+def split_params(decoder: Decoder, params: Params) -> tuple[Params, Params]:
+    """Return the parameters that training changes, and those that stay frozen.
+
+    All parameters are trained, or, with adapters, only the adapters and a reward head.
+    """
+    if not decoder.lora:
+        return params, {}
+    trained = {name: value for name, value in params.items() if name in _TRAINED_WITH_ADAPTERS}
+    return trained, {name: value for name, value in params.items() if name not in trained}
 
 
 def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
@@ -27,22 +46,62 @@ def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
     boxed = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
     # We do not use `nn.unbox`, which would constrain these shapes as if they were arrays.
     shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-    return abstract_with_shardings(shapes, shardings_of(boxed, mesh))
+    abstract = abstract_with_shardings(shapes, shardings_of(boxed, mesh))
+    trained, frozen = split_params(decoder, abstract)
+    return trained | jax.tree.map(lambda x: x.update(dtype=jnp.dtype(decoder.lora.base_dtype)), frozen)
 
 
 def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
-    """Load a model's parameters onto the mesh, in float32.
+    """Load a model's parameters onto the mesh: in float32, or frozen ones in `base_dtype`.
 
-    If the decoder has a reward head and the model does not, the head is initialized randomly from the seed.
+    Parameters that the decoder has and the model does not (a reward head or adapters) are initialized randomly from the
+    seed.
     """
-    stored = Decoder(model.spec)
-    params = restore_params(model, abstract_params(stored, mesh))
-    if decoder.spec.head == model.spec.head:
+    wanted, params = abstract_params(decoder, mesh), _stored_params(decoder.lora, model, mesh)
+    params = {name: value for name, value in params.items() if name in wanted}
+    missing = {name: value for name, value in wanted.items() if name not in params}
+    if not missing:
         return params
-    params.pop('unembed', None)
-    sharding = abstract_params(decoder, mesh)['score'].sharding
-    fresh = jax.jit(lambda key: nn.unbox(init_params(decoder, key))['score'], out_shardings=sharding)
-    return params | {'score': fresh(jax.random.key(seed))}
+    layout = jax.tree.map(lambda x: x.sharding, missing)
+    fresh = jax.jit(lambda key: {n: nn.unbox(init_params(decoder, key)[n]) for n in missing}, out_shardings=layout)
+    return params | fresh(jax.random.key(seed))
+
+
+def _stored_params(lora: Lora | None, model: ModelFolder, mesh: Mesh) -> Params:
+    """Load a model's parameters, with its adapters merged; those that `lora` would freeze are in `lora.base_dtype`."""
+    abstract = abstract_params(Decoder(model.spec, lora=lora), mesh)
+    abstract.pop('adapters', None)
+    if model.base is None:
+        return restore_params(model, abstract)
+    trained = load_trained(model, mesh)
+    params = merge(_stored_params(None, model.base, mesh), trained.pop('adapters'), model.lora) | trained
+    return {name: jax.tree.map(lambda x, like: x.astype(like.dtype), params[name], abstract[name]) for name in abstract}
+
+
+def load_trained(model: ModelFolder, mesh: Mesh) -> Params:
+    """Load what the folder of a model with adapters contains: its adapters, and a reward head."""
+    decoder = Decoder(model.spec, lora=model.lora)
+    trained, _ = split_params(decoder, abstract_params(decoder, mesh))
+    return restore_params(model, trained)
+
+
+def merge(params: Params, adapters: Params, lora: Lora) -> Params:
+    """Return the parameters of the model without adapters that computes the same: W + scale · A B, in float32.
+
+    The adapted matrices in `params` are overwritten.
+    """
+    layers = dict(params['layers'])
+    for name in lora.targets:
+        a, b = (adapters['layers'][f'{name}_{part}'] for part in 'ab')
+        layers[name] = _add_product(layers[name], a, b, scale=lora.scale)
+    return params | {'layers': layers}
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames='scale')
+def _add_product(matrix: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> jax.Array:
+    """Return each layer's matrix plus scale · A B; the axes are (layer, summed axes, other axes)."""
+    multiply = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+    return matrix + scale * jax.vmap(multiply)(a, b)
 
 
 def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'config.train.batch_rows') -> None:

@@ -35,6 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {
     'mlp': ('tensor',),
     'head_dim': (),
     'score': (),
+    'rank': (),  # the rank of an adapter
     'layers': (),
 }
 

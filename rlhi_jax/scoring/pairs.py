@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhi_jax.data.rows import Batch
-from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.decoder import Decoder, output_matrix, variables
 from rlhi_jax.models.parameters import Params
 from rlhi_jax.objectives import Objective, PairScores
 from rlhi_jax.scoring.logprobs import per_reply, reply_rewards, reply_tokens, slot_logprobs
@@ -30,7 +30,7 @@ class ReplyScores(NamedTuple):
 
 def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int) -> ReplyScores:
     """Return the scores of every reply in a batch of rows; each token passes through the decoder only once."""
-    hidden_BTD = decoder.apply({'params': params}, batch.tokens_BT, batch.position_BT, batch.extent_BT)
+    hidden_BTD = decoder.apply(variables(params), batch.tokens_BT, batch.position_BT, batch.extent_BT)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
     return log_probabilities(slot_logprobs(hidden_BTD, output_matrix(params), batch, chunk=chunk), batch)

@@ -23,7 +23,8 @@ from rlhi_jax.io.files import digest, read_json, write_bytes, write_json
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import load_params
+from rlhi_jax.models.lora import lora_of
+from rlhi_jax.models.parameters import Params
 from rlhi_jax.parallel import processes
 from rlhi_jax.scoring.rows import RowScorer
 
@@ -103,11 +104,14 @@ def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) 
 
 def reference_identity(config: ConfigDict, model: ModelFolder, plan: RowPlan) -> dict[str, Any]:
     """Return the model, data and settings that cached reference log-probabilities depend on."""
+    dtype, lora = config.model.dtype, lora_of(config.lora)
+    if lora and lora.base_dtype != 'float32':
+        dtype = f'{dtype}, of parameters in {lora.base_dtype}'
     return dict(
         model=model.weights,
         data=plan.identity['data'],
         template=plan.identity['template'],
-        dtype=config.model.dtype,
+        dtype=dtype,
         ref_sees_persona=config.ref_sees_persona,
     )
 
@@ -118,12 +122,13 @@ def fill_reference(
     reader: RowReader,
     rows: Iterable[int],
     decoder: Decoder,
-    model: ModelFolder,
+    load: Callable[[], Params],
     mesh: Mesh,
 ) -> None:
     """Add the reference policy's log-probabilities to the cache, computing only rows that are not fully in it yet.
 
-    The reference policy is the initial policy. It runs on the same mesh and with the same code as training.
+    The reference policy is the initial policy. It runs on the same mesh and with the same code as training. `load`
+    returns its parameters, and is called only if rows are missing.
 
     Raises:
       UserError: the processes see different caches.
@@ -133,7 +138,7 @@ def fill_reference(
     processes.check_agreement(digest(missing), folder)
     if not missing:
         return
-    params = load_params(decoder, model, mesh, seed=config.seed)
+    params = load()
     order = in_order(missing, config.train.batch_rows // config.train.accumulate)
     with Progress('reference', len(order), unit='batches', enabled=processes.is_main()) as progress:
         scored = RowScorer(config, decoder, mesh, scope='reference')(params, reader, order)

@@ -1,4 +1,4 @@
-"""Makes the decoder that an objective trains, and determines whether that decoder reads the persona."""
+"""Makes the decoder that an objective trains, and determines what that decoder and its reference read."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.lora import lora_of
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -33,6 +34,22 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
         check_pad_token(model)
     spec = dataclasses.replace(model.spec, head=head)
     return Decoder(spec, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+
+
+def with_adapters(decoder: Decoder, config: ConfigDict) -> Decoder:
+    """Return the decoder with the adapters that `config.lora` describes, if any: the decoder that a run trains."""
+    return decoder.clone(lora=lora_of(config.lora))
+
+
+def scores_reference_in_step(config: ConfigDict) -> bool:
+    """Return whether the train step itself computes the reference's log-probabilities, with the adapters off."""
+    uses_reference = OBJECTIVES[config.objective].uses_reference
+    return uses_reference and config.lora.rank > 0 and config.lora.reference == 'in_step'
+
+
+def reads_reference(config: ConfigDict) -> bool:
+    """Return whether a batch contains the reference's log-probabilities, computed before training."""
+    return OBJECTIVES[config.objective].uses_reference and not scores_reference_in_step(config)
 
 
 def check_pad_token(model: ModelFolder) -> None:

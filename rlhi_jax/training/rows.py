@@ -15,6 +15,7 @@ from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.objectives import OBJECTIVES, Sides
 from rlhi_jax.parallel.sharding import batch_sharding
 from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.training.model import reads_reference
 
 
 def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, ChatTemplate]:
@@ -67,7 +68,7 @@ def check_sides(shards: Shards, objective: str) -> None:
 def abstract_batch(config: ConfigDict, mesh: Mesh, count: int) -> Batch:
     """Return the shapes, dtypes and sharding that the train step expects of a batch of `count` rows."""
     row = empty_row(capacities(config))
-    if OBJECTIVES[config.objective].uses_reference:
+    if reads_reference(config):
         row = row._replace(reference_logp_R=np.zeros(len(row.reply_last_R), np.float32))
     layout = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=layout), stack([row]))

@@ -16,14 +16,17 @@ from ml_collections import ConfigDict
 from rlhi_jax.data.rows import Batch
 from rlhi_jax.models.checkpoints import abstract_with_shardings
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import Params, abstract_params
+from rlhi_jax.models.parameters import Params, abstract_params, split_params
 from rlhi_jax.objectives import OBJECTIVES, Objective
 from rlhi_jax.parallel.sharding import replicated
-from rlhi_jax.scoring.pairs import pair_losses
+from rlhi_jax.scoring.pairs import pair_losses, score_replies
+from rlhi_jax.training.model import scores_reference_in_step
+
+Gradient = Callable[..., tuple[Params, dict[str, jax.Array]]]  # of trained parameters, a batch and frozen parameters
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state that a train step updates: the step number, the parameters and the optimizer state."""
+    """The state that a train step updates: the step number, the trained parameters and the optimizer state."""
 
     step: jax.Array
     params: Params
@@ -61,33 +64,42 @@ def make_optimizer(optimizer: Any, num_steps: int) -> optax.GradientTransformati
 
 
 def make_gradient(
-    decoder: Decoder, objective: Objective, hyper: Any, *, accumulate: int, chunk: int
-) -> Callable[[Params, Batch], tuple[Params, dict[str, jax.Array]]]:
+    decoder: Decoder, objective: Objective, hyper: Any, *, accumulate: int, chunk: int, reference_in_step: bool = False
+) -> Gradient:
     """Return a function that computes the gradient of the mean loss over a batch's pairs, and the mean metrics.
+
+    With adapters, the function's last argument is the frozen parameters. With `reference_in_step`, these alone give the
+    reference's log-probabilities; otherwise the batch contains them.
 
     Sums over pairs are divided by the number of pairs in the whole batch, counted over all devices and accumulation
     steps. A pair's weight therefore does not depend on its row, device or accumulation step. Gradients accumulate in
     float32.
     """
 
-    def loss_sum(params: Params, batch: Batch, pairs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss_BP, metrics = pair_losses(decoder, objective, hyper, params, batch, chunk=chunk)
+    def loss_sum(
+        params: Params, batch: Batch, pairs: jax.Array, frozen: Params
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if reference_in_step:
+            with jax.named_scope('reference'):
+                batch = batch._replace(reference_logp_BR=score_replies(decoder, frozen, batch, chunk=chunk).logp_BR)
+        loss_BP, metrics = pair_losses(decoder, objective, hyper, frozen | params, batch, chunk=chunk)
         loss = loss_BP.sum() / pairs
         return loss, {'loss': loss} | {name: values.sum() / pairs for name, values in metrics.items()}
 
-    def gradient(params: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
+    def gradient(params: Params, batch: Batch, frozen: Params | None = None) -> tuple[Params, dict[str, jax.Array]]:
+        frozen = frozen or {}
         pairs = jnp.maximum((batch.pair_id_BP >= 0).sum(), 1)
         if accumulate == 1:  # needs no second copy of the gradient
-            grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, pairs)
+            grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, pairs, frozen)
             return grads, metrics | {'pairs': pairs}
         # Row b * A + a goes to step a: each device keeps its own rows, so nothing moves between devices.
         by_step = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
         first = jax.tree.map(lambda x: x[0], by_step)
         value = jax.grad(loss_sum, has_aux=True)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value, params, first, pairs))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value, params, first, pairs, frozen))
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, value(params, part, pairs)), None
+            return jax.tree.map(jnp.add, total, value(params, part, pairs, frozen)), None
 
         (grads, metrics), _ = jax.lax.scan(add, zeros, by_step)
         return grads, metrics | {'pairs': pairs}
@@ -96,17 +108,17 @@ def make_gradient(
 
 
 def make_train_step(
-    gradient: Callable[[Params, Batch], tuple[Params, dict[str, jax.Array]]],
+    gradient: Gradient,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Return the train step as a pure function.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Return the train step as a pure function of the state, a batch and, with adapters, the frozen parameters.
 
     The step's metrics are scalars, computed before the update.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, metrics = gradient(state.params, batch)
+    def train_step(state: TrainState, batch: Batch, *frozen: Params) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, metrics = gradient(state.params, batch, *frozen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {'gradient_norm': optax.global_norm(grads), 'learning_rate': schedule(state.step)}
@@ -117,7 +129,7 @@ def make_train_step(
 
 def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the shapes, dtypes and shardings of a run's state; optimizer moments are laid out like the parameters."""
-    params = abstract_params(decoder, mesh)
+    params, _ = split_params(decoder, abstract_params(decoder, mesh))
     shapes = jax.eval_shape(optimizer.init, params)
     shardings = jax.tree.map(lambda x: x.sharding, params)
     treedef = jax.tree.structure(params)
@@ -142,6 +154,7 @@ def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh
         config.get(config.objective),
         accumulate=config.train.accumulate,
         chunk=config.model.logprob_chunk,
+        reference_in_step=scores_reference_in_step(config),
     )
     optimizer, schedule = make_optimizer(config.optimizer, num_steps), learning_rate(config.optimizer, num_steps)
     step = make_train_step(gradient, optimizer, schedule)

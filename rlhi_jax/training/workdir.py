@@ -11,11 +11,12 @@ from rlhi_jax.config import base_config
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.models.checkpoints import ModelFolder, describe_model
+from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.parallel import processes
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
-_SECTIONS = ('objective', 'seed', 'model', 'rows', 'train', 'optimizer')
+_SECTIONS = ('objective', 'seed', 'model', 'lora', 'rows', 'train', 'optimizer')
 
 
 def training_settings(config: ConfigDict) -> dict[str, Any]:
@@ -81,7 +82,9 @@ def refuse_difference(
             raise UserError(f'{what} with a different {name} ({before.get(name)!r}, now {value!r}): {remedy}')
 
 
-def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec) -> None:
+def claim_workdir(
+    workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec, lora: Lora | None = None
+) -> None:
     """Write the files that mark a workdir as this run's own (run.json) and that make it a model folder.
 
     If run.json exists, nothing is written. One process writes the files, and all processes wait until it has finished.
@@ -92,7 +95,7 @@ def claim_workdir(workdir: Path, run: dict[str, Any], model: ModelFolder, spec: 
         workdir.mkdir(parents=True, exist_ok=True)
         source = f'{run["config"]["objective"]} on {model.source}'
         described = dict(weights=digest(run), tokens=model.tokens, source=source, tokenizer=model.tokenizer_path)
-        describe_model(workdir, spec, **described)
+        describe_model(workdir, spec, **described, adapts=(model, lora) if lora else None)
         write_json(path, run)
     processes.barrier('described')
 

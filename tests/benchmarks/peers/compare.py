@@ -8,6 +8,8 @@ next one, a stand-in for a rewrite. Measures speed and peak memory, and checks t
 replies, gradients, losses. TRL runs four pairs at once without recomputing activations, which is its fastest way;
 whole conversations it takes one pair at a time, or two. Writes `results/peers.json`, and every measurement to
 `results/peers/`: what was measured of the same code is not measured again.
+
+With --lora, only DPO on the votes is compared, with adapters of rank 16 on every matrix of a layer on both sides.
 """
 
 import argparse
@@ -41,7 +43,9 @@ from rlhi_jax.training.model import make_decoder
 
 HERE, RUNS, ENVIRONMENT = Path(__file__).parent, Path('runs/peers'), Path('.cache/peers/trl')
 RESULTS = HERE.parent / 'results'
-PEER = ('trl==1.16.0', 'datasets==5.2.0', 'torch==2.13.0', 'transformers==5.23.0', 'accelerate==1.15.0')
+PEER = (
+    *('trl==1.16.0', 'datasets==5.2.0', 'torch==2.13.0', 'transformers==5.23.0', 'accelerate==1.15.0', 'peft==0.21.2'),
+)
 MODEL = 'runs/smollm2'
 FREE_GIB = 20  # what TRL takes in float32
 
@@ -223,14 +227,14 @@ def same_work(ours: Path, theirs: Path, replies: list[int]) -> dict:
 
 def main():
     parser = argparse.ArgumentParser()
-    for name in ('votes', 'conversations'):
-        parser.add_argument(f'--{name}', required=True, type=Path)
+    parser.add_argument('--votes', required=True, type=Path)
+    parser.add_argument('--conversations', type=Path, help='Needed unless --lora is given.')
+    parser.add_argument('--lora', action='store_true', help='Compare only training with adapters.')
+    parser.add_argument('--count', type=int, default=64, help='How many votes.')
     args = parser.parse_args()
     template = ChatTemplate.load(open_model(MODEL).tokenizer_path)
     models()
-    prepare('votes', vote_trees(args.votes, template, pairs=64, longest=1024), template)
-    conversations = conversation_trees(args.conversations, template, pairs=16, longest=4096)
-    prepare('conversations', conversations, template)
+    prepare('votes', vote_trees(args.votes, template, pairs=args.count, longest=1024), template)
     trl, here = environment(), Path(sys.executable)
 
     def ours(name: str, *flags: str) -> Path:
@@ -239,12 +243,18 @@ def main():
     def peer(name: str, *flags: str) -> Path:
         return measure(f'{name}_trl', trl, 'trl_peer.py', *flags)
 
+    if args.lora:
+        tasks = {'lora': lambda: compare_lora(ours, peer)}
+    else:
+        conversations = conversation_trees(args.conversations, template, pairs=16, longest=4096)
+        prepare('conversations', conversations, template)
+        tasks = {
+            'dpo': lambda: compare_dpo(ours, peer),
+            'reward': lambda: compare_reward(ours, peer),
+            'conversations': lambda: compare_conversations(ours, peer, of_first_tree=len(conversations[0].pairs)),
+        }
     results = read_json(RESULTS / 'peers.json', '') if (RESULTS / 'peers.json').exists() else {}
-    for name, compared in (
-        ('dpo', lambda: compare_dpo(ours, peer)),
-        ('reward', lambda: compare_reward(ours, peer)),
-        ('conversations', lambda: compare_conversations(ours, peer, of_first_tree=len(conversations[0].pairs))),
-    ):
+    for name, compared in tasks.items():
         results[name] = compared()
         write_json(RESULTS / 'peers.json', results)
         print(json.dumps({name: results[name]}, indent=1), flush=True)
@@ -282,6 +292,21 @@ def compare_dpo(ours: Measure, peer: Measure) -> dict:
         float32_against_bfloat16=ratio(fast, their_half),
         bfloat16_against_bfloat16=ratio(half, their_half),
         float32_both_precomputed=ratio(fast, precomputed, reference=False),
+        utilisation=utilisation(fast),
+    )
+
+
+def compare_lora(ours: Measure, peer: Measure) -> dict:
+    """DPO with adapters. At step 0, both compute the base, so the replies' scores must agree."""
+    mine, theirs = of('dpo', 'votes', model='policy')
+    mine, theirs = [*mine, *ROWS, '--lora=16'], [*theirs, '--batch=4', '--lora=16']
+    checks = [ours('lora_check', *mine, '--check=4', '--steps=1'), peer('lora_check', *theirs, '--check=1')]
+    scores = zip(*(read_json(path, '')['scores'] for path in checks), first_lengths('votes', 4), strict=True)
+    fast = ours('lora', *mine)
+    return dict(
+        score_per_token=max(abs(a - b) / length for a, b, length in scores),
+        float32_against_float32=ratio(fast, peer('lora', *theirs)),
+        float32_against_bfloat16=ratio(fast, peer('lora_bfloat16', *theirs, '--dtype=bfloat16')),
         utilisation=utilisation(fast),
     )
 

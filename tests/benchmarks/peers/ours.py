@@ -22,13 +22,13 @@ from rlhi_jax.data.rows import Batch, capacities, stack
 from rlhi_jax.data.shards import Shards, View
 from rlhi_jax.models import attention_xla
 from rlhi_jax.models.checkpoints import open_model
-from rlhi_jax.models.parameters import load_params
+from rlhi_jax.models.parameters import load_params, split_params
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel.sharding import batch_sharding, make_mesh, on_mesh, to_global
 from rlhi_jax.scoring.pairs import score_replies
 from rlhi_jax.scoring.rows import jit_score
 from rlhi_jax.tokenizers.template import ChatTemplate
-from rlhi_jax.training.model import make_decoder
+from rlhi_jax.training.model import make_decoder, with_adapters
 from rlhi_jax.training.step import TrainState, jit_train_step, make_gradient, make_optimizer
 
 
@@ -43,6 +43,7 @@ def settings(args) -> object:
     c.optimizer.learning_rate = 1e-4 if args.check else 1e-6
     c.optimizer.clip = 1.0
     c.dpo.beta = 0.1
+    c.lora.rank = args.lora
     return check_config(c)
 
 
@@ -92,6 +93,7 @@ def main():
         parser.add_argument(f'--{name}', type=int, required=True)
     parser.add_argument('--remat', default='save_dots')
     parser.add_argument('--dtype', default='float32')
+    parser.add_argument('--lora', type=int, default=0, help='Rank of adapters; 0: all parameters are trained.')
     parser.add_argument('--check', type=int, help='Trees per step; compare numbers instead of speed.')
     parser.add_argument('--steps', type=int, default=5, help='How many steps to compare.')
     args = parser.parse_args()
@@ -101,16 +103,18 @@ def main():
     readers, order = groups(config, shards, template, args.check, args.steps)
     if args.check:
         config.train.batch_rows = config.train.accumulate = len(order[0])
-    mesh, decoder = make_mesh(config.mesh.to_dict()), make_decoder(config, model)
+    mesh, decoder = make_mesh(config.mesh.to_dict()), with_adapters(make_decoder(config, model), config)
     objective = OBJECTIVES[config.objective]
     result: dict = dict(seconds=[], reference_seconds=[], pairs=[], losses=[], tokens=[], flops=[], scores=[])
     with on_mesh(mesh):
-        params = load_params(decoder, model, mesh, seed=0)
+        params, frozen = split_params(decoder, load_params(decoder, model, mesh, seed=0))
         score = jit_score(config, decoder, mesh)
         optimizer = make_optimizer(config.optimizer, len(order))
         state = TrainState(jax.numpy.int32(0), params, jax.jit(optimizer.init)(params))
         state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.P()))
-        reference = jax.tree.map(lambda x: x.copy(), state.params) if objective.uses_reference else None
+        reference = None
+        if objective.uses_reference:
+            reference = frozen or jax.tree.map(lambda x: x.copy(), state.params)
         step_fn, compiled = jit_train_step(config, decoder, state, mesh, len(order)), None
         for number, rows in enumerate(order):
             reader = readers[number] if args.check else readers
@@ -124,33 +128,39 @@ def main():
             result['reference_seconds'].append(time.monotonic() - start)
             batch = to_global(local, range(len(rows)), batch_sharding(mesh), len(rows))
             if args.check and number == 0:
-                result['scores'] = first_gradient(config, decoder, objective, state.params, batch, Path(args.to))
-            compiled = compiled or step_fn.lower(state, batch).compile()
+                params = state.params, frozen
+                result['scores'] = first_gradient(config, decoder, objective, *params, batch, Path(args.to))
+            compiled = compiled or step_fn.lower(state, batch, frozen).compile()
             start = time.monotonic()
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, batch, frozen)
             result['losses'].append(float(metrics['loss']))
             result['seconds'].append(time.monotonic() - start)
             result['pairs'].append(int(metrics['pairs']))
             work = work_of(local, config.rows.pairs * 2)
             result['tokens'].append(work.tokens)
-            train = train_flops(decoder.spec, work, args.remat, attention_products=attention_xla.PRODUCTS)
+            how = dict(attention_products=attention_xla.PRODUCTS, lora=decoder.lora)
+            train = train_flops(decoder.spec, work, args.remat, **how)
             result['flops'].append(train)
     result['peak_gib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     result['matmul_gflops'] = matmul_gflops()
     Path(args.to).write_text(json.dumps(result))
 
 
-def first_gradient(config, decoder, objective, params, batch, to: Path) -> list[float]:
-    """Write the gradient of a batch by the names of Hugging Face's parameters; scores of its pairs, chosen first."""
+def first_gradient(config, decoder, objective, params, frozen, batch, to: Path) -> list[float]:
+    """Write the gradient of a batch by the names of Hugging Face's parameters; scores of its pairs, chosen first.
+
+    The initial adapters of the two programs differ, so gradients are compared only where all parameters are trained.
+    """
     how = dict(accumulate=config.train.accumulate, chunk=config.model.logprob_chunk)
-    grads, _ = jax.jit(make_gradient(decoder, objective, config[config.objective], **how))(params, batch)
     spec, named = decoder.spec, {}
-    flat = flattened(jax.device_get(grads), spec)
-    for leaf, layer in placements(spec):
-        whole = flat[leaf.path]
-        named[leaf.hf[0].format(layer)] = leaf.to_stored(whole if layer is None else whole[layer], spec)
+    if not frozen:
+        grads, _ = jax.jit(make_gradient(decoder, objective, config[config.objective], **how))(params, batch)
+        flat = flattened(jax.device_get(grads), spec)
+        for leaf, layer in placements(spec):
+            whole = flat[leaf.path]
+            named[leaf.hf[0].format(layer)] = leaf.to_stored(whole if layer is None else whole[layer], spec)
     np.savez(f'{to}.npz', **named)
-    replies = score_replies(decoder, params, batch, chunk=config.model.logprob_chunk)
+    replies = score_replies(decoder, frozen | params, batch, chunk=config.model.logprob_chunk)
     scores = np.asarray(replies.reward_BR if decoder.spec.head == 'reward' else replies.logp_BR)
     ids, chosen, rejected = map(np.asarray, (batch.pair_id_BP, batch.pair_chosen_BP, batch.pair_rejected_BP))
     by_pair = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
@@ -73,7 +74,13 @@ def make_trainer(args, records):
         records = [{side: record[f'whole_{side}'] for side in ('chosen_ids', 'rejected_ids')} for record in records]
         columns, config, kind = ('chosen_ids', 'rejected_ids'), RewardConfig(**settings), RewardTrainer
     dataset = Dataset.from_list([{name: record[name] for name in columns} for record in records])
-    return in_order(kind)(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+    more = dict(peft_config=adapters(args.lora)) if args.lora else {}
+    return in_order(kind)(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, **more)
+
+
+def adapters(rank: int) -> LoraConfig:
+    """Adapters on every matrix of a layer, as ours."""
+    return LoraConfig(r=rank, lora_alpha=16, target_modules='all-linear', task_type='CAUSAL_LM')
 
 
 def first_gradient(trainer, path: Path, accumulate: int) -> list[float]:
@@ -82,6 +89,8 @@ def first_gradient(trainer, path: Path, accumulate: int) -> list[float]:
     model.train()
 
     def note(module, inputs, output):
+        if not torch.is_grad_enabled():  # the reference, which with adapters is the same module
+            return
         found = output.log_probs.sum(-1) if getattr(output, 'log_probs', None) is not None else output.logits[:, 0]
         scores.append(found.detach().float().chunk(2))
 
@@ -102,6 +111,7 @@ def main():
     parser.add_argument('--accumulate', type=int, default=1)
     parser.add_argument('--check', type=int, default=0, help='Compare the numbers of so many steps instead of speed.')
     parser.add_argument('--precompute', action='store_true')
+    parser.add_argument('--lora', type=int, default=0, help='Rank of adapters; 0: all parameters are trained.')
     args = parser.parse_args()
     torch.set_num_threads(2)
     records = json.loads(Path(args.pairs).read_text())
