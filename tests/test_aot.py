@@ -1,5 +1,6 @@
 """Compiling for TPUs that this machine lacks: kernels lower, programs are measured, those too large are reported."""
 
+import functools
 import itertools
 import json
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from rlhi_jax.aot import best, model_spec, sweep, topology_devices
 from rlhi_jax.config import base_config
 from rlhi_jax.models import attention_tpu
+from rlhi_jax.models.tree_blocks import Logits, Mask
 from rlhi_jax.parallel.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +34,10 @@ MODEL = dict(
 )
 
 
+@pytest.mark.parametrize('window', [False, True])
 @pytest.mark.parametrize('length', [384, 32768])
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
-def test_the_kernels_lower(topology, length):
+def test_the_kernels_lower(topology, length, window):
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), topology_devices(topology)[:1])
     one = jax.sharding.NamedSharding(mesh, jax.P())
 
@@ -42,10 +45,13 @@ def test_the_kernels_lower(topology, length):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=one)
 
     q, kv = shape(2, length, 4, 128), shape(2, length, 2, 128)
-    extent, per_query = shape(2, length, dtype=jnp.int32), shape(2, 4, length, dtype=jnp.float32)
+    per_token, per_query = shape(2, length, dtype=jnp.int32), shape(2, 4, length, dtype=jnp.float32)
+    mask = Mask(*[per_token] * (3 if window else 1))
+    logits = Logits(128**-0.5, 50.0 if window else None)
+    forward, backward = (functools.partial(f, logits) for f in (attention_tpu.forward, attention_tpu.backward))
     with jax.set_mesh(mesh):
-        forward = jax.jit(attention_tpu.forward).lower(q, kv, kv, extent).compile().as_text()
-        backward = jax.jit(attention_tpu.backward).lower(q, kv, kv, extent, per_query, per_query, q).compile().as_text()
+        forward = jax.jit(forward).lower(q, kv, kv, mask).compile().as_text()
+        backward = jax.jit(backward).lower(q, kv, kv, mask, per_query, per_query, q).compile().as_text()
     assert forward.count('tpu_custom_call') >= 1 and backward.count('tpu_custom_call') >= 2
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, size, stack
-from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.decoder import Decoder, output_head
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.scoring.pairs import score_replies
 
@@ -73,7 +73,7 @@ def plain_logprobs(decoder: Decoder, params, tokens: jax.Array, scored: jax.Arra
     """Summed log-probabilities from a causal pass and the full logits: nothing of the tree machinery."""
     steps = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = decoder.apply({'params': params}, tokens, steps, tokens.shape[1] - steps)
-    logp = jax.nn.log_softmax(hidden[:, :-1] @ output_matrix(params).T)
+    logp = jax.nn.log_softmax(output_head(decoder.spec, params).logits(hidden[:, :-1]))
     chosen = jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.sum(chosen * scored[:, 1:], axis=-1)
 
