@@ -12,7 +12,7 @@ from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, 
 from rlhi_jax.models import attention_xla
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder, unroll
 from rlhi_jax.models.parameters import init_params
-from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.models.spec import LocalLayers, ModelSpec
 from rlhi_jax.models.tree_blocks import BLOCK
 from rlhi_jax.scoring.pairs import score_replies
 
@@ -70,3 +70,20 @@ def test_allowed_attention_is_the_sum_of_extents():
     allowed = int(((distance >= 0) & (distance < extent)).sum())
     assert allowed == extent.sum() == shared_prefix(64, 32, 32).attended
     assert causal(7, 0).attended == np.tril(np.ones((7, 7))).sum()
+
+
+@pytest.mark.parametrize('window', [1, 5, 40, 64, 80, 96, 200])
+def test_allowed_local_attention_lies_in_the_window(window):
+    row = jax.tree.map(lambda x: np.asarray(x)[0], batch())
+    distance = np.arange(BLOCK)[:, None] - np.arange(BLOCK)
+    steps = row.position_T[:, None] - row.position_T
+    allowed = (distance >= 0) & (distance < row.extent_T) & (steps < window)
+    work = shared_prefix(64, 32, 32, window=window)
+    assert work.local == allowed.sum() and work.attended == row.extent_T.sum()
+    assert causal(9, 0, window=window).local == sum(min(i, window) for i in range(1, 10))
+
+
+def test_local_layers_cost_their_window():
+    local = dataclasses.replace(SPEC, num_layers=6, local=LocalLayers(window=8, period=3, rope_theta=1e4))
+    work, one_layer = shared_prefix(64, 32, 32, window=8), 4 * SPEC.num_heads * SPEC.head_dim
+    assert forward_flops(local, work)['attention'] == one_layer * (4 * work.local + 2 * work.attended)

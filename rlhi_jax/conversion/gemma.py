@@ -57,7 +57,7 @@ def from_hf(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
         local=LocalLayers(count(config, 'sliding_window'), _period(config, spec.num_layers), local_theta),
         rope_theta=theta,
         rope_factor=factor,
-        query_width=number(config, 'query_pre_attn_scalar'),
+        query_width=count(config, 'query_pre_attn_scalar'),
         attention_cap=attention_cap,
         logit_cap=logit_cap,
     )
@@ -141,7 +141,7 @@ def from_gguf(spec: ModelSpec, fields: Mapping[str, Any]) -> ModelSpec:
     defaults = _DEFAULTS[spec.family]
     period = field('attention.sliding_window_pattern', defaults['sliding_window_pattern'])
     theta, local_theta = _THETA[spec.family]
-    query_width = spec.width / spec.num_heads if spec.num_layers == _LAYERS_27B[spec.family] else spec.head_dim
+    query_width = spec.width // spec.num_heads if spec.num_layers == _LAYERS_27B[spec.family] else spec.head_dim
     return dataclasses.replace(
         of_family(spec),
         qk_norm=spec.family == 'gemma3',
@@ -150,7 +150,7 @@ def from_gguf(spec: ModelSpec, fields: Mapping[str, Any]) -> ModelSpec:
         ),
         rope_theta=float(field('rope.freq_base', theta)),
         rope_factor=float(field('rope.scaling.factor', 1.0)),
-        query_width=float(query_width),
+        query_width=query_width,
         attention_cap=field('attn_logit_softcapping', defaults['attn_logit_softcapping']),
         logit_cap=field('final_logit_softcapping', defaults['final_logit_softcapping']),
     )

@@ -68,7 +68,7 @@ class ModelSpec:
     post_norms: bool = False
     activation: str = 'silu'
     scaled_embeddings: bool = False
-    query_width: float | None = None
+    query_width: int | None = None
     attention_cap: float | None = None
     logit_cap: float | None = None
 
