@@ -74,12 +74,11 @@ def test_allowed_attention_is_the_sum_of_extents():
 
 @pytest.mark.parametrize('window', [1, 5, 40, 64, 80, 96, 200])
 def test_allowed_local_attention_lies_in_the_window(window):
-    row = jax.tree.map(lambda x: np.asarray(x)[0], batch())
+    position, extent = (np.asarray(x)[0] for x in (batch().position_BT, batch().extent_BT))
     distance = np.arange(BLOCK)[:, None] - np.arange(BLOCK)
-    steps = row.position_T[:, None] - row.position_T
-    allowed = (distance >= 0) & (distance < row.extent_T) & (steps < window)
+    allowed = (distance >= 0) & (distance < extent) & (position[:, None] - position < window)
     work = shared_prefix(64, 32, 32, window=window)
-    assert work.local == allowed.sum() and work.attended == row.extent_T.sum()
+    assert work.local == allowed.sum() and work.attended == extent.sum()
     assert causal(9, 0, window=window).local == sum(min(i, window) for i in range(1, 10))
 
 

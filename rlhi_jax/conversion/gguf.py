@@ -271,6 +271,9 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     elif kind == 'llama':
         if types.count(UNKNOWN) != 1:
             raise _unsupported(path, f'tokenizer.ggml.token_type marks {types.count(UNKNOWN)} unknown tokens', 'one')
+        # llama.cpp's converter writes user-defined pieces with plain spaces.
+        marked = (type_ == USER_DEFINED for type_ in types)
+        pieces = [piece.replace(' ', '\u2581') if mark else piece for piece, mark in zip(pieces, marked, strict=True)]
         write_bytes(folder / 'tokenizer.model', _sentencepiece(pieces, types, need('scores'), fields))
     else:
         raise _unsupported(path, f'field tokenizer.ggml.model is {kind!r}', "'gpt2' and 'llama'")
@@ -310,9 +313,7 @@ def _sentencepiece(pieces: list[str], types: list[int], scores: list[float], fie
 
     model = proto.ModelProto()
     for piece, type_, score in zip(pieces, types, scores, strict=True):
-        # llama.cpp's converter writes user-defined pieces with plain spaces.
-        stored = piece.replace(' ', '\u2581') if type_ == USER_DEFINED else piece
-        model.pieces.add(piece=stored, type=type_, score=score)
+        model.pieces.add(piece=piece, type=type_, score=score)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = proto.TrainerSpec.BPE
     trainer.vocab_size = len(pieces)

@@ -8,9 +8,9 @@ from rlhi_jax.io.files import read_json
 
 # Elements of HTML, without `s`, since `</s>` ends texts in many models.
 _ELEMENTS = frozenset(
-    ('a', 'b', 'bbox', 'blockquote', 'body', 'caption', 'code', 'div', 'em', 'footer', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6',
-     'html', 'i', 'iframe', 'img', 'li', 'span', 'strong', 'sub', 'sup', 'table', 'tbody', 'td', 'tfoot', 'th', 'thead',
-     'tr', 'u', 'ul')
+    ('a', 'b', 'bbox', 'blockquote', 'body', 'caption', 'code', 'div', 'em', 'footer', 'h1', 'h2', 'h3', 'h4', 'h5',
+     'h6', 'html', 'i', 'iframe', 'img', 'li', 'span', 'strong', 'sub', 'sup', 'table', 'tbody', 'td', 'tfoot', 'th',
+     'thead', 'tr', 'u', 'ul')
 )  # fmt: skip
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
 

