@@ -55,8 +55,20 @@ def test_the_kernels_lower(topology, length, window):
     assert forward.count('tpu_custom_call') >= 1 and backward.count('tpu_custom_call') >= 2
 
 
-def run(tmp_path, *flags: str) -> subprocess.CompletedProcess:
-    (tmp_path / 'config.json').write_text(json.dumps(MODEL))
+GEMMA = MODEL | dict(
+    model_type='gemma3_text',
+    architectures=['Gemma3ForCausalLM'],
+    num_hidden_layers=6,
+    num_key_value_heads=4,
+    head_dim=256,
+    sliding_window=512,
+    rope_theta=1e6,
+    final_logit_softcapping=30.0,
+)
+
+
+def run(tmp_path, *flags: str, model=MODEL) -> subprocess.CompletedProcess:
+    (tmp_path / 'config.json').write_text(json.dumps(model))
     (tmp_path / 'plan.py').write_text(
         'from rlhi_jax.config import base_config\n'
         'def get_config():\n'
@@ -80,6 +92,13 @@ def test_programs_are_compiled_and_measured(tmp_path):
     assert reports['train']['hbm_gib']['arguments'] == pytest.approx(3 * 4 * parameters / 4 / 2**30, rel=0.02)
     assert reports['score']['hbm_gib']['total'] < reports['train']['hbm_gib']['total']
     assert sum(reports['train']['collective_gib'].values()) > 0
+
+
+def test_programs_of_gemma_are_compiled(tmp_path):
+    done = run(tmp_path, model=GEMMA)
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == 3 and all(report['fits'] for report in reports)
 
 
 def test_a_program_that_does_not_fit_is_reported(tmp_path):

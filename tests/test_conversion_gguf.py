@@ -11,12 +11,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from conversion_models import assert_same, our_output, random_params, tiny_spec, write_arrays  # noqa: E402
 
-from rlhi_jax.conversion import gemma  # noqa: E402
 from rlhi_jax.conversion.gguf import read_gguf, write_tokenizer  # noqa: E402
 from rlhi_jax.conversion.hf import read_params  # noqa: E402
 from rlhi_jax.conversion.layout import LEAVES, flattened  # noqa: E402
 from rlhi_jax.io.errors import UserError  # noqa: E402
-from rlhi_jax.models.spec import LocalLayers, RopeScaling  # noqa: E402
+from rlhi_jax.models.spec import RopeScaling  # noqa: E402
 
 SHARED_DATA = Path(__file__).parents[2] / 'shared/data'
 
@@ -90,36 +89,6 @@ def test_gguf_families(gguf, tmp_path, family):
     assert again == spec
     assert tokens == {'bos_token_id': 1, 'eos_token_id': [2, 5], 'pad_token_id': None}
     assert_same(params_again, params)
-
-
-@pytest.mark.parametrize('name', ['gemma2', 'gemma2_27b', 'gemma3', 'gemma3_scaled'])
-def test_gguf_gemma(gguf, tmp_path, name):
-    """Its files state the window, and leave out what llama.cpp derives from the family and the number of layers."""
-    family, is_gemma3 = name[:6], name.startswith('gemma3')
-    spec = gemma.of_family(
-        tiny_spec(
-            family=family,
-            num_layers=46 if name == 'gemma2_27b' else 2,
-            head_dim=32,
-            tied_embeddings=True,
-            qk_norm=is_gemma3,
-            norm_eps=1e-6,
-            local=LocalLayers(window=512, period=6 if is_gemma3 else 2, rope_theta=10_000.0),
-            rope_theta=1e6 if is_gemma3 else 10_000.0,
-            rope_factor=8.0 if name == 'gemma3_scaled' else 1.0,
-            query_width=16 if name == 'gemma2_27b' else 32,
-            attention_cap=None if is_gemma3 else 50.0,
-            logit_cap=None if is_gemma3 else 30.0,
-        )
-    )
-    fields = {f'{family}.attention.sliding_window': 512}
-    if name == 'gemma3_scaled':
-        fields |= {'gemma3.rope.scaling.type': 'linear', 'gemma3.rope.scaling.factor': 8.0}
-    params = random_params(spec)
-    write_gguf(gguf, tmp_path / 'x.gguf', spec, params, fields=fields)
-    again, params_again, _ = read_gguf(tmp_path / 'x.gguf')
-    assert again == spec
-    assert_same(params_again, params)  # llama.cpp's converter adds the 1 to the scales of norms, as we do
 
 
 def dequantised_by_hand(data, kind):

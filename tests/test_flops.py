@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from rlhi_jax.conversion import gemma
 from rlhi_jax.cost.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, stack
 from rlhi_jax.models import attention_xla
@@ -27,10 +28,10 @@ def batch():
     return stack([pack([lay_out(tree)], CAPACITIES)])
 
 
-def counted(remat: str, *, gradient: bool) -> tuple[float, float]:
+def counted(remat: str, *, gradient: bool, spec: ModelSpec = SPEC) -> tuple[float, float]:
     """XLA's counts for an unrolled program, with all scored slots in one chunk: as it reads it, and compiled."""
-    decoder = Decoder(SPEC, remat=remat, unrolled=True)
-    params = unroll(nn.unbox(init_params(Decoder(SPEC), jax.random.key(0))))
+    decoder = Decoder(spec, remat=remat, unrolled=True)
+    params = unroll(nn.unbox(init_params(Decoder(spec), jax.random.key(0))))
 
     def total(params, batch):
         return score_replies(decoder, params, batch, chunk=CAPACITIES.scored).logp_BR.sum()
@@ -40,7 +41,7 @@ def counted(remat: str, *, gradient: bool) -> tuple[float, float]:
 
 
 # What XLA computes of this row: every scored slot, and the whole block of attention.
-WORK = Work(BLOCK, CAPACITIES.scored, BLOCK * BLOCK)
+WORK = Work(BLOCK, CAPACITIES.scored, BLOCK * BLOCK, BLOCK * BLOCK)
 
 
 def test_a_pass_is_what_xla_counts():
@@ -54,6 +55,12 @@ def test_a_gradient_is_what_xla_counts(remat):
     assert read == pytest.approx(sum(parts.values()), rel=0.01)
     # Without a scan between them, XLA may find that what is computed again is there already.
     assert 0.99 * (sum(parts.values()) - parts['repeated']) < compiled < 1.01 * sum(parts.values())
+
+
+def test_a_norm_after_the_mlp_repeats_its_last_product():
+    spec = gemma.of_family(dataclasses.replace(SPEC, family='gemma3', local=LocalLayers(16, 2, 1e4)))
+    parts = train_flops(spec, WORK, 'save_attention', attention_products=attention_xla.PRODUCTS)
+    assert counted('save_attention', gradient=True, spec=spec)[0] == pytest.approx(sum(parts.values()), rel=0.01)
 
 
 def test_a_reward_model_has_no_vocabulary_to_score():

@@ -4,6 +4,7 @@
 parts, joined in order, are the GGUF file; RLHI_GEMMA3_GGUF names it.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -14,12 +15,17 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
-from conversion_models import random_params, tiny_spec, write_folder  # noqa: E402
+from conversion_models import assert_same, random_params, tiny_spec, write_folder  # noqa: E402
+from test_conversion_gguf import write_gguf  # noqa: E402
 
 from rlhi_jax.conversion import gemma  # noqa: E402
+from rlhi_jax.conversion.gguf import read_gguf  # noqa: E402
+from rlhi_jax.conversion.hf import spec_from_hf  # noqa: E402
 from rlhi_jax.convert import export_model, import_model  # noqa: E402
+from rlhi_jax.io.errors import UserError  # noqa: E402
 from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, save_params  # noqa: E402
 from rlhi_jax.models.decoder import Decoder, output_head  # noqa: E402
+from rlhi_jax.models.parameters import load_params  # noqa: E402
 from rlhi_jax.models.spec import LocalLayers, ModelSpec  # noqa: E402
 from rlhi_jax.parallel.sharding import make_mesh  # noqa: E402
 from rlhi_jax.sampling.sampler import Request, Sampler  # noqa: E402
@@ -76,6 +82,94 @@ def test_sampler_decodes_beyond_the_window_as_transformers_does(transformers, tm
     expected = [greedy(model, prompt, eos_token_id=[]) for prompt in prompts]
     assert our_greedy(folder, prompts) == expected
     assert len({token for tokens in expected for token in tokens}) > 20
+
+
+@pytest.mark.parametrize('name', ['gemma2', 'gemma2_27b', 'gemma3', 'gemma3_scaled'])
+def test_gguf_files(tmp_path, name):
+    """Its files state the window, and leave out what llama.cpp derives from the family and the number of layers."""
+    library = pytest.importorskip('gguf')
+    family, is_gemma3 = name[:6], name.startswith('gemma3')
+    spec = gemma.of_family(
+        tiny_spec(
+            family=family,
+            num_layers=46 if name == 'gemma2_27b' else 2,
+            head_dim=32,
+            tied_embeddings=True,
+            qk_norm=is_gemma3,
+            norm_eps=1e-6,
+            local=LocalLayers(window=512, period=6 if is_gemma3 else 2, rope_theta=10_000.0),
+            rope_theta=1e6 if is_gemma3 else 10_000.0,
+            rope_factor=8.0 if name == 'gemma3_scaled' else 1.0,
+            query_width=16 if name == 'gemma2_27b' else 32,
+            attention_cap=None if is_gemma3 else 50.0,
+            logit_cap=None if is_gemma3 else 30.0,
+        )
+    )
+    fields = {f'{family}.attention.sliding_window': 512}
+    if name == 'gemma3_scaled':
+        fields |= {'gemma3.rope.scaling.type': 'linear', 'gemma3.rope.scaling.factor': 8.0}
+    params = random_params(spec)
+    write_gguf(library, tmp_path / 'x.gguf', spec, params, fields=fields)
+    again, params_again, _ = read_gguf(tmp_path / 'x.gguf')
+    assert again == spec
+    assert_same(params_again, params)  # llama.cpp's converter adds the 1 to the scales of norms, as we do
+
+
+@pytest.mark.parametrize('family', gemma.FAMILIES)
+def test_specs_are_stored(family):
+    spec = tiny_gemma(family)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert tiny_spec().to_json().keys().isdisjoint(['local', 'post_norms', 'logit_cap'])  # as before Gemma
+
+
+PUBLISHED = dict(
+    model_type='gemma3_text',
+    architectures=['Gemma3ForCausalLM'],
+    hidden_activation='gelu_pytorch_tanh',
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=128,
+    rms_norm_eps=1e-6,
+    rope_theta=1_000_000,
+    rope_local_base_freq=10_000,
+    sliding_window=512,
+    sliding_window_pattern=6,
+    query_pre_attn_scalar=256,
+)
+
+
+def test_published_configs_state_a_pattern():
+    spec = spec_from_hf(PUBLISHED)
+    assert spec.is_local == ((True,) * 5 + (False,)) * 2 and spec.num_local == 10
+    assert spec.local == LocalLayers(512, 6, 10_000.0) and spec.tied_embeddings and spec.query_width == 256
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'model_type': 'gemma3'}, "model_type is 'gemma3', but we support only .*gemma3_text"),
+        ({'hidden_activation': 'silu'}, "hidden_activation is 'silu'"),
+        ({'use_bidirectional_attention': True}, 'use_bidirectional_attention is True'),
+        ({'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping is 50.0'),
+        ({'sliding_window': None}, 'sliding_window is None'),
+        ({'rope_scaling': {'rope_type': 'yarn', 'factor': 8.0}}, "rope_type is 'yarn'"),
+        ({'rope_scaling': {'rope_type': 'linear'}}, 'factor is None'),
+        (
+            {'rope_parameters': {'sliding_attention': {'rope_type': 'linear', 'factor': 2.0}}},
+            'rope_type of local layers',
+        ),
+        ({'layer_types': ['sliding_attention'] * 11}, 'layer_types is not a list of 12 names'),
+        ({'layer_types': ['full_attention'] * 6 + ['sliding_attention'] * 6}, 'layer_types is not periodic'),
+    ],
+)
+def test_configs_refused_by_name(changes, message):
+    with pytest.raises(UserError, match=message):
+        spec_from_hf(PUBLISHED | changes)
 
 
 # ---- A real model ----
@@ -135,8 +229,6 @@ def test_gemma3_logits_and_greedy_tokens(folder, theirs, record_property):
 
 
 def logits_of(folder: Path, ids: list[int]) -> np.ndarray:
-    from rlhi_jax.models.parameters import load_params
-
     model = open_model(folder)
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     params = load_params(Decoder(model.spec), model, mesh, seed=0)

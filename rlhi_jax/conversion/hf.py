@@ -60,7 +60,7 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     Raises:
       UserError: a field is missing, or its value is not supported.
     """
-    if config.get('model_type') not in _TYPES:
+    if config.get('model_type') not in tuple(_TYPES):  # which, unlike a dict, can be asked about any value
         raise unsupported(f'model_type is {config.get("model_type")!r}', ', '.join(_TYPES))
     family, _ = _TYPES[config['model_type']]
     head = _head(config)

@@ -104,7 +104,8 @@ def train_flops(spec: ModelSpec, work: Work, remat: str, *, attention_products: 
     """
     forward = forward_flops(spec, work)
     products = _products(spec)
-    body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in REPEATED[remat])
+    names = REPEATED[remat] + ('down',) * (spec.post_norms and REPEATED[remat] != ())  # the norm after it needs it
+    body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in names)
     again = attention_products - 4 + 2 * (remat == 'save_nothing')
     repeated = body + forward['head'] + forward['attention'] * again // 2
     return {name: 3 * value for name, value in forward.items()} | {'repeated': repeated}

@@ -120,5 +120,10 @@ class ModelSpec:
             ) from None
 
 
-# The fields after `head`, with their defaults.
-_GEMMA = {field.name: field.default for field in dataclasses.fields(ModelSpec)[-8:]}
+# These fields are left out of a model.json where they have their default values.
+_GEMMA = {
+    field.name: field.default
+    for field in dataclasses.fields(ModelSpec)
+    if field.name in ('local', 'rope_factor', 'post_norms', 'activation', 'scaled_embeddings', 'query_width')
+    or field.name.endswith('_cap')
+}
