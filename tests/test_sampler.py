@@ -135,7 +135,7 @@ def _scorer(path: str):
     def logprobs(ids_1T):
         position_1T = jnp.arange(ids_1T.shape[1])[None]
         hidden_1TD = decoder.apply({'params': params}, ids_1T, position_1T, ids_1T.shape[1] - position_1T)
-        return token_logprobs(hidden_1TD[:, :-1], ids_1T[:, 1:], output_matrix(params), chunk=127)[0]
+        return token_logprobs(hidden_1TD[:, :-1], ids_1T[:, 1:], output_head(model.spec, params), chunk=127)[0]
 
     return logprobs
 
