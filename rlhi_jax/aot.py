@@ -151,7 +151,7 @@ PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]]
 }
 
 
-def row_work(config: ConfigDict) -> Work:
+def row_work(config: ConfigDict, spec: ModelSpec) -> Work:
     """Return the amount of work in a full row: its tokens, scored tokens and attended (query, key) pairs.
 
     A full row has `config.rows.pairs` trees, each with one prefix and two replies. All replies together have
@@ -168,7 +168,7 @@ def row_work(config: ConfigDict) -> Work:
             f'config.rows.scored is {limits.scored} of the {limits.tokens} tokens in a row, which leaves none for '
             f'prefixes: pass --config.rows.scored={limits.tokens // 2}'
         )
-    tree = shared_prefix(prefix, reply, reply)
+    tree = shared_prefix(prefix, reply, reply, window=spec.local.window if spec.local else None)
     return Work(*(limits.pairs * n for n in dataclasses.astuple(tree)))
 
 
@@ -181,13 +181,15 @@ def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
     if program == 'sample':  # one decode call, which reads the slots' whole caches
         how = sampling(config)
         tokens = how.slots * STEPS
-        work = Work(tokens, tokens, tokens * (how.prompt_tokens + how.new_tokens))
+        attended = tokens * (how.prompt_tokens + how.new_tokens)
+        work = Work(tokens, tokens, attended, attended)
         return {name: value / 1e12 for name, value in forward_flops(spec, work).items()}
-    forward = {name: value * config.train.batch_rows for name, value in forward_flops(spec, row_work(config)).items()}
+    work = row_work(config, spec)
+    forward = {name: value * config.train.batch_rows for name, value in forward_flops(spec, work).items()}
     if program == 'score':
         return {name: value / 1e12 / config.train.accumulate for name, value in forward.items()}
     how = dict(attention_products=attention_tpu.PRODUCTS, lora=lora_of(config.lora))
-    train = train_flops(spec, row_work(config), config.model.remat, **how)
+    train = train_flops(spec, work, config.model.remat, **how)
     train = {name: value * config.train.batch_rows for name, value in train.items()}
     reference = sum(forward.values()) if OBJECTIVES[config.objective].uses_reference else 0
     pairs = config.train.batch_rows * config.rows.pairs

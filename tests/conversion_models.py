@@ -9,7 +9,7 @@ import numpy as np
 from rlhi_jax.conversion.hf import hf_config, read_params, spec_from_hf, write_params
 from rlhi_jax.conversion.layout import LEAVES
 from rlhi_jax.conversion.safetensors_file import write_tensors
-from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.decoder import Decoder, output_head
 from rlhi_jax.models.spec import ModelSpec
 
 TOKENS = {'bos_token_id': 1, 'eos_token_id': [2, 3], 'pad_token_id': 0}
@@ -30,7 +30,7 @@ def our_output(params, spec, token_ids=TEXT_IDS):
     hidden_BTD = Decoder(spec).apply({'params': params}, jnp.asarray(token_ids), position_BT, length - position_BT)
     if spec.head == 'reward':
         return np.asarray(hidden_BTD[:, -1] @ params['score'])
-    return np.asarray(jnp.einsum('BTD,VD->BTV', hidden_BTD, output_matrix(params)))
+    return np.asarray(output_head(spec, params).logits(hidden_BTD))
 
 
 def read_folder(folder):

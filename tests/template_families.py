@@ -100,6 +100,31 @@ QWEN3 = r"""
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
 """
+GEMMA2 = r"""
+{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{- raise_exception('System role not supported') }}{%- endif %}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('not alternating') }}{% endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}
+"""
+GEMMA3 = r"""
+{{- bos_token }}
+{%- set prefix = '' %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set prefix = messages[0]['content'] + '\n\n' %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('not alternating') }}{% endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') }}
+    {{- message['content'] | trim + '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}
+"""
 NO_SYSTEM = """{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"""
 
 
@@ -115,6 +140,8 @@ class Family(NamedTuple):
 
 CHATML = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 HEADERS = ('<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>')
+TURNS = ('<pad>', '<eos>', '<bos>', '<unk>', '<start_of_turn>', '<end_of_turn>')
+GEMMA_TEXT = ['\n', '\n\n', '▁▁', '▁▁▁', '<code>', '</code>']  # not special, and part of ordinary text
 FAMILIES = {
     'smollm2': Family(SMOLLM2, 'digits', '<|im_start|>', '<|im_end|>', CHATML),
     'qwen25': Family(QWEN25, 'composed', '', '<|im_end|>', CHATML),
@@ -122,6 +149,9 @@ FAMILIES = {
     'llama2': Family(LLAMA2, 'prepend', '<s>', '</s>', ('<unk>', '<s>', '</s>')),
     'chatml': Family(layouts()['chatml'].read_text(), 'digits', '<|im_start|>', '<|im_end|>', CHATML),
     'llama3_layout': Family(layouts()['llama3'].read_text(), 'llama3', '<|begin_of_text|>', '<|eot_id|>', HEADERS),
+    'gemma2': Family(GEMMA2, 'gemma', '<bos>', '<end_of_turn>', TURNS),
+    'gemma3': Family(GEMMA3, 'gemma', '<bos>', '<end_of_turn>', TURNS),
+    'gemma_layout': Family(layouts()['gemma'].read_text(), 'gemma', '<bos>', '<end_of_turn>', TURNS),
     'inst': Family(layouts()['inst'].read_text(), 'prepend', '<s>', '</s>', ('<unk>', '<s>', '</s>')),
 }
 # Markup of turns, thoughts and tool calls in published templates and tokenizers of models in use.
@@ -173,14 +203,16 @@ CL100K = (
 
 def write_family(folder: Path, family: Family) -> None:
     """A small BPE of the family's kind, with every byte, and with merges across words and newlines where allowed."""
-    prepend = family.kind == 'prepend'
-    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token='<unk>' if prepend else None, byte_fallback=prepend))
+    prepend, pieces = family.kind == 'prepend', family.kind in ('prepend', 'gemma')
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token='<unk>' if pieces else None, byte_fallback=pieces))
     specials, alphabet = list(family.controls), pre_tokenizers.ByteLevel.alphabet()
-    if prepend:
-        specials, alphabet = [*specials, *(f'<0x{i:02X}>' for i in range(256))], []
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+    text = GEMMA_TEXT if family.kind == 'gemma' else []
+    if pieces:
+        specials, alphabet = [*specials, *text, *(f'<0x{i:02X}>' for i in range(256))], []
+        first, last = ([normalizers.Prepend('▁')], [decoders.Strip(' ', 1, 0)]) if prepend else ([], [])
+        tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Replace(' ', '▁')])
         tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)]
+            [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *last]
         )
     else:
         split = pre_tokenizers.Split(tokenizers.Regex(CL100K), 'isolated')
@@ -194,10 +226,12 @@ def write_family(folder: Path, family: Family) -> None:
         vocab_size=900, special_tokens=specials, initial_alphabet=list(alphabet), show_progress=False
     )
     # Like Llama's, merges never cross word boundaries.
-    tokenizer.train_from_iterator(WORDS * 5 if prepend else [' '.join(WORDS) + '\n\n', *WORDS] * 5, trainer)
+    tokenizer.train_from_iterator(WORDS * 5 if pieces else [' '.join(WORDS) + '\n\n', *WORDS] * 5, trainer)
     description = json.loads(tokenizer.to_str())
     added = description['added_tokens']
-    description['added_tokens'] = [token for token in added if token['content'] in family.controls]  # without the bytes
+    kept = [*family.controls, *text]  # without the bytes
+    added = [token | dict(special=token['content'] not in text) for token in added if token['content'] in kept]
+    description['added_tokens'] = added
     write_json(folder / 'tokenizer.json', description)
     named = {'bos_token': family.bos, 'eos_token': family.end, 'pad_token': family.controls[0]}
     write_json(folder / 'tokenizer_config.json', {name: text for name, text in named.items() if text})

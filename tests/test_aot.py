@@ -1,5 +1,6 @@
 """Compiling for TPUs that this machine lacks: kernels lower, programs are measured, those too large are reported."""
 
+import functools
 import itertools
 import json
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from rlhi_jax.aot import best, model_spec, sweep, topology_devices
 from rlhi_jax.config import base_config
 from rlhi_jax.models import attention_tpu
+from rlhi_jax.models.tree_blocks import Logits, Mask
 from rlhi_jax.parallel.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +34,10 @@ MODEL = dict(
 )
 
 
+@pytest.mark.parametrize('window', [False, True])
 @pytest.mark.parametrize('length', [384, 32768])
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
-def test_the_kernels_lower(topology, length):
+def test_the_kernels_lower(topology, length, window):
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), topology_devices(topology)[:1])
     one = jax.sharding.NamedSharding(mesh, jax.P())
 
@@ -42,15 +45,30 @@ def test_the_kernels_lower(topology, length):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=one)
 
     q, kv = shape(2, length, 4, 128), shape(2, length, 2, 128)
-    extent, per_query = shape(2, length, dtype=jnp.int32), shape(2, 4, length, dtype=jnp.float32)
+    per_token, per_query = shape(2, length, dtype=jnp.int32), shape(2, 4, length, dtype=jnp.float32)
+    mask = Mask(*[per_token] * (3 if window else 1))
+    logits = Logits(128**-0.5, 50.0 if window else None)
+    forward, backward = (functools.partial(f, logits) for f in (attention_tpu.forward, attention_tpu.backward))
     with jax.set_mesh(mesh):
-        forward = jax.jit(attention_tpu.forward).lower(q, kv, kv, extent).compile().as_text()
-        backward = jax.jit(attention_tpu.backward).lower(q, kv, kv, extent, per_query, per_query, q).compile().as_text()
+        forward = jax.jit(forward).lower(q, kv, kv, mask).compile().as_text()
+        backward = jax.jit(backward).lower(q, kv, kv, mask, per_query, per_query, q).compile().as_text()
     assert forward.count('tpu_custom_call') >= 1 and backward.count('tpu_custom_call') >= 2
 
 
-def run(tmp_path, *flags: str) -> subprocess.CompletedProcess:
-    (tmp_path / 'config.json').write_text(json.dumps(MODEL))
+GEMMA = MODEL | dict(
+    model_type='gemma3_text',
+    architectures=['Gemma3ForCausalLM'],
+    num_hidden_layers=6,
+    num_key_value_heads=4,
+    head_dim=256,
+    sliding_window=512,
+    rope_theta=1e6,
+    final_logit_softcapping=30.0,
+)
+
+
+def run(tmp_path, *flags: str, model=MODEL) -> subprocess.CompletedProcess:
+    (tmp_path / 'config.json').write_text(json.dumps(model))
     (tmp_path / 'plan.py').write_text(
         'from rlhi_jax.config import base_config\n'
         'def get_config():\n'
@@ -86,6 +104,13 @@ def test_with_adapters_only_they_have_moments(tmp_path):
     adapters = 3 * 4 * 2 * 8 * (split / 4 + whole)
     assert report['hbm_gib']['arguments'] == pytest.approx((frozen / 4 + adapters) / 2**30, rel=0.03)
     assert report['tflops']['adapters'] == pytest.approx(4 * 3 * 2 * 1024 * 2 * 8 * (split + whole) / 1e12)
+
+
+def test_programs_of_gemma_are_compiled(tmp_path):
+    done = run(tmp_path, model=GEMMA)
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == 3 and all(report['fits'] for report in reports)
 
 
 def test_a_program_that_does_not_fit_is_reported(tmp_path):

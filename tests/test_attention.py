@@ -1,5 +1,7 @@
 """Tree attention, in XLA and as TPU kernels, against the rule written out densely."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,32 +13,40 @@ from test_trees import forest_that_fits
 from rlhi_jax.data.rows import Capacities, lay_out, pack
 from rlhi_jax.models import attention_tpu, attention_xla
 from rlhi_jax.models.attention import tree_attention
-from rlhi_jax.models.tree_blocks import BLOCK, live_blocks
+from rlhi_jax.models.tree_blocks import BLOCK, Logits, Mask, live_blocks
 
 WIDTH = 16
 BACKENDS = {'xla': (attention_xla, {}), 'tpu': (attention_tpu, {'interpret': True})}
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
+PLAIN, CAPPED = Logits(WIDTH**-0.5), Logits(0.5, 2.0)
 
 
-def mask_of(extent_BT):
-    """The mask of the rule, computed token by token."""
-    distance = np.arange(extent_BT.shape[1])[:, None] - np.arange(extent_BT.shape[1])
-    return (distance >= 0) & (distance < extent_BT[:, None, :])
+def seen_by(mask: Mask) -> np.ndarray:
+    """Who sees whom, computed token by token, [B, Q, S]."""
+    extent, *window = (x if x is None else np.asarray(x) for x in mask)
+    distance = np.arange(extent.shape[1])[:, None] - np.arange(extent.shape[1])
+    seen = (distance >= 0) & (distance < extent[:, None, :])
+    if window[0] is not None:
+        position, lowest = window
+        seen &= position[:, None, :] >= lowest[:, :, None]
+    return seen
 
 
-def dense(q, k, v, extent):
+def dense(logits, q, k, v, seen):
     """Plain softmax attention in float32 under the whole mask."""
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    logits = jnp.einsum('BQNH,BSNH->BNQS', q, k, precision='highest') * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask_of(extent)[:, None], logits, -jnp.inf), axis=-1)
+    scaled = jnp.einsum('BQNH,BSNH->BNQS', q, k, precision='highest') * logits.scale
+    if logits.cap:
+        scaled = logits.cap * jnp.tanh(scaled / logits.cap)
+    weights = jax.nn.softmax(jnp.where(seen[:, None], scaled, -jnp.inf), axis=-1)
     return jnp.einsum('BNQS,BSNH->BQNH', weights, v, precision='highest')
 
 
-def random_extents(rng, tokens, rows) -> np.ndarray:
-    """Rows of random forests with padding at the end."""
+def random_mask(rng, tokens, rows, *, window: bool = False) -> Mask:
+    """Rows of random forests with padding at the end, and a random window."""
     capacities = Capacities(tokens, 4 * tokens, tokens)
-    extents = []
+    packed = []
     for _ in range(rows):
         parts = []
         while True:
@@ -46,16 +56,14 @@ def random_extents(rng, tokens, rows) -> np.ndarray:
             parts += more
             if rng.random() < 0.1:
                 break
-        extents.append(pack(parts, capacities).extent_T)
-    return np.stack(extents)
+        packed.append(pack(parts, capacities))
+    extent, position = (jnp.stack([getattr(row, name) for row in packed]) for name in ('extent_T', 'position_T'))
+    return Mask(extent, position, position - int(rng.integers(0, 100))) if window else Mask(extent)
 
 
-def inputs_of(rng, extent, heads, kv_heads, dtype):
-    shape = (*extent.shape, heads, WIDTH)
-    q, k, v, d_out = (
-        jnp.asarray(rng.normal(size=(*shape[:2], count, WIDTH)), dtype) for count in (heads, kv_heads, kv_heads, heads)
-    )
-    return q, k, v, jnp.asarray(extent), d_out
+def inputs_of(rng, shape, heads, kv_heads, dtype):
+    counts = (heads, kv_heads, kv_heads, heads)
+    return tuple(jnp.asarray(rng.normal(size=(*shape, count, WIDTH)), dtype) for count in counts)
 
 
 def relative(a, b) -> float:
@@ -63,19 +71,19 @@ def relative(a, b) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def dense_gradients(q, k, v, extent, d_out):
-    expected, pull = jax.vjp(lambda q, k, v: dense(q, k, v, extent), q, k, v)
+def dense_gradients(logits, q, k, v, d_out, seen):
+    expected, pull = jax.vjp(lambda q, k, v: dense(logits, q, k, v, seen), q, k, v)
     return (expected, *pull(d_out.astype(jnp.float32)))
 
 
-def our_gradients(name, q, k, v, extent, d_out):
+def our_gradients(name, logits, q, k, v, d_out, mask):
     backend, options = BACKENDS[name]
-    out, lse = backend.forward(q, k, v, extent, **options)
+    out, lse = backend.forward(logits, q, k, v, mask, **options)
     delta = jnp.einsum('BTNH,BTNH->BNT', out, d_out, preferred_element_type=jnp.float32)
-    return (out, *backend.backward(q, k, v, extent, lse, delta, d_out, **options))
+    return (out, *backend.backward(logits, q, k, v, mask, lse, delta, d_out, **options))
 
 
-DENSE, OURS = jax.jit(dense_gradients), jax.jit(our_gradients, static_argnums=0)
+DENSE, OURS = jax.jit(dense_gradients, static_argnums=0), jax.jit(our_gradients, static_argnums=(0, 1))
 
 
 @pytest.mark.parametrize('heads', [(2, 2), (6, 2)], ids=['plain', 'grouped'])
@@ -84,38 +92,79 @@ DENSE, OURS = jax.jit(dense_gradients), jax.jit(our_gradients, static_argnums=0)
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_values_and_gradients_of_random_forests_are_the_dense_ones(name, dtype, heads, seed):
+    check(name, PLAIN, dtype, heads, seed)
+
+
+@pytest.mark.parametrize('logits', [PLAIN, CAPPED], ids=['plain', 'capped'])
+@pytest.mark.parametrize('name', BACKENDS)
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_windows_and_capped_logits_are_the_dense_ones(name, logits, seed):
+    check(name, logits, jnp.float32, (4, 2), seed, window=True)
+
+
+def check(name, logits, dtype, heads, seed, *, window=False):
     rng = np.random.default_rng(seed)
-    inputs = inputs_of(rng, random_extents(rng, 3 * BLOCK, 2), *heads, dtype)
-    for actual, expected in zip(OURS(name, *inputs), DENSE(*inputs), strict=True):
+    mask = random_mask(rng, 3 * BLOCK, 2, window=window)
+    inputs = inputs_of(rng, mask.extent_BT.shape, *heads, dtype)
+    for actual, expected in zip(OURS(name, logits, *inputs, mask), DENSE(logits, *inputs, seen_by(mask)), strict=True):
         assert actual.dtype == dtype and relative(actual, expected) <= TOLERANCE[dtype]
 
 
-def test_the_interface_pads_and_differentiates():
-    rng = np.random.default_rng(0)
-    q, k, v, extent, d_out = inputs_of(rng, random_extents(rng, 3 * BLOCK, 2)[:, : BLOCK + 72], 4, 2, jnp.float32)
+@pytest.mark.parametrize('window', [False, True])
+def test_the_interface_pads_and_differentiates(window):
+    rng, length = np.random.default_rng(0), BLOCK + 72
+    mask = jax.tree.map(lambda x: x[:, :length], random_mask(rng, 3 * BLOCK, 2, window=window))
+    inputs = inputs_of(rng, (2, length), 4, 2, jnp.float32)
 
     @jax.jit
-    def ours(q, k, v, extent, d_out):
-        out, pull = jax.vjp(lambda q, k, v: tree_attention(q, k, v, extent), q, k, v)
+    def ours(q, k, v, d_out, mask):
+        out, pull = jax.vjp(lambda q, k, v: tree_attention(q, k, v, mask, CAPPED), q, k, v)
         return (out, *pull(d_out))
 
-    for actual, expected in zip(ours(q, k, v, extent, d_out), DENSE(q, k, v, extent, d_out), strict=True):
+    for actual, expected in zip(ours(*inputs, mask), DENSE(CAPPED, *inputs, seen_by(mask)), strict=True):
         assert relative(actual, expected) <= 1e-5
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([8, 32, 64]))
 def test_a_block_is_live_iff_something_attends_in_it(seed, block):
-    extent = random_extents(np.random.default_rng(seed), 256, 1)
-    count = 256 // block
-    expected = mask_of(extent).reshape(1, count, block, count, block).any((2, 4))
-    np.testing.assert_array_equal(live_blocks(jnp.asarray(extent), block), expected)
+    mask = random_mask(np.random.default_rng(seed), 256, 1)
+    np.testing.assert_array_equal(live_blocks(mask, block), used_blocks(mask, block))
 
 
-def test_dead_blocks_are_not_read():
+def used_blocks(mask: Mask, block: int) -> np.ndarray:
+    count = mask.extent_BT.shape[1] // block
+    return seen_by(mask).reshape(-1, count, block, count, block).any((2, 4))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([8, 32, 64]))
+def test_no_block_in_a_window_is_dead(seed, block):
+    mask = random_mask(np.random.default_rng(seed), 256, 1, window=True)
+    live = np.asarray(live_blocks(mask, block))
+    assert (live >= used_blocks(mask, block)).all() and (live <= np.asarray(live_blocks(Mask(mask[0]), block))).all()
+
+
+@pytest.mark.parametrize('window', [1, 30, 64, 65, 200])
+def test_in_a_plain_sequence_just_the_blocks_in_the_window_are_live(window):
+    position = jnp.arange(256)[None]
+    mask = Mask(256 - position, position, position - (window - 1))
+    np.testing.assert_array_equal(live_blocks(mask, 32), used_blocks(mask, 32))
+
+
+TWO_TREES = np.concatenate([np.arange(BLOCK, 0, -1), np.arange(2 * BLOCK, 0, -1)])[None]
+STEPS = np.arange(3 * BLOCK)[None]
+DEAD = {'tree': Mask(TWO_TREES), 'window': Mask(3 * BLOCK - STEPS, STEPS, STEPS - 4)}
+
+
+@pytest.mark.parametrize('rule', DEAD)
+@pytest.mark.parametrize('name', BACKENDS)
+def test_dead_blocks_are_not_read(name, rule):
     """The content of a dead block has no effect, even if it is NaN."""
-    extent = np.concatenate([np.arange(BLOCK, 0, -1), np.arange(2 * BLOCK, 0, -1)])[None]
-    for backend, options in BACKENDS.values():
-        q, k, v, extent, _ = inputs_of(np.random.default_rng(1), extent, 2, 1, jnp.float32)
-        out, _ = backend.forward(q, k.at[:, :BLOCK].set(jnp.nan), v.at[:, :BLOCK].set(jnp.nan), extent, **options)
-        assert jnp.isfinite(out[:, BLOCK:]).all()
+    (backend, options), mask = BACKENDS[name], jax.tree.map(jnp.asarray, DEAD[rule])
+    q, k, v, _ = inputs_of(np.random.default_rng(1), mask.extent_BT.shape, 2, 1, jnp.float32)
+    k, v = (x.at[:, :BLOCK].set(jnp.nan) for x in (k, v))
+    out, _ = jax.jit(functools.partial(backend.forward, PLAIN, **options))(q, k, v, mask)
+    after = BLOCK if rule == 'tree' else 2 * BLOCK
+    assert jnp.isfinite(out[:, after:]).all()

@@ -36,6 +36,22 @@ MODELS = {
     'mistral': ('mistral', dict(HEADS, sliding_window=None, head_dim=16)),
     'qwen2': ('qwen2', dict(HEADS, tie_word_embeddings=True, rope_theta=1e6)),
     'qwen3': ('qwen3', dict(HEADS, head_dim=16)),
+    # Windows shorter than the 24 tokens, and caps that matter; in a layer of each kind, other rotations.
+    'gemma2': (
+        'gemma2',
+        dict(HEADS, head_dim=16, sliding_window=7, attn_logit_softcapping=2.0, final_logit_softcapping=1.5)
+        | dict(query_pre_attn_scalar=24, tie_word_embeddings=True),
+    ),
+    'gemma3': (
+        'gemma3_text',
+        dict(HEADS, head_dim=16, sliding_window=7, layer_types=['sliding_attention', 'full_attention'])
+        | dict(query_pre_attn_scalar=24, rope_theta=1e6, rope_local_base_freq=500.0)
+        | dict(rope_scaling={'rope_type': 'linear', 'factor': 8.0}, tie_word_embeddings=True),
+    ),
+    'gemma3_of_local_layers': (
+        'gemma3_text',
+        dict(HEADS, head_dim=16, sliding_window=1, final_logit_softcapping=3.0, query_pre_attn_scalar=16),
+    ),
 }
 
 
@@ -87,7 +103,7 @@ def test_language_models_both_ways(transformers, tmp_path, name):
     expected = reference_output(model)
     model.save_pretrained(tmp_path / 'theirs')
     spec, params = read_folder(tmp_path / 'theirs')
-    assert (spec.family, spec.head) == (MODELS[name][0], 'lm')
+    assert (spec.family, spec.head) == (MODELS[name][0].removesuffix('_text'), 'lm')
     np.testing.assert_allclose(our_output(params, spec), expected, atol=1e-4)
 
     write_folder(tmp_path / 'ours', spec, params)

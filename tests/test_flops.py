@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from rlhi_jax.conversion import gemma
 from rlhi_jax.cost.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, stack
 from rlhi_jax.models import attention_xla
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
 from rlhi_jax.models.lora import MATRICES, Lora
 from rlhi_jax.models.parameters import init_params, split_params
-from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.models.spec import LocalLayers, ModelSpec
 from rlhi_jax.models.tree_blocks import BLOCK
 from rlhi_jax.scoring.pairs import score_replies
 
@@ -28,9 +29,9 @@ def batch():
     return stack([pack([lay_out(tree)], CAPACITIES)])
 
 
-def counted(remat: str, *, gradient: bool, lora: Lora | None = None) -> tuple[float, float]:
+def counted(remat: str, *, gradient: bool, lora: Lora | None = None, spec: ModelSpec = SPEC) -> tuple[float, float]:
     """XLA's counts for an unrolled program, with all scored slots in one chunk: as it reads it, and compiled."""
-    decoder = Decoder(SPEC, remat=remat, unrolled=True, lora=lora)
+    decoder = Decoder(spec, remat=remat, unrolled=True, lora=lora)
     params = nn.unbox(init_params(decoder, jax.random.key(0)))
     trained, frozen = split_params(decoder, params)
     trained |= {'embed': params['embed']}  # so that the first layer passes its gradient on, as it does in a scan
@@ -43,7 +44,7 @@ def counted(remat: str, *, gradient: bool, lora: Lora | None = None) -> tuple[fl
 
 
 # What XLA computes of this row: every scored slot, and the whole block of attention.
-WORK = Work(BLOCK, CAPACITIES.scored, BLOCK * BLOCK)
+WORK = Work(BLOCK, CAPACITIES.scored, BLOCK * BLOCK, BLOCK * BLOCK)
 
 
 def test_a_pass_is_what_xla_counts():
@@ -61,6 +62,12 @@ def test_a_gradient_is_what_xla_counts(remat, targets):
     assert 0.99 * (sum(parts.values()) - parts['repeated']) < compiled < 1.01 * sum(parts.values())
 
 
+def test_a_norm_after_the_mlp_repeats_its_last_product():
+    spec = gemma.of_family(dataclasses.replace(SPEC, family='gemma3', local=LocalLayers(16, 2, 1e4)))
+    parts = train_flops(spec, WORK, 'save_attention', attention_products=attention_xla.PRODUCTS)
+    assert counted('save_attention', gradient=True, spec=spec)[0] == pytest.approx(sum(parts.values()), rel=0.01)
+
+
 def test_a_reward_model_has_no_vocabulary_to_score():
     assert forward_flops(dataclasses.replace(SPEC, head='reward'), WORK)['head'] == 0
 
@@ -75,3 +82,19 @@ def test_allowed_attention_is_the_sum_of_extents():
     allowed = int(((distance >= 0) & (distance < extent)).sum())
     assert allowed == extent.sum() == shared_prefix(64, 32, 32).attended
     assert causal(7, 0).attended == np.tril(np.ones((7, 7))).sum()
+
+
+@pytest.mark.parametrize('window', [1, 5, 40, 64, 80, 96, 200])
+def test_allowed_local_attention_lies_in_the_window(window):
+    position, extent = (np.asarray(x)[0] for x in (batch().position_BT, batch().extent_BT))
+    distance = np.arange(BLOCK)[:, None] - np.arange(BLOCK)
+    allowed = (distance >= 0) & (distance < extent) & (position[:, None] - position < window)
+    work = shared_prefix(64, 32, 32, window=window)
+    assert work.local == allowed.sum() and work.attended == extent.sum()
+    assert causal(9, 0, window=window).local == sum(min(i, window) for i in range(1, 10))
+
+
+def test_local_layers_cost_their_window():
+    local = dataclasses.replace(SPEC, num_layers=6, local=LocalLayers(window=8, period=3, rope_theta=1e4))
+    work, one_layer = shared_prefix(64, 32, 32, window=8), 4 * SPEC.num_heads * SPEC.head_dim
+    assert forward_flops(local, work)['attention'] == one_layer * (4 * work.local + 2 * work.attended)

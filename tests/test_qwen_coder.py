@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from rlhi_jax.conversion.gguf import read_gguf  # noqa: E402
-from rlhi_jax.models.decoder import Decoder, output_matrix  # noqa: E402
+from rlhi_jax.models.decoder import Decoder, output_head  # noqa: E402
 
 pytestmark = pytest.mark.real_model
 MODELS = {'0.5B': 'RLHI_QWEN_CODER_0_5B_GGUF', '1.5B': 'RLHI_QWEN_CODER_1_5B_GGUF'}
@@ -62,7 +62,7 @@ def test_logits_and_greedy_tokens(size, record_property):
     def logits_of(params, tokens_BT):
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         hidden_BTD = decoder.apply({'params': params}, tokens_BT, position_BT, tokens_BT.shape[1] - position_BT)
-        return hidden_BTD @ output_matrix(params).T
+        return output_head(spec, params).logits(hidden_BTD)
 
     longest, worst, undecided, checked = max(len(ids) for _, ids, _ in rows), 0.0, 0, 0
     for start, ids, expected_TV in rows:

@@ -1,5 +1,6 @@
 """Remat policies on a mesh: through `shard_map` they save what they name, and the gradient stays the same."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import tiny
 
+from rlhi_jax.conversion import gemma
 from rlhi_jax.cost.flops import REPEATED
 from rlhi_jax.data.rows import Batch, Capacities, TokenNode, TokenTree, lay_out, pack, stack
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
 from rlhi_jax.models.parameters import init_params
+from rlhi_jax.models.spec import LocalLayers, ModelSpec
 from rlhi_jax.models.tree_blocks import BLOCK
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 
@@ -50,8 +53,8 @@ def batch() -> Batch:
     return stack([pack([lay_out(tree)], Capacities(TOKENS, 16, 1))] * ROWS)
 
 
-def gradient(policy: str):
-    decoder = Decoder(tiny.SPEC, remat=policy)
+def gradient(policy: str, spec: ModelSpec = tiny.SPEC):
+    decoder = Decoder(spec, remat=policy)
 
     def value(params, rows):
         hidden_BTD = decoder.apply({'params': params}, rows.tokens_BT, rows.position_BT, rows.extent_BT)
@@ -108,5 +111,21 @@ def test_what_is_saved_is_not_computed_again(params):
 def test_gradients_are_those_without_remat(policy, params):
     with on_mesh(make_mesh(SIZES)):
         ours, expected = (jax.jit(gradient(name))(params, batch()) for name in (policy, 'save_all'))
+    assert_near(ours, expected)
+
+
+@pytest.mark.parametrize('policy', SAVED)
+def test_gradients_of_gemma_on_a_mesh_are_those_of_one_device(policy):
+    local = LocalLayers(window=5, period=2, rope_theta=100.0)
+    spec = gemma.of_family(
+        dataclasses.replace(tiny.SPEC, family='gemma2', num_layers=3, local=local, attention_cap=1.0)
+    )
+    params = nn.unbox(init_params(Decoder(spec), jax.random.key(0)))
+    expected = jax.jit(gradient('save_all', spec))(params, batch())
+    with on_mesh(make_mesh(SIZES)):
+        assert_near(jax.jit(gradient(policy, spec))(params, batch()), expected)
+
+
+def assert_near(ours, expected):
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(other)

@@ -15,7 +15,7 @@ from rlhi_jax.convert import export_model
 from rlhi_jax.generate import readable, to_record
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
-from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.decoder import Decoder, output_head
 from rlhi_jax.models.parameters import load_params
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.sampling.generator import Generator, Prompt, Reply
@@ -65,7 +65,7 @@ def by_full_forward(model, prompt: tuple[int, ...], count: int) -> list[int]:
         padded[0, : len(tokens)] = tokens
         position = np.arange(128)[None]
         hidden = forward(params, padded, position, 128 - position)
-        logits = hidden[0, len(tokens) - 1] @ output_matrix(params).T
+        logits = output_head(model.spec, params).logits(hidden[0, len(tokens) - 1])
         tokens.append(int(jnp.argmax(logits)))
         if tokens[-1] == model.tokens['eos_token_id']:
             return tokens[len(prompt) : -1]
@@ -135,7 +135,7 @@ def _scorer(path: str):
     def logprobs(ids_1T):
         position_1T = jnp.arange(ids_1T.shape[1])[None]
         hidden_1TD = decoder.apply({'params': params}, ids_1T, position_1T, ids_1T.shape[1] - position_1T)
-        return token_logprobs(hidden_1TD[:, :-1], ids_1T[:, 1:], output_matrix(params), chunk=127)[0]
+        return token_logprobs(hidden_1TD[:, :-1], ids_1T[:, 1:], output_head(model.spec, params), chunk=127)[0]
 
     return logprobs
 

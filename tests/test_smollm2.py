@@ -24,7 +24,7 @@ from rlhi_jax.data.encode import Piece, TreeEncoder  # noqa: E402
 from rlhi_jax.data.rows import Capacities, lay_out, pack, stack  # noqa: E402
 from rlhi_jax.data.tree import ROLES, Interaction, Message, Pair  # noqa: E402
 from rlhi_jax.models.checkpoints import describe_model, open_model, save_params  # noqa: E402
-from rlhi_jax.models.decoder import Decoder, output_matrix  # noqa: E402
+from rlhi_jax.models.decoder import Decoder, output_head  # noqa: E402
 from rlhi_jax.models.spec import ModelSpec  # noqa: E402
 from rlhi_jax.parallel.sharding import make_mesh  # noqa: E402
 from rlhi_jax.sampling.sampler import Request, Sampler  # noqa: E402
@@ -144,7 +144,7 @@ def test_logits_and_greedy_tokens(folders, greedy_rows, record_property):
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         extent_BT = tokens_BT.shape[1] - position_BT
         hidden_BTD = decoder.apply({'params': params}, tokens_BT, position_BT, extent_BT)
-        return hidden_BTD @ output_matrix(params).T
+        return output_head(folders.spec, params).logits(hidden_BTD)
 
     longest = max(len(ids) for _, ids in rows)
     worst, undecided, checked = 0.0, 0, 0

@@ -48,6 +48,8 @@ class Loaded(NamedTuple):
         return self._apply(roles, contents, context.system, False, tokenize=False, persona=context.persona)
 
     def original_text(self, roles, contents, system):
+        if 'System role not supported' in self.original and system:
+            contents, system = [f'{system}\n\n{contents[0]}', *contents[1:]], ''
         options = dict(chat_template=self.original, date_string='26 Jul 2024')
         return self._apply(roles, contents, system, False, tokenize=False, **options)
 
@@ -95,7 +97,7 @@ def conversation(turns: int) -> tuple[str, ...]:
 FRAGMENTS = [
     '\n', '\n\n', ' ', '\t', '\r\n', '\u00a0', '\u3000', '\u200b', '\ufeff', '\u0301', "'s", '1', '- ', '▁', '日本',
     '🙂', '[INST]', '[/INST]', '<<SYS>>', '<</SYS>>', '[INST', '<|im_', 'end|>', '{{ bos_token }}', '{% endfor %}',
-    'About me: ', 'the cat', 'user', '\ue000content\ue001', '<think>', 'é', 'system',
+    'About me: ', 'the cat', 'user', '<code>', '  ', '\ue000content\ue001', '<think>', 'é', 'system',
 ]  # fmt: skip
 CONTROLS = sorted({control for family in FAMILIES.values() for control in family.controls})
 CONTENT = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), min_size=1, max_size=6).map(''.join)
@@ -213,9 +215,9 @@ def test_scored_tokens_are_content_and_end_of_turn(name, content, persona):
 @pytest.mark.parametrize(
     ('template', 'name', 'message'),
     [
-        (MISTRAL_V3, 'inst', 'cannot be used, because .*--template=NAME.*chatml, inst, llama3'),
+        (MISTRAL_V3, 'inst', 'cannot be used, because .*--template=NAME.*chatml, gemma, inst, llama3'),
         (QWEN3, 'qwen25', "cannot be used, because it rewrites a message such as '<think>a</think>b'.*--template"),
-        (NO_SYSTEM + SMOLLM2, 'smollm2', 'rejects the turns system > user .*System role not supported.*--template'),
+        (NO_SYSTEM.replace('system', 'user') + SMOLLM2, 'smollm2', 'rejects the turns user > .*System role.*--templ'),
         (SMOLLM2.replace('{% endfor %}', ''), 'smollm2', 'not valid Jinja .*fix chat_template.jinja'),
         (SMOLLM2 + '{{ messages[9].content.x }}', 'smollm2', 'rejects the turns'),
         (SMOLLM2 + '{{ 1 + "a" }}', 'smollm2', 'rejects the turns'),
@@ -235,7 +237,9 @@ def test_unknown_placement_and_missing_template(tmp_path):
     write_family(tmp_path, FAMILIES['chatml'])
     with pytest.raises(UserError, match='chat_template.jinja does not exist: import the model again'):
         ChatTemplate.load(tmp_path)
-    assert set(layouts()) == {'chatml', 'inst', 'llama3'} and all(path.parent == LAYOUTS for path in layouts().values())
+    assert set(layouts()) == {'chatml', 'gemma', 'inst', 'llama3'} and all(
+        path.parent == LAYOUTS for path in layouts().values()
+    )
 
 
 def test_digest_follows_what_tokens_depend_on():
@@ -273,7 +277,7 @@ def draw_interaction(rng: np.random.Generator, contents: list[str], context: Con
     return Interaction('x', tuple(messages), tuple(pairs), '', context.persona, context.system)
 
 
-@pytest.mark.parametrize('name', ['smollm2', 'llama3', 'llama2', 'inst'])
+@pytest.mark.parametrize('name', ['smollm2', 'llama3', 'llama2', 'inst', 'gemma2'])
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), contents=st.lists(CONTENT, min_size=3, max_size=6), context=CONTEXT)
 def test_trees_hold_what_transformers_renders(name, seed, contents, context):

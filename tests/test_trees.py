@@ -1,21 +1,30 @@
 """Trees against plain sequences: the same numbers and gradients, whatever shares a row."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhi_jax.conversion import gemma
 from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, size, stack
-from rlhi_jax.models.decoder import Decoder, output_matrix
-from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.models.decoder import Decoder, output_head
+from rlhi_jax.models.spec import LocalLayers, ModelSpec
 from rlhi_jax.scoring.pairs import score_replies
 
 VOCAB = 61
-SPEC = ModelSpec('qwen3', VOCAB, 32, 48, 2, 4, 2, 8, 512, qk_norm=True, qkv_bias=True)
+SIZES = (VOCAB, 32, 48, 2, 4, 2, 8, 512)
+LOCAL = LocalLayers(window=7, period=2, rope_theta=100.0)  # shorter than many nodes, and than most paths
+SPECS = {
+    'qwen3': ModelSpec('qwen3', *SIZES, qk_norm=True, qkv_bias=True),
+    'gemma2': gemma.of_family(ModelSpec('gemma2', *SIZES, local=LOCAL, attention_cap=1.0, logit_cap=2.0)),
+    'gemma3': gemma.of_family(ModelSpec('gemma3', *SIZES, local=LOCAL, qk_norm=True, rope_factor=8.0)),
+}
 CAPACITIES = Capacities(tokens=160, scored=128, pairs=12)
 LONGEST = 8 * 9  # tokens on a path of `draw_tree`
 
@@ -73,7 +82,7 @@ def plain_logprobs(decoder: Decoder, params, tokens: jax.Array, scored: jax.Arra
     """Summed log-probabilities from a causal pass and the full logits: nothing of the tree machinery."""
     steps = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = decoder.apply({'params': params}, tokens, steps, tokens.shape[1] - steps)
-    logp = jax.nn.log_softmax(hidden[:, :-1] @ output_matrix(params).T)
+    logp = jax.nn.log_softmax(output_head(decoder.spec, params).logits(hidden[:, :-1]))
     chosen = jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.sum(chosen * scored[:, 1:], axis=-1)
 
@@ -83,7 +92,7 @@ def params_of(spec: ModelSpec):
     return nn.unbox(Decoder(spec).init(jax.random.key(0), row, row, row + 1)['params'])
 
 
-DECODER, PARAMS = Decoder(SPEC), params_of(SPEC)
+PARAMS = {family: params_of(spec) for family, spec in SPECS.items()}
 
 
 def relative_l2(a, b) -> float:
@@ -106,27 +115,28 @@ def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[T
     ]
 
 
-@jax.jit
-def packed_gradient(params, batch, weights):
+@functools.partial(jax.jit, static_argnums=0)
+def packed_gradient(family, params, batch, weights):
     def value(params):
-        logp = score_replies(DECODER, params, batch, chunk=32).logp_BR[0]
+        logp = score_replies(Decoder(SPECS[family]), params, batch, chunk=32).logp_BR[0]
         return (weights * logp).sum(), logp
 
     return jax.grad(value, has_aux=True)(params)
 
 
-@jax.jit
-def plain_gradient(params, tokens, scored, weights):
+@functools.partial(jax.jit, static_argnums=0)
+def plain_gradient(family, params, tokens, scored, weights):
     def value(params):
-        logp = plain_logprobs(DECODER, params, tokens, scored)
+        logp = plain_logprobs(Decoder(SPECS[family]), params, tokens, scored)
         return (weights * logp).sum(), logp
 
     return jax.grad(value, has_aux=True)(params)
 
 
+@pytest.mark.parametrize('family', SPECS)
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_random_forests_match_plain_sequences(seed):
+@given(seed=st.integers(0, 2**32 - 1))
+def test_random_forests_match_plain_sequences(family, seed):
     rng = np.random.default_rng(seed)
     forest = forest_that_fits(rng, CAPACITIES)
     batch = stack([pack([lay_out(tree) for tree in forest], CAPACITIES)])
@@ -137,7 +147,7 @@ def test_random_forests_match_plain_sequences(seed):
     plain = [plain_rows(tree, reply) for tree, reply in replies]
     plain += [(np.zeros(LONGEST, np.int32), np.zeros(LONGEST, np.float32))] * (CAPACITIES.replies - len(plain))
     tokens, scored = (np.stack(column) for column in zip(*plain, strict=True))
-    packed_grad, packed_logp = packed_gradient(PARAMS, batch, weights)
-    plain_grad, plain_logp = plain_gradient(PARAMS, tokens, scored, weights)
+    packed_grad, packed_logp = packed_gradient(family, PARAMS[family], batch, weights)
+    plain_grad, plain_logp = plain_gradient(family, PARAMS[family], tokens, scored, weights)
     np.testing.assert_allclose(packed_logp, plain_logp, rtol=1e-5, atol=1e-5)
     assert relative_l2(packed_grad, plain_grad) <= 1e-5

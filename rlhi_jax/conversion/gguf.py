@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from rlhi_jax.conversion import gemma
 from rlhi_jax.conversion.layout import Leaf, assemble
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import write_bytes, write_json
 from rlhi_jax.models.rope import inverse_frequencies
 from rlhi_jax.models.spec import ModelSpec, RopeScaling
 
-ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+ARCHITECTURES = ('llama', 'qwen2', 'qwen3', *gemma.FAMILIES)
 _BLOCK = 2**22  # about how many weights are dequantised at once
 
 # Token types, which have the same numbers in GGUF and in SentencePiece.
@@ -148,6 +149,10 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def _rounded(value: Any) -> Any:
+    return _short(value) if isinstance(value, float) else value
+
+
 def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelSpec:
     family = fields.get('general.architecture')
     if family not in ARCHITECTURES:
@@ -168,6 +173,10 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
         'expert_count': 0,
         'attention.sliding_window': 0,
     }
+    if family in gemma.FAMILIES:
+        del fixed['attention.sliding_window']
+    if family == 'gemma3' and fields.get('gemma3.rope.scaling.type') == 'linear':
+        del fixed['rope.scaling.type']
     for name, value in fixed.items():
         stated = fields.get(f'{family}.{name}', value)
         if stated != value:
@@ -190,6 +199,8 @@ def _spec(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> 
         qkv_bias=family == 'qwen2',
         qk_norm=family == 'qwen3',
     )
+    if family in gemma.FAMILIES:
+        return gemma.from_gguf(spec, {name: _rounded(value) for name, value in fields.items()})
     if 'rope_freqs.weight' not in tensors:
         return spec
     return dataclasses.replace(spec, rope_scaling=_rope_scaling(path, spec, tensors))
@@ -243,6 +254,9 @@ def write_tokenizer(path: Path, folder: Path) -> None:
         return field.contents()
 
     kind, pieces, types = fields.get('tokenizer.ggml.model'), need('tokens'), need('token_type')
+    unknown = fields.get('tokenizer.ggml.unknown_token_id')
+    if kind == 'llama' and UNKNOWN not in types and unknown is not None:  # Gemma's files mark it as a control token
+        types = [UNKNOWN if i == unknown else type_ for i, type_ in enumerate(types)]
     if len(set(pieces)) != len(pieces) or len(types) != len(pieces):
         raise UserError(
             f'{path}: field tokenizer.ggml.tokens contains duplicates or is not as long as tokenizer.ggml.token_type: '
@@ -257,6 +271,9 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     elif kind == 'llama':
         if types.count(UNKNOWN) != 1:
             raise _unsupported(path, f'tokenizer.ggml.token_type marks {types.count(UNKNOWN)} unknown tokens', 'one')
+        # llama.cpp's converter writes user-defined pieces with plain spaces.
+        marked = (type_ == USER_DEFINED for type_ in types)
+        pieces = [piece.replace(' ', '\u2581') if mark else piece for piece, mark in zip(pieces, marked, strict=True)]
         write_bytes(folder / 'tokenizer.model', _sentencepiece(pieces, types, need('scores'), fields))
     else:
         raise _unsupported(path, f'field tokenizer.ggml.model is {kind!r}', "'gpt2' and 'llama'")
@@ -315,12 +332,18 @@ def _sentencepiece(pieces: list[str], types: list[int], scores: list[float], fie
     return model.SerializeToString()
 
 
+_TOKENIZER_CLASSES = {
+    'gpt2': 'PreTrainedTokenizerFast',
+    'llama': 'LlamaTokenizer',
+    'gemma2': 'GemmaTokenizer',
+    'gemma3': 'GemmaTokenizer',
+}
 _NAMED_TOKENS = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding', 'unk': 'unknown'}
 
 
 def _tokenizer_config(kind: str, pieces: list[str], types: list[int], fields: Mapping[str, Any]) -> dict[str, Any]:
     config = {
-        'tokenizer_class': 'PreTrainedTokenizerFast' if kind == 'gpt2' else 'LlamaTokenizer',
+        'tokenizer_class': _TOKENIZER_CLASSES.get(fields.get('general.architecture'), _TOKENIZER_CLASSES[kind]),
         'add_bos_token': False,
         'add_eos_token': False,
         'clean_up_tokenization_spaces': False,

@@ -5,6 +5,7 @@ We read configs with the older field names (`rope_theta`, `rope_scaling`) and wi
 needs a feature we do not support; the error names the field.
 """
 
+import dataclasses
 import json
 import stat
 from collections.abc import Callable, Mapping
@@ -13,29 +14,38 @@ from typing import Any
 
 import numpy as np
 
+from rlhi_jax.conversion import gemma
+from rlhi_jax.conversion.fields import count, number, unsupported
 from rlhi_jax.conversion.layout import Leaf, assemble, flattened, placements
 from rlhi_jax.conversion.safetensors_file import DTYPES, StoredTensor, read_header, write_tensors
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
-from rlhi_jax.models.spec import FAMILIES, ModelSpec, RopeScaling
+from rlhi_jax.models.spec import ModelSpec, RopeScaling
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
-_CLASSES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}
-_MAX_NUMBER = 2**40  # sizes and bases above it are damage
+# For each `model_type`, our family, and the beginning of the names of its classes.
+_TYPES = {
+    'llama': ('llama', 'Llama'),
+    'mistral': ('mistral', 'Mistral'),
+    'qwen2': ('qwen2', 'Qwen2'),
+    'qwen3': ('qwen3', 'Qwen3'),
+    'gemma2': ('gemma2', 'Gemma2'),
+    'gemma3_text': ('gemma3', 'Gemma3'),
+}
 _HEADS = {'lm': 'ForCausalLM', 'reward': 'ForSequenceClassification'}
 
 # Switches in Hugging Face configs, each with the only value that we support. A missing field counts as that value.
 _FIXED = {
-    'hidden_act': 'silu',
     'attention_bias': False,
     'mlp_bias': False,
     'pretraining_tp': 1,
     'partial_rotary_factor': 1.0,
     'use_sliding_window': False,
     'use_mrope': False,
+    'use_bidirectional_attention': False,
     'quantization_config': None,
 }
 
@@ -50,63 +60,61 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     Raises:
       UserError: a field is missing, or its value is not supported.
     """
-    family = config.get('model_type')
-    if family not in FAMILIES:
-        raise _unsupported(f'model_type is {family!r}', ', '.join(FAMILIES))
+    if config.get('model_type') not in tuple(_TYPES):  # which, unlike a dict, can be asked about any value
+        raise unsupported(f'model_type is {config.get("model_type")!r}', ', '.join(_TYPES))
+    family, _ = _TYPES[config['model_type']]
     head = _head(config)
-    for field, value in _FIXED.items():
+    activation = ('hidden_activation', gemma.ACTIVATION) if family in gemma.FAMILIES else ('hidden_act', 'silu')
+    for field, value in (*_FIXED.items(), activation):
         if config.get(field, value) not in (value, None):
-            raise _unsupported(f'{field} is {config[field]!r}', repr(value))
+            raise unsupported(f'{field} is {config[field]!r}', repr(value))
     # In a Mistral config without this field, Hugging Face assumes a window of 4,096.
     if family == 'mistral' and config.get('sliding_window', 4096) is not None:
         window = config.get('sliding_window', 'missing, which means 4096')
-        raise _unsupported(f'sliding_window is {window}', 'null (Mistral v0.3 and later)')
+        raise unsupported(f'sliding_window is {window}', 'null (Mistral v0.3 and later)')
     for kind in config.get('layer_types') or ():
-        if kind != 'full_attention':
-            raise _unsupported(f'layer_types contains {kind!r}', "'full_attention'")
-    width, num_heads = _count(config, 'hidden_size'), _count(config, 'num_attention_heads')
+        if kind != 'full_attention' and family not in gemma.FAMILIES:
+            raise unsupported(f'layer_types contains {kind!r}', "'full_attention'")
+    width, num_heads = count(config, 'hidden_size'), count(config, 'num_attention_heads')
     # Published configs leave out only the fields that have a default here; all other fields are required.
     no_kv_heads = family == 'llama' and config.get('num_key_value_heads') is None
-    no_head_dim = family != 'qwen3' and config.get('head_dim') is None
-    theta, scaling = _rope(config)
-    return ModelSpec(
+    no_head_dim = family not in ('qwen3', *gemma.FAMILIES) and config.get('head_dim') is None
+    spec = ModelSpec(
         family=family,
-        vocab_size=_count(config, 'vocab_size'),
+        vocab_size=count(config, 'vocab_size'),
         width=width,
-        mlp_width=_count(config, 'intermediate_size'),
-        num_layers=_count(config, 'num_hidden_layers'),
+        mlp_width=count(config, 'intermediate_size'),
+        num_layers=count(config, 'num_hidden_layers'),
         num_heads=num_heads,
-        num_kv_heads=num_heads if no_kv_heads else _count(config, 'num_key_value_heads'),
-        head_dim=width // num_heads if no_head_dim else _count(config, 'head_dim'),
-        max_positions=_count(config, 'max_position_embeddings'),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=_number(config, 'rms_norm_eps'),
-        tied_embeddings=bool(config.get('tie_word_embeddings') or False),
+        num_kv_heads=num_heads if no_kv_heads else count(config, 'num_key_value_heads'),
+        head_dim=width // num_heads if no_head_dim else count(config, 'head_dim'),
+        max_positions=count(config, 'max_position_embeddings'),
+        norm_eps=number(config, 'rms_norm_eps'),
+        tied_embeddings=bool(config.get('tie_word_embeddings', family in gemma.FAMILIES)),
         qkv_bias=family == 'qwen2',
-        qk_norm=family == 'qwen3',
+        qk_norm=family in ('qwen3', 'gemma3'),
         head=head,
     )
-
-
-def _unsupported(fault: str, supported: str) -> UserError:
-    return UserError(f'config.json: {fault}, but we support only {supported}: choose another model')
+    if family in gemma.FAMILIES:
+        return gemma.from_hf(spec, config)
+    theta, scaling = _rope(config)
+    return dataclasses.replace(spec, rope_theta=theta, rope_scaling=scaling)
 
 
 def _head(config: Mapping[str, Any]) -> str:
     """Return 'lm' or 'reward', depending on the model class named in the config."""
     named = config.get('architectures') or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise _unsupported(f'architectures is {json.dumps(named)[:80]}', 'a list of class names')
+        raise unsupported(f'architectures is {json.dumps(named)[:80]}', 'a list of class names')
     heads = [head for head, suffix in _HEADS.items() if len(named) == 1 and named[0].endswith(suffix)]
     if not heads:
-        raise _unsupported(f'architectures is {named}', f'a single class named ...{" or ...".join(_HEADS.values())}')
+        raise unsupported(f'architectures is {named}', f'a single class named ...{" or ...".join(_HEADS.values())}')
     if heads == ['reward']:
         labels = config.get('num_labels')
         if labels is None and config.get('id2label') is not None:
             labels = len(config['id2label'])
         if labels not in (None, 1):
-            raise _unsupported(f'num_labels (or the length of id2label) is {labels}', '1, as in a reward model')
+            raise unsupported(f'num_labels (or the length of id2label) is {labels}', '1, as in a reward model')
     return heads[0]
 
 
@@ -117,37 +125,23 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if not isinstance(rope, Mapping):
         raise UserError(f'config.json: {name} is {json.dumps(rope)[:80]}: set it to a JSON object')
     stated = rope.get('rope_theta') or config.get('rope_theta') or 10_000.0
-    theta = _number(dict(rope_theta=stated), 'rope_theta')
+    theta = number(dict(rope_theta=stated), 'rope_theta')
     if any(isinstance(value, Mapping) for value in rope.values()):
-        raise _unsupported(f'{name} differs between layer types', 'one rotation for all layers')
+        raise unsupported(f'{name} differs between layer types', 'one rotation for all layers')
     if (share := rope.get('partial_rotary_factor', 1.0)) != 1.0:
-        raise _unsupported(f'{name}.partial_rotary_factor is {share!r}', '1.0')
+        raise unsupported(f'{name}.partial_rotary_factor is {share!r}', '1.0')
     kind = rope.get('rope_type') or rope.get('type') or 'default'
     if kind == 'default':
         return theta, None
     if kind != 'llama3':
-        raise _unsupported(f'{name}.rope_type is {kind!r}', "'default' and 'llama3'")
+        raise unsupported(f'{name}.rope_type is {kind!r}', "'default' and 'llama3'")
     scaling = RopeScaling(
-        factor=_number(rope, 'factor', name),
-        low_freq_factor=_number(rope, 'low_freq_factor', name),
-        high_freq_factor=_number(rope, 'high_freq_factor', name),
-        original_max_positions=_count(rope, 'original_max_position_embeddings', name),
+        factor=number(rope, 'factor', name),
+        low_freq_factor=number(rope, 'low_freq_factor', name),
+        high_freq_factor=number(rope, 'high_freq_factor', name),
+        original_max_positions=count(rope, 'original_max_position_embeddings', name),
     )
     return theta, scaling
-
-
-def _number(fields: Mapping[str, Any], name: str, inside: str = '') -> float:
-    value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MAX_NUMBER:
-        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r:.40}: set it to a number above 0')
-    return float(value)
-
-
-def _count(fields: Mapping[str, Any], name: str, inside: str = '') -> int:
-    value = _number(fields, name, inside)
-    if value != int(value):
-        raise UserError(f'config.json: {inside and inside + "."}{name} is {value!r}: set it to a whole number')
-    return int(value)
 
 
 def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -164,9 +158,12 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
     """
     ids = {name: tokens.get(name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
     _check_export(spec, ids, dtype)
+    model_type, name = next((kind, name) for kind, (family, name) in _TYPES.items() if family == spec.family)
+    if (spec.family, spec.head) == ('gemma3', 'reward'):
+        name = 'Gemma3Text'  # the class without this word also reads images
     config = {
-        'architectures': [_CLASSES[spec.family] + _HEADS[spec.head]],
-        'model_type': spec.family,
+        'architectures': [name + _HEADS[spec.head]],
+        'model_type': model_type,
         'vocab_size': spec.vocab_size,
         'hidden_size': spec.width,
         'intermediate_size': spec.mlp_width,
@@ -186,7 +183,10 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
         'torch_dtype': dtype,
         **ids,
     }
-    if spec.family == 'llama':
+    if spec.family in gemma.FAMILIES:
+        del config['hidden_act']
+        config.update(gemma.to_hf(spec))
+    elif spec.family == 'llama':
         config.update(attention_bias=False, mlp_bias=False)
     elif spec.family == 'mistral':
         config.update(sliding_window=None)
@@ -201,7 +201,7 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
 
 
 def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
-    if (spec.qkv_bias, spec.qk_norm) != (spec.family == 'qwen2', spec.family == 'qwen3'):
+    if (spec.qkv_bias, spec.qk_norm) != (spec.family == 'qwen2', spec.family in ('qwen3', 'gemma3')):
         raise UserError(
             f'no Hugging Face class implements a {spec.family} model with qkv_bias={spec.qkv_bias} and '
             f'qk_norm={spec.qk_norm}: export another --checkpoint'
@@ -256,7 +256,7 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
         spec,
         'hf',
         {name: tensor.shape for name, tensor in tensors.items()},
-        lambda name, leaf: [tensors[name].read()],
+        lambda name, leaf: [gemma.from_stored(tensors[name].read(), leaf, spec)],
         ignorable=ignorable,
         source=str(folder),
     )
@@ -330,7 +330,8 @@ def write_params(
     def array(leaf: Leaf, layer: int | None) -> Callable[[], np.ndarray]:
         def slice_of_leaf() -> np.ndarray:
             whole = flat[leaf.path]
-            return leaf.to_stored(np.asarray(whole if layer is None else whole[layer]), spec)
+            array = np.asarray(whole if layer is None else whole[layer])
+            return gemma.to_stored(leaf.to_stored(array, spec), leaf, spec)
 
         return slice_of_leaf
 

@@ -69,6 +69,10 @@ def _normed(spec: ModelSpec) -> bool:
     return spec.qk_norm
 
 
+def _with_post_norms(spec: ModelSpec) -> bool:
+    return spec.post_norms
+
+
 LEAVES = (
     Leaf('embed', 'VD', 'V D', ('model.embed_tokens.weight',), ('token_embd.weight',)),
     _layer('attention_norm', 'D', 'D', 'input_layernorm.weight', 'attn_norm.weight'),
@@ -81,10 +85,23 @@ LEAVES = (
     _layer('q_norm', 'H', 'H', 'self_attn.q_norm.weight', 'attn_q_norm.weight', _normed),
     _layer('k_norm', 'H', 'H', 'self_attn.k_norm.weight', 'attn_k_norm.weight', _normed),
     _layer('o', 'NHD', 'D NH', 'self_attn.o_proj.weight', 'attn_output.weight'),
-    _layer('mlp_norm', 'D', 'D', 'post_attention_layernorm.weight', 'ffn_norm.weight'),
+    _layer(
+        'post_attention_norm',
+        'D',
+        'D',
+        'post_attention_layernorm.weight',
+        'post_attention_norm.weight',
+        _with_post_norms,
+    ),
+    # Without a norm after attention, Hugging Face calls the norm before the MLP by that name.
+    _layer('mlp_norm', 'D', 'D', 'pre_feedforward_layernorm.weight', 'ffn_norm.weight', _with_post_norms),
+    _layer(
+        'mlp_norm', 'D', 'D', 'post_attention_layernorm.weight', 'ffn_norm.weight', lambda spec: not spec.post_norms
+    ),
     _layer('gate', 'DF', 'F D', 'mlp.gate_proj.weight', 'ffn_gate.weight'),
     _layer('up', 'DF', 'F D', 'mlp.up_proj.weight', 'ffn_up.weight'),
     _layer('down', 'FD', 'D F', 'mlp.down_proj.weight', 'ffn_down.weight'),
+    _layer('post_mlp_norm', 'D', 'D', 'post_feedforward_layernorm.weight', 'post_ffw_norm.weight', _with_post_norms),
     Leaf('final_norm', 'D', 'D', ('model.norm.weight',), ('output_norm.weight',)),
     Leaf('unembed', 'VD', 'V D', ('lm_head.weight',), ('output.weight',), lambda spec: spec.has_unembed),
     # Stock sequence classifiers call their head `score`; some published reward models (Athene) call it `v_head`.

@@ -2,7 +2,8 @@
 
 A multiplication and an addition count as two operations. As is customary, norms, rotations, activations and softmax are
 left out; they are about 1 % of the total. Attention is counted only for the (query, key) pairs that the mask allows. In
-a row, the number of these pairs is the sum of the extents, because `extent[j]` tokens attend to token j.
+a row, the number of these pairs is the sum of the extents, because `extent[j]` tokens attend to token j. In layers with
+a sliding window, it is the number of these pairs that lie in the window.
 """
 
 import dataclasses
@@ -28,34 +29,45 @@ class Work:
       scored: number of tokens whose log-probability is computed. Ignored for reward models, whose head costs almost
         nothing.
       attended: number of (query, key) pairs that the mask allows.
+      local: number of these pairs that a sliding window also allows; ignored for models without local layers.
     """
 
     tokens: int
     scored: int
     attended: int
+    local: int = 0
 
     def __add__(self, other: 'Work') -> 'Work':
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Work(*(a + b for a, b in pairs))
 
 
-def causal(length: int, scored: int) -> Work:
+def causal(length: int, scored: int, *, window: int | None = None) -> Work:
     """Return the work in a single sequence of `length` tokens with causal attention.
 
-    >>> causal(4, 2)
-    Work(tokens=4, scored=2, attended=10)
+    >>> causal(4, 2, window=2)   # 1 + 2 + 3 + 4, and 1 + 2 + 2 + 2 in the window
+    Work(tokens=4, scored=2, attended=10, local=7)
     """
-    return Work(length, scored, length * (length + 1) // 2)
+
+    def pairs(length: int) -> int:
+        return length * (length + 1) // 2
+
+    return Work(length, scored, pairs(length), pairs(length) - pairs(max(length - (window or length), 0)))
 
 
-def shared_prefix(prefix: int, *replies: int) -> Work:
+def shared_prefix(prefix: int, *replies: int, window: int | None = None) -> Work:
     """Return the work in a tree of one prefix and some replies, given their lengths; every reply token is scored.
 
     >>> shared_prefix(2, 1, 1)   # 3 + (3 + 3): each reply token attends to the prefix and itself
-    Work(tokens=4, scored=2, attended=9)
+    Work(tokens=4, scored=2, attended=9, local=9)
     """
-    attended = causal(prefix, 0).attended + sum(prefix * n + causal(n, 0).attended for n in replies)
-    return Work(prefix + sum(replies), sum(replies), attended)
+    before = causal(prefix, 0, window=window)
+    paths = [causal(prefix + n, 0, window=window) for n in replies]
+    attended, local = (
+        sum(getattr(path, name) for path in paths) - (len(paths) - 1) * getattr(before, name)
+        for name in ('attended', 'local')
+    )
+    return Work(prefix + sum(replies), sum(replies), attended, local)
 
 
 def matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
@@ -80,10 +92,11 @@ def _products(spec: ModelSpec) -> dict[str, int]:
 def forward_flops(spec: ModelSpec, work: Work) -> dict[str, int]:
     """Return the FLOPs of one forward pass, split into body, head and attention."""
     logits = 2 * work.scored * spec.vocab_size * spec.width
+    attended = work.attended * (spec.num_layers - spec.num_local) + work.local * spec.num_local
     return {
         'body': 2 * work.tokens * spec.num_layers * sum(_products(spec).values()),
         'head': logits if spec.head == 'lm' else 0,
-        'attention': 2 * 2 * work.attended * spec.num_layers * spec.num_heads * spec.head_dim,
+        'attention': 2 * 2 * attended * spec.num_heads * spec.head_dim,
     }
 
 
@@ -109,7 +122,8 @@ def train_flops(
     """
     forward = forward_flops(spec, work)
     products = _products(spec)
-    body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in REPEATED[remat])
+    names = REPEATED[remat] + ('down',) * (spec.post_norms and REPEATED[remat] != ())  # the norm after it needs it
+    body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in names)
     again = attention_products - 4 + 2 * (remat == 'save_nothing')
     repeated = body + forward['head'] + forward['attention'] * again // 2
     if lora is None:

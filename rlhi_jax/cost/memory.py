@@ -14,7 +14,7 @@ def num_parameters(spec: ModelSpec) -> int:
     """Return the number of parameters in a decoder."""
     attention = spec.width * spec.head_dim * (2 * spec.num_heads + 2 * spec.num_kv_heads)
     biases = spec.head_dim * (spec.num_heads + 2 * spec.num_kv_heads) * spec.qkv_bias
-    norms = 2 * spec.width + 2 * spec.head_dim * spec.qk_norm
+    norms = (2 + 2 * spec.post_norms) * spec.width + 2 * spec.head_dim * spec.qk_norm
     layer = attention + biases + 3 * spec.width * spec.mlp_width + norms
     head = spec.width * (spec.head == 'reward') + spec.vocab_size * spec.width * spec.has_unembed
     return spec.num_layers * layer + spec.vocab_size * spec.width + spec.width + head

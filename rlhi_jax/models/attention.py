@@ -1,24 +1,26 @@
 """Attention over interaction trees: one rule covers causal rows, shared prefixes, candidates and packing.
 
 Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` counts the tokens from j to the end of its
-node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1.
+node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1. In layers with a sliding window, it must
+also be less than a window of positions before i on the path.
 
 Dimension key: B rows, T tokens, C tokens in a cache, K key-value heads, G query heads per key-value head,
 N = K * G query heads, H head width.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rlhi_jax.models import attention_tpu, attention_xla
-from rlhi_jax.models.tree_blocks import BLOCK
+from rlhi_jax.models.tree_blocks import BLOCK, Logits, Mask
 from rlhi_jax.parallel.sharding import resolve
 
 
-def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> jax.Array:
+def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, logits: Logits) -> jax.Array:
     """Return the context [B, T, N, H] of grouped-query attention under the tree rule.
 
     Logits and softmax are computed in float32, by Pallas kernels on a TPU and by blockwise XLA elsewhere. Both skip
@@ -31,43 +33,40 @@ def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, exte
     def padded(x: jax.Array, value: int = 0) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
 
-    inputs = padded(q_BTNH), padded(k_BTKH), padded(v_BTKH), padded(extent_BT, 1)
-    return _on_devices(q_BTNH.shape[0])(*inputs)[:, :length]
+    mask = Mask(padded(mask.extent_BT, 1), *jax.tree.map(padded, mask[1:]))
+    return _on_devices(q_BTNH.shape[0], logits)(padded(q_BTNH), padded(k_BTKH), padded(v_BTKH), mask)[:, :length]
 
 
-def _on_devices(batch: int):
+def _on_devices(batch: int, logits: Logits):
     """Return the attention function; if a mesh is in context, each device computes only its own rows and heads."""
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, attend = jax.sharding.get_abstract_mesh(), functools.partial(_attend, logits)
     if mesh.empty or mesh.size == 1:
-        return _attend
+        return attend
     rows, heads = resolve(('batch', 'heads'), 'attention')
     if batch == 1:  # a sampler reads one prompt at a time, on all devices
         rows = None
     per_head, per_row = jax.P(rows, None, heads, None), jax.P(rows, None)
-    return jax.shard_map(_attend, in_specs=(per_head,) * 3 + (per_row,), out_specs=per_head, check_vma=False)
+    return jax.shard_map(attend, in_specs=(per_head,) * 3 + (per_row,), out_specs=per_head, check_vma=False)
 
 
-@jax.custom_vjp
-def _attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> jax.Array:
-    return _attend_forward(q_BTNH, k_BTKH, v_BTKH, extent_BT)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(logits: Logits, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask) -> jax.Array:
+    return _attend_forward(logits, q_BTNH, k_BTKH, v_BTKH, mask)[0]
 
 
-def _attend_forward(*inputs: jax.Array) -> tuple[jax.Array, tuple]:
-    out, lse = jax.lax.platform_dependent(*inputs, tpu=attention_tpu.forward, default=attention_xla.forward)
+def _attend_forward(logits: Logits, *inputs: Any) -> tuple[jax.Array, tuple]:
+    tpu, default = (functools.partial(module.forward, logits) for module in (attention_tpu, attention_xla))
+    out, lse = jax.lax.platform_dependent(*inputs, tpu=tpu, default=default)
     out, lse = checkpoint_name(out, 'context'), checkpoint_name(lse, 'lse')
     return out, (*inputs, out, lse)
 
 
-def _attend_backward(residuals: tuple, d_out_BTNH: jax.Array) -> tuple:
+def _attend_backward(logits: Logits, residuals: tuple, d_out_BTNH: jax.Array) -> tuple:
+    tpu, default = (functools.partial(module.backward, logits) for module in (attention_tpu, attention_xla))
     *inputs, out_BTNH, lse_BNT = residuals
     delta_BTN = jnp.einsum('BTNH,BTNH->BTN', out_BTNH, d_out_BTNH, preferred_element_type=jnp.float32)
     gradients = jax.lax.platform_dependent(
-        *inputs,
-        lse_BNT,
-        delta_BTN.swapaxes(1, 2),
-        d_out_BTNH,
-        tpu=attention_tpu.backward,
-        default=attention_xla.backward,
+        *inputs, lse_BNT, delta_BTN.swapaxes(1, 2), d_out_BTNH, tpu=tpu, default=default
     )
     return (*gradients, None)
 
@@ -86,9 +85,17 @@ class KVCache(NamedTuple):
 
 
 def cached_attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, filled_B: jax.Array
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    cache: KVCache,
+    filled_B: jax.Array,
+    lowest_B: jax.Array | None,
+    logits: Logits,
 ) -> tuple[jax.Array, KVCache]:
     """Attend from one new token per sequence (T = 1) to the first `filled_B` tokens in its cache and to itself.
+
+    `lowest_B` is the first of these tokens that a sliding window lets the new token see; None means all of them.
 
     The new token is first written to the cache (at the last position if the cache is full), and attention then reads
     the updated cache. XLA can update the cache in place only if the write comes first.
@@ -106,8 +113,10 @@ def cached_attention(
     )
     q_BKGH = q_BTNH.reshape(batch, kv_heads, -1, width)
     logits_BKGC = jnp.einsum('BKGH,BKHC->BKGC', q_BKGH, cache.k_BKHC, preferred_element_type=jnp.float32)
-    filled_BC = jnp.arange(capacity) <= index_B[:, None]
-    logits_BKGC = jnp.where(filled_BC[:, None, None], logits_BKGC * width**-0.5, jnp.finfo(jnp.float32).min)
+    seen_BC = jnp.arange(capacity) <= index_B[:, None]
+    if lowest_B is not None:
+        seen_BC &= jnp.arange(capacity) >= lowest_B[:, None]
+    logits_BKGC = jnp.where(seen_BC[:, None, None], logits.of(logits_BKGC), jnp.finfo(jnp.float32).min)
     weights_BKGC = jax.nn.softmax(logits_BKGC, axis=-1).astype(v_BTKH.dtype)
     out_BKGH = jnp.einsum('BKGC,BKCH->BKGH', weights_BKGC, cache.v_BKCH)
     return out_BKGH.reshape(batch, 1, heads, width), cache

@@ -14,12 +14,13 @@ Queries lie along the last axis, so a CPU can reduce over keys with vector instr
 the order that XLA multiplies fastest.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rlhi_jax.models.tree_blocks import BLOCK, NOTHING, ends, listed, live_blocks
+from rlhi_jax.models.tree_blocks import BLOCK, NOTHING, Logits, Mask, ends, listed, live_blocks
 
 PRODUCTS = 5  # matrix products in the gradient
 
@@ -31,12 +32,13 @@ class _Queries(NamedTuple):
     row: jax.Array  # index of the row's first block
     live_J: jax.Array  # the key blocks that it attends to, as indices in the row; only the first `count` are valid
     count: jax.Array
+    lowest_S: jax.Array | None  # the lowest position that each of its tokens sees; None without a window
 
 
-def forward(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: jax.Array) -> tuple:
+def forward(logits: Logits, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask) -> tuple:
     """Return the context [B, T, N, H] in q's dtype, and the log of each softmax denominator [B, N, T] in float32."""
     batch, kv_heads = q_BTNH.shape[0], k_BTKH.shape[2]
-    keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KSH'), ends(extent_BT).reshape(-1, BLOCK)
+    keys, values, seen = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KSH'), _seen_by(mask)
 
     def one(_, inputs):
         queries, q_KHX = inputs
@@ -44,7 +46,8 @@ def forward(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: 
         def add(step, carry):
             top_K1X, sum_K1X, out_KHX = carry
             j = queries.live_J[step]
-            logits_KSX = _logits(q_KHX, queries.first, j, keys[queries.row + j], end[queries.row + j])
+            logits_KSX = logits.of(_dot('KHS,KHX->KSX', keys[queries.row + j], q_KHX))
+            logits_KSX = jnp.where(seen(queries, j, q_KHX.shape[-1]), logits_KSX, NOTHING)
             new_top_K1X = jnp.maximum(top_K1X, logits_KSX.max(1, keepdims=True))
             weights_KSX = jnp.exp(logits_KSX - new_top_K1X)
             shrink_K1X = jnp.exp(top_K1X - new_top_K1X)
@@ -57,22 +60,23 @@ def forward(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, extent_BT: 
         top_K1X, sum_K1X, out_KHX = jax.lax.fori_loop(0, queries.count, add, nothing)
         return None, ((out_KHX / sum_K1X).astype(q_KHX.dtype), top_K1X + jnp.log(sum_K1X))
 
-    _, (out, lse) = jax.lax.scan(one, None, (_queries(extent_BT), _of_queries(q_BTNH, kv_heads)))
+    _, (out, lse) = jax.lax.scan(one, None, (_queries(mask), _of_queries(q_BTNH, kv_heads)))
     return _to_heads(out, batch), _to_heads(lse, batch)[..., 0].swapaxes(1, 2)
 
 
 def backward(
+    logits: Logits,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    extent_BT: jax.Array,
+    mask: Mask,
     lse_BNT: jax.Array,
     delta_BNT: jax.Array,
     d_out_BTNH: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
-    batch, kv_heads, scale = q_BTNH.shape[0], k_BTKH.shape[2], q_BTNH.shape[-1] ** -0.5
-    keys, values, end = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KHS'), ends(extent_BT).reshape(-1, BLOCK)
+    batch, kv_heads = q_BTNH.shape[0], k_BTKH.shape[2]
+    keys, values, seen = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KHS'), _seen_by(mask)
     keys_by_token = _of_keys(k_BTKH, 'KSH')
 
     def one(carry, inputs):
@@ -82,12 +86,14 @@ def backward(
             dq_KHX, dk, dv = carry
             j = queries.live_J[step]
             k_KHS, v_KHS = keys[queries.row + j], values[queries.row + j]
-            logits_KSX = _logits(q_KHX, queries.first, j, k_KHS, end[queries.row + j])
-            weights_KSX = jnp.exp(logits_KSX - lse_K1X)
+            logits_KSX = logits.of(_dot('KHS,KHX->KSX', k_KHS, q_KHX))
+            masked_KSX = jnp.where(seen(queries, j, q_KHX.shape[-1]), logits_KSX, NOTHING)
+            weights_KSX = jnp.exp(masked_KSX - lse_K1X)
             d_weights_KSX = _dot('KHS,KHX->KSX', v_KHS, d_out_KHX)
-            d_logits_KSX = (weights_KSX * (d_weights_KSX - delta_K1X) * scale).astype(q_KHX.dtype)
-            dq_KHX += _dot('KSH,KSX->KHX', keys_by_token[queries.row + j], d_logits_KSX)
-            dk = dk.at[queries.row + j].add(_dot('KHX,KSX->KHS', q_KHX, d_logits_KSX))
+            d_product_KSX = weights_KSX * (d_weights_KSX - delta_K1X) * logits.slope(logits_KSX)
+            d_product_KSX = d_product_KSX.astype(q_KHX.dtype)
+            dq_KHX += _dot('KSH,KSX->KHX', keys_by_token[queries.row + j], d_product_KSX)
+            dk = dk.at[queries.row + j].add(_dot('KHX,KSX->KHS', q_KHX, d_product_KSX))
             dv = dv.at[queries.row + j].add(_dot('KHX,KSX->KHS', d_out_KHX, weights_KSX.astype(q_KHX.dtype)))
             return dq_KHX, dk, dv
 
@@ -95,31 +101,38 @@ def backward(
         return (dk, dv), dq_KHX.astype(q_KHX.dtype)
 
     by_query = (q_BTNH, d_out_BTNH, *(x.swapaxes(1, 2)[..., None] for x in (lse_BNT, delta_BNT)))
-    inputs = (_queries(extent_BT), *(_of_queries(x, kv_heads) for x in by_query))
+    inputs = (_queries(mask), *(_of_queries(x, kv_heads) for x in by_query))
     (dk, dv), dq = jax.lax.scan(one, (jnp.zeros(keys.shape), jnp.zeros(values.shape)), inputs)
     return _to_heads(dq, batch), _from_keys(dk, k_BTKH), _from_keys(dv, v_BTKH)
 
 
-def _logits(q_KHX: jax.Array, first: jax.Array, j: jax.Array, k_KHS: jax.Array, end_S: jax.Array) -> jax.Array:
-    """Return the scaled and masked logits between one query block and key block j, [K, S, X] float32."""
-    logits_KSX = _dot('KHS,KHX->KSX', k_KHS, q_KHX) * q_KHX.shape[1] ** -0.5
-    query_X = first + jnp.tile(jnp.arange(BLOCK), q_KHX.shape[2] // BLOCK)
-    key_S1 = j * BLOCK + jnp.arange(BLOCK)[:, None]
-    seen_SX = (key_S1 <= query_X) & (query_X < end_S[:, None])
-    return jnp.where(seen_SX, logits_KSX, NOTHING)
+def _seen_by(mask: Mask) -> Callable[[_Queries, jax.Array, int], jax.Array]:
+    """Return a function of one query block, a key block j and X, which returns whether queries see keys, [S, X]."""
+    end, position = (x if x is None else x.reshape(-1, BLOCK) for x in (ends(mask.extent_BT), mask.position_BT))
+
+    def seen(queries: _Queries, j: jax.Array, count: int) -> jax.Array:
+        query_X = queries.first + jnp.tile(jnp.arange(BLOCK), count // BLOCK)
+        key_S1 = j * BLOCK + jnp.arange(BLOCK)[:, None]
+        seen_SX = (key_S1 <= query_X) & (query_X < end[queries.row + j][:, None])
+        if queries.lowest_S is not None:
+            seen_SX &= position[queries.row + j][:, None] >= jnp.tile(queries.lowest_S, count // BLOCK)
+        return seen_SX
+
+    return seen
 
 
 def _dot(dims: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(dims, a, b, preferred_element_type=jnp.float32)
 
 
-def _queries(extent_BT: jax.Array) -> _Queries:
-    live_BIJ = live_blocks(extent_BT, BLOCK)
+def _queries(mask: Mask) -> _Queries:
+    live_BIJ = live_blocks(mask, BLOCK)
     batch, count, _ = live_BIJ.shape
     indices, counts = listed(live_BIJ)
     number = jnp.arange(batch * count)
     block = number % count
-    return _Queries(block * BLOCK, number - block, indices.reshape(-1, count), counts.reshape(-1))
+    lowest = None if mask.lowest_BT is None else mask.lowest_BT.reshape(-1, BLOCK)
+    return _Queries(block * BLOCK, number - block, indices.reshape(-1, count), counts.reshape(-1), lowest)
 
 
 def _of_queries(x_BTNH: jax.Array, kv_heads: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The Llama-family decoder, as a Flax Linen module over interaction-tree rows.
+"""The decoder of the Llama and Gemma families, as a Flax Linen module over interaction-tree rows.
 
 Dimension key: B rows, T tokens, L layers, D width, F mlp width, N query heads, K key-value heads, H head width,
 V vocabulary.
@@ -9,6 +9,7 @@ with its logical axes (`rlhi_jax/parallel/sharding.py` maps these to the mesh):
     embed [V, D]                      layers/{attention_norm, mlp_norm} [L, D]
     layers/{q [L, D, N, H], k, v [L, D, K, H], o [L, N, H, D]}     (+ q_bias, k_bias, v_bias; q_norm, k_norm [L, H])
     layers/{gate, up [L, D, F], down [L, F, D]}                    final_norm [D]
+    layers/{post_attention_norm, post_mlp_norm} [L, D] (models with `post_norms`)
     unembed [V, D] (untied language models)                        score [D, 1] (reward models)
 
 With `lora`, these parameters are frozen, and each adapted matrix W also has two matrices in the collection `adapters`:
@@ -18,18 +19,20 @@ With `lora`, these parameters are frozen, and each adapted matrix W also has two
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.attention import cached_attention, tree_attention
 from rlhi_jax.models.lora import Lora
-from rlhi_jax.models.rope import rotate, rotation
+from rlhi_jax.models.rope import inverse_frequencies, local_frequencies, rotate, rotation
 from rlhi_jax.models.spec import ModelSpec
+from rlhi_jax.models.tree_blocks import Logits, Mask
 from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
@@ -46,6 +49,7 @@ REMAT_POLICIES = {
 _SAVE_PRODUCTS = _names('product', 'low_rank', 'context', 'lse')
 
 _NORMAL = nn.initializers.normal(0.02)
+_ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -121,7 +125,7 @@ _frozen_linear.defvjp(
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer."""
+    """One pre-norm transformer layer; `kind` and `by_kind` are explained in `_by_kind`."""
 
     spec: ModelSpec
     dtype: Any
@@ -179,8 +183,9 @@ class Block(nn.Module):
         return _linear(f'BTR,R{of_y[2:]}->{of_y}', low_BTR, b)
 
     @nn.compact
-    def __call__(self, x_BTD, rope, position_BT, extent_BT):
+    def __call__(self, x_BTD, kind, by_kind, position_BT, extent_BT):
         s = self.spec
+        rope, lowest_BT = by_kind if kind is None else jax.tree.map(lambda x: x[kind], by_kind)
         width, heads, kv_heads, head_dim, mlp = s.width, s.num_heads, s.num_kv_heads, s.head_dim, s.mlp_width
 
         def project(name: str, count: int, axis: str) -> jax.Array:
@@ -192,24 +197,33 @@ class Block(nn.Module):
                 y = _rms_norm(y, self.weight(f'{name}_norm', (head_dim,), ('head_dim',)), s.norm_eps)
             return y
 
-        h_BTD = _rms_norm(x_BTD, self.weight('attention_norm', (width,), ('norm',)), s.norm_eps)
+        def normed(y_BTD: jax.Array, name: str) -> jax.Array:
+            return _rms_norm(y_BTD, self.weight(name, (width,), ('norm',)), s.norm_eps)
+
+        h_BTD = normed(x_BTD, 'attention_norm')
         q_BTNH = checkpoint_name(rotate(project('q', heads, 'heads'), *rope), 'query')
         k_BTKH = checkpoint_name(rotate(project('k', kv_heads, 'kv_heads'), *rope), 'key')
         v_BTKH = checkpoint_name(project('v', kv_heads, 'kv_heads'), 'value')
         self.sow('new', 'kv', (k_BTKH, v_BTKH), reduce_fn=lambda _, latest: latest)
+        logits = Logits((s.query_width or head_dim) ** -0.5, s.attention_cap)
         if self.has_variable('cache', 'kv'):
             cache = self.variable('cache', 'kv')
-            context_BTNH, cache.value = cached_attention(q_BTNH, k_BTKH, v_BTKH, cache.value, position_BT[:, 0])
+            filled_B, lowest_B = position_BT[:, 0], None if lowest_BT is None else lowest_BT[:, 0]
+            inputs = q_BTNH, k_BTKH, v_BTKH, cache.value
+            context_BTNH, cache.value = cached_attention(*inputs, filled_B, lowest_B, logits)
         else:
-            context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, extent_BT)
+            mask = Mask(extent_BT) if lowest_BT is None else Mask(extent_BT, position_BT, lowest_BT)
+            context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, mask, logits)
         shape, axes = (heads, head_dim, width), ('heads', 'head_dim', 'embed')
-        x_BTD = x_BTD + self.product('BTNH,NHD->BTD', context_BTNH, 'o', shape, axes, jnp.einsum)
+        y_BTD = self.product('BTNH,NHD->BTD', context_BTNH, 'o', shape, axes, jnp.einsum)
+        x_BTD = x_BTD + (normed(y_BTD, 'post_attention_norm') if s.post_norms else y_BTD)
 
-        h_BTD = _rms_norm(x_BTD, self.weight('mlp_norm', (width,), ('norm',)), s.norm_eps)
+        h_BTD = normed(x_BTD, 'mlp_norm')
         gate_BTF = self.product('BTD,DF->BTF', h_BTD, 'gate', (width, mlp), ('embed', 'mlp'))
         up_BTF = self.product('BTD,DF->BTF', h_BTD, 'up', (width, mlp), ('embed', 'mlp'))
-        act_BTF = jax.nn.silu(gate_BTF) * up_BTF
-        x_BTD = x_BTD + self.product('BTF,FD->BTD', act_BTF, 'down', (mlp, width), ('mlp', 'embed'), jnp.einsum)
+        hidden_BTF = _ACTIVATIONS[s.activation](gate_BTF) * up_BTF
+        y_BTD = self.product('BTF,FD->BTD', hidden_BTF, 'down', (mlp, width), ('mlp', 'embed'), jnp.einsum)
+        x_BTD = x_BTD + (normed(y_BTD, 'post_mlp_norm') if s.post_norms else y_BTD)
         return constrain(x_BTD, ('batch', 'length', 'activation')), None
 
 
@@ -254,25 +268,42 @@ class Decoder(nn.Module):
         tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
         embed_VD = embed_VD if self.lora else embed_VD.astype(self.dtype)  # a frozen table is not copied
         x_BTD = jnp.take(embed_VD, tokens_BT, axis=0).astype(self.dtype)
+        if s.scaled_embeddings:
+            x_BTD = x_BTD * jnp.asarray(s.width**0.5, self.dtype)  # rounded, as in training
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))
         x_BTD = constrain(x_BTD, ('batch', 'length', 'activation'))
         block = _with_remat(self.remat, self.unrolled, self.lora)
-        inputs = rotation(position_BT, s), position_BT, extent_BT
+        inputs = _by_kind(position_BT, s), position_BT, extent_BT
+        kind_L = np.array(s.is_local, np.int32) if s.local else None
         if self.unrolled:
             for layer in range(s.num_layers):
-                x_BTD, _ = block(s, self.dtype, self.lora, name=f'layers_{layer}')(x_BTD, *inputs)
+                kind = None if kind_L is None else kind_L[layer]
+                x_BTD, _ = block(s, self.dtype, self.lora, name=f'layers_{layer}')(x_BTD, kind, *inputs)
         else:
             layers = nn.scan(
                 block,
                 variable_axes={'params': 0, 'adapters': 0},
                 split_rngs={'params': True},
-                in_axes=nn.broadcast,
+                in_axes=(0, *(nn.broadcast,) * 3),
                 length=s.num_layers,
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )(s, self.dtype, self.lora, name='layers')
-            x_BTD, _ = layers(x_BTD, *inputs)
+            x_BTD, _ = layers(x_BTD, kind_L, *inputs)
         scale = table('final_norm', (s.width,), ('norm',), nn.initializers.ones)
         return _rms_norm(x_BTD, scale, s.norm_eps)
+
+
+def _by_kind(position_BT: jax.Array, spec: ModelSpec) -> tuple[tuple[jax.Array, jax.Array], jax.Array | None]:
+    """Return the tokens' rotation, and the lowest position that each token sees: None in models without local layers.
+
+    In models with local layers, each array has a first axis of length 2, for the two kinds of layers: 0 for global and
+    1 for local layers. A layer gets its kind as a number, so that one scan can run over layers of both kinds.
+    """
+    of_all = rotation(position_BT, inverse_frequencies(spec))
+    if spec.local is None:
+        return of_all, None
+    of_local = rotation(position_BT, local_frequencies(spec)), position_BT - (spec.local.window - 1)
+    return jax.tree.map(lambda *kinds: jnp.stack(kinds), (of_all, jnp.zeros_like(position_BT)), of_local)
 
 
 def _with_remat(name: str, unrolled: bool, lora: Lora | None) -> type[Block]:
@@ -297,6 +328,24 @@ def variables(params: dict[str, Any]) -> dict[str, Any]:
     return {'params': rest} | ({'adapters': params['adapters']} if 'adapters' in params else {})
 
 
-def output_matrix(params: dict[str, Any]) -> jax.Array:
-    """Return the matrix that turns hidden states into next-token logits, [V, D]: `unembed`, or the tied embedding."""
-    return params.get('unembed', params['embed'])
+class OutputHead(NamedTuple):
+    """The head that turns hidden states into next-token logits.
+
+    Attributes:
+      matrix_VD: `unembed`, or the tied embedding.
+      cap: the cap of the logits, or None.
+    """
+
+    matrix_VD: jax.Array
+    cap: float | None
+
+    def logits(self, hidden_XD: jax.Array) -> jax.Array:
+        """Return the float32 logits [..., V] of hidden states [..., D], computed in their dtype."""
+        matrix_VD = self.matrix_VD.astype(hidden_XD.dtype)
+        logits_XV = jnp.einsum('...D,VD->...V', hidden_XD, matrix_VD, preferred_element_type=jnp.float32)
+        return logits_XV if self.cap is None else self.cap * jnp.tanh(logits_XV / self.cap)
+
+
+def output_head(spec: ModelSpec, params: dict[str, Any]) -> OutputHead:
+    """Return a language model's output head."""
+    return OutputHead(params.get('unembed', params['embed']), spec.logit_cap)

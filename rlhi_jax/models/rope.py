@@ -11,14 +11,13 @@ from rlhi_jax.models.spec import ModelSpec
 
 
 def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Return the rotation speeds in radians per position, [H/2], float32.
+    """Return the rotation speeds in radians per position, [H/2], float32, of layers that are not local.
 
     Under Llama 3's scaling, wavelengths above `original_max_positions / low_freq_factor` are stretched by `factor`, and
     wavelengths below `original_max_positions / high_freq_factor` are left unchanged. Between these two limits, the
     stretched and the unchanged frequency are blended.
     """
-    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    frequency = 1.0 / np.power(np.float32(spec.rope_theta), exponent, dtype=np.float32)
+    frequency = _unscaled(spec.rope_theta, spec.head_dim) / np.float32(spec.rope_factor)
     scaling = spec.rope_scaling
     if scaling is None:
         return frequency.astype(np.float32)
@@ -28,9 +27,19 @@ def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
     return (keep * frequency + (1 - keep) * frequency / scaling.factor).astype(np.float32)
 
 
-def rotation(position_BT: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Array]:
+def local_frequencies(spec: ModelSpec) -> np.ndarray:
+    """Return the rotation speeds in radians per position, [H/2], float32, of local layers."""
+    return _unscaled(spec.local.rope_theta, spec.head_dim)
+
+
+def _unscaled(theta: float, head_dim: int) -> np.ndarray:
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return 1.0 / np.power(np.float32(theta), exponent, dtype=np.float32)
+
+
+def rotation(position_BT: jax.Array, frequency: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Return the cosines and sines of each token's rotation angles, [B, T, H/2] each, float32."""
-    angle = position_BT[..., None].astype(jnp.float32) * inverse_frequencies(spec)
+    angle = position_BT[..., None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 

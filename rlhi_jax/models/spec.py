@@ -1,11 +1,11 @@
-"""The settings in which decoders of the Llama family differ, as plain numbers and switches."""
+"""The settings in which decoders of the Llama and Gemma families differ, as plain numbers and switches."""
 
 import dataclasses
 from typing import Any
 
 from rlhi_jax.io.errors import UserError
 
-FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
+FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,32 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """The architecture of one decoder of the Llama family.
+class LocalLayers:
+    """The layers with a sliding window: all but every `period`-th, which is global.
 
-    `head` is 'lm' (next-token logits) or 'reward' (one Bradley-Terry score per position).
+    Attributes:
+      window: a token sees the tokens that are less than this number of positions before it on its path.
+      period: 2 means that local and global layers alternate, 6 means five local layers before each global one.
+      rope_theta: the base of the local layers' rotary embedding.
+    """
+
+    window: int
+    period: int
+    rope_theta: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """The architecture of one decoder of the Llama or Gemma family.
+
+    Attributes:
+      rope_factor: positions are divided by this number in the rotation of layers that are not local.
+      post_norms: whether the outputs of attention and of the MLP are normalized before they are added to the stream.
+      activation: the MLP's, 'silu' or 'gelu' (its tanh approximation).
+      scaled_embeddings: whether embeddings are multiplied by the square root of the width.
+      query_width: logits are divided by the square root of this number; None means `head_dim`.
+      attention_cap, logit_cap: caps of the logits of attention and of the next token, `cap * tanh(logit / cap)`.
+      head: 'lm' (next-token logits) or 'reward' (one Bradley-Terry score per position).
     """
 
     family: str
@@ -41,6 +63,14 @@ class ModelSpec:
     qkv_bias: bool = False
     qk_norm: bool = False
     head: str = 'lm'
+    local: LocalLayers | None = None
+    rope_factor: float = 1.0
+    post_norms: bool = False
+    activation: str = 'silu'
+    scaled_embeddings: bool = False
+    query_width: int | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
 
     def __post_init__(self):
         if self.family not in FAMILIES:
@@ -60,15 +90,40 @@ class ModelSpec:
         """Whether the model has an output matrix separate from the embedding."""
         return self.head == 'lm' and not self.tied_embeddings
 
+    @property
+    def is_local(self) -> tuple[bool, ...]:
+        """Whether each layer has a sliding window."""
+        period = self.local.period if self.local else 1
+        return tuple((layer + 1) % period > 0 for layer in range(self.num_layers))
+
+    @property
+    def num_local(self) -> int:
+        """The number of layers with a sliding window."""
+        return sum(self.is_local)
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return the fields, without the fields in which only Gemma models differ from the defaults."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in _GEMMA or value != _GEMMA[name]}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> 'ModelSpec':
-        scaling = fields.get('rope_scaling')
+        scaling, local = fields.get('rope_scaling'), fields.get('local')
         try:
-            return cls(**{**fields, 'rope_scaling': RopeScaling(**scaling) if scaling else None})
+            parts = dict(
+                rope_scaling=RopeScaling(**scaling) if scaling else None, local=LocalLayers(**local) if local else None
+            )
+            return cls(**{**fields, **parts})
         except TypeError as error:
             raise UserError(
                 f'model.json has missing or unknown fields under "spec" ({error}): import the model again'
             ) from None
+
+
+# These fields are left out of a model.json where they have their default values.
+_GEMMA = {
+    field.name: field.default
+    for field in dataclasses.fields(ModelSpec)
+    if field.name in ('local', 'rope_factor', 'post_norms', 'activation', 'scaled_embeddings', 'query_width')
+    or field.name.endswith('_cap')
+}

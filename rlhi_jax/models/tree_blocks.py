@@ -1,7 +1,9 @@
-"""Finds the blocks of a row's attention that need to be computed.
+"""Says which tokens attend to which and how logits are made, and finds the blocks that need to be computed.
 
 Dimension key: B rows, T tokens, I query blocks, J key blocks.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +12,57 @@ NOTHING = -0.7 * float(jnp.finfo(jnp.float32).max)  # logit of a masked key; fin
 BLOCK = 128  # tokens per block; rows are padded to a multiple of this. The logits of two blocks fit in a CPU's cache
 
 
+class Mask(NamedTuple):
+    """Which tokens each token attends to: i attends to j iff `0 <= i - j < extent[j]` and `position[j] >= lowest[i]`.
+
+    The second condition is a sliding window over each token's own path. Both of its arrays are None without a window.
+    """
+
+    extent_BT: jax.Array
+    position_BT: jax.Array | None = None
+    lowest_BT: jax.Array | None = None
+
+
+class Logits(NamedTuple):
+    """How the product of a query and a key becomes a logit: `scale * product`, capped to `cap * tanh(logit / cap)`."""
+
+    scale: float
+    cap: float | None = None
+
+    def of(self, product: jax.Array) -> jax.Array:
+        return product * self.scale if self.cap is None else self.cap * jnp.tanh(product * (self.scale / self.cap))
+
+    def slope(self, logit: jax.Array) -> jax.Array | float:
+        """Return the derivative of a logit, before the mask, with respect to its product."""
+        return self.scale if self.cap is None else self.scale * (1 - jnp.square(logit / self.cap))
+
+
 def ends(extent_BT: jax.Array) -> jax.Array:
     """Return the index just past each token's subtree, `end` [B, T]; tokens j to `end[j] - 1` attend to token j."""
     return jnp.arange(extent_BT.shape[1], dtype=jnp.int32) + extent_BT
 
 
-def live_blocks(extent_BT: jax.Array, block: int) -> jax.Array:
-    """Return whether any query in block i attends to any key in block j, [B, I, J] bool; a block has `block` tokens.
+def live_blocks(mask: Mask, block: int) -> jax.Array:
+    """Return whether queries in block i may attend to keys in block j, [B, I, J] bool; a block has `block` tokens.
 
-    One number per key block decides this exactly: for i >= j, some query attends to some key iff the largest end of the
-    keys' subtrees is greater than the first query's index.
+    Without a window, one number per key block decides this exactly: for i >= j, some query attends to some key iff the
+    largest end of the keys' subtrees is greater than the first query's index. With a window, the largest position of
+    the keys must also reach the lowest position that a query sees, so that a block in which the two rules let no common
+    pair through may be live.
 
-    >>> live_blocks(jnp.array([[4, 1, 2, 1, 1, 1]]), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
+    >>> live_blocks(Mask(jnp.array([[4, 1, 2, 1, 1, 1]])), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
     """
-    batch, length = extent_BT.shape
-    end_BJ = ends(extent_BT).reshape(batch, length // block, block).max(-1)
+    batch, length = mask.extent_BT.shape
+
+    def blocks(x_BT: jax.Array) -> jax.Array:
+        return x_BT.reshape(batch, length // block, block)
+
     first = jnp.arange(length // block) * block
-    return (first[None, :] <= first[:, None]) & (end_BJ[:, None, :] > first[:, None])
+    live = (first[None, :] <= first[:, None]) & (blocks(ends(mask.extent_BT)).max(-1)[:, None, :] > first[:, None])
+    if mask.lowest_BT is None:
+        return live
+    return live & (blocks(mask.position_BT).max(-1)[:, None, :] >= blocks(mask.lowest_BT).min(-1)[:, :, None])
 
 
 def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:

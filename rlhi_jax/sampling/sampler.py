@@ -24,7 +24,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.models.attention import KVCache
 from rlhi_jax.models.checkpoints import ModelFolder
-from rlhi_jax.models.decoder import Decoder, output_matrix, unroll
+from rlhi_jax.models.decoder import Decoder, output_head, unroll
 from rlhi_jax.models.parameters import Params, check_fit, load_params
 from rlhi_jax.parallel.sharding import on_mesh
 from rlhi_jax.sampling.logits import logprobs_of, next_tokens
@@ -103,8 +103,7 @@ def decode(decoder: Decoder, sampling: Sampling, params: Params, slots: Slots) -
         inputs = (slots.token_S[:, None], slots.position_S[:, None], jnp.ones_like(slots.token_S)[:, None])
         variables = {'params': params, 'cache': slots.cache}
         hidden_S1D, new = decoder.apply(variables, *inputs, mutable=['cache'])
-        output_VD = output_matrix(params).astype(hidden_S1D.dtype)
-        logits_SV = jnp.einsum('SD,VD->SV', hidden_S1D[:, 0], output_VD, preferred_element_type=jnp.float32)
+        logits_SV = output_head(decoder.spec, params).logits(hidden_S1D[:, 0])
         seen_SV = slots.seen_SV
         token_S = next_tokens(logits_SV, slots.key_S2, slots.position_S, sampling, seen_SV)
         if seen_SV is not None:

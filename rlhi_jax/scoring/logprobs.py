@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from rlhi_jax.data.rows import Batch
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.decoder import OutputHead
 from rlhi_jax.parallel.sharding import constrain
 
 
-def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.Array, *, chunk: int) -> jax.Array:
+def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, head: OutputHead, *, chunk: int) -> jax.Array:
     """Return log p(target | hidden), [B, S] float32.
 
     At most [B, chunk, V] logits exist at a time, even when gradients are computed. On a mesh, the devices that share a
@@ -32,16 +33,13 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
             f'{slots}'
         )
 
-    output_VD = constrain(output_VD, ('split_vocab', None))
+    head = head._replace(matrix_VD=constrain(head.matrix_VD, ('split_vocab', None)))
 
     @jax.checkpoint
     def one_chunk(_, inputs):
         hidden_BCD, target_BC = inputs
         hidden_BCD = constrain(hidden_BCD, ('shared_rows', None, None))
-        logits_BCV = jnp.einsum(
-            'BCD,VD->BCV', hidden_BCD, output_VD.astype(hidden_BCD.dtype), preferred_element_type=jnp.float32
-        )
-        logits_BCV = constrain(logits_BCV, ('shared_rows', None, 'split_vocab'))
+        logits_BCV = constrain(head.logits(hidden_BCD), ('shared_rows', None, 'split_vocab'))
         # A gather along the split vocabulary would collect all logits on every device.
         chosen_BCV = jnp.arange(logits_BCV.shape[-1]) == target_BC[..., None]
         chosen_BC = jnp.where(chosen_BCV, logits_BCV, 0).sum(-1)
@@ -53,7 +51,7 @@ def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, output_VD: jax.A
     return jnp.moveaxis(logp_chunks, 0, 1).reshape(batch, slots)
 
 
-def slot_logprobs(hidden_BTD: jax.Array, output_VD: jax.Array, batch: Batch, *, chunk: int) -> jax.Array:
+def slot_logprobs(hidden_BTD: jax.Array, head: OutputHead, batch: Batch, *, chunk: int) -> jax.Array:
     """Return the log-probability of every scored token, [B, S] float32.
 
     Scored token i is predicted by the hidden state at `i - back[i]`, the index of the previous token on its path.
@@ -62,7 +60,7 @@ def slot_logprobs(hidden_BTD: jax.Array, output_VD: jax.Array, batch: Batch, *, 
     predictor_BS = slot_BS - jnp.take_along_axis(batch.back_BT, slot_BS, axis=1)
     hidden_BSD = jnp.take_along_axis(hidden_BTD, predictor_BS[..., None], axis=1)
     target_BS = jnp.take_along_axis(batch.tokens_BT, slot_BS, axis=1)
-    return token_logprobs(hidden_BSD, target_BS, output_VD, chunk=chunk)
+    return token_logprobs(hidden_BSD, target_BS, head, chunk=chunk)
 
 
 def per_reply(values_BS: jax.Array, batch: Batch) -> jax.Array:

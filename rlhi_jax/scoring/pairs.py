@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhi_jax.data.rows import Batch
-from rlhi_jax.models.decoder import Decoder, output_matrix, variables
+from rlhi_jax.models.decoder import Decoder, output_head, variables
 from rlhi_jax.models.parameters import Params
 from rlhi_jax.objectives import Objective, PairScores
 from rlhi_jax.scoring.logprobs import per_reply, reply_rewards, reply_tokens, slot_logprobs
@@ -33,7 +33,7 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
     hidden_BTD = decoder.apply(variables(params), batch.tokens_BT, batch.position_BT, batch.extent_BT)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
-    return log_probabilities(slot_logprobs(hidden_BTD, output_matrix(params), batch, chunk=chunk), batch)
+    return log_probabilities(slot_logprobs(hidden_BTD, output_head(decoder.spec, params), batch, chunk=chunk), batch)
 
 
 def log_probabilities(logp_BS: jax.Array, batch: Batch) -> ReplyScores:

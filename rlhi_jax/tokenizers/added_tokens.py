@@ -1,4 +1,4 @@
-"""Reads the tokens that tokenizer_config.json and added_tokens.json add to a tokenizer's vocabulary."""
+"""Reads tokens that are added to a tokenizer's vocabulary, and says which of them stand for ordinary text."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,26 @@ from typing import Any
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
 
+# Elements of HTML, without `s`, since `</s>` ends texts in many models.
+_ELEMENTS = frozenset(
+    ('a', 'b', 'bbox', 'blockquote', 'body', 'caption', 'code', 'div', 'em', 'footer', 'h1', 'h2', 'h3', 'h4', 'h5',
+     'h6', 'html', 'i', 'iframe', 'img', 'li', 'span', 'strong', 'sub', 'sup', 'table', 'tbody', 'td', 'tfoot', 'th',
+     'thead', 'tr', 'u', 'ul')
+)  # fmt: skip
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
+
+
+def is_text(token: str) -> bool:
+    """Return whether a token that is not special stands for ordinary text, which users may write.
+
+    Gemma's tokenizers list runs of white space and tags of HTML in this way. Other such tokens, such as `<think>`, are
+    control tokens for us: only a chat template may write them.
+
+    >>> [token for token in ('\\n\\n', '\u2581\u2581', '</table>', '<think>', '</s>') if is_text(token)]
+    ['\\n\\n', '\u2581\u2581', '</table>']
+    """
+    tag = token.removeprefix('<').removeprefix('/').removesuffix('>')
+    return not token.replace('\u2581', ' ').strip() or (token in (f'<{tag}>', f'</{tag}>') and tag in _ELEMENTS)
 
 
 def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:

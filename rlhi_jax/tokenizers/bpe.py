@@ -8,6 +8,7 @@ import tokenizers
 
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import file_digest
+from rlhi_jax.tokenizers.added_tokens import is_text
 
 
 class BpeTokenizer:
@@ -18,9 +19,12 @@ class BpeTokenizer:
         try:
             self._full = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding='utf-8'))
             description = json.loads(self._full.to_str())  # rewritten by the library, which drops outdated settings
-            self.control = {token['content']: token['id'] for token in description['added_tokens']}
+            added, model = description['added_tokens'], description['model']
+            text = [token for token in added if not token['special'] and is_text(token['content'])]
+            text = [token for token in text if _vocabulary(model).get(token['content']) == token['id']]
+            self.control = {token['content']: token['id'] for token in added if token not in text}
             # Without these added tokens, the model cannot recognise control tokens in text.
-            plain = {**description, 'added_tokens': [], 'post_processor': None, 'truncation': None, 'padding': None}
+            plain = {**description, 'added_tokens': text, 'post_processor': None, 'truncation': None, 'padding': None}
             opening, inside = ({**plain, **_prefixing(plain, opens)} for opens in (True, False))
             self._opening = self._inside = tokenizers.Tokenizer.from_str(json.dumps(opening))
             if inside != opening:
@@ -31,7 +35,6 @@ class BpeTokenizer:
             ) from None
         self.vocab_size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
         self.digest = file_digest(path)
-        model = description['model']
         unknown = model.get('unk_id', self._full.token_to_id(model.get('unk_token') or ''))
         self._control_ids = frozenset(self.control.values()) - {unknown}  # ordinary text may contain unknown letters
 
@@ -43,6 +46,10 @@ class BpeTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self._full.decode(list(ids), skip_special_tokens=True)
+
+
+def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
+    return model['vocab'] if isinstance(model.get('vocab'), dict) else {}
 
 
 def _prefixing(description: dict[str, Any], opens: bool) -> dict[str, Any]:

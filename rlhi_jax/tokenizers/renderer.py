@@ -24,7 +24,7 @@ def layouts() -> dict[str, Path]:
 
     They are for models whose template is missing or changes the text of earlier turns.
     """
-    return {path.stem: path for path in sorted(LAYOUTS.glob('*.jinja')) if not path.stem.startswith('persona_in_')}
+    return {path.stem: path for path in sorted(LAYOUTS.glob('*.jinja')) if '_in_' not in path.stem}
 
 
 class _Generation(Extension):

@@ -7,7 +7,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, file_digest
-from rlhi_jax.tokenizers.added_tokens import added_tokens
+from rlhi_jax.tokenizers.added_tokens import added_tokens, is_text
 
 _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
@@ -22,13 +22,13 @@ class SentencePieceTokenizer:
             self.control = {
                 piece.piece: i
                 for i, piece in enumerate(model.pieces)
-                if piece.type in (_PIECE.CONTROL, _PIECE.USER_DEFINED)
+                if piece.type == _PIECE.CONTROL or (piece.type == _PIECE.USER_DEFINED and not is_text(piece.piece))
             }
             self._prefixes = model.normalizer_spec.add_dummy_prefix
             if self._prefixes and model.trainer_spec.treat_whitespace_as_suffix:
                 raise ValueError('it adds a space after a text, not before it')
             for piece in model.pieces:  # SentencePiece matches user-defined pieces in text, but not control tokens
-                if piece.type == _PIECE.USER_DEFINED:
+                if piece.type == _PIECE.USER_DEFINED and piece.piece in self.control:
                     piece.type = _PIECE.CONTROL
             self._opening = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
             # Text that continues a run must not get a space before it.

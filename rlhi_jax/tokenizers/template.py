@@ -64,7 +64,8 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
 
     The persona comes at the start of the first user turn (placement 'user') or at the end of the system message
     ('system'). Message contents are trimmed, because whitespace around them would merge with the template's own
-    whitespace. A template that is already extended is returned unchanged.
+    whitespace. If the template rejects system messages, as Gemma 2's does, the system text comes at the start of the
+    first user turn, as Gemma 3's template puts it. A template that is already extended is returned unchanged.
 
     Raises:
       UserError: the placement is unknown, the template is already extended with another placement, or the template
@@ -81,6 +82,8 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
                 f'--persona_in={exported}'
             )
         return template
+    if _rejects_system(Renderer(template, special)):
+        template = (LAYOUTS / 'system_in_user.jinja').read_text(encoding='utf-8') + template
     escapes = ''.join(
         f" | replace('{markup}', '{_defused(markup)}')"
         for markup in _ordinary_markup(Renderer(template, special), tokenizer)
@@ -304,7 +307,8 @@ class ChatTemplate:
 
 def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
     """Split a skeleton (a template rendered with placeholders) into ordinary text, control tokens and placeholders."""
-    controls = sorted(tokenizer.control, key=len, reverse=True)
+    # A tokenizer may have thousands of control tokens, most of them unused.
+    controls = sorted((control for control in tokenizer.control if control in skeleton), key=len, reverse=True)
     slots = {slot: name for name, slot in SLOTS.items()}
     pattern = '|'.join(re.escape(string) for string in (*slots, *controls))
     parts: list[Part] = []
@@ -314,6 +318,15 @@ def _split(skeleton: str, tokenizer: Tokenizer) -> list[Part]:
         elif string:
             parts.append(('control' if string in tokenizer.control else 'text', string))
     return parts
+
+
+def _rejects_system(renderer: Renderer) -> bool:
+    renderer.skeleton(_PROBE_ROLES, system=False, persona=False)  # an error here has another cause
+    try:
+        renderer.skeleton(_PROBE_ROLES, system=True, persona=False)
+    except UserError:
+        return True
+    return False
 
 
 def _ordinary_markup(renderer: Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from rlhi_jax.data.rows import Capacities
 from rlhi_jax.data.tree import BadRecord, Interaction
 from rlhi_jax.io.files import digest, write_json
 from rlhi_jax.models.checkpoints import open_model
-from rlhi_jax.models.tree_blocks import BLOCK, live_blocks
+from rlhi_jax.models.tree_blocks import BLOCK, Mask, live_blocks
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 RESULTS = Path(__file__).parent / 'results'
@@ -80,7 +80,9 @@ def measure(trees: list[Interaction], template: ChatTemplate, tokens: int) -> di
     counts = Counter(plan.counts)
     reader = RowReader(plan, trees, template)
     some = sorted(range(len(reader)), key=lambda row: digest(row))[:64]
-    live = np.concatenate([np.asarray(live_blocks(jnp.asarray(reader[row].extent_T[None]), BLOCK)) for row in some])
+    live = np.concatenate(
+        [np.asarray(live_blocks(Mask(jnp.asarray(reader[row].extent_T[None])), BLOCK)) for row in some]
+    )
     blocks = live.shape[1]
     return dict(
         rows=len(plan.rows),

@@ -26,7 +26,7 @@ import numpy as np
 
 from rlhi_jax.io.files import write_json
 from rlhi_jax.models.checkpoints import open_model
-from rlhi_jax.models.decoder import Decoder, output_matrix
+from rlhi_jax.models.decoder import Decoder, output_head
 from rlhi_jax.models.parameters import load_params
 from rlhi_jax.parallel.sharding import make_mesh
 from rlhi_jax.sampling.sampler import Request, Sampler
@@ -108,7 +108,7 @@ def agreement(server: Server, local: Local, folder: Path) -> dict[str, float]:
     def log_probabilities(params, tokens_BT):
         position_BT = jnp.arange(tokens_BT.shape[1])[None]
         hidden_BTD = decoder.apply({'params': params}, tokens_BT, position_BT, tokens_BT.shape[1] - position_BT)
-        return jax.nn.log_softmax(hidden_BTD @ output_matrix(params).T)[0]
+        return jax.nn.log_softmax(output_head(model.spec, params).logits(hidden_BTD))[0]
 
     differences, gaps = [], []
     for text in QUESTIONS:
