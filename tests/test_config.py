@@ -78,7 +78,7 @@ def put(config: ConfigDict, name: str, value) -> None:
 
 
 VALUES = {
-    'objective': ('ppo', "'ppo'", 'one of dpo, reward, sft'),
+    'objective': ('ppo', "'ppo'", 'one of dpo, hindsight, kto, reward, sft, simpo'),
     'model.dtype': ('int8', "'int8'", 'bfloat16'),
     'model.remat': ('some', 'save_dots'),
     'train.batch_rows': (0, 'at least 1'),
