@@ -33,8 +33,7 @@ from rlhi_jax.sampling.sampler import Request, Sampler
 from rlhi_jax.sampling.settings import Sampling
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
-ROOT = Path(__file__).parents[2]
-PARALLEL, ROUNDS, NEW_TOKENS, PROMPT_TOKENS = (1, 8), 3, 48, 512
+PARALLEL, ROUNDS, NEW_TOKENS, PROMPT_TOKENS = (1, 8), 3, 48, 256
 MESH = dict(data=1, fsdp=1, tensor=1)
 QUESTIONS = ('Explain tides to a child.', 'Write a short poem about bread.', 'List three facts about black holes.',
              'Why study binary search?', 'Summarize the French Revolution.', 'Write an email to a landlord.',
@@ -144,7 +143,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--url', required=True)
     parser.add_argument('--model', required=True, type=Path)
-    parser.add_argument('--dtype', default='bfloat16')
+    parser.add_argument('--dtype', default='float32')
     args = parser.parse_args()
     server, local = Server(args.url), Local(args.model, args.dtype)
     results = dict(dtype=args.dtype, reuse=reuse(server), agreement=agreement(server, local, args.model), speed=[])
@@ -164,7 +163,7 @@ def main():
             row = dict(tokens_of=kind, parallel=parallel, server=served, sampler=ours, ratio=ratio)
             results['speed'].append(row | dict(load=os.getloadavg()[0]))
             print(results['speed'][-1])
-    write_json(ROOT / 'tests/benchmarks/results/teacher_speed.json', results)
+    write_json(Path(__file__).parent / 'results' / 'teacher_speed.json', results)
 
 
 if __name__ == '__main__':
