@@ -1,4 +1,4 @@
-"""Decides whether a remark or claim states a wish that lasts: one that also holds for the user's next, unrelated request.
+"""Decides whether a remark or claim states a wish that lasts: one that also holds for the next, unrelated request.
 
 "Shorter, please" lasts; "make the hero older" does not. A wish lasts if it names a way of answering, such as a length,
 a layout, a language or a tone, and nothing else: no word of its own topic. The words for ways of answering are those of
