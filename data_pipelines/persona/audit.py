@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from data_pipelines.persona.lasting import OTHER_WORDS, lasts, same_ways
 from data_pipelines.raw.filters import scrub
 from data_pipelines.text import control_tokens
 from data_pipelines.text.lexicons import lexicon, pattern, plain, terms
@@ -32,13 +33,18 @@ class Level(NamedTuple):
     Attributes:
       about_replies: the remark must be about what replies should be like, not about the task.
       follows: the claim must follow from the remark, as determined by `supported`.
+      lasting: the remark and the claim must state a wish that lasts, as determined by `lasts`. A claim then also
+        follows if it asks for the same ways of answering as the remark.
     """
 
     about_replies: bool
     follows: bool
+    lasting: bool = False
 
 
 LEVELS = {
+    # The remark and the claim state a wish that also holds for unrelated requests, and the claim follows.
+    'lasting': Level(about_replies=False, follows=True, lasting=True),
     # The remark is about what replies should be like, and the claim follows from it.
     'strict': Level(about_replies=True, follows=True),
     # The claim follows from the remark, which may be about the task.
@@ -114,7 +120,7 @@ def unsafe(text: str) -> str:
     return 'personal' if scrub(text, Counter()) != text else ''
 
 
-def remark_fault(quote: str, before: str, level: str = 'strict') -> str:
+def remark_fault(quote: str, before: str, level: str = 'lasting') -> str:
     """Return the reason why no claim may be made from a remark, such as 'of_the_task'; '' if a claim may be made.
 
     Args:
@@ -126,6 +132,8 @@ def remark_fault(quote: str, before: str, level: str = 'strict') -> str:
         return 'empty'
     if reason := unsafe(quote):
         return reason
+    if LEVELS[level].lasting and not lasts(quote, OTHER_WORDS):
+        return 'does_not_last'
     return 'of_the_task' if LEVELS[level].about_replies and _of_the_task(quote, before) else ''
 
 
@@ -159,7 +167,7 @@ def supported(text: str, quote: str, before: str) -> bool:
     return len(shared) >= half and all(claim_stems[stem] == quote_stems[stem] for stem in shared)
 
 
-def fault(text: str, quote: str, before: str, level: str = 'strict') -> str:
+def fault(text: str, quote: str, before: str, level: str = 'lasting') -> str:
     """Return the reason why a claim must not be stored, such as 'too_long'; '' if it may be stored.
 
     Args:
@@ -170,7 +178,11 @@ def fault(text: str, quote: str, before: str, level: str = 'strict') -> str:
     """
     if reason := remark_fault(quote, before, level) or edit_fault(text):
         return reason
-    return 'unsupported' if LEVELS[level].follows and not supported(text, quote, before) else ''
+    rules = LEVELS[level]
+    if rules.lasting and not lasts(text, OTHER_WORDS if text == ' '.join(quote.split()) else 0):
+        return 'does_not_last'
+    follows = supported(text, quote, before) or (rules.lasting and same_ways(text, quote))
+    return 'unsupported' if rules.follows and not follows else ''
 
 
 def edit_fault(text: str) -> str:

@@ -24,6 +24,7 @@ REASONS = {
     'sexuality': 'mentions sexuality',
     'personal': 'may identify a person',
     'of_the_task': 'the remark is about the task, not about what replies should be like',
+    'does_not_last': 'would not hold for the next, unrelated request, by its words',
     'too_long': 'the sentence is too long',
     'unsupported': 'the sentence does not follow from the remark',
     NOT_STORED: "the teacher's sentences broke a rule, but they are not stored; manifest.json counts them by reason",

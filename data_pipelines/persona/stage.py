@@ -27,7 +27,7 @@ def personas_stage(work: Callable[[Task], dict[str, int]]) -> Stage:
     """Return the stage `personas`, with `work` as the function that writes its folder."""
     return Stage(
         'personas',
-        1,
+        2,
         work,
         'data.personas',
         _identity,
@@ -47,17 +47,6 @@ def prompt_name(config: ConfigDict) -> str:
     return 'persona_by_endpoint' if is_endpoint(teacher_path(config)) else 'persona'
 
 
-def _settings(personas: ConfigDict) -> dict[str, Any]:
-    """Return the settings that the store depends on.
-
-    If `audit` has its default value, it is left out. Stores from before this key existed thus stay up to date.
-    """
-    settings = {key: value for key, value in personas.to_dict().items() if key != 'corrections'}
-    if settings['audit'] == 'strict':
-        del settings['audit']
-    return settings
-
-
 def _identity(config: ConfigDict) -> dict[str, Any]:
     corrections = corrections_path(config)
     return dict(
@@ -66,7 +55,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         tokenizer=tokenizer_digest(config),
         prompt=prompt_digest(prompt_name(config)),
         lexicons=lexicons_digest(),
-        settings=_settings(config.personas),
+        settings={key: value for key, value in config.personas.to_dict().items() if key != 'corrections'},
         corrections=file_digest(corrections) if corrections.exists() else '',
         sampler=settings_identity(config, 'sampler'),
         seed=config.seed,

@@ -29,6 +29,7 @@ _BEFORE = re.compile(rf'(?:(?:{_NEGATION})(?: [\w\'"]+){{0,3}}|(?:{_UNSPACED})[^
 _IDLE = re.compile(rf"{_NO_NEGATION}|(?:\bnot|n't|\bnever) mind\b[^.!?;:,\n]*")
 _IN_LANGUAGE = r'(?:\b(?:in|into|to|auf|ins|en|em|an|use|speak|write|translate|на|по)[ -]|用|以|说|成)(?:{})'
 _EMPTY = frozenset(terms(_WORDS['empty']))
+_CONTENT = re.compile(r'[^\W\d_]{2,}')
 _STEMMER = snowballstemmer.stemmer('english')
 
 
@@ -71,6 +72,13 @@ def _negated(text: str, match: re.Match) -> bool:
     return bool(_BEFORE.search(clause)) and not re.match(r' (?:enough|genug)\b', text[match.end() :])
 
 
+def without_styles(text: str) -> str:
+    """Return a text that `plain` returned, with a space for each word or phrase about a matter of style."""
+    for *_, words in _patterns():
+        text = words.sub(' ', text)
+    return text
+
+
 def styles(text: str) -> dict[str, str]:
     """Return the side that a text takes in each matter of style that it mentions."""
     return dict(_styles(text))
@@ -84,14 +92,25 @@ def polar_stems(text: str) -> dict[str, bool]:
     {'histori': False, 'date': True}
     """
     text = _simplified(text)
-    words = [(_STEMMER.stemWord(match[0]), match) for match in re.finditer(r'[^\W\d_]{2,}', text)]
+    words = [(_STEMMER.stemWord(match[0]), match) for match in _CONTENT.finditer(text)]
     return {stem: _negated(text, match) for stem, match in words if stem not in _EMPTY}
 
 
-def stems(text: str) -> set[str]:
+@functools.lru_cache(2**12)
+def stems(text: str) -> frozenset[str]:
     """Return the stems of a text's content words.
 
     >>> stems('I like answers that mention their history.')
-    {'histori'}
+    frozenset({'histori'})
     """
-    return set(polar_stems(text))
+    # Unlike `polar_stems`, this takes no second for a long conversation, because it looks for no negation.
+    return frozenset(_STEMMER.stemWords(list(set(_CONTENT.findall(_simplified(text)))))) - _EMPTY
+
+
+def content_words(text: str) -> list[str]:
+    """Return the words with content in a text that `plain` returned; a run of Chinese characters is one word.
+
+    >>> content_words('please sort the 3 bees')
+    ['sort', 'bees']
+    """
+    return [word for word in _CONTENT.findall(text) if _STEMMER.stemWord(word) not in _EMPTY]

@@ -236,8 +236,9 @@ PERSONAS = Section(
         at_least=1,
     ),
     audit=Key(
-        'strict',
-        'Which claims may be stored. strict: the remark is about what replies should be like, and the claim follows '
+        'lasting',
+        'Which claims may be stored. lasting: the remark states a wish that also holds for unrelated requests, and the '
+        'claim follows from it. strict: the remark is about what replies should be like, and the claim follows '
         'from it. stated: the claim follows from the remark, which may be about the task. about_replies: the remark is '
         'about what replies should be like; the claim is trusted. safe: any claim without private, sensitive or '
         'steering text; the other values exclude such text too.',

@@ -3,6 +3,7 @@
     python tests/benchmarks/claim_audit.py --material=example --config=examples/config.py FLAGS
     python tests/benchmarks/claim_audit.py --material=wildchat --config=configs/wildchat.py FLAGS
     python tests/benchmarks/claim_audit.py --material=quotes --config=configs/wildchat.py FLAGS
+    python tests/benchmarks/claim_audit.py --material=lasting --config=configs/wildchat.py FLAGS
 
 FLAGS contain `--config.data.conversations`, a folder that `data_pipelines.ingest` made with the same config. For
 `wildchat`, they also contain `--config.personas.samples=1`, the teacher's path and model, and `--config.teacher.cache`,
@@ -18,7 +19,14 @@ llama.cpp, and in practice only its cache.
   conversation in `wildchat`. The remark itself is the claim. Turns that were read with the verdicts of the `strict`
   rules, before the levels were chosen, are left out.
 
-One reader judged every pair of a remark and a claim before seeing what any level does with it. A claim is right if it
+- `lasting`: 200 other feedback turns of WildChat, for testing. No reader saw claims. Two blind readers judged for each
+  remark whether it states or clearly implies a wish about how this person wants to be answered that would also hold for
+  their next, unrelated request. The level `lasting` was fixed before the labels existed; the materials above served to
+  develop it. A claim counts as right if both readers say so of its remark (`both`), or at least one (`either`). Whether
+  a teacher's claim follows from its remark is not judged. With `--config.personas.writer=quotes`, the remark is the
+  claim, and the results are stored as `lasting_quotes`; otherwise, as `lasting_teacher`.
+
+For the first three materials, one reader judged every pair of a remark and a claim before seeing what any level does with it. A claim is right if it
 follows from the remark, with nothing added, and says something lasting about how this person likes to be answered. A
 wish about the reply's own length, form, tone, language or depth counts as lasting. An edit of a pasted text, a change
 to the present task or an error report does not.
@@ -72,8 +80,12 @@ class Pair(NamedTuple):
         return self.id, hashlib.sha256(self.claim.encode()).hexdigest()[:16]
 
 
-def pairs_of(config: ConfigDict, turns: Path) -> list[Pair]:
-    """The remark of every turn that is listed in a file, with each different sentence about it."""
+def pairs_of(config: ConfigDict, turns: Path, *, empty: bool = False) -> list[Pair]:
+    """The remark of every turn that is listed in a file, with each different sentence about it.
+
+    Args:
+      empty: whether a remark without a sentence gets a pair with an empty claim.
+    """
     wanted = {record['id'] for record in stream_records(turns)}
     remarks = {
         turn: (quote_of(messages[index]['content']), '\n'.join(message['content'] for message in messages[:index]))
@@ -91,7 +103,7 @@ def pairs_of(config: ConfigDict, turns: Path) -> list[Pair]:
     return [
         Pair(turn, quote, before, claim)
         for turn, (quote, before) in remarks.items()
-        for claim in sorted(set(sentences[quote]) - {''})
+        for claim in (sorted(set(sentences[quote]) - {''}) or [''] * empty)
     ]
 
 
@@ -136,6 +148,33 @@ def measured(pairs: Sequence[Pair], right: Sequence[bool]) -> dict[str, Any]:
     )
 
 
+def kappa(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Cohen's kappa: the agreement of two readers beyond chance.
+
+    >>> kappa([True, True, False, False], [True, False, False, False])
+    0.5
+    """
+    agreement = sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+    yes_a, yes_b = sum(a) / len(a), sum(b) / len(b)
+    chance = yes_a * yes_b + (1 - yes_a) * (1 - yes_b)
+    return (agreement - chance) / (1 - chance)
+
+
+def lasting(config: ConfigDict) -> dict[str, Any]:
+    """The agreement of the two readers, and the results of every level by the labels of both or either of them."""
+    a, b = (
+        {record['id']: record['lasting'] for record in stream_records(LABELS / f'lasting_{reader}.jsonl')}
+        for reader in 'ab'
+    )
+    pairs = pairs_of(config, LABELS / 'lasting_a.jsonl', empty=True)
+    return dict(
+        kappa=kappa(list(a.values()), [b[turn] for turn in a]),
+        lasting=dict(a=sum(a.values()), b=sum(b.values())),
+        both=measured(pairs, [a[pair.id] and b[pair.id] for pair in pairs]),
+        either=measured(pairs, [a[pair.id] or b[pair.id] for pair in pairs]),
+    )
+
+
 def table(results: dict[str, Any]) -> str:
     """The results of a material as a table in Markdown."""
     lines = ['| level | kept | precision | recall |', '|---|---|---|---|']
@@ -147,6 +186,11 @@ def table(results: dict[str, Any]) -> str:
 
 def main(_):
     config, material, to_read = load_config(flags.FLAGS.config), flags.FLAGS.material, flags.FLAGS.to_read
+    if material == 'lasting':
+        results = lasting(config)
+        _add(f'lasting_{config.personas.writer}', results)
+        print(f'kappa {results["kappa"]:.2f}', *(table(results[name]) for name in ('both', 'either')), sep='\n\n')
+        return
     labels = LABELS / f'claims_{material}.jsonl'
     pairs = pairs_of(config, Path(flags.FLAGS.turns or labels))
     if to_read:
@@ -161,14 +205,20 @@ def main(_):
             'that the labels were made with, or label its claims with --to_read'
         )
     results = measured(pairs, [right[pair.key] for pair in pairs])
-    others = read_json(RESULTS, '') if RESULTS.exists() else {}
-    write_json(RESULTS, others | {material: results})
+    _add(material, results)
     print(table(results))
+
+
+def _add(name: str, results: dict[str, Any]) -> None:
+    others = read_json(RESULTS, '') if RESULTS.exists() else {}
+    write_json(RESULTS, others | {name: results})
 
 
 if __name__ == '__main__':
     define_config_flag()
-    flags.DEFINE_enum('material', None, ['example', 'wildchat', 'quotes'], 'Source of the pairs.', required=True)
+    flags.DEFINE_enum(
+        'material', None, ['example', 'wildchat', 'quotes', 'lasting'], 'Source of the pairs.', required=True
+    )
     flags.DEFINE_string('turns', '', 'File of JSON lines with the ids of turns, if there are no labels yet.')
     flags.DEFINE_string('to_read', '', 'File to write the pairs to, for a reader; nothing is measured then.')
     run(lambda: app.run(main))
