@@ -26,10 +26,10 @@ llama.cpp, and in practice only its cache.
   a teacher's claim follows from its remark is not judged. With `--config.personas.writer=quotes`, the remark is the
   claim, and the results are stored as `lasting_quotes`; otherwise, as `lasting_teacher`.
 
-For the first three materials, one reader judged every pair of a remark and a claim before seeing what any level does with it. A claim is right if it
-follows from the remark, with nothing added, and says something lasting about how this person likes to be answered. A
-wish about the reply's own length, form, tone, language or depth counts as lasting. An edit of a pasted text, a change
-to the present task or an error report does not.
+For the first three materials, one reader judged every pair of a remark and a claim before seeing what any level does
+with it. A claim is right if it follows from the remark, with nothing added, and says something lasting about how this
+person likes to be answered. A wish about the reply's own length, form, tone, language or depth counts as lasting. An
+edit of a pasted text, a change to the present task or an error report does not.
 
 Precision is the share of kept claims that are right. Recall is the share of right claims that are kept. Intervals are
 95 % by Wilson's formula, which treats pairs as independent. To label other claims, pass `--to_read=FILE` and
