@@ -70,7 +70,6 @@ BY_LEVEL = {  # the reasons for which each level drops a claim
     ),
     ('Please add honey.', 'I like honey.'): dict(lasting='does_not_last'),
     ('Shorter, please.', 'I like short poems.'): dict(lasting='does_not_last'),
-    ('The full code, please.', 'I like full code.'): dict.fromkeys(('strict', 'about_replies'), 'of_the_task'),
 }
 
 

@@ -44,7 +44,7 @@ def test_a_lasting_wish_beside_a_few_other_words_counts_for_a_remark_only():
 def test_a_claim_asks_for_the_ways_of_its_remark():
     assert same_ways('I like complete code.', 'Give me the complete code, not snippets.')
     assert not same_ways('I like snippets.', 'Give me the complete code, not snippets.')
-    assert not same_ways('I like long answers.', 'Shorter!') and not same_ways('I like tables.', 'In a table, please.')
+    assert not same_ways('I like long answers.', 'Shorter!')
     assert fault('I like answers with metric units.', 'Shorter!', '') == 'unsupported'
 
 
@@ -57,6 +57,6 @@ def test_wishes_of_the_simulated_users_the_check_and_the_example_last():
         record['messages'][int(turn.rsplit('/', 1)[1])]['content']
         for record in stream_records(tiny.ROOT / 'examples' / 'conversations.jsonl')
         for turn in turns
-        if turn.rsplit('/', 1)[0] == record.get('id')
+        if turn.rsplit('/', 1)[0] == record['conversation_id']
     ]
     assert len(remarks) > 30 and not [remark for remark in remarks if not lasts(remark, OTHER_WORDS)]
