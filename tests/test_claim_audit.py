@@ -61,11 +61,15 @@ def test_at_every_level_a_claim_is_one_short_sentence_without_control_tokens(lev
 
 BY_LEVEL = {  # the reasons for which each level drops a claim
     ('Too long. Shorter, please.', 'I like short answers.'): {},
-    ('How do I sort bees?', 'I like sorted bees.'): dict.fromkeys(('strict', 'about_replies'), 'of_the_task'),
-    ('Too long. Shorter, please.', 'I like examples.'): dict.fromkeys(('strict', 'stated'), 'unsupported'),
-    ('The button is red.', 'I like poems.'): dict(
-        strict='of_the_task', about_replies='of_the_task', stated='unsupported'
+    ('How do I sort bees?', 'I like sorted bees.'): dict(
+        strict='of_the_task', about_replies='of_the_task', lasting='does_not_last'
     ),
+    ('Too long. Shorter, please.', 'I like examples.'): dict.fromkeys(('lasting', 'strict', 'stated'), 'unsupported'),
+    ('The button is red.', 'I like poems.'): dict(
+        strict='of_the_task', about_replies='of_the_task', stated='unsupported', lasting='does_not_last'
+    ),
+    ('Please add honey.', 'I like honey.'): dict(lasting='does_not_last'),
+    ('Shorter, please.', 'I like short poems.'): dict(lasting='does_not_last'),
 }
 
 
@@ -73,7 +77,7 @@ BY_LEVEL = {  # the reasons for which each level drops a claim
 def test_a_level_drops_a_claim_by_its_own_rules(remark, claim):
     faults = {level: fault(claim, remark, '', level) for level in LEVELS}
     assert faults == dict.fromkeys(LEVELS, '') | BY_LEVEL[remark, claim]
-    assert faults['strict'] == fault(claim, remark, ''), 'strict is the default'
+    assert faults['lasting'] == fault(claim, remark, ''), 'lasting is the default'
 
 
 def test_a_level_without_a_rule_keeps_all_that_a_level_with_it_keeps():
@@ -85,7 +89,7 @@ def test_a_level_without_a_rule_keeps_all_that_a_level_with_it_keeps():
 
 def test_the_config_lists_the_levels():
     c = base_config()
-    assert c.personas.audit == 'strict'
+    assert c.personas.audit == 'lasting'
     for c.personas.audit in LEVELS:
         check_config(c)
     c.personas.audit = 'lenient'
@@ -125,8 +129,12 @@ def test_the_topic_of_a_conversation_is_not_a_taste():
     remark = 'I want the bees sorted.'
     assert supported('I like sorted bees.', remark, before='')
     assert not supported('I like sorted bees.', remark, before='How do I sort bees?')
-    assert remark_fault(remark, 'Sort bees.') == remark_fault('How do I drop a row?', '') == 'of_the_task'
-    assert remark_fault('Make it shorter: sort(a)\nassert a == 1', '') == 'of_the_task'
+    assert (
+        remark_fault(remark, 'Sort bees.', 'strict')
+        == remark_fault('How do I drop a row?', '', 'strict')
+        == 'of_the_task'
+    )
+    assert remark_fault('Make it shorter: sort(a)\nassert a == 1', '', 'strict') == 'of_the_task'
 
 
 def test_complaints_take_the_sides_that_they_were_written_for():

@@ -55,7 +55,7 @@ def write_inputs(tmp_path, model, conversations: list[dict]):
         (tmp_path / name / 'manifest.json').write_text('{}')
         write_records(tmp_path / name / 'records.jsonl', written)
     c.model.path, c.model.dtype = str(model), 'float32'
-    c.personas.writer = 'quotes'
+    c.personas.writer, c.personas.audit = 'quotes', 'strict'  # many of the wishes here are about honey
     c.personas.max_tokens = 1000
     return c
 
@@ -304,7 +304,12 @@ def test_the_audit_finds_claims_in_another_order(tmp_path, make, order):
 
 def test_the_commands(tmp_path, make):
     personas.STAGE.run(c := make(CONVERSATIONS))
-    flags = [f'--config={tiny.CONFIG}', f'--config.model.path={c.model.path}', '--config.personas.writer=quotes']
+    flags = [
+        f'--config={tiny.CONFIG}',
+        f'--config.model.path={c.model.path}',
+        '--config.personas.writer=quotes',
+        '--config.personas.audit=strict',
+    ]
     flags += ['--config.personas.max_tokens=1000']
     flags += [f'--config.data.{name}={tmp_path / name}' for name in ('conversations', 'follow_ups', 'personas')]
 
