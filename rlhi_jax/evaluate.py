@@ -129,11 +129,11 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     """Score the held-out pairs under each persona condition, write the result to WORKDIR/evaluation and return it.
 
     If `step` is None, the latest step is evaluated. Step 0 is the model that training starts from. If training adds a
-    reward head, step 0 is evaluated with the same new head.
+    reward head, step 0 is evaluated with the same randomly initialized head.
 
     Raises:
-      UserError: the workdir or the held-out shards are missing, damaged or empty, or the run was trained with settings
-        that differ from `config`.
+      UserError: the workdir or the held-out shards are missing, damaged or empty; or `config` differs from the settings
+        that the run was trained with.
     """
     initial = open_model(config.model.path)
     model = initial if step == 0 else open_model(workdir, step)
@@ -172,7 +172,7 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
 
 @shared
 def join_evaluation(config: ConfigDict, arguments: dict[str, Any]) -> None:
-    """Take part in an evaluation of the loop; `arguments` contain the loop's workdir, the objective and the step."""
+    """Take part in an evaluation by the loop; `arguments` contains the loop's workdir, the objective and the step."""
     workdir, objective = Path(arguments['workdir']), arguments['objective']
     config = training_config(with_paths(config, workdir), workdir, objective)
     evaluate(config, workdir / objective / 'run', arguments['step'])
@@ -204,7 +204,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
 
 def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
-    """Return a step's stored evaluation, or None if there is none for the same held-out data and settings."""
+    """Return a step's stored evaluation with the current held-out data and settings, or None if there is none."""
     shards = Shards(Path(config.eval.shards)).digest
     path = workdir / 'evaluation' / evaluation_name(step, shards)
     if not path.exists():

@@ -5,9 +5,9 @@
 Each line of the prompts file is a JSON object with `messages`, a list of objects with `role` and `content`. The fields
 `id`, `persona`, `system` and `samples` (the number of replies) are optional. The output file has one line per reply, in
 the order of the prompts: a JSON object with `id`, `sample`, `text` and `finished`. With `config.sampler.logprobs`, it
-also has `logprobs`, the log-probability of each token in nats, and `logprob`, their sum. Without --to, the replies are
-printed below their personas and last turns. `config.model.path` is the model, and `config.sampler` contains the
-sampling settings.
+also has `logprobs`, the log-probability of each token in nats, and `logprob`, their sum. Without --to, each reply is
+printed below the persona and the last turn of its prompt. `config.model.path` is the model, and `config.sampler`
+contains the sampling settings.
 """
 
 from absl import flags
@@ -66,7 +66,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def readable(prompt: Prompt, reply: Reply) -> str:
-    """Format a reply for a person to read, below the persona and the last turn of its prompt."""
+    """Format a reply as readable text that begins with the persona and the last turn of its prompt."""
     persona = prompt.context.persona or 'none'
     text = reply.text + ('' if reply.finished else ' … (cut off)')
     return f'persona: {persona}\nuser: {prompt.turns[-1][1]}\nassistant: {text}\n'

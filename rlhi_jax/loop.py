@@ -2,14 +2,15 @@
 
     python -m rlhi_jax.loop --config=configs/NAME.py[:variant] --workdir=DIR [--redo[=STAGE]] [--yes]
 
-The loop runs stages from `data_pipelines` and programs from `rlhi_jax`, one after another. Each of them writes to its
-own folder in the workdir. Finished work is kept and interrupted work resumes, so the same command continues from any
-point. WORKDIR/report.json contains the results so far and, until the loop has finished, the part that it has reached.
-WORKDIR/card/card.md begins with the same information. Both files are written before each part that has work to do, so
-they also show where a killed loop was.
+The loop has several parts, which run one after another. Each part is a stage from `data_pipelines` or a program from
+`rlhi_jax`, and writes to its own folder in the workdir. Finished work is kept and interrupted work resumes, so the same
+command continues from any point. WORKDIR/report.json contains the results so far and, until the loop has finished, the
+part that it has reached. WORKDIR/card/card.md begins with the same information. Both files are written before each part
+that has work to do, so they also show which part a killed loop had reached.
 
 After a change to the data, to a persona or to a setting, the loop stops at the first folder that is out of date. With
---redo, it lists all such folders, asks once, and makes them again in order. --redo=STAGE also makes that stage again.
+--redo, it lists all such folders, asks once for confirmation, and makes them again in order. --redo=STAGE also makes
+that stage again.
 
 `config.loop.method` selects the source of the preference pairs:
 
@@ -90,7 +91,7 @@ class Round:
       workdir: the round's folder.
       report: the results so far, in the format of report.json.
       reached: the part that the loop has reached, and its number.
-      at_work: whether any part has had work to do; if so, the report and the card of an earlier run are outdated.
+      at_work: whether any part has had work to do; if so, any report and card from an earlier run are outdated.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -160,8 +161,8 @@ class Round:
 
         Args:
           stage: the stage.
-          reads: the names of the parts that the stage reads; names of parts that this round lacks have no effect.
-          objective: the training run that the stage belongs to, if it belongs to one.
+          reads: the names of the parts whose output the stage reads; names of parts that this round lacks are ignored.
+          objective: the objective of the training run that the stage belongs to; '' if it belongs to none.
           name: distinguishes two parts that run the same stage: 'validation' for the shards of held-out pairs;
             'before' or 'after' for users' satisfaction with the policy before or after training.
         """
@@ -253,10 +254,10 @@ class Round:
         for number, part in enumerate(parts, start=1):
             print(f'[{number} of {len(parts)}] {part.name}', flush=True)
             self.reached = dict(part=part.name, number=number, of=len(parts))
-            is_card = part.name == card.STAGE.name  # a loop that was at work or that stopped has written a card, too
-            if is_card:  # it opens with what the report says
+            is_card = part.name == card.STAGE.name
+            if is_card:  # the card begins with what the report says
                 self.write_report(self.reached)
-            replace = part.name in forced or (is_card and self.at_work)
+            replace = part.name in forced or (is_card and self.at_work)  # a loop at work writes to the card, too
             replace = replace or ((redo or is_card) and part.state() is State.OUT_OF_DATE)
             if self.at_work or (is_card and replace):
                 self.begin()
@@ -272,7 +273,7 @@ class Round:
                 raise
 
     def begin(self) -> None:
-        """Record in the report and the card that the loop is at work on the part that it has reached."""
+        """Record in the report and the card which part the loop is working on."""
         if self._noted != self.reached:
             self.write_report(self.reached)
             card.write_opening(self.workdir)
@@ -286,7 +287,7 @@ class Round:
           why: why the loop has stopped at that part; '' if it has not stopped.
         """
         policy, ends = METHODS[self.config.loop.method].trains[-1], why or not reached
-        train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'  # read whole, so only when the loop ends or stops
+        train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'  # read in full, so only if the loop ends or stops
         report = self.report | dict(
             summary=summary(self.report),
             models=models(self.config),
@@ -305,8 +306,8 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
     Args:
       config: the loop's config.
       workdir: the round's folder.
-      redo: None to stop at a folder that is out of date, '' to make all such folders again, or the name of a stage
-        to make that stage again as well.
+      redo: None to stop at the first folder that is out of date; '' to make all such folders again; the name of a
+        stage to make that stage again, too.
       ask: whether to ask before making anything again.
 
     Raises:
@@ -330,7 +331,7 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
 
 
 def _refuse_no_feedback(counts: dict[str, int]) -> None:
-    """Raise a UserError if no follow-up is usable feedback, because there is then nothing to make pairs from."""
+    """Raise a UserError if no follow-up is usable as feedback, because no pairs can then be made."""
     if counts['mined']:
         return
     labels = ', '.join(f'{name.removeprefix("kept_")} {n}' for name, n in counts.items() if name.startswith('kept_'))
@@ -344,7 +345,7 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
     """Check the machine and a sample of the data, and print every problem found.
 
     Raises:
-      UserError: something will stop the loop.
+      UserError: at least one of the problems will stop the loop.
     """
     findings = Findings()
     rules = ingest.rules_of(with_paths(config, workdir))
@@ -359,11 +360,11 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin: Callable[[], None]) -> dict[str, Any]:
-    """Return the evaluations of the given steps of a run; steps without a stored evaluation are evaluated now.
+    """Return a run's evaluations at the given steps; a step without a stored evaluation is evaluated now.
 
-    The evaluations have the same keys as `steps`, and the additional key 'not_evaluated' has the value ''. If the
-    held-out set cannot be used, the result has only the key 'not_evaluated', whose value is the reason. `begin` is
-    called before a step is evaluated.
+    The result has the keys of `steps`, and the key 'not_evaluated' with the value ''. If the held-out set cannot be
+    used, the result has only the key 'not_evaluated', and its value is the reason. `begin` is called before each new
+    evaluation.
     """
     evaluations = {}
     try:

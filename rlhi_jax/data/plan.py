@@ -33,7 +33,7 @@ class RowPlan:
       pair_names: the ids of all pairs that were kept; a pair's number is its index in this list.
       capacities: the row capacities that the plan was made for.
       identity: digests of the data and of the template (including its tokenizer), and the capacities.
-      counts: numbers for the manifest, such as how many pairs were kept, and how many were dropped for each reason.
+      counts: totals for the manifest, such as the number of pairs kept and the number dropped for each reason.
     """
 
     rows: list[list[tuple[int, Piece, int]]]
@@ -64,7 +64,7 @@ def make_plan(
     *,
     may_be_empty: bool = False,
 ) -> RowPlan:
-    """Cut every tree into pieces, and return a plan that packs them into rows with best-fit decreasing (longest first).
+    """Cut every tree into pieces and plan how to pack the pieces into rows (see `pack_bins`).
 
     Raises:
       UserError: no pair fits in a row and `may_be_empty` is false.
@@ -98,10 +98,10 @@ def make_plan(
 
 
 def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate, *, most: int) -> None:
-    """Check that no conversation in a plan has more than `most` tokens, the number that the model can read.
+    """Check that no conversation in a plan has more than `most` tokens, the maximum that the model can read.
 
     Raises:
-      UserError: a conversation, including its reply, is longer.
+      UserError: a conversation, including its reply, has more than `most` tokens.
     """
     if plan.capacities.tokens <= most:
         return  # no path is longer than its row
@@ -120,12 +120,12 @@ def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate,
 def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
     """Pack items of the given sizes into bins, so that no bin exceeds the capacity for tokens, scored tokens or pairs.
 
-    The algorithm is best-fit decreasing by number of tokens. Each bin is a list of indices into `sizes`. Bins are
-    returned in the order in which they were opened.
+    The algorithm is best-fit decreasing by number of tokens (longest items first). Each bin is a list of indices into
+    `sizes`. Bins are returned in the order in which they were opened.
     """
     bins: list[list[int]] = []
     left: list[list[int]] = []  # per bin: tokens, scored, pairs
-    by_tokens_left: list[tuple[int, int]] = []  # sorted (tokens left, bin) of bins that can take more
+    by_tokens_left: list[tuple[int, int]] = []  # (tokens left, bin) of the bins that can take more, sorted
     least = [min(column) for column in zip(*sizes, strict=True)]
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
         need = sizes[i]

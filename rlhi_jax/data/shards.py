@@ -18,7 +18,10 @@ _REMEDY = 'make the shards again with `python -m data_pipelines.shards`'
 
 
 def write_shards(trees: Iterable[Interaction], folder: Path, *, trees_per_shard: int, manifest: dict[str, Any]) -> None:
-    """Write trees to `folder` (which the caller renames into place), then the manifest with each file's digest."""
+    """Write trees to `folder`, then the manifest with each file's digest.
+
+    The caller renames the folder into place.
+    """
     shards, trees = [], iter(trees)
     for number in itertools.count():
         if (first := next(trees, None)) is None:
@@ -41,8 +44,8 @@ class Shards:
       manifest: the manifest, as written by the stage that made the shards.
 
     Raises:
-      UserError: the folder or its manifest is missing, there are no trees, or a shard is missing or does not match the
-        manifest.
+      UserError: the folder, its manifest or a shard is missing; a shard does not match the manifest; or there are no
+        trees.
     """
 
     def __init__(self, folder: Path):
@@ -53,7 +56,7 @@ class Shards:
             self._verify(entry)
         if not sum(entry['trees'] for entry in entries):
             raise UserError(
-                f'{self.folder} contains no interactions (its {MANIFEST} counts what was dropped): {_REMEDY}'
+                f'{self.folder} contains no interactions (see the drop counts in its {MANIFEST}): {_REMEDY}'
             )
         self.digest = digest([entry['sha256'] for entry in entries])
         self._source = grain.sources.ArrayRecordDataSource([str(self.folder / entry['file']) for entry in entries])

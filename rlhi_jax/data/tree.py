@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 ROLES = ('user', 'assistant')
 MAX_WEIGHT, MAX_MARGIN = 1e30, 1e6  # per pair, so that sums over a batch stay finite in float32
-NONE = -1  # instead of the index of a message, if there is none
+NONE = -1  # used as the index of a message that does not exist
 
 
 class BadRecord(Exception):
-    """The error for a record that cannot be used; unusable records are counted by `reason`."""
+    """Raised for a record that cannot be used; such records are counted by `reason`."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -50,9 +50,9 @@ class Pair:
       chosen: index of the chosen reply's last message; NONE if only a rejected reply is known.
       rejected: index of the rejected reply's last message; NONE if only a chosen reply is known.
       margin: the amount by which the chosen reply's reward should exceed the rejected reply's.
-      chosen_prompt: index of the last message of the chosen reply's prompt, if that is a different one; otherwise NONE.
-        Hindsight pairs have such a prompt: it contains the user's follow-up as well. The message has the same parent as
-        the message `prompt`.
+      chosen_prompt: index of the last message of the chosen reply's prompt; NONE if both replies have the same prompt.
+        In a hindsight pair, the prompts differ: the chosen reply's prompt also contains the user's follow-up. The
+        messages `prompt` and `chosen_prompt` have the same parent.
     """
 
     id: str
@@ -133,12 +133,12 @@ Turns = tuple[tuple[str, str], ...]  # (role, content)
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """A parsed and checked preference: two continuations of the same prompt, or one that was liked or disliked.
+    """A parsed and checked preference: two continuations of the same prompt, or a single liked or disliked one.
 
     Attributes:
-      chosen: the better continuation; empty if only a disliked one is known.
-      rejected: the worse continuation; empty if only a liked one is known.
-      chosen_prompt: the prompt of `chosen`, if it is not `prompt`; the two differ in the last turn only.
+      chosen: the better continuation; empty if only a disliked continuation is known.
+      rejected: the worse continuation; empty if only a liked continuation is known.
+      chosen_prompt: the prompt of `chosen` if it differs from `prompt` (only in the last turn); otherwise empty.
     """
 
     id: str

@@ -24,7 +24,8 @@ def other_personas(owners: Iterable[tuple[str, str]], seed: int) -> dict[str, st
     Users who would get a persona that is identical to their own are left out.
 
     Args:
-      owners: the user and the persona of each tree. A user's first persona counts; '' stands for no persona.
+      owners: the user and the persona of each tree; '' stands for no persona. If a user has several personas, the first
+        one is used.
       seed: the seed of the shuffle.
     """
     personas: dict[str, str] = {}

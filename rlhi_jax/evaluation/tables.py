@@ -33,7 +33,7 @@ def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
     """Return a table of accuracy on held-out pairs, per persona condition, before and after training.
 
     For an objective that was not evaluated, a line below the table gives the reason. If no objective was evaluated,
-    there are only these lines.
+    only these lines are returned.
     """
     table = Table('held-out pairs', *CONDITIONS, 'artefact AUC', title='Accuracy by persona condition')
     lines = []

@@ -30,7 +30,7 @@ def one_line(error: BaseException) -> str:
     return ' '.join(str(text).replace('\\n', ' ').split())
 
 
-# What the operating system says when a resource runs out, as libraries quote it, and what a user can do.
+# The operating system's messages about machine faults, as libraries quote them, and what the user can do about each.
 _FAULTS = {
     'No space left on device|disk is full|Disk quota exceeded': 'free some space',
     'Read-only file system|readonly database|Permission denied|Operation not permitted': 'use another folder',
@@ -43,7 +43,8 @@ _FAULTS = {
 def fault_of_the_machine(error: BaseException) -> str:
     """Return one line about the machine fault (such as a full disk) that caused an error, or '' if none did.
 
-    Libraries wrap such errors in exceptions of their own, so the messages of the error and of its causes are searched.
+    Libraries wrap such errors in exceptions of their own, so this function searches the messages of the error
+    and of its causes.
     """
     seen: list[BaseException] = []
     while error is not None and error not in seen:

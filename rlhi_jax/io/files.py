@@ -150,7 +150,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is moved to `path` if the `with` block ends without an error.
 
     Raises:
-      UserError: another process is writing the folder; `path` exists and `overwrite` is false; or `path` exists and
+      UserError: another process is writing to the folder; `path` exists and `overwrite` is false; or `path` exists and
         is not a folder that this function made.
     """
     with HeldFolder(path) as held:

@@ -46,8 +46,9 @@ def snapshot(name: str, kind: Literal['dataset', 'model'], patterns: Sequence[st
     Args:
       name: hf://OWNER/NAME[@REVISION][/PATH]; for a data set, hf://datasets/OWNER/... works too.
       kind: the kind of repository.
-      patterns: shell-style patterns, such as *.parquet, for paths in the repository or, if `name` has a PATH, for paths
-        below PATH. * also matches slashes. If PATH itself matches a pattern, only files that match PATH are returned.
+      patterns: shell-style patterns, such as *.parquet; * also matches slashes. They apply to paths in the repository
+        or, if `name` has a PATH, to paths below PATH. If PATH itself matches one of the patterns, PATH is used as the
+        only pattern.
       flag: the flag or config key that set `name`, for error messages.
 
     Raises:

@@ -11,17 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 _LINE_SECONDS = 10.0
-_RECENT = 6  # intervals between lines over which the rate is measured
+_RECENT = 6  # the rate is measured over this many intervals between printed lines
 
 
 @functools.cache
 def _console() -> Console:
-    """Return the console that all bars share; with a shared console, nested bars appear below each other."""
+    """Return the console that all bars share; with a shared console, nested bars appear one below the other."""
     return Console(stderr=True)
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words.
+    """Format a duration as text.
 
     >>> duration(0.26), duration(200), duration(7500), duration(200000)
     ('0.3 s', '3 min 20 s', '2 h 5 min', '2 d 7 h')

@@ -1,8 +1,8 @@
 """Attention over interaction trees: one rule covers causal rows, shared prefixes, candidates and packing.
 
 Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` counts the tokens from j to the end of its
-node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1. In layers with a sliding window, it must
-also be less than a window of positions before i on the path.
+node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1. In layers with a sliding window of w
+positions, `position[i] - position[j] < w` must also hold, where position counts tokens along the path.
 
 Dimension key: B rows, T tokens, C tokens in a cache, K key-value heads, G query heads per key-value head,
 N = K * G query heads, H head width.
@@ -77,7 +77,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 class KVCache(NamedTuple):
     """Keys and values of C earlier tokens in each of B sequences.
 
-    The token axis is the last axis of the keys, because the logits are computed from keys in this order.
+    The keys have their token axis last, because the product that computes the logits reads them in this order.
     """
 
     k_BKHC: jax.Array
@@ -95,7 +95,8 @@ def cached_attention(
 ) -> tuple[jax.Array, KVCache]:
     """Attend from one new token per sequence (T = 1) to the first `filled_B` tokens in its cache and to itself.
 
-    `lowest_B` is the first of these tokens that a sliding window lets the new token see; None means all of them.
+    With a sliding window, `lowest_B` is the index of the first token that the new token sees; None means that it sees
+    all of them.
 
     The new token is first written to the cache (at the last position if the cache is full), and attention then reads
     the updated cache. XLA can update the cache in place only if the write comes first.

@@ -237,9 +237,9 @@ def _over_queries(q: jax.Array, k: jax.Array, mask: Mask) -> tuple:
     """Return the live key blocks and the block specs for the grid (rows, heads, query blocks, live key blocks).
 
     Returns:
-      The live key blocks of each query block, the number of live key blocks of each query block, the number of blocks
-      that a row is divided into, and four block specs. The specs are for queries, for arrays with one number per query,
-      for keys, and for the mask's numbers.
+      The live key blocks of each query block, their count for each query block, the number of blocks in a row, and
+      four block specs. The specs are for queries, for arrays with one number per query, for keys, and for the mask's
+      numbers.
     """
     length, width, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
     block = _block(length)
@@ -270,7 +270,7 @@ def _numbers(mask: Mask) -> tuple[jax.Array, ...]:
 
 
 def _of_tokens(mask: Mask, of_keys: pl.BlockSpec, of_queries: pl.BlockSpec) -> tuple[pl.BlockSpec, ...]:
-    """Return the block specs of `_numbers`."""
+    """Return the block specs for the arrays that `_numbers` returns."""
     return (of_keys,) if mask.lowest_BT is None else (of_keys, of_keys, of_queries)
 
 

@@ -29,8 +29,8 @@ class _Queries(NamedTuple):
     """One query block and the key blocks that it attends to."""
 
     first: jax.Array  # index of the query block's first token in the row
-    row: jax.Array  # index of the row's first block
-    live_J: jax.Array  # the key blocks that it attends to, as indices in the row; only the first `count` are valid
+    row: jax.Array  # index of the first block of its row, among the blocks of all rows
+    live_J: jax.Array  # indices (within the row) of the key blocks that it attends to; the first `count` are valid
     count: jax.Array
     lowest_S: jax.Array | None  # the lowest position that each of its tokens sees; None without a window
 
@@ -107,7 +107,7 @@ def backward(
 
 
 def _seen_by(mask: Mask) -> Callable[[_Queries, jax.Array, int], jax.Array]:
-    """Return a function of one query block, a key block j and X, which returns whether queries see keys, [S, X]."""
+    """Return a function that maps a query block, the index j of a key block, and X to the mask of seen keys, [S, X]."""
     end, position = (x if x is None else x.reshape(-1, BLOCK) for x in (ends(mask.extent_BT), mask.position_BT))
 
     def seen(queries: _Queries, j: jax.Array, count: int) -> jax.Array:

@@ -8,7 +8,7 @@
     params/           in an imported model: the parameters
     checkpoints/N/    in a run: params, optimizer, progress (step, seed, digests)
 
-A model with adapters stores only these, and a reward head if it has one.
+A model with adapters stores only its adapters and, if it has one, its reward head.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ class ModelFolder:
       weights: digest that identifies the parameters, computed from their bytes or from the run and step that made them.
       tokens: special token ids, under the keys `bos_token_id`, `eos_token_id` and `pad_token_id`.
       source: where the model comes from, such as 'dpo on hf:NAME'.
-      base: the model that this model's adapters adapt; None if the model has no adapters.
-      lora: the adapters; None if the model has none.
+      base: the model to which the adapters apply; None if the model has no adapters.
+      lora: the settings of the adapters; None if the model has no adapters.
     """
 
     path: Path
@@ -63,11 +63,11 @@ class ModelFolder:
 def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
     """Open the model in a folder without reading its parameters.
 
-    For a run, this is the model saved at `step`, by default the latest step.
+    For a run, this is the model saved at `step` (by default, at the latest step).
 
     Raises:
-      UserError: the folder is not a model folder or has no checkpoint at `step`, or the model that its adapters adapt
-        is missing or has changed.
+      UserError: the folder is not a model folder or has no checkpoint at `step`; or the base model of its adapters is
+        missing or has changed.
     """
     folder = Path(folder).absolute()
     description = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens', 'source'))
@@ -126,8 +126,8 @@ def describe_model(
 ) -> None:
     """Write a model folder's model.json and, if the folder has no tokenizer yet, its tokenizer.
 
-    The tokenizer is copied from the folder `tokenizer`; if that is None, only model.json is written. `adapts` is the
-    base model of the folder's adapters and their settings; None for a model without adapters.
+    The tokenizer is copied from the folder `tokenizer`; if that is None, only model.json is written. `adapts`
+    contains the base model and the settings of the folder's adapters; it is None for a model without adapters.
     """
     if tokenizer is not None and not (folder / 'tokenizer').exists():
         temporary = folder / '.tokenizer.tmp'
@@ -149,7 +149,7 @@ def params_digest(params: Any) -> str:
 
 
 def save_params(folder: Path, params: Any) -> None:
-    """Write parameters as one Orbax checkpoint, holding little of them in memory a second time."""
+    """Write parameters as one Orbax checkpoint, copying only a small part of them in memory at a time."""
     # By default, Orbax copies numpy arrays and compresses all of them into files of 2 GB before it writes any.
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
@@ -178,7 +178,7 @@ def restore_params(model: ModelFolder, abstract: Any) -> Any:
 
 
 def _who_restores(abstract: Any) -> ocp.options.MultiprocessingOptions:
-    """Return Orbax's options: a process that restores parameters to its own devices does not wait for the others."""
+    """Return Orbax options that let a process restore parameters to its own devices without waiting for the others."""
     shardings = [getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(abstract)]
     if not all(sharding is None or sharding.is_fully_addressable for sharding in shardings):
         return ocp.options.MultiprocessingOptions()

@@ -37,7 +37,7 @@ from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
 # The values that a layer saves for its gradient; it recomputes the rest. The first policy saves most, the last fewest.
-# A layer with adapters names the products that `save_dots` saves, because it must not also save each adapter's part.
+# In a layer with adapters, `save_dots` selects the products by name, so that it does not also save each adapter's part.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -108,7 +108,7 @@ _linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)
 def _frozen_linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return `jnp.einsum(dims, x, kernel)` in the dtype of `x`; the kernel has no gradient.
 
-    The gradient keeps the kernel as it rests in memory, and casts it again. It does not need `x`.
+    The backward pass keeps the kernel in its stored dtype and casts it again. It does not need `x`.
     """
     return jnp.einsum(dims, x, kernel.astype(x.dtype))
 
@@ -146,11 +146,11 @@ class Block(nn.Module):
     def product(
         self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...], einsum=_linear
     ) -> jax.Array:
-        """Return the product of `x` and the matrix `name`, plus the product of `x` and its adapter, if it has one."""
+        """Return the product of `x` and the matrix `name`, plus the result of the matrix's adapter if it has one."""
         if self.lora is None:
             return einsum(dims, x, self.weight(name, shape, axes))
         y = _frozen_linear(dims, x, self.parameter(name, shape, axes))
-        # A caller that passes no adapters, such as one that computes reference log-probabilities, turns them off.
+        # Adapters are off if the caller passes none, for example to compute reference log-probabilities.
         on = self.is_initializing() or self.has_variable('adapters', f'{name}_a')
         if on and name in self.lora.targets:
             y = y + self.adapter(dims, x, name, shape, axes)
@@ -294,7 +294,7 @@ class Decoder(nn.Module):
 
 
 def _by_kind(position_BT: jax.Array, spec: ModelSpec) -> tuple[tuple[jax.Array, jax.Array], jax.Array | None]:
-    """Return the tokens' rotation, and the lowest position that each token sees: None in models without local layers.
+    """Return each token's rotation and the lowest position that it sees (None in models without local layers).
 
     In models with local layers, each array has a first axis of length 2, for the two kinds of layers: 0 for global and
     1 for local layers. A layer gets its kind as a number, so that one scan can run over layers of both kinds.
@@ -323,7 +323,7 @@ def unroll(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def variables(params: dict[str, Any]) -> dict[str, Any]:
-    """Return Linen's collections for our parameters, which are one tree that includes any adapters."""
+    """Split our parameters, which are one tree that includes any adapters, into Linen's collections."""
     rest = {name: value for name, value in params.items() if name != 'adapters'}
     return {'params': rest} | ({'adapters': params['adapters']} if 'adapters' in params else {})
 
@@ -333,14 +333,14 @@ class OutputHead(NamedTuple):
 
     Attributes:
       matrix_VD: `unembed`, or the tied embedding.
-      cap: the cap of the logits, or None.
+      cap: the cap of the logits; None if they are not capped.
     """
 
     matrix_VD: jax.Array
     cap: float | None
 
     def logits(self, hidden_XD: jax.Array) -> jax.Array:
-        """Return the float32 logits [..., V] of hidden states [..., D], computed in their dtype."""
+        """Return the float32 logits [..., V] of hidden states [..., D]; the matrix is cast to the states' dtype."""
         matrix_VD = self.matrix_VD.astype(hidden_XD.dtype)
         logits_XV = jnp.einsum('...D,VD->...V', hidden_XD, matrix_VD, preferred_element_type=jnp.float32)
         return logits_XV if self.cap is None else self.cap * jnp.tanh(logits_XV / self.cap)

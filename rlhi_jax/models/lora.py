@@ -20,7 +20,7 @@ class Lora:
       rank: the number of columns of A and of rows of B.
       alpha: the numerator of the scale, alpha / rank.
       targets: the adapted matrices, in the order of `MATRICES`.
-      base_dtype: the type in which frozen parameters rest in memory during training, 'float32' or 'bfloat16'.
+      base_dtype: the dtype in which frozen parameters are kept in memory during training, 'float32' or 'bfloat16'.
     """
 
     rank: int

@@ -1,6 +1,6 @@
 """A decoder's parameters: randomly initialized, abstract, or loaded onto a mesh.
 
-A decoder with adapters has a further entry in its tree of parameters, `adapters`.
+The parameter tree of a decoder with adapters has an additional entry, `adapters`.
 """
 
 import functools
@@ -33,7 +33,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
 def split_params(decoder: Decoder, params: Params) -> tuple[Params, Params]:
     """Return the parameters that training changes, and those that stay frozen.
 
-    All parameters are trained, or, with adapters, only the adapters and a reward head.
+    Without adapters, all parameters are trained. With adapters, only the adapters and a reward head are trained.
     """
     if not decoder.lora:
         return params, {}
@@ -52,10 +52,10 @@ def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
 
 
 def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
-    """Load a model's parameters onto the mesh: in float32, or frozen ones in `base_dtype`.
+    """Load a model's parameters onto the mesh.
 
-    Parameters that the decoder has and the model does not (a reward head or adapters) are initialized randomly from the
-    seed.
+    With adapters, frozen parameters have the dtype `base_dtype`; all other parameters are float32. Parameters that the
+    decoder has and the model does not (a reward head or adapters) are initialized randomly from the seed.
     """
     wanted, params = abstract_params(decoder, mesh), _stored_params(decoder.lora, model, mesh)
     params = {name: value for name, value in params.items() if name in wanted}
@@ -68,7 +68,10 @@ def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) 
 
 
 def _stored_params(lora: Lora | None, model: ModelFolder, mesh: Mesh) -> Params:
-    """Load a model's parameters, with its adapters merged; those that `lora` would freeze are in `lora.base_dtype`."""
+    """Load a model's parameters and merge its adapters into them.
+
+    Parameters that `lora` would freeze have the dtype `lora.base_dtype`.
+    """
     abstract = abstract_params(Decoder(model.spec, lora=lora), mesh)
     abstract.pop('adapters', None)
     if model.base is None:
@@ -79,16 +82,16 @@ def _stored_params(lora: Lora | None, model: ModelFolder, mesh: Mesh) -> Params:
 
 
 def load_trained(model: ModelFolder, mesh: Mesh) -> Params:
-    """Load what the folder of a model with adapters contains: its adapters, and a reward head."""
+    """Load the adapters of a model and, if it has one, its reward head."""
     decoder = Decoder(model.spec, lora=model.lora)
     trained, _ = split_params(decoder, abstract_params(decoder, mesh))
     return restore_params(model, trained)
 
 
 def merge(params: Params, adapters: Params, lora: Lora) -> Params:
-    """Return the parameters of the model without adapters that computes the same: W + scale · A B, in float32.
+    """Merge adapters into the matrices that they adapt: W + scale · A B, in float32.
 
-    The adapted matrices in `params` are overwritten.
+    The result is an equivalent model without adapters. The adapted matrices in `params` are overwritten.
     """
     layers = dict(params['layers'])
     for name in lora.targets:

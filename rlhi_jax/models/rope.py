@@ -11,7 +11,7 @@ from rlhi_jax.models.spec import ModelSpec
 
 
 def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Return the rotation speeds in radians per position, [H/2], float32, of layers that are not local.
+    """Return the rotation speeds of layers that are not local, in radians per position, [H/2] float32.
 
     Under Llama 3's scaling, wavelengths above `original_max_positions / low_freq_factor` are stretched by `factor`, and
     wavelengths below `original_max_positions / high_freq_factor` are left unchanged. Between these two limits, the
@@ -28,7 +28,7 @@ def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
 
 
 def local_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Return the rotation speeds in radians per position, [H/2], float32, of local layers."""
+    """Return the rotation speeds of local layers, in radians per position, [H/2] float32."""
     return _unscaled(spec.local.rope_theta, spec.head_dim)
 
 

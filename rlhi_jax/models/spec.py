@@ -20,11 +20,11 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LocalLayers:
-    """The layers with a sliding window: all but every `period`-th, which is global.
+    """Layers with a sliding window: all layers except every `period`-th, which is global.
 
     Attributes:
-      window: a token sees the tokens that are less than this number of positions before it on its path.
-      period: 2 means that local and global layers alternate, 6 means five local layers before each global one.
+      window: a token sees only tokens that are fewer than this many positions before it on its path.
+      period: with 2, local and global layers alternate; with 6, each global layer follows five local layers.
       rope_theta: the base of the local layers' rotary embedding.
     """
 
@@ -38,12 +38,14 @@ class ModelSpec:
     """The architecture of one decoder of the Llama or Gemma family.
 
     Attributes:
-      rope_factor: positions are divided by this number in the rotation of layers that are not local.
-      post_norms: whether the outputs of attention and of the MLP are normalized before they are added to the stream.
-      activation: the MLP's, 'silu' or 'gelu' (its tanh approximation).
+      rope_factor: in layers that are not local, positions are divided by this number before the rotation.
+      post_norms: whether the outputs of attention and of the MLP are normalized before they are added to the residual
+        stream.
+      activation: the MLP's activation function, 'silu' or 'gelu' (in its tanh approximation).
       scaled_embeddings: whether embeddings are multiplied by the square root of the width.
       query_width: logits are divided by the square root of this number; None means `head_dim`.
-      attention_cap, logit_cap: caps of the logits of attention and of the next token, `cap * tanh(logit / cap)`.
+      attention_cap, logit_cap: caps of the attention logits and of the next-token logits, applied as
+        `cap * tanh(logit / cap)`; None means no cap.
       head: 'lm' (next-token logits) or 'reward' (one Bradley-Terry score per position).
     """
 
@@ -102,7 +104,7 @@ class ModelSpec:
         return sum(self.is_local)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields, without the fields in which only Gemma models differ from the defaults."""
+        """Return the fields; those that only Gemma models use are left out if they have their default values."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name not in _GEMMA or value != _GEMMA[name]}
 

@@ -1,4 +1,4 @@
-"""Says which tokens attend to which and how logits are made, and finds the blocks that need to be computed.
+"""Defines the attention mask and the attention logits, and finds the blocks that need to be computed.
 
 Dimension key: B rows, T tokens, I query blocks, J key blocks.
 """
@@ -15,7 +15,8 @@ BLOCK = 128  # tokens per block; rows are padded to a multiple of this. The logi
 class Mask(NamedTuple):
     """Which tokens each token attends to: i attends to j iff `0 <= i - j < extent[j]` and `position[j] >= lowest[i]`.
 
-    The second condition is a sliding window over each token's own path. Both of its arrays are None without a window.
+    The second condition is a sliding window over each token's own path. Without a window, `position_BT` and `lowest_BT`
+    are None.
     """
 
     extent_BT: jax.Array
@@ -33,7 +34,7 @@ class Logits(NamedTuple):
         return product * self.scale if self.cap is None else self.cap * jnp.tanh(product * (self.scale / self.cap))
 
     def slope(self, logit: jax.Array) -> jax.Array | float:
-        """Return the derivative of a logit, before the mask, with respect to its product."""
+        """Return the derivative of a logit, before masking, with respect to the product of its query and key."""
         return self.scale if self.cap is None else self.scale * (1 - jnp.square(logit / self.cap))
 
 
@@ -47,8 +48,8 @@ def live_blocks(mask: Mask, block: int) -> jax.Array:
 
     Without a window, one number per key block decides this exactly: for i >= j, some query attends to some key iff the
     largest end of the keys' subtrees is greater than the first query's index. With a window, the largest position of
-    the keys must also reach the lowest position that a query sees, so that a block in which the two rules let no common
-    pair through may be live.
+    the keys must also reach the lowest position that any query sees. This test is not exact: a block may count as live
+    although no query and key in it satisfy both conditions.
 
     >>> live_blocks(Mask(jnp.array([[4, 1, 2, 1, 1, 1]])), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]

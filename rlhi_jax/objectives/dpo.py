@@ -15,8 +15,8 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 def sigmoid(log_ratio_gap_P: jax.Array, *, beta: float, label_smoothing: float) -> jax.Array:
     """Return the DPO loss (arXiv 2305.18290, eq. 7), [P], in nats.
 
-    The loss is -log σ(β h), where h is `log_ratio_gap_P`: the log-ratio log(π / π_ref) of the chosen reply, minus that
-    of the rejected reply. With label smoothing ε, the function returns the conservative DPO loss (Mitchell 2023):
+    The loss is -log σ(β h), where h is `log_ratio_gap_P`: the chosen reply's log-ratio log(π / π_ref) minus the
+    rejected reply's log-ratio. With label smoothing ε, the function returns the conservative DPO loss (Mitchell 2023):
     -(1 - ε) log σ(β h) - ε log σ(-β h).
     """
     logit_P = beta * log_ratio_gap_P
@@ -76,8 +76,8 @@ VARIANTS = {
 def dpo(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     """Return each pair's loss and metrics, computed from policy and reference log-probabilities.
 
-    If `hyper.nll_weight` is above 0, that multiple of the chosen reply's negative log-likelihood per token is added to
-    the loss (arXiv 2404.19733, eq. 1).
+    The loss includes the chosen reply's negative log-likelihood per token, times `hyper.nll_weight` (arXiv 2404.19733,
+    eq. 1).
 
     Args:
       scores: the scores of each pair's replies; `logp_P2`, `reference_logp_P2` and `length_P2` are used.

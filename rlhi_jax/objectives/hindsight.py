@@ -19,7 +19,7 @@ def hindsight(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
       hyper: `config.hindsight`. The first `skip_tokens` tokens of a reply do not count.
 
     Returns:
-      The loss and the metrics. `margin` is the mean of a_t, and `accuracy` says whether that mean is above 0.
+      The loss and the metrics. `margin` is the mean of a_t; `accuracy` is 1 if that mean is above 0, and 0 otherwise.
     """
     in_hindsight_PN, logp_PN = scores.token_logp_P2N[..., 0, :], scores.token_logp_P2N[..., 1, :]
     index_N = jnp.arange(logp_PN.shape[-1])
