@@ -1,1 +1,1 @@
-"""Stages that turn raw conversations into training rows, each run by `python -m data_pipelines.STAGE --config=…`."""
+"""Stages that turn raw conversations into training rows. Run one with `python -m data_pipelines.STAGE --config=…`."""

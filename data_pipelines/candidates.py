@@ -54,9 +54,9 @@ _TEXT_FIELDS = ('id', 'user_id', 'persona', 'split')
 def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRecord]]:
     """Return a function that reads at most `config.candidates.max_prompts` training prompts to sample replies for.
 
-    Prompts with a persona are chosen before prompts without one, which cannot teach a model to use personas. Within
-    each of these two groups, prompts are chosen by a hash of their ids. The returned function takes a Counter, in which
-    it counts the prompts that it leaves out.
+    Prompts with a persona are chosen first, because prompts without one cannot teach a model to use personas. Within
+    each group, a hash of the ids decides. The returned function takes a Counter, in which it counts the prompts that it
+    leaves out.
     """
 
     def rank(prompt: PromptRecord) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""Write a data card from the finished stage folders: what they contain, what was dropped and why, and example pairs.
+"""Write a data card about the finished stage folders: their contents, why records were dropped, and example pairs.
 
     python -m data_pipelines.card --config=configs/NAME.py
 
@@ -106,8 +106,8 @@ def opening_of(workdir: Path, *, at_work: bool = False) -> dict[str, Any]:
 def write_opening(workdir: Path) -> None:
     """Write a card with only the opening, for a loop that is still running.
 
-    It replaces the card of an earlier run, whose counts may no longer match the folders. The stage `card` treats it as
-    out of date.
+    This card replaces the card of an earlier run, whose counts may no longer match the folders. The `card` stage later
+    treats this card as out of date.
     """
     opening = opening_of(workdir, at_work=True)
     with suppress(UserError), new_folder(workdir / STAGE.name, overwrite=True) as folder:  # or another run writes it

@@ -15,8 +15,8 @@ the lists is forgotten. Then, if any data from these users is found:
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
   cards and evaluations of simulated users. Reports and unfinished work are removed, too.
-- In the teacher's cache, answers to requests that contain only these users' text are removed. So are answers whose
-  author is unknown, because an older version stored them or `rlhi_jax.check` asked for them.
+- In the teacher's cache, answers to requests that contain only these users' text are removed. Answers are also removed
+  if their author is unknown: an older version stored them, or `rlhi_jax.check` asked for them.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
   `forgotten` contains the number of records that have since been removed from each file.
 
@@ -84,14 +84,14 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: for each changed path, how many records (keyed by file name), trees or lines were removed; {} if the
-        whole folder was removed.
+      removed: for each changed path, the numbers of records (keyed by file name), trees or lines removed from it; {} if
+        the whole folder was removed.
       answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
       heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user.
       lists: the opt-out lists.
-      cache: `config.teacher.cache`, which is a cache or a record of answers.
+      cache: `config.teacher.cache`, the path of a cache or of a record of answers.
     """
 
     removed: dict[Path, dict[str, int]]
@@ -132,7 +132,7 @@ class _State:
         self._path.unlink(missing_ok=True)
 
     def updated(self, text: str) -> str:
-        """Return a text with old digests replaced by new digests."""
+        """Return `text` with old digests replaced by new ones."""
         for old, new in self.changed.items():
             while new in self.changed:  # the file changed more than once
                 new = self.changed[new]
@@ -155,9 +155,9 @@ class _Plan(NamedTuple):
       manifests: the manifests of all finished folders.
       counts: for each folder, how many records in each file belong to forgotten users.
       whole: the folders to remove completely.
-      corrections: the remaining contents of each corrections file that loses lines, keyed by path.
-      answered: the ids of forgotten users and their conversations that occur as authors in the teacher's cache.
-      notes: the training runs that get a note, with the number of forgotten users' pairs in each.
+      corrections: what remains of each corrections file that loses lines, keyed by path.
+      answered: the authors in the teacher's cache that are forgotten; each is the id of a user or of a conversation.
+      notes: the number of forgotten users' pairs in the log of each training run that gets a note.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -238,7 +238,7 @@ def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
-    """Return whether to remove a whole folder: its stage can make it again, or no tree would be left in it."""
+    """Return whether to remove a folder completely, because its stage can remake it or no tree would be left in it."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
     return (stage is not None and stage.forgetting == 'removed') or counts['trees'] == trees > 0
 

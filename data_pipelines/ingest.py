@@ -277,7 +277,7 @@ def _chosen_tables(base: duckdb.DuckDBPyConnection, parts: list[Path], progress:
 
 
 def _chosen_rows(base: duckdb.DuckDBPyConnection, rows: pa.Table) -> pa.Table:
-    """Return those of a part's rows that were chosen. The columns of the table `ordered` replace `position`."""
+    """Return the chosen rows of a part. The columns of the table `ordered` replace `position`."""
     ends = pyarrow.compute.min_max(rows['position']).as_py()
     query = """
         SELECT position, output_index, began, cluster, split FROM ordered

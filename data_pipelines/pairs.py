@@ -1,10 +1,10 @@
-"""Turn rewrites, scored candidates and reactions into preferences (JSON lines), and probe pairs for artefacts.
+"""Turn rewrites, scored candidates and reactions into preferences (JSON lines), and check them for artefacts.
 
     python -m data_pipelines.pairs --config=configs/NAME.py
 
 `config.pairs.sources` lists the stages that pairs come from (see `SOURCES`). The pairs are written to train.jsonl and
-validation.jsonl, with prompt, chosen and rejected in the format that TRL reads. The source `feedback` writes single
-replies instead, in the format of TRL's KTO trainer, each with the follow-up that shows whether the user liked it.
+validation.jsonl, with prompt, chosen and rejected in the format that TRL reads. The source `feedback` instead writes
+single replies in the format of TRL's KTO trainer. Each has the follow-up that shows whether the user liked the reply.
 
 The stage fails if a classifier that sees only the replies, without persona or request, can tell too reliably which
 reply is chosen. A policy trained on such pairs would learn features such as length instead of what users want.
@@ -160,7 +160,7 @@ def _preference(record: Rewrite | Candidate, chosen: str, rejected: str, kind: s
 def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord | RatedReply]:
     """Yield the preferences from all sources.
 
-    Pairs of identical replies, pairs in which a reply is a refusal, and liked refusals are dropped and counted.
+    Drop and count pairs of identical replies, pairs with a refusal, and liked refusals.
     """
     for name in _sources(config):
         for record in SOURCES[name].read(config, counts):
@@ -173,7 +173,7 @@ def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord | Rat
 
 
 def _reason_to_drop(record: PreferenceRecord | RatedReply) -> str:
-    """Return why a preference is dropped, or '' if it is not."""
+    """Return the reason to drop a preference, or '' to keep it."""
     if 'completion' in record:
         return 'chosen_is_a_refusal' if record['label'] and is_refusal(record['completion'][0]['content']) else ''
     chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
@@ -250,9 +250,9 @@ def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
         )
     if auc is not None and auc > settings.max_artefact_auc and not settings.accept_artefacts:
         raise UserError(
-            f'the replies alone reveal which of a pair was chosen (AUC {auc:.2f}, '
+            f'the replies alone reveal which reply of a pair was chosen (AUC {auc:.2f}, '
             f'config.pairs.max_artefact_auc={settings.max_artefact_auc}): pass --config.pairs.accept_artefacts=True to '
-            'train on them anyway'
+            'train on these pairs anyway'
         )
 
 

@@ -178,7 +178,7 @@ FAULTY_DATA = {
     ),
     'users in objects': (
         [{**record, 'user_id': dict(ref=record['user_id'])} for record in conversations()],
-        'warn', 'config.ingest.fields.user', 'never to the id of a user',
+        'warn', 'config.ingest.fields.user', 'never to a user id',
     ),
     'ids of users': (
         [record | dict(conversation_id=record['user_id']) for record in conversations()],

@@ -1,4 +1,4 @@
-"""Estimates how many tokens and how much money and time a loop spends on a teacher behind an endpoint.
+"""Estimates the tokens, money and time that a loop spends on a teacher behind an endpoint.
 
 The estimate combines two measurements: the tokens and the time that the teacher needs for a few built-in test
 questions, and the lengths of the texts in a sample of the data.
@@ -14,8 +14,8 @@ from data_pipelines.labelling.labels import turns_after_replies
 from data_pipelines.persona.claims import quote_of
 from data_pipelines.teacher.prompts import render
 
-FEEDBACK_SHARE = 0.25  # of the follow-ups: an assumption, because labels are known only once they have been paid for
-CHARACTERS = 4  # of English text per token, about
+FEEDBACK_SHARE = 0.25  # assumed share of follow-ups with feedback; to know it, the labels must be paid for
+CHARACTERS = 4  # per token of English text, on average
 _READ = 2000  # characters of each text that the prompt label_follow_up shows
 
 
@@ -38,16 +38,16 @@ class Asked(NamedTuple):
 
 
 def asked_of(labels: Asked | None, sentences: Asked) -> list[Asked]:
-    """Return the measured costs as a list, which leaves out `labels` if that is None."""
+    """Return the measured costs as a list, without `labels` if it is None."""
     return [sentences] if labels is None else [labels, sentences]
 
 
 class Lengths(NamedTuple):
-    """Mean lengths of the texts that belong to a follow-up, in characters, over all follow-ups in a sample.
+    """Mean lengths, in characters, of the texts that belong to a follow-up. The means are over a sample's follow-ups.
 
     Attributes:
-      exchange: the request, the reply and the follow-up together, each cut to what the labelling prompt shows.
-      quote: the follow-up, cut to what the prompt about its author's wishes shows.
+      exchange: the request, the reply and the follow-up together, each cut to the part that the labelling prompt shows.
+      quote: the follow-up, cut to the part that is shown in the prompt about wishes.
       conversation: the conversation up to and including the follow-up.
       reply: the reply before the follow-up.
     """
@@ -59,7 +59,7 @@ class Lengths(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Requests of one kind that a loop will send: their number, and the mean tokens and seconds of one request."""
+    """The number of requests of one kind that a loop will send, and the mean tokens and seconds per request."""
 
     name: str
     requests: float
@@ -96,8 +96,8 @@ def work_of_teacher(
 ) -> list[Work]:
     """Return an estimate of the requests that a loop will send to the teacher, one entry per kind of request.
 
-    The estimate for a question about a real text is the cost of a built-in question, with the prompt tokens adjusted
-    to the length of the text. Rewrites are assumed to be generated at the speed of the built-in answers, in tokens per
+    A question about a real text is assumed to cost as much as a built-in question, with the prompt tokens adjusted for
+    the length of the text. Rewrites are assumed to be generated at the speed of the built-in answers, in tokens per
     second.
 
     Args:

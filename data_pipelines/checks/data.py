@@ -16,7 +16,7 @@ from data_pipelines.raw.formats import RawConversation
 from data_pipelines.raw.scan import Rules
 from rlhi_jax.io.errors import UserError
 
-_SHOWN = 160  # characters of a text
+_SHOWN = 160  # characters to print of a message
 
 
 def check_data(config: ConfigDict, files: Sequence[Path], rules: Rules, findings: Findings) -> Sample:
@@ -97,8 +97,8 @@ def _users(sample: Sample, findings: Findings) -> None:
     several = sum(number > 1 for number in by_user.values())
     if not by_user and (paths := sample.found.get('user')):
         findings.warn(
-            f'config.ingest.fields.user: {paths.most_common(1)[0][0]} leads to something, but never to the id of a '
-            'user: set it to the path of a text or a number, such as account.id'
+            f'config.ingest.fields.user: {paths.most_common(1)[0][0]} leads to a value, but never to a user id: '
+            'set it to the path of a string or a number, such as account.id'
         )
     turns = sum(len(each['messages']) // 2 for each in conversations)
     languages = Counter(each['language'] or 'not stated' for each in conversations)

@@ -14,7 +14,7 @@ from data_pipelines.checks.sample import Sample
 from data_pipelines.raw.scan import Chunk, Rules, chunks_of, part_path, write_part
 from data_pipelines.raw.selection import choose
 
-MIN_HELD_OUT = 2  # users, for a comparison with another user's persona
+MIN_HELD_OUT = 2  # users, so that each can be compared with another user's persona
 
 # A unit is a user, or a conversation of an unknown user. A cluster is a group of conversations in the same split.
 _UNITS = "CASE WHEN user_hash = 0 THEN 'conversation ' || number ELSE 'user ' || user_hash END"
@@ -64,7 +64,7 @@ class Assignment(NamedTuple):
         return max((cluster.users for cluster in self.clusters), default=0)
 
     def small_enough(self, share: float) -> int:
-        """Return the number of users in clusters with at most this share of all conversations, or one conversation."""
+        """Return the number of users in clusters that have one conversation or at most `share` of all conversations."""
         most = max(share * sum(cluster.conversations for cluster in self.clusters), 1)
         return sum(cluster.users for cluster in self.clusters if cluster.conversations <= most)
 
@@ -72,13 +72,13 @@ class Assignment(NamedTuple):
 def assign(config: ConfigDict, sample: Sample, files: Sequence[Path], rules: Rules) -> Assignment:
     """Return how `ingest` assigns the records to splits.
 
-    If the sample is whole, this is the assignment of all records; otherwise, it is that of the sample alone.
+    If the sample contains all records, the assignment covers all of them; otherwise, it covers only the sample.
 
     Raises:
       UserError: only some of the files are named after splits.
     """
     chunks: list[Chunk] = chunks_of(files if sample.whole else sample.files, config.data.raw)
-    if not sample.whole:  # of each file, the sample contains the first records
+    if not sample.whole:  # the sample contains only the first records of each file
         chunks = list({chunk.path: chunk for chunk in reversed(chunks)}.values())
     salted = rules.without_missing_salt()
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as base:

@@ -17,8 +17,8 @@ from rlhi_jax.data.tree import BadRecord
 
 MAX_RECORDS, MAX_FILES = 2000, 16
 _IN_MESSAGES = ('role', 'content', 'said_at')
-_UNREAD = ('no_messages', 'message_without_role', 'message_without_text')  # reasons that a wrong path can have
-_NAMES = 12  # in an outline
+_UNREAD = ('no_messages', 'message_without_role', 'message_without_text')  # reasons that a wrong path can cause
+_NAMES = 12  # of fields in an outline, for each object
 
 
 class Sample(NamedTuple):
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
       conversations: the usable conversations.
       counts: the number of records read, and the number dropped for each reason.
       found: how often each path was used, keyed by field. In each record, the first path that leads to a value is used.
-      not_messages: examples of values at the path of the messages that are not lists of messages.
+      not_messages: up to three values at the path of the messages, none of which is a list of messages.
       total: the number of records in all files; an estimate unless `whole`.
       whole: whether the sample contains all records.
       files: the files that were read.
@@ -46,14 +46,14 @@ class Sample(NamedTuple):
 
     @property
     def follow_ups(self) -> int:
-        """The number of user turns in the usable conversations that follow a reply."""
+        """The number of user turns that follow a reply, over all usable conversations."""
         return sum((len(each['messages']) - 1) // 2 for each in self.conversations)
 
 
 def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
-    """Return a sample of at most `MAX_RECORDS` records from at most `MAX_FILES` files, spread over the list of files.
+    """Return a sample of at most `MAX_RECORDS` records, from at most `MAX_FILES` files spread evenly over `files`.
 
-    It contains nothing from users who have opted out.
+    The sample contains nothing from users who have opted out.
 
     Raises:
       UserError: a file cannot be read.
@@ -92,7 +92,7 @@ def read_sample(files: Sequence[Path], rules: Rules) -> Sample:
 
 
 def outline_of(record: Any) -> str:
-    """Return the names of a record's fields, and of the fields of the objects in it, without any values.
+    """Return the names of a record's fields, and of the fields nested one level below them, without any values.
 
     >>> outline_of(dict(thread='t', account=dict(ref='a'), turns=[dict(who='customer', body='Hi.')]))
     'thread, account{ref}, turns[who, body]'
@@ -125,7 +125,7 @@ def _note_paths(record: Any, fields: dict[str, str], found: dict[str, Counter]) 
 
 
 def _records_in(files: Sequence[Path], sizes: Sequence[int]) -> int:
-    """Estimate the number of records in files from the mean size of the sampled records, in characters of JSON."""
+    """Estimate the number of records in files from `sizes`, the sampled records' lengths in characters of JSON."""
     mean, total = max(sum(sizes) / max(len(sizes), 1), 1), 0.0
     for path in files:
         form = form_of(path, 'config.data.raw')

@@ -30,7 +30,7 @@ SLOW = 8.0  # seconds for all built-in questions; a teacher that needs longer is
 PATIENCE = 60.0  # seconds for an answer
 SERIAL = 2.0  # seconds for the first answer; a teacher that needs longer is asked one question at a time
 STRONG = 10**9  # parameters; smaller models rarely follow feedback (tests/benchmarks/README.md)
-MIN_LABELS, MIN_WISHES = 8, 3  # right answers below which mined data would be mostly wrong
+MIN_LABELS, MIN_WISHES = 8, 3  # with fewer right answers, most mined data would be wrong
 _OTHER_LABELLER = "set config.follow_ups.labeller='policy'"
 
 _REQUEST = 'How do I keep bread fresh?'
@@ -65,9 +65,9 @@ WISHES = (  # complaints, each of which states one wish
 def check_teacher(config: ConfigDict, sample: Sample, findings: Findings) -> None:
     """Check the teacher, estimate what its answers will cost, and add the results to the findings.
 
-    A local model is only opened, and a teacher whose recorded answers are replayed is not asked anything. Any other
-    teacher is asked 12 questions about follow-ups (if it labels them), 6 about users' wishes and one about the longest
-    follow-up in the sample.
+    A local model is only opened. If recorded answers are replayed, nothing is asked. Any other teacher is asked 12
+    questions about follow-ups (if it labels them), 6 about users' wishes, and one about the longest follow-up in the
+    sample.
 
     Args:
       config: the loop's config.
@@ -108,9 +108,9 @@ def _check_folder(config: ConfigDict, path: str, findings: Findings) -> None:
 
 
 def _impatient(config: ConfigDict) -> ConfigDict:
-    """Return a copy of the config with a short timeout and without retries, to notice soon if the teacher is down.
+    """Return a copy of the config with a short timeout and no retries, so that an unreachable teacher is noticed soon.
 
-    The copy also sets no cache, because tokens and seconds can only be measured on new answers.
+    The copy also turns off the cache, because tokens and seconds can only be measured on new answers.
     """
     config = config.copy_and_resolve_references()
     config.teacher.cache = ''
@@ -146,7 +146,7 @@ def _ask_for_labels(task: Task, findings: Findings) -> Asked:
 
 
 def _ask_for_wishes(task: Task, findings: Findings) -> Asked:
-    """Ask the teacher to state the built-in wishes, add its score to the findings, and return the cost."""
+    """Ask the teacher which wishes built-in complaints state, add its score to the findings, and return the cost."""
     name, audit = task.config.teacher.model, task.config.personas.audit
     sentences, asked = _measured(task, WISHES, WISHES, sentences_about)
     stated = sum(any(not fault(text, wish, '', audit) for text in texts) for wish, texts in sentences.items())
@@ -184,7 +184,7 @@ def _measured(task: Task, questions: Sequence[T], texts: Sequence[str], ask: Cal
 
 
 def _estimate(config: ConfigDict, sample: Sample, labels: Asked | None, sentences: Asked, findings: Findings) -> None:
-    """Add to the findings what the teacher will cost in tokens, money and time. Warn if the teacher is slow."""
+    """Add the teacher's estimated cost in tokens, money and time to the findings. Warn if the teacher is slow."""
     follow_ups = sample.follow_ups * sample.total / sample.counts['records_read']
     work = work_of_teacher(config, follow_ups, lengths_of(sample), labels, sentences)
     for line in in_words(work, follow_ups, config.teacher.price_in, config.teacher.price_out):

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from rlhi_jax.io.progress import duration
 
-_SHOWN = 3  # reasons or kinds in a line
+_SHOWN = 3  # counts to list by name; the others are summed
 
 
 class Step(NamedTuple):
-    """Names of a stage's counts for one kind of item, such as turns.
+    """The names under which a stage counts one kind of item, such as turns.
 
     The data card uses them to check that every item read was either kept or dropped. If a count of dropped items
     matches the prefixes of several steps, it belongs to the step with the longest matching prefix.
@@ -41,7 +41,7 @@ def dropped_by_unit(steps: Sequence[Step], counts: Mapping[str, int]) -> dict[st
 
 
 def in_words(steps: Sequence[Step], shown: Sequence[str], counts: Mapping[str, int]) -> str:
-    """Return one line that says what a stage kept and dropped, the most frequent reasons, and the teacher's cost.
+    """Return one line with the numbers of kept and dropped items, the most frequent reasons and the teacher's cost.
 
     Args:
       steps: the stage's steps; the line describes only the first. If there are no steps, the line shows all counts.
@@ -75,7 +75,7 @@ def _first_step(steps: Sequence[Step], counts: Mapping[str, int]) -> str:
 
 
 def _largest(counts: Mapping[str, int]) -> str:
-    """Return a text with the largest counts, and the sum of the others."""
+    """List the largest counts, and the sum of the others, in words."""
     sizes = sorted(filter(counts.get, counts), key=lambda name: (-counts[name], name))
     texts = [f'{_words(name)} {counts[name]:,}' for name in sizes[:_SHOWN]]
     if rest := sum(counts[name] for name in sizes[_SHOWN:]):

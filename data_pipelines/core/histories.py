@@ -1,4 +1,4 @@
-"""Read conversations, one at a time or author by author, together with the records of other stages about them."""
+"""Read conversations, one by one or grouped by author, together with other stages' records about them."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ from rlhi_jax.io.progress import Progress
 def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversation, list[list[Record]]]]:
     """Yield each conversation in `config.data.conversations`, with the records about it from each file in `others`.
 
-    Every file is read once. In the files in `others`, the records' ids must be turn ids, and the records must be in the
-    same order as the conversations.
+    Every file is read once. Records in the files in `others` must have turn ids as their ids, and must be in the same
+    order as the conversations.
 
     Raises:
       UserError: a file has records about an unknown conversation, or its records are in a different order.

@@ -31,8 +31,8 @@ def journal_name(made_from: Any) -> str:
 class Journal:
     """An SQLite file of results. Each result is on disk as soon as it is added, and is not kept in memory.
 
-    A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). An existing file is discarded if it is not
-    a journal, or if it is a journal with a different `made_from`.
+    A key is any value that JSON can represent, such as ('reply', 'c1/2', 0). `made_from` is everything that the results
+    depend on. An existing file is discarded if it is not a journal or was written with a different `made_from`.
 
     Raises:
       UserError: the file cannot be opened, for example because another process is using it.

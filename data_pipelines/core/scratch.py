@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def scratch_database(path: Path | None) -> Iterator[sqlite3.Connection]:
-    """Open an empty database in a file, which is removed at the end. If the path is None, it is kept in memory."""
+    """Open an empty database in a file, which is removed at the end. If the path is None, the database is in memory."""
     if path:
         path.unlink(missing_ok=True)  # an interrupted run starts over
     try:

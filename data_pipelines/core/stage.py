@@ -101,10 +101,10 @@ class Stage:
         with the same identity and version is up to date.
       check: a function that raises UserError if a manifest does not meet the requirements in the config. It runs on
         new and on finished folders.
-      files: the record files. Each is mapped to the name of the count that its number of lines must equal. KEPT stands
-        for the sum of all counts of kept items.
-      contents: a function that counts the contents of a folder that are not in record files. Each number is keyed by
-        the name of the count that it must equal.
+      files: the record files. Each is mapped to the name of a count, which must equal the number of lines in the file.
+        KEPT stands for the sum of all counts of kept items.
+      contents: a function that counts what a folder contains outside its record files. It returns numbers, each keyed
+        by the name of the count that it must equal.
       digests: a function that returns further digests, besides those of the folder's files. Later stages use them to
         identify the folder.
       steps: the counts that must add up. The data card leaves out a stage without steps.
@@ -185,7 +185,7 @@ class Stage:
         """Run the stage as a program."""
 
         def main() -> None:
-            from rlhi_jax.parallel.crew import run_shared  # imports JAX, which wrong flags do not need
+            from rlhi_jax.parallel.crew import run_shared  # imports JAX, which is slow, so flags are parsed first
 
             config = load_config(flags.FLAGS.config)
             if flags.FLAGS.workdir:

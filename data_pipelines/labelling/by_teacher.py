@@ -39,9 +39,9 @@ ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
 
 
 def by_likelihood(task: Task, turns: Sequence[UserTurn], model_path: str) -> dict[str, Judgement | None]:
-    """Return the judgements of the model in a folder, keyed by turn id.
+    """Return a local model's judgements, keyed by turn id.
 
-    The judgement is None if the opening of the turn does not fit in a row of `config.teacher.row_tokens` tokens.
+    A turn's judgement is None if the opening of the turn does not fit in a row of `config.teacher.row_tokens` tokens.
     """
     texts = pieces(turns)
     blocks = {digest(block): block for block in in_blocks(texts, PIECES)}

@@ -73,9 +73,9 @@ def opening(turn: UserTurn) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a text after sentences and at line breaks, and drop the parts that contain no word.
+    """Split text into sentences, also at line breaks, and drop the parts that contain no word.
 
-    If no part contains a word, the whole text is the only part.
+    If no part contains a word, return the whole text as the only part.
 
     >>> sentences('Too long. Say it in 1.5 lines!\\nThanks')
     ['Too long.', 'Say it in 1.5 lines!', 'Thanks']

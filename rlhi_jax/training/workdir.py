@@ -22,8 +22,8 @@ _SECTIONS = ('objective', 'seed', 'model', 'lora', 'rows', 'train', 'optimizer')
 def training_settings(config: ConfigDict) -> dict[str, Any]:
     """Return the settings that determine the trained parameters; a resumed run must have the same values.
 
-    These are the general training settings, the section of the objective, and the settings that say which models see
-    the persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
+    These are the general training settings, the objective's section, and the settings that say which models see the
+    persona in training. Settings that may change between restarts (mesh, paths, logging, checkpoint intervals,
     evaluation) are left out. Settings that shape the data are left out too, because the row plan's digest covers them.
     """
     settings = config.to_dict()
@@ -35,15 +35,15 @@ def training_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
-    """Return the training settings and the initial model's digest; with the rows, they determine a run's parameters."""
+    """Return the training settings and the model digest that, together with the rows, determine a run's parameters."""
     return {'config': training_settings(config), 'model': model.weights}
 
 
 def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
-    """Reject a workdir that is a file, is an imported model's folder, or contains a run with settings other than `run`.
+    """Reject a workdir that is a file, is an imported model's folder, or contains a run that differs from `run`.
 
     Raises:
-      UserError: the workdir is rejected. If settings differ, the message names the first setting that does.
+      UserError: the workdir is rejected. If settings differ, the message names the first one that differs.
     """
     if workdir.is_file() or (workdir / 'params').exists():
         kind = 'a file' if workdir.is_file() else "an imported model's folder"
@@ -52,7 +52,7 @@ def refuse_another_run(workdir: Path, run: dict[str, Any]) -> None:
     if not path.exists():
         return
     stored = read_json(path, 'use another --workdir', fields=())
-    # A key that did not exist when the run started had no effect then, as it has at its default now.
+    # If a key did not exist when the run started, the run behaved as it would with the key's default now.
     defaults = {'config': base_config().to_dict()}
     refuse_difference(f'--workdir={workdir} contains a run', stored, run, defaults=defaults)
 
@@ -64,14 +64,14 @@ def refuse_difference(
     remedy: str = 'use another --workdir',
     defaults: Mapping[str, Any] = EMPTY,
 ) -> None:
-    """Raise an error if earlier work was started with settings other than `wanted`.
+    """Raise an error if the settings of earlier work differ from the current settings.
 
     Args:
       what: the beginning of the message, such as '--workdir=DIR contains a run'.
       stored: the settings of the earlier work.
       wanted: the current settings.
       remedy: the end of the message.
-      defaults: the values of settings that are not among those of the earlier work.
+      defaults: the values to assume for settings that `stored` does not contain.
 
     Raises:
       UserError: a setting differs; the message names the first such setting.
@@ -85,7 +85,7 @@ def refuse_difference(
 def claim_workdir(
     workdir: Path, run: dict[str, Any], model: ModelFolder, spec: ModelSpec, lora: Lora | None = None
 ) -> None:
-    """Write the files that mark a workdir as this run's own (run.json) and that make it a model folder.
+    """Write run.json, which marks a workdir as this run's, and the files that make the workdir a model folder.
 
     If run.json exists, nothing is written. One process writes the files, and all processes wait until it has finished.
     """
