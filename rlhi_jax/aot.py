@@ -5,12 +5,12 @@
 This needs libtpu (`pip install -e '.[aot]'`) but no TPU. To plan for a model that is not on this machine, set `--model`
 to its Hugging Face config.json.
 
-The output is one JSON object for each program in `--programs`. It contains the HBM per chip, the FLOPs in closed form,
-the bytes that each chip sends to other chips, and the compile time in seconds. If a program does not fit in memory,
-the exit status is 1.
+The output is one JSON object for each program in `--programs`. Each object contains the HBM per chip, the FLOPs in
+closed form, the bytes that each chip sends to other chips, and the compile time in seconds. If a program does not fit
+in memory, the exit status is 1.
 
 With `--sweep`, the train step is compiled for every mesh and remat policy instead, and the best combination that fits
-is printed. The best combination has the fewest FLOPs and, among combinations with equal FLOPs, the fewest bytes sent.
+is printed. The best combination has the fewest FLOPs; ties are broken by the fewest bytes sent.
 
 The FLOPs of train and score are for full rows. A full row has `config.rows.pairs` trees, each with one prefix and two
 replies, and `config.rows.scored` reply tokens in total.
@@ -165,7 +165,7 @@ def row_work(config: ConfigDict, spec: ModelSpec) -> Work:
     prefix = limits.tokens // limits.pairs - 2 * reply
     if prefix < 1:
         raise UserError(
-            f'config.rows.scored is {limits.scored} of the {limits.tokens} tokens in a row, which leaves none for '
+            f'config.rows.scored is {limits.scored}, but each row has {limits.tokens} tokens, which leaves none for '
             f'prefixes: pass --config.rows.scored={limits.tokens // 2}'
         )
     tree = shared_prefix(prefix, reply, reply, window=spec.local.window if spec.local else None)
@@ -257,9 +257,9 @@ def sweep(config: ConfigDict, spec: ModelSpec, devices: list[jax.Device]) -> Ite
 
 
 def best(reports: Iterable[Report]) -> Report | None:
-    """Return the best of the reports on programs that fit in memory, or None if no program fits.
+    """Return the best report on a program that fits in memory, or None if no program fits.
 
-    The best report has the fewest FLOPs per pair and, among reports with equal FLOPs, the fewest bytes sent.
+    The best report has the fewest FLOPs per pair; ties are broken by the fewest bytes sent.
     """
     fitting = [report for report in reports if report['fits']]
     return min(fitting, key=lambda r: (r['tflops']['a_pair'], sum(r['collective_gib'].values())), default=None)

@@ -2,12 +2,11 @@
 
     python -m rlhi_jax.check --config=configs/NAME.py[:variant] [--workdir=DIR]
 
-The check reads a sample of `config.data.raw`, opens the policy, and measures disk and memory. A teacher behind an
-endpoint is asked up to 19 short questions, most of which have known answers. From the tokens and the time that these
-questions take, the check estimates what labels, personas and rewrites will cost. Nothing is written, except downloads
-from the hub.
+The check reads a sample of `config.data.raw`, opens the policy, and measures disk and memory. If the teacher is an
+endpoint, it is asked up to 19 short questions, most of which have known answers. From the tokens and time that they
+take, the check estimates the cost of labels, personas and rewrites. It writes nothing except downloads from the hub.
 
-The exit status is 0 if the loop can run, perhaps with warnings, and 1 if something would stop it.
+The exit status is 0 if the loop can run (possibly with warnings), and 1 if something would stop it.
 """
 
 from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
@@ -45,7 +44,7 @@ def check(config: ConfigDict, workdir: Path) -> Findings:
         except UserError as error:
             findings.stop(str(error))
     check_machine(config, workdir, sample, findings)
-    if sample and not findings.stops:  # no question is asked before the rest is in order
+    if sample and not findings.stops:  # ask no questions until the other checks have passed
         check_teacher(config, sample, findings)
     return findings
 

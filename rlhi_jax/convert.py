@@ -6,10 +6,10 @@
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
         [--format=huggingface|peft]
 
-Both commands accept policies and reward models. A model with adapters is exported as a whole model, with the adapters
-merged, or as a folder of the package `peft`, which contains only the adapters. The exported chat template accepts
-`persona` and renders exactly the text that training used. The README.md of an exported whole model describes the model
-and shows code that uses it.
+Both commands accept policies and reward models. A model with adapters is exported either as a whole model with the
+adapters merged, or as a `peft` folder that contains only the adapters. The exported chat template accepts `persona` and
+renders exactly the text that training used. The README.md of an exported whole model describes the model and shows code
+that uses it.
 """
 
 from absl import flags
@@ -85,7 +85,7 @@ def import_model(
       template: the name of one of our chat layouts, to use instead of the source's template; None keeps the
         source's template.
       persona_in: where the template places the persona, 'user' or 'system'.
-      pad_token: the pad token; None means the model's own or, if that does not suit, a spare token.
+      pad_token: the pad token; None means the model's own or, if that is not suitable, a spare token.
       overwrite: whether to replace a model folder at `to`.
 
     Raises:
@@ -131,7 +131,7 @@ def import_model(
 
 
 def import_adapters(source: Path, base: Path, to: Path, *, overwrite: bool = False) -> None:
-    """Convert a folder of the package `peft` to a model folder that contains its adapters, and names their base.
+    """Convert a `peft` folder to a model folder that contains the adapters and names their base model.
 
     Args:
       source: a folder with adapter_config.json and adapter_model.safetensors.
@@ -155,9 +155,9 @@ def import_adapters(source: Path, base: Path, to: Path, *, overwrite: bool = Fal
 
 
 def export_adapters(checkpoint: Path, to: Path, *, step: int | None, dtype: str, overwrite: bool = False) -> None:
-    """Write the adapters of a model as a folder of the package `peft`, with the tokenizer.
+    """Write the adapters of a model as a `peft` folder, with the tokenizer.
 
-    The arguments are those of `export_model`.
+    The arguments are the same as for `export_model`.
 
     Raises:
       UserError: the checkpoint is missing or damaged, or has no adapters.

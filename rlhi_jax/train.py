@@ -108,7 +108,7 @@ def train(config: ConfigDict, workdir: Path, begins: Callable[[], None] = lambda
 
 @shared
 def join_training(config: ConfigDict, arguments: dict[str, Any]) -> None:
-    """Take part in a training run of the loop; `arguments` contain the loop's workdir and the objective."""
+    """Take part in a training run of the loop; `arguments` contains the loop's workdir and the objective."""
     workdir, objective = Path(arguments['workdir']), arguments['objective']
     train(training_config(with_paths(config, workdir), workdir, objective), workdir / objective / 'run')
 
@@ -122,10 +122,11 @@ def _say(run: Run, reached: int) -> bool:
 
 
 def run_state(config: ConfigDict, workdir: Path) -> State:
-    """Return the state of a workdir, compared with the run that a config describes.
+    """Return whether a workdir contains the run that a config describes.
 
-    The state is MISSING if the workdir contains no run, UP_TO_DATE if it contains that run (finished or not), and
-    OUT_OF_DATE if it contains a different run, or if an input of the run is missing or damaged.
+    - MISSING: it contains no run.
+    - UP_TO_DATE: it contains that run, finished or not.
+    - OUT_OF_DATE: it contains a different run, or an input of the run is missing or damaged.
     """
     if not (workdir / 'run.json').exists():
         return State.MISSING
@@ -173,7 +174,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
 
 
 def _adapters_and_frozen(run: Run) -> tuple[Params | None, Params]:
-    """Return the initial adapters, with a reward head, and the frozen parameters; None and {} without adapters."""
+    """Return the initial adapters (and any reward head) and the frozen parameters; None and {} without adapters."""
     if not run.decoder.lora:
         return None, {}
     return split_params(run.decoder, load_params(run.decoder, run.model, run.mesh, seed=run.config.seed))
@@ -182,8 +183,8 @@ def _adapters_and_frozen(run: Run) -> tuple[Params | None, Params]:
 def read_with_reference(run: Run, frozen: Params) -> Callable[[int], Row]:
     """Return a function that reads a row by its number.
 
-    If the run has a reference cache, the rows include log-probabilities under the reference model. Those that are
-    missing from the cache are computed first, from the frozen parameters if there are any.
+    If the run has a reference cache, the rows include log-probabilities under the reference model. If any are missing
+    from the cache, they are computed first, with the frozen parameters if there are any.
     """
     if run.reference is None:
         return run.reader.__getitem__
@@ -268,7 +269,7 @@ def _pair_names(run: Run, step: int) -> list[str]:
 
 
 class _Pending:
-    """The metrics of the latest step, which are read late to keep the device busy.
+    """The latest step's metrics, which are read late to keep the device busy.
 
     They are read after the next step is dispatched, or just before a checkpoint is saved.
     """

@@ -228,7 +228,7 @@ def test_contradictory_and_oversized_tokenizers(tmp_path):
     refused(folder, r"gives the token '<\|new\|>' the id 7, but tokenizer.json implies the id")
     for broken in ({'x': {'content': 'a'}}, {'7': {}}, {'-1': {'content': 'a'}}, [1], {'7': {'content': 3}}):
         edit(folder / 'tokenizer_config.json', added_tokens_decoder=broken)
-        refused(folder, 'lacks a text or a valid id')
+        refused(folder, 'has no text or no valid id')
     edit(folder / 'tokenizer_config.json', added_tokens_decoder=None)
     small = tiny_spec(vocab_size=300)
     write_folder(folder, small, random_params(small))

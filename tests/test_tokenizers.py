@@ -323,5 +323,5 @@ def test_spaces_after_words_are_refused(tmp_path):
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer_of('spm')[1].read_bytes())
     proto.trainer_spec.treat_whitespace_as_suffix = True
     (tmp_path / 'tokenizer.model').write_bytes(proto.SerializeToString())
-    with pytest.raises(UserError, match='a space after a text'):
+    with pytest.raises(UserError, match='a space after text'):
         load_tokenizer(tmp_path)

@@ -57,7 +57,7 @@ def require_flags(*names: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    getLogger('asyncio').setLevel(CRITICAL)  # Orbax raises what its tasks raise, which asyncio would also print
+    getLogger('asyncio').setLevel(CRITICAL)  # Orbax raises its tasks' errors itself; asyncio would print them too
     logging.set_verbosity(logging.WARNING)  # hide log messages of libraries; --verbosity=0 shows them
     try:
         left = flags.FLAGS(argv)
@@ -106,13 +106,13 @@ def _failing_line(error: Exception) -> tuple[str, str]:
 
 
 def start(*, commands: Sequence[str] = ()) -> str:
-    """Parse the command line, and return the program's command.
+    """Parse the command line, and return the chosen command.
 
     A program defines its flags and calls this function before its slow imports, so that it responds to --help and to
     wrong flags at once.
 
     Args:
-      commands: the program's commands, one of which must be the first argument. If this is empty, the result is ''.
+      commands: the program's commands; the first argument must be one of them. If there are none, the result is ''.
     """
     if {'--help', '-help', '-h'} & set(sys.argv[1:]):
         print(_help(sys.modules['__main__'].__doc__ or '', sorted(set(flags.FLAGS) - _OF_LIBRARIES)))
@@ -187,7 +187,7 @@ class _OptionalText(flags.Flag):
 
 
 def define_optional(name: str, meaning: str) -> None:
-    """Define a flag that may have a value: it is None if not given, '' for --NAME, and 'TEXT' for --NAME=TEXT."""
+    """Define a flag with an optional value: None if it is not given, '' for --NAME, and 'TEXT' for --NAME=TEXT."""
     flags.DEFINE_flag(_OptionalText(name, meaning))
 
 

@@ -1,7 +1,7 @@
 """Prints the configuration's keys, each with its default, allowed values and meaning.
 
 python -m rlhi_jax.config                  every section and key
-python -m rlhi_jax.config ingest dpo.beta  these sections and keys
+python -m rlhi_jax.config ingest dpo.beta  only these sections and keys
 """
 
 import signal

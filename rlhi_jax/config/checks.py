@@ -125,5 +125,5 @@ def _check_lora(config: ConfigDict) -> None:
     if adapters and in_step and config.policy_sees_persona != config.ref_sees_persona:
         raise UserError(
             "config.lora.reference is 'in_step', but config.ref_sees_persona differs from config.policy_sees_persona, "
-            "so the reference needs other rows than the policy: set config.lora.reference='cached'"
+            "so the reference and the policy need different rows: set config.lora.reference='cached'"
         )

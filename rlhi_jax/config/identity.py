@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.config.schema import base_config
 
-# These keys are left out at their defaults, where they change nothing, so that folders that were made before the keys
-# existed stay up to date.
+# These keys were added later. Their defaults change nothing and are left out, so that folders from before then stay up
+# to date.
 _LATER = dict(
     sampler=('top_k', 'min_p', 'repetition_penalty', 'stop', 'weights'), rewrites=('shows_reply', 'max_words')
 )
@@ -15,7 +15,7 @@ _WITHOUT_EFFECT = dict(sampler=('logprobs',))  # these keys never change what a 
 
 
 def settings_identity(config: ConfigDict, section: str) -> dict[str, Any]:
-    """Return the settings in a section of the config that can change the output of a stage, as JSON values."""
+    """Return, as JSON values, the settings in a config section that can change the output of a stage."""
     defaults = base_config()[section]
     return {
         name: list(value) if isinstance(value, tuple) else value

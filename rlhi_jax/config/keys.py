@@ -19,7 +19,7 @@ _NUMBER_BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A configuration key. Values have the same type as the default; numbers must be finite, and tuples contain text.
+    """A configuration key. Values have the same type as the default. Numbers are finite; tuples contain strings.
 
     Attributes:
       default: the value in `base_config()`.

@@ -59,7 +59,7 @@ def users_talk(config: ConfigDict) -> bool:
 def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
     """Return a copy of the config that places the folders of all stages, and any simulated raw data, in the workdir.
 
-    If the file that `opt_out_list` returns exists, the copy excludes the users on it.
+    If the opt-out list (see `opt_out_list`) exists, the copy excludes the users on it.
 
     Raises:
       UserError: as for `opt_out_list`.
@@ -101,10 +101,10 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
 
 
 def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
-    """Return the config with which the loop in a workdir runs a stage.
+    """Return the config that the loop uses to run a stage in a workdir.
 
-    `config.objective` selects the training run whose pairs, shards and rows are made, and `config.data.split` selects
-    whether the shards are for training or for the evaluation.
+    For pairs, shards and rows, `config.objective` selects the training run that they are for. For shards,
+    `config.data.split` selects whether they are for training or evaluation.
     """
     config = with_paths(config, workdir)
     if stage in ('pairs', 'shards', 'rows'):

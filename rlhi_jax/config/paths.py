@@ -25,8 +25,8 @@ def is_endpoint(path: str) -> bool:
 def likelihood_path(config: ConfigDict) -> str:
     """Return the folder of the model that computes log-probabilities.
 
-    This is the teacher or, if the teacher is an endpoint, the policy. Endpoints do not provide the log-probabilities of
-    a given text.
+    This is normally the teacher. If the teacher is an endpoint, it is the policy, because endpoints do not provide the
+    log-probabilities of a given text.
     """
     path = teacher_path(config)
     return config.model.path if is_endpoint(path) else path

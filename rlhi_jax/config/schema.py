@@ -63,7 +63,7 @@ SCHEMA = Section(
     eval=training_keys.EVAL,
 )
 
-# Keys from earlier versions, and the key that replaces each; '' if the key was removed.
+# Keys of earlier versions, mapped to their replacements; '' if the key was removed.
 RENAMED = {
     'pairs.margin': 'pairs.min_score_gap',
     'rewrites.margin': 'rewrites.max_feedback_drop',

@@ -20,7 +20,7 @@ DATA = Section(
     prompts=Key(
         '',
         'JSON lines file of prompts to sample candidates for; each has id, user_id, persona, split and messages. '
-        'Empty: use the user turns of the training conversations, except positive feedback, each with its persona.',
+        'Empty: use the user turns of the training conversations, with their personas, except for positive feedback.',
     ),
     candidates=Key('', "Folder of the 'candidates' stage: N sampled replies to each prompt, and their rewards."),
     scores=Key('', 'Folder of candidate scores to use instead of the rewards, such as scores from `oracle_scores`.'),
@@ -33,16 +33,16 @@ DATA = Section(
     split=Key('train', "Split that the 'shards' stage reads if data.pairs is a folder: train, validation or test."),
     feedback=Key(
         'paired',
-        "What the 'shards' stage makes of the replies in data.pairs that are rated. paired: a pair of the best-rated "
-        'and the worst-rated reply to each prompt. one_sided: a chosen reply if the user liked it, or a rejected reply '
-        'if not, for the kto objective. hindsight: a pair of the same reply with and without the follow-up in its '
-        'prompt, for the hindsight objective.',
+        "What the 'shards' stage makes from rated replies in data.pairs. paired: for each prompt, a pair of the "
+        'best-rated and the worst-rated reply. one_sided (for the kto objective): a chosen reply if the user liked it, '
+        'or a rejected reply if not. hindsight (for the hindsight objective): a pair of the same reply with and '
+        'without the follow-up in its prompt.',
         choices=('paired', 'one_sided', 'hindsight'),
     ),
     shards=Key('', "Folder of the 'shards' stage: interaction trees as ArrayRecord files."),
     rows=Key('', "Folder of the 'rows' stage: which trees share a row."),
     datasets=Key('', 'Folder of TFDS data sets of conversations and interactions, for other programs.'),
-    card=Key('', 'Folder of the data card: counts, distributions and examples of what the stages above wrote.'),
+    card=Key('', "Folder of the data card: counts, distributions and examples from the stages' output."),
     reference=Key(
         '',
         'Folder that caches the log-probabilities of the reference model, so that runs can share them. Empty: cache '
@@ -70,8 +70,9 @@ SIMULATED = Section(
     prompts=Key(6, 'Number of additional requests per user, outside the conversations.', at_least=0),
     special_every=Key(
         0,
-        'In every group of this many users, one changes a taste halfway through their history, and another has a taste '
-        'for one kind of request only and wants the opposite for all others. 0: no user does.',
+        'Every group of this many users has two special users. The first changes a taste halfway through their '
+        'history. The second has a taste for one kind of request only, and wants the opposite for all others. 0: no '
+        'special users.',
         at_least=0,
     ),
 )
@@ -84,7 +85,7 @@ TEACHER = Section(
         'Model folder, or base URL of an OpenAI-compatible endpoint such as http://localhost:8000/v1. Empty: use '
         'model.path.',
     ),
-    row_tokens=Key(1024, 'Maximum length, in tokens, of a text that a local model judges.', at_least=1),
+    row_tokens=Key(1024, 'Maximum length, in tokens, of the text that a local model judges.', at_least=1),
     model=Key('', 'Name of the model at the endpoint.'),
     key_variable=Key(
         'OPENAI_API_KEY', 'Environment variable that contains the API key for the endpoint; local servers need no key.'
@@ -98,8 +99,8 @@ TEACHER = Section(
     concurrency=Key(16, 'Maximum number of requests in flight at the same time.', at_least=1),
     timeout=Key(
         120.0,
-        'Seconds without any data from the endpoint after which a request is sent again. A request is also sent again '
-        'if its answer is not complete after five times as many seconds.',
+        'Seconds to wait for data from the endpoint before a request is sent again. A request is also sent again if '
+        'its answer is not complete after five times this long.',
         at_least=1,
     ),
     retries=Key(
@@ -136,8 +137,8 @@ INGEST_FIELDS = Section(
     ),
     ended=Key('timestamp|metadata.timestamp|timestamp_s|created', 'Time when the conversation ended.'),
     language=Key('language|metadata.language', 'Language of the conversation.'),
-    toxic=Key('toxic|openai_moderation.flagged|conversation.toxic', 'Flags for toxic content; one set flag is enough.'),
-    redacted=Key('redacted|conversation.redacted', 'Flags for redacted content; one set flag is enough.'),
+    toxic=Key('toxic|openai_moderation.flagged|conversation.toxic', 'Flags for toxic content; any set flag counts.'),
+    redacted=Key('redacted|conversation.redacted', 'Flags for redacted content; any set flag counts.'),
     messages=Key('conversation|messages|conversations', 'List of messages.'),
     reply=Key(
         'response|choices.message.content|response.choices.message.content',
@@ -193,8 +194,8 @@ INGEST = Section(
     ),
     opt_out=Key(
         '',
-        'Text file with one user id per line, spelled as in the records; nothing from these users is kept. Empty: '
-        'with --workdir=DIR, the file DIR.opt_out, if it exists; `forget` adds users to this file.',
+        'Text file with one user id per line, spelled as in the records; nothing from these users is kept. Empty: use '
+        'the file DIR.opt_out, if --workdir=DIR is given and the file exists. `forget` adds users to this file.',
     ),
     workers=Key(2, 'Number of processes that read files at the same time.', at_least=1),
     fields=INGEST_FIELDS,
@@ -232,15 +233,15 @@ PERSONAS = Section(
     ),
     samples=Key(
         4,
-        'Sentences that the teacher drafts per remark; the first one that personas.audit allows is the claim.',
+        'Sentences that the teacher drafts per remark; the first one that personas.audit allows becomes the claim.',
         at_least=1,
     ),
     audit=Key(
         'lasting',
         'Which claims may be stored. lasting: the remark states a wish that also holds for unrelated requests, and the '
         'claim follows from it. strict: the remark is about what replies should be like, and the claim follows '
-        'from it. stated: the claim follows from the remark, which may be about the task. about_replies: the remark is '
-        'about what replies should be like; the claim is trusted. safe: any claim without private, sensitive or '
+        'from it. stated: the claim follows from the remark, even if that is about the task. about_replies: the remark '
+        'is about what replies should be like; the claim is trusted. safe: any claim without private, sensitive or '
         'steering text; the other values exclude such text too.',
         registry='data_pipelines.persona.audit:LEVELS',
     ),
@@ -267,14 +268,14 @@ REWRITES = Section(
     ),
     max_words=Key(
         0,
-        'Number of words that the teacher is asked not to exceed; a longer reply that the feedback is about raises it '
-        'to the length of that reply. 0: the teacher is told no limit.',
+        'Maximum number of words that the teacher is asked to write. If the reply that the feedback is about is '
+        'longer, the length of that reply is the limit. 0: the teacher is given no limit.',
         at_least=0,
     ),
     max_feedback_drop=Key(
         2.0,
         'Maximum drop in log p(feedback), in nats, from the logged reply to the regenerated reply; if the drop is '
-        'larger, the feedback does not apply.',
+        'larger, the feedback does not apply to the regenerated reply.',
         at_least=0,
     ),
     max_turns=Key(0, 'Maximum number of feedback turns to use, selected by hash; 0: all.', at_least=0),

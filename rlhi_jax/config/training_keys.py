@@ -1,7 +1,7 @@
 """Keys for models, training, sampling and evaluation.
 
-Where a meaning says "Default from arXiv 2506.21495", the default is from the DPO runs on WildChat that the RLHI team
-published in that paper, because RLHI's own values are not published. All other defaults are ours.
+RLHI's own values are not published. Defaults marked "Default from arXiv 2506.21495" come from the DPO runs on WildChat
+that the RLHI team published in that paper. Unless a meaning names another source, all other defaults are ours.
 """
 
 from rlhi_jax.config.keys import Key, Section
@@ -40,7 +40,7 @@ MODEL = Section(
 )
 
 ROWS = Section(
-    'The capacities of a row, the fixed-size unit of training data, which can contain several interaction trees.',
+    'The capacities of a row. A row is the fixed-size unit of training data and can contain several interaction trees.',
     tokens=Key(
         1024,
         'Tokens per row. TPUs compute attention fastest for multiples of 512. Default from arXiv 2506.21495.',
@@ -48,7 +48,7 @@ ROWS = Section(
     ),
     scored=Key(
         1024,
-        'Maximum number of scored tokens in a row. The scored tokens are those of chosen and rejected replies.',
+        'Maximum number of scored tokens in a row. The tokens of chosen and rejected replies are scored.',
         at_least=1,
     ),
     pairs=Key(8, 'Maximum number of preference pairs in a row.', at_least=1),
@@ -78,8 +78,8 @@ SAMPLER = Section(
     ),
     repetition_penalty=Key(
         1.0,
-        'Divides positive logits of tokens that the prompt or the reply so far contains, and multiplies negative ones; '
-        '1: off.',
+        'Penalty on tokens that already occur in the prompt or the reply: it divides their logits if positive, and '
+        'multiplies them if negative. 1: off.',
         above=0,
     ),
     stop=Key((), 'Strings that end a reply. The reply is the text before the first of them and counts as finished.'),
@@ -103,14 +103,14 @@ LORA = Section(
     ),
     base_dtype=Key(
         'float32',
-        'Number format in which the frozen parameters rest in memory during training; the model folder keeps float32.',
+        'Number format of the frozen parameters in memory during training; the model folder keeps float32.',
         choices=('float32', 'bfloat16'),
     ),
     reference=Key(
         'cached',
         'How DPO gets the log-probabilities of the reference, which is the frozen model. cached: once per row, before '
         'training; faster with several epochs, or if data.reference already has them. in_step: in each step, with the '
-        'adapters off; faster if each row is seen once, because training then starts at once.',
+        'adapters off; faster if each row is seen once, because training then starts immediately.',
         choices=('cached', 'in_step'),
     ),
 )
@@ -196,7 +196,7 @@ SIMPO = Section(
 )
 
 KTO = Section(
-    "Settings of the 'kto' objective. The defaults are those of arXiv 2402.01306.",
+    "Settings of the 'kto' objective. The defaults are from arXiv 2402.01306.",
     beta=Key(0.1, 'Weight of the log-ratios; a larger value keeps the policy closer to the reference.', above=0),
     chosen_weight=Key(1.0, 'Weight of the loss on chosen replies.', at_least=0),
     rejected_weight=Key(1.0, 'Weight of the loss on rejected replies.', at_least=0),
@@ -207,7 +207,7 @@ HINDSIGHT = Section(
     skip_tokens=Key(
         2,
         'Number of tokens at the start of a reply that are not trained on; the follow-up mostly changes how a reply '
-        'opens. The default is that of the code published with arXiv 2603.12273.',
+        'opens. The default is from the code published with arXiv 2603.12273.',
         at_least=0,
     ),
 )
@@ -276,5 +276,5 @@ EVAL = Section(
         8, 'Rows scored at the same time, across all devices, in evaluation and when candidates are scored.', at_least=1
     ),
     max_trees=Key(0, 'Maximum number of interaction trees to evaluate, selected by hash; 0: all.', at_least=0),
-    shuffle_seed=Key(0, "Seed that decides which other user's persona each user gets in the condition 'other'."),
+    shuffle_seed=Key(0, "Seed that assigns another user's persona to each user in the condition 'other'."),
 )

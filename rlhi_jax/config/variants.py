@@ -39,7 +39,7 @@ def parse_variant(text: str, names: tuple[str, ...] = ()) -> Variant:
 
 
 def on_two_cores(c: ConfigDict) -> None:
-    """Set sizes so small that a round takes minutes on two CPU cores with a model of 135 million parameters.
+    """Set sizes so small that a round with a 135-million-parameter model takes minutes on two CPU cores.
 
     These sizes are far too small for a real round, so the report says that its figures are not evidence. The pairs are
     accepted even if the probe finds artefacts in them, because there are too few pairs for a reliable probe. Call this

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhi_jax.io.errors import UserError
 
-_MAX_NUMBER = 2**40  # sizes and bases above it are damage
+_MAX_NUMBER = 2**40  # a larger size or base means that the file is damaged
 
 
 def unsupported(fault: str, supported: str) -> UserError:

@@ -1,6 +1,6 @@
-"""The settings and weights in which files of Gemma 2 and Gemma 3 differ from those of other families.
+"""Converts the settings and weights that Gemma 2 and Gemma 3 files store differently from other families.
 
-Some of these settings are not in a file, since Google's code and llama.cpp derive them from the model's size.
+Some of these settings are not in the files, because Google's code and llama.cpp derive them from the model's size.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _DEFAULTS = {
 }
 _SIZES = dict(sliding_window=4096, query_pre_attn_scalar=256)
 _THETA = {'gemma2': (10_000.0, 10_000.0), 'gemma3': (1_000_000.0, 10_000.0)}  # of global and local layers
-_LAYERS_27B = {'gemma2': 46, 'gemma3': 62}  # of the models whose heads are narrower than the width divided by them
+_LAYERS_27B = {'gemma2': 46, 'gemma3': 62}  # these models scale queries by width / heads, not by head width
 
 
 def of_family(spec: ModelSpec) -> ModelSpec:
@@ -34,7 +34,7 @@ def of_family(spec: ModelSpec) -> ModelSpec:
 
 
 def from_hf(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
-    """Return the spec with the settings of a config.json.
+    """Return the spec, completed with the settings in a config.json.
 
     Raises:
       UserError: a field's value is not supported.
@@ -64,7 +64,7 @@ def from_hf(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _rope(config: Mapping[str, Any], kind: str, field: str, default: float) -> tuple[float, float]:
-    """Return the base of the rotation of local or global layers, and the number by which positions are divided."""
+    """Return the rotary base of local or global layers, and the factor that divides their positions."""
     stated = config.get('rope_parameters') or {}
     stated = stated.get(kind, stated) if isinstance(stated, Mapping) else stated
     scaling = config.get('rope_scaling') if kind == _GLOBAL else None
@@ -97,7 +97,7 @@ def _types(num_layers: int, period: int) -> list[str]:
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:
-    """Return the fields of config.json in which a Gemma model differs from other families."""
+    """Return the fields of config.json that are specific to Gemma models."""
     fields = {
         'hidden_activation': ACTIVATION,
         'attention_bias': False,
@@ -116,12 +116,15 @@ def to_hf(spec: ModelSpec) -> dict[str, Any]:
 
 
 def from_stored(tensor: np.ndarray, leaf: Leaf, spec: ModelSpec) -> np.ndarray:
-    """Return a tensor of a Hugging Face file as we store it; the files lack the 1 in the scales of Gemma's norms."""
+    """Return a tensor from a Hugging Face file as we store it.
+
+    We add 1 to the scales of Gemma's norms, because the files store them minus 1.
+    """
     return tensor.astype(np.float32) + np.float32(1) if _is_scale(leaf, spec) else tensor
 
 
 def to_stored(array: np.ndarray, leaf: Leaf, spec: ModelSpec) -> np.ndarray:
-    """Return a parameter as Hugging Face files store it: the inverse of `from_stored`, up to rounding of the 1."""
+    """Return a parameter as Hugging Face files store it. This inverts `from_stored`, up to rounding."""
     return array - np.float32(1) if _is_scale(leaf, spec) else array
 
 
@@ -130,9 +133,9 @@ def _is_scale(leaf: Leaf, spec: ModelSpec) -> bool:
 
 
 def from_gguf(spec: ModelSpec, fields: Mapping[str, Any]) -> ModelSpec:
-    """Return the spec with the settings of a GGUF file.
+    """Return the spec, completed with the settings in a GGUF file.
 
-    llama.cpp, like us, assumes the settings that are not in the file.
+    For settings that are not in the file, we assume the same values as llama.cpp.
     """
 
     def field(name: str, default: Any) -> Any:

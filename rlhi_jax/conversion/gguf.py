@@ -36,8 +36,8 @@ _SPLITS = {
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """Read a language model from a GGUF file, dequantising a few rows of a tensor at a time.
 
-    All tensor types are supported that the `gguf` package can dequantise. An output matrix that repeats the embedding
-    is not stored again: the embeddings are then tied.
+    Every tensor type that the `gguf` package can dequantise is supported. If the output matrix repeats the embedding,
+    it is not stored again, and the spec has tied embeddings.
 
     Returns:
       The spec, our parameters (float32 numpy arrays, layers stacked on axis 0) and the special token ids. The ids are
@@ -106,7 +106,7 @@ def _shape(tensor) -> tuple[int, ...]:
 
 @functools.cache
 def _tensor_types() -> tuple[str, ...]:
-    """Return the names of the tensor types that the gguf package can dequantise, by trying one block of each."""
+    """Try one block of each tensor type, and return the names of those that the gguf package can dequantise."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
     names = []
@@ -122,7 +122,8 @@ def _tensor_types() -> tuple[str, ...]:
 def _dequantised(path: Path, tensor, multiple: int = 1) -> Iterator[np.ndarray]:
     """Yield the weights of a tensor in float32, a block of consecutive rows at a time.
 
-    The number of rows in a block is divisible by `multiple`, if that of the whole tensor is. A vector is one block.
+    If the tensor's number of rows is divisible by `multiple`, so is the number of rows in each block. A vector is one
+    block.
     """
     from gguf import dequantize
 

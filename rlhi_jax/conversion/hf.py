@@ -26,7 +26,7 @@ INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
-# For each `model_type`, our family, and the beginning of the names of its classes.
+# Our family, and the prefix of the class names, keyed by `model_type`.
 _TYPES = {
     'llama': ('llama', 'Llama'),
     'mistral': ('mistral', 'Mistral'),
@@ -60,7 +60,7 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     Raises:
       UserError: a field is missing, or its value is not supported.
     """
-    if config.get('model_type') not in tuple(_TYPES):  # which, unlike a dict, can be asked about any value
+    if config.get('model_type') not in tuple(_TYPES):  # unlike a dict, a tuple accepts unhashable values
         raise unsupported(f'model_type is {config.get("model_type")!r}', ', '.join(_TYPES))
     family, _ = _TYPES[config['model_type']]
     head = _head(config)
@@ -243,7 +243,7 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
       spec: the model that the folder's config.json describes (see `spec_from_hf`).
 
     Raises:
-      UserError: a file is missing or damaged, or a tensor is missing, unknown, or has the wrong shape or type.
+      UserError: a file is missing or damaged, or a tensor is missing, is unknown, or has the wrong shape or type.
     """
     folder = Path(folder)
     tensors = _stored_tensors(folder)
@@ -296,7 +296,7 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a path is a regular file (and not, for example, a pipe) or does not exist."""
+    """Return whether a path is a regular file or does not exist; a pipe, for example, is not a regular file."""
     return not path.exists() or stat.S_ISREG(path.stat().st_mode)
 
 

@@ -26,7 +26,7 @@ class Leaf:
       stored: the axes in the file, with a space between dimensions: 'NH D' is a matrix [N * H, D].
       hf: possible names in Hugging Face files, with `{}` for the layer; we read any of them and write the first.
       gguf: possible names in GGUF files, with `{}` for the layer.
-      when: returns whether a model has this parameter, given its spec.
+      when: returns whether a model with a given spec has this parameter.
     """
 
     path: str
@@ -46,12 +46,12 @@ class Leaf:
         return (spec.num_layers,) * self.stacked + tuple(sizes[axis] for axis in self.axes)
 
     def stored_shape(self, spec: ModelSpec) -> tuple[int, ...]:
-        """Return the shape that a tensor has in the file; stacked layers are separate tensors there."""
+        """Return the shape of the tensor in the file, where each layer has a separate tensor."""
         sizes = _sizes(spec)
         return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored.split())
 
     def to_stored(self, array: np.ndarray, spec: ModelSpec) -> np.ndarray:
-        """Return a view of one layer of our parameter with the file's axes, through which it can also be written."""
+        """Return a view of one layer of our parameter, with the file's axes. Writing to the view sets the parameter."""
         split = self.stored.replace(' ', '')
         view = array.transpose([self.axes.index(axis) for axis in split])
         return view.reshape(self.stored_shape(spec), copy=False)
@@ -149,8 +149,8 @@ def assemble(
       spec: the model.
       naming: the kind of tensor names in the source, 'hf' or 'gguf'.
       shapes: the shape of every tensor in the source, keyed by name.
-      read: returns the tensor with a given name, in its stored shape and in any float type, as consecutive parts of its
-        first axis.
+      read: returns the tensor with a given name, in its stored shape and any float type. The tensor is split along its
+        first axis into consecutive parts.
       ignorable: returns whether a tensor with a given name may be ignored if the model does not use it.
       source: the name of the file or folder, for error messages.
 

@@ -1,7 +1,7 @@
-"""Converts our adapters to the folders of the package `peft` (adapter_config.json and its weights), and back.
+"""Converts our adapters to `peft` folders (adapter_config.json and adapter_model.safetensors), and back.
 
 For each adapted matrix of each layer, PEFT stores lora_A [rank, inputs] and lora_B [outputs, rank]. These are our A and
-B transposed, with the axes of heads joined.
+B, transposed and with the axes of heads merged.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def write_adapters(folder: Path, model: ModelFolder, trained: dict[str, Any], *,
       dtype: the type of the written weights, 'float32' or 'bfloat16'.
     """
     lora, spec = model.lora, model.spec
-    # A base on the hub has a name there. Any other base is described, and `peft` needs to be given that model.
+    # A base from the hub is named. Any other base is only described, so users must pass that model to `peft`.
     name, _, revision = model.base.source.removeprefix('hf://').partition('@')
     config = dict(
         peft_type='LORA',
@@ -85,7 +85,7 @@ def write_adapters(folder: Path, model: ModelFolder, trained: dict[str, Any], *,
 def read_adapters(folder: Path, base: ModelSpec) -> tuple[ModelSpec, Lora, dict[str, Any]]:
     """Return the spec, the adapters' settings and the trained parameters of a `peft` folder for a base model.
 
-    The spec is that of the base or, if the folder contains a reward head, that of a reward model on it.
+    If the folder contains a reward head, the spec describes a reward model on the base; otherwise, it is the base's.
 
     Raises:
       UserError: the folder is missing or damaged, uses a feature that we do not support, or does not fit the base.

@@ -69,9 +69,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             start, stop = entry['data_offsets']
             dtype, shape = entry['dtype'], tuple(entry['shape'])
             if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
-                raise ValueError(f'tensor {name} has a shape or offsets that are not whole numbers from 0')
+                raise ValueError(f'the shape and offsets of tensor {name} are not all non-negative integers')
             if start != end or stop < start:
-                raise ValueError(f'the bytes of tensor {name} do not begin where those of the tensor before it end')
+                raise ValueError(f'tensor {name} does not begin where the previous tensor ends')
             if dtype in DTYPES and stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
                 raise ValueError(f'tensor {name} has the wrong number of bytes')
             tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + start)

@@ -10,7 +10,7 @@ from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.spec import ModelSpec
 from rlhi_jax.tokenizers.template import ChatTemplate
 
-# Tokens that are suitable as pad tokens, the best first. None of them may occur in what the template writes.
+# Patterns of suitable pad tokens, best first. The template must never write the chosen token.
 _SPARE = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -31,7 +31,7 @@ def finish_tokens(
     there.
 
     The pad token must differ from the last token of a rendered reply, because `transformers` takes the last non-pad
-    token as the end of a padded reply. If it does not differ, or is missing, a special token that the template never
+    token as the end of a padded reply. If the model has no such pad token, a special token that the template never
     writes becomes the pad token.
 
     Args:
@@ -42,8 +42,8 @@ def finish_tokens(
       source: the source's name, for errors.
 
     Raises:
-      UserError: the tokenizer has more tokens than the model, a turn does not end in a special token, `pad_token` is
-        not a special token, or it is the token that ends a reply.
+      UserError: the tokenizer has more tokens than the model, a turn does not end in a special token, or `pad_token`
+        is not a special token or ends a reply.
     """
     template = ChatTemplate.load(folder)
     control = template.tokenizer.control

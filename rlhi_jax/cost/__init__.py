@@ -1,1 +1,1 @@
-"""The cost of a program: FLOPs in closed form, and bytes sent between chips."""
+"""The cost of a program: its FLOPs and memory in closed form, and the bytes sent between chips."""

@@ -3,7 +3,7 @@
 A multiplication and an addition count as two operations. As is customary, norms, rotations, activations and softmax are
 left out; they are about 1 % of the total. Attention is counted only for the (query, key) pairs that the mask allows. In
 a row, the number of these pairs is the sum of the extents, because `extent[j]` tokens attend to token j. In layers with
-a sliding window, it is the number of these pairs that lie in the window.
+a sliding window, only the pairs inside the window count.
 """
 
 import dataclasses
@@ -105,9 +105,9 @@ def train_flops(
 ) -> dict[str, int]:
     """Return the FLOPs of one forward pass and its gradient, split into body, head, attention and repeated work.
 
-    Body, head and attention each cost three times their forward pass. With adapters, body and head cost twice their
-    forward pass, because a frozen matrix has no gradient, and `adapters` three times theirs. `repeated` counts the work
-    that is recomputed:
+    Body, head and attention each cost three times their forward pass. With adapters, body and head cost only twice
+    their forward pass, because frozen matrices have no gradient. The part `adapters` costs three times the forward pass
+    of the adapters. The part `repeated` is the work that is recomputed:
       in the body and the adapters, the matrix products that `remat` does not save;
       in the head, the logits;
       in attention, any products beyond four in the gradient and, with `save_nothing`, the whole forward pass.

@@ -21,7 +21,7 @@ def num_parameters(spec: ModelSpec) -> int:
 
 
 def num_trained(spec: ModelSpec, lora: Lora | None) -> int:
-    """Return the number of parameters that are trained: all, or only those of the adapters and of a reward head."""
+    """Return the number of trained parameters: all or, with adapters, only the adapters and any reward head."""
     if lora is None:
         return num_parameters(spec)
     sides = sum(sum(matrices(spec)[name]) for name in lora.targets)
@@ -29,11 +29,11 @@ def num_trained(spec: ModelSpec, lora: Lora | None) -> int:
 
 
 def training_bytes(spec: ModelSpec, lora: Lora | None) -> int:
-    """Return the bytes that parameters, gradients and optimizer state take in training, without activations."""
+    """Return the bytes of memory for parameters, gradients and optimizer state in training, without activations."""
     frozen = _FROZEN[lora.base_dtype] * num_parameters(spec) if lora else 0
     return _TRAINED * num_trained(spec, lora) + frozen
 
 
 def disk_bytes(spec: ModelSpec, lora: Lora | None, *, keep: int) -> int:
-    """Return the bytes of a finished training run on disk: `keep` checkpoints, one being written, and the export."""
+    """Return the disk space for a training run, in bytes: `keep` checkpoints, one being written, and the export."""
     return _SAVED * (keep + 1) * num_trained(spec, lora) + _EXPORTED * num_parameters(spec)

@@ -14,8 +14,8 @@ class Piece(NamedTuple):
     """A part of a tree that goes into one row.
 
     Attributes:
-      start: index of the message at which the context of the pairs starts. In a hindsight pair, the request and the
-        request with the follow-up have the same parent; if the context starts at one, it also starts at the other.
+      start: index of the message at which the context of the pairs starts. In a hindsight pair, the requests with
+        and without the follow-up have the same parent; if the context starts at one, it also starts at the other.
       pairs: indices of the pairs.
     """
 
@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
 
 class TreeEncoder:
-    """An encoder that turns pieces of an interaction into token trees and caches the tokens of each message.
+    """Turns pieces of an interaction into token trees, and caches the tokens of each message.
 
     Attributes:
       escapes: number of times that the template's markup was found in text and escaped.
@@ -73,7 +73,7 @@ class TreeEncoder:
         return TokenTree(nodes, scored, table)
 
     def _children(self, replies: Iterable[Reply]) -> dict[int, list[int]]:
-        """Return the children of every message on the paths to some replies, in the order of the tree."""
+        """Return the messages on the paths to the given replies, grouped by parent, in the order of the tree."""
         kept = {message for reply in replies for message in self.tree.path(reply.last)}
         children: dict[int, list[int]] = {}
         for message in sorted(kept):

@@ -1,4 +1,4 @@
-"""The KTO objective, which also learns from replies that were only liked or only disliked."""
+"""The KTO objective, which can also learn from a liked or disliked reply without a counterpart."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,15 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def kto(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
-    """Return each pair's loss and metrics (arXiv 2402.01306, eq. 8), [P] each.
+    """Return each pair's loss [P] and metrics [P] (arXiv 2402.01306, eq. 8).
 
-    The loss of a chosen reply is w_chosen (1 - σ(β (h - z))), and that of a rejected reply is
-    w_rejected (1 - σ(β (z - h))), where h is the reply's log-ratio log(π / π_ref). The loss of a pair is the mean over
-    the sides that it has.
+    The loss is w_chosen (1 - σ(β (h - z))) for a chosen reply and w_rejected (1 - σ(β (z - h))) for a rejected reply.
+    Here h is the reply's log-ratio log(π / π_ref). A pair's loss is the mean over the replies that it has.
 
-    The reference point z estimates KL(π ‖ π_ref), without gradient. The paper estimates z from replies to other
-    prompts, which would have to be scored as well. We use the mean log-ratio of the replies that are scored anyway, or
-    0 if it is negative. The mean is over all replies in one accumulation step, on all devices.
+    The reference point z is an estimate of KL(π ‖ π_ref); no gradient flows through it. The paper estimates z from
+    replies to other prompts, but we would then have to score those replies as well. Instead, we use the mean log-ratio
+    of the replies that are scored anyway, or 0 if the mean is negative. The mean is over all replies in one
+    accumulation step, on all devices.
 
     Args:
       scores: the scores of each pair's replies; `logp_P2`, `reference_logp_P2` and `present_P2` are used.

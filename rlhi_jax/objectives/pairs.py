@@ -1,6 +1,6 @@
 """The type of an objective, and the type of its input: the scores of each pair's chosen and rejected replies.
 
-Dimension key: P pairs (one or more leading dimensions), 2 the chosen and the rejected reply, in this order, N the
+Dimension key: P pairs (one or more leading dimensions); 2 the chosen and the rejected reply, in this order; N the
 largest number of scored tokens that a reply can have.
 """
 
@@ -21,10 +21,10 @@ class PairScores(NamedTuple):
       reference_logp_P2: log-probability under the reference policy, summed over the scored tokens, in nats.
       length_P2: number of scored tokens in the reply.
       reward_P2: output of the reward head.
-      margin_P: the margin that the data states for the pair; 0 if it states none.
-      token_logp_P2N: log-probability of each scored token under the policy, in nats, from the reply's first token on.
-        Entries after the reply's last token are meaningless.
-      present_P2: whether the pair has a reply on this side. The other scores of a missing reply are meaningless.
+      margin_P: the pair's margin in the data; 0 if the data contains none.
+      token_logp_P2N: log-probability of each scored token under the policy, in nats, starting with the reply's first
+        token. Entries after the reply's last token are meaningless.
+      present_P2: whether the pair has this reply. If it does not, the reply's other scores are meaningless.
     """
 
     logp_P2: jax.Array | None = None

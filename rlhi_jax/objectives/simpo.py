@@ -7,7 +7,7 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def simpo(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
-    """Return each pair's loss (arXiv 2405.14734, eq. 6), in nats, and metrics, [P] each.
+    """Return each pair's loss [P], in nats, and metrics [P] (arXiv 2405.14734, eq. 6).
 
     A reply's reward is β times its log-probability per token. The loss is -log σ(r_chosen - r_rejected - γ).
 

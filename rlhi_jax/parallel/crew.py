@@ -1,13 +1,13 @@
 """Shares the work of a program's main process with the other processes of the run.
 
-The main process alone runs the program: it reads, writes and prints. The others wait for work (`follow`). The main
-process hands them a `shared` function by name, in one of two ways:
+The main process alone runs the program: it reads, writes and prints. The others wait for work. The main process sends
+them the name of a `shared` function, in one of two ways:
 
 - `share` gives every process its part of a list of items. The results come back one by one, as JSON.
-- `call_together` has every process call a function, such as a training run that spans the devices of all processes.
+- `call_together` makes every process call a function, such as a training run that spans the devices of all processes.
 
-Messages go through the key-value store of JAX's coordination service. Unlike a collective, it may be waited on for as
-long as the main process needs for its other work, and a process that dies ends the wait.
+Messages go through the key-value store of JAX's coordination service. Unlike in a collective, a process can wait there
+for as long as the main process is busy with other work. If a process dies, the wait ends.
 """
 
 import itertools
@@ -23,8 +23,8 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.parallel import processes
 
 _PART = 1 << 20  # characters in one entry of the store, well below the limit of its transport
-_POLL = 5  # seconds in one call that waits, so that signals are handled
-_PATIENCE = 60  # seconds in which the main process reports an error that it shares with this process
+_POLL = 5  # seconds that one call may wait; signals are handled between calls
+_PATIENCE = 60  # seconds to wait, after an error in every process, for the main process to handle it
 _END = dict(name='')
 
 _SHARED: dict[str, Callable[..., Any]] = {}
@@ -34,15 +34,15 @@ _numbers = itertools.count()
 def shared(function: Callable[..., Any]) -> Callable[..., Any]:
     """Register a function for `share` or `call_together`; every process must import the module that defines it.
 
-    Its arguments are the program's config, a dictionary of arguments and, for `share`, a list of items. In the other
-    processes, arguments and items have gone through JSON, so tuples are lists there.
+    The function takes the program's config, a dictionary of arguments and, for `share`, a list of items. The arguments
+    and items are sent to the other processes as JSON, so tuples become lists there.
     """
     _SHARED[function.__name__] = function
     return function
 
 
 def run_shared(main: Callable[[], None], config: ConfigDict) -> None:
-    """Connect the processes of the run; run `main` in the main process, and have the others work for it."""
+    """Connect the run's processes, and run `main` in the main process while the others work for it."""
     processes.start()
     if processes.is_main():
         try:
@@ -58,7 +58,7 @@ def share(
 ) -> Iterator[Any]:
     """Yield the results of a `shared` function for all items, in any order.
 
-    Process p of n works on the items p, p + n, p + 2n, … and sends each result as soon as it has it.
+    Process p of n works on the items p, p + n, p + 2n, … and sends each result as soon as it is ready.
     """
     count = jax.process_count()
     number = _post(dict(name=function.__name__, arguments=arguments, items=items))
@@ -73,7 +73,7 @@ def share(
 
 
 def call_together(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Have the other processes call a `shared` function; the main process must then do the same work itself."""
+    """Make the other processes call a `shared` function; the main process must then do the same work itself."""
     _post(dict(name=function.__name__, arguments=arguments))
 
 
@@ -81,7 +81,7 @@ def _follow(config: ConfigDict) -> None:
     """Do the work that the main process asks for, until the program ends.
 
     Raises:
-      UserError: a function that was called together failed, and the main process did not fail with it.
+      UserError: a function that `call_together` ran in every process failed here, but not in the main process.
     """
     index, failed = jax.process_index(), None
     for number in _numbers:
@@ -105,7 +105,7 @@ def _follow(config: ConfigDict) -> None:
 
 
 def _received(number: int, received: dict[int, int], *, wait: bool) -> Iterator[Any]:
-    """Yield the results that have arrived, or wait for the next one; forget processes that have finished."""
+    """Yield the results that have arrived or, with `wait`, all that are left; remove processes that have finished."""
     for process in list(received):
         while result := _get(key := f'{number}/{process}/{received[process]}', seconds=None if wait else 0):
             _delete(key)
@@ -136,7 +136,7 @@ def _delete(key: str) -> None:
 
 
 def _get(key: str, *, seconds: float | None) -> Any:
-    """Return the value of a key; None if it does not exist within that time (None: wait for any time)."""
+    """Return the value of a key, or None if the key does not appear within `seconds` (None: no limit)."""
     waited = 0
     while True:
         try:

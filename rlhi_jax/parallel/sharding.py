@@ -67,9 +67,10 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
 
 
 def local_mesh(sizes: dict[str, int]) -> Mesh:
-    """Return the mesh on which a process samples and scores: in a single process, the mesh of all devices.
+    """Return the mesh on which this process samples and scores.
 
-    Each of several processes has a mesh of its own devices, with the same `tensor` axis; the others split parameters.
+    A single process uses all devices of the run. If there are several processes, each uses only its own devices: the
+    `tensor` axis keeps its size, and the `fsdp` axis takes the remaining devices.
 
     Raises:
       UserError: `make_mesh` rejects the sizes, or `tensor` does not divide the number of this process's devices.
@@ -80,7 +81,7 @@ def local_mesh(sizes: dict[str, int]) -> Mesh:
     if tensor > 0 and len(devices) % tensor:
         raise UserError(
             f'config.mesh.tensor is {tensor}, which splits the model over devices of several processes, but each '
-            f'process samples and scores on its own {len(devices)}: set config.mesh.tensor to a divisor of '
+            f'process samples and scores on its own {len(devices)} devices: set config.mesh.tensor to a divisor of '
             f'{len(devices)}, or run this in a single process'
         )
     return make_mesh(dict(data=1, fsdp=1 if tensor == -1 else -1, tensor=tensor), devices)

@@ -51,14 +51,14 @@ def chosen(parts: Sequence[Part], stage: str) -> frozenset[str]:
 
 
 def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
-    """Return the parts whose output exists and is out of date, or may become out of date.
+    """Return the parts whose output exists but is, or may be, out of date.
 
-    Output may become out of date if the part reads another part that is missing or out of date. Once the other part has
-    been made again, the output may also turn out to be up to date.
+    A part's output may be out of date if the part reads another part that is missing or out of date. Whether it really
+    is becomes clear only when the other part has been made again.
 
     Args:
-      parts: the parts, each after those that it reads.
-      forced: the names of parts that count as out of date in any case.
+      parts: the parts, ordered so that each part follows the parts that it reads.
+      forced: the names of parts to treat as out of date in any case.
     """
     affected, redone = set(), []
     for part in parts:
@@ -72,7 +72,7 @@ def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
 
 
 def announcement(redone: Sequence[Part]) -> str:
-    """Return a list, as text, of the parts to make again; training runs are listed separately."""
+    """Return text that lists the parts to make again, with training runs in a separate list."""
     lines = ['Out of date, or made from something that is:']
     lines += [f'  {part.name} ({part.folder})' for part in redone if not part.trains]
     if runs := [part for part in redone if part.trains]:
@@ -82,7 +82,7 @@ def announcement(redone: Sequence[Part]) -> str:
 
 
 def confirm(redone: Sequence[Part], ask: bool) -> None:
-    """Print which parts are going to be made again, and ask whether to go on.
+    """Print the parts to make again and, if `ask` is set, ask whether to continue.
 
     Raises:
       UserError: the answer is not 'y', or there is nobody to ask.

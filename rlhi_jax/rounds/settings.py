@@ -1,4 +1,4 @@
-"""Checks the settings of a loop, and defines which settings it ignores and which may change when it resumes."""
+"""Checks a loop's settings, and defines which settings the loop ignores and which may change when it resumes."""
 
 import functools
 import json

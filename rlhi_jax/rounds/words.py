@@ -1,4 +1,4 @@
-"""The results of a round in words: one sentence that sums it up, caveats, and what to do next."""
+"""Describes the results of a round in words: a one-sentence summary, caveats and next steps."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rlhi_jax.evaluation.statistics import MIN_USERS
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return a sentence that says what the round made from the conversations, and how well the policy learned it.
+    """Return a sentence that says how many items each part of the round made, and how well the policy did.
 
     Parts that have not been run yet are left out.
     """
@@ -65,7 +65,7 @@ def models(config: ConfigDict) -> dict[str, str]:
 
 
 def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str]:
-    """Return caveats for the reader of the report, and the locations of the results."""
+    """Return lines of text to print after the summary: caveats, the locations of the results, and next steps."""
     lines = []
     if config.loop.smoke:
         lines.append('This is a smoke test with few users and few steps: its figures are not evidence.')

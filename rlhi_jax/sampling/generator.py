@@ -23,8 +23,8 @@ class Prompt(NamedTuple):
     With the same model and settings, a reply depends only on the prompt's id, the prompt's text and the reply's
     `sample` number. `Generator.fit` may drop older turns, but it never drops the last `keep` turns.
 
-    `authors` contains the ids of the authors of the text in the turns; it is empty if they are unknown. A teacher's
-    cache stores these ids with the replies.
+    `authors` contains the ids of everyone whose text is in the turns; it is empty if the authors are unknown. A
+    teacher's cache stores these ids with the replies.
     """
 
     id: str
@@ -40,8 +40,8 @@ class Reply(NamedTuple):
 
     Attributes:
       finished: False if the reply was cut off at `config.sampler.new_tokens`.
-      logprobs: with `config.sampler.logprobs`, the log-probability (nats) of each token, as in `Sample`; otherwise
-        empty. They include the tokens of a stop string, which the text leaves out.
+      logprobs: the log-probability (nats) of each token, as in `Sample`, including the tokens of a stop string, which
+        `text` omits. Empty without `config.sampler.logprobs`.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Reply(NamedTuple):
 
 
 class Generator:
-    """A generator of text replies, sampled from one model.
+    """A generator that samples text replies from one model.
 
     Generators with the same model and settings share a sampler as long as it stays in memory (see `RESIDENT`).
 
@@ -103,7 +103,7 @@ class Generator:
 
 @shared
 def draw(config: ConfigDict, arguments: dict[str, Any], prompts: Sequence[Prompt]) -> Iterator[Reply]:
-    """Yield every reply to the prompts once, sampled from the model `arguments['model']`, in any order."""
+    """Sample replies to the prompts from the model `arguments['model']`; yield each reply once, in any order."""
     if prompts:
         prompts = [Prompt(*prompt)._replace(context=Context(*prompt[2])) for prompt in prompts]  # from JSON
         yield from Generator(config, arguments['model']).replies(prompts)

@@ -1,9 +1,9 @@
-"""Turns next-token logits into drawn tokens: the processors, in the order of transformers, and the draw.
+"""Draws next tokens from logits, after applying these processors in the same order as transformers:
 
       repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
 
-Each processor is skipped at its default. Greedy decoding (temperature 0) takes the likeliest token after the repetition
-penalty. A token that a processor excludes has the logit -inf.
+A processor with its default setting is skipped. Greedy decoding (temperature 0) applies only the repetition penalty and
+takes the likeliest token. A token that a processor excludes gets the logit -inf.
 
 Dimension key: S slots, V vocabulary, G groups of X vocabulary entries.
 """
@@ -19,17 +19,17 @@ GROUP = 128  # vocabulary entries per group; to draw a token, probabilities are 
 
 
 def penalize_repetition(logits_SV: jax.Array, seen_SV: jax.Array, penalty: float) -> jax.Array:
-    """Return the logits, with those of tokens in `seen_SV` divided by `penalty` if positive, else multiplied by it.
+    """Return the logits, with the repetition penalty applied to the tokens marked in `seen_SV`.
 
-    `seen_SV` marks the tokens of the prompt and of the reply so far. Source: CTRL, arXiv 1909.05858, section 4.1, with
-    transformers' treatment of negative logits.
+    These are the tokens of the prompt and of the reply so far. The penalty divides positive logits and multiplies
+    negative logits. Source: CTRL, arXiv 1909.05858, section 4.1, with transformers' treatment of negative logits.
     """
     penalized_SV = jnp.where(logits_SV < 0, logits_SV * penalty, logits_SV / penalty)
     return jnp.where(seen_SV, penalized_SV, logits_SV)
 
 
 def keep_top_k(logits_SV: jax.Array, top_k: int) -> jax.Array:
-    """Return the logits, with all except the `top_k` largest replaced by -inf; ties with the last of them are kept."""
+    """Return the logits, with all except the `top_k` largest replaced by -inf; ties for the last place are kept."""
     least_S1 = jax.lax.top_k(logits_SV, min(top_k, logits_SV.shape[-1]))[0][:, -1:]
     return jnp.where(logits_SV >= least_S1, logits_SV, -jnp.inf)
 
@@ -76,7 +76,7 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
 
 
 def keep_min_p(logits_SV: jax.Array, min_p: float) -> jax.Array:
-    """Return the logits, with -inf for tokens below `min_p` times the largest probability (arXiv 2407.01082)."""
+    """Return the logits, with -inf for tokens less than `min_p` times as likely as the likeliest (arXiv 2407.01082)."""
     return jnp.where(logits_SV >= logits_SV.max(-1, keepdims=True) + math.log(min_p), logits_SV, -jnp.inf)
 
 
@@ -85,7 +85,7 @@ def next_tokens(
 ) -> jax.Array:
     """Return the next token of each slot, [S] int32, drawn with the slot's own key and position.
 
-    `seen_SV` marks the tokens that `sampling.repetition_penalty` applies to; None if that is 1.
+    `seen_SV` marks the tokens that `sampling.repetition_penalty` applies to; it is None if this penalty is 1.
     """
     if seen_SV is not None:
         logits_SV = penalize_repetition(logits_SV, seen_SV, sampling.repetition_penalty)
@@ -106,6 +106,6 @@ def next_tokens(
 
 
 def logprobs_of(logits_SV: jax.Array, token_S: jax.Array) -> jax.Array:
-    """Return each slot's log-probability (nats) of its token under the softmax of the unprocessed logits, [S]."""
+    """Return the log-probability (nats) of each slot's token under the softmax of the unprocessed logits, [S]."""
     chosen_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=-1)[:, 0]
     return chosen_S - jax.nn.logsumexp(logits_SV, axis=-1)

@@ -33,7 +33,7 @@ from rlhi_jax.tokenizers import load_tokenizer
 
 STEPS = 8  # tokens decoded in each slot before the host reads them
 BUCKET = 32  # prompts are padded to a multiple of this, so that only a few lengths are compiled
-SMALLEST = 256  # tokens in the smallest cache; each larger cache has twice the size of the one before
+SMALLEST = 256  # tokens in the smallest cache; sizes double from there, up to the largest
 
 
 class Request(NamedTuple):
@@ -53,8 +53,9 @@ class Sample(NamedTuple):
       tokens: token ids, without the end-of-turn token. If a stop string ended the continuation, the last token is the
         one that completes this string.
       finished: False if the continuation was cut off at `new_tokens` tokens.
-      logprobs: with `sampling.logprobs`, the log-probability (nats) of each token and then of the end-of-turn token, if
-        that was drawn. They are those of the model itself, at temperature 1 and before any processor.
+      logprobs: the log-probability (nats) of each token, followed by the log-probability of the end-of-turn token if
+        this was drawn. They are computed from the model's logits at temperature 1, before any processor. Empty without
+        `sampling.logprobs`.
     """
 
     request: int
@@ -66,7 +67,7 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass
 class Running:
-    """The sample in a slot so far; `position` is that of the token that the slot reads next."""
+    """The unfinished sample in a slot; `position` is the position of the token that the slot reads next."""
 
     request: int
     sample: int
@@ -277,7 +278,7 @@ class Sampler:
                     yield Sample(done.request, done.sample, tuple(done.tokens), ended, tuple(done.logprobs))
 
     def _with_room(self, slots: Slots, running: Iterable[Running], prefix: Any = None) -> Slots:
-        """Return the slots with the smallest caches that fit `prefix` and, `STEPS` tokens on, all samples."""
+        """Return the slots with the smallest caches that can hold `prefix` and `STEPS` more tokens of each sample."""
         needed = max(sample.position + STEPS for sample in running)
         _, first = next(_caches(slots))
         if prefix is not None:
@@ -306,7 +307,7 @@ class Sampler:
         return self.sampling.before_stop(text) != text
 
     def _waiting(self, requests: Iterable[Request]) -> Iterator[tuple[Running, Any, tuple]]:
-        """Yield, in order, each sample, its prompt's keys and values, and the last arguments of `branch` for it.
+        """Yield, in order, each sample, its prompt's keys and values, and the remaining arguments to pass to `branch`.
 
         The keys and values are computed once per prompt.
         """

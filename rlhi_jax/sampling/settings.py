@@ -42,7 +42,7 @@ class Sampling:
 
     @property
     def penalizes(self) -> bool:
-        """Whether logits depend on the tokens before them through the repetition penalty."""
+        """Whether the repetition penalty changes any logits."""
         return self.repetition_penalty != 1
 
     def before_stop(self, text: str) -> str:

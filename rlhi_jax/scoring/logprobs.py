@@ -74,9 +74,10 @@ def per_reply(values_BS: jax.Array, batch: Batch) -> jax.Array:
 
 
 def reply_tokens(values_BS: jax.Array, reply_BP: jax.Array, batch: Batch) -> jax.Array:
-    """Return the values of some replies' scored tokens, [B, P, N] with N = S, from each reply's first token on.
+    """Return the values of the scored tokens of the replies `reply_BP`, [B, P, N] with N = S.
 
-    A reply's slots lie next to each other. Entries after a reply's last token are those of other slots.
+    Each reply's values start with its first token. A reply's slots are contiguous, so the entries after its last token
+    belong to other slots.
     """
 
     def one_row(values_S, reply_P, slot_reply_S):

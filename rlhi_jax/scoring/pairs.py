@@ -37,7 +37,7 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
 
 
 def log_probabilities(logp_BS: jax.Array, batch: Batch) -> ReplyScores:
-    """Return the scores that follow from the log-probability of each scored token."""
+    """Return the reply scores computed from the log-probability of each scored token."""
     lengths_BR = per_reply(jnp.ones_like(logp_BS), batch)
     return ReplyScores(logp_BR=per_reply(logp_BS, batch), length_BR=lengths_BR, slot_logp_BS=logp_BS)
 

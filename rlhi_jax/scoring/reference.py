@@ -125,10 +125,10 @@ def fill_reference(
     load: Callable[[], Params],
     mesh: Mesh,
 ) -> None:
-    """Add the reference policy's log-probabilities to the cache, computing only rows that are not fully in it yet.
+    """Compute reference log-probabilities for the rows that are not fully cached, and add them to the cache.
 
     The reference policy is the initial policy. It runs on the same mesh and with the same code as training. `load`
-    returns its parameters, and is called only if rows are missing.
+    returns the policy's parameters; it is called only if rows are missing.
 
     Raises:
       UserError: the processes see different caches.

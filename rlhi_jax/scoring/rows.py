@@ -48,7 +48,10 @@ class RowScorer:
         self._score = jit_score(config, decoder, mesh, scope=scope, per_token=per_token)
 
     def __call__(self, params: Params, reader: RowReader, order: list[list[int]]) -> Iterator[np.ndarray]:
-        """Yield the reply scores, [rows, R] float32, for each batch of row numbers in `order` (-1 for padding)."""
+        """Yield the scores for each batch of row numbers in `order` (-1 for padding).
+
+        The scores are [rows, R] float32, or [rows, S] with `per_token`.
+        """
         sharding, batch_rows = batch_sharding(self._mesh), len(order[0])
         local = local_rows(sharding, batch_rows)
         stream = batches(

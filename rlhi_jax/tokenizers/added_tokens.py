@@ -6,7 +6,7 @@ from typing import Any
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
 
-# Elements of HTML, without `s`, since `</s>` ends texts in many models.
+# HTML elements, without `s`, because many models use `</s>` as their end-of-text token.
 _ELEMENTS = frozenset(
     ('a', 'b', 'bbox', 'blockquote', 'body', 'caption', 'code', 'div', 'em', 'footer', 'h1', 'h2', 'h3', 'h4', 'h5',
      'h6', 'html', 'i', 'iframe', 'img', 'li', 'span', 'strong', 'sub', 'sup', 'table', 'tbody', 'td', 'tfoot', 'th',
@@ -16,10 +16,10 @@ FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an ad
 
 
 def is_text(token: str) -> bool:
-    """Return whether a token that is not special stands for ordinary text, which users may write.
+    """Return whether an added token that is not marked as special stands for ordinary text, which users may write.
 
-    Gemma's tokenizers list runs of white space and tags of HTML in this way. Other such tokens, such as `<think>`, are
-    control tokens for us: only a chat template may write them.
+    For example, Gemma's tokenizers list runs of white space and HTML tags as added tokens. We treat all others, such as
+    `<think>`, as control tokens: only a chat template may write them.
 
     >>> [token for token in ('\\n\\n', '\u2581\u2581', '</table>', '<think>', '</s>') if is_text(token)]
     ['\\n\\n', '\u2581\u2581', '</table>']
@@ -53,7 +53,7 @@ def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(
-            f'{folder}: an added token in tokenizer_config.json or added_tokens.json lacks a text or a valid id: '
+            f'{folder}: an added token in tokenizer_config.json or added_tokens.json has no text or no valid id: '
             f'{remedy}'
         ) from None
     return sorted(tokens.items())

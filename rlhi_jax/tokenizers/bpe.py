@@ -23,7 +23,7 @@ class BpeTokenizer:
             text = [token for token in added if not token['special'] and is_text(token['content'])]
             text = [token for token in text if _vocabulary(model).get(token['content']) == token['id']]
             self.control = {token['content']: token['id'] for token in added if token not in text}
-            # Without these added tokens, the model cannot recognise control tokens in text.
+            # Without control tokens among its added tokens, the model cannot recognise them in text.
             plain = {**description, 'added_tokens': text, 'post_processor': None, 'truncation': None, 'padding': None}
             opening, inside = ({**plain, **_prefixing(plain, opens)} for opens in (True, False))
             self._opening = self._inside = tokenizers.Tokenizer.from_str(json.dumps(opening))

@@ -1,4 +1,4 @@
-"""The time and memory that loading a foreign tokenizer and checking its chat template may take."""
+"""Limits on the time and memory for loading a foreign tokenizer and checking its chat template."""
 
 SECONDS = 20  # of processor time; a vocabulary of 250,000 tokens takes about three
 MEMORY = 4 * 2**30  # bytes of address space; a vocabulary of 250,000 tokens takes about an eighth of it

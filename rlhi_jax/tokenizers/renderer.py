@@ -28,7 +28,10 @@ def layouts() -> dict[str, Path]:
 
 
 class _Generation(Extension):
-    """Support for the tag `{% generation %}`, with which templates mark replies. Its content is rendered unchanged."""
+    """Support for the `{% generation %}` tag, which encloses replies in some templates.
+
+    Its content is rendered unchanged.
+    """
 
     tags = {'generation'}
 
@@ -38,7 +41,10 @@ class _Generation(Extension):
 
 
 class Renderer:
-    """A compiled template and its special tokens, in Jinja's sandbox with the settings that `transformers` uses."""
+    """A compiled template and its special tokens.
+
+    The template runs in Jinja's sandbox, with the settings that `transformers` uses.
+    """
 
     def __init__(self, source: str, special: dict[str, str]):
         extensions = [loopcontrols, _Generation]
@@ -66,7 +72,7 @@ class Renderer:
 
     @functools.cache  # noqa: B019 - lives as long as its template
     def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
-        """Render a conversation with these roles and with placeholders for all user text."""
+        """Render a conversation that has the given roles, with placeholders in place of all user text."""
         messages = messages_of(roles, SLOTS['content'], SLOTS['system'] if system else '')
         return self.render(messages, SLOTS['persona'] if persona else '', generation)
 

@@ -26,7 +26,7 @@ class SentencePieceTokenizer:
             }
             self._prefixes = model.normalizer_spec.add_dummy_prefix
             if self._prefixes and model.trainer_spec.treat_whitespace_as_suffix:
-                raise ValueError('it adds a space after a text, not before it')
+                raise ValueError('it adds a space after text, not before it')
             for piece in model.pieces:  # SentencePiece matches user-defined pieces in text, but not control tokens
                 if piece.type == _PIECE.USER_DEFINED and piece.piece in self.control:
                     piece.type = _PIECE.CONTROL
@@ -56,7 +56,7 @@ def _added_tokens(folder: Path, pieces: list[str]) -> dict[str, int]:
     """Return the tokens that tokenizer_config.json or added_tokens.json add to a model's pieces, with their ids.
 
     Raises:
-      UserError: a file is damaged, or gives one of the model's ids to another token.
+      UserError: a file is damaged, or gives one of the model's ids to a different token.
     """
     tokens = added_tokens(folder)
     for token, fields in tokens:

@@ -65,10 +65,10 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     The persona comes at the start of the first user turn (placement 'user') or at the end of the system message
     ('system'). Message contents are trimmed, because whitespace around them would merge with the template's own
     whitespace. If the template rejects system messages, as Gemma 2's does, the system text comes at the start of the
-    first user turn, as Gemma 3's template puts it. A template that is already extended is returned unchanged.
+    first user turn, as in Gemma 3's template. A template that is already extended is returned unchanged.
 
     Raises:
-      UserError: the placement is unknown, the template is already extended with another placement, or the template
+      UserError: the placement is unknown, the template is already extended with a different placement, or it
         cannot be rendered.
     """
     if placement not in PLACEMENTS:
@@ -89,7 +89,7 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
         for markup in _ordinary_markup(Renderer(template, special), tokenizer)
     )
     prologue = prologue.replace(' | defuse', escapes)
-    # Templates such as Llama 3's insert today's date, which would change what was trained on from day to day.
+    # Templates such as Llama 3's insert today's date, which would change the training text from day to day.
     if 'date_string' in template:
         prologue += "{%- set date_string = '26 Jul 2024' -%}\n"
     if 'strftime_now' in template:
@@ -153,7 +153,7 @@ class ChatTemplate:
         return self._join(parts, opens, context, '')[0]
 
     def shortened(self, roles: Roles) -> Roles:
-        """Shorten a long list of roles to one that renders faster and whose last message adds the same parts.
+        """Shorten a long list of roles for faster rendering; the last message still adds the same parts.
 
         The roles are returned unchanged if they are few, if they do not alternate, or if the template renders later
         turns differently.
@@ -166,7 +166,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _is_steady(self) -> bool:
-        """Whether the template adds the same parts for each turn from 5 to 64 as for the turn two before it."""
+        """Whether each turn from 5 to 64 adds the same template parts as the turn two places before it."""
         for system, persona in itertools.product((False, True), repeat=2):
             seen = {}
             for turn in range(3, 65):
@@ -259,7 +259,7 @@ class ChatTemplate:
 
     @property
     def last_of_reply(self) -> int:
-        """The id of the last token that a reply adds, which may follow the token that ends the turn."""
+        """The id of the last token that a reply adds: the end-of-turn token or a later one."""
         return self.encode(('user', 'assistant'), 'Hello.', Context()).ids[-1]
 
     @property
@@ -332,7 +332,7 @@ def _rejects_system(renderer: Renderer) -> bool:
 def _ordinary_markup(renderer: Renderer, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Return the markup that the template writes as ordinary text, such as `[INST]` if it is not a control token."""
     markup: set[str] = set()
-    for system in (False, True):  # some markup, such as `<<SYS>>`, appears only around a system text
+    for system in (False, True):  # some markup, such as `<<SYS>>`, appears only around system text
         skeleton = renderer.skeleton(_PROBE_ROLES[:2], system=system, persona=False)
         for kind, string in _split(skeleton, tokenizer):
             if kind == 'text':

@@ -1,4 +1,4 @@
-"""Tries a foreign tokenizer and its chat template in a child process that has limits on time and memory."""
+"""Tries a foreign tokenizer and its chat template in a child process with limited time and memory."""
 
 import subprocess
 import sys

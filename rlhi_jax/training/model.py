@@ -1,4 +1,4 @@
-"""Makes the decoder that an objective trains, and determines what that decoder and its reference read."""
+"""Makes the decoder to train, and determines whether it reads personas and how its reference is scored."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
 
 
 def with_adapters(decoder: Decoder, config: ConfigDict) -> Decoder:
-    """Return the decoder with the adapters that `config.lora` describes, if any: the decoder that a run trains."""
+    """Return the decoder that a run trains: the given decoder with any adapters that `config.lora` describes."""
     return decoder.clone(lora=lora_of(config.lora))
 
 

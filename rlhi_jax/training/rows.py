@@ -49,7 +49,7 @@ def check_sides(shards: Shards, objective: str) -> None:
     """Check that the pairs in some shards have the replies that an objective learns from.
 
     Raises:
-      UserError: they do not.
+      UserError: some pairs do not have these replies.
     """
     pairs, one_sided, in_hindsight = map(shards.count, ('pairs_kept', 'pairs_with_one_side', 'pairs_in_hindsight'))
     needed = OBJECTIVES[objective].sides

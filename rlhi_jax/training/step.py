@@ -68,8 +68,8 @@ def make_gradient(
 ) -> Gradient:
     """Return a function that computes the gradient of the mean loss over a batch's pairs, and the mean metrics.
 
-    With adapters, the function's last argument is the frozen parameters. With `reference_in_step`, these alone give the
-    reference's log-probabilities; otherwise the batch contains them.
+    With adapters, the function's last argument is the frozen parameters. With `reference_in_step`, the reference's
+    log-probabilities are computed from the frozen parameters alone; otherwise, the batch contains them.
 
     Sums over pairs are divided by the number of pairs in the whole batch, counted over all devices and accumulation
     steps. A pair's weight therefore does not depend on its row, device or accumulation step. Gradients accumulate in
