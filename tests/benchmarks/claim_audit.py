@@ -18,8 +18,8 @@ llama.cpp, and in practice only its cache.
 - `quotes`: turns that are feedback by `tests/labels/follow_ups_train.jsonl`, one per conversation, none from a
   conversation in `wildchat`. The remark itself is the claim. Turns that were read with the verdicts of the `strict`
   rules, before the levels were chosen, are left out.
-- `lasting`: 200 other feedback turns of WildChat, for testing. Two blind readers judged for each remark whether it states
-  or clearly implies a wish about how this person wants to be answered that would also hold for their next, unrelated
+- `lasting`: 200 other feedback turns of WildChat, for testing. Two blind readers judged for each remark whether it
+  states or clearly implies a wish about how this person wants to be answered that would also hold for their next, unrelated
   request. They saw no claims. The level `lasting` was developed on the materials above and then measured here. After
   that, its word lists were extended once, from feedback in other conversations, and it was measured again: the figures
   are of this second measurement. A claim counts as right if both readers say so of its remark (`both`), or at least one
