@@ -8,13 +8,13 @@
 
 The store is the folder `config.data.personas`. With --workdir=DIR, it is the personas folder of the loop in DIR.
 
-- `show` prints each user's persona. Below it are the user's claims, each with its turn, its time and the remark that it
-  comes from, and then the claims that each conversation added (+) and removed (−).
+- `show` prints each user's persona, followed by the user's claims. Each claim is shown with its turn, its time and its
+  remark. The last lines list the claims that each conversation added (+) and removed (−).
 - `edit` and `delete` apply a correction to the store immediately. They also add it to the file
   `config.personas.corrections` (by default next to the store), which the stage `personas` applies whenever it runs. A
   deleted user gets no claims from later turns either. An edited claim need not follow from its remark, but it must not
-  mention private or sensitive matters. After a correction, the output of stages that read personas is out of date; the
-  loop makes it again with --redo.
+  mention private or sensitive matters. After a correction, the output of stages that read personas is out of date. To
+  make it again, run the loop with --redo.
 - `audit` checks the files on disk, prints statistics, and exits with status 1 if a rule is broken.
 """
 
@@ -60,7 +60,7 @@ MAX_SHOWN = 20  # maximum number of broken rules to print
 
 
 def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
-    """Return a text that describes one claim, one user, or (if neither is given) everybody with claims.
+    """Return a description of one claim, of one user or, if neither is given, of everyone with claims.
 
     The description of a user consists of the persona, the claims, and how each conversation changed the valid claims.
 

@@ -12,8 +12,8 @@ The stage has four steps:
    author's tastes. With `config.personas.writer='quotes'`, the remark itself is used as the only sentence.
 3. For each remark, the first sentence that satisfies the rules in `data_pipelines/persona/audit.py` becomes a claim.
    `config.personas.audit` determines which rules apply. Other sentences are never stored. A remark that yields no claim
-   is counted under the rule that is broken by the remark itself or by its first sentence.
-4. The stage writes the files of the store. Their lines are in the order of the conversations, which are sorted by user:
+   is counted under the rule that the remark itself or its first sentence breaks.
+4. The stage writes the store's files, with lines in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from
     users.jsonl     for every user with an id, the persona after their whole history, and its versions

@@ -1,1 +1,1 @@
-"""Claims about what users like, how claims are checked and corrected, and the personas made from claims."""
+"""Makes, checks and corrects claims about what users like, and makes personas from these claims."""

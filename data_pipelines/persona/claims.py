@@ -11,7 +11,7 @@ from data_pipelines.core.records import Claim, PersonaVersion
 from data_pipelines.persona.audit import MAX_CHARACTERS
 from data_pipelines.text.styles import stems, styles
 
-SAME = 0.5  # claims that are not about style say the same if they share at least this fraction of stems (Jaccard)
+SAME = 0.5  # minimum Jaccard similarity of the stems of two claims that say the same, if neither is about style
 
 State = tuple[Claim, ...]  # the claims that are valid at one time, oldest first
 

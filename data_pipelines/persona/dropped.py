@@ -1,4 +1,7 @@
-"""Finds the remarks that yielded no claim, and the reasons. They are not stored, so the follow-ups are read again."""
+"""Finds the remarks that yielded no claim, and why.
+
+These remarks are not stored, so the follow-ups are read again.
+"""
 
 from collections.abc import Iterator
 
@@ -24,7 +27,7 @@ REASONS = {
     'sexuality': 'mentions sexuality',
     'personal': 'may identify a person',
     'of_the_task': 'the remark is about the task, not about what replies should be like',
-    'does_not_last': 'would not hold for the next, unrelated request, by its words',
+    'does_not_last': 'judging by its words, would not hold for the next, unrelated request',
     'too_long': 'the sentence is too long',
     'unsupported': 'the sentence does not follow from the remark',
     NOT_STORED: "the teacher's sentences broke a rule, but they are not stored; manifest.json counts them by reason",
@@ -35,11 +38,11 @@ class DroppedRemark(Remark):
     """A remark that yielded no claim."""
 
     reason: str  # a key of `REASONS`
-    sentences: dict[str, str]  # why each known sentence about the remark was dropped
+    sentences: dict[str, str]  # the reason for dropping each known sentence about the remark, keyed by sentence
 
 
 def dropped_remarks(config: ConfigDict) -> Iterator[DroppedRemark]:
-    """Yield the remarks that yielded no claim, except those that a correction deletes.
+    """Yield the remarks that yielded no claim. Remarks that a correction deletes are left out.
 
     If the remark itself broke a rule, no sentence was written about it. The teacher's sentences are included only if
     the teacher is an endpoint and `config.teacher.cache` still contains them.

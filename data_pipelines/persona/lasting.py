@@ -1,10 +1,11 @@
 """Decides whether a remark or claim states a wish that lasts: one that also holds for the next, unrelated request.
 
 "Shorter, please" lasts; "make the hero older" does not. A wish lasts if it names a way of answering, such as a length,
-a layout, a language or a tone, and nothing else: no word of its own topic. The words for ways of answering are those of
-`data_pipelines/text/styles.py` and `ways` in `data_pipelines/text/lexicons/lasting.toml`, which also lists the words
-that name no topic. A wish in words that neither list contains is thought not to last. Because a persona is read with
-every later request, keeping a wish that does not last costs more than losing one that does.
+a layout, a language or a tone, but no topic. The words for ways of answering come from `data_pipelines/text/styles.py`
+and from the section `ways` of `data_pipelines/text/lexicons/lasting.toml`. The section `idle` of that file lists words
+that name no topic. Every other content word counts as a topic, so a wish in unlisted words is assumed not to last.
+Because a persona is read with every later request, keeping a wish that does not last costs more than losing one that
+does.
 """
 
 import functools
@@ -13,7 +14,7 @@ import re
 from data_pipelines.text.lexicons import lexicon, pattern, plain, terms
 from data_pipelines.text.styles import content_words, polar_stems, styles, without_styles
 
-OTHER_WORDS = 4  # content words that a remark may have besides its lasting wish; more are a task or a pasted text
+OTHER_WORDS = 4  # content words allowed in a remark besides its lasting wish; more suggest a task or pasted text
 
 _LISTS = lexicon('lasting')
 _WAYS = {way: re.compile(pattern(terms(words))) for way, words in _LISTS['ways'].items()}
@@ -22,7 +23,7 @@ _CLAUSE_ENDS = re.compile(r'[.!?;:,\n。！？，；：、]+|\b(?:and|but|und|ab
 
 
 def lasts(text: str, other_words: int = 0) -> bool:
-    """Whether a clause of a text states a wish that lasts, and the other clauses have few content words.
+    """Whether at least one clause states a wish that lasts, and the other clauses contain few content words.
 
     Args:
       other_words: maximum number of content words in the other clauses.
@@ -38,7 +39,7 @@ def lasts(text: str, other_words: int = 0) -> bool:
 
 
 def _clause(clause: str) -> tuple[bool, int]:
-    """Return whether a clause names a way of answering, and its number of other content words."""
+    """Return whether a clause names a way of answering, and how many other content words it contains."""
     rest = without_styles(clause)
     for words in _WAYS.values():
         rest = words.sub(' ', rest)
@@ -47,7 +48,7 @@ def _clause(clause: str) -> tuple[bool, int]:
 
 @functools.lru_cache(2**12)
 def ways(text: str) -> frozenset[str]:
-    """Return the kinds of ways of answering, other than matters of style, that a text names.
+    """Return the ways of answering that a text names, as keys of `ways` in lasting.toml. Matters of style are left out.
 
     >>> sorted(ways('The full code in Python.'))
     ['form', 'programming']
@@ -57,10 +58,10 @@ def ways(text: str) -> frozenset[str]:
 
 
 def same_ways(text: str, quote: str) -> bool:
-    """Whether a claim asks for nothing but ways of answering that its remark asks for.
+    """Whether a claim asks only for ways of answering that its remark also asks for.
 
-    The remark must take every side that the claim takes in a matter of style, and name every other way that the claim
-    names. A word that both contain must be negated in both or in neither.
+    The remark must take the same side as the claim on every matter of style in the claim. It must also name every other
+    way of answering that the claim names. A word that both contain must be negated in both or in neither.
 
     >>> same_ways('I like full code.', 'Full code, not snippets!'), same_ways('I like snippets.', 'No snippets!')
     (True, False)

@@ -23,7 +23,7 @@ from rlhi_jax.sampling.generator import Prompt, Reply
 def remarks_with_faults(
     author: Author, turns: Iterable[FollowUp], settings: ConfigDict
 ) -> Iterator[tuple[Remark, str]]:
-    """Yield each remark of an author, with the reason why no claim may be made from it, or '' if a claim may be made.
+    """Yield an author's remarks, each with the reason not to make a claim from it, or '' if there is none.
 
     Args:
       turns: the author's follow-up turns.
@@ -59,16 +59,16 @@ def as_sentence(quote: str) -> str:
 
 
 def first_lines(replies: Iterable[Reply]) -> list[str]:
-    """Return the first line of each of the teacher's replies, or '' for a reply that was cut off within that line."""
+    """Return the first line of each reply from the teacher; '' if the reply was cut off within that line."""
     lines = [(reply.text.strip().split('\n'), reply.finished) for reply in replies]
     return [first.strip() if rest or finished else '' for (first, *rest), finished in lines]
 
 
 def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str], settings: ConfigDict) -> dict[str, str]:
-    """Return the reason why each sentence about a remark must not be stored, or '' if it may be stored.
+    """Return the reason not to store each sentence about a remark, keyed by sentence; '' if there is none.
 
-    The reasons are keyed by sentence. If there are no sentences, the empty sentence is checked instead. If no sentence
-    may be stored, callers count the remark under the first reason. The argument `settings` is `config.personas`.
+    If there are no sentences, the empty sentence is checked instead. If no sentence may be stored, callers count the
+    remark under the first reason. The argument `settings` is `config.personas`.
     """
     before = author.text_before(remark)
     return {text: fault(text, remark['quote'], before, settings.audit) for text in sentences or ['']}

@@ -22,7 +22,7 @@ from rlhi_jax.tokenizers import load_tokenizer
 
 USERS, CLAIMS = 'users.jsonl', 'claims.jsonl'
 COUNTED = ('remarks', 'remarks_without_answer', 'claims', 'edited', 'users', 'users_with_persona')
-CACHED = 2**12  # maximum number of entries in each cache, of token counts or of personas
+CACHED = 2**12  # maximum number of entries in each of the two caches (token counts and personas)
 
 
 def user_personas(config: ConfigDict) -> dict[str, str]:
@@ -93,7 +93,7 @@ def _persona_of(config: ConfigDict) -> Callable[[State], str]:
 
 
 def _count_replaced(history: Sequence[State], claims: Sequence[Claim], counts: Counter) -> None:
-    """Count the claims that a later claim replaced: as `contradicted` or, if it says the same, as `repeated`."""
+    """Count replaced claims, as `contradicted` if a later claim contradicts them, and otherwise as `repeated`."""
     for before, claim in zip(history, claims, strict=False):
         for older in before:
             kind = 'contradicted' if contradicts(claim['text'], older['text']) else 'repeated'

@@ -44,7 +44,7 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
 
     Args:
       known: texts that the sample must not copy: the original reply, and all turns of the conversation up to and
-        including the reply after the feedback. (The replies in the conversation may be from another model.)
+        including the reply after the feedback. (A different model may have written the replies in the conversation.)
       wanted: codes of the accepted languages; if empty, every language is accepted.
       max_resemblance: the largest allowed `resemblance` to a known text.
     """
@@ -67,10 +67,14 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
 
 
 def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
-    """Return the text with the largest gain, and that gain in nats, or None if no gain is at least `min_gain`.
+    """Return the text with the largest gain, and the gain in nats; None if no gain is at least `min_gain`.
 
-    A hash of the text breaks ties. The gain is None for a text that is too long for the teacher to read. Every text
-    except the best is counted under the reason for dropping it.
+    A hash of the text breaks ties. Every other text is counted under the reason for dropping it.
+
+    Args:
+      samples: (text, gain) pairs. The gain is None if the text is too long for the teacher to read.
+      min_gain: the smallest acceptable gain, in nats.
+      counts: receives the counts of dropped texts.
     """
     ranked = sorted((gain, digest(text), text) for text, gain in samples if gain is not None)
     better = [(text, gain) for gain, _, text in ranked if gain >= min_gain]

@@ -34,7 +34,8 @@ def reply_only_auc(pairs: Sequence[tuple[str, str]], groups: Sequence[str], *, s
       seed: the seed for shuffling the groups.
 
     Returns:
-      About 0.5 if the replies alone do not show which one is chosen. None if there are fewer than 20 pairs or 5 groups.
+      The area, which is about 0.5 if the replies alone do not show which one is chosen. If there are fewer than 20
+      pairs or 5 groups, the result is None.
     """
     if len(pairs) < MIN_PAIRS or len(set(groups)) < FOLDS:
         return None

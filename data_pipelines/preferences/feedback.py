@@ -1,4 +1,4 @@
-"""Turns users' reactions to replies into replies that a user liked or disliked."""
+"""Finds the replies that users liked or disliked, judging by the users' next turns."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,9 +14,10 @@ from data_pipelines.labelling.labels import LIKED
 
 
 def from_feedback(config: ConfigDict, counts: Counter) -> Iterator[RatedReply]:
-    """Yield each reply that its user disliked (the next turn is mined feedback) or liked (it is positive feedback).
+    """Yield each reply that its user liked or disliked.
 
-    Positive feedback needs the same confidence as mined feedback, `config.follow_ups.min_confidence`. Other turns are
+    A reply was disliked if the user's next turn is mined feedback, and liked if it is positive feedback. Positive
+    feedback needs the same minimum confidence as mined feedback, `config.follow_ups.min_confidence`. Other turns are
     skipped and counted by reason.
     """
     folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]

@@ -11,11 +11,10 @@ from rlhi_jax.data.tree import BadRecord, Preference
 def hindsight_preference(rated: Rated, default_id: str, counts: Counter) -> Preference:
     """Return a preference whose two sides are the same reply, with and without the user's follow-up in the prompt.
 
-    The chosen side is the reply to the request with the follow-up (the prompt `hindsight`).
+    On the chosen side, the prompt template `hindsight` adds the follow-up to the request.
 
     Raises:
-      BadRecord: the reply has no follow-up, the rating does not say just whether the user liked the reply, or the texts
-        cannot be used.
+      BadRecord: the reply has no follow-up, the rating is not simply liked or disliked, or the texts cannot be used.
     """
     if not isinstance(rated.follow_up, str) or not rated.follow_up.strip():
         raise BadRecord('reply_without_a_follow_up')

@@ -41,7 +41,7 @@ class Rated(NamedTuple):
     Attributes:
       prompt: the fields of the record that describe the prompt and its author.
       id: the record's id; None if the record states none.
-      liked: whether the user liked the reply; None if the rating is not just liked or disliked.
+      liked: whether the user liked the reply; None if the rating is not simply liked or disliked.
       follow_up: the user's next turn; None if it is not known.
     """
 
@@ -54,7 +54,7 @@ class Rated(NamedTuple):
 
 
 def _signed(strength: Any) -> float:
-    """Return the strength of a preference, which must be a number; above 0 means that the second reply is better."""
+    """Return a preference's strength after checking that it is a number. Above 0, the second reply is better."""
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise BadRecord('comparison_without_a_winner')
     return strength
@@ -67,7 +67,8 @@ def _named(second: str, first: str) -> Callable[[Any], float]:
     return better
 
 
-# Prompt, both replies, the winner, and a function of the winner that is above 0 if the second reply is better.
+# Keys of the prompt, the first reply, the second reply and the winner; and a function that maps the winner to a number,
+# which is above 0 if the second reply is better.
 _COMPARISONS: tuple[tuple[tuple[str, str, str, str], Callable[[Any], float]], ...] = (
     (('prompt', 'response_1', 'response_2', 'preference_strength'), _signed),  # HelpSteer2
     (('context', 'response1', 'response2', 'overall_preference'), _signed),  # HelpSteer3
@@ -76,7 +77,8 @@ _COMPARISONS: tuple[tuple[tuple[str, str, str, str], Callable[[Any], float]], ..
     (('', 'conversation_a', 'conversation_b', 'winner'), _named('model_b', 'model_a')),  # Chatbot Arena
 )
 
-# Prompt, the rated replies, and inside them the reply and its rating; '' if the record itself is the rated reply.
+# Keys of the prompt and of the list of rated replies ('' if the record itself is the rated reply), and the keys of the
+# reply and its rating in each item.
 _RATINGS = (
     ('prompt', '', 'completion', 'label'),  # KTO
     ('prompt', '', 'response', 'helpfulness'),  # HelpSteer
@@ -87,7 +89,7 @@ _LOWER_IS_BETTER = ('rank',)
 
 
 def parse_preferences(record: Any, default_id: str, counts: Counter) -> list[Preference | Rated]:
-    """Return the preferences or the rated replies in one record, which may have any layout.
+    """Return the preferences or the rated replies in one record of any layout.
 
     Args:
       record: any value that JSON or parquet can represent.
@@ -175,7 +177,7 @@ def one_sided_preference(rated: Rated, default_id: str, counts: Counter) -> Pref
     """Return a preference with one side: a chosen reply if the user liked it, or a rejected reply if not.
 
     Raises:
-      BadRecord: the rating does not say just whether the user liked the reply, or the texts cannot be used.
+      BadRecord: the rating is not simply liked or disliked, or the texts cannot be used.
     """
     if rated.liked is None:
         raise BadRecord('rating_is_not_a_label')
@@ -201,7 +203,7 @@ def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
 def _preference(
     record: Mapping[str, Any], default_id: str, counts: Counter, suffix: str = '', sides: Sequence[str] = _SIDES
 ) -> Preference:
-    """Return the preference in a record with the keys in `sides`, after checking the record."""
+    """Check a record that has the keys in `sides`, and return its preference."""
     replies = {side: _messages(record[side], 'assistant', counts) for side in sides}
     opening = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
     prompt = Messages((), ()) if opening is None else _messages(opening, 'user', counts)
@@ -237,7 +239,7 @@ def _preference(
 
 
 def _messages(value: Any, role: str, counts: Counter) -> Messages:
-    """Read a prompt or a reply, which may be a text, a transcript, a message or a list of messages."""
+    """Read a prompt or a reply from plain text, a transcript, a message or a list of messages."""
     if isinstance(value, dict):
         value = [value]
     raw = message_list(value)
@@ -250,7 +252,7 @@ def _messages(value: Any, role: str, counts: Counter) -> Messages:
     return read_messages(raw, NAMES, counts)
 
 
-# Ways in which a whole conversation is written as one text: how the text begins, and what opens each turn.
+# Formats that write a whole conversation as one string: how the string begins, and what opens each turn.
 _TRANSCRIPTS = (
     (re.compile(r'\A\n*(?:Human|Assistant):'), re.compile(r'(?:^|\n\n)(Human|Assistant):')),  # hh-rlhf
     (re.compile(r'\A\s*### ?(?:Human|User|Assistant|System):'), re.compile(r'### ?(Human|User|Assistant|System):')),
@@ -259,10 +261,10 @@ _TRANSCRIPTS = (
 
 
 def transcript(text: str) -> list[dict[str, str]]:
-    """Return the messages of a conversation that is written as one text; [] for any other text.
+    """Return the messages of a conversation that is written as one string; [] for any other string.
 
-    A text counts as a conversation only if it begins with a speaker's name. It must also name a speaker a second time,
-    or begin with two line breaks, as in hh-rlhf.
+    A string counts as a conversation only if it begins with a speaker's name. It must also name a speaker a second
+    time, or begin with two line breaks, as in hh-rlhf.
 
     >>> transcript('\\n\\nHuman: Hi\\n\\nAssistant: Hello')
     [{'role': 'human', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
@@ -286,7 +288,7 @@ def _without_end(text: str) -> str:
 
 
 def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
-    """Return the turns that the chosen and the rejected messages share at the start, never the last turn of either."""
+    """Return the opening turns that the chosen and the rejected messages share, without the last turn of either."""
     shared, ours, theirs = 0, _texts(chosen), _texts(rejected)
     while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
         shared += 1
@@ -334,7 +336,7 @@ def _check_scores(record: Mapping[str, Any]) -> None:
 
 
 def _system(record: Mapping[str, Any], prompt: Messages) -> str:
-    """Return the system texts of the record and of its prompt, each once, with blank lines between them."""
+    """Join the distinct system texts of the record and its prompt with blank lines."""
     stated = [record[key] for key in _SYSTEMS if record.get(key) is not None]
     if not all(isinstance(text, str) for text in stated):
         raise BadRecord('system_not_text')

@@ -9,7 +9,7 @@ from rlhi_jax.io.files import digest
 
 
 class Ratings:
-    """Stores the best-rated and the worst-rated reply to each prompt in a database, which must be empty.
+    """Stores the best-rated and the worst-rated reply to each prompt in a database that is empty at first.
 
     If several replies have the same rating, the first one is stored. Iterating yields a tuple for each prompt, in the
     order in which the prompts were added: (name of the prompt's first reply, best-rated reply, worst-rated reply).

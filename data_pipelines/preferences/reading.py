@@ -13,7 +13,7 @@ PAIRS_TO_READ = 5
 def first_by_hash(path: Path, most: int) -> list[PreferenceRecord]:
     """Return at most `most` pairs from a file: those whose ids have the lowest hashes.
 
-    Preferences that are a single reply are left out.
+    Preferences with only one reply are left out.
     """
     pairs = (record for record in stream_records(path) if 'chosen' in record)
     return heapq.nsmallest(most, pairs, key=lambda record: digest(record['id']))

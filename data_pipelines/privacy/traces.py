@@ -11,7 +11,7 @@ from rlhi_jax.config.loop_paths import opt_out_list
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
 
-_UNFINISHED = ('.tmp', '.old', '.journal')  # how the names of unfinished work end; the names begin with a dot
+_UNFINISHED = ('.tmp', '.old', '.journal')  # endings of the names of unfinished work, which begin with a dot
 
 
 class Traces(NamedTuple):

@@ -15,7 +15,7 @@ rest of the stage then runs on one machine, because it needs all conversations a
 - the hidden work folder next to `config.data.conversations`, where the parts are written.
 
 All these paths must be on a file system that every worker mounts, because paths in a bucket cannot be read. If a
-runner retries a chunk, the same bytes are written to another temporary file, which is then renamed into place. Finished
+runner retries a chunk, the same bytes are written to a new temporary file, which is then renamed into place. Finished
 parts are kept: if a run is killed, the next one, with or without Beam, writes only the missing parts. A cloud job keeps
 running after this process is killed, so cancel the job in the cloud.
 

@@ -1,4 +1,4 @@
-"""Runs the work of a stage's child processes, which exit soon after the stage ends, even if the stage is killed."""
+"""Runs work in a child process of a stage. The child exits soon after the stage ends, even if the stage is killed."""
 
 import os
 import sys

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhi_jax.data.tree import BadRecord
 
-MAX_DEPTH = 10_000  # messages on a path
+MAX_DEPTH = 10_000  # maximum number of messages on a path
 
 
 def unfolded(record: dict[str, Any], counts: Counter) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def unfolded(record: dict[str, Any], counts: Counter) -> dict[str, Any]:
             return _from_chatgpt(record, counts)
         if isinstance(record.get('prompt'), dict) and isinstance(record['prompt'].get('replies'), list):
             return _from_open_assistant(record, counts)
-    except (AttributeError, KeyError, TypeError):  # a value of another type than these exports have
+    except (AttributeError, KeyError, TypeError):  # a value whose type does not occur in these exports
         raise BadRecord('tree_is_damaged') from None
     return record
 
@@ -74,7 +74,7 @@ def _from_chatgpt(record: dict[str, Any], counts: Counter) -> dict[str, Any]:
 
 
 def _chatgpt_message(message: Any) -> dict[str, Any] | None:
-    """Return a message in OpenAI's layout; None if it is hidden or empty, as the first messages of an export are."""
+    """Return a message in OpenAI's layout; None if it is hidden or empty, like the first messages of an export."""
     if not isinstance(message, dict) or not isinstance(message.get('author'), dict):
         return None
     content = message.get('content')

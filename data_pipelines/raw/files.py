@@ -1,8 +1,8 @@
 """Finds the files that a config key lists, and reads records from them in bounded memory.
 
-A file's first bytes, not its name, determine how it is read. It is either parquet or UTF-8 JSON, which may be
-compressed with gzip or zstd. A JSON file contains either one record per line, or one or more values (such as an array
-of records) that may span lines.
+A file's first bytes, not its name, determine how it is read. The file is either parquet or UTF-8 JSON. JSON may be
+compressed with gzip or zstd. It consists either of one record per line, or of one or more values (such as an array of
+records) that may span lines.
 """
 
 import codecs
@@ -267,7 +267,7 @@ def _lines(file: BinaryIO, first: int, last: int | None) -> Iterator[tuple[int, 
         file.seek(offset)
     number, line, too_long = int(not crosses), b'', False
     while (last is None or start < last) and (block := _read(file)):
-        if block.isspace() and not line and not crosses:  # blank lines by the gigabyte take no time
+        if block.isspace() and not line and not crosses:  # so that gigabytes of blank lines take little time
             number, offset = number + block.count(b'\n'), offset + len(block)
             start = offset
             continue
@@ -311,7 +311,7 @@ def _values(file: BinaryIO) -> Iterator[Any | BadRecord]:
             yield BadRecord('not_json')
             return
         except ValueError:
-            pass  # the value may go on after the text that was read
+            pass  # the value may continue beyond the text read so far
         if ended or len(text) - at > MAX_RECORD:
             if at < len(text) or in_array:
                 yield BadRecord('not_json' if ended else 'too_long')

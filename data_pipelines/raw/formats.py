@@ -42,8 +42,8 @@ class RawConversation(TypedDict):
 
     id: str  # as in the data; if the data has no id, a digest of user, system texts and messages
     user_id: str  # as in the data, or a key if a salt is set; '' if the user is unknown
-    began: str  # earliest time stamp in ISO 8601, UTC; '' if the first exchange and the record's creation have none
-    ended: str  # latest time stamp; '' if the record, the last user turn and its reply have no time stamp
+    began: str  # earliest time stamp in ISO 8601, UTC; '' if the first exchange and the record's creation both lack one
+    ended: str  # latest time stamp; '' if none of the record, the last user turn and its reply has one
     language: str  # as named in the data; '' if the data does not say
     toxic: bool  # whether any flag marks the record as toxic
     redacted: bool  # whether any flag marks the record as redacted
@@ -68,8 +68,8 @@ def parse_conversation(
     Some turns have no time stamp. In WildChat, for example, the record and the replies have time stamps, but user turns
     do not. The times of the conversation are therefore set by these rules:
 
-    - `began` is set only if the first turn or its reply has a time stamp. With a later time, the first turn's persona
-      could draw on conversations that had not ended yet.
+    - `began` is set only if the first turn or its reply has a time stamp. A later time could let the first turn's
+      persona draw on conversations that had not ended yet.
     - `ended` is set only if the record, the last user turn or its reply has a time stamp.
     - If the record says when it was created, that time replaces a missing `began` and, if no message has a time stamp,
       a missing `ended`.

@@ -78,12 +78,12 @@ def read_messages(raw: Sequence[Any], names: Mapping[str, str], counts: Counter)
 
 
 def system_text(*texts: str) -> str:
-    """Return the non-empty system texts, each once, with blank lines between them."""
+    """Join the distinct, non-empty system texts with blank lines."""
     return '\n\n'.join(dict.fromkeys(filter(None, texts)))
 
 
 def without_greeting(turns: Sequence[SpokenTurn], counts: Counter) -> tuple[SpokenTurn, ...]:
-    """Return the turns without the greeting, which is the first turn if the assistant writes it."""
+    """Return the turns without the first one if it is a greeting, that is, if the assistant wrote it."""
     greets = bool(turns) and turns[0].role == 'assistant'
     if greets:
         counts['greetings_left_out'] += 1
@@ -91,7 +91,7 @@ def without_greeting(turns: Sequence[SpokenTurn], counts: Counter) -> tuple[Spok
 
 
 def message_list(value: Any) -> list[Any] | None:
-    """Return a list of messages, which may be written as JSON text; None for anything else.
+    """Return a list of messages, parsed first if it is JSON text; return None for anything else.
 
     >>> message_list('[{"role": "user", "content": "Hi"}]'), message_list('Hi')
     ([{'role': 'user', 'content': 'Hi'}], None)
@@ -213,5 +213,5 @@ def split_paths(paths: str) -> tuple[tuple[str, ...], ...]:
 
 
 def clean(text: str) -> str:
-    """Strip white space from both ends of a text, and replace lone surrogates, which UTF-8 cannot encode."""
+    """Strip surrounding white space, and replace lone surrogates, which UTF-8 cannot encode."""
     return text.encode('utf-8', 'replace').decode().strip()

@@ -28,9 +28,10 @@ def banding(similarity: float) -> tuple[int, int]:
 
 
 def shingles(opening: str) -> set[str]:
-    """Return all runs of three consecutive words in an opening, or of five if the first is Chinese or Japanese.
+    """Return all runs of three consecutive words in an opening.
 
-    Each Chinese or Japanese character counts as a word. At the end of the opening, a run of five is cut short.
+    Each Chinese or Japanese character counts as a word. A run that starts with such a character has five words,
+    or fewer at the end of the opening.
 
     >>> sorted(shingles('Say "hello" in 日本語 now'))
     ['hello in 日', 'in 日 本', 'say hello in', '日 本 語 now', '本 語 now']

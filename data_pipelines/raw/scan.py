@@ -94,7 +94,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A section of a file: a parquet row group, a byte range of uncompressed JSON lines, or any other file as a whole.
+    """A section of a file: a parquet row group, a byte range of uncompressed JSON lines, or another file as a whole.
 
     Attributes:
       path: the file.
@@ -138,7 +138,7 @@ def chunks_of(files: Sequence[Path], raw: str) -> list[Chunk]:
     """Return the chunks of all raw files, with the splits that the files are named after.
 
     Args:
-      files: the files.
+      files: the raw files.
       raw: `config.data.raw`, for error messages.
 
     Raises:
@@ -214,7 +214,7 @@ def usable_conversation(raw: Any, rules: Rules, counts: Counter) -> RawConversat
 
     Args:
       raw: the record.
-      rules: the rules.
+      rules: the rules for parsing, filtering and scrubbing.
       counts: receives the numbers of messages that were left out or joined, and of details that were replaced.
 
     Raises:

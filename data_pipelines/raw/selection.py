@@ -4,7 +4,7 @@ The queries drop duplicates by these rules:
 
 - Of exact duplicates (same user, system message and texts), the first record is kept.
 - A record that is a prefix of another record is dropped. (Each API call logs the conversation so far, so only the
-  last, longest one is kept.)
+  last and longest log entry is kept.)
 - Of the remaining records with the same id, the longest is kept, or the first if several are equally long. (The system
   message in a log may change from call to call.)
 
@@ -29,8 +29,8 @@ from rlhi_jax.io.files import digest
 
 _EDGES = 2**18  # edges in memory at once
 
-# Removes duplicates, prefixes and shared ids. A conversation without its own start time begins when its first
-# exchange ended, if that exchange was logged as a separate record.
+# Removes duplicates, prefixes and shared ids. A conversation without a start time is taken to begin when
+# its first exchange ended, if that exchange was logged as a separate record.
 _KEPT = """
 CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet', hive_partitioning = false);
 CREATE TABLE distinct_records AS SELECT min(position) AS position FROM parts GROUP BY content_hash;
@@ -84,8 +84,9 @@ CREATE TABLE chosen AS
   WHERE number NOT IN (SELECT number FROM links WHERE leaks);
 """
 
-# The conversations in a band beyond the first {most}, sorted by id hash so that the choice does not depend on the order
-# of records. They open in nearly the same way, may be from different users, and are already in the same split.
+# Selects the conversations beyond the first {most} in each band. Ranking by id hash makes the choice independent of the
+# order of records. Conversations in a band open in nearly the same way, may be from different users, and are already in
+# the same split.
 _CROWDED = """
 CREATE TABLE crowded AS
   SELECT DISTINCT number FROM banded JOIN shared_bands USING (band) JOIN chosen USING (number) WHERE size > {most}
@@ -177,9 +178,10 @@ def _cuts(base: duckdb.DuckDBPyConnection, config: ConfigDict) -> Iterator[tuple
 
 
 def components(count: int, edges: Iterable[pa.RecordBatch]) -> pa.Table:
-    """Return the connected component of each of `count` conversations, in the columns `number` and `component`.
+    """Return the connected component of each conversation, as a table with the columns `number` and `component`.
 
     Args:
+      count: the number of conversations.
       edges: batches of edges. An edge is a pair of conversation numbers. Only one batch is in memory at a time.
     """
     component = np.arange(count, dtype=np.int32)

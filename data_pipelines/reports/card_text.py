@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipelines.core.records import SPLITS
 
-MAX_CHARACTERS = 2000  # shown of each text in an example
+MAX_CHARACTERS = 2000  # maximum length of each text in an example; the rest is cut
 MAX_LANGUAGES = 20  # rows in the language table; all other languages share one row
 PERCENTILES = {'0': 'min', '10': '10 %', '25': '25 %', '50': 'median', '75': '75 %', '90': '90 %', '99': '99 %'}
 PERCENTILES |= {'100': 'max'}

@@ -10,7 +10,7 @@ from rlhi_jax.io.files import digest
 
 WIDTH = 110  # columns
 _INDENT, _NAME_WIDTH = 4, 11
-_READ = 4000  # characters of a text that are looked at
+_READ = 4000  # only this many characters of a text are read
 
 
 def readable(text: str) -> str:
@@ -23,7 +23,7 @@ def readable(text: str) -> str:
 
 
 def excerpt(name: str, text: str, *, max_lines: int = 3) -> str:
-    """Return the beginning of a text as indented lines for the terminal, the first of which starts with a name."""
+    """Return the beginning of a text as indented lines for the terminal. The first line starts with `name`."""
     head = f'{"":{_INDENT}}{name:{_NAME_WIDTH}} '
     lines = textwrap.wrap(
         readable(text[:_READ]) or '(empty)',
@@ -39,9 +39,9 @@ def excerpt(name: str, text: str, *, max_lines: int = 3) -> str:
 def drawn(
     records: Iterable[Record], group: Callable[[Record], str], most: int
 ) -> tuple[Counter, dict[str, list[Record]]]:
-    """Count the records of each group, and draw at most `most` of them: those whose ids have the lowest hashes.
+    """Count the records in each group, and draw at most `most` per group: those whose ids have the lowest hashes.
 
-    The same records are drawn every time, and only these are in memory.
+    The same records are drawn every time, and only the drawn records are in memory.
     """
     counts: Counter = Counter()
     examples: dict[str, list[Record]] = {}
