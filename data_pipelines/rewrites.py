@@ -162,7 +162,7 @@ def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Rew
 
 
 def _originals(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with the reply to improve, which is the logged reply or the policy's own reply."""
+    """Yield each case with the reply to improve: the logged reply or the policy's own reply."""
     if not task.config.rewrites.regenerate:
         yield from (case._replace(original=case.turn['reply']) for case in cases)
         return
@@ -203,7 +203,7 @@ def _applicable(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[
 
 
 def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with the sampled rewrites that pass the filters, which may be none.
+    """Yield each case with the sampled rewrites that pass the filters (possibly none).
 
     Cases for which the teacher gave no sample are dropped and counted.
     """
@@ -250,7 +250,7 @@ def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts
 
 
 def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with only its best sample, the one with the largest gain. Cases without one are dropped."""
+    """Yield each case with only the sample that has the largest gain. Drop cases without a good enough sample."""
     for block in in_blocks(cases, BLOCK):
         gains = _gains(task, [case for case in block if case.samples])
         for case in block:

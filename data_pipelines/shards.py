@@ -5,7 +5,7 @@
 Reads `config.data.pairs`: files, folders and Hugging Face hub data sets, separated by commas. Preferences may be in any
 layout that `data_pipelines/preferences/layouts.py` reads. Preferences with the same user, persona, system message and
 first message become one tree, and the trees are written to `config.data.shards`. Records that are not usable
-preferences are skipped and counted by reason in the manifest. All ids are kept in memory at once, but the preferences
+preferences are skipped and counted by reason in the manifest. The program keeps all ids in memory, but the preferences
 of only one tree at a time.
 """
 
@@ -64,7 +64,7 @@ def read_preferences(
       feedback: `config.data.feedback`.
 
     Raises:
-      UserError: a file is damaged or is not in a form that we read.
+      UserError: a file is damaged or has an unsupported form.
     """
     seen = set()
     with scratch_database(scratch) as database:
@@ -81,14 +81,14 @@ def read_preferences(
                 yield made
 
 
-# Functions that make a preference of one rated reply, keyed by `config.data.feedback`; 'paired' needs two replies.
+# Functions that make a preference from one rated reply, keyed by `config.data.feedback`; 'paired' needs two replies.
 _OF_ONE_REPLY = dict(one_sided=one_sided_preference, hindsight=hindsight_preference)
 
 
 def _as_read(
     paths: Sequence[Path], counts: Counter, ratings: Ratings, feedback: str
 ) -> Iterator[Preference | BadRecord]:
-    """Yield the preferences in some files, and an error for each record that cannot be used.
+    """Yield the preferences in the files, and an error for each record that cannot be used.
 
     If `feedback` is 'paired', rated replies are added to `ratings` instead.
     """
@@ -113,7 +113,7 @@ def _as_read(
 
 
 def _of_ratings(ratings: Ratings, counts: Counter) -> Iterator[Preference | BadRecord]:
-    """Yield a preference, or the error that prevents it, for each prompt with rated replies."""
+    """Yield a preference for each prompt with rated replies, or an error if the replies do not give one."""
     for default_id, best, worst in ratings:
         yield _made(rated_preference, best, worst, default_id, counts)
 
@@ -152,7 +152,7 @@ def _paths(inputs: Sequence[Files]) -> list[Path]:
 
 
 def _files(name: str, split: str) -> Files:
-    """Return the files to read for a name in `config.data.pairs`, and the files of other kinds beside them.
+    """Return the files to read for an entry of `config.data.pairs`, and the files of other kinds beside them.
 
     If a folder contains `SPLIT.jsonl` for the given split, only that file is read. Otherwise, files named after other
     splits are left out.
@@ -205,7 +205,7 @@ def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Pref
 
 
 def _kinds(pair: Pair) -> Iterator[str]:
-    """Yield the counts in the manifest that a pair adds to."""
+    """Yield the names of the manifest's counts that include a pair."""
     if pair.margin:
         yield 'pairs_with_margin'
     if NONE in (pair.chosen, pair.rejected):

@@ -10,8 +10,9 @@
 - `pairs` prints the number of preference pairs of each kind, and examples: the persona, the request, and the chosen and
   the rejected reply. With --workdir, these are the pairs of the training run that `config.objective` names.
 - `dropped` prints the number of remarks that yielded no claim, grouped by reason, and examples. If the remark itself
-  broke a rule, the teacher was not asked about it. Otherwise the teacher's sentences broke a rule. They are not stored,
-  so they are shown only if `config.teacher.cache` still contains them. Deleted users and claims are left out.
+  broke a rule, the teacher was not asked about it. Otherwise, the teacher's sentences broke a rule. These sentences are
+  shown only if `config.teacher.cache` still contains them, because nothing else stores them. Deleted users and claims
+  are left out.
 
 The examples are drawn by a hash of their ids, so they are the same each time. Long texts are cut. Users' texts are
 printed, but not written to any file.
@@ -57,7 +58,7 @@ REPLY_LINES = 6  # maximum number of lines of a reply in a pair
 
 
 def follow_ups(config: ConfigDict, samples: int, label: str = '') -> str:
-    """Return a text with the number of turns and examples for each label, or for one label.
+    """Return a report with the number of turns and examples for each label, or for one label.
 
     Raises:
       UserError: the label is unknown.
@@ -86,7 +87,7 @@ def follow_ups(config: ConfigDict, samples: int, label: str = '') -> str:
 
 
 def pairs(config: ConfigDict, samples: int) -> str:
-    """Return a text with the number of pairs and examples for each kind of pair."""
+    """Return a report with the number of pairs and examples for each kind of pair."""
     folder = input_folder(config, 'pairs')
     records = itertools.chain.from_iterable(stream_records(folder / f'{split}.jsonl') for split in MINED_SPLITS)
 
@@ -102,7 +103,7 @@ def pairs(config: ConfigDict, samples: int) -> str:
 
 
 def dropped(config: ConfigDict, samples: int) -> str:
-    """Return a text with the number of remarks that yielded no claim, and examples, for each reason.
+    """Return a report on the remarks that yielded no claim: for each reason, the number of remarks and examples.
 
     Raises:
       UserError: the store is out of date, so it does not show which remarks were dropped.
@@ -132,7 +133,7 @@ def _groups(
     samples: int,
     unit: str,
 ) -> str:
-    """Return a text with the number of records in each group, followed by examples of each group.
+    """Return a report with the number of records in each group, followed by examples from each group.
 
     Args:
       group: returns a record's group.

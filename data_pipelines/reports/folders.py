@@ -25,7 +25,7 @@ class Folder(NamedTuple):
 
     Attributes:
       kind: the folder's key in `config.data`.
-      name: the kind, or a relative path if the key lists several folders.
+      name: same as `kind`, or a relative path if the key lists several folders.
       path: the path of the folder.
       stage: the stage that made the folder.
     """
@@ -43,13 +43,13 @@ class Folder(NamedTuple):
     def forgotten(self) -> dict[str, int]:
         """The numbers of records that `forget` has removed since the stage ran, keyed by file name.
 
-        A folder of shards has the number of removed trees under the key 'trees' instead.
+        For a folder of shards, the only key is 'trees', and the number counts removed trees.
         """
         return self.manifest.get('forgotten', {})
 
     @property
     def records(self) -> Iterator[Record]:
-        """The main records: those in records.jsonl, or in all record files if the stage writes no records.jsonl."""
+        """The records in records.jsonl or, if the stage does not write that file, the records in all record files."""
         names = (RECORDS,) if RECORDS in self.stage.files else tuple(self.stage.files)
         return (record for name in names for record in stream_records(self.path / name))
 
@@ -57,8 +57,8 @@ class Folder(NamedTuple):
 def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
     """Return the finished folders that the config points to, and the names of missing folders.
 
-    A folder is named by its key in `config.data`. If a key lists several folders, they are named by their paths
-    relative to the deepest folder that contains all of them.
+    A folder is named by its key in `config.data`. If a key lists several folders, each is named by its relative path.
+    Paths are relative to the deepest folder that contains all folders named in this way.
     """
     stages = {kind: stage_named(stage_of(kind)) for kind in base_config().data}
     paths = {
@@ -80,7 +80,7 @@ def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
 
 
 def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[str, list[str]]:
-    """Return the names of the folders that each folder was made from, keyed by the name of the resulting folder.
+    """Return the names of each folder's sources, keyed by the folder's name.
 
     Folder A is a source of folder B if the manifest of B contains a digest of A.
 
@@ -98,9 +98,9 @@ def sources(finished: list[Folder], inputs: dict[str, dict[str, str]]) -> dict[s
 
 
 def upstream_first(finished: list[Folder], made_of: dict[str, list[str]]) -> list[Folder]:
-    """Return the folders in pipeline order, in which each folder comes after the folders that it was made from.
+    """Return the folders in pipeline order: each folder comes after the folders that it was made from.
 
-    Folders that may come in any order are sorted by name.
+    If several folders could come next, they are sorted by name.
 
     Args:
       finished: the finished folders.
@@ -128,8 +128,8 @@ def digests(folder: Folder) -> dict[str, str]:
 def counted_on_disk(folder: Folder) -> Counter:
     """Count the items in a folder, including those that `forget` has removed since the stage ran.
 
-    Each number must equal the manifest's count of the same name. The number named `KEPT` must equal the sum of the
-    manifest's counts of kept items.
+    In an intact folder, each number equals the manifest's count of the same name, and the number named `KEPT` equals
+    the sum of the manifest's counts of kept items.
     """
     counts, forgotten = Counter(), folder.forgotten
     for name, count in folder.stage.files.items():

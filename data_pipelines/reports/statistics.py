@@ -143,7 +143,7 @@ def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str,
 
 
 def texts_of_sides(pair: PreferenceRecord | RatedReply) -> dict[str, str]:
-    """Return the text of the chosen and the rejected reply, or of the single reply as a chosen or rejected one."""
+    """Return the texts of a pair's replies, keyed by 'chosen' and 'rejected'. A rated reply has only one of the two."""
     if 'completion' in pair:
         return {'chosen' if pair['label'] else 'rejected': pair['completion'][-1]['content']}
     return {side: pair[side][-1]['content'] for side in ('chosen', 'rejected')}

@@ -1,6 +1,6 @@
-"""Requests from simulated users about everyday topics, in several phrasings, and words to expect in the replies.
+"""Requests from simulated users about everyday topics, and the words to expect in the replies.
 
-No topic or phrasing occurs in two splits.
+There are several phrasings for every topic. No topic or phrasing occurs in two splits.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condit
 
 
 def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return each model's satisfaction under each condition and its gap (own − other), and the change in the gap.
+    """Return each model's satisfaction under each condition, each model's gap (own − other), and the gap's change.
 
     The change is the last model's gap minus the first model's gap. Every number is a mean over the prompts that all
     models answered in all conditions, with a 95 % interval from a bootstrap over users. Users with a held-out taste
@@ -36,8 +36,8 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     known = [name for name in shared if not set(met[name]) & set(held_out)]
     if not known:
         raise NothingToEvaluate(
-            'no prompt of a user without tastes in config.simulated.held_out was answered in every condition: raise '
-            'config.simulated.users.test'
+            'users without held-out tastes (config.simulated.held_out) have no prompt that was answered in every '
+            'condition: raise config.simulated.users.test'
         )
     users = {name: first[name]['user_id'] for name in shared}
     result = _compare(tables, known, lambda record: record['satisfaction'])

@@ -1,7 +1,7 @@
-"""The tastes of simulated users, each with two opposite sides that code can check, and a test for valid replies.
+"""The tastes of simulated users, and a test for valid replies.
 
-Only the simulator and the evaluation import this module, because stages that mine preferences must not know what users
-like.
+Each taste has two opposite sides, and a function for each side checks whether a reply satisfies it. Only the simulator
+and the evaluation import this module, because stages that mine preferences must not know what users like.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ Tastes = dict[str, str]  # taste → side
 
 MIN_WORDS = 15  # in a valid reply
 MIN_NEW_WORDS = 8  # distinct words in a valid reply that the request does not contain
-# Endings that may follow a stem that is a whole word. A longer stem, such as "pollin", may have any ending.
+# Endings that may follow a stem of at most `WHOLE_WORD` letters. A longer stem, such as "pollin", may have any ending.
 SUFFIXES = ('', "'s", '’s', 's', 'es', 'ed', 'd', 'y', 'er', 'ers', 'ing', 'ful')
 WHOLE_WORD = 4  # stems with at most this many letters count as whole words
 

@@ -52,8 +52,7 @@ def request_number(name: str) -> int:
 def population(config: ConfigDict) -> list[SimulatedUser]:
     """Return the users of all splits, as set in `config.simulated`.
 
-    Within each split, users are assigned the split's combinations of tastes one after another. After the last
-    combination, the assignment starts over.
+    Within each split, the combinations of tastes are assigned to users in turn, starting over after the last one.
 
     Raises:
       UserError: a taste is unknown or is in both `tastes` and `held_out`, or `tastes` lists fewer than three tastes.
@@ -142,7 +141,7 @@ def tastes_at(user: SimulatedUser, number: int, conversations: int, request: Req
 
 
 def oracle_persona(user: SimulatedUser, tastes: Tastes) -> str:
-    """Return a persona that states the given tastes exactly, in the wordings of the user's split."""
+    """Return a persona that states the given tastes exactly, in sentences reserved for the user's split."""
     sentences = []
     for taste, side in tastes.items():
         wordings = TASTES[taste][side].personas[user['split']]

@@ -8,7 +8,7 @@ The model `config.model.path` writes the replies. The program writes these files
     users.jsonl                                 the users and their tastes, for evaluation only
     prompts.jsonl                               more requests from every user, with personas that state tastes exactly
 
-No two splits share a topic, a phrasing, a persona or complaint wording, or a combination of tastes. The tastes in
+No topic, phrasing, persona wording, complaint wording or combination of tastes occurs in two splits. The tastes in
 `config.simulated.held_out` occur only in the test split. Some users change a taste halfway through their history
 (`flips`). Others have a taste for one kind of request only, and want the opposite for all other requests (`depends`).
 """

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rlhi_jax.io.errors import UserError
 
-_LEFT_BY_KILLED = ('-journal', '-wal', '-shm')  # endings of the names of files that SQLite writes beside its file
+_LEFT_BY_KILLED = ('-journal', '-wal', '-shm')  # suffixes of temporary files that SQLite writes beside the database
 
 
 class RemovedAnswers(NamedTuple):
@@ -20,7 +20,7 @@ class RemovedAnswers(NamedTuple):
 
     Attributes:
       theirs: answers to requests that contained only the text of forgotten authors.
-      unknown: answers to requests whose authors are unknown, which may contain the text of anybody.
+      unknown: answers to requests whose authors are unknown. These requests may contain anybody's text.
     """
 
     theirs: int = 0
@@ -30,7 +30,7 @@ class RemovedAnswers(NamedTuple):
 class AnswerCache:
     """Answers in an SQLite file, keyed by the digest of the request. Several processes may share the file.
 
-    A file from an older version, which did not store authors, can be used, too. The authors of an answer in such a file
+    Files from older versions, which did not store authors, can also be used. In such a file, the authors of an answer
     are unknown until the same request is made again.
 
     Args:
@@ -72,7 +72,7 @@ class AnswerCache:
             self._add_authors([name], authors)
 
     def add_authors(self, names: Iterable[str], authors: Iterable[str]) -> None:
-        """Add authors to each of these requests that has a stored answer."""
+        """Add authors to the requests in `names` that have a stored answer."""
         with self._transaction():
             self._add_authors(names, authors)
 

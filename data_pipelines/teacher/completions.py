@@ -23,8 +23,8 @@ from rlhi_jax.io.errors import UserError
 
 PATIENCE = 5  # an answer must be complete within this many timeouts; some servers send blanks while a request waits
 LONGEST_ANSWER = 32 * 2**20  # bytes, decompressed
-MAX_TOKENS = 10**9  # that one answer may report; sums must fit in the journal
-_OF_THE_TRANSFER = ('content-encoding', 'content-length', 'transfer-encoding')  # headers that describe sent bytes
+MAX_TOKENS = 10**9  # largest token count that an answer may report; sums must fit in the journal
+_OF_THE_TRANSFER = ('content-encoding', 'content-length', 'transfer-encoding')  # describe the body before decompression
 # Wordings used by OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini and xAI.
 _TOO_LONG = re.compile(
     r'context[ _](length|size|window)|maximum (model|prompt) length|max_new_tokens|prompt is too long'
@@ -96,8 +96,8 @@ class Endpoint:
     async def complete(self, request: dict[str, Any], *, doubted: bool = False) -> Completion:
         """Return the completion of a request, after retrying failures that may be temporary.
 
-        The completion's `text` is None if the endpoint refuses this request or fails on it repeatedly, although the
-        endpoint does answer a harmless request.
+        The completion's `text` is None if the endpoint refuses this request or fails on it repeatedly, but still
+        answers a harmless request.
 
         Args:
           doubted: whether the request has already failed once while the endpoint was up.

@@ -5,7 +5,8 @@ endpoint's name for the model. `config.teacher.key_variable` names the environme
 Many requests are sent at the same time, and the result does not depend on the order of the answers. Every answer is
 written to the stage's journal, with its token count, as soon as it arrives. If `config.teacher.cache` is set, the
 answer is also written to that file, with the authors of the text that it was made from
-(`data_pipelines.teacher.cache`). If the file is a record (`data_pipelines.teacher.recorded`), nothing is sent.
+(`data_pipelines.teacher.cache`). If the file contains recorded answers (`data_pipelines.teacher.recorded`), nothing is
+sent.
 """
 
 import asyncio
@@ -93,7 +94,7 @@ def keys(prompt: Prompt) -> list[Key]:
 
 
 def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, list[Reply]]:
-    """Return the replies to each prompt that are in `config.teacher.cache`, keyed by prompt id.
+    """Return the replies in `config.teacher.cache` to each prompt, keyed by prompt id.
 
     Nothing is sent to the endpoint, and a missing cache is not created.
     """
@@ -109,7 +110,7 @@ def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, l
 
 
 def _answers_at(path: str) -> AnswerCache | RecordedAnswers:
-    """Open `config.teacher.cache`: a record of answers if its name ends in .jsonl, and a cache otherwise."""
+    """Open `config.teacher.cache`: recorded answers if its name ends in .jsonl, and a cache otherwise."""
     return RecordedAnswers(path) if path.endswith(SUFFIX) else AnswerCache(path)
 
 
@@ -117,7 +118,7 @@ def add_authors(config: ConfigDict, prompts: Sequence[Prompt]) -> None:
     """Add the prompts' authors to any replies that `config.teacher.cache` already contains.
 
     This is needed if several authors share a prompt: once its replies are in the journal, they are not looked up in the
-    cache again. A missing cache is not created, and a record is not changed.
+    cache again. A missing cache is not created, and a file of recorded answers is not changed.
     """
     path = config.teacher.cache
     if not path or path.endswith(SUFFIX) or not Path(path).exists():
@@ -139,10 +140,11 @@ def answers(
 ) -> dict[str, Any | None]:
     """Ask the teacher questions, and return the answers, keyed by question id.
 
-    An answer is a JSON object that fits the question's schema and passes `accept`. It is None if no attempt gave such
-    an object.
+    An answer is a JSON object that fits the question's schema and passes `accept`, or None if no attempt gave such an
+    object.
 
-    Both the prompt and the request state the schema. The first attempt is sampled at `config.teacher.temperature`.
+    The schema is stated in the last message and in `response_format`. The first attempt is sampled at
+    `config.teacher.temperature`.
     After an unacceptable answer, the question is asked again at `config.sampler.temperature`, with a new seed each
     time. A question is asked at most `config.teacher.attempts` times in all.
 
@@ -246,7 +248,7 @@ def _settle_all(
 
 
 class _Teacher:
-    """An endpoint, with the journal and the cache that store its answers and the budget that limits them."""
+    """An endpoint with a token budget, and the journal and cache that store its answers."""
 
     def __init__(self, config: ConfigDict, journal: Journal, endpoint: Any, cache: AnswerCache | RecordedAnswers):
         self._config, self._journal, self._endpoint, self._cache = config, journal, endpoint, cache
@@ -317,7 +319,7 @@ def _request(
 
 
 def _processors(config: ConfigDict) -> dict[str, Any]:
-    """Return those settings that many servers know under these names, unless they are off."""
+    """Return the sampler settings that many servers accept under the same names, without settings that are off."""
     settings = settings_identity(config, 'sampler')
     return {name: settings[name] for name in ('top_k', 'min_p', 'repetition_penalty', 'stop') if name in settings}
 

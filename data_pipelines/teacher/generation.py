@@ -120,7 +120,13 @@ def scores(
 def score(
     config: ConfigDict, arguments: dict[str, Any], blocks: Sequence[Sequence[Candidates]]
 ) -> Iterator[dict[str, list[float | None]]]:
-    """Yield the scores of each block's candidates, keyed by prompt id; `arguments` are those of `scores`, as JSON."""
+    """Yield the scores of each block's candidates, keyed by prompt id.
+
+    Args:
+      config: the config.
+      arguments: the arguments `model_path` (as 'model'), `capacities` and `sees_persona` of `scores`, in JSON's types.
+      blocks: the candidates, in blocks that are scored together.
+    """
     if blocks:
         capacities = Capacities(**arguments['capacities'])
         scorer = _scorer(config, arguments['model'], capacities, arguments['sees_persona'])
@@ -151,7 +157,7 @@ def _scorer(
 
 
 def likelihoods(task: Task, items: Sequence[Candidates], model_path: str) -> dict[str, list[float | None]]:
-    """Return the log-probabilities (nats) of replies under a model without a reward head, in the form of `scores`."""
+    """Return the log-probabilities (nats) of replies under a model without a reward head, keyed as in `scores`."""
     config, tokens = task.config, task.config.teacher.row_tokens
     chunk = config.model.logprob_chunk
     capacities = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)

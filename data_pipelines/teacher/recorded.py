@@ -1,8 +1,8 @@
 """Replays a teacher's recorded answers, so that a run with the same requests does not need the teacher.
 
-`config.teacher.cache` names the record if it ends in `.jsonl`. Each line is a JSON object with the digest of a
-`request`, the `text` of the answer, and whether the answer is `finished`. A record is never changed.
-`launch/record.sh` shows how to make one from an SQLite cache.
+If `config.teacher.cache` ends in `.jsonl`, it is the path of a file of recorded answers. Each line is a JSON object
+with the digest of a `request`, the `text` of the answer, and whether the answer is `finished`. The file is never
+changed. `launch/record.sh` shows how to make such a file from an SQLite cache.
 """
 
 import json
@@ -40,18 +40,18 @@ class RecordedAnswers:
                 ) from None
 
     def get(self, name: str) -> tuple[str, bool] | None:
-        """Return (answer, whether it is complete) for a request, or None if the record does not contain the request."""
+        """Return (answer, whether it is complete) for a request, or None if no answer to it was recorded."""
         return self._answers.get(name)
 
     def refuse_new(self) -> None:
-        """Raise UserError: new answers cannot be added to a record, so the teacher must not be asked for any."""
+        """Raise UserError: new answers cannot be added to the file, so the teacher must not be asked for any."""
         raise UserError(
             f'config.teacher.cache: the answers recorded in {self._path} do not cover this config and data: set it to '
             'a path that does not end in .jsonl, so that the teacher is asked'
         )
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:
-        """Do nothing, because every answer is already in the record. (`AnswerCache.put` stores the answer.)"""
+        """Do nothing, because every answer is already in the file. (`AnswerCache.put` stores the answer.)"""
 
     def close(self) -> None:
         """Do nothing, because no file is open. (`AnswerCache.close` closes its file.)"""

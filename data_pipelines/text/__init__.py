@@ -1,1 +1,1 @@
-"""Properties of a text: its language, style and opening, and whether it is degenerate or spells control tokens."""
+"""Recognizes properties of text: language, style, openings, repetition, and text that spells control tokens."""

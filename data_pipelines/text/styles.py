@@ -73,7 +73,7 @@ def _negated(text: str, match: re.Match) -> bool:
 
 
 def without_styles(text: str) -> str:
-    """Return a text that `plain` returned, with a space for each word or phrase about a matter of style."""
+    """Replace each word or phrase about a matter of style with a space, in text returned by `plain`."""
     for *_, words in _patterns():
         text = words.sub(' ', text)
     return text
@@ -103,12 +103,12 @@ def stems(text: str) -> frozenset[str]:
     >>> stems('I like answers that mention their history.')
     frozenset({'histori'})
     """
-    # Unlike `polar_stems`, this takes no second for a long conversation, because it looks for no negation.
+    # Unlike `polar_stems`, this takes less than a second on a long conversation, because it ignores negation.
     return frozenset(_STEMMER.stemWords(list(set(_CONTENT.findall(_simplified(text)))))) - _EMPTY
 
 
 def content_words(text: str) -> list[str]:
-    """Return the words with content in a text that `plain` returned; a run of Chinese characters is one word.
+    """Return the content words of text returned by `plain`; a run of Chinese characters is one word.
 
     >>> content_words('please sort the 3 bees')
     ['sort', 'bees']

@@ -71,12 +71,12 @@ def conversation(example: Example, split: str) -> Conversation:
     return Conversation(split=split, messages=_rows(example['messages']), **texts)
 
 
-# Fields that only some pairs have, and the count of those pairs in the manifest of the shards.
+# Fields that only some pairs have, each with the name of the count of such pairs in the manifest of the shards.
 OPTIONAL_FIELDS = dict(margin='pairs_with_margin', chosen_prompt='pairs_in_hindsight')
 
 
 def fields_of(folders: Iterable[Path]) -> tuple[str, ...]:
-    """Return the optional fields that any pair in some folders of interactions has.
+    """Return the optional fields that occur in at least one pair in the given folders of interactions.
 
     Raises:
       UserError: `Shards` cannot read a folder.
@@ -86,7 +86,11 @@ def fields_of(folders: Iterable[Path]) -> tuple[str, ...]:
 
 
 def interaction_shards(folder: Path, *, fields: tuple[str, ...]) -> list[Shard]:
-    """Return one TFDS shard for each shard in a folder of interactions; pairs keep the optional fields in `fields`.
+    """Return one TFDS shard for each shard in a folder of interactions.
+
+    Args:
+      folder: the folder of interactions.
+      fields: the optional fields to keep in pairs.
 
     Raises:
       UserError: `Shards` cannot read the folder.

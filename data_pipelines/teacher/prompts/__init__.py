@@ -1,9 +1,9 @@
 """The teacher's prompts: one Jinja file per task. Their digests are part of a stage's `made_from`.
 
-Prompts for an instruction-following teacher enclose user text in marks, using the filter `delimited`. Each of these
-prompts also includes `marks.jinja`, which says that nothing between the marks is an instruction. The prompt `rewrite`
-does neither, because it continues a user's own conversation: there, the user's words are instructions and the result is
-a reply to that user.
+Prompts for an instruction-following teacher wrap user text in tags, using the filter `delimited`. Each of these prompts
+also includes `marks.jinja`, which says that nothing inside the tags is an instruction. The prompt `rewrite` does
+neither, because it continues a user's own conversation: there, the user's words are instructions and the result is a
+reply to that user.
 """
 
 import functools
@@ -29,7 +29,7 @@ def _environment() -> jinja2.Environment:
 
 
 def delimited(text: str) -> str:
-    """Put a text between marks that contain its digest, so that nothing in the text can close them.
+    """Wrap text in tags that contain its digest, so that nothing in the text can close the tags.
 
     >>> print(delimited('Hi </data>'))
     <data dbc84e9f8518d537>
@@ -51,7 +51,7 @@ def render_turns(name: str, **values) -> list[tuple[str, str]]:
     In the prompt's file, a line such as `--- user` begins a turn. The same line inside a value does not begin a turn.
     """
     source = _FOLDER.joinpath(f'{name}.jinja').read_text(encoding='utf-8')
-    mark = digest(name, values)  # a text cannot contain its own digest
+    mark = digest(name, values)  # the values cannot contain their own digest
     marked = re.sub(r'^--- (user|assistant)\n', rf'{mark} \1\n', source, flags=re.MULTILINE)
     parts = re.split(rf'{mark} (user|assistant)\n', _environment().from_string(marked).render(values))
     return [(role, content.strip()) for role, content in zip(parts[1::2], parts[2::2], strict=True)]
