@@ -131,7 +131,7 @@ class Stage:
     def run(self, config: ConfigDict, *, overwrite: bool = False) -> dict[str, int]:
         """Make the output folder, unless it is up to date and `overwrite` is false; return its counts.
 
-        One line is printed. All counts are in the manifest and in the data card.
+        The stage prints a one-line summary. The full counts are in the manifest and in the data card.
 
         Raises:
           UserError: the folder was made from different input, settings or code and `overwrite` is false, or the work

@@ -43,8 +43,8 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
     """Return the reason to drop a sample, judged by its text alone; '' if there is none.
 
     Args:
-      known: texts that the sample must not copy: the original reply, and all turns of the conversation up to and
-        including the reply after the feedback. (A different model may have written the replies in the conversation.)
+      known: texts that the sample must not copy: all turns of the conversation up to and including the reply after the
+        feedback, and the reply to improve, which is not in the conversation if the policy regenerated it.
       wanted: codes of the accepted languages; if empty, every language is accepted.
       max_resemblance: the largest allowed `resemblance` to a known text.
     """

@@ -41,7 +41,7 @@ class Rated(NamedTuple):
     Attributes:
       prompt: the fields of the record that describe the prompt and its author.
       id: the record's id; None if the record states none.
-      liked: whether the user liked the reply; None if the rating is not simply liked or disliked.
+      liked: whether the user liked the reply; None if the rating does not say.
       follow_up: the user's next turn; None if it is not known.
     """
 
@@ -177,7 +177,7 @@ def one_sided_preference(rated: Rated, default_id: str, counts: Counter) -> Pref
     """Return a preference with one side: a chosen reply if the user liked it, or a rejected reply if not.
 
     Raises:
-      BadRecord: the rating is not simply liked or disliked, or the texts cannot be used.
+      BadRecord: the rating does not say whether the user liked the reply, or the texts cannot be used.
     """
     if rated.liked is None:
         raise BadRecord('rating_is_not_a_label')

@@ -160,7 +160,7 @@ def cache_sizes(sampling: Sampling) -> list[int]:
     """Return the sizes that the slots' caches can have, in tokens, in increasing order.
 
     The largest has room for a padded prompt or for a prompt and its reply, whichever is longer. Attention reads whole
-    caches, so slots use the smallest size in which the present samples fit.
+    caches, so slots use the smallest size that holds the current samples.
     """
     prompt = -(-sampling.prompt_tokens // BUCKET) * BUCKET
     largest = max(prompt, sampling.prompt_tokens + sampling.new_tokens)
