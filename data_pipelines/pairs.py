@@ -39,7 +39,7 @@ from data_pipelines.core.records import (
 )
 from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair_id
 from data_pipelines.preferences.feedback import from_feedback
-from data_pipelines.preferences.reading import first_by_hash
+from data_pipelines.preferences.reading import first_pairs_by_hash
 from data_pipelines.reports.statistics import of_pairs
 from data_pipelines.text.openings import is_refusal
 from rlhi_jax.config import listed, require
@@ -222,7 +222,7 @@ def _work(task: Task) -> dict[str, int]:
     if left := [name for name in listed(config, 'pairs.sources') if name not in _sources(config)]:
         empty = next(key for key in SOURCES[left[0]].inputs if not config.data[key])
         print(f'config.data.{empty} is empty, so no pairs come from {left[0]}', flush=True)
-    probed = first_by_hash(task.folder / 'train.jsonl', PROBED)
+    probed = first_pairs_by_hash(task.folder / 'train.jsonl', PROBED)
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in probed],
         [record['user_id'] or record['conversation'] for record in probed],

@@ -291,7 +291,7 @@ def test_too_little_disk_or_memory(found, monkeypatch):
     monkeypatch.setattr('data_pipelines.checks.machine._memory', lambda: 1000)
     findings, _, asked = found(conversations())
     assert 'free some space' in findings.stops[0].text and asked == 0
-    assert [problem.text for problem in findings.problems if 'use a smaller model' in problem.text]
+    assert [problem.text for problem in findings.problems if 'train only adapters' in problem.text]
 
 
 def test_the_program_says_whether_to_go_on(url, model, tmp_path):

@@ -50,7 +50,7 @@ def test_configs_round_trip(family, head):
 
 
 REFUSED_CONFIGS = [
-    ({'model_type': 'gemma2'}, "model_type is 'gemma2'"),
+    ({'model_type': 'phi3'}, "model_type is 'phi3'"),
     ({'architectures': ['LlamaModel']}, 'architectures is'),
     ({'architectures': None}, 'architectures is'),
     ({'architectures': ['LlamaForSequenceClassification'], 'num_labels': 2}, 'num_labels .* is 2'),

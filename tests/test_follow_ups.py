@@ -148,7 +148,7 @@ def test_bad_labels_are_refused(tmp_path):
         ([json.dumps(dict(id='c000/2', label='bad'))], "'bad' is not a label"),
         ([json.dumps(dict(id='c000/2', label=[]))], r'labels.jsonl, line 1: \[\] is not a label'),
         (['[' * 10**5], 'labels.jsonl, line 1 is not a JSON object'),
-        ([json.dumps(dict(id='c000/2', label=FEEDBACK))], '1 of its 1 turns'),
+        ([json.dumps(dict(id='c000/2', label=FEEDBACK))], '1 of 1 turns are reattempt_with_feedback'),
     ):
         path.write_text('\n'.join(lines))
         with pytest.raises(UserError, match=message):

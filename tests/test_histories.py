@@ -203,7 +203,7 @@ def test_a_folder_of_another_stage_and_a_damaged_record_are_named(tmp_path):
     c = config(tmp_path, rewrites=str(tmp_path / 'rewrites'))
     answering().run(c)
     c.data.personas = c.data.rewrites
-    with pytest.raises(UserError, match="data.personas: .* was made by the stage 'rewrites', not by 'personas'"):
+    with pytest.raises(UserError, match="data.personas: .* was made by the 'rewrites' stage, not by 'personas'"):
         input_folder(c, 'personas')
     path = tmp_path / 'rewrites' / 'records.jsonl'
     path.write_bytes(path.read_bytes() + b'{"text": "half')

@@ -224,7 +224,7 @@ def test_what_lies_in_the_folder_of_work_is_in_nobody_s_way(tmp_path):
     assert ingest.STAGE.run(config(tmp_path))['kept_train'] == 1
 
 
-@pytest.mark.parametrize(('text', 'remedy'), [('', 'fetch it again'), ('{"a": 1}', 'check the paths in')])
+@pytest.mark.parametrize(('text', 'remedy'), [('', 'set the key to other files'), ('{"a": 1}', 'check the paths in')])
 def test_what_holds_nothing_to_use_is_refused_with_a_remedy(tmp_path, text, remedy):
     (tmp_path / 'raw.jsonl').write_text(text)
     with pytest.raises(UserError, match=f'config.data.raw: .*: {remedy}'):

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.models.decoder import OutputHead
 from rlhi_jax.objectives import OBJECTIVES, PairScores
 from rlhi_jax.scoring.logprobs import token_logprobs
 
@@ -108,7 +109,7 @@ def test_chunked_logprobs_equal_the_whole_softmax(chunk):
         return jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
 
     def chunked(hidden, output):
-        return token_logprobs(hidden, target, output, chunk=chunk)
+        return token_logprobs(hidden, target, OutputHead(output, None), chunk=chunk)
 
     np.testing.assert_allclose(chunked(hidden, output), whole(hidden, output), rtol=1e-5, atol=1e-5)
     gradients = [
@@ -124,7 +125,9 @@ def test_chunked_logprobs_never_hold_all_logits():
             jax.ShapeDtypeStruct(s, d)
             for s, d in [((1, 512, 16), 'float32'), ((1, 512), 'int32'), ((4096, 16), 'float32')]
         ]
-        gradient = jax.grad(lambda h, t, o: token_logprobs(h, t, o, chunk=chunk).sum(), argnums=(0, 2))
+        gradient = jax.grad(
+            lambda h, t, o: token_logprobs(h, t, OutputHead(o, None), chunk=chunk).sum(), argnums=(0, 2)
+        )
         return jax.jit(gradient).lower(*spec).compile().memory_analysis().temp_size_in_bytes
 
     logits = 512 * 4096 * 4
@@ -134,7 +137,7 @@ def test_chunked_logprobs_never_hold_all_logits():
 
 def test_a_chunk_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match='logprob_chunk'):
-        token_logprobs(jnp.zeros((1, 10, 4)), jnp.zeros((1, 10), int), jnp.zeros((8, 4)), chunk=3)
+        token_logprobs(jnp.zeros((1, 10, 4)), jnp.zeros((1, 10), int), OutputHead(jnp.zeros((8, 4)), None), chunk=3)
 
 
 def test_length_normalized_dpo_averages_over_tokens():

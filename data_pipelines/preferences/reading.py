@@ -1,22 +1,28 @@
 """Pick a few preference pairs from a file. The same pairs are picked every time."""
 
 import heapq
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_pipelines.core.record_files import stream_records
-from data_pipelines.core.records import PreferenceRecord
+from data_pipelines.core.records import PreferenceRecord, Record
 from rlhi_jax.io.files import digest
 
 PAIRS_TO_READ = 5
 
 
-def first_by_hash(path: Path, most: int) -> list[PreferenceRecord]:
-    """Return at most `most` pairs from a file: those whose ids have the lowest hashes.
+def first_by_hash(path: Path, most: int) -> list[Record]:
+    """Return at most `most` records from a file: those whose ids have the lowest hashes."""
+    return _first(stream_records(path), most)
 
-    Preferences with only one reply are left out.
-    """
-    pairs = (record for record in stream_records(path) if 'chosen' in record)
-    return heapq.nsmallest(most, pairs, key=lambda record: digest(record['id']))
+
+def first_pairs_by_hash(path: Path, most: int) -> list[PreferenceRecord]:
+    """Return at most `most` pairs from a file, as `first_by_hash` does, and leave out single replies."""
+    return _first((record for record in stream_records(path) if 'chosen' in record), most)
+
+
+def _first(records: Iterable[Record], most: int) -> list[Record]:
+    return heapq.nsmallest(most, records, key=lambda record: digest(record['id']))
 
 
 def pairs_to_read(path: Path) -> list[dict[str, str]]:
@@ -29,5 +35,5 @@ def pairs_to_read(path: Path) -> list[dict[str, str]]:
             chosen=record['chosen'][-1]['content'],
             rejected=record['rejected'][-1]['content'],
         )
-        for record in first_by_hash(path, PAIRS_TO_READ)
+        for record in first_pairs_by_hash(path, PAIRS_TO_READ)
     ]
