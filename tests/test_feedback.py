@@ -81,6 +81,13 @@ def test_ratings_that_are_not_labels_are_counted(tmp_path, feedback):
     assert read(tmp_path, feedback, [rated])[1]['dropped_rating_is_not_a_label'] == 1
 
 
+def test_a_pair_has_no_follow_up(tmp_path):
+    pair = dict(prompt='Hi', chosen='Hello', rejected='No.')
+    found, counts = read(tmp_path, 'hindsight', [pair])
+    assert not found and counts['dropped_preference_without_a_follow_up'] == 1
+    assert [each.id for each in read(tmp_path, 'one_sided', [pair])[0]] == ['pairs.jsonl:1']
+
+
 def plan_of(tmp_path, feedback: str, capacities: Capacities, records: list[dict] | None = None):
     preferences, _ = read(tmp_path, feedback, records or replies())
     trees = grow_trees(preferences)

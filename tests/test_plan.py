@@ -163,7 +163,7 @@ def test_conversations_longer_than_the_model_are_refused(template):
     rows = [lay_out(TreeEncoder(tree, template).encode(Piece(0, (0,)))) for tree in trees]
     longest = max(int(row.position_T.max()) + 1 for row in rows)
     check_positions(plan, trees, template, most=longest)
-    message = f'a conversation has {longest} tokens, .* at most {longest - 1}: lower config.rows.tokens from 4096 to {longest - 1}'
+    message = f'has {longest} tokens, .* at most {longest - 1}: lower config.rows.tokens from 4096 to {longest - 1}'
     with pytest.raises(UserError, match=message):
         check_positions(plan, trees, template, most=longest - 1)
 

@@ -15,7 +15,7 @@ from rlhi_jax.training.workdir import refuse_another_run, refuse_difference, tra
 def test_settings_are_those_that_decide_the_parameters():
     config = tiny_config.get_config()
     settings = training_settings(config)
-    sections = ['objective', 'seed', 'model', 'rows', 'train', 'optimizer', 'dpo']
+    sections = ['objective', 'seed', 'model', 'lora', 'rows', 'train', 'optimizer', 'dpo']
     assert set(settings) == {*sections, 'policy_sees_persona', 'ref_sees_persona', 'rm_sees_persona'}
     assert settings['dpo'] == config.dpo.to_dict() and settings['optimizer'] == config.optimizer.to_dict()
     assert 'path' not in settings['model'] and settings['model']['remat'] == config.model.remat
