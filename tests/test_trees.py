@@ -96,9 +96,14 @@ PARAMS = {family: params_of(spec) for family, spec in SPECS.items()}
 
 
 def relative_l2(a, b) -> float:
-    """The largest relative L2 distance over tensors."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return max(float(jnp.linalg.norm((x - y).ravel()) / (jnp.linalg.norm(y.ravel()) + 1e-30)) for x, y in pairs)
+    """The largest relative L2 distance over tensors.
+
+    A tensor that is a ten-thousandth of the largest one or less is compared with that: where softmax leaves no gradient
+    for queries and keys, as in rows of one token, both sides are only rounding.
+    """
+    pairs = [(np.ravel(x), np.ravel(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    floor = 1e-4 * max(np.linalg.norm(y) for _, y in pairs)
+    return max(float(np.linalg.norm(x - y) / max(np.linalg.norm(y), floor)) for x, y in pairs)
 
 
 def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[TokenTree]:
