@@ -21,9 +21,9 @@ llama.cpp, and in practice only its cache.
 - `lasting`: 200 other feedback turns of WildChat, for testing. Two blind readers judged for each remark whether it
   states or clearly implies a wish about how this person wants to be answered that would also hold for their next,
   unrelated request. They saw no claims. The level `lasting` was developed on the materials above and then measured
-  here. After that, its word lists were extended once, from feedback in other conversations, and it was measured
-  again: the figures are of this second measurement. A claim counts as right if both readers say so of its remark
-  (`both`), or at least one (`either`). Whether a teacher's claim follows from its remark is not judged. With
+  here. Because of the result, its word lists were extended once, from feedback in other conversations, and it was
+  measured again: the figures are of this second measurement. A claim counts as right if both readers say so of its
+  remark (`both`), or at least one (`either`). Whether a teacher's claim follows from its remark is not judged. With
   `--config.personas.writer=quotes`, the remark is the claim, and the results are stored as `lasting_quotes`;
   otherwise, as `lasting_teacher`.
 
