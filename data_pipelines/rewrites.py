@@ -38,12 +38,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.histories import author_id, side_by_side
-from data_pipelines.core.inputs import input_digest, input_folder
+from data_pipelines.core.histories import author_id, follow_ups_with_personas
+from data_pipelines.core.inputs import input_digest
 from data_pipelines.core.passes import at_most, in_blocks, in_passes
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import MINED_SPLITS, FollowUp, Rewrite
-from data_pipelines.core.turns import request_index, to_messages, to_turns, turn_id
+from data_pipelines.core.turns import request_index, to_messages, to_turns
 from data_pipelines.labelling.labels import MAX_CHARACTERS
 from data_pipelines.preferences.acceptance import best, reason_to_drop
 from data_pipelines.reports.statistics import of_rewrites
@@ -122,25 +122,19 @@ def _work(task: Task) -> dict[str, int]:
 
 def _feedback(config: ConfigDict, counts: Counter) -> Iterator[Case]:
     """Yield a case for each feedback turn that should get a rewrite. Other turns are skipped and counted by reason."""
-    folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
-    for conversation, (follow_ups, turn_personas) in side_by_side(config, *folders):
-        personas = {turn['id']: turn['persona'] for turn in turn_personas}
-        turns = to_turns(conversation['messages'])
-        for turn in follow_ups:
-            counts['follow_ups_read'] += 1
-            feedback_at = turn['turn_index']
-            request_at = request_index(feedback_at)
-            request = turn_id(conversation['id'], request_at)
-            if turn['split'] not in MINED_SPLITS:
-                counts['dropped_test_split'] += 1
-            elif not turn['mined']:
-                counts['dropped_no_feedback'] += 1
-            elif request not in personas:
-                counts['dropped_persona_would_know_it'] += 1
-            else:
-                counts['feedback_turns'] += 1
-                next_reply = ''.join(content for _, content in turns[feedback_at + 1 : feedback_at + 2])
-                yield Case(turn, turns[: request_at + 1], personas[request], next_reply)
+    for conversation, turn, persona in follow_ups_with_personas(config):
+        counts['follow_ups_read'] += 1
+        if turn['split'] not in MINED_SPLITS:
+            counts['dropped_test_split'] += 1
+        elif not turn['mined']:
+            counts['dropped_no_feedback'] += 1
+        elif persona is None:
+            counts['dropped_persona_would_know_it'] += 1
+        else:
+            counts['feedback_turns'] += 1
+            turns, feedback_at = to_turns(conversation['messages']), turn['turn_index']
+            next_reply = ''.join(content for _, content in turns[feedback_at + 1 : feedback_at + 2])
+            yield Case(turn, turns[: request_index(feedback_at) + 1], persona, next_reply)
 
 
 def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Rewrite]:

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import input_folder
 from data_pipelines.core.record_files import RECORDS, stream_records
-from data_pipelines.core.records import Conversation, Record, Remark
-from data_pipelines.core.turns import conversation_of
+from data_pipelines.core.records import Conversation, FollowUp, Record, Remark
+from data_pipelines.core.turns import conversation_of, request_index, turn_id
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.progress import Progress
 
@@ -47,6 +47,18 @@ def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversati
                 f'{path}: the records from conversation {head[0]!r} onwards are not in the order of '
                 f'config.data.conversations ({conversations}): rerun the stage that wrote the file'
             )
+
+
+def follow_ups_with_personas(config: ConfigDict) -> Iterator[tuple[Conversation, FollowUp, str | None]]:
+    """Yield each follow-up with its conversation and its author's persona at the time of the request.
+
+    The persona is None if no pair may come from the request, because its persona would already know the follow-up.
+    """
+    folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
+    for conversation, (follow_ups, turn_personas) in side_by_side(config, *folders):
+        personas = {turn['id']: turn['persona'] for turn in turn_personas}
+        for turn in follow_ups:
+            yield conversation, turn, personas.get(turn_id(conversation['id'], request_index(turn['turn_index'])))
 
 
 def author_id(user_id: str, conversation: str) -> str:
