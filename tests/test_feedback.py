@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.shards import read_preferences
 from data_pipelines.teacher.prompts import render
 from rlhi_jax.config import base_config
@@ -86,6 +87,38 @@ def test_a_pair_has_no_follow_up(tmp_path):
     found, counts = read(tmp_path, 'hindsight', [pair])
     assert not found and counts['dropped_preference_without_a_follow_up'] == 1
     assert [each.id for each in read(tmp_path, 'one_sided', [pair])[0]] == ['pairs.jsonl:1']
+
+
+def test_follow_ups_become_replies_with_labels(tmp_path):
+    """The source reads three folders; a reaction is kept if it is feedback or confident thanks, in a mined split."""
+    c = base_config()
+    rows = [('train', True, 'reattempt_with_feedback', 0.9), ('train', False, 'positive_feedback', 0.9)]
+    rows += [('train', False, 'positive_feedback', 0.1), ('test', True, 'reattempt_with_feedback', 0.9)]
+    rows += [('validation', True, 'reattempt_with_feedback', 0.9)]
+    records = dict(conversations=[], follow_ups=[], personas=[])
+    for n, (split, mined, label, confidence) in enumerate(rows):
+        texts = ['Bees?', 'Bees hum.', 'Longer.', 'Bees hum all day.']
+        messages = [dict(role=('user', 'assistant')[i % 2], content=text) for i, text in enumerate(texts)]
+        turn = dict(zip(('request', 'reply', 'follow_up'), texts, strict=False), label=label, confidence=confidence)
+        turn |= dict(id=f'c{n}/2', conversation=f'c{n}', turn_index=2, user_id='u', split=split, mined=mined)
+        records['conversations'].append(dict(id=f'c{n}', messages=messages))
+        records['follow_ups'].append(turn)
+        records['personas'] += [] if n == 4 else [dict(id=f'c{n}/0', persona='Likes bees.')]
+    for name, content in records.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'records.jsonl').write_text(''.join(f'{json.dumps(record)}\n' for record in content))
+        (tmp_path / name / 'manifest.json').write_text('{}')
+        c.data[name] = str(tmp_path / name)
+    counts: Counter = Counter()
+    found = list(from_feedback(c, counts))
+    assert [(reply['id'], reply['label']) for reply in found] == [('c0/2 reaction', False), ('c1/2 reaction', True)]
+    assert found[0]['prompt'] == [dict(role='user', content='Bees?')] and found[0]['persona'] == 'Likes bees.'
+    assert (
+        found[0]['completion'] == [dict(role='assistant', content='Bees hum.')] and found[0]['follow_up'] == 'Longer.'
+    )
+    assert counts == dict(
+        feedback_read=5, dropped_no_feedback=1, dropped_test_split=1, dropped_persona_would_know_it=1
+    )  # fmt: skip
 
 
 def plan_of(tmp_path, feedback: str, capacities: Capacities, records: list[dict] | None = None):
