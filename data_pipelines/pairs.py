@@ -208,6 +208,8 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     settings = config.pairs.to_dict()
     for name in ('accept_artefacts', 'min_pairs'):  # these may stop the run, but do not change the output
         del settings[name]
+    if 'follow_ups' in inputs:  # `from_feedback` reads this setting
+        settings['min_confidence'] = config.follow_ups.min_confidence
     return dict(inputs=inputs, settings=settings, seed=config.seed)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines import pairs
 from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.shards import read_preferences
 from data_pipelines.teacher.prompts import render
@@ -109,6 +110,11 @@ def test_follow_ups_become_replies_with_labels(tmp_path):
         (tmp_path / name / 'records.jsonl').write_text(''.join(f'{json.dumps(record)}\n' for record in content))
         (tmp_path / name / 'manifest.json').write_text('{}')
         c.data[name] = str(tmp_path / name)
+    c.pairs.sources, c.data.pairs = 'feedback', str(tmp_path / 'pairs')
+    before = pairs.STAGE.made_from(c)
+    c.follow_ups.min_confidence /= 2
+    assert pairs.STAGE.made_from(c) != before  # another confidence may keep other thanks
+    c.follow_ups.min_confidence *= 2
     counts: Counter = Counter()
     found = list(from_feedback(c, counts))
     assert [(reply['id'], reply['label']) for reply in found] == [('c0/2 reaction', False), ('c1/2 reaction', True)]
