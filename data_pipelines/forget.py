@@ -15,8 +15,8 @@ the lists is forgotten. Then, if any data from these users is found:
 - Records, preferences, claims and shards are rewritten without these users.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
   cards and evaluations of simulated users. Reports and unfinished work are removed, too.
-- In the teacher's cache, answers to requests that contain only these users' text are removed. Answers are also removed
-  if their author is unknown: an older version stored them, or `rlhi_jax.check` asked for them.
+- In the teacher's cache, answers to requests that contain only these users' text are removed. So are
+  answers to requests whose users are not known, because an older version or `rlhi_jax.check` stored the answers.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
   `forgotten` contains the number of records that have since been removed from each file.
 
