@@ -66,9 +66,9 @@ def inputs_of(rng, shape, heads, kv_heads, dtype):
     return tuple(jnp.asarray(rng.normal(size=(*shape, count, WIDTH)), dtype) for count in counts)
 
 
-def relative(a, b) -> float:
+def relative(a, b, floor=0.0) -> float:
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), floor))
 
 
 def dense_gradients(logits, q, k, v, d_out, seen):
@@ -107,8 +107,11 @@ def check(name, logits, dtype, heads, seed, *, window=False):
     rng = np.random.default_rng(seed)
     mask = random_mask(rng, 3 * BLOCK, 2, window=window)
     inputs = inputs_of(rng, mask.extent_BT.shape, *heads, dtype)
-    for actual, expected in zip(OURS(name, logits, *inputs, mask), DENSE(logits, *inputs, seen_by(mask)), strict=True):
-        assert actual.dtype == dtype and relative(actual, expected) <= TOLERANCE[dtype]
+    ours, expected = OURS(name, logits, *inputs, mask), DENSE(logits, *inputs, seen_by(mask))
+    # Where each query sees only itself, queries and keys have no gradient, and ours is rounding: `floor` bounds that.
+    floor = 0.1 * max(float(jnp.linalg.norm(array.astype(jnp.float32))) for array in map(jnp.ravel, expected))
+    for array, dense_array in zip(ours, expected, strict=True):
+        assert array.dtype == dtype and relative(array, dense_array, floor) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize('window', [False, True])

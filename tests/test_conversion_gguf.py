@@ -116,7 +116,7 @@ def test_gguf_tensor_types(gguf, tmp_path, kind):
     write_gguf(gguf, tmp_path / 'x.gguf', spec, params, kind)
     arrays = {}
     for tensor in gguf.GGUFReader(tmp_path / 'x.gguf').tensors:
-        leaf, layer = find_leaf(tensor.name)
+        leaf, layer = find_leaf(tensor.name, spec)
         array = np.array(tensor.data)
         if tensor.tensor_type.name == 'BF16':
             array = array.view(ml_dtypes.bfloat16).reshape(array.shape[0], -1)
@@ -157,7 +157,7 @@ def test_every_tensor_type_that_gguf_dequantises(gguf, tmp_path):
         flat = flattened(params_again, spec)
         assert again == spec
         for tensor in gguf.GGUFReader(path).tensors:
-            leaf, layer = find_leaf(tensor.name)
+            leaf, layer = find_leaf(tensor.name, spec)
             ours = flat[leaf.path] if layer is None else flat[leaf.path][int(layer)]
             whole = gguf.dequantize(tensor.data, tensor.tensor_type)
             np.testing.assert_array_equal(leaf.to_stored(ours, spec), whole.reshape(leaf.stored_shape(spec)))
@@ -186,10 +186,10 @@ def test_an_output_that_repeats_the_embedding_is_stored_once(gguf, tmp_path, kin
     np.testing.assert_array_equal(params_again['unembed'], output)
 
 
-def find_leaf(name):
+def find_leaf(name, spec):
     parts = name.split('.')
     layer = parts[1] if parts[0] == 'blk' else None
-    leaves = [leaf for leaf in LEAVES if leaf.when(tiny_spec()) and leaf.gguf]
+    leaves = [leaf for leaf in LEAVES if leaf.when(spec) and leaf.gguf]
     return next(leaf for leaf in leaves if leaf.gguf[0].format(layer) == name), layer
 
 
