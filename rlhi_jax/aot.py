@@ -12,8 +12,9 @@ in memory, the exit status is 1.
 With `--sweep`, the train step is compiled for every mesh and remat policy instead, and the best combination that fits
 is printed. The best combination has the fewest FLOPs; ties are broken by the fewest bytes sent.
 
-The FLOPs of train and score are for full rows. A full row has `config.rows.pairs` trees, each with one prefix and two
-replies, and `config.rows.scored` reply tokens in total.
+The FLOPs of train and score assume that every row, a packed training sequence, is full. A full row has
+`config.rows.pairs` interaction trees and `config.rows.scored` reply tokens in total. Each tree has one prefix (the
+prompt) and two replies.
 """
 
 from absl import flags
@@ -154,8 +155,8 @@ PROGRAMS: dict[str, Callable[[ConfigDict, ModelSpec, Mesh], jax.stages.Lowered]]
 def row_work(config: ConfigDict, spec: ModelSpec) -> Work:
     """Return the amount of work in a full row: its tokens, scored tokens and attended (query, key) pairs.
 
-    A full row has `config.rows.pairs` trees, each with one prefix and two replies. All replies together have
-    `config.rows.scored` tokens.
+    A full row has `config.rows.pairs` interaction trees. Each tree has one prefix (the prompt) and two replies. All
+    replies together have `config.rows.scored` tokens.
 
     Raises:
       UserError: the replies leave no tokens for a prefix.
@@ -166,7 +167,7 @@ def row_work(config: ConfigDict, spec: ModelSpec) -> Work:
     if prefix < 1:
         raise UserError(
             f'config.rows.scored is {limits.scored}, but each row has {limits.tokens} tokens, which leaves none for '
-            f'prefixes: pass --config.rows.scored={limits.tokens // 2}'
+            f'prompts: pass --config.rows.scored={limits.tokens // 2}'
         )
     tree = shared_prefix(prefix, reply, reply, window=spec.local.window if spec.local else None)
     return Work(*(limits.pairs * n for n in dataclasses.astuple(tree)))
@@ -175,8 +176,8 @@ def row_work(config: ConfigDict, spec: ModelSpec) -> Work:
 def flops(program: str, config: ConfigDict, spec: ModelSpec) -> Report:
     """Return the TFLOPs of one run of a program, summed over all chips and split into parts such as body and head.
 
-    For train, the result also contains the TFLOPs per pair, including a forward pass of the reference model if the
-    objective uses one.
+    For train, the result also contains the TFLOPs per preference pair. If the objective uses a reference model, this
+    number includes the forward pass of that model.
     """
     if program == 'sample':  # one decode call, which reads the slots' whole caches
         how = sampling(config)

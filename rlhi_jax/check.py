@@ -3,8 +3,9 @@
     python -m rlhi_jax.check --config=configs/NAME.py[:variant] [--workdir=DIR]
 
 The check reads a sample of `config.data.raw`, opens the policy, and measures disk and memory. If the teacher is an
-endpoint, it is asked up to 19 short questions, most of which have known answers. From the tokens and time that they
-take, the check estimates the cost of labels, personas and rewrites. It writes nothing except downloads from the hub.
+endpoint, the check sends it up to 19 short questions, most of which have known answers. From the tokens and time that
+these questions take, the check estimates the cost of labels, personas and rewrites. It writes nothing except downloads
+from the Hugging Face hub.
 
 The exit status is 0 if the loop can run (possibly with warnings), and 1 if something would stop it.
 """

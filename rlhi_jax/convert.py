@@ -21,9 +21,9 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     flags.DEFINE_string('to', None, 'Folder to write.')
     flags.DEFINE_string('base', None, 'import peft:DIR: the model folder or workdir that the adapters adapt.')
     flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
-    flags.DEFINE_string('persona_in', 'user', 'import: where the template places the persona, user or system.')
+    flags.DEFINE_string('persona_in', 'user', 'import: message that the template adds the persona to, user or system.')
     flags.DEFINE_string(
-        'pad_token', None, 'import: special token that pads batches; by default, a spare one if needed.'
+        'pad_token', None, "import: special token that pads batches; by default, the model's own or an unused token."
     )
     flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
     flags.DEFINE_integer('step', None, 'export: step of the run; by default, the latest.')
@@ -65,7 +65,7 @@ _HUB_FILES = (
     'adapter_config.json',
     *TOKENIZER_FILES,
 )
-_SAMPLING = dict(do_sample=True, temperature=1.0, top_p=1.0)  # for models that come without settings
+_SAMPLING = dict(do_sample=True, temperature=1.0, top_p=1.0)  # for models without sampling settings of their own
 
 
 def import_model(
@@ -84,8 +84,9 @@ def import_model(
       to: the folder to write.
       template: the name of one of our chat layouts, to use instead of the source's template; None keeps the
         source's template.
-      persona_in: where the template places the persona, 'user' or 'system'.
-      pad_token: the pad token; None means the model's own or, if that is not suitable, a spare token.
+      persona_in: the message in which the template places the persona, 'user' (the first user turn) or 'system'.
+      pad_token: the pad token; None means the model's own pad token or, if that is not suitable, an unused
+        special token.
       overwrite: whether to replace a model folder at `to`.
 
     Raises:
@@ -135,7 +136,7 @@ def import_adapters(source: Path, base: Path, to: Path, *, overwrite: bool = Fal
 
     Args:
       source: a folder with adapter_config.json and adapter_model.safetensors.
-      base: the model folder or workdir whose model the adapters were trained on.
+      base: the model folder or workdir of the model that the adapters were trained on.
       to: the folder to write.
       overwrite: whether to replace a model folder at `to`.
 
@@ -172,7 +173,7 @@ def export_adapters(checkpoint: Path, to: Path, *, step: int | None, dtype: str,
 
 
 def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, overwrite: bool = False) -> None:
-    """Write a model folder or a run's checkpoint as a Hugging Face folder; adapters are merged.
+    """Write a model folder or a run's checkpoint as a Hugging Face folder, with any adapters merged.
 
     Args:
       checkpoint: the model folder or the run's workdir.
@@ -201,7 +202,7 @@ def export_model(checkpoint: Path, to: Path, *, step: int | None, dtype: str, ov
 
 
 def _generation_config(folder: Path, tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the source's sampling settings, or ours if it has none, with the model's special tokens."""
+    """Return the source's sampling settings (or ours if the source has none) and the model's special tokens."""
     path = folder / 'generation_config.json'
     theirs = read_json(path, 'import the model again', fields=()) if path.exists() else {}
     settings = {

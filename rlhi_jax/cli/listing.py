@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def listing(package: Path) -> str:
-    """Return a line for each program at the top level of a package, with the first sentence of its docstring."""
+    """Return a text that lists the programs at the top level of a package, each with its docstring's first line."""
     lines = [f'Run a program with `python -m {package.name}.NAME --help` to see its flags.', '']
     paths = sorted(path for path in package.glob('*.py') if not path.name.startswith('__'))
     width = max(len(path.stem) for path in paths)

@@ -112,7 +112,8 @@ def start(*, commands: Sequence[str] = ()) -> str:
     wrong flags at once.
 
     Args:
-      commands: the program's commands; the first argument must be one of them. If there are none, the result is ''.
+      commands: the program's commands, such as 'import'. The first argument on the command line must be one of them.
+        If the program has no commands, the result is ''.
     """
     if {'--help', '-help', '-h'} & set(sys.argv[1:]):
         print(_help(sys.modules['__main__'].__doc__ or '', sorted(set(flags.FLAGS) - _OF_LIBRARIES)))
@@ -157,7 +158,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def choose_platforms() -> None:
-    """On a machine without a TPU, keep JAX from loading libtpu, which would print an error trace."""
+    """Keep JAX from loading libtpu on a machine without a TPU, where libtpu would print an error trace."""
     if 'JAX_PLATFORMS' in os.environ or not find_spec('libtpu'):
         return
     if any(Path(vendor).read_text().strip() == '0x1ae0' for vendor in glob('/sys/bus/pci/devices/*/vendor')):  # Google

@@ -58,7 +58,8 @@ def _check_model_paths(config: ConfigDict) -> None:
     for name in ('model.path', 'candidates.reward_model', 'satisfaction.model'):
         if '://' in attrgetter(name)(config):
             raise UserError(
-                f'config.{name} is a URL, but only config.teacher.path may be one: set it to the path of a model folder'
+                f'config.{name} is a URL, but only config.teacher.path may be a URL: set config.{name} to the path of '
+                'a model folder'
             )
 
 
@@ -125,5 +126,5 @@ def _check_lora(config: ConfigDict) -> None:
     if adapters and in_step and config.policy_sees_persona != config.ref_sees_persona:
         raise UserError(
             "config.lora.reference is 'in_step', but config.ref_sees_persona differs from config.policy_sees_persona, "
-            "so the reference and the policy need different rows: set config.lora.reference='cached'"
+            "so the reference model and the policy need different input: set config.lora.reference='cached'"
         )

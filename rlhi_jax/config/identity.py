@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 
 from rlhi_jax.config.schema import base_config
 
-# These keys were added later. Their defaults change nothing and are left out, so that folders from before then stay up
-# to date.
+# These keys were added after the first folders were written. With their defaults, a stage writes what it wrote before.
+# The identity leaves these defaults out, so that older folders stay up to date.
 _LATER = dict(
     sampler=('top_k', 'min_p', 'repetition_penalty', 'stop', 'weights'), rewrites=('shows_reply', 'max_words')
 )

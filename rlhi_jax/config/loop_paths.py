@@ -103,8 +103,8 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
 def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
     """Return the config that the loop uses to run a stage in a workdir.
 
-    For pairs, shards and rows, `config.objective` selects the training run that they are for. For shards,
-    `config.data.split` selects whether they are for training or evaluation.
+    For the stages pairs, shards and rows, `config.objective` selects the training run. The stage shards makes
+    evaluation data if `config.data.split` is 'validation', and training data otherwise.
     """
     config = with_paths(config, workdir)
     if stage in ('pairs', 'shards', 'rows'):

@@ -23,10 +23,10 @@ def is_endpoint(path: str) -> bool:
 
 
 def likelihood_path(config: ConfigDict) -> str:
-    """Return the folder of the model that computes log-probabilities.
+    """Return the folder of the model that computes the log-probabilities of given texts.
 
-    This is normally the teacher. If the teacher is an endpoint, it is the policy, because endpoints do not provide the
-    log-probabilities of a given text.
+    This model is normally the teacher. If the teacher is an endpoint, the policy replaces it, because endpoints do not
+    provide the log-probabilities of a given text.
     """
     path = teacher_path(config)
     return config.model.path if is_endpoint(path) else path

@@ -24,7 +24,7 @@ SCHEMA = Section(
     seed=Key(0, 'Seed for everything random: row order, sampling, splits, new heads.'),
     compilation_cache=Key(
         '.cache/compiled',
-        'Folder or bucket that stores compiled programs; on a pod, all hosts must share it. Empty: no cache.',
+        'Folder or bucket that stores compiled programs. All hosts of a TPU pod must share it. Empty: no cache.',
     ),
     beam=Key(
         '',
@@ -56,7 +56,7 @@ SCHEMA = Section(
     loop=training_keys.LOOP,
     policy_sees_persona=Key(True, 'Whether the policy reads the persona in training and evaluation.'),
     sampler_sees_persona=Key(True, 'Whether the policy reads the persona when candidates are sampled.'),
-    ref_sees_persona=Key(True, 'Whether the DPO reference reads the persona.'),
+    ref_sees_persona=Key(True, 'Whether the reference model of DPO and KTO reads the persona.'),
     rm_sees_persona=Key(True, 'Whether the reward model reads the persona.'),
     checkpoint=training_keys.CHECKPOINT,
     log=training_keys.LOG,

@@ -20,11 +20,11 @@ DATA = Section(
     prompts=Key(
         '',
         'JSON lines file of prompts to sample candidates for; each has id, user_id, persona, split and messages. '
-        'Empty: use the user turns of the training conversations, with their personas, except for positive feedback.',
+        "Empty: all user turns of the training conversations except positive feedback, each with its user's persona.",
     ),
     candidates=Key('', "Folder of the 'candidates' stage: N sampled replies to each prompt, and their rewards."),
-    scores=Key('', 'Folder of candidate scores to use instead of the rewards, such as scores from `oracle_scores`.'),
-    satisfaction=Key('', "Folder of the 'satisfaction' evaluation: checked replies to simulated users."),
+    scores=Key('', 'Candidate scores to use instead of the rewards: a folder of `data_pipelines.oracle_scores`.'),
+    satisfaction=Key('', "Folder of the 'satisfaction' evaluation: replies, and whether simulated users like them."),
     pairs=Key(
         '',
         "Preference pairs as JSON lines: files, or folders of the 'pairs' stage, separated by commas. The stage writes "
@@ -39,8 +39,8 @@ DATA = Section(
         'without the follow-up in its prompt.',
         choices=('paired', 'one_sided', 'hindsight'),
     ),
-    shards=Key('', "Folder of the 'shards' stage: interaction trees as ArrayRecord files."),
-    rows=Key('', "Folder of the 'rows' stage: which trees share a row."),
+    shards=Key('', "Folder of the 'shards' stage: interaction trees (a prompt and its replies) as ArrayRecord files."),
+    rows=Key('', "Folder of the 'rows' stage: which interaction trees are packed into each row."),
     datasets=Key('', 'Folder of TFDS data sets of conversations and interactions, for other programs.'),
     card=Key('', "Folder of the data card: counts, distributions and examples from the stages' output."),
     reference=Key(
@@ -71,8 +71,8 @@ SIMULATED = Section(
     special_every=Key(
         0,
         'Every group of this many users has two special users. The first changes a taste halfway through their '
-        'history. The second has a taste for one kind of request only, and wants the opposite for all others. 0: no '
-        'special users.',
+        'history. The second has a taste for one kind of request only, and wants the opposite for all other requests. '
+        '0: no special users.',
         at_least=0,
     ),
 )
@@ -130,7 +130,11 @@ INGEST_FIELDS = Section(
     '|, the first path that the record has is used, unless stated otherwise.',
     id=Key('conversation_hash|conversation_id|id', 'Id of the conversation; if there is no id, a hash of the content.'),
     user=Key('hashed_ip|user_id|user', 'Id of the user.'),
-    header=Key('header', "The user's browser header; if ingest.salt is set, it becomes part of the user's key."),
+    header=Key(
+        'header',
+        "The user's browser header. If ingest.salt is set, the user's key, which replaces the id, is a hash of id and "
+        'header.',
+    ),
     began=Key(
         'created_at|create_time|metadata.created_at',
         'Time when the conversation began. If a record has no other time, this counts as the time of all its turns.',
@@ -144,9 +148,9 @@ INGEST_FIELDS = Section(
         'response|choices.message.content|response.choices.message.content',
         'Last reply, if it is not one of the messages: the first of these fields that contains text.',
     ),
-    role=Key('role|from', 'Role, inside a message.'),
-    content=Key('content|value', 'Text, inside a message.'),
-    said_at=Key('timestamp', 'Time, inside a message.'),
+    role=Key('role|from', "In each message, the sender's role."),
+    content=Key('content|value', 'In each message, the text.'),
+    said_at=Key('timestamp', 'In each message, the time when it was sent.'),
     user_role=Key('user|human', 'Names for the role of the user, separated by |.'),
     assistant_role=Key('assistant|gpt|bot|model', 'Names for the role of the model, separated by |.'),
     system_role=Key('system|developer', 'Names for the role of the system message, separated by |.'),
@@ -167,14 +171,16 @@ INGEST = Section(
     scrub=Key(True, 'Replace e-mail and network addresses, and telephone, card and account numbers.'),
     similarity=Key(
         0.5,
-        'Minimum Jaccard similarity at which two openings count as near-duplicates, which go to the same split. The '
-        'similarity is only estimated, and values above 0.96 cannot be told apart.',
+        'Minimum Jaccard similarity at which the openings of two conversations count as near-duplicates. An '
+        'opening is the beginning of the first message. Near-duplicates go to the same split. MinHash only estimates '
+        'the similarity and cannot tell values above 0.96 apart.',
         above=0,
         at_most=0.96,
     ),
     heldout=Key(
         0.1,
-        'Share of near-duplicate clusters that go to the validation split, unless files are named after splits.',
+        'Share of clusters of near-duplicate conversations that go to the validation split, unless files are named '
+        'after splits.',
         at_least=0,
         below=1,
     ),
@@ -183,14 +189,14 @@ INGEST = Section(
     # In our WildChat sample, 16 of 836 conversations open with "hi"; in a million, about 20,000 would.
     max_nearly_same=Key(
         100,
-        'Maximum number of conversations with near-duplicate openings to keep, selected by hash; 0: all. The limit '
-        'keeps a template that many users paste from dominating the training data.',
+        'Maximum number of conversations to keep from each cluster with near-duplicate openings, selected by hash; 0: '
+        'all. The limit keeps a template that many users paste from dominating the training data.',
         at_least=0,
     ),
     salt=Key(
         '',
-        'File with the salt that turns user ids into keys; store it apart from the data. If the file is missing, the '
-        'stage creates it. Empty: user ids stay as they are.',
+        'File with the salt for the hashes (keys) that replace user ids; store it apart from the data. If the file is '
+        'missing, the stage creates it. Empty: user ids stay as they are.',
     ),
     opt_out=Key(
         '',
@@ -205,11 +211,12 @@ FOLLOW_UPS = Section(
     "The 'follow_ups' stage: a label for each user turn after a reply.",
     labeller=Key(
         'teacher',
-        'What labels the turns: the teacher, the policy, or a head trained by `python -m data_pipelines.head_labels`. '
-        'If the teacher is a weak model behind an endpoint, the policy may label better.',
+        'What labels the turns: the teacher, the policy, or a head, which is a small classifier trained by '
+        '`python -m data_pipelines.head_labels`. If the teacher is a weak model behind an endpoint, the policy may '
+        'label better.',
         choices=('teacher', 'policy', 'head'),
     ),
-    head=Key('', 'Folder of the trained head.'),
+    head=Key('', 'Folder of the trained head; used only if follow_ups.labeller is head.'),
     min_confidence=Key(
         0.5, 'Minimum confidence, a probability, for feedback to be used in rewrites and personas.', at_least=0
     ),
@@ -233,24 +240,25 @@ PERSONAS = Section(
     ),
     samples=Key(
         4,
-        'Sentences that the teacher drafts per remark; the first one that personas.audit allows becomes the claim.',
+        'Number of sentences that the teacher drafts from each remark (the opening of a feedback turn); the first '
+        'sentence that personas.audit allows becomes the claim.',
         at_least=1,
     ),
     audit=Key(
         'lasting',
         'Which claims may be stored. lasting: the remark states a wish that also holds for unrelated requests, and the '
         'claim follows from it. strict: the remark is about what replies should be like, and the claim follows '
-        'from it. stated: the claim follows from the remark, even if that is about the task. about_replies: the remark '
-        'is about what replies should be like; the claim is trusted. safe: any claim without private, sensitive or '
-        'steering text; the other values exclude such text too.',
+        'from it. stated: the claim follows from the remark, which may be about the task. about_replies: the remark is '
+        'about what replies should be like; whether the claim follows is not checked. safe: any claim without private '
+        'or sensitive text and without text that addresses the model; all values exclude such text.',
         registry='data_pipelines.persona.audit:LEVELS',
     ),
     max_claims=Key(8, 'Maximum number of claims in a persona; the newest are kept.', at_least=1),
     max_tokens=Key(128, "Maximum length of a persona, in tokens of the policy's tokenizer.", at_least=1),
     corrections=Key(
         '',
-        'JSON lines file of edits and deletions, written by `python -m data_pipelines.persona_store`. Empty: a file '
-        'next to the folder data.personas.',
+        'JSON lines file of edits and deletions of claims, written by `python -m data_pipelines.persona_store`. Empty: '
+        'a file next to the folder data.personas.',
     ),
 )
 
@@ -260,7 +268,7 @@ REWRITES = Section(
         True,
         'Let the policy answer the request again; the new reply, not the logged one, is the rejected side of the pair.',
     ),
-    from_scratch=Key(False, 'Control: do not show the feedback to the teacher.'),
+    from_scratch=Key(False, 'Control experiment: do not show the feedback to the teacher.'),
     shows_reply=Key(
         True,
         'Show the teacher the reply that the feedback is about. A small teacher follows feedback better if it sees '
@@ -282,8 +290,8 @@ REWRITES = Section(
     samples=Key(4, 'Number of rewrites sampled per feedback turn; the best rewrite is kept.', at_least=1),
     max_resemblance=Key(
         0.95,
-        'Maximum resemblance of a rewrite to an earlier text in the conversation, from 0 to 1; above this, the rewrite '
-        'counts as a copy.',
+        'Maximum resemblance, from 0 to 1, between a rewrite and any earlier message in the conversation; above this, '
+        'the rewrite counts as a copy.',
         above=0,
         at_most=1,
     ),
@@ -306,7 +314,7 @@ CANDIDATES = Section(
 )
 
 PAIRS = Section(
-    "The 'pairs' stage: preference pairs from rewrites and candidates, probed for artefacts.",
+    "The 'pairs' stage: preference pairs, checked for artefacts that tell chosen from rejected replies.",
     sources=Key(
         'rewrites,candidates',
         'Stages that pairs come from, separated by commas: rewrites, candidates. A stage whose folder is not set in '

@@ -206,8 +206,8 @@ HINDSIGHT = Section(
     "Settings of the 'hindsight' objective.",
     skip_tokens=Key(
         2,
-        'Number of tokens at the start of a reply that are not trained on; the follow-up mostly changes how a reply '
-        'opens. The default is from the code published with arXiv 2603.12273.',
+        'Number of tokens to leave out of training at the start of each reply. The follow-up mostly changes how a '
+        'reply opens. The default is from the code published with arXiv 2603.12273.',
         at_least=0,
     ),
 )
@@ -236,7 +236,7 @@ LOOP = Section(
     oracle_personas=Key(
         False,
         'Simulated users state what they like, and this becomes their persona, so that neither conversations nor a '
-        'teacher are needed. Requires method oracle.',
+        'teacher are needed. Requires loop.method=oracle.',
     ),
     smoke=Key(False, 'State in the report that this run is a smoke test and that its figures are not evidence.'),
     reward=Section(
@@ -268,9 +268,12 @@ LOG = Section(
 )
 
 EVAL = Section(
-    "`python -m rlhi_jax.evaluate`: held-out pairs with the user's own persona, another user's, and no persona.",
+    "`python -m rlhi_jax.evaluate`: scores of held-out pairs with the user's own persona, with another user's persona "
+    'and without a persona.',
     shards=Key(
-        '', 'Folder of held-out interaction shards, made from the validation split. The loop makes one for each run.'
+        '',
+        "Folder of held-out interaction trees: output of the 'shards' stage for the validation split. The loop makes "
+        'such a folder for each training run.',
     ),
     batch_rows=Key(
         8, 'Rows scored at the same time, across all devices, in evaluation and when candidates are scored.', at_least=1

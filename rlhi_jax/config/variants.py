@@ -41,9 +41,9 @@ def parse_variant(text: str, names: tuple[str, ...] = ()) -> Variant:
 def on_two_cores(c: ConfigDict) -> None:
     """Set sizes so small that a round with a 135-million-parameter model takes minutes on two CPU cores.
 
-    These sizes are far too small for a real round, so the report says that its figures are not evidence. The pairs are
-    accepted even if the probe finds artefacts in them, because there are too few pairs for a reliable probe. Call this
-    function before you change other settings; otherwise, it may overwrite your changes.
+    These sizes are far too small for a real round, so the report says that its figures are not evidence. Artefacts in
+    the pairs (see `config.pairs.max_artefact_auc`) do not stop the round, because there are too few pairs to detect
+    artefacts reliably. Call this function before you change other settings; otherwise, it may overwrite your changes.
     """
     c.loop.smoke, c.model.dtype = True, 'float32'  # a CPU gains little from bfloat16
     c.loop.reward.learning_rate, c.dpo.beta, c.optimizer.clip = 2e-5, 0.1, 1.0
@@ -51,4 +51,4 @@ def on_two_cores(c: ConfigDict) -> None:
     c.personas.samples, c.rewrites.samples, c.candidates.samples, c.candidates.max_prompts = 2, 2, 2, 4
     c.teacher.row_tokens, c.rows.tokens, c.rows.scored, c.rows.pairs = 384, 384, 256, 4
     c.train.batch_rows, c.train.accumulate, c.eval.batch_rows = 4, 4, 2
-    c.pairs.accept_artefacts, c.pairs.min_pairs = True, 1  # too few pairs for the probe
+    c.pairs.accept_artefacts, c.pairs.min_pairs = True, 1  # too few pairs to detect artefacts

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhi_jax.io.errors import UserError
 
-_MAX_NUMBER = 2**40  # a larger size or base means that the file is damaged
+_MAX_NUMBER = 2**40  # a larger size or rotary base means that the file is damaged
 
 
 def unsupported(fault: str, supported: str) -> UserError:
@@ -14,7 +14,12 @@ def unsupported(fault: str, supported: str) -> UserError:
 
 
 def number(fields: Mapping[str, Any], name: str, inside: str = '') -> float:
-    """Return a number above 0; `inside` names the object that contains the fields.
+    """Return the value of a field that must be a number above 0.
+
+    Args:
+      fields: the fields of config.json or of an object in it.
+      name: the name of the field.
+      inside: for error messages, the name of the object in config.json; '' for config.json itself.
 
     Raises:
       UserError: the field is missing, or is not a number above 0.
@@ -26,7 +31,7 @@ def number(fields: Mapping[str, Any], name: str, inside: str = '') -> float:
 
 
 def count(fields: Mapping[str, Any], name: str, inside: str = '') -> int:
-    """Return a whole number above 0.
+    """Return the value of a field that must be a whole number above 0. The arguments are the same as for `number`.
 
     Raises:
       UserError: the field is missing, or is not a whole number above 0.

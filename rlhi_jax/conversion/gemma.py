@@ -25,11 +25,12 @@ _DEFAULTS = {
 }
 _SIZES = dict(sliding_window=4096, query_pre_attn_scalar=256)
 _THETA = {'gemma2': (10_000.0, 10_000.0), 'gemma3': (1_000_000.0, 10_000.0)}  # of global and local layers
-_LAYERS_27B = {'gemma2': 46, 'gemma3': 62}  # these models scale queries by width / heads, not by head width
+# Number of layers of the 27B models, which divide queries by √(model width / heads) instead of √(head width).
+_LAYERS_27B = {'gemma2': 46, 'gemma3': 62}
 
 
 def of_family(spec: ModelSpec) -> ModelSpec:
-    """Return the spec with the switches that are the same in every Gemma 2 and Gemma 3 model."""
+    """Return a copy of the spec with the settings that all Gemma 2 and Gemma 3 models share."""
     return dataclasses.replace(spec, post_norms=True, activation='gelu', scaled_embeddings=True)
 
 
@@ -70,7 +71,7 @@ def _rope(config: Mapping[str, Any], kind: str, field: str, default: float) -> t
     scaling = config.get('rope_scaling') if kind == _GLOBAL else None
     for name, value in (('rope_parameters', stated), ('rope_scaling', scaling or {})):
         if not isinstance(value, Mapping):
-            raise UserError(f'config.json: {name} is {json.dumps(value)[:80]}: set it to an object')
+            raise UserError(f'config.json: {name} is {json.dumps(value)[:80]}: set it to a JSON object')
     rope = {**stated, **(scaling or {})}
     theta = number({field: rope.get('rope_theta') or config.get(field) or default}, field)
     rope_type = rope.get('rope_type') or rope.get('type') or 'default'
@@ -80,7 +81,7 @@ def _rope(config: Mapping[str, Any], kind: str, field: str, default: float) -> t
 
 
 def _period(config: Mapping[str, Any], num_layers: int) -> int:
-    """Return the distance between global layers."""
+    """Return the period n of the attention types: every n-th layer is global, and all other layers are local."""
     types = config.get('layer_types')
     if types is None:
         return count(config, 'sliding_window_pattern')

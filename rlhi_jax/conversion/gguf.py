@@ -23,7 +23,8 @@ UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-# How text is split before merging, keyed by `tokenizer.ggml.pre`. None is GPT-2's split, which is built into ByteLevel.
+# Regular expressions that split text before BPE merges, keyed by the field `tokenizer.ggml.pre`. None means GPT-2's
+# expression, which is built into `pre_tokenizers.ByteLevel`.
 _SPLITS = {
     'gpt-2': None,
     'default': None,
@@ -36,8 +37,8 @@ _SPLITS = {
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """Read a language model from a GGUF file, dequantising a few rows of a tensor at a time.
 
-    Every tensor type that the `gguf` package can dequantise is supported. If the output matrix repeats the embedding,
-    it is not stored again, and the spec has tied embeddings.
+    Every tensor type that the `gguf` package can dequantise is supported. If the output matrix equals the embedding
+    matrix, only the embedding matrix is returned, and the spec has tied embeddings.
 
     Returns:
       The spec, our parameters (float32 numpy arrays, layers stacked on axis 0) and the special token ids. The ids are
@@ -60,7 +61,8 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
 
     def read(name: str, leaf: Leaf) -> Iterator[np.ndarray]:
         for rows in _dequantised(path, tensors[name], spec.head_dim):
-            # For this family llama.cpp stores rotary pairs side by side; we store them half a head apart, as trained.
+            # In this family, llama.cpp stores the two rows of a rotary pair next to each other. We store them half a
+            # head apart, as Hugging Face does.
             if spec.family == 'llama' and leaf.path in ('layers/q', 'layers/k'):
                 pairs = rows.reshape(-1, spec.head_dim // 2, 2, rows.shape[-1])
                 rows = pairs.swapaxes(1, 2).reshape(rows.shape)
@@ -211,8 +213,8 @@ def _rope_scaling(path: Path, spec: ModelSpec, tensors: Mapping[str, Any]) -> Ro
     """Return the rotary scaling that produced the tensor `rope_freqs.weight`.
 
     The tensor contains only one divisor per rotation speed, and many sets of parameters give the same divisors.
-    Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume their values for the other parameters, and reject the
-    file if the result does not reproduce the tensor.
+    Llama 3.1, 3.2 and 3.3 differ only in the factor. We assume their values for the other parameters. If the result
+    does not reproduce the tensor, we reject the file.
     """
     (divisors,) = _dequantised(path, tensors['rope_freqs.weight'])
     factor = _short(divisors.max())
@@ -256,7 +258,8 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
     kind, pieces, types = fields.get('tokenizer.ggml.model'), need('tokens'), need('token_type')
     unknown = fields.get('tokenizer.ggml.unknown_token_id')
-    if kind == 'llama' and UNKNOWN not in types and unknown is not None:  # Gemma's files mark it as a control token
+    # Gemma's files mark the unknown token as a control token.
+    if kind == 'llama' and UNKNOWN not in types and unknown is not None:
         types = [UNKNOWN if i == unknown else type_ for i, type_ in enumerate(types)]
     if len(set(pieces)) != len(pieces) or len(types) != len(pieces):
         raise UserError(

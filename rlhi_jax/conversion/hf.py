@@ -26,7 +26,7 @@ INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 EXPORT_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
-# Our family, and the prefix of the class names, keyed by `model_type`.
+# The family in our spec, and the prefix of Hugging Face's class names, keyed by `model_type`.
 _TYPES = {
     'llama': ('llama', 'Llama'),
     'mistral': ('mistral', 'Mistral'),
@@ -54,8 +54,9 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     """Return the spec of the model that a config.json describes.
 
     `...ForSequenceClassification` in `architectures` means a reward model. If the config states the number of labels
-    (`num_labels`, or the length of `id2label`), that number must be 1. If the config does not state it, the head may
-    have two rows (Hugging Face's default) or one row (some custom classes), so `read_params` checks its shape.
+    (`num_labels`, or the length of `id2label`), that number must be 1. If the config does not state the number, the
+    head may have two rows (Hugging Face's default) or one row (some custom classes), so `read_params` checks the head's
+    shape.
 
     Raises:
       UserError: a field is missing, or its value is not supported.
@@ -160,7 +161,7 @@ def hf_config(spec: ModelSpec, *, tokens: Mapping[str, Any], dtype: str) -> dict
     _check_export(spec, ids, dtype)
     model_type, name = next((kind, name) for kind, (family, name) in _TYPES.items() if family == spec.family)
     if (spec.family, spec.head) == ('gemma3', 'reward'):
-        name = 'Gemma3Text'  # the class without this word also reads images
+        name = 'Gemma3Text'  # Gemma3ForSequenceClassification also reads images
     config = {
         'architectures': [name + _HEADS[spec.head]],
         'model_type': model_type,
@@ -204,7 +205,7 @@ def _check_export(spec: ModelSpec, ids: Mapping[str, Any], dtype: str) -> None:
     if (spec.qkv_bias, spec.qk_norm) != (spec.family == 'qwen2', spec.family in ('qwen3', 'gemma3')):
         raise UserError(
             f'no Hugging Face class implements a {spec.family} model with qkv_bias={spec.qkv_bias} and '
-            f'qk_norm={spec.qk_norm}: export another --checkpoint'
+            f'qk_norm={spec.qk_norm}: export a different --checkpoint'
         )
     if dtype not in EXPORT_DTYPES:
         raise UserError(f'--dtype is {dtype!r}: choose one of {", ".join(EXPORT_DTYPES)}')
@@ -249,7 +250,7 @@ def read_params(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     tensors = _stored_tensors(folder)
 
     def ignorable(name: str) -> bool:
-        # Rotation speeds follow from the config. A reward model needs no next-token head. A tied head is checked below.
+        # The config fixes the rotation speeds. A reward model has no next-token head. A tied head is checked below.
         return name.endswith('rotary_emb.inv_freq') or (name == 'lm_head.weight' and not spec.has_unembed)
 
     params = assemble(

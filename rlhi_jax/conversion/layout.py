@@ -51,7 +51,7 @@ class Leaf:
         return tuple(math.prod(sizes[axis] for axis in group) for group in self.stored.split())
 
     def to_stored(self, array: np.ndarray, spec: ModelSpec) -> np.ndarray:
-        """Return a view of one layer of our parameter, with the file's axes. Writing to the view sets the parameter."""
+        """Return one layer of our parameter as a view with the file's axes. Writing to the view sets the parameter."""
         split = self.stored.replace(' ', '')
         view = array.transpose([self.axes.index(axis) for axis in split])
         return view.reshape(self.stored_shape(spec), copy=False)
@@ -93,7 +93,7 @@ LEAVES = (
         'post_attention_norm.weight',
         _with_post_norms,
     ),
-    # Without a norm after attention, Hugging Face calls the norm before the MLP by that name.
+    # In models without a norm after attention, Hugging Face's `post_attention_layernorm` is the norm before the MLP.
     _layer('mlp_norm', 'D', 'D', 'pre_feedforward_layernorm.weight', 'ffn_norm.weight', _with_post_norms),
     _layer(
         'mlp_norm', 'D', 'D', 'post_attention_layernorm.weight', 'ffn_norm.weight', lambda spec: not spec.post_norms
@@ -155,8 +155,8 @@ def assemble(
       source: the name of the file or folder, for error messages.
 
     Raises:
-      UserError: a tensor is missing, is unknown, has the wrong shape or contains a non-finite number. Everything except
-        the numbers is checked before any tensor is read.
+      UserError: a tensor is missing, is unknown, has the wrong shape or contains a non-finite number. Names and shapes
+        are checked before any tensor is read.
     """
     plan, taken = [], set()
     for leaf, layer in placements(spec):

@@ -50,11 +50,12 @@ def write_adapters(folder: Path, model: ModelFolder, trained: dict[str, Any], *,
     Args:
       folder: an existing folder.
       model: a model with adapters.
-      trained: its adapters and head, as `load_trained` returns them.
+      trained: the model's adapters and, if it has one, its reward head, as `load_trained` returns them.
       dtype: the type of the written weights, 'float32' or 'bfloat16'.
     """
     lora, spec = model.lora, model.spec
-    # A base from the hub is named. Any other base is only described, so users must pass that model to `peft`.
+    # `peft` can download a base model from the hub by this name. For any other base model, the name is only a
+    # description, so users must pass the base model to `peft` themselves.
     name, _, revision = model.base.source.removeprefix('hf://').partition('@')
     config = dict(
         peft_type='LORA',
@@ -85,7 +86,7 @@ def write_adapters(folder: Path, model: ModelFolder, trained: dict[str, Any], *,
 def read_adapters(folder: Path, base: ModelSpec) -> tuple[ModelSpec, Lora, dict[str, Any]]:
     """Return the spec, the adapters' settings and the trained parameters of a `peft` folder for a base model.
 
-    If the folder contains a reward head, the spec describes a reward model on the base; otherwise, it is the base's.
+    If the folder contains a reward head, the spec is `base` with a reward head; otherwise, the spec is `base` itself.
 
     Raises:
       UserError: the folder is missing or damaged, uses a feature that we do not support, or does not fit the base.
@@ -110,14 +111,14 @@ def read_adapters(folder: Path, base: ModelSpec) -> tuple[ModelSpec, Lora, dict[
         wrong = min(shapes.keys() ^ stored.keys(), default='lora_A')
         fault = 'contains' if wrong in stored else 'does not contain'
         raise UserError(
-            f'{folder / WEIGHTS} {fault} the tensor {wrong}, so the adapter does not fit --base: use the model that it '
-            'was trained on'
+            f'{folder / WEIGHTS} {fault} the tensor {wrong}, so the adapter does not fit --base: use the model that '
+            'the adapter was trained on'
         )
     for tensor, shape in shapes.items():
         if stored[tensor].shape != shape:
             raise UserError(
-                f'{folder / WEIGHTS}: the tensor {tensor} has shape {list(stored[tensor].shape)}, but with --base it '
-                f'needs {list(shape)}: use the model that the adapter was trained on'
+                f'{folder / WEIGHTS}: the tensor {tensor} has shape {list(stored[tensor].shape)}, but --base needs '
+                f'shape {list(shape)}: use the model that the adapter was trained on'
             )
     layers: dict[str, np.ndarray] = {}
     for part in _parts(spec, lora):

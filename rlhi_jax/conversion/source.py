@@ -27,7 +27,7 @@ def check_source(path: Path) -> None:
     if not path.is_dir():
         raise UserError(f'--source: {path} is not a folder: use the folder that contains config.json')
     if (path / 'adapter_config.json').exists():
-        base = read_json(path / 'adapter_config.json', 'use another --source', fields=()).get('base_model_name_or_path')
+        base = read_json(path / 'adapter_config.json', 'download it again', fields=()).get('base_model_name_or_path')
         raise UserError(
             f'--source: {path} is a LoRA adapter of {base}, not a whole model: import that model, and then the '
             f'adapter with --source=peft:{path} --base=FOLDER'

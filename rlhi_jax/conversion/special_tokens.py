@@ -39,7 +39,7 @@ def finish_tokens(
       folder: the model's tokenizer folder. The pad token is written to its tokenizer_config.json.
       spec: the model.
       pad_token: the pad token that the user chose, or None.
-      source: the source's name, for errors.
+      source: the name of the source that the model was imported from, for error messages.
 
     Raises:
       UserError: the tokenizer has more tokens than the model, a turn does not end in a special token, or `pad_token`
@@ -73,7 +73,7 @@ def finish_tokens(
     elif pad not in texts or pad == template.last_of_reply:
         pad = _spare(template, tokens)
         if pad is None:
-            return tokens  # only a reward model needs one; `rlhi_jax.training.model` checks that
+            return tokens  # only a reward model needs a pad token; `rlhi_jax.training.model` checks that
         print(f'pad_token_id: chose {texts[pad]} ({pad}); --pad_token=TOKEN chooses another', file=sys.stderr)
     for name in ('tokenizer_config.json', 'special_tokens_map.json'):  # `transformers` pads with the token named there
         config = read_json(folder / name, 'import the model again', fields=()) if (folder / name).exists() else {}

@@ -1,8 +1,8 @@
 """Calculates, from the HLO text of a compiled program, how many bytes each chip sends to other chips in one run.
 
-A loop's body appears in the text once but counts once per iteration. A collective is assumed to run in a ring of its N
-chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N bytes, reduce-scatter sends R (N - 1),
-all-reduce sends 2 R (N - 1) / N, and collective-permute sends R.
+The body of a loop appears in the text once, but its bytes count once per iteration. A collective is assumed to run
+in a ring of its N chips. For a result of R bytes, all-gather and all-to-all send R (N - 1) / N bytes, reduce-scatter
+sends R (N - 1), all-reduce sends 2 R (N - 1) / N, and collective-permute sends R.
 """
 
 import functools
@@ -92,7 +92,7 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 
 
 def _chips(line: str) -> int:
-    """Return the number of chips in a collective, parsed from its replica groups.
+    """Return the number of chips in each replica group of a collective.
 
     The groups have the form {{0,1},{2,3}}, [groups,chips]<=[…] or mesh['a'=2,'b'=4] {'b'}.
     """
@@ -113,7 +113,7 @@ def _result_bytes(shapes: str, started: str) -> int:
     counted.
 
     Args:
-      shapes: the types and shapes in the line of HLO.
+      shapes: the part of the HLO line that states the result's types and shapes, such as 'f32[8]{0}'.
       started: the kind of collective if it is asynchronous, or ''.
     """
     sizes = []
