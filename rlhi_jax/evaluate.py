@@ -4,7 +4,7 @@
 
 Pass the config and workdir of the training run; `config.eval` contains the evaluation settings. A model that ignores
 the persona scores the same under all three conditions, so differences between the conditions measure what the persona
-contributes. Each metric has a 95 % bootstrap interval over users.
+contributes. Each metric comes with a 95 % confidence interval from a bootstrap over users.
 """
 
 from absl import flags
@@ -62,13 +62,13 @@ def pair_values(
     """Return the loss and metrics of every pair in a plan, keyed by pair id.
 
     Args:
-      config: provides the objective and its settings.
-      decoder: its head determines whether the scores are rewards or log-probabilities.
+      config: the config, which names the objective and contains its settings.
+      decoder: the decoder that computed the scores: rewards if it has a reward head, log-probabilities otherwise.
       reader: reads the rows of the plan.
       scores: rewards of the R replies in each row, [rows, R], or log-probabilities of the S scored tokens in each row,
         [rows, S].
-      reference: log-probabilities of the same tokens under the reference model; None if the objective uses no
-        reference.
+      reference: log-probabilities of the scored tokens under the reference model, [rows, S]; None if the objective
+        uses no reference.
     """
     values: Values = {}
     for number, row_scores in enumerate(scores):
@@ -87,7 +87,7 @@ def pair_values(
 
 
 def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
-    """Return the metrics of each condition, and the difference in accuracy between 'own' and every other condition.
+    """Return the metrics for each persona condition, and the differences in accuracy: 'own' minus each other condition.
 
     Only pairs that have values under all conditions are used.
 
@@ -116,7 +116,7 @@ class HeldOut(NamedTuple):
 
     Attributes:
       shards: the shards that contain the pairs.
-      readers: one reader per persona condition, for the rows that the evaluated model scores.
+      readers: for each persona condition, a reader of the rows that the evaluated model scores.
       users: the user of each pair, keyed by pair id.
     """
 
@@ -128,8 +128,8 @@ class HeldOut(NamedTuple):
 def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, Any]:
     """Score the held-out pairs under each persona condition, write the result to WORKDIR/evaluation and return it.
 
-    If `step` is None, the latest step is evaluated. Step 0 is the model that training starts from. If training adds a
-    reward head, step 0 is evaluated with the same randomly initialized head.
+    If `step` is None, the latest step is evaluated. Step 0 is the model that training starts from, including the
+    randomly initialised reward head if training adds one.
 
     Raises:
       UserError: the workdir or the held-out shards are missing, damaged or empty; or `config` differs from the settings
@@ -172,7 +172,10 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
 
 @shared
 def join_evaluation(config: ConfigDict, arguments: dict[str, Any]) -> None:
-    """Take part in an evaluation by the loop; `arguments` contains the loop's workdir, the objective and the step."""
+    """Run this process's share of an evaluation that the loop has started.
+
+    `arguments` contains the loop's workdir, the objective and the step.
+    """
     workdir, objective = Path(arguments['workdir']), arguments['objective']
     config = training_config(with_paths(config, workdir), workdir, objective)
     evaluate(config, workdir / objective / 'run', arguments['step'])
@@ -204,7 +207,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
 
 
 def stored_evaluation(config: ConfigDict, workdir: Path, step: int) -> dict[str, Any] | None:
-    """Return a step's stored evaluation with the current held-out data and settings, or None if there is none."""
+    """Return the stored evaluation of a step on the current held-out data and settings, or None if none is stored."""
     shards = Shards(Path(config.eval.shards)).digest
     path = workdir / 'evaluation' / evaluation_name(step, shards)
     if not path.exists():
@@ -222,7 +225,7 @@ def evaluation_name(step: int, shards: str) -> str:
 def _score(
     config: ConfigDict, decoder: Decoder, model: ModelFolder, readers: dict[str, RowReader], mesh: Mesh, label: str
 ) -> dict[str, np.ndarray]:
-    """Return the rewards [rows, R] or token log-probabilities [rows, S] of each reader's plan, keyed like `readers`."""
+    """Return the rewards [rows, R] or token log-probabilities [rows, S] for each reader, keyed like `readers`."""
     params = load_params(decoder, model, mesh, seed=config.seed)
     scorer = RowScorer(config, decoder, mesh, per_token=True)
     batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}

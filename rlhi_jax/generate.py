@@ -6,8 +6,8 @@ Each line of the prompts file is a JSON object with `messages`, a list of object
 `id`, `persona`, `system` and `samples` (the number of replies) are optional. The output file has one line per reply, in
 the order of the prompts: a JSON object with `id`, `sample`, `text` and `finished`. With `config.sampler.logprobs`, it
 also has `logprobs`, the log-probability of each token in nats, and `logprob`, their sum. Without --to, each reply is
-printed below the persona and the last turn of its prompt. `config.model.path` is the model, and `config.sampler`
-contains the sampling settings.
+printed below the persona and the last turn of its prompt. `config.model.path` is the model's folder, and
+`config.sampler` contains the sampling settings.
 """
 
 from absl import flags
@@ -41,10 +41,10 @@ def read_prompts(path: Path) -> list[Prompt]:
     """Read the prompts from a JSON lines file.
 
     Raises:
-      UserError: the file does not exist, or a line is not a prompt or repeats an id.
+      UserError: the file does not exist, a line is not a prompt, or two prompts have the same id.
     """
     if not path.is_file():
-        raise UserError(f'--prompts={path} does not exist: set it to a JSON lines file')
+        raise UserError(f'--prompts={path} does not exist: set --prompts to an existing JSON lines file')
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
@@ -73,7 +73,7 @@ def readable(prompt: Prompt, reply: Reply) -> str:
 
 
 def to_record(reply: Reply, logprobs: bool) -> dict[str, Any]:
-    """Return the JSON object for a reply, with its log-probabilities if they were asked for."""
+    """Return the JSON object for a reply, with its log-probabilities if `logprobs` is true."""
     record = reply._asdict()
     del record['logprobs']
     return record | (dict(logprob=math.fsum(reply.logprobs), logprobs=reply.logprobs) if logprobs else {})

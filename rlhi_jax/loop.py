@@ -28,7 +28,7 @@ from rlhi_jax.cli.program import define_flags, define_optional, load_config, run
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_flags()
     define_optional('redo', 'Make again what is out of date; with =STAGE, also that stage and what depends on it.')
-    flags.DEFINE_bool('yes', False, 'With --redo: do not ask.')
+    flags.DEFINE_bool('yes', False, 'With --redo: do not ask for confirmation.')
     start()
 
 import dataclasses
@@ -80,7 +80,7 @@ from rlhi_jax.train import STOPPED, join_training, run_state, train
 
 
 class Stopped(Exception):
-    """Raised when training was asked to stop and has saved its state."""
+    """Raised after training has saved its state because it was asked to stop."""
 
 
 class Round:
@@ -90,8 +90,8 @@ class Round:
       config: the loop's config.
       workdir: the round's folder.
       report: the results so far, in the format of report.json.
-      reached: the part that the loop has reached, and its number.
-      at_work: whether any part has had work to do; if so, any report and card from an earlier run are outdated.
+      reached: the name and number of the part that the loop has reached, and the number of parts.
+      at_work: whether the report and the card must be written again, because one is missing or a part had work to do.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -163,8 +163,8 @@ class Round:
           stage: the stage.
           reads: the names of the parts whose output the stage reads; names of parts that this round lacks are ignored.
           objective: the objective of the training run that the stage belongs to; '' if it belongs to none.
-          name: distinguishes two parts that run the same stage: 'validation' for the shards of held-out pairs;
-            'before' or 'after' for users' satisfaction with the policy before or after training.
+          name: tells apart two parts that run the same stage: 'validation' for the shards of held-out pairs; 'before'
+            or 'after' for simulated users' satisfaction with the policy before or after training.
         """
         config = self.config.copy_and_resolve_references()
         if objective:
@@ -249,7 +249,7 @@ class Round:
         Args:
           parts: the parts, as returned by `parts`.
           redo: whether to replace folders that are out of date.
-          forced: the names of parts whose folders are replaced in any case.
+          forced: the names of parts whose folders are replaced even if they are up to date.
         """
         for number, part in enumerate(parts, start=1):
             print(f'[{number} of {len(parts)}] {part.name}', flush=True)
@@ -308,7 +308,7 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
       workdir: the round's folder.
       redo: None to stop at the first folder that is out of date; '' to make all such folders again; the name of a
         stage to make that stage again, too.
-      ask: whether to ask before making anything again.
+      ask: whether to ask for confirmation before making anything again.
 
     Raises:
       UserError: settings in the config contradict each other, or a stage cannot continue.
@@ -345,7 +345,7 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
     """Check the machine and a sample of the data, and print every problem found.
 
     Raises:
-      UserError: at least one of the problems will stop the loop.
+      UserError: at least one of the problems would stop the loop.
     """
     findings = Findings()
     rules = ingest.rules_of(with_paths(config, workdir))
@@ -360,7 +360,7 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
 
 
 def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin: Callable[[], None]) -> dict[str, Any]:
-    """Return a run's evaluations at the given steps; a step without a stored evaluation is evaluated now.
+    """Return a training run's evaluations at the given steps; a step without a stored evaluation is evaluated now.
 
     The result has the keys of `steps`, and the key 'not_evaluated' with the value ''. If the held-out set cannot be
     used, the result has only the key 'not_evaluated', and its value is the reason. `begin` is called before each new

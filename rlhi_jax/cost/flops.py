@@ -1,9 +1,10 @@
-"""Counts a model's floating-point operations in closed form: body × tokens + head × scored tokens + attention.
+"""Counts a model's floating-point operations (FLOPs) in closed form.
 
-A multiplication and an addition count as two operations. As is customary, norms, rotations, activations and softmax are
-left out; they are about 1 % of the total. Attention is counted only for the (query, key) pairs that the mask allows. In
-a row, the number of these pairs is the sum of the extents, because `extent[j]` tokens attend to token j. In layers with
-a sliding window, only the pairs inside the window count.
+The total is body × tokens + head × scored tokens + attention, where the body is the weight matrices of all layers.
+A multiplication and an addition count as two operations. As is customary, norms, rotary embeddings, activations and
+softmax are left out; they are about 1 % of the total. Attention is counted only for the (query, key) pairs that the
+mask allows. In a row, the number of these pairs is the sum of `extent` over all tokens, because `extent[j]` tokens
+attend to token j (see `rlhi_jax.data.rows`). In layers with a sliding window, only the pairs inside the window count.
 """
 
 import dataclasses
@@ -22,14 +23,15 @@ REPEATED = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The amount of work in one run of a model.
+    """The amount of work in one forward pass of a model.
 
     Attributes:
-      tokens: number of tokens computed.
+      tokens: number of tokens that the model reads.
       scored: number of tokens whose log-probability is computed. Ignored for reward models, whose head costs almost
         nothing.
-      attended: number of (query, key) pairs that the mask allows.
-      local: number of these pairs that a sliding window also allows; ignored for models without local layers.
+      attended: number of (query, key) pairs that the mask allows, per head of a layer without a sliding window.
+      local: number of these pairs that are also inside the sliding window; ignored for models without local
+        (sliding-window) layers.
     """
 
     tokens: int
@@ -43,7 +45,7 @@ class Work:
 
 
 def causal(length: int, scored: int, *, window: int | None = None) -> Work:
-    """Return the work in a single sequence of `length` tokens with causal attention.
+    """Return the work for one causal sequence of `length` tokens, of which `scored` tokens are scored.
 
     >>> causal(4, 2, window=2)   # 1 + 2 + 3 + 4, and 1 + 2 + 2 + 2 in the window
     Work(tokens=4, scored=2, attended=10, local=7)
@@ -56,7 +58,9 @@ def causal(length: int, scored: int, *, window: int | None = None) -> Work:
 
 
 def shared_prefix(prefix: int, *replies: int, window: int | None = None) -> Work:
-    """Return the work in a tree of one prefix and some replies, given their lengths; every reply token is scored.
+    """Return the work for a tree of one prefix and some replies, given their lengths in tokens.
+
+    Every reply token is scored.
 
     >>> shared_prefix(2, 1, 1)   # 3 + (3 + 3): each reply token attends to the prefix and itself
     Work(tokens=4, scored=2, attended=9, local=9)
@@ -122,7 +126,7 @@ def train_flops(
     """
     forward = forward_flops(spec, work)
     products = _products(spec)
-    names = REPEATED[remat] + ('down',) * (spec.post_norms and REPEATED[remat] != ())  # the norm after it needs it
+    names = REPEATED[remat] + ('down',) * (spec.post_norms and REPEATED[remat] != ())  # the post-norm reads its output
     body = 2 * work.tokens * spec.num_layers * sum(products[name] for name in names)
     again = attention_products - 4 + 2 * (remat == 'save_nothing')
     repeated = body + forward['head'] + forward['attention'] * again // 2
@@ -131,7 +135,7 @@ def train_flops(
     per_number = 2 * work.tokens * spec.num_layers * lora.rank
     sides = {name: sum(matrices(spec)[name]) for name in lora.targets}
     again = 0
-    if REPEATED[remat]:  # A's product is then needed again for each adapter; B's only as part of what it is added to
+    if REPEATED[remat]:  # every product with A is then recomputed; a product with B only if its matrix's product is
         again = sum(sides[name] if name in REPEATED[remat] else matrices(spec)[name][0] for name in lora.targets)
     return {
         'body': 2 * forward['body'],

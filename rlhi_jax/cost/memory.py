@@ -6,7 +6,7 @@ from rlhi_jax.models.spec import ModelSpec
 
 _TRAINED = 16  # bytes per parameter in training: float32 parameter, gradient and AdamW's two moments
 _SAVED = 12  # bytes per parameter in a checkpoint: float32 parameter and the two moments
-_EXPORTED = 4
+_EXPORTED = 4  # bytes per parameter in an exported model: float32
 _FROZEN = {'float32': 4, 'bfloat16': 2}  # bytes per frozen parameter in training
 
 
@@ -21,7 +21,10 @@ def num_parameters(spec: ModelSpec) -> int:
 
 
 def num_trained(spec: ModelSpec, lora: Lora | None) -> int:
-    """Return the number of trained parameters: all or, with adapters, only the adapters and any reward head."""
+    """Return the number of trained parameters.
+
+    With adapters, only the adapters and any reward head are trained; without adapters, all parameters are.
+    """
     if lora is None:
         return num_parameters(spec)
     sides = sum(sum(matrices(spec)[name]) for name in lora.targets)
@@ -29,7 +32,7 @@ def num_trained(spec: ModelSpec, lora: Lora | None) -> int:
 
 
 def training_bytes(spec: ModelSpec, lora: Lora | None) -> int:
-    """Return the bytes of memory for parameters, gradients and optimizer state in training, without activations."""
+    """Return the memory for parameters, gradients and optimizer state in training, in bytes, without activations."""
     frozen = _FROZEN[lora.base_dtype] * num_parameters(spec) if lora else 0
     return _TRAINED * num_trained(spec, lora) + frozen
 

@@ -14,8 +14,9 @@ class Piece(NamedTuple):
     """A part of a tree that goes into one row.
 
     Attributes:
-      start: index of the message at which the context of the pairs starts. In a hindsight pair, the requests with
-        and without the follow-up have the same parent; if the context starts at one, it also starts at the other.
+      start: index of the message at which the context of the pairs starts. A hindsight pair has two prompts,
+        which end in two versions of the same request, with and without the follow-up. Both versions have the same
+        parent. If the context starts at one version for one prompt, it starts at the other version for the other one.
       pairs: indices of the pairs.
     """
 
@@ -50,7 +51,7 @@ class TreeEncoder:
         nodes: list[TokenNode] = []
         node_of: dict[int, int] = {}
 
-        # message, parent node, roles above
+        # (message, parent node, roles of the messages above)
         stack: list[tuple[int, int, tuple[str, ...]]] = [(root, -1, ()) for root in self._roots(piece.start, children)]
         while stack:
             message, parent, roles = stack.pop()
@@ -136,7 +137,7 @@ def cut(encoder: TreeEncoder, capacities: Capacities, dropped: Counter) -> Itera
       of its own. Their common context is then computed only once.
     """
     piece: Piece | None = None
-    starts: list[int] = []  # starts that every pair in the piece allows
+    starts: list[int] = []  # the messages at which the context of every pair in the piece may start
     for i in range(len(encoder.tree.pairs)):
         alone = start_piece(encoder, i, capacities)
         if alone is None:
@@ -181,9 +182,9 @@ def _user_turns(tree: Interaction, pair: int) -> list[int]:
 
 
 def _widest(encoder: TreeEncoder, pairs: tuple[int, ...], starts: list[int], capacities: Capacities) -> Piece | None:
-    """Return the piece with the most context that fits in a row, or None if none fits.
+    """Return the piece with the most context that fits in a row, or None if no piece fits.
 
-    The context starts at one of `starts`, which are ordered from the oldest turn to the latest.
+    The context starts at one of the turns `starts`, which are ordered from the oldest turn to the latest.
     """
     pieces = [Piece(start, pairs) for start in starts]
 

@@ -1,4 +1,4 @@
-"""Uses Grain to turn a row plan into batches of rows.
+"""Builds batches of rows with Grain, from trees and a row plan (which pieces of which trees share a row).
 
 The loader's entire state is the number of the next step.
 """
@@ -25,7 +25,7 @@ def without_persona(tree: Interaction) -> Interaction:
 
 @dataclasses.dataclass(frozen=True)
 class RowReader:
-    """The rows of a plan, built when they are read.
+    """The rows of a row plan, built from the trees when they are read.
 
     With `sees_persona=False`, the rows contain the same pieces of trees, but no personas.
     """

@@ -98,7 +98,7 @@ def make_plan(
 
 
 def check_positions(plan: RowPlan, trees: Shards | View, template: ChatTemplate, *, most: int) -> None:
-    """Check that no conversation in a plan has more than `most` tokens, the maximum that the model can read.
+    """Check that no conversation in a row plan has more than `most` tokens, the maximum that the model can read.
 
     Raises:
       UserError: a conversation, including its reply, has more than `most` tokens.
@@ -124,8 +124,8 @@ def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
     `sizes`. Bins are returned in the order in which they were opened.
     """
     bins: list[list[int]] = []
-    left: list[list[int]] = []  # per bin: tokens, scored, pairs
-    by_tokens_left: list[tuple[int, int]] = []  # (tokens left, bin) of the bins that can take more, sorted
+    left: list[list[int]] = []  # per bin: the tokens, scored tokens and pairs that still fit
+    by_tokens_left: list[tuple[int, int]] = []  # sorted (tokens left, bin) for the bins that can take more
     least = [min(column) for column in zip(*sizes, strict=True)]
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
         need = sizes[i]
@@ -148,7 +148,10 @@ def pack_bins(sizes: list[Size], capacities: Capacities) -> list[list[int]]:
 
 
 def save_plan(plan: RowPlan, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write plan.npz, pairs.json and manifest.json to `folder`, which the caller renames into place."""
+    """Write a row plan's plan.npz, pairs.json and manifest.json to `folder`.
+
+    The caller renames the folder into place.
+    """
     flat = [piece for row in plan.rows for piece in row]
     arrays = dict(
         row_pieces=np.array([len(row) for row in plan.rows], np.int64),

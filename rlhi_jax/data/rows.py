@@ -1,10 +1,10 @@
 """The row format: token trees are written depth-first into rows of fixed capacity.
 
-Dimension key: B rows in a batch, T tokens, S scored slots, R replies (2 P), P pairs.
+Dimension key: B rows in a batch, T tokens, S slots for scored tokens, R replies (2 P), P pairs.
 
-Token i attends to token j iff `0 <= i - j < extent[j]`. The hidden state at `i - back[i]` predicts token i. Position,
-extent and back are relative, so they stay the same when trees are concatenated into a row. The extent of padding
-tokens is 1. Padding slots have the reply index R, one past the last reply.
+Token i attends to token j iff `0 <= i - j < extent[j]`. The hidden state at `i - back[i]` predicts token i. The fields
+position, extent and back are relative, so they stay the same when trees are concatenated into a row. The extent of
+padding tokens is 1. Padding slots have the reply index R, one past the last reply.
 """
 
 import dataclasses

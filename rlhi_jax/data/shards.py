@@ -37,7 +37,7 @@ def write_shards(trees: Iterable[Interaction], folder: Path, *, trees_per_shard:
 
 
 class Shards:
-    """Random access to the trees of a shards folder.
+    """Random access to the trees in a folder of shards.
 
     Attributes:
       digest: digest of the shards' contents; it does not depend on the folder's location.
@@ -81,7 +81,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Selected trees from a shards folder, each edited when it is read, for example to replace the persona."""
+    """Selected trees from a folder of shards, each edited when it is read, for example to replace the persona."""
 
     trees: Shards
     indices: Sequence[int]

@@ -18,7 +18,7 @@ import json
 from typing import Any, NamedTuple
 
 ROLES = ('user', 'assistant')
-MAX_WEIGHT, MAX_MARGIN = 1e30, 1e6  # per pair, so that sums over a batch stay finite in float32
+MAX_WEIGHT, MAX_MARGIN = 1e30, 1e6  # limits for each pair; they keep sums over a batch finite in float32
 NONE = -1  # used as the index of a message that does not exist
 
 
@@ -82,7 +82,7 @@ _PAIR_DEFAULTS = [field.default for field in dataclasses.fields(Pair)]
 
 
 class Reply(NamedTuple):
-    """A reply in a tree, given by the indices of its prompt's last message and of its own last message."""
+    """A reply in a tree, given by two message indices: its prompt's last message and its own last message."""
 
     prompt: int
     last: int
@@ -128,17 +128,18 @@ class Interaction:
         return cls(**record)
 
 
-Turns = tuple[tuple[str, str], ...]  # (role, content)
+Turns = tuple[tuple[str, str], ...]  # the (role, content) of each turn
 
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """A parsed and checked preference: two continuations of the same prompt, or a single liked or disliked one.
+    """A parsed and checked preference: a better and a worse continuation of a prompt, or only one of them.
 
     Attributes:
       chosen: the better continuation; empty if only a disliked continuation is known.
       rejected: the worse continuation; empty if only a liked continuation is known.
-      chosen_prompt: the prompt of `chosen` if it differs from `prompt` (only in the last turn); otherwise empty.
+      chosen_prompt: the prompt of `chosen` if it differs from `prompt`, which is possible only in the last turn; empty
+        if both prompts are the same.
     """
 
     id: str

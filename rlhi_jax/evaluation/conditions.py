@@ -39,11 +39,16 @@ def other_personas(owners: Iterable[tuple[str, str]], seed: int) -> dict[str, st
 
 
 def views(trees: Shards, *, max_trees: int, seed: int) -> dict[str, View]:
-    """Return the held-out trees under each persona condition.
+    """Return the held-out trees with the personas of each condition, keyed by condition.
 
     A tree is included only if it has a persona and gets a different persona under the condition 'other'. If no two
     users have different personas, all trees with a persona are included, and the conditions are 'own' and 'empty'. If
     no tree has a persona, all trees are included, and 'empty' is the only condition.
+
+    Args:
+      trees: the held-out trees.
+      max_trees: the largest number of trees to include, chosen by the digests of their ids; 0 includes all.
+      seed: the seed for the choice of other users' personas.
     """
     ids, owners = [], []
     for index in range(len(trees)):

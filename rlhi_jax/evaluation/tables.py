@@ -32,8 +32,9 @@ def print_report(report: dict[str, Any]) -> None:
 def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
     """Return a table of accuracy on held-out pairs, per persona condition, before and after training.
 
-    For an objective that was not evaluated, a line below the table gives the reason. If no objective was evaluated,
-    only these lines are returned.
+    The column 'artefact AUC' shows how well a classifier that sees only the replies recognises the chosen one (0.5:
+    no better than chance). For an objective that was not evaluated, a line below the table gives the reason. If no
+    objective was evaluated, only these lines are returned.
     """
     table = Table('held-out pairs', *CONDITIONS, 'artefact AUC', title='Accuracy by persona condition')
     lines = []
@@ -55,7 +56,12 @@ def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
 
 
 def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
-    """Return two tables: satisfaction of simulated users by persona condition, and the gap (own − other) by taste."""
+    """Return two tables of simulated users' satisfaction.
+
+    The first table shows satisfaction under each persona condition. The second shows, for each taste, the gap:
+    satisfaction under 'own' minus satisfaction under 'other'. The change in the gap is the gap after training minus the
+    gap before training.
+    """
     title = f'Satisfaction of {summary["users"]} held-out users with replies to {summary["prompts"]} requests'
     conditions = [name for name in CONDITIONS if all(name in row for row in summary['models'].values())]
     table = Table('policy', *conditions, 'gap own − other', title=title)
@@ -83,4 +89,4 @@ def print_table(result: dict[str, Any]) -> None:
     console = Console(width=110)
     console.print(table)
     if not result['accuracy_difference']:
-        console.print('The held-out pairs have no personas, so this is accuracy alone.')
+        console.print('The held-out pairs have no personas, so they were evaluated without a persona.')

@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class NothingToEvaluate(UserError):
-    """The error raised when a held-out set cannot be used for an evaluation; the trained model is unaffected.
+    """Raised when a held-out set cannot be used for an evaluation; the trained model is unaffected.
 
     The message goes into reports that people share, so it names settings but no paths.
     """

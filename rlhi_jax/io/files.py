@@ -14,7 +14,7 @@ from rlhi_jax.io.errors import UserError
 
 
 def digest(*parts: Any) -> str:
-    """Return one sha256 of all parts (bytes or JSON values), as 64 hex digits.
+    """Return a single sha256 digest of all parts (bytes or JSON values), as 64 hex digits.
 
     The length of each part is hashed before the part itself.
     """
@@ -31,21 +31,21 @@ def digest(*parts: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits; the file is read in blocks."""
+    """Return the sha256 digest of a file as 64 hex digits; the file is read in blocks."""
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 @contextmanager
 def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """Yield a new file under a temporary name; if the `with` block succeeds, sync the file and rename it to `path`.
+    """Yield a file with a temporary name; if the `with` block succeeds, sync the file to disk and rename it to `path`.
 
     The folder that contains `path` must exist: if someone removes a running stage's folder, the stage must fail instead
     of recreating it.
 
     Args:
       path: the file to write.
-      private: whether only the owner may read it.
+      private: whether only the file's owner may read the file.
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -108,7 +108,7 @@ class HeldFolder:
     The temporary folder is empty at first. It is removed when the `with` block ends, unless `put_in_place` moved it.
 
     Attributes:
-      path: the path of the finished folder, with links resolved.
+      path: the path of the finished folder, with symbolic links resolved.
       folder: the temporary folder.
 
     Raises:
@@ -189,7 +189,7 @@ def _replaced(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with everything in it."""
+    """Remove a file, a symbolic link, or a folder with everything in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,7 +1,7 @@
 """Downloads files named hf://OWNER/NAME[@REVISION][/PATH] from the Hugging Face hub to a local cache.
 
-PATH is a folder in the repository, or a file pattern such as data/train-*.parquet. All files come from the same commit;
-without a REVISION, this is the newest commit. Downloaded files stay in the cache: an interrupted download resumes, and
+PATH is a folder in the repository, or a file pattern such as data/train-*.parquet. All files come from the same commit:
+REVISION or, by default, the newest commit. Downloaded files stay in the cache: an interrupted download resumes, and
 complete downloads can be read without a network connection. The library huggingface_hub downloads the files; it reads
 `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT` as usual.
 """
@@ -58,7 +58,7 @@ def snapshot(name: str, kind: Literal['dataset', 'model'], patterns: Sequence[st
         uri = parse_hf_uri(f'hf://{kind}s/' + name.removeprefix('hf://').removeprefix(f'{kind}s/'))
     except HfUriError as error:
         raise UserError(
-            f'{flag}: {name} is not of the form hf://OWNER/NAME[@REVISION][/PATH] ({one_line(error)}): correct it'
+            f'{flag}: {name} is not of the form hf://OWNER/NAME[@REVISION][/PATH] ({one_line(error)}): correct the name'
         ) from None
     path = uri.path_in_repo.rstrip('/')
     wanted = [path] if any(fnmatch(path, each) for each in patterns) else [f'{path}/{each}' for each in patterns]
@@ -85,5 +85,5 @@ def snapshot(name: str, kind: Literal['dataset', 'model'], patterns: Sequence[st
     below = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob('*')) if file.is_file()}
     files = [file for relative, file in below.items() if any(fnmatch(relative, each) for each in wanted)]
     if not files:
-        raise UserError(f'{flag}: {name} has no file that matches {", ".join(wanted)}: use another path')
+        raise UserError(f'{flag}: {name} has no file that matches {", ".join(wanted)}: correct the path')
     return Snapshot(f'hf://{uri.id}@{root.name}', root / path, tuple(files))

@@ -35,10 +35,12 @@ def duration(seconds: float) -> str:
 
 
 def recent_rate(points: Sequence[tuple[float, int]]) -> float | None:
-    """Return the number of items finished per second between the first and the last point, or None if unknown.
+    """Return the number of items finished per second between the first and the last point.
+
+    The result is None if there are fewer than two points or no item was finished between them.
 
     Args:
-      points: the time (in seconds) and the count of finished items at each of the last few printed lines.
+      points: for each of the last few printed lines, its time (in seconds) and the number of items finished by then.
     """
     if len(points) < 2:
         return None
@@ -49,10 +51,10 @@ def recent_rate(points: Sequence[tuple[float, int]]) -> float | None:
 class Progress:
     """A context manager that shows how much of a total is done. With `enabled=False`, it shows nothing.
 
-    When a nested `Progress` ends, its bar disappears from the terminal. Without a terminal, a job prints nothing if it
-    takes less than ten seconds, and a nested `Progress` prints no final line. The first line shows no rate, because a
-    job spends its first seconds on compiling, loading a model or reading earlier results. Later lines show the rate
-    over the last few lines, and the remaining time at that rate.
+    A `Progress` inside the `with` block of another one is nested. When it ends, its bar disappears from the terminal.
+    Without a terminal, a job prints nothing if it takes less than ten seconds, and a nested `Progress` prints no final
+    line. The first line shows no rate, because a job spends its first seconds on compiling, loading a model or reading
+    earlier results. Later lines show the rate over the last few lines, and the remaining time at that rate.
 
     Args:
       label: the name of the job.
@@ -95,7 +97,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, note: str = '') -> None:
-        """Set the count to `done` and show a short note, such as the loss."""
+        """Show that `done` items are finished, and a short note, such as the loss."""
         done = max(done, self._first)
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)

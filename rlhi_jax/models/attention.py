@@ -1,4 +1,4 @@
-"""Attention over interaction trees: one rule covers causal rows, shared prefixes, candidates and packing.
+"""Attention over interaction trees: one mask rule covers causal rows, shared prefixes, sibling replies and packing.
 
 Token i attends to token j iff `0 <= i - j < extent[j]`, where `extent[j]` counts the tokens from j to the end of its
 node's subtree. A causal row has `extent[j] = T - j`; padding has extent 1. In layers with a sliding window of w
@@ -21,7 +21,7 @@ from rlhi_jax.parallel.sharding import resolve
 
 
 def tree_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, logits: Logits) -> jax.Array:
-    """Return the context [B, T, N, H] of grouped-query attention under the tree rule.
+    """Return the output ("context") [B, T, N, H] of grouped-query attention, with the mask rule of this module.
 
     Logits and softmax are computed in float32, by Pallas kernels on a TPU and by blockwise XLA elsewhere. Both skip
     blocks in which no query attends to any key, and recompute logits for the gradient. On a mesh, each device computes
@@ -77,7 +77,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 class KVCache(NamedTuple):
     """Keys and values of C earlier tokens in each of B sequences.
 
-    The keys have their token axis last, because the product that computes the logits reads them in this order.
+    In the keys, the token axis is last, because the matrix product for the logits reads the keys in this order.
     """
 
     k_BKHC: jax.Array
@@ -95,8 +95,8 @@ def cached_attention(
 ) -> tuple[jax.Array, KVCache]:
     """Attend from one new token per sequence (T = 1) to the first `filled_B` tokens in its cache and to itself.
 
-    With a sliding window, `lowest_B` is the index of the first token that the new token sees; None means that it sees
-    all of them.
+    With a sliding window, `lowest_B` is the index of the first cached token that the new token attends to. If
+    `lowest_B` is None, the new token attends to all `filled_B` tokens.
 
     The new token is first written to the cache (at the last position if the cache is full), and attention then reads
     the updated cache. XLA can update the cache in place only if the write comes first.

@@ -1,12 +1,13 @@
 """Tree attention as Pallas kernels for TPUs.
 
 The forward and backward kernels visit only live blocks, in which some query attends to some key. A kernel first reads
-the indices of live blocks from scalar memory and then fetches only these blocks, so a dead block costs neither
+the indices of live blocks from scalar memory and then fetches only these blocks, so other blocks cost neither
 arithmetic nor bandwidth. The last axis of the grid is just long enough for the query block with the most live key
 blocks. For the gradients of keys and values, it is just long enough for the key block with the most live query blocks.
 
 JAX's splash attention compiles its mask into the program or reads a dense mask. The kernels in this module compute the
-mask from one number per key and, with a sliding window, two more numbers per token.
+mask from the end of each key's subtree and, with a sliding window, from the position of each key and the lowest
+position that each query attends to.
 
 Dimension key: B rows, T tokens (a multiple of 128), N query heads, K key-value heads, H head width; Q queries and S
 keys in one block.
@@ -24,7 +25,7 @@ from rlhi_jax.models.tree_blocks import NOTHING, Logits, Mask, ends, listed, liv
 PRODUCTS = 7  # matrix products in the gradient; logits and d_weights are computed once for dq, and again for dk and dv
 LANES = 128
 BLOCKS = (512, 256, 128)  # tokens per block: the largest of these that divides the row length
-_NT = (((1,), (1,)), ((), ()))  # contract the last dimensions of both operands
+_NT = (((1,), (1,)), ((), ()))  # contracts the last dimensions of both operands
 
 
 def forward(
@@ -107,7 +108,10 @@ def backward(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
+    """Return the gradients of q, k and v.
+
+    `lse` is the log of each softmax denominator. `delta` is the sum over H of the context times its gradient.
+    """
     q, k, v, d_out = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH, d_out_BTNH))
     rows = (q, k, v, d_out, lse_BNT[:, :, None], delta_BNT[:, :, None], _numbers(mask))
     dq = _d_queries(logits, mask, rows, interpret)
@@ -237,9 +241,9 @@ def _over_queries(q: jax.Array, k: jax.Array, mask: Mask) -> tuple:
     """Return the live key blocks and the block specs for the grid (rows, heads, query blocks, live key blocks).
 
     Returns:
-      The live key blocks of each query block, their count for each query block, the number of blocks in a row, and
-      four block specs. The specs are for queries, for arrays with one number per query, for keys, and for the mask's
-      numbers.
+      The indices of each query block's live key blocks, the number of live key blocks of each query block, the number
+      of query blocks in a row, and block specs for four kinds of arrays: queries, arrays with one value per query,
+      keys, and the mask arrays that `_numbers` returns.
     """
     length, width, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
     block = _block(length)
@@ -260,17 +264,17 @@ def _over_queries(q: jax.Array, k: jax.Array, mask: Mask) -> tuple:
 
 
 def _numbers(mask: Mask) -> tuple[jax.Array, ...]:
-    """Return the mask's numbers per token, [B, 1, T] each.
+    """Return the arrays from which the kernels compute the mask, [B, 1, T] each.
 
-    These are the end of each key's subtree and, with a window, the position of each key and the lowest position that
-    each query sees.
+    They contain the end of each key's subtree and, with a sliding window, the position of each key and the lowest
+    position that each query attends to.
     """
     window = () if mask.lowest_BT is None else (mask.position_BT, mask.lowest_BT)
     return tuple(x_BT[:, None] for x_BT in (ends(mask.extent_BT), *window))
 
 
 def _of_tokens(mask: Mask, of_keys: pl.BlockSpec, of_queries: pl.BlockSpec) -> tuple[pl.BlockSpec, ...]:
-    """Return the block specs for the arrays that `_numbers` returns."""
+    """Return the block specs for the mask arrays that `_numbers` returns."""
     return (of_keys,) if mask.lowest_BT is None else (of_keys, of_keys, of_queries)
 
 

@@ -3,15 +3,15 @@
 For each query block, the computation visits only live key blocks. A key block is live if some query in the query block
 attends to some of its keys.
 
-Memory use is linear in the row length: thanks to a running softmax (arXiv 2205.14135), logits exist for only one block
-at a time, and they are recomputed for the gradient.
+Memory use is linear in the row length: thanks to a running softmax (arXiv 2205.14135), only the logits of one query
+block and one key block exist at a time, and they are recomputed for the gradient.
 
 Dimension key: B rows, T tokens (a multiple of BLOCK), N query heads, K key-value heads, H head width. One block
 has X queries (from all heads that share a key-value head) and S keys. The blocks of all rows lie along one axis, row by
 row.
 
-Queries lie along the last axis, so a CPU can reduce over keys with vector instructions. Every product has its axes in
-the order that XLA multiplies fastest.
+Queries lie along the last axis, so a CPU can reduce over keys with vector instructions. The axes of each matrix product
+are in the order that is fastest in XLA.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ PRODUCTS = 5  # matrix products in the gradient
 
 
 class _Queries(NamedTuple):
-    """One query block and the key blocks that it attends to."""
+    """One query block and its live key blocks."""
 
     first: jax.Array  # index of the query block's first token in the row
-    row: jax.Array  # index of the first block of its row, among the blocks of all rows
-    live_J: jax.Array  # indices (within the row) of the key blocks that it attends to; the first `count` are valid
-    count: jax.Array
-    lowest_S: jax.Array | None  # the lowest position that each of its tokens sees; None without a window
+    row: jax.Array  # index of the row's first block among the blocks of all rows
+    live_J: jax.Array  # indices, within the row, of the live key blocks; the first `count` are valid
+    count: jax.Array  # number of live key blocks
+    lowest_S: jax.Array | None  # the lowest position that each query attends to; None without a sliding window
 
 
 def forward(logits: Logits, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask) -> tuple:
@@ -74,7 +74,10 @@ def backward(
     delta_BNT: jax.Array,
     d_out_BTNH: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the gradients of q, k and v. `delta` is the context times its gradient, summed over H."""
+    """Return the gradients of q, k and v.
+
+    `lse` is the log of each softmax denominator. `delta` is the sum over H of the context times its gradient.
+    """
     batch, kv_heads = q_BTNH.shape[0], k_BTKH.shape[2]
     keys, values, seen = _of_keys(k_BTKH, 'KHS'), _of_keys(v_BTKH, 'KHS'), _seen_by(mask)
     keys_by_token = _of_keys(k_BTKH, 'KSH')
@@ -107,7 +110,11 @@ def backward(
 
 
 def _seen_by(mask: Mask) -> Callable[[_Queries, jax.Array, int], jax.Array]:
-    """Return a function that maps a query block, the index j of a key block, and X to the mask of seen keys, [S, X]."""
+    """Return a function that computes the mask of a query block and a key block, [S, X].
+
+    The mask is true where a query attends to a key. The function takes the query block, the key block's index within
+    the row, and X.
+    """
     end, position = (x if x is None else x.reshape(-1, BLOCK) for x in (ends(mask.extent_BT), mask.position_BT))
 
     def seen(queries: _Queries, j: jax.Array, count: int) -> jax.Array:

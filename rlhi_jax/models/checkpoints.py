@@ -2,13 +2,14 @@
 
 `convert import` writes model folders, and every run's workdir is also a model folder:
 
-    model.json        {"spec", "weights": a digest of the parameters, "tokens": bos, eos and pad ids, "source"}
-                      with adapters, also "base": path, step and weights of the model that they adapt, and "lora"
+    model.json        {"spec", "weights": a digest of the parameters, "tokens": bos, eos and pad ids, "source"};
+                      with adapters, also "base": {"path", "step", "weights": of the base model,
+                      "lora": settings of the adapters}
     tokenizer/        the tokenizer's files, chat_template.jinja, generation_config.json
     params/           in an imported model: the parameters
-    checkpoints/N/    in a run: params, optimizer, progress (step, seed, digests)
+    checkpoints/N/    in a run: params, optimizer, progress (step, seed)
 
-A model with adapters stores only its adapters and, if it has one, its reward head.
+If a model has adapters, its folder stores only the adapters and any reward head, not the base model.
 """
 
 import dataclasses
@@ -66,8 +67,8 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
     For a run, this is the model saved at `step` (by default, at the latest step).
 
     Raises:
-      UserError: the folder is not a model folder or has no checkpoint at `step`; or the base model of its adapters is
-        missing or has changed.
+      UserError: the folder is not a model folder or has no checkpoint at `step`; or the model has adapters, and their
+        base model is missing or has changed.
     """
     folder = Path(folder).absolute()
     description = read_json(folder / 'model.json', _REMEDY, fields=('spec', 'weights', 'tokens', 'source'))
@@ -88,18 +89,18 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
 
 def _open_base(folder: Path, stored: dict[str, Any]) -> tuple[ModelFolder, Lora]:
     remedy = f'restore that model, or correct its path in {folder / "model.json"}'
-    adapters = f'{folder} contains adapters of the model {stored["path"]} with weights {stored["weights"]}'
+    adapters = f'{folder} contains adapters for the model {stored["path"]} with weights {stored["weights"]}'
     try:
         base = open_model(stored['path'], stored['step'])
     except UserError as error:
-        raise UserError(f'{adapters}, which cannot be opened ({one_line(error)[:300]}): {remedy}') from None
+        raise UserError(f'{adapters}, but that model cannot be opened ({one_line(error)[:300]}): {remedy}') from None
     if base.weights != stored['weights']:
         raise UserError(f'{adapters}, but that model now has weights {base.weights}: {remedy}')
     return base, Lora.from_json(stored['lora'])
 
 
 def weights_at(run: str, step: int) -> str:
-    """Return the digest that identifies a run's parameters at one step.
+    """Return the digest that identifies a training run's parameters at one step.
 
     `run` is the digest stored as `weights` in the run's model.json.
     """
@@ -126,8 +127,9 @@ def describe_model(
 ) -> None:
     """Write a model folder's model.json and, if the folder has no tokenizer yet, its tokenizer.
 
-    The tokenizer is copied from the folder `tokenizer`; if that is None, only model.json is written. `adapts`
-    contains the base model and the settings of the folder's adapters; it is None for a model without adapters.
+    The tokenizer is copied from the folder `tokenizer`; if `tokenizer` is None, only model.json is written. `adapts`
+    contains the base model and the settings of the adapters that the folder stores; it is None for a model without
+    adapters.
     """
     if tokenizer is not None and not (folder / 'tokenizer').exists():
         temporary = folder / '.tokenizer.tmp'
