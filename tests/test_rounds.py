@@ -55,7 +55,9 @@ def test_training_runs_are_named_apart():
 def test_a_stage_is_chosen_in_each_training_run():
     parts = [part('personas'), part('reward: pairs'), part('dpo: pairs')]
     assert chosen(parts, 'pairs') == {'reward: pairs', 'dpo: pairs'} and chosen(parts, 'personas') == {'personas'}
-    with pytest.raises(UserError, match='--redo=persona is not a part of this loop: choose one of pairs, personas'):
+    with pytest.raises(
+        UserError, match='--redo=persona does not name a stage of this loop: choose one of pairs, personas'
+    ):
         chosen(parts, 'persona')
 
 

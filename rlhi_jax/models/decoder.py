@@ -1,4 +1,6 @@
-"""The decoder of the Llama and Gemma families, as a Flax Linen module over interaction-tree rows.
+"""The decoder of the Llama and Gemma families, as a Flax Linen module.
+
+Its input is rows. Each row holds the tokens of one or more branching conversations (trees).
 
 Dimension key: B rows, T tokens, L layers, D width, F mlp width, N query heads, K key-value heads, H head width,
 V vocabulary.
@@ -36,8 +38,9 @@ from rlhi_jax.models.tree_blocks import Logits, Mask
 from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
-# The values that a layer saves for its gradient; it recomputes the rest. The first policy saves most, the last fewest.
-# In a layer with adapters, `save_dots` selects the products by name, so that it does not also save each adapter's part.
+# What a layer saves for the backward pass, which recomputes the rest. The first policy saves the most values, and the
+# last saves none. In a layer with adapters, `save_dots` selects values by name: it saves the sum of a matrix's product
+# and its adapter's output, but not the two terms.
 REMAT_POLICIES = {
     'save_all': None,
     'save_dots': jax.checkpoint_policies.save_from_both_policies(
@@ -56,11 +59,11 @@ _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, appr
 def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Return `x` normalized by its root mean square over the last axis (RMSNorm, arXiv 1910.07467), times `scale`.
 
-    The normalization is computed in float32. The result has the input's dtype.
+    The normalization is computed in float32. The result has the dtype of `x`.
 
-    With n = x / rms(x) and g = dy * scale, the gradient of x is (g - n * mean(g * n)) / rms(x), and the gradient of
-    the scale is the sum of dy * n. We compute the mean and the sum with `einsum`, which is ten times as fast on a CPU
-    as the sums that JAX derives.
+    Let dy be the gradient of the result, n = x / rms(x) and g = dy * scale. Then the gradient of x is
+    (g - n * mean(g * n)) / rms(x), and the gradient of the scale is the sum of dy * n. We compute the mean and the sum
+    with `einsum`, which is ten times as fast on a CPU as the sums that JAX derives.
     """
     return scale.astype(x.dtype) * _normed(x, eps)[0].astype(x.dtype)
 
@@ -87,8 +90,8 @@ _rms_norm.defvjp(lambda x, scale, eps: (_rms_norm(x, scale, eps), (x, scale)), _
 def _linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return `jnp.einsum(dims, x, kernel)`, with a custom rule for the kernel's gradient.
 
-    The rule computes this gradient in the kernel's own axis order. JAX would otherwise compute its transpose, and on a
-    CPU, XLA would then recompute an activation's cotangent column by column.
+    The rule computes this gradient in the kernel's own axis order. JAX would otherwise compute the transpose of this
+    gradient, and on a CPU, XLA would then recompute the gradient of an activation column by column.
     """
     return jnp.einsum(dims, x, kernel)
 
@@ -100,7 +103,7 @@ def _linear_backward(dims: str, inputs: tuple[jax.Array, jax.Array], dy: jax.Arr
     return jnp.einsum(f'{of_y},{of_kernel}->{of_x}', dy, kernel), jnp.einsum(f'{of_x},{of_y}->{of_kernel}', x, dy)
 
 
-# The forward rule repeats the einsum instead of calling `_linear`, because a remat policy can save only what it sees.
+# The forward rule repeats the einsum: a remat policy cannot save a product that is computed inside `_linear`.
 _linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)), _linear_backward)
 
 
@@ -108,7 +111,7 @@ _linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)
 def _frozen_linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return `jnp.einsum(dims, x, kernel)` in the dtype of `x`; the kernel has no gradient.
 
-    The backward pass keeps the kernel in its stored dtype and casts it again. It does not need `x`.
+    The kernel is kept in its stored dtype for the backward pass, which casts it again and does not need `x`.
     """
     return jnp.einsum(dims, x, kernel.astype(x.dtype))
 
@@ -125,7 +128,10 @@ _frozen_linear.defvjp(
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer; `kind` and `by_kind` are explained in `_by_kind`."""
+    """One pre-norm transformer layer, with optional adapters.
+
+    `_by_kind` explains the arguments `kind` and `by_kind` of `__call__`.
+    """
 
     spec: ModelSpec
     dtype: Any
@@ -146,7 +152,7 @@ class Block(nn.Module):
     def product(
         self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...], einsum=_linear
     ) -> jax.Array:
-        """Return the product of `x` and the matrix `name`, plus the result of the matrix's adapter if it has one."""
+        """Return the product of `x` and the matrix `name`, plus the adapter's output if the matrix has an adapter."""
         if self.lora is None:
             return einsum(dims, x, self.weight(name, shape, axes))
         y = _frozen_linear(dims, x, self.parameter(name, shape, axes))
@@ -157,12 +163,13 @@ class Block(nn.Module):
         return checkpoint_name(y, 'product')
 
     def adapter(self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        """Return scale · (x A) B (arXiv 2106.09685, eq. 3).
+        """Return the output of a matrix's adapter, scale · (x A) B (arXiv 2106.09685, eq. 3).
 
-        A begins as in the package `peft` (uniform, with the bound that `torch.nn.Linear` uses), and B as zeros.
+        A is initialized as in the package `peft` (uniformly, with the bound that `torch.nn.Linear` uses), and B is
+        initialized with zeros.
         """
         of_x, of_y = dims.partition(',')[0], dims.partition('->')[2]
-        summed = len(of_x) - 2  # leading axes of the matrix that the product sums over
+        summed = len(of_x) - 2  # number of leading matrix axes that the product sums over
         bound = math.prod(shape[:summed]) ** -0.5
 
         def matrix(part: str, init, part_shape: tuple[int, ...], part_axes: tuple[str, ...]) -> jax.Array:
@@ -264,12 +271,12 @@ class Decoder(nn.Module):
             table('score', (s.width, 1), ('norm', 'score'), nn.initializers.normal((s.width + 1) ** -0.5))
 
         # Devices that share one copy of the parameters form a group. Each device looks up its own part of the width,
-        # for the rows of the whole group, so neither the table nor its gradient is moved.
+        # for the rows of the whole group, so neither the table nor its gradient moves between devices.
         tokens_BT = constrain(tokens_BT, ('shared_rows', 'length'))
-        embed_VD = embed_VD if self.lora else embed_VD.astype(self.dtype)  # a frozen table is not copied
+        embed_VD = embed_VD if self.lora else embed_VD.astype(self.dtype)  # casting a frozen table would copy it
         x_BTD = jnp.take(embed_VD, tokens_BT, axis=0).astype(self.dtype)
         if s.scaled_embeddings:
-            x_BTD = x_BTD * jnp.asarray(s.width**0.5, self.dtype)  # rounded, as in training
+            x_BTD = x_BTD * jnp.asarray(s.width**0.5, self.dtype)  # the factor is rounded, as in the original training
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))
         x_BTD = constrain(x_BTD, ('batch', 'length', 'activation'))
         block = _with_remat(self.remat, self.unrolled, self.lora)
@@ -294,10 +301,11 @@ class Decoder(nn.Module):
 
 
 def _by_kind(position_BT: jax.Array, spec: ModelSpec) -> tuple[tuple[jax.Array, jax.Array], jax.Array | None]:
-    """Return each token's rotation and the lowest position that it sees (None in models without local layers).
+    """Return each token's rotation (see `rotation`), and the lowest position that the token attends to.
 
-    In models with local layers, each array has a first axis of length 2, for the two kinds of layers: 0 for global and
-    1 for local layers. A layer gets its kind as a number, so that one scan can run over layers of both kinds.
+    In models without local (sliding-window) layers, the lowest position is None. In other models, each array has a
+    first axis of length 2, with index 0 for global layers and 1 for local layers. A layer gets this index as its
+    argument `kind`, so that one scan can run over layers of both kinds.
     """
     of_all = rotation(position_BT, inverse_frequencies(spec))
     if spec.local is None:
@@ -323,7 +331,7 @@ def unroll(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def variables(params: dict[str, Any]) -> dict[str, Any]:
-    """Split our parameters, which are one tree that includes any adapters, into Linen's collections."""
+    """Split a parameter tree into Flax's collections: `params` and, for a model with adapters, `adapters`."""
     rest = {name: value for name, value in params.items() if name != 'adapters'}
     return {'params': rest} | ({'adapters': params['adapters']} if 'adapters' in params else {})
 
@@ -332,8 +340,8 @@ class OutputHead(NamedTuple):
     """The head that turns hidden states into next-token logits.
 
     Attributes:
-      matrix_VD: `unembed`, or the tied embedding.
-      cap: the cap of the logits; None if they are not capped.
+      matrix_VD: the parameter `unembed`, or `embed` in models with tied embeddings.
+      cap: logits are capped to `cap * tanh(logit / cap)`; None means no cap.
     """
 
     matrix_VD: jax.Array

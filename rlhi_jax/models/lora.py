@@ -1,6 +1,6 @@
-"""Which matrices of a layer have low-rank adapters (LoRA, arXiv 2106.09685), and how these are scaled.
+"""The settings of low-rank adapters (LoRA, arXiv 2106.09685).
 
-This module does not import JAX, so that a configuration can be checked without it.
+This module does not import JAX, so that programs without JAX can also check these settings.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ MATRICES = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')  # the matrices of a layer
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """The adapters of a model: each adapted matrix W computes x W + scale · (x A) B.
+    """The settings of a model's adapters. An adapter A, B changes the product x W to x W + scale · (x A) B.
 
     Attributes:
       rank: the number of columns of A and of rows of B.
-      alpha: the numerator of the scale, alpha / rank.
+      alpha: the scale is alpha / rank.
       targets: the adapted matrices, in the order of `MATRICES`.
       base_dtype: the dtype in which frozen parameters are kept in memory during training, 'float32' or 'bfloat16'.
     """
@@ -42,10 +42,10 @@ class Lora:
 
 
 def lora_of(settings: Any) -> Lora | None:
-    """Return the adapters that `config.lora` describes, or None if its rank is 0.
+    """Return the adapter settings in `config.lora`, or None if `config.lora.rank` is 0.
 
     Raises:
-      UserError: `targets` is not a regular expression, or matches no matrix.
+      UserError: `config.lora.targets` is not a regular expression, or matches no matrix.
     """
     if not settings.rank:
         return None

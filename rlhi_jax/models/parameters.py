@@ -1,4 +1,4 @@
-"""A decoder's parameters: randomly initialized, abstract, or loaded onto a mesh.
+"""Makes a decoder's parameters: randomly initialized, abstract (shapes only), or loaded onto a mesh.
 
 The parameter tree of a decoder with adapters has an additional entry, `adapters`.
 """
@@ -24,7 +24,7 @@ _TRAINED_WITH_ADAPTERS = ('adapters', 'score')
 
 
 def init_params(decoder: Decoder, key: jax.Array) -> Any:
-    """Return randomly initialized parameters, boxed with their logical axes."""
+    """Return randomly initialized parameters, each in a Flax box that names the parameter's logical axes."""
     row = jnp.zeros((1, 1), jnp.int32)
     variables = decoder.init(key, row, row, row + 1)
     return variables['params'] | ({'adapters': variables['adapters']} if decoder.lora else {})
@@ -54,8 +54,8 @@ def abstract_params(decoder: Decoder, mesh: Mesh) -> Params:
 def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) -> Params:
     """Load a model's parameters onto the mesh.
 
-    With adapters, frozen parameters have the dtype `base_dtype`; all other parameters are float32. Parameters that the
-    decoder has and the model does not (a reward head or adapters) are initialized randomly from the seed.
+    With adapters, frozen parameters have the dtype `decoder.lora.base_dtype`; all other parameters are float32. The
+    decoder may have a reward head or adapters that the model lacks; these are initialized randomly from the seed.
     """
     wanted, params = abstract_params(decoder, mesh), _stored_params(decoder.lora, model, mesh)
     params = {name: value for name, value in params.items() if name in wanted}
@@ -70,7 +70,7 @@ def load_params(decoder: Decoder, model: ModelFolder, mesh: Mesh, *, seed: int) 
 def _stored_params(lora: Lora | None, model: ModelFolder, mesh: Mesh) -> Params:
     """Load a model's parameters and merge its adapters into them.
 
-    Parameters that `lora` would freeze have the dtype `lora.base_dtype`.
+    Parameters that stay frozen during training with `lora` get the dtype `lora.base_dtype`.
     """
     abstract = abstract_params(Decoder(model.spec, lora=lora), mesh)
     abstract.pop('adapters', None)
@@ -91,7 +91,8 @@ def load_trained(model: ModelFolder, mesh: Mesh) -> Params:
 def merge(params: Params, adapters: Params, lora: Lora) -> Params:
     """Merge adapters into the matrices that they adapt: W + scale · A B, in float32.
 
-    The result is an equivalent model without adapters. The adapted matrices in `params` are overwritten.
+    The result is an equivalent model without adapters. It reuses the memory of the adapted matrices in `params`, so the
+    caller must not use those matrices again.
     """
     layers = dict(params['layers'])
     for name in lora.targets:
@@ -102,7 +103,7 @@ def merge(params: Params, adapters: Params, lora: Lora) -> Params:
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames='scale')
 def _add_product(matrix: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> jax.Array:
-    """Return each layer's matrix plus scale · A B; the axes are (layer, summed axes, other axes)."""
+    """Return a stack of matrices plus scale · A B, layer by layer; a matrix's input axes precede its output axes."""
     multiply = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
     return matrix + scale * jax.vmap(multiply)(a, b)
 
@@ -111,8 +112,8 @@ def check_fit(mesh: Mesh, spec: ModelSpec, batch_rows: int, source: str = 'confi
     """Check that the model and the batch can be split evenly over the mesh.
 
     Args:
-      mesh: the mesh.
-      spec: the model.
+      mesh: the device mesh.
+      spec: the model's architecture.
       batch_rows: number of rows in a batch.
       source: the config key that sets `batch_rows`.
 

@@ -12,7 +12,7 @@ T = TypeVar('T')
 
 
 class Resident:
-    """A store that holds at most one model; its key contains everything that the model depends on.
+    """A store that holds at most one model; the caller's key must contain everything that the model depends on.
 
     >>> resident = Resident()
     >>> resident.get('small', lambda: 'a model'), resident.get('small', lambda: 'not made again')
@@ -24,7 +24,7 @@ class Resident:
         self._model: Any = None
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the model stored under `key`; if there is none, release any other model and call `make`.
+        """Return the model for `key`; if it is not stored, release any other model and call `make`.
 
         The old model's memory is freed only if callers have dropped their own references to that model.
         """

@@ -11,7 +11,7 @@ from rlhi_jax.models.spec import ModelSpec
 
 
 def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Return the rotation speeds of layers that are not local, in radians per position, [H/2] float32.
+    """Return the global layers' rotation speeds in radians per position, [H/2] float32.
 
     Under Llama 3's scaling, wavelengths above `original_max_positions / low_freq_factor` are stretched by `factor`, and
     wavelengths below `original_max_positions / high_freq_factor` are left unchanged. Between these two limits, the
@@ -28,7 +28,7 @@ def inverse_frequencies(spec: ModelSpec) -> np.ndarray:
 
 
 def local_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Return the rotation speeds of local layers, in radians per position, [H/2] float32."""
+    """Return the local layers' rotation speeds in radians per position, [H/2] float32."""
     return _unscaled(spec.local.rope_theta, spec.head_dim)
 
 
@@ -38,7 +38,7 @@ def _unscaled(theta: float, head_dim: int) -> np.ndarray:
 
 
 def rotation(position_BT: jax.Array, frequency: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Return the cosines and sines of each token's rotation angles, [B, T, H/2] each, float32."""
+    """Return two float32 arrays [B, T, H/2]: the cosines and the sines of each token's rotation angles."""
     angle = position_BT[..., None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
@@ -46,7 +46,7 @@ def rotation(position_BT: jax.Array, frequency: np.ndarray) -> tuple[jax.Array, 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate each head by its token's angles in float32, and return the result in the input's dtype.
 
-    Each rotated pair consists of the values at the same index in the first and the second half of the head.
+    A rotation acts on two values at a time: those at the same index in the first and the second half of the head.
     """
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]

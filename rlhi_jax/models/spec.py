@@ -10,7 +10,10 @@ FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3')
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's frequency-dependent scaling of rotary embeddings (Llama 3 report, arXiv 2407.21783)."""
+    """Llama 3's frequency-dependent scaling of rotary embeddings (Llama 3 report, arXiv 2407.21783).
+
+    `rlhi_jax.models.rope.inverse_frequencies` explains the fields.
+    """
 
     factor: float
     low_freq_factor: float
@@ -23,7 +26,7 @@ class LocalLayers:
     """Layers with a sliding window: all layers except every `period`-th, which is global.
 
     Attributes:
-      window: a token sees only tokens that are fewer than this many positions before it on its path.
+      window: a token attends to the last `window` tokens on its path, including itself.
       period: with 2, local and global layers alternate; with 6, each global layer follows five local layers.
       rope_theta: the base of the local layers' rotary embedding.
     """
@@ -38,12 +41,13 @@ class ModelSpec:
     """The architecture of one decoder of the Llama or Gemma family.
 
     Attributes:
-      rope_factor: in layers that are not local, positions are divided by this number before the rotation.
+      local: the local layers; None if all layers are global.
+      rope_factor: in global layers, positions are divided by this number before the rotation.
       post_norms: whether the outputs of attention and of the MLP are normalized before they are added to the residual
         stream.
       activation: the MLP's activation function, 'silu' or 'gelu' (in its tanh approximation).
       scaled_embeddings: whether embeddings are multiplied by the square root of the width.
-      query_width: logits are divided by the square root of this number; None means `head_dim`.
+      query_width: attention logits are divided by the square root of this number; None means `head_dim`.
       attention_cap, logit_cap: caps of the attention logits and of the next-token logits, applied as
         `cap * tanh(logit / cap)`; None means no cap.
       head: 'lm' (next-token logits) or 'reward' (one Bradley-Terry score per position).
@@ -94,7 +98,7 @@ class ModelSpec:
 
     @property
     def is_local(self) -> tuple[bool, ...]:
-        """Whether each layer has a sliding window."""
+        """For each layer, whether it has a sliding window."""
         period = self.local.period if self.local else 1
         return tuple((layer + 1) % period > 0 for layer in range(self.num_layers))
 
@@ -104,7 +108,7 @@ class ModelSpec:
         return sum(self.is_local)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields; those that only Gemma models use are left out if they have their default values."""
+        """Return the fields, without the default values of fields that only Gemma models use."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name not in _GEMMA or value != _GEMMA[name]}
 
@@ -122,7 +126,7 @@ class ModelSpec:
             ) from None
 
 
-# These fields are left out of a model.json where they have their default values.
+# The fields that only Gemma models use, with their default values. A model.json contains them only if they differ.
 _GEMMA = {
     field.name: field.default
     for field in dataclasses.fields(ModelSpec)

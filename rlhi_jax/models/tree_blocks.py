@@ -1,4 +1,4 @@
-"""Defines the attention mask and the attention logits, and finds the blocks that need to be computed.
+"""Defines the attention mask and the attention logits, and finds the blocks of logits that must be computed.
 
 Dimension key: B rows, T tokens, I query blocks, J key blocks.
 """
@@ -15,8 +15,12 @@ BLOCK = 128  # tokens per block; rows are padded to a multiple of this. The logi
 class Mask(NamedTuple):
     """Which tokens each token attends to: i attends to j iff `0 <= i - j < extent[j]` and `position[j] >= lowest[i]`.
 
-    The second condition is a sliding window over each token's own path. Without a window, `position_BT` and `lowest_BT`
-    are None.
+    The second condition is a sliding window over each token's own path.
+
+    Attributes:
+      extent_BT: number of tokens from each token to the end of its node's subtree, including the token itself.
+      position_BT: number of tokens before each token on its path; None without a window.
+      lowest_BT: the lowest position that each token attends to; None without a window.
     """
 
     extent_BT: jax.Array
@@ -25,7 +29,10 @@ class Mask(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """How the product of a query and a key becomes a logit: `scale * product`, capped to `cap * tanh(logit / cap)`."""
+    """The function that maps the dot product of a query and a key to an attention logit.
+
+    The logit is `scale * product`. If `cap` is set, the logit is then capped to `cap * tanh(logit / cap)`.
+    """
 
     scale: float
     cap: float | None = None
@@ -34,7 +41,7 @@ class Logits(NamedTuple):
         return product * self.scale if self.cap is None else self.cap * jnp.tanh(product * (self.scale / self.cap))
 
     def slope(self, logit: jax.Array) -> jax.Array | float:
-        """Return the derivative of a logit, before masking, with respect to the product of its query and key."""
+        """Return the derivative of an unmasked logit with respect to the product of its query and key."""
         return self.scale if self.cap is None else self.scale * (1 - jnp.square(logit / self.cap))
 
 
@@ -44,12 +51,12 @@ def ends(extent_BT: jax.Array) -> jax.Array:
 
 
 def live_blocks(mask: Mask, block: int) -> jax.Array:
-    """Return whether queries in block i may attend to keys in block j, [B, I, J] bool; a block has `block` tokens.
+    """Return whether any query in block i may attend to any key in block j, [B, I, J] bool.
 
-    Without a window, one number per key block decides this exactly: for i >= j, some query attends to some key iff the
-    largest end of the keys' subtrees is greater than the first query's index. With a window, the largest position of
-    the keys must also reach the lowest position that any query sees. This test is not exact: a block may count as live
-    although no query and key in it satisfy both conditions.
+    A block has `block` tokens. Without a window, one number per key block decides this exactly: for i >= j, some query
+    attends to some key iff the largest end of the keys' subtrees is greater than the first query's index. With a
+    window, the largest position of the keys must also reach the lowest position that any of the queries attends to.
+    This test is not exact: the result may be true although no query attends to any of the keys.
 
     >>> live_blocks(Mask(jnp.array([[4, 1, 2, 1, 1, 1]])), 2)[0].astype(int).tolist()   # a tree of 4 tokens, padding
     [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
@@ -69,8 +76,8 @@ def live_blocks(mask: Mask, block: int) -> jax.Array:
 def listed(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return, for each block i, the indices j of its live blocks, [B, I, J], and their number, [B, I], as int32.
 
-    The indices are in increasing order, and the last one is repeated to fill J entries. A kernel that fetches ahead
-    then finds that block already in memory.
+    The indices are in increasing order, and the last one is repeated to fill J entries. A kernel that prefetches the
+    next block then fetches nothing new for the repeated entries.
 
     >>> indices, counts = listed(jnp.array([[[True, False, True]]]))
     >>> indices.tolist(), counts.tolist()

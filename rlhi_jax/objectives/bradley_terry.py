@@ -22,7 +22,7 @@ def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
         the otherwise arbitrary offset of the rewards (arXiv 2312.09244).
 
     Returns:
-      The loss [P], in nats, and metrics [P]. The metric `margin` is r_chosen - r_rejected.
+      The loss [P], in nats, and metrics [P]. The metric `margin` is r_chosen - r_rejected, without m.
     """
     chosen_P, rejected_P = scores.reward_P2[..., 0], scores.reward_P2[..., 1]
     gap_P = chosen_P - rejected_P

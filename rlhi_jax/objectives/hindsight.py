@@ -1,4 +1,4 @@
-"""Hindsight distillation: learning from a user's follow-up without a rewrite."""
+"""Hindsight distillation: learning from a user's follow-up without a rewritten reply."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,16 @@ from rlhi_jax.objectives.pairs import Metrics, PairScores
 
 
 def hindsight(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
-    """Return each pair's loss, in nats per token, and metrics, [P] each (arXiv 2603.12273).
+    """Return each pair's loss [P], in nats per token, and metrics [P] (arXiv 2603.12273).
 
     Both sides of a pair are the same reply y to a request x. On the chosen side, the prompt also contains the user's
-    later follow-up o. The policy itself says, token by token, how much more likely the reply becomes in hindsight:
+    later follow-up o. The policy itself measures how much more likely each token of the reply becomes in hindsight:
     a_t = log π(y_t | x, o, y_<t) - log π(y_t | x, y_<t). The loss is the mean over tokens of -a_t log π(y_t | x, y_<t),
     with a_t held constant. The gradient therefore moves the policy without o towards the policy that has seen o.
 
     Args:
       scores: the scores of each pair's replies; `token_logp_P2N` and `length_P2` are used.
-      hyper: `config.hindsight`. The first `skip_tokens` tokens of a reply do not count.
+      hyper: `config.hindsight`. The first `skip_tokens` tokens of a reply are left out of all means.
 
     Returns:
       The loss and the metrics. `margin` is the mean of a_t; `accuracy` is 1 if that mean is above 0, and 0 otherwise.

@@ -1,4 +1,4 @@
-"""The KTO objective, which can also learn from a liked or disliked reply without a counterpart."""
+"""The KTO objective, which learns from pairs and also from single replies that a user liked or disliked."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def kto(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     The reference point z is an estimate of KL(π ‖ π_ref); no gradient flows through it. The paper estimates z from
     replies to other prompts, but we would then have to score those replies as well. Instead, we use the mean log-ratio
     of the replies that are scored anyway, or 0 if the mean is negative. The mean is over all replies in one
-    accumulation step, on all devices.
+    gradient-accumulation step, on all devices.
 
     Args:
       scores: the scores of each pair's replies; `logp_P2`, `reference_logp_P2` and `present_P2` are used.

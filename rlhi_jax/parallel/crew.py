@@ -1,13 +1,13 @@
 """Shares the work of a program's main process with the other processes of the run.
 
-The main process alone runs the program: it reads, writes and prints. The others wait for work. The main process sends
-them the name of a `shared` function, in one of two ways:
+Only the main process runs the program: it reads, writes and prints. The other processes wait for work. The main process
+sends them the name of a function that was registered with `shared`, in one of two ways:
 
 - `share` gives every process its part of a list of items. The results come back one by one, as JSON.
 - `call_together` makes every process call a function, such as a training run that spans the devices of all processes.
 
-Messages go through the key-value store of JAX's coordination service. Unlike in a collective, a process can wait there
-for as long as the main process is busy with other work. If a process dies, the wait ends.
+Messages go through the key-value store of JAX's coordination service. There, unlike in a collective operation, a
+process can wait for as long as the main process is busy with other work. If a process dies, the wait ends.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.parallel import processes
 
 _PART = 1 << 20  # characters in one entry of the store, well below the limit of its transport
-_POLL = 5  # seconds that one call may wait; signals are handled between calls
+_POLL = 5  # seconds that one call to the store may wait; Python handles signals between calls
 _PATIENCE = 60  # seconds to wait, after an error in every process, for the main process to handle it
 _END = dict(name='')
 
@@ -105,7 +105,10 @@ def _follow(config: ConfigDict) -> None:
 
 
 def _received(number: int, received: dict[int, int], *, wait: bool) -> Iterator[Any]:
-    """Yield the results that have arrived or, with `wait`, all that are left; remove processes that have finished."""
+    """Yield the results of message `number` that have arrived; if `wait` is set, wait for all remaining results.
+
+    Processes that have finished are removed from `received`.
+    """
     for process in list(received):
         while result := _get(key := f'{number}/{process}/{received[process]}', seconds=None if wait else 0):
             _delete(key)

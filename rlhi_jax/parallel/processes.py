@@ -19,7 +19,7 @@ def start() -> None:
     `RLHI_PROCESS_ID` and `RLHI_NUM_PROCESSES` must also be set.
 
     Raises:
-      UserError: `RLHI_COORDINATOR` is `host:port`, and one of the other two variables is missing or is not a number.
+      UserError: `RLHI_COORDINATOR` is `host:port`, and one of the other two variables is missing or is not an integer.
     """
     coordinator = os.environ.get(COORDINATOR)
     if coordinator is None:
@@ -30,7 +30,9 @@ def start() -> None:
     try:
         process, count = int(os.environ[PROCESS_ID]), int(os.environ[NUM_PROCESSES])
     except (KeyError, ValueError):
-        raise UserError(f'{COORDINATOR} is set: also set {PROCESS_ID} and {NUM_PROCESSES} to numbers') from None
+        raise UserError(
+            f'{COORDINATOR} is set, but {PROCESS_ID} or {NUM_PROCESSES} is missing or no integer: set both to integers'
+        ) from None
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(coordinator, count, process)
 
@@ -49,11 +51,11 @@ def barrier(name: str) -> None:
 def check_agreement(value: str, what: str) -> None:
     """Raise an error if the processes see different files.
 
-    Without this check, processes that see different files would wait for each other forever.
+    Without this check, such processes could wait for each other forever.
 
     Args:
       value: a hex digest of the files that this process sees.
-      what: a description of the folder that contains the files, for the error message.
+      what: a description, for the error message, of the folder that contains the files.
 
     Raises:
       UserError: the processes passed different values.
@@ -74,7 +76,7 @@ class Preemption:
         self._asked = False
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         signal.signal(signal.SIGINT, self._ask)
-        if jax.process_count() == 1:  # otherwise JAX's handler tells every process
+        if jax.process_count() == 1:  # otherwise, JAX's own handler relays SIGTERM to every process
             signal.signal(signal.SIGTERM, self._ask)
 
     def release(self) -> None:
@@ -94,7 +96,7 @@ class Preemption:
         """
         if jax.process_count() == 1:
             return self._asked
-        if self._asked:  # Ctrl-C in one process: pass it on as the signal that JAX relays
+        if self._asked:  # Ctrl-C in this process: send SIGTERM, which JAX relays to every process
             os.kill(os.getpid(), signal.SIGTERM)
             self._asked = False
         return multihost_utils.reached_preemption_sync_point(step)

@@ -112,8 +112,8 @@ def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
         for mesh_axis in mesh_axes:
             if mesh_axis in split_by:
                 raise ValueError(
-                    f'{array}: the rule {axis!r} = {mesh_axes} would split it over the mesh axis {mesh_axis!r}, which '
-                    f'already splits its axis {split_by[mesh_axis]!r}: use other axes, or change RULES in {__name__}'
+                    f'{array} has the axes {split_by[mesh_axis]!r} and {axis!r}, which would both be split over the '
+                    f'mesh axis {mesh_axis!r}: use other axes, or change RULES in {__name__}'
                 )
             split_by[mesh_axis] = axis
         entries.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
@@ -121,11 +121,11 @@ def resolve(axes: Sequence[str | None], array: str) -> PartitionSpec:
 
 
 def shardings_of(abstract: Any, mesh: Mesh) -> Any:
-    """Return the sharding of each parameter, as an unboxed tree.
+    """Return a tree with each parameter's sharding in place of its Flax box.
 
     Args:
-      abstract: the boxed tree of shapes that `jax.eval_shape` returns for Flax's init.
-      mesh: the mesh.
+      abstract: the tree that `jax.eval_shape` returns for Flax's init: a box with shape and axis names per parameter.
+      mesh: the device mesh.
 
     Raises:
       ValueError: a parameter does not name one logical axis per dimension, or `resolve` rejects the axes.

@@ -1,1 +1,1 @@
-"""One round of the loop: the state of its parts, the time that they took, and its results in words."""
+"""One round of `rlhi_jax.loop`: its settings, the state of its parts, their durations, and its results in words."""

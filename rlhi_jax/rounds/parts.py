@@ -24,8 +24,9 @@ class Part(NamedTuple):
       name: the part's name, such as 'dpo: pairs'.
       folder: the folder that the part writes.
       reads: the names of the earlier parts whose output this part reads.
-      state: returns the state of the folder.
-      make: brings the folder up to date. Its argument says whether to replace a folder that is out of date.
+      state: a function that returns the state of the folder.
+      make: a function that brings the folder up to date. Its argument says whether to replace a folder that is out of
+        date.
       trains: whether the part is a training run.
     """
 
@@ -38,7 +39,7 @@ class Part(NamedTuple):
 
 
 def chosen(parts: Sequence[Part], stage: str) -> frozenset[str]:
-    """Return the names of the parts that run a stage; there may be several, one for each training run.
+    """Return the names of the parts that run a stage; if several training runs use the stage, each has its own part.
 
     Raises:
       UserError: the round has no such stage.
@@ -46,7 +47,7 @@ def chosen(parts: Sequence[Part], stage: str) -> frozenset[str]:
     names = frozenset(part.name for part in parts if part.name == stage or part.name.endswith(f': {stage}'))
     if not names:
         known = sorted({part.name.rpartition(': ')[2] for part in parts})
-        raise UserError(f'--redo={stage} is not a part of this loop: choose one of {", ".join(known)}')
+        raise UserError(f'--redo={stage} does not name a stage of this loop: choose one of {", ".join(known)}')
     return names
 
 
@@ -54,7 +55,7 @@ def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
     """Return the parts whose output exists but is, or may be, out of date.
 
     A part's output may be out of date if the part reads another part that is missing or out of date. Whether it really
-    is becomes clear only when the other part has been made again.
+    is out of date is known only after that other part has been made again.
 
     Args:
       parts: the parts, ordered so that each part follows the parts that it reads.
@@ -73,7 +74,7 @@ def to_redo(parts: Sequence[Part], forced: frozenset[str]) -> list[Part]:
 
 def announcement(redone: Sequence[Part]) -> str:
     """Return text that lists the parts to make again, with training runs in a separate list."""
-    lines = ['Out of date, or made from something that is:']
+    lines = ['Out of date, or made from files that are missing or out of date:']
     lines += [f'  {part.name} ({part.folder})' for part in redone if not part.trains]
     if runs := [part for part in redone if part.trains]:
         lines.append('Training runs that are removed and started again if their pairs or settings have changed:')
@@ -85,7 +86,7 @@ def confirm(redone: Sequence[Part], ask: bool) -> None:
     """Print the parts to make again and, if `ask` is set, ask whether to continue.
 
     Raises:
-      UserError: the answer is not 'y', or there is nobody to ask.
+      UserError: the answer is not 'y' or 'yes', or standard input is not a terminal.
     """
     if not redone:
         print('Nothing is out of date.', flush=True)
@@ -94,6 +95,8 @@ def confirm(redone: Sequence[Part], ask: bool) -> None:
     if not ask:
         return
     if not sys.stdin.isatty():
-        raise UserError('--redo needs an answer from a terminal: pass --yes to continue without asking')
+        raise UserError(
+            '--redo asks for confirmation, but standard input is not a terminal: pass --yes to continue without asking'
+        )
     if input('Make these again? [y/N] ').strip().lower() not in ('y', 'yes'):
         raise UserError('--redo was not confirmed, so nothing was changed: answer y to continue')

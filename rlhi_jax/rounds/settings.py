@@ -25,7 +25,7 @@ CHANGEABLE = (  # settings that may change when a loop resumes
     *('pairs.accept_artefacts', 'pairs.min_pairs'),  # may change after a check on the pairs stopped the run
     'ingest.opt_out',  # the ingest stage itself checks whether the list has changed
 )
-IGNORED = {  # settings that only single programs use, and what the loop uses instead
+IGNORED = {  # settings that the loop ignores (only single programs use them), and what the loop uses instead
     'objective': 'config.loop.method',
     'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
     'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
@@ -36,10 +36,11 @@ IGNORED = {  # settings that only single programs use, and what the loop uses in
 
 
 def check_settings(config: ConfigDict) -> None:
-    """Reject a config whose settings contradict each other, and print which settings the loop ignores.
+    """Reject a config whose settings contradict each other, and warn about changed settings that the loop ignores.
 
     Raises:
-      UserError: settings contradict each other, or a path is missing.
+      UserError: settings contradict each other, `config.model.path` names no model, or `check_pad_token` rejects the
+        model.
     """
     require(config, 'model.path')
     if 'reward' in METHODS[config.loop.method].trains:
@@ -65,8 +66,8 @@ def check_settings(config: ConfigDict) -> None:
 def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: bool = False) -> None:
     """Check that the workdir is new, or contains a loop with the same config and initial model.
 
-    The settings in `CHANGEABLE` and the address of an endpoint may differ. In a new workdir, this function records the
-    config and the model in loop.json.
+    The settings in `CHANGEABLE` and the address of the teacher's endpoint may differ. In a new workdir, this function
+    records the config and the model in loop.json.
 
     Args:
       config: the loop's config.
@@ -84,7 +85,7 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
     claimed = dict(config=settings, model=model)
     path = workdir / 'loop.json'
     if path.exists() and not replace:
-        stored = read_json(path, 'use another --workdir', fields=('config', 'model'))
+        stored = read_json(path, 'use a different --workdir', fields=('config', 'model'))
         defaults = dict(config=_as_json(base_config()))
         refuse_difference(f'--workdir={workdir} contains a loop', stored, claimed, 'pass --redo', defaults)
         return
@@ -93,5 +94,5 @@ def claim(config: ConfigDict, workdir: Path, model: dict[str, Any], *, replace: 
 
 
 def _as_json(config: ConfigDict) -> dict[str, Any]:
-    """Return a config as loop.json stores it, with lists instead of tuples."""
+    """Return a config in the form that loop.json stores, with lists instead of tuples."""
     return json.loads(json.dumps(config.to_dict()))

@@ -37,7 +37,7 @@ def time_spent(workdir: Path) -> dict[str, float]:
 
 
 def times_in_words(workdir: Path) -> str:
-    """Return a line of text with the minutes that a round and its four longest parts took, over all restarts."""
+    """Return a line with the total minutes of a round and of its four longest parts, including all restarts."""
     seconds = time_spent(workdir)
     longest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:4]
     parts = ', '.join(f'{part} {seconds[part] / 60:.1f}' for part in longest)

@@ -1,1 +1,1 @@
-"""Samples text replies to conversations, with a sampler that decodes in a fixed number of slots."""
+"""Samples text replies to conversations, with a sampler that decodes a fixed number of replies at a time."""

@@ -18,13 +18,16 @@ Turns = tuple[tuple[str, str], ...]  # (role, content), oldest first
 
 
 class Prompt(NamedTuple):
-    """A conversation that ends in a user turn, and the number of replies (`samples`) to generate for it.
+    """A conversation that ends in a user turn, and the number of replies to generate for it.
 
     With the same model and settings, a reply depends only on the prompt's id, the prompt's text and the reply's
-    `sample` number. `Generator.fit` may drop older turns, but it never drops the last `keep` turns.
+    `sample` number.
 
-    `authors` contains the ids of everyone whose text is in the turns; it is empty if the authors are unknown. A
-    teacher's cache stores these ids with the replies.
+    Attributes:
+      samples: the number of replies.
+      keep: the number of most recent turns that `Generator.fit` never drops; it may drop older turns.
+      authors: the ids of everyone whose text is in the turns; empty if the authors are unknown. A teacher's cache
+        stores these ids with the replies.
     """
 
     id: str
@@ -40,8 +43,8 @@ class Reply(NamedTuple):
 
     Attributes:
       finished: False if the reply was cut off at `config.sampler.new_tokens`.
-      logprobs: the log-probability (nats) of each token, as in `Sample`, including the tokens of a stop string, which
-        `text` omits. Empty without `config.sampler.logprobs`.
+      logprobs: the log-probability (nats) of each token, as in `Sample`. The tokens of a stop string are included,
+        although `text` omits the stop string. Empty unless `config.sampler.logprobs` is set.
     """
 
     id: str
@@ -54,7 +57,7 @@ class Reply(NamedTuple):
 class Generator:
     """A generator that samples text replies from one model.
 
-    Generators with the same model and settings share a sampler as long as it stays in memory (see `RESIDENT`).
+    Generators with the same model and settings share one sampler for as long as `RESIDENT` keeps it in memory.
 
     Raises:
       UserError: the model is missing, or `Sampler` rejects the model or the settings.
@@ -115,7 +118,7 @@ def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
     Args:
       record: a JSON object whose `messages` is a list of objects with `role` and `content`. The roles alternate between
         user and assistant, with the user first and last.
-      texts: names of other required text fields.
+      texts: names of the other fields that the record must have; their values must be text.
 
     Raises:
       ValueError: the record is not a valid prompt; the message says why.
@@ -128,7 +131,7 @@ def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:
     messages = record.get('messages')
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError('its messages are not a list of objects')
-    roles = [('user', 'assistant')[turn_index % 2] for turn_index in range(len(messages) | 1)]  # an odd number
+    roles = [('user', 'assistant')[turn_index % 2] for turn_index in range(len(messages) | 1)]  # `| 1` makes this odd
     if [message.get('role') for message in messages] != roles:
         raise ValueError(
             'the roles of its messages do not alternate between user and assistant, with the user first and last'

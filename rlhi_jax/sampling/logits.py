@@ -1,4 +1,4 @@
-"""Draws next tokens from logits, after applying these processors in the same order as transformers:
+"""Draws next tokens from logits, after applying these processors in the same order as the package `transformers`:
 
       repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw
 
@@ -21,8 +21,8 @@ GROUP = 128  # vocabulary entries per group; to draw a token, probabilities are 
 def penalize_repetition(logits_SV: jax.Array, seen_SV: jax.Array, penalty: float) -> jax.Array:
     """Return the logits, with the repetition penalty applied to the tokens marked in `seen_SV`.
 
-    These are the tokens of the prompt and of the reply so far. The penalty divides positive logits and multiplies
-    negative logits. Source: CTRL, arXiv 1909.05858, section 4.1, with transformers' treatment of negative logits.
+    The marked tokens are those of the prompt and of the reply so far. The penalty divides positive logits and
+    multiplies negative logits. Source: CTRL, arXiv 1909.05858, section 4.1, and, for negative logits, `transformers`.
     """
     penalized_SV = jnp.where(logits_SV < 0, logits_SV * penalty, logits_SV / penalty)
     return jnp.where(seen_SV, penalized_SV, logits_SV)
@@ -70,7 +70,7 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
     weight_SX = weight_SGX[every, group_S]
     left_S -= jnp.where(group_S > 0, sum_SG[every, group_S - 1], 0)
     passed_SX = (jnp.cumsum(weight_SX, axis=-1) > left_S[:, None]) & (weight_SX > 0)
-    # Because of rounding, it can happen that no token passes the number; we then take the group's likeliest token.
+    # Because of rounding, it can happen that no cumulative sum exceeds `left_S`. Then we take the likeliest token.
     index_S = jnp.where(passed_SX.any(-1), jnp.argmax(passed_SX, axis=-1), jnp.argmax(weight_SX, axis=-1))
     return (group_S * GROUP + index_S).astype(jnp.int32)
 
@@ -83,7 +83,7 @@ def keep_min_p(logits_SV: jax.Array, min_p: float) -> jax.Array:
 def next_tokens(
     logits_SV: jax.Array, key_S2: jax.Array, position_S: jax.Array, sampling: Sampling, seen_SV: jax.Array | None = None
 ) -> jax.Array:
-    """Return the next token of each slot, [S] int32, drawn with the slot's own key and position.
+    """Return the next token of each slot, [S] int32, drawn with the slot's own random key and position.
 
     `seen_SV` marks the tokens that `sampling.repetition_penalty` applies to; it is None if this penalty is 1.
     """
@@ -106,6 +106,6 @@ def next_tokens(
 
 
 def logprobs_of(logits_SV: jax.Array, token_S: jax.Array) -> jax.Array:
-    """Return the log-probability (nats) of each slot's token under the softmax of the unprocessed logits, [S]."""
+    """Return the log-probability of each slot's token, [S], in nats; `logits_SV` must be unprocessed."""
     chosen_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=-1)[:, 0]
     return chosen_S - jax.nn.logsumexp(logits_SV, axis=-1)

@@ -28,13 +28,15 @@ class Sampling:
             if getattr(self, name) < 1:
                 raise UserError(f'config.sampler.{name} is {getattr(self, name)}: it must be at least 1')
         if not self.temperature >= 0:
-            raise UserError(f'config.sampler.temperature is {self.temperature}: it must be at least 0 (0 is greedy)')
+            raise UserError(
+                f'config.sampler.temperature is {self.temperature}: it must be at least 0 (0 means greedy decoding)'
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(f'config.sampler.top_p is {self.top_p}: it must be in (0, 1]')
         if self.top_k < 0:
-            raise UserError(f'config.sampler.top_k is {self.top_k}: it must be at least 0 (0 is off)')
+            raise UserError(f'config.sampler.top_k is {self.top_k}: it must be at least 0 (0 turns top-k off)')
         if not 0 <= self.min_p <= 1:
-            raise UserError(f'config.sampler.min_p is {self.min_p}: it must be in [0, 1] (0 is off)')
+            raise UserError(f'config.sampler.min_p is {self.min_p}: it must be in [0, 1] (0 turns min-p off)')
         if not self.repetition_penalty > 0:
             raise UserError(f'config.sampler.repetition_penalty is {self.repetition_penalty}: it must be above 0')
         if not all(isinstance(text, str) and text for text in self.stop):

@@ -1,1 +1,1 @@
-"""Computes the log-probabilities and rewards of replies, pairs and candidates."""
+"""Computes the log-probabilities and rewards of replies, including those of pairs and lists of candidates."""

@@ -16,7 +16,7 @@ from rlhi_jax.parallel.sharding import constrain
 
 
 def token_logprobs(hidden_BSD: jax.Array, target_BS: jax.Array, head: OutputHead, *, chunk: int) -> jax.Array:
-    """Return log p(target | hidden), [B, S] float32.
+    """Return log p(target | hidden) in nats, [B, S] float32.
 
     At most [B, chunk, V] logits exist at a time, even when gradients are computed. On a mesh, the devices that share a
     copy of the parameters process their chunks together, and each device computes the logits for its own part of
@@ -64,7 +64,7 @@ def slot_logprobs(hidden_BTD: jax.Array, head: OutputHead, batch: Batch, *, chun
 
 
 def per_reply(values_BS: jax.Array, batch: Batch) -> jax.Array:
-    """Return the sum of every reply's values, [B, R]."""
+    """Return the sum of the values of each reply's scored tokens, [B, R]."""
     replies = batch.reply_last_BR.shape[1]
 
     def sums(values_S, reply_S):  # padding slots point past the last reply and are cut off
@@ -74,7 +74,7 @@ def per_reply(values_BS: jax.Array, batch: Batch) -> jax.Array:
 
 
 def reply_tokens(values_BS: jax.Array, reply_BP: jax.Array, batch: Batch) -> jax.Array:
-    """Return the values of the scored tokens of the replies `reply_BP`, [B, P, N] with N = S.
+    """Return the scored tokens' values for each reply whose index is in `reply_BP`, [B, P, N] with N = S.
 
     Each reply's values start with its first token. A reply's slots are contiguous, so the entries after its last token
     belong to other slots.

@@ -1,6 +1,7 @@
 """Scores the replies and pairs in rows, with a policy, the reference policy or a reward model.
 
-Dimension key: B rows, T tokens, R replies, P pairs, 2 the chosen and the rejected reply.
+Dimension key: B rows, T tokens, S slots for scored tokens, R replies, P pairs, 2 the chosen and the rejected reply,
+N the largest number of scored tokens that a reply can have.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,13 @@ from rlhi_jax.scoring.logprobs import per_reply, reply_rewards, reply_tokens, sl
 
 
 class ReplyScores(NamedTuple):
-    """Reply scores, float32: either rewards, or log-probabilities (nats) and numbers of scored tokens.
+    """The scores of replies, float32: rewards for a reward model, and all other fields for a language model.
 
-    `slot_logp_BS` contains the log-probability of each scored token.
+    Attributes:
+      reward_BR: output of the reward head.
+      logp_BR: log-probability summed over the reply's scored tokens, in nats.
+      length_BR: number of scored tokens in the reply.
+      slot_logp_BS: log-probability of each scored token, in nats.
     """
 
     reward_BR: jax.Array | None = None

@@ -28,14 +28,16 @@ from rlhi_jax.models.parameters import Params
 from rlhi_jax.parallel import processes
 from rlhi_jax.scoring.rows import RowScorer
 
-Key = tuple[int, int, int, int]  # tree index, first message of the piece, last prompt message, last reply message
+# The index of the tree, and of three of its messages: where the context starts, the prompt's last and the reply's last.
+Key = tuple[int, int, int, int]
 
 
 class ReferenceCache:
-    """A folder of cached log-probabilities.
+    """The log-probabilities of replies under the reference policy, cached in a folder.
 
     Raises:
-      UserError: the folder is damaged, or was made for a different model, data set, template, persona setting or dtype.
+      UserError: the folder is damaged, or was made for a different model, data set, template, dtype or value of
+        `config.ref_sees_persona`.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -46,7 +48,7 @@ class ReferenceCache:
             stale = [name for name in identity if stored.get(name) != identity[name]]
             if stale:
                 raise UserError(
-                    f'the reference cache {folder} is stale ({stale[0]} has changed since it was made): {remedy}'
+                    f'the reference cache {folder} is stale ({stale[0]} has changed since the cache was made): {remedy}'
                 )
         elif any(folder.glob('part-*.npz')):
             raise UserError(f'the reference cache {folder} has no identity.json: {remedy}')
@@ -71,7 +73,7 @@ class ReferenceCache:
         """Add the log-probabilities of the replies in some rows.
 
         Args:
-          reader: provides the rows' cache keys.
+          reader: the reader that these rows come from; it is needed for their cache keys.
           rows: row numbers; -1 is a padding row.
           logp: log-probabilities, [rows, R], nats.
           write: whether this process also stores the values on disk; set it in exactly one process.
@@ -92,13 +94,13 @@ class ReferenceCache:
 
 
 def row_keys(reader: RowReader, row: int) -> list[Key]:
-    """Return the cache keys of a row's replies, in the order in which the row contains them."""
+    """Return the cache keys of a row's replies, in the row's order; a padding row (-1) has none."""
     pieces = reader.plan.rows[row] if row >= 0 else []
     return [(tree, *key) for tree, piece, _ in pieces for key in reply_keys(reader.trees[tree], piece)]
 
 
 def missing_rows(cache: ReferenceCache, reader: RowReader, rows: Iterable[int]) -> list[int]:
-    """Return the numbers of the rows that have a reply missing from the cache, sorted and without repeats."""
+    """Return the numbers of the rows with a reply that is not in the cache, sorted and without repeats."""
     return [row for row in sorted(set(rows)) if not all(key in cache for key in row_keys(reader, row))]
 
 

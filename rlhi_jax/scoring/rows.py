@@ -48,7 +48,7 @@ class RowScorer:
         self._score = jit_score(config, decoder, mesh, scope=scope, per_token=per_token)
 
     def __call__(self, params: Params, reader: RowReader, order: list[list[int]]) -> Iterator[np.ndarray]:
-        """Yield the scores for each batch of row numbers in `order` (-1 for padding).
+        """Yield the scores for each batch of row numbers in `order`; the number -1 stands for a padding row.
 
         The scores are [rows, R] float32, or [rows, S] with `per_token`.
         """

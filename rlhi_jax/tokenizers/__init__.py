@@ -1,4 +1,4 @@
-"""One interface to SentencePiece models and to models of the `tokenizers` library (BPE).
+"""One interface to two kinds of tokenizers: SentencePiece models, and BPE models of the package `tokenizers`.
 
 Worked example, with SmolLM2's tokenizer:
 
@@ -32,17 +32,17 @@ class Tokenizer(Protocol):
     digest: str
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
-        """Return the ids of ordinary text.
+        """Return the token ids of a text, which never include control tokens, even if the text spells one.
 
-        The ids never include control tokens, even if the text spells one. `opens` means that the text comes first or
-        follows a control token. SentencePiece and similar tokenizers then add a space before the text.
+        Set `opens` if the text comes first or follows a control token. SentencePiece and similar tokenizers then add a
+        space before the text.
         """
 
     def decode(self, ids: list[int]) -> str:
         """Return the text for a list of ids, without control tokens."""
 
 
-# Loading takes a second, and the folders of a loop's models have the same tokenizer.
+# Each tokenizer is loaded only once: loading takes a second, and all models of a loop have the same tokenizer.
 _LOADED: dict[tuple[str, ...], Tokenizer] = {}
 
 
