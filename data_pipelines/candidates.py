@@ -3,11 +3,12 @@
     python -m data_pipelines.candidates --config=configs/NAME.py
 
 The requests are the prompts in `config.data.prompts` (JSON lines with id, user_id, persona, split and messages). If
-that key is empty, the requests are the user turns of the training conversations, except turns that
+`config.data.prompts` is empty, the requests are the user turns of the training conversations, except turns that
 `config.data.follow_ups` labels as positive feedback.
 
 Personas come from the folder `config.data.personas`. A user turn gets the persona at that turn, and a prompt gets the
-persona based on its user's whole history. If that key is empty, each prompt keeps the persona in its own record.
+persona based on its user's whole history. If `config.data.personas` is empty, each prompt keeps the persona in its own
+record.
 
 The replies are sampled from `config.model.path`. They are scored only if `config.candidates.reward_model` is set.
 """
@@ -55,8 +56,8 @@ def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRec
     """Return a function that reads at most `config.candidates.max_prompts` training prompts to sample replies for.
 
     Prompts with a persona are chosen first, because prompts without one cannot teach a model to use personas. Within
-    each group, a hash of the ids decides. The returned function takes a Counter, in which it counts the prompts that it
-    leaves out.
+    each group, prompts are chosen by a hash of their ids. The returned function takes a Counter, in which it counts the
+    prompts that it leaves out.
     """
 
     def rank(prompt: PromptRecord) -> tuple[bool, str]:
@@ -122,7 +123,7 @@ def _of_conversations(config: ConfigDict) -> Iterator[tuple[PromptRecord, bool]]
 def _prompts_file(config: ConfigDict) -> Path:
     path = Path(config.data.prompts)
     if not path.is_file():
-        raise UserError(f'config.data.prompts: {path} does not exist: set it to a file of prompts')
+        raise UserError(f'config.data.prompts: {path} does not exist: set the key to a file of prompts')
     return path
 
 

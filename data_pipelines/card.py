@@ -110,7 +110,8 @@ def write_opening(workdir: Path) -> None:
     treats this card as out of date.
     """
     opening = opening_of(workdir, at_work=True)
-    with suppress(UserError), new_folder(workdir / STAGE.name, overwrite=True) as folder:  # or another run writes it
+    # If another run is writing the card, leave it to that run.
+    with suppress(UserError), new_folder(workdir / STAGE.name, overwrite=True) as folder:
         folder.chmod(0o700)
         write_card(folder, describe([], [], {}, opening))
         write_json(folder / 'manifest.json', dict(stage=STAGE.name, made_from=dict(opening=opening), counts={}))

@@ -1,6 +1,9 @@
-"""Train a reward model, a DPO policy or an SFT control on the rows of a row plan.
+"""Train a reward model, or a policy with DPO, SFT or another objective, on pairs of replies packed into rows.
 
     python -m rlhi_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.a.b=value]
+
+`config.data.shards` contains the pairs, grouped into interaction trees. `config.data.rows` says which trees share a
+row.
 
 A run resumes automatically from its newest checkpoint. Its workdir is a model folder that `convert export`, `evaluate`
 and further runs can use. `--config.log.profile_steps=N` writes a profile of N steps to WORKDIR/profile.
@@ -108,7 +111,10 @@ def train(config: ConfigDict, workdir: Path, begins: Callable[[], None] = lambda
 
 @shared
 def join_training(config: ConfigDict, arguments: dict[str, Any]) -> None:
-    """Take part in a training run of the loop; `arguments` contains the loop's workdir and the objective."""
+    """Run one of the loop's training runs in this process, together with the other processes.
+
+    `arguments` contains the loop's workdir and the objective.
+    """
     workdir, objective = Path(arguments['workdir']), arguments['objective']
     train(training_config(with_paths(config, workdir), workdir, objective), workdir / objective / 'run')
 
@@ -174,7 +180,10 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
 
 
 def _adapters_and_frozen(run: Run) -> tuple[Params | None, Params]:
-    """Return the initial adapters (and any reward head) and the frozen parameters; None and {} without adapters."""
+    """Return the initial trained parameters and the frozen parameters; None and {} if the run has no adapters.
+
+    With adapters, the trained parameters are the adapters and any reward head.
+    """
     if not run.decoder.lora:
         return None, {}
     return split_params(run.decoder, load_params(run.decoder, run.model, run.mesh, seed=run.config.seed))
@@ -183,8 +192,8 @@ def _adapters_and_frozen(run: Run) -> tuple[Params | None, Params]:
 def read_with_reference(run: Run, frozen: Params) -> Callable[[int], Row]:
     """Return a function that reads a row by its number.
 
-    If the run has a reference cache, the rows include log-probabilities under the reference model. If any are missing
-    from the cache, they are computed first, with the frozen parameters if there are any.
+    If the run has a reference cache, the rows include log-probabilities under the reference model. Values that the
+    cache lacks are computed first, with the frozen parameters or, without adapters, with the initial model.
     """
     if run.reference is None:
         return run.reader.__getitem__
@@ -255,7 +264,7 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState, frozen: Params
 
 
 def _compiled_step(run: Run, state: TrainState, frozen: Params) -> Callable:
-    """Return the train step, compiled for one shape and layout of inputs; it rejects all others."""
+    """Return the train step, compiled for one shape and layout of inputs. It rejects all other inputs."""
     shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
     return (
         jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes, frozen).compile()
@@ -289,7 +298,7 @@ class _Pending:
             return
         step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
         self._metrics = None
-        # Every process reads the same numbers, so if one stops here, all do. No checkpoint of this step is saved.
+        # Every process reads the same metrics, so if one process stops here, all do. The step gets no checkpoint.
         if not np.isfinite(values['loss'] + values['gradient_norm']):
             raise UserError(
                 f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '

@@ -70,7 +70,7 @@ FLAGS = {
     'rows are shards': (['--config.data.rows={made}/shards'], 'shards', 'data_pipelines.rows'),
     'shards are rows': (['--config.data.shards={made}/rows'], 'rows', 'data_pipelines.shards'),
     'no reward head': (['--config.objective=reward'], "'reward' head", 'config.model.new_head=True'),
-    'new head on a policy': (['--config.model.new_head=True'], 'config.model.new_head', 'set it to False'),
+    'new head on a policy': (['--config.model.new_head=True'], 'set config.model.new_head to False'),
     'other capacities': (['--config.rows.tokens=1024'], 'different capacities', 'config.rows', 'data_pipelines.rows'),
     'mesh product': (['--config.mesh.data=3', '--config.mesh.fsdp=1'], 'config.mesh', 'devices'),
     'mesh of two free axes': (['--config.mesh.data=-1'], 'config.mesh', 'one may be -1'),
@@ -174,7 +174,7 @@ def test_damaged_parameters(made, tmp_path, refusal):
 
 def test_new_head_on_a_reward_model(rewards, refusal):
     flags = [f'--config.model.path={rewards}', '--config.objective=reward', '--config.model.new_head=True']
-    words(refusal(*flags), 'config.model.new_head', 'already', 'set it to False')
+    words(refusal(*flags), 'already', 'set config.model.new_head to False')
     words(refusal(f'--config.model.path={rewards}'), "'lm' head", 'set config.model.path to another model')
 
 

@@ -14,9 +14,9 @@ from data_pipelines.labelling.labels import turns_after_replies
 from data_pipelines.persona.claims import quote_of
 from data_pipelines.teacher.prompts import render
 
-FEEDBACK_SHARE = 0.25  # assumed share of follow-ups with feedback; to know it, the labels must be paid for
+FEEDBACK_SHARE = 0.25  # assumed fraction of follow-ups that are feedback; the actual one is known only after labelling
 CHARACTERS = 4  # per token of English text, on average
-_READ = 2000  # characters of each text that the prompt label_follow_up shows
+_READ = 2000  # the most characters of each text that the prompt label_follow_up shows
 
 
 class Asked(NamedTuple):
@@ -43,7 +43,7 @@ def asked_of(labels: Asked | None, sentences: Asked) -> list[Asked]:
 
 
 class Lengths(NamedTuple):
-    """Mean lengths, in characters, of the texts that belong to a follow-up. The means are over a sample's follow-ups.
+    """Mean lengths in characters of four texts around a follow-up, averaged over the follow-ups in a sample.
 
     Attributes:
       exchange: the request, the reply and the follow-up together, each cut to the part that the labelling prompt shows.
@@ -97,8 +97,8 @@ def work_of_teacher(
     """Return an estimate of the requests that a loop will send to the teacher, one entry per kind of request.
 
     A question about a real text is assumed to cost as much as a built-in question, with the prompt tokens adjusted for
-    the length of the text. Rewrites are assumed to be generated at the speed of the built-in answers, in tokens per
-    second.
+    the length of the text. Rewrites are assumed to be generated as fast, in tokens per second, as the answers to the
+    built-in questions.
 
     Args:
       config: the loop's config.

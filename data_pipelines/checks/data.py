@@ -48,8 +48,8 @@ def _fields(sample: Sample, findings: Findings) -> None:
 def _dropped(config: ConfigDict, sample: Sample, findings: Findings) -> None:
     """Add to the findings how many records would be dropped, for each reason.
 
-    Also add a problem if there are no records, if most would be dropped, or if the config must name a role or the path
-    of the messages.
+    Also add a problem if there are no records, if most would be dropped, or if the config lacks a role or the path of
+    the messages.
     """
     read, fields = sample.counts['records_read'], config.ingest.fields
     dropped = Counter({name: number for name, number in sample.counts.items() if name.startswith('dropped_')})
@@ -70,7 +70,7 @@ def _dropped(config: ConfigDict, sample: Sample, findings: Findings) -> None:
         example = str(sample.not_messages[0])[:40]
         problem(
             f'config.ingest.fields.messages: {fields.messages} leads to {example!r}, which is not a list of messages: '
-            'set it to the path of the messages'
+            'set the key to the path of the messages'
         )
     elif sum(dropped.values()) > read / 2:
         reason = dropped.most_common(1)[0][0].removeprefix('dropped_').replace('_', ' ')
@@ -98,7 +98,7 @@ def _users(sample: Sample, findings: Findings) -> None:
     if not by_user and (paths := sample.found.get('user')):
         findings.warn(
             f'config.ingest.fields.user: {paths.most_common(1)[0][0]} leads to a value, but never to a user id: '
-            'set it to the path of a string or a number, such as account.id'
+            'set the key to the path of a string or a number, such as account.id'
         )
     turns = sum(len(each['messages']) // 2 for each in conversations)
     languages = Counter(each['language'] or 'not stated' for each in conversations)
@@ -114,7 +114,7 @@ def _users(sample: Sample, findings: Findings) -> None:
     if len(ids) < 0.9 * len(conversations):
         findings.warn(
             f'{len(conversations):,} conversations have only {len(ids):,} different ids, and one conversation per id '
-            'is kept: set config.ingest.fields.id to the id of a conversation'
+            'is kept: set config.ingest.fields.id to the path of the conversation id'
         )
     if not sample.follow_ups:
         findings.stop(

@@ -14,9 +14,10 @@ from data_pipelines.checks.sample import Sample
 from data_pipelines.raw.scan import Chunk, Rules, chunks_of, part_path, write_part
 from data_pipelines.raw.selection import choose
 
-MIN_HELD_OUT = 2  # users, so that each can be compared with another user's persona
+MIN_HELD_OUT = 2  # users; the evaluation also tries another user's persona for each
 
-# A unit is a user, or a conversation of an unknown user. A cluster is a group of conversations in the same split.
+# A unit is a user, or a conversation of an unknown user. A cluster is a group of conversations with the same user or
+# with similar openings; all of them go to the same split.
 _UNITS = "CASE WHEN user_hash = 0 THEN 'conversation ' || number ELSE 'user ' || user_hash END"
 _BY_CLUSTER = f"""
 SELECT split, count(*) AS conversations, count(DISTINCT {_UNITS}) AS units, sum(user_hash <> 0)::INT AS of_users
@@ -42,8 +43,8 @@ class Assignment(NamedTuple):
     Attributes:
       clusters: the clusters of conversations.
       known: whether any conversation has a user id.
-      exact: whether `ingest` will make exactly this assignment. If only a sample was assigned, or if the salt does not
-        exist yet, the assignment is an estimate.
+      exact: whether `ingest` will make exactly this assignment. If only a sample was assigned, or if the salt for
+        user keys does not exist yet, the assignment is an estimate.
     """
 
     clusters: list[Cluster]
@@ -111,7 +112,7 @@ def check_held_out(config: ConfigDict, sample: Sample, assignment: Assignment, f
         findings.fact(f'Held out for the evaluation: {number:,} of {users:,} {unit}, in {clusters}; {largest}.')
     else:
         number = share * assignment.small_enough(share) * sample.total / max(sample.counts['records_read'], 1)
-        source = 'without the salt that is made later' if sample.whole else 'from a sample'
+        source = 'before `ingest` makes the salt for user keys' if sample.whole else 'from a sample'
         findings.fact(
             f'Held out for the evaluation: about {number:,.0f} {unit} ({share:.0%} of those in small clusters), '
             f'estimated {source}; {largest}.'

@@ -1,4 +1,4 @@
-"""Checks that the policy fits the rows, and that the machine has the disk and memory that training needs."""
+"""Checks that rows and prompts fit in the policy's context, and that the machine's disk and memory are large enough."""
 
 import shutil
 from pathlib import Path
@@ -55,8 +55,8 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
     )
     if total and needed > total:
         findings.warn(
-            f'training needs {needed / _GB:,.1f} GB, more than the {total / _GB:,.1f} GB of this machine: train only '
-            'adapters (config.lora.rank)'
+            f"training needs {needed / _GB:,.1f} GB, more than this machine's {total / _GB:,.1f} GB of memory: "
+            'train only adapters (set config.lora.rank)'
         )
 
 
@@ -65,7 +65,8 @@ def _check_positions(config: ConfigDict, most: int, findings: Findings) -> None:
     for key, tokens in (('rows.tokens', config.rows.tokens), ('sampler.prompt_tokens + sampler.new_tokens', asked)):
         if tokens > most:
             findings.warn(
-                f'config.{key} is {tokens}, but {config.model.path} has a context of {most} tokens: lower it to {most}'
+                f'config.{key} is {tokens}, but {config.model.path} has a context of {most} tokens: lower config.{key} '
+                f'to {most}'
             )
 
 

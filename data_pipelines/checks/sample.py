@@ -17,8 +17,8 @@ from rlhi_jax.data.tree import BadRecord
 
 MAX_RECORDS, MAX_FILES = 2000, 16
 _IN_MESSAGES = ('role', 'content', 'said_at')
-_UNREAD = ('no_messages', 'message_without_role', 'message_without_text')  # reasons that a wrong path can cause
-_NAMES = 12  # of fields in an outline, for each object
+_UNREAD = ('no_messages', 'message_without_role', 'message_without_text')  # drop reasons that a wrong path can cause
+_NAMES = 12  # the most field names that an outline lists per object
 
 
 class Sample(NamedTuple):
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
       conversations: the usable conversations.
       counts: the number of records read, and the number dropped for each reason.
       found: how often each path was used, keyed by field. In each record, the first path that leads to a value is used.
-      not_messages: up to three values at the path of the messages, none of which is a list of messages.
+      not_messages: up to three values that are at the path of the messages but are not lists of messages.
       total: the number of records in all files; an estimate unless `whole`.
       whole: whether the sample contains all records.
       files: the files that were read.
@@ -132,5 +132,5 @@ def _records_in(files: Sequence[Path], sizes: Sequence[int]) -> int:
         if form.layout == 'parquet':
             total += pyarrow.parquet.read_metadata(path).num_rows
         else:
-            total += path.stat().st_size * (4 if form.compression else 1) / mean  # chats shrink to about a quarter
+            total += path.stat().st_size * (4 if form.compression else 1) / mean  # chats compress to about a quarter
     return round(total)

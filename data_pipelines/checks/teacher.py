@@ -27,7 +27,7 @@ from rlhi_jax.sampling.generator import Prompt
 
 T = TypeVar('T')
 SLOW = 8.0  # seconds for all built-in questions; a teacher that needs longer is slow
-PATIENCE = 60.0  # seconds for an answer
+PATIENCE = 60.0  # seconds to wait for an answer
 SERIAL = 2.0  # seconds for the first answer; a teacher that needs longer is asked one question at a time
 STRONG = 10**9  # parameters; smaller models rarely follow feedback (tests/benchmarks/README.md)
 MIN_LABELS, MIN_WISHES = 8, 3  # with fewer right answers, most mined data would be wrong
@@ -146,7 +146,7 @@ def _ask_for_labels(task: Task, findings: Findings) -> Asked:
 
 
 def _ask_for_wishes(task: Task, findings: Findings) -> Asked:
-    """Ask the teacher which wishes built-in complaints state, add its score to the findings, and return the cost."""
+    """Ask the teacher to state the wishes in built-in complaints; add its score to the findings and return the cost."""
     name, audit = task.config.teacher.model, task.config.personas.audit
     sentences, asked = _measured(task, WISHES, WISHES, sentences_about)
     stated = sum(any(not fault(text, wish, '', audit) for text in texts) for wish, texts in sentences.items())

@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 def is_kept(name: str) -> bool:
-    """Whether a count with this name counts kept items, in the same unit as the items read."""
+    """Return whether the count with this name is a number of kept items, in the same unit as the items read."""
     return name.startswith('kept_') or name.endswith('_kept') or name == 'claims'
 
 

@@ -52,7 +52,8 @@ def side_by_side(config: ConfigDict, *others: Path) -> Iterator[tuple[Conversati
 def follow_ups_with_personas(config: ConfigDict) -> Iterator[tuple[Conversation, FollowUp, str | None]]:
     """Yield each follow-up with its conversation and its author's persona at the time of the request.
 
-    The persona is None if no pair may come from the request, because its persona would already know the follow-up.
+    The persona is None if no pair may be made from the request, because the request's persona may already draw on the
+    follow-up.
     """
     folders = [input_folder(config, key) / RECORDS for key in ('follow_ups', 'personas')]
     for conversation, (follow_ups, turn_personas) in side_by_side(config, *folders):

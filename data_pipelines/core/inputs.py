@@ -11,7 +11,7 @@ from rlhi_jax.config import require
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import file_digest, read_json
 
-# All other keys have the same name as their stage.
+# The stages of keys in `config.data`. All other keys have the same name as their stage.
 _STAGES = dict(conversations='ingest', scores='oracle_scores', raw='sources.simulated')
 
 

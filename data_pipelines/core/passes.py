@@ -1,4 +1,4 @@
-"""Process items in blocks and passes, to keep only a few items and one model in memory at a time."""
+"""Process items in blocks and in passes, so that only a few items and one model are in memory at a time."""
 
 import functools
 import heapq

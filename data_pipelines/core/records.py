@@ -110,7 +110,7 @@ class SampledReply(TypedDict):
     """A reply sampled from the policy."""
 
     text: str
-    finished: bool  # False if it was cut off at `config.sampler.new_tokens`
+    finished: bool  # False if the text was cut off at `config.sampler.new_tokens`
 
 
 class Candidate(TypedDict):
@@ -146,8 +146,9 @@ class PreferenceRecord(TypedDict):
 
 
 class RatedReply(TypedDict):
-    """A reply that a user liked or disliked (SPLIT.jsonl in `config.data.pairs`). TRL's KTO trainer reads `prompt`,
-    `completion` and `label` without conversion.
+    """A reply that a user liked or disliked (SPLIT.jsonl in `config.data.pairs`).
+
+    TRL's KTO trainer reads `prompt`, `completion` and `label` without conversion.
     """
 
     id: str
@@ -167,7 +168,7 @@ class SimulatedUser(TypedDict):
     id: str
     user_id: NotRequired[str]  # the user's id in conversations
     split: str
-    tastes: dict[str, str]  # taste → side
+    tastes: dict[str, str]  # the side that the user prefers, such as 'short', keyed by taste
     flips: str  # the taste that changes sides halfway through the history; '' if none does
     depends: str  # the taste that applies to one kind of request only; '' if none does
 
@@ -187,11 +188,11 @@ class SatisfactionRecord(TypedDict):
 
     id: str  # prompt id
     user_id: str
-    condition: str  # own, other or empty
+    condition: str  # whose persona the policy saw: 'own', 'other' (a user with opposite tastes) or 'empty' (none)
     persona: str
     request: str
     text: str
     finished: bool
     valid: bool  # whether the reply could satisfy any user
-    satisfaction: float  # fraction of the user's tastes that the reply satisfies, from 0 to 1; 0 if it is invalid
+    satisfaction: float  # fraction of the user's tastes that the reply satisfies, from 0 to 1; 0 if not `valid`
     met: dict[str, float]  # for each taste, 1 if the reply is valid and satisfies the taste, otherwise 0

@@ -105,10 +105,11 @@ class Stage:
         KEPT stands for the sum of all counts of kept items.
       contents: a function that counts what a folder contains outside its record files. It returns numbers, each keyed
         by the name of the count that it must equal.
-      digests: a function that returns further digests, besides those of the folder's files. Later stages use them to
-        identify the folder.
-      steps: the counts that must add up. The data card leaves out a stage without steps.
-      shown: names of counts that the stage prints when it has finished, besides those of the first step.
+      digests: a function that returns digests in addition to the digests of the folder's files. Later stages use all
+        these digests to identify the folder.
+      steps: the counts of items read, kept and dropped, which must add up. The data card leaves out a stage
+        without steps.
+      shown: names of counts that the stage prints when it has finished, besides the counts of the first step.
       summary: a function that computes statistics for the data card from the folder's records and manifest.
       forgetting: how a user is forgotten: 'rewritten' if the folder's records are rewritten without that user, or
         'removed' if the folder is removed and the stage has to make it again.

@@ -1,4 +1,4 @@
-"""Reads tokens that are added to a tokenizer's vocabulary, and says which of them stand for ordinary text."""
+"""Reads a tokenizer's added tokens, and decides which of them are ordinary text rather than control tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ _ELEMENTS = frozenset(
      'h6', 'html', 'i', 'iframe', 'img', 'li', 'span', 'strong', 'sub', 'sup', 'table', 'tbody', 'td', 'tfoot', 'th',
      'thead', 'tr', 'u', 'ul')
 )  # fmt: skip
-FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
+FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # the boolean fields of an added token
 
 
 def is_text(token: str) -> bool:
-    """Return whether an added token that is not marked as special stands for ordinary text, which users may write.
+    """Return whether an added token that is not marked as special is ordinary text, which users may write.
 
-    For example, Gemma's tokenizers list runs of white space and HTML tags as added tokens. We treat all others, such as
-    `<think>`, as control tokens: only a chat template may write them.
+    For example, Gemma's tokenizers list runs of white space and HTML tags as added tokens. We treat all other added
+    tokens, such as `<think>`, as control tokens: only a chat template may write them.
 
     >>> [token for token in ('\\n\\n', '\u2581\u2581', '</table>', '<think>', '</s>') if is_text(token)]
     ['\\n\\n', '\u2581\u2581', '</table>']
@@ -29,10 +29,10 @@ def is_text(token: str) -> bool:
 
 
 def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the tokens that tokenizer_config.json and added_tokens.json define, as (id, fields) in order of id.
+    """Return the tokens that tokenizer_config.json and added_tokens.json define, as (id, fields), sorted by id.
 
     Raises:
-      UserError: a file is damaged, a token is not text, or an id is negative or not a whole number.
+      UserError: a file is damaged, a token's content is not a string, or an id is negative or not a whole number.
     """
     remedy = 'download the model again'
     config, listed = (

@@ -36,7 +36,7 @@ class BpeTokenizer:
         self.vocab_size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
         self.digest = file_digest(path)
         unknown = model.get('unk_id', self._full.token_to_id(model.get('unk_token') or ''))
-        self._control_ids = frozenset(self.control.values()) - {unknown}  # ordinary text may contain unknown letters
+        self._control_ids = frozenset(self.control.values()) - {unknown}  # ordinary text may contain unknown characters
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         ids = (self._opening if opens else self._inside).encode(text, add_special_tokens=False).ids

@@ -1,4 +1,7 @@
-"""Loads the tokenizer in a folder and checks its chat template; `trial` runs this in a child process."""
+"""Loads a folder's tokenizer and checks the folder's chat template.
+
+`rlhi_jax.tokenizers.trial` runs this program in a child process.
+"""
 
 import resource
 import sys

@@ -13,7 +13,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rlhi_jax.io.errors import UserError, one_line
 
 LAYOUTS = Path(__file__).parent / 'layouts'
-SLOTS = {name: f'\ue000{name}\ue001' for name in ('system', 'persona', 'content')}  # placeholders for user text
+# Placeholders for the system text, the persona and the text of a message.
+SLOTS = {name: f'\ue000{name}\ue001' for name in ('system', 'persona', 'content')}
 FIXED_DATE = datetime.datetime(2024, 7, 26)  # the default date in Llama 3's templates
 
 Roles = tuple[str, ...]
@@ -30,7 +31,7 @@ def layouts() -> dict[str, Path]:
 class _Generation(Extension):
     """Support for the `{% generation %}` tag, which encloses replies in some templates.
 
-    Its content is rendered unchanged.
+    The content between the tags is rendered unchanged.
     """
 
     tags = {'generation'}
@@ -41,7 +42,7 @@ class _Generation(Extension):
 
 
 class Renderer:
-    """A compiled template and its special tokens.
+    """A compiled chat template and the special tokens that it can refer to.
 
     The template runs in Jinja's sandbox, with the settings that `transformers` uses.
     """
@@ -72,7 +73,7 @@ class Renderer:
 
     @functools.cache  # noqa: B019 - lives as long as its template
     def skeleton(self, roles: Roles, *, system: bool, persona: bool, generation: bool = False) -> str:
-        """Render a conversation that has the given roles, with placeholders in place of all user text."""
+        """Render a conversation with the given roles, and placeholders for system text, persona and message texts."""
         messages = messages_of(roles, SLOTS['content'], SLOTS['system'] if system else '')
         return self.render(messages, SLOTS['persona'] if persona else '', generation)
 

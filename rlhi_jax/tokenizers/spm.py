@@ -31,7 +31,7 @@ class SentencePieceTokenizer:
                 if piece.type == _PIECE.USER_DEFINED and piece.piece in self.control:
                     piece.type = _PIECE.CONTROL
             self._opening = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-            # Text that continues a run must not get a space before it.
+            # Text that follows other text, not a control token, must not get a space before it.
             model.normalizer_spec.add_dummy_prefix = False
             self._inside = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         except Exception as error:  # protobuf and sentencepiece raise exceptions of unrelated types
@@ -53,10 +53,10 @@ class SentencePieceTokenizer:
 
 
 def _added_tokens(folder: Path, pieces: list[str]) -> dict[str, int]:
-    """Return the tokens that tokenizer_config.json or added_tokens.json add to a model's pieces, with their ids.
+    """Return the ids of the tokens that tokenizer_config.json and added_tokens.json add to a model, keyed by token.
 
     Raises:
-      UserError: a file is damaged, or gives one of the model's ids to a different token.
+      UserError: a file is damaged, or gives one of the model's token ids to a different token.
     """
     tokens = added_tokens(folder)
     for token, fields in tokens:

@@ -1,4 +1,4 @@
-"""Renders chat templates in a sandbox, cuts the text at message boundaries and tokenises the pieces separately.
+"""Renders chat templates in a sandbox, cuts the rendered text between messages and tokenises the pieces separately.
 
 We render a template with placeholders for message contents, so the template's text around a message does not depend on
 user text. For example, take SmolLM2 and a conversation with the roles user, assistant and user. The last message adds
@@ -142,8 +142,8 @@ class ChatTemplate:
         """Return the template parts that a conversation's last message adds, and whether they start a run of text.
 
         A part is ordinary text, a control token or a placeholder for user text. A run is the text between two control
-        tokens. The result can be part of a cache key: if it is equal for two conversations with the same context, the
-        same message text has the same tokens in both.
+        tokens. The result can be part of a cache key: if two conversations have the same context and the same result,
+        the same message text has the same tokens in both.
         """
         return self._parts(self.shortened(roles), bool(context.system), bool(context.persona), False)
 
@@ -166,7 +166,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _is_steady(self) -> bool:
-        """Whether each turn from 5 to 64 adds the same template parts as the turn two places before it."""
+        """Whether each turn from turn 5 to turn 64 adds the same template parts as the turn two places before it."""
         for system, persona in itertools.product((False, True), repeat=2):
             seen = {}
             for turn in range(3, 65):
@@ -181,10 +181,10 @@ class ChatTemplate:
     def _join(
         self, parts: tuple[Part, ...], opens: bool, context: Context, content: str
     ) -> tuple[tuple[int, ...], int]:
-        """Fill the placeholders in template parts with text, and return the resulting token ids.
+        """Fill the placeholders in template parts with text, and return the token ids and the number of scored tokens.
 
-        Each run of text between control tokens is tokenised as a whole. The second result is the number of tokens up
-        to and including the end-of-turn token after the content.
+        Each run of text between control tokens is tokenised as a whole. The scored tokens end with the end-of-turn
+        token after the content.
         """
         values = {name: self._defuse(text.strip()) for name, text in (*context._asdict().items(), ('content', content))}
         ids: list[int] = []
@@ -206,7 +206,7 @@ class ChatTemplate:
     def _find_parts(self, roles: Roles, system: bool, persona: bool, generation: bool) -> tuple[tuple[Part, ...], bool]:
         """Return the template parts that a conversation's last message adds, and whether they start a run of text.
 
-        If `generation` is True, the parts are those that the template adds after the last message to prompt a reply.
+        If `generation` is True, return the parts that the template adds after the last message to prompt a reply.
         Parts start a run if they come first or follow a control token.
         """
         skeleton = functools.partial(self._renderer.skeleton, system=system, persona=persona)

@@ -1,4 +1,4 @@
-"""Tries a foreign tokenizer and its chat template in a child process with limited time and memory."""
+"""Tries the tokenizer and chat template of an imported model in a child process with limited time and memory."""
 
 import subprocess
 import sys

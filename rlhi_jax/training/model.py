@@ -1,4 +1,4 @@
-"""Makes the decoder to train, and determines whether it reads personas and how its reference is scored."""
+"""Makes the decoder to train, and says whether it reads personas and when the reference model is run."""
 
 import dataclasses
 
@@ -28,7 +28,8 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
         )
     if head == model.spec.head and config.model.new_head:
         raise UserError(
-            f'config.model.new_head is True, but {model.path} already has the {head!r} head: set it to False'
+            f'config.model.new_head is True, but {model.path} already has the {head!r} head: '
+            'set config.model.new_head to False'
         )
     if head == 'reward':
         check_pad_token(model)
@@ -42,13 +43,13 @@ def with_adapters(decoder: Decoder, config: ConfigDict) -> Decoder:
 
 
 def scores_reference_in_step(config: ConfigDict) -> bool:
-    """Return whether the train step itself computes the reference's log-probabilities, with the adapters off."""
+    """Return whether the train step itself computes reference log-probabilities, by running without the adapters."""
     uses_reference = OBJECTIVES[config.objective].uses_reference
     return uses_reference and config.lora.rank > 0 and config.lora.reference == 'in_step'
 
 
 def reads_reference(config: ConfigDict) -> bool:
-    """Return whether a batch contains the reference's log-probabilities, computed before training."""
+    """Return whether batches contain log-probabilities under the reference model, computed before training."""
     return OBJECTIVES[config.objective].uses_reference and not scores_reference_in_step(config)
 
 

@@ -1,4 +1,7 @@
-"""Opens a run's row plan, shards and template, checks that they match, and describes the shapes of a batch."""
+"""Opens the inputs of a training run (shards, row plan and template) and gives the shapes of its batches.
+
+Shards contain interaction trees, and the row plan says which trees share a row (see `rlhi_jax.data.plan`).
+"""
 
 from pathlib import Path
 
@@ -46,10 +49,10 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
 
 
 def check_sides(shards: Shards, objective: str) -> None:
-    """Check that the pairs in some shards have the replies that an objective learns from.
+    """Check that every pair in the shards has the replies that an objective learns from, such as a rejected reply.
 
     Raises:
-      UserError: some pairs do not have these replies.
+      UserError: some pairs do not have the replies that the objective needs.
     """
     pairs, one_sided, in_hindsight = map(shards.count, ('pairs_kept', 'pairs_with_one_side', 'pairs_in_hindsight'))
     needed = OBJECTIVES[objective].sides
@@ -61,7 +64,7 @@ def check_sides(shards: Shards, objective: str) -> None:
         feedback = {Sides.BOTH: 'paired', Sides.ONE_OR_BOTH: 'one_sided', Sides.HINDSIGHT: 'hindsight'}[needed]
         raise UserError(
             f'config.objective={objective!r} learns from {needed.value}, but {unsuitable} of the {pairs} pairs in '
-            f'{shards.folder} are different: rerun the stage shards with --config.data.feedback={feedback}'
+            f'{shards.folder} have other replies: rerun the stage shards with --config.data.feedback={feedback}'
         )
 
 

@@ -22,7 +22,7 @@ from rlhi_jax.parallel.sharding import replicated
 from rlhi_jax.scoring.pairs import pair_losses, score_replies
 from rlhi_jax.training.model import scores_reference_in_step
 
-Gradient = Callable[..., tuple[Params, dict[str, jax.Array]]]  # of trained parameters, a batch and frozen parameters
+Gradient = Callable[..., tuple[Params, dict[str, jax.Array]]]  # takes trained parameters, a batch, frozen parameters
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -43,7 +43,7 @@ def learning_rate(optimizer: Any, num_steps: int) -> optax.Schedule:
     }[optimizer.schedule]
     if not optimizer.warmup_steps:
         return after
-    # Warm-up goes from 1/n to n/n of the peak, so that the first step already moves the parameters.
+    # In n steps, warm-up raises the rate from 1/n of its peak to the peak, so the first step already moves parameters.
     warmup = optax.linear_schedule(
         optimizer.learning_rate / optimizer.warmup_steps, optimizer.learning_rate, optimizer.warmup_steps - 1
     )
@@ -68,7 +68,7 @@ def make_gradient(
 ) -> Gradient:
     """Return a function that computes the gradient of the mean loss over a batch's pairs, and the mean metrics.
 
-    With adapters, the function's last argument is the frozen parameters. With `reference_in_step`, the reference's
+    With adapters, the function's last argument is the frozen parameters. With `reference_in_step`, the reference
     log-probabilities are computed from the frozen parameters alone; otherwise, the batch contains them.
 
     Sums over pairs are divided by the number of pairs in the whole batch, counted over all devices and accumulation
@@ -92,7 +92,7 @@ def make_gradient(
         if accumulate == 1:  # needs no second copy of the gradient
             grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, pairs, frozen)
             return grads, metrics | {'pairs': pairs}
-        # Row b * A + a goes to step a: each device keeps its own rows, so nothing moves between devices.
+        # Row b * A + a goes to accumulation step a: each device keeps its own rows, so nothing moves between devices.
         by_step = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
         first = jax.tree.map(lambda x: x[0], by_step)
         value = jax.grad(loss_sum, has_aux=True)

@@ -35,7 +35,7 @@ def training_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def run_identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
-    """Return the training settings and the model digest that, together with the rows, determine a run's parameters."""
+    """Return the training settings and the initial model's digest. With the rows, they determine a run's parameters."""
     return {'config': training_settings(config), 'model': model.weights}
 
 
