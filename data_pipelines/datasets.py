@@ -1,12 +1,12 @@
-"""Converts conversations and interactions to TFDS data sets, for training with other programs.
+"""Converts conversations and interaction trees to TensorFlow data sets (TFDS), for training with other programs.
 
     python -m data_pipelines.datasets --config=configs/NAME.py
 
-Reads the conversations in `config.data.conversations` and the interactions in `config.data.shards` (split `train`) and
-`config.eval.shards` (split `validation`). At least one of these three keys must be set. Writes the data sets to the
-folder `config.data.datasets`. To read them, pass this folder to `tfds.data_source` as `data_dir` (see
-`data_pipelines/tfds/builders.py`). If `config.beam` is set, a Beam pipeline writes the data sets, with exactly the same
-bytes.
+Reads the conversations in `config.data.conversations`, and the interaction trees in `config.data.shards` (split
+`train`) and `config.eval.shards` (split `validation`). At least one of these three keys must be set. Writes the data
+sets to the folder `config.data.datasets`. To read them, pass this folder to `tfds.data_source` as `data_dir` (see
+`data_pipelines/tfds/builders.py`). If `config.beam` is set, an Apache Beam pipeline writes the data sets, with exactly
+the same bytes.
 """
 
 from data_pipelines.core.stage import Stage, Task, define_stage_flags
@@ -45,7 +45,7 @@ from rlhi_jax.io.progress import Progress
 
 
 def _interactions(config: ConfigDict) -> dict[str, Path]:
-    """Return the folders of interaction shards, keyed by split. Splits without a folder are left out."""
+    """Return the folders of shards of interaction trees, keyed by split. Splits without a folder are left out."""
     folders = dict(train=config.data.shards, validation=config.eval.shards)
     return {split: Path(folder) for split, folder in folders.items() if folder}
 
@@ -109,7 +109,7 @@ def _beam_options(beam: str) -> tfds.download.DownloadConfig:
 
 
 def _watched(shards: Mapping[str, Sequence[Shard]], progress: Progress) -> dict[str, list[Shard]]:
-    """Wrap shards so that reading a shard to its end updates the progress."""
+    """Wrap shards so that reading a shard to its end updates the progress display."""
     done = itertools.count(1)
 
     def watched(shard: Shard) -> Shard:

@@ -3,11 +3,11 @@
     python -m data_pipelines.follow_ups --config=configs/NAME.py
 
 `data_pipelines/labelling/labels.py` defines the labels. Each label comes with a confidence and with the words of the
-turn that support the label. `config.follow_ups.labeller` is 'teacher' for the teacher model, 'policy' for the policy,
-or 'head' for a small classifier trained with `data_pipelines/head_labels.py`.
+turn that support the label. `config.follow_ups.labeller` is 'teacher' for the teacher model, 'policy' for the model in
+`config.model.path`, or 'head' for a small classifier trained with `data_pipelines/head_labels.py`.
 
 Rewrites and personas are made only from turns that are labelled `reattempt_with_feedback` with a confidence of at least
-`config.follow_ups.min_confidence`. These turns are marked as `mined`.
+`config.follow_ups.min_confidence`. In the records of these turns, the field `mined` is true.
 """
 
 from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
@@ -42,7 +42,7 @@ from rlhi_jax.models.resident import RESIDENT
 if TYPE_CHECKING:
     from data_pipelines.labelling.by_head import Head
 
-BLOCK = 2048  # turns that are judged together
+BLOCK = 2048  # number of turns that are judged together
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _follow_ups(task: Task, counts: Counter) -> Iterator[FollowUp]:
         for conversation, turn_index, turn in block:
             judgement = judgements[turn.id]
             if judgement is None:
-                counts['dropped_no_judgement'] += 1  # the answer is invalid, or the turn is longer than a row
+                counts['dropped_no_judgement'] += 1  # an invalid answer, or a turn too long for `row_tokens`
                 continue
             confident = judgement.confidence >= task.config.follow_ups.min_confidence
             mined = judgement.label == FEEDBACK and confident

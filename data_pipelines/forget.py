@@ -1,33 +1,35 @@
-"""Removes users from everything that stages have written, and lists the runs that were trained on them.
+"""Removes users' data from everything that stages have written, and lists the training runs that used this data.
 
     python -m data_pipelines.forget --config=configs/NAME.py --user=ID [--user=ID …] [--workdir=DIR]
 
 Searches the paths in the config and all folders below them. With --workdir, it also searches everything in a loop's
 folder, or in a folder that contains several loops. If a stage is writing one of these folders, the program stops and
-changes nothing. Pass user ids as they appear in records. If a salt is set, these are the keys that `python -m
-data_pipelines.users` prints.
+changes nothing. Pass user ids as they appear in records. If `config.ingest.salt` is set, records contain the keys that
+`python -m data_pipelines.users` prints.
 
 First, the users are added to the opt-out list, which excludes them from later runs of `ingest`. The list is the file
 `config.ingest.opt_out` or, if that key is empty, the file DIR.opt_out beside the workdir. A loop and stages with
---workdir=DIR read that file, too. (If --workdir contains several loops, each of them has its own list.) Everybody on
-the lists is forgotten. Then, if any data from these users is found:
+--workdir=DIR read DIR.opt_out, too. (If --workdir contains several loops, each of them has its own list.) Everybody on
+these lists is forgotten. If any data from these users is found, the program then changes the following:
 
 - Records, preferences, claims and shards are rewritten without these users.
-- Folders that mix the texts of several users or are cheap to make again are removed completely: row plans, data sets,
-  cards and evaluations of simulated users. Reports and unfinished work are removed, too.
-- In the teacher's cache, answers to requests that contain only these users' text are removed. So are
-  answers to requests whose users are not known, because an older version or `rlhi_jax.check` stored the answers.
+- Folders that mix the texts of several users or are cheap to make again are removed completely: row plans (which trees
+  share a training row), TFDS data sets, data cards and evaluations of simulated users. Reports and unfinished work are
+  removed, too.
+- In the teacher's cache, answers to requests that contain only these users' text are removed. Answers to requests
+  whose authors are unknown are removed, too. An older version or `rlhi_jax.check` stored those answers.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
   `forgotten` contains the number of records that have since been removed from each file.
 
 The remaining records are the ones that the stages would make from data without these users, unless a limit on
 conversations, turns or prompts was reached.
 
-Trained models cannot forget. A note is written to each run that was trained on a forgotten user, and to each run that
-started from such a run's parameters. Every call lists these runs: remove them and train again. Also remove everything
-exported from them, which this program cannot find. Heads that label follow-up turns contain no text, but were trained
-on all turns that were labelled at the time. Files that no stage wrote (raw data, labels, your own preferences, a record
-of a teacher's answers) are not changed, so clean them yourself.
+Trained models cannot forget. A note is written to the folder of each training run that used a forgotten user's data,
+and to the folder of each run that started from such a run's parameters. Every call lists these runs: remove them and
+train again. Also remove everything exported from these runs, because this program cannot find exported models. Every
+call also lists the heads (small classifiers that label follow-up turns). They contain no text, but each was trained on
+all turns in its file of labels. Files that no stage wrote (raw data, labels, your own preferences, recorded answers of
+a teacher) are not changed, so clean them yourself.
 """
 
 from absl import flags
@@ -38,7 +40,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     define_config_flag()
     flags.DEFINE_multi_string('user', None, 'The id of a user to forget; repeat the flag for several users.')
     flags.DEFINE_string(
-        'workdir', None, "A loop's folder, or a folder that contains several loops; everything in it is searched."
+        'workdir', None, "A loop's folder, or a folder that contains several loops; all files in it are searched."
     )
     start()
 
@@ -84,14 +86,14 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: for each changed path, the numbers of records (keyed by file name), trees or lines removed from it; {} if
-        the whole folder was removed.
+      removed: for each changed path, a dictionary with the number of records removed from each file, or of 'trees'
+        removed from shards, or of 'lines' removed from a corrections file; {} if the whole folder was removed.
       answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
-      runs: the runs that were trained on a user forgotten now or earlier, or that started from such a run.
-      heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user.
-      lists: the opt-out lists.
-      cache: `config.teacher.cache`, the path of a cache or of a record of answers.
+      runs: the runs that were trained on the data of a user forgotten now or earlier, or that started from such a run.
+      heads: the folders of all follow-up heads, whether or not they were trained on a forgotten user's turns.
+      lists: the paths of the opt-out lists.
+      cache: `config.teacher.cache`, the path of a cache or of a file of recorded answers.
     """
 
     removed: dict[Path, dict[str, int]]
@@ -141,7 +143,7 @@ class _State:
 
 
 class _Corrections(NamedTuple):
-    """The lines to keep in a corrections file, their digest ('' if there are none), and the number of lines removed."""
+    """The lines to keep in a corrections file, their digest ('' if no line is kept), and how many lines to remove."""
 
     left: bytes
     digest: str
@@ -153,11 +155,12 @@ class _Plan(NamedTuple):
 
     Attributes:
       manifests: the manifests of all finished folders.
-      counts: for each folder, how many records in each file belong to forgotten users.
+      counts: for each folder, how many records belong to forgotten users, keyed by file name, or by 'trees' for shards.
       whole: the folders to remove completely.
       corrections: what remains of each corrections file that loses lines, keyed by path.
-      answered: the authors in the teacher's cache that are forgotten; each is the id of a user or of a conversation.
-      notes: the number of forgotten users' pairs in the log of each training run that gets a note.
+      answered: the ids of the forgotten authors in the teacher's cache. An author's id is a user id or, if the user is
+        unknown, a conversation id.
+      notes: for each training run that gets a note, the number of forgotten users' pairs in the run's log.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -213,7 +216,7 @@ def _hold(folders: Iterable[Path], stack: contextlib.ExitStack) -> list[HeldFold
 
 
 def _cache(config: ConfigDict) -> str:
-    """Return the path of the teacher's cache, or '' if there is no cache or if it is a record of answers."""
+    """Return the path of the teacher's cache; '' if `config.teacher.cache` is empty or a file of recorded answers."""
     return '' if config.teacher.cache.endswith(SUFFIX) else config.teacher.cache
 
 
@@ -238,7 +241,7 @@ def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
-    """Return whether to remove a folder completely, because its stage can remake it or no tree would be left in it."""
+    """Return whether to remove a folder completely: its stage can remake it, or it would contain no more trees."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
     return (stage is not None and stage.forgetting == 'removed') or counts['trees'] == trees > 0
 
@@ -349,8 +352,8 @@ def in_words(report: Report) -> list[str]:
         for path, counts in report.removed.items()
     ]
     lines += [
-        f'{user}: no records found: pass the id as it appears in records (if a salt is set, `python -m '
-        'data_pipelines.users` prints the key for an address)'
+        f'{user}: no records found: pass the id as it appears in records (if config.ingest.salt is set, `python -m '
+        'data_pipelines.users` prints the key that replaces an address or id)'
         for user in report.unknown
     ]
     if answers := sum(report.answers):
@@ -362,18 +365,18 @@ def in_words(report: Report) -> list[str]:
     lines += ['nothing was removed'] * (not report.removed and not answers)
     if report.cache.endswith(SUFFIX) and Path(report.cache).exists():
         lines.append(
-            f"{report.cache}: this record of a teacher's answers was not changed: if it contains answers to requests "
-            "with a forgotten user's text, remove it or record it again"
+            f"{report.cache}: this file of a teacher's recorded answers was not changed: if it contains answers to "
+            "requests with a forgotten user's text, remove the file or record the answers again"
         )
-    lines += [f'{path}: users on this list are excluded from now on' for path in report.lists]
+    lines += [f'{path}: the users on this list are excluded from later runs of `ingest`' for path in report.lists]
     lines += [
-        f'{path}: this run was trained on a forgotten user, or started from such a run: remove it and everything '
-        'exported from it, then train again'
+        f'{path}: this run was trained on the data of a forgotten user, or started from such a run: remove the run and '
+        'everything exported from it, then train again'
         for path in report.runs
     ]
     lines += [
-        f'{head}: this head contains no text, but was trained on all turns that were labelled; if these include turns '
-        'of a forgotten user, train it again'
+        f'{head}: this follow-up head contains no text, but was trained on labelled turns: if these include turns of a '
+        'forgotten user, train the head again'
         for head in report.heads
     ]
     return lines

@@ -6,9 +6,9 @@ Each line of LABELS.jsonl is a JSON object with the `id` (CONVERSATION/TURN_INDE
 `config.data.conversations`. Write the labels by hand, or use the records.jsonl of a `follow_ups` folder that a teacher
 labelled. `data_pipelines/labelling/by_head.py` describes the head.
 
-Before the head is written, heads are cross-validated on held-out clusters of conversations. The report is printed and
-stored in the head's folder. For each confidence threshold, the report gives the precision and recall of the label
-`reattempt_with_feedback`. Turns with this label are the ones that later stages use.
+Before the head is written, the same training is cross-validated: each head is tested on clusters of conversations that
+it was not trained on. The report is printed and stored in the head's folder. For each confidence threshold, the report
+gives the precision and recall of the label `reattempt_with_feedback`, because later stages use turns with this label.
 """
 
 from absl import flags
@@ -17,7 +17,7 @@ from rlhi_jax.cli.program import define_config_flag, load_config, require_flags,
 
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_config_flag()
-    flags.DEFINE_string('labels', None, 'File of JSON lines with id and label.')
+    flags.DEFINE_string('labels', None, 'File of JSON lines with the id and label of a turn.')
     flags.DEFINE_string('to', None, 'Folder to write the head to.')
     flags.DEFINE_bool('overwrite', False, 'Replace the output folder if it exists.')
     start()
@@ -39,7 +39,8 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
     """Return the labelled turns, their labels, and the clusters of their conversations.
 
     Raises:
-      UserError: the file is missing, a line is not a label, or there are too few labels for cross-validation.
+      UserError: the file is missing, a line is not a JSON object with a turn's id and label, or there are too few
+        labels for cross-validation.
     """
     label_of = _labels_by_turn(path)
     turns, clusters = [], []
@@ -64,7 +65,7 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
 def _labels_by_turn(path: Path) -> dict[str, str]:
     """Return the labels in a file, keyed by turn id."""
     if not path.is_file():
-        raise UserError(f'--labels={path} does not exist: use a file of JSON lines with id and label')
+        raise UserError(f'--labels={path} does not exist: pass a file of JSON lines with id and label')
     label_of = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:

@@ -7,10 +7,11 @@ Reads `config.data.raw`, a comma-separated list of files, folders and Hugging Fa
 find each field. The manifest records the commit that was read from the hub. A later commit counts as different input,
 so pin the commit that you want: hf://OWNER/NAME@COMMIT.
 
-Unusable records and duplicates are skipped and counted by reason. The same applies to records that another record
-continues: in a serving log, each call repeats the conversation so far (`data_pipelines/raw/selection.py`).
+Unusable records and duplicates are skipped and counted by reason. So are records that a longer record continues: in a
+serving log, each call repeats the conversation so far (`data_pipelines/raw/selection.py`).
 
-No two splits share a user or a cluster of conversations with near-duplicate openings. The splits are chosen as follows:
+No two splits share a user or a cluster of conversations with near-duplicate openings (the first words of the first
+message). The splits are chosen as follows:
 
 - If at least two splits have files named after them (`validation.jsonl`, `test-00000-of-00002.parquet`), the file names
   determine the splits. In a folder with such files, the other files are counted but not read. If files are listed one
@@ -22,9 +23,9 @@ pasted by thousands of users from dominating the data.
 
 The stage can handle millions of conversations on one machine. `data_pipelines.raw.scan` reads chunks of files in
 parallel and writes each chunk's usable records to a part file. An interrupted run resumes without reading finished
-chunks again. Every step that needs all conversations at once runs in DuckDB, which works on disk. If `config.beam` is
-set, a Beam pipeline reads the chunks instead, on many machines if you wish (`data_pipelines/raw/beam.py`). The
-resulting records are byte-identical.
+chunks again. Every step that needs all conversations at once runs in DuckDB, which keeps on disk what does not fit in
+memory. If `config.beam` is set, an Apache Beam pipeline reads the chunks instead, on many machines if you wish
+(`data_pipelines/raw/beam.py`). The resulting records are byte-identical.
 """
 
 from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
@@ -89,7 +90,7 @@ def raw_files(config: ConfigDict) -> list[Path]:
 
 
 def _to_read(found: Sequence[Files]) -> list[Path]:
-    """Return the files to read. In a folder that contains files named after splits, the other files are passed over."""
+    """Return the files to read. In a folder that contains files named after splits, the other files are skipped."""
     return [path for each in found for path in ([*filter(file_split, each.files)] or each.files)]
 
 
@@ -111,7 +112,7 @@ def _digest_of(path: Path, size: int, changed: int) -> str:
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     files = [[path.name, _digest_of(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in raw_files(config)]
-    without = ('workers', 'salt', 'opt_out')  # affect only speed, or are paths of files that are digested below
+    without = ('workers', 'salt', 'opt_out')  # they affect only speed, or are paths of files digested below
     settings = {name: value for name, value in config.ingest.to_dict().items() if name not in without}
     if config.ingest.salt:
         make_salt(config.ingest.salt, outside=Path(config.data.conversations).parent)
@@ -124,7 +125,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def _scan(task: Task, files: Sequence[Path]) -> list[Path]:
-    """Write the missing parts of all raw files to the task's work folder; return the paths of all parts."""
+    """Write the missing part files to the task's work folder; return the paths of all part files, one per chunk."""
     config, all_chunks = task.config, chunks_of(files, task.config.data.raw)
     if config.beam and not find_spec('apache_beam'):
         raise UserError("config.beam is set, but apache-beam is not installed: run `pip install -e '.[beam]'`")
@@ -156,7 +157,7 @@ def rules_of(config: ConfigDict) -> Rules:
 
 
 def _parts_folder(folder: Path, name: str) -> Path:
-    """Create the folder for a job's parts in the work folder, and remove everything else from the work folder.
+    """Create the folder for a job's part files in the work folder, and remove everything else from the work folder.
 
     Each job has its own folder, so that a worker that outlives a killed run cannot write to a later run's folder.
     """
@@ -172,10 +173,10 @@ def _parts_folder(folder: Path, name: str) -> Path:
 
 
 def _work_side_by_side(programs: list[list[str]], parts: list[Path]) -> None:
-    """Run programs that write parts, all in parallel, and wait for them to finish.
+    """Run programs that write part files, all in parallel, and wait for them to finish.
 
     Raises:
-      UserError: a program failed; it has printed the reason to stderr.
+      UserError: a program failed, after printing the reason to stderr.
     """
     missing = [part for part in parts if not part.exists()]
     with Progress('ingest', len(parts), unit='chunks', done=len(parts) - len(missing)) as progress:
@@ -210,7 +211,8 @@ CREATE TABLE ordered AS
 DROP TABLE chosen;
 """
 
-_COLUMNS = ['position', 'ended', 'id', 'language', 'messages', 'system', 'user_id']  # read from parts for the output
+# The columns of the part files that the output needs.
+_COLUMNS = ['position', 'ended', 'id', 'language', 'messages', 'system', 'user_id']
 
 
 def _work(task: Task) -> dict[str, int]:
@@ -235,7 +237,7 @@ def _work(task: Task) -> dict[str, int]:
 
 
 def _group(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
-    """Write the chosen records to files that each fit in memory, and return the paths.
+    """Write the chosen records to files that each fit in memory, and return the files' paths.
 
     Each file contains one section of the output. DuckDB sorts only the positions of the records, because sorting long
     texts would need a lot of memory.
@@ -262,7 +264,7 @@ def _group(base: duckdb.DuckDBPyConnection, parts: list[Path]) -> list[Path]:
 
 
 def _chosen_tables(base: duckdb.DuckDBPyConnection, parts: list[Path], progress: Progress) -> Iterator[pa.Table]:
-    """Yield the chosen records of all parts, in tables that fit in memory."""
+    """Yield the chosen records of all part files, in tables that fit in memory."""
     tables: list[pa.Table] = []
     for number, part in enumerate(parts, start=1):
         with pyarrow.parquet.ParquetFile(part) as file:
@@ -277,7 +279,7 @@ def _chosen_tables(base: duckdb.DuckDBPyConnection, parts: list[Path], progress:
 
 
 def _chosen_rows(base: duckdb.DuckDBPyConnection, rows: pa.Table) -> pa.Table:
-    """Return the chosen rows of a part. The columns of the table `ordered` replace `position`."""
+    """Return the chosen rows, with the other columns of the table `ordered` in place of the column `position`."""
     ends = pyarrow.compute.min_max(rows['position']).as_py()
     query = """
         SELECT position, output_index, began, cluster, split FROM ordered
@@ -285,7 +287,7 @@ def _chosen_rows(base: duckdb.DuckDBPyConnection, rows: pa.Table) -> pa.Table:
     """
     order = base.sql(query, params=ends).to_arrow_table()
     is_chosen = pyarrow.compute.is_in(rows['position'], order['position'].combine_chunks())
-    chosen, order = rows.filter(is_chosen).drop_columns('position'), order.drop_columns('position')  # the same order
+    chosen, order = rows.filter(is_chosen).drop_columns('position'), order.drop_columns('position')  # in the same order
     return pa.table([*chosen.columns, *order.columns], [*chosen.column_names, *order.column_names])
 
 

@@ -1,9 +1,9 @@
-"""Score candidate replies by the simulated users' tastes, for runs without a reward model.
+"""Scores candidate replies by how well they suit the tastes of simulated users, for runs without a reward model.
 
     python -m data_pipelines.oracle_scores --config=configs/NAME.py
 
-If no valid reply to a prompt satisfies any taste, all replies to that prompt get the score None, because there is no
-best reply.
+`data_pipelines/simulator/tastes.py` defines the tastes, and when a reply is valid. If no valid reply to a prompt
+satisfies any of the user's tastes, all replies to that prompt get the score None, because there is no best reply.
 """
 
 from data_pipelines.core.stage import Stage, Task, define_stage_flags
@@ -32,8 +32,8 @@ def oracle_score(reply: str, request: Request, finished: bool, tastes: Tastes) -
     """Return the fraction of tastes that a valid reply satisfies, from 0 to 1. Invalid replies score from -0.1 to 0.1.
 
     An invalid reply scores below every valid reply that satisfies a taste. But an invalid reply that satisfies all
-    tastes scores above a valid reply that satisfies none. As a result, the worst of N replies differs from the best in
-    the tastes that it satisfies, not only in validity.
+    tastes scores above a valid reply that satisfies none. As a result, the best and the worst of N replies differ in
+    the tastes that they satisfy, not only in validity.
     """
     met = share_met(reply, tastes)
     return met if valid(reply, request, finished) else 0.2 * met - 0.1

@@ -1,10 +1,11 @@
-"""Turn rewrites, scored candidates and reactions into preferences (JSON lines), and check them for artefacts.
+"""Turns rewrites, scored candidates and users' reactions into preference data, and checks the data for artefacts.
 
     python -m data_pipelines.pairs --config=configs/NAME.py
 
-`config.pairs.sources` lists the stages that pairs come from (see `SOURCES`). The pairs are written to train.jsonl and
+`config.pairs.sources` lists the sources of the preferences (see `SOURCES`). Pairs are written to train.jsonl and
 validation.jsonl, with prompt, chosen and rejected in the format that TRL reads. The source `feedback` instead writes
-single replies in the format of TRL's KTO trainer. Each has the follow-up that shows whether the user liked the reply.
+single replies in the format of TRL's KTO trainer. Each has a label that says whether the user liked the reply, judging
+by the user's next turn.
 
 The stage fails if a classifier that sees only the replies, without persona or request, can tell too reliably which
 reply is chosen. A policy trained on such pairs would learn features such as length instead of what users want.
@@ -75,15 +76,16 @@ class Source(NamedTuple):
     """A source of preferences.
 
     Attributes:
-      read: a function that yields the preferences, and counts the records that it reads as NAME_read.
-      inputs: the keys in `config.data` of the folders that it reads.
+      read: a function that yields the preferences. It counts the records that it reads as NAME_read, where NAME is the
+        source's name.
+      inputs: the keys in `config.data` of the folders that the function reads.
     """
 
     read: Callable[[ConfigDict, Counter], Iterator[PreferenceRecord | RatedReply]]
     inputs: tuple[str, ...]
 
 
-# Sources of pairs, keyed by their name in `config.pairs.sources`.
+# Sources of preferences, keyed by their name in `config.pairs.sources`.
 SOURCES = dict(
     rewrites=Source(from_rewrites, ('rewrites',)),
     candidates=Source(from_candidates, ('candidates',)),
@@ -94,9 +96,10 @@ SOURCES = dict(
 def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> tuple[str, str] | None:
     """Return the texts of the best and the worst reply by score, or None if the replies do not make a pair.
 
-    If the result is None, the reason is counted. A hash of the text breaks ties. A reply that was cut off is never the
-    best. It is the worst only if no finished reply scores more than `min_score_gap` below the best. Without these
-    rules, most pairs would only teach that replies must end.
+    If the result is None, the reason is counted. Replies with equal scores are ordered by a hash of their text. A reply
+    that was cut off is never chosen as the best. A cut-off reply is chosen as the worst only if no finished reply
+    scores more than `min_score_gap` below the best. Without these rules, most pairs would only teach that replies must
+    end.
     """
     scored = zip(record['scores'], record['replies'], strict=True)
     ranked = sorted(
@@ -160,7 +163,8 @@ def _preference(record: Rewrite | Candidate, chosen: str, rejected: str, kind: s
 def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord | RatedReply]:
     """Yield the preferences from all sources.
 
-    Drop and count pairs of identical replies, pairs with a refusal, and liked refusals.
+    Drop and count pairs of identical replies, pairs in which a reply is a refusal, and single replies that the user
+    liked although they are refusals.
     """
     for name in _sources(config):
         for record in SOURCES[name].read(config, counts):
@@ -187,7 +191,7 @@ def _sources(config: ConfigDict) -> list[str]:
     """Return the sources in `config.pairs.sources` whose folders are set in `config.data`.
 
     Raises:
-      UserError: a source is unknown or repeated, or no folder is set.
+      UserError: a source is unknown or repeated, or no source has all its folders set.
     """
     sources = listed(config, 'pairs.sources')
     for source in sources:
@@ -206,7 +210,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if config.data.scores and 'candidates' in inputs:
         inputs['scores'] = input_digest(config, 'scores')
     settings = config.pairs.to_dict()
-    for name in ('accept_artefacts', 'min_pairs'):  # these may stop the run, but do not change the output
+    for name in ('accept_artefacts', 'min_pairs'):  # these settings may stop the run, but do not change the output
         del settings[name]
     if 'follow_ups' in inputs:  # `from_feedback` reads this setting
         settings['min_confidence'] = config.follow_ups.min_confidence

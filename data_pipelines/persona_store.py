@@ -8,13 +8,13 @@
 
 The store is the folder `config.data.personas`. With --workdir=DIR, it is the personas folder of the loop in DIR.
 
-- `show` prints each user's persona, followed by the user's claims. Each claim is shown with its turn, its time and its
-  remark. The last lines list the claims that each conversation added (+) and removed (−).
+- `show` prints each user's persona, followed by the user's claims. Each claim is shown with its id, its time and the
+  remark that it was made from. The last lines list the claims that each conversation added (+) and removed (−).
 - `edit` and `delete` apply a correction to the store immediately. They also add it to the file
   `config.personas.corrections` (by default next to the store), which the stage `personas` applies whenever it runs. A
   deleted user gets no claims from later turns either. An edited claim need not follow from its remark, but it must not
   mention private or sensitive matters. After a correction, the output of stages that read personas is out of date. To
-  make it again, run the loop with --redo.
+  make this output again, run the loop with --redo.
 - `audit` checks the files on disk, prints statistics, and exits with status 1 if a rule is broken.
 """
 
@@ -86,7 +86,7 @@ def show(config: ConfigDict, *, user: str = '', claim: str = '') -> str:
 
 
 def _changes(user: UserPersona) -> Iterator[str]:
-    """Yield a line for each version of a persona, with the claims that it added and removed."""
+    """Yield a line for each version of a user's persona, with the claims that it added and removed."""
     before: list[str] = []
     for version in user['versions']:
         added = [f'+{name}' for name in version['claims'] if name not in before]
@@ -116,7 +116,7 @@ def correct(config: ConfigDict, correction: dict[str, str]) -> dict[str, int]:
     """Add a correction to the file of corrections, apply it to the store, and return the store's counts.
 
     The store is then the same as if the stage `personas` had run with this correction. Only the counts of the teacher's
-    answers can differ, because the stage does not ask the teacher about deleted remarks.
+    answers can differ, because the stage would not ask the teacher about deleted remarks.
 
     Raises:
       UserError: the store does not contain the user or claim, is out of date, or is being corrected by another process;
@@ -155,7 +155,7 @@ def _add_correction(config: ConfigDict, folder: Path, correction: dict[str, str]
 
 
 def _corrected_claims(config: ConfigDict, path: Path, counts: Counter) -> Iterator[tuple[Author, list[Claim]]]:
-    """Yield every author with their claims from the store, after applying a file of corrections to the claims."""
+    """Yield every author with the claims that are left in the store after applying the corrections at `path`."""
     corrections = read_corrections(path)
     for author in authors(config, input_folder(config, 'personas') / CLAIMS):
         yield author, corrected(*author.records, corrections, counts)
@@ -165,7 +165,7 @@ def _rebuild(task: Task) -> dict[str, int]:
     """Rebuild the store from its corrected claims. Counts that do not depend on the claims are carried over."""
     manifest = read_json(input_folder(task.config, 'personas') / 'manifest.json', "rerun the 'personas' stage")
     before = Counter(manifest['counts'])
-    before['remarks'] -= manifest.get('forgotten', {}).get(CLAIMS, 0)  # the claims of forgotten remarks are gone
+    before['remarks'] -= manifest.get('forgotten', {}).get(CLAIMS, 0)  # each lost claim was made from one remark
     staying = ('remarks', 'remarks_without_answer', 'deleted')
     counts = Counter(
         {name: n for name, n in before.items() if name in staying or name.startswith(('dropped_', 'teacher_'))}
@@ -190,7 +190,7 @@ def main(command: str) -> None:
         correct(config, dict(edit_claim=claim, text=text))
     elif command == 'delete':
         if bool(claim) == bool(user):
-            raise UserError('delete needs either a claim or a user: pass one of --claim=ID and --user=ID')
+            raise UserError('delete needs either a claim or a user: pass either --claim=ID or --user=ID')
         correct(config, dict(delete_user=user) if user else dict(delete_claim=claim))
     else:
         figures, broken = audit(config)

@@ -13,11 +13,11 @@ The stage has four steps:
 3. For each remark, the first sentence that satisfies the rules in `data_pipelines/persona/audit.py` becomes a claim.
    `config.personas.audit` determines which rules apply. Other sentences are never stored. A remark that yields no claim
    is counted under the rule that the remark itself or its first sentence breaks.
-4. The stage writes the store's files, with lines in the order of the conversations, which are sorted by user:
+4. The stage writes the persona store's files, with lines in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from
-    users.jsonl     for every user with an id, the persona after their whole history, and its versions
-    records.jsonl   the persona at every user turn that may be mined
+    users.jsonl     for every user with an id, the persona after their whole history, and all its versions
+    records.jsonl   the persona at every user turn that may be mined (used to make training data)
 
 Only one user's history is in memory at a time. `python -m data_pipelines.persona_store` shows and corrects the store.
 """
@@ -50,7 +50,7 @@ BLOCK = 1024  # the teacher is asked about this many remarks at a time
 
 
 def _remarks(config: ConfigDict, corrections: Corrections, counts: Counter) -> Iterator[tuple[Author, list[Remark]]]:
-    """Yield every author with the remarks that may become claims. Other remarks are counted, grouped by reason."""
+    """Yield every author with the remarks that may become claims. Other remarks are counted by reason."""
     for author in authors(config, input_folder(config, 'follow_ups') / RECORDS):
         remarks = []
         for remark, reason in remarks_with_faults(author, author.records[0], config.personas):
@@ -86,8 +86,8 @@ def _claims_of_author(
 ) -> list[Claim]:
     """Return a claim for each remark with a sentence that satisfies the rules.
 
-    Each claim uses the first such sentence. A remark without such a sentence is counted under the fault of its first
-    sentence. The argument `settings` is `config.personas`.
+    Each claim uses the first such sentence. A remark without such a sentence is counted under the rule that its first
+    sentence breaks. The argument `settings` is `config.personas`.
     """
     claims = []
     for remark in remarks:

@@ -66,7 +66,7 @@ def test_the_program_says_where_the_list_is(c, tmp_path):
     run_ingest(c, workdir)
     flags = [f'--config={tiny.CONFIG}', f'--workdir={workdir}', f'--user={ZEBRA}']
     done = tiny.run_program('data_pipelines.forget', *flags)
-    assert f'{workdir}.opt_out: users on this list are excluded from now on' in done.stdout
+    assert f'{workdir}.opt_out: the users on this list are excluded from later runs of `ingest`' in done.stdout
     assert f'{workdir / "conversations"}: {{"records.jsonl": 3}} removed' in done.stdout
 
 

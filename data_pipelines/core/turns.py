@@ -1,15 +1,15 @@
 """Turn ids, and conversion between messages and turns.
 
 A turn's id is CONVERSATION/TURN_INDEX. The index counts messages from 0, so user turns have even indices and replies
-have odd ones. A pair's id is the turn's id, a space, and the pair's kind. Conversation ids come from the data and may
-contain anything, even slashes, so turn ids and pair ids are parsed from the end.
+have odd ones. The id of a preference pair is a turn's id, a space, and the pair's kind. Conversation ids come from the
+data and may contain anything, even slashes, so turn ids and pair ids are parsed from the end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from data_pipelines.core.records import Message
 
-REWRITE, BEST_WORST, REACTION = 'rewrite', 'best/worst', 'reaction'  # kinds of pairs
+REWRITE, BEST_WORST, REACTION = 'rewrite', 'best/worst', 'reaction'  # kinds of preference pairs
 
 Turn = tuple[str, str]  # (role, content)
 
@@ -60,7 +60,7 @@ def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:
 
 
 def request_index(feedback_index: int) -> int:
-    """Given the turn index of feedback on a reply, return the turn index of the request that the reply answers.
+    """Return the turn index of a request, given the turn index of the user's feedback on the reply to that request.
 
     >>> request_index(4)
     2
@@ -69,7 +69,7 @@ def request_index(feedback_index: int) -> int:
 
 
 def exchange_number(turn_index: int) -> int:
-    """Return how many exchanges (a user turn and its reply) come before a turn.
+    """Return how many exchanges come before a turn. An exchange is a user turn and the reply to it.
 
     >>> exchange_number(0), exchange_number(4)
     (0, 2)

@@ -1,1 +1,1 @@
-"""Labels follow-up turns with the teacher or with a trained head."""
+"""Labels follow-up turns with the teacher, the policy or a small trained classifier (a head)."""

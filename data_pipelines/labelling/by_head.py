@@ -26,10 +26,10 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import file_digest, write_json
 
 STRENGTH = 3.0  # inverse regularization strength
-RELATION_WEIGHT = 0.1  # weight of one standard deviation of a relation, relative to word features of unit length
+RELATION_WEIGHT = 0.1  # standard deviation of each relation after scaling; each kind of text feature has length 1
 BEGINNING = 4  # number of words in a turn's beginning
-WIDTH = 2**17  # number of hash buckets for each kind of feature
-BLOCK = 2000  # turns whose features are in memory at the same time
+WIDTH = 2**17  # number of hash buckets for each kind of text feature
+BLOCK = 2000  # number of turns whose features are in memory at the same time
 HEAD = 'head.safetensors'
 
 
@@ -83,10 +83,10 @@ def _words(text: str) -> set[str]:
 class Head:
     """A logistic regression that computes p(label) for a turn from its hashed text and its relations to earlier turns.
 
-    Each kind of text feature is weighted by idf and then scaled to unit length.
+    Each kind of text feature is weighted by inverse document frequency (idf) and then scaled to unit length.
 
     Attributes:
-      labels: the labels that the head distinguishes, in the order in which `probabilities` returns them.
+      labels: the labels that the head distinguishes, in the order of the columns of `probabilities`.
     """
 
     def __init__(self, labels: Sequence[str], weights: dict[str, np.ndarray]):
@@ -114,14 +114,14 @@ class Head:
         """Read a head that `save` wrote.
 
         Raises:
-          UserError: the folder does not contain a head, or the head is incomplete or from another version.
+          UserError: the folder does not contain a head, or the head is damaged or was made by a different version.
         """
         manifest = head_manifest(folder)
         if not (folder / HEAD).is_file() or file_digest(folder / HEAD) != manifest['weights']:
             raise UserError(f'{folder / HEAD} is missing or corrupt: {REMEDY}')
         weights = load_file(folder / HEAD)
         if len(weights['idf']) != WIDTH * len(_hashers()):
-            raise UserError(f'{folder} contains a head that another version made with different features: {REMEDY}')
+            raise UserError(f'{folder} contains a head that a different version made with different features: {REMEDY}')
         return cls(manifest['labels'], weights)
 
     def save(self, folder: Path, **about: Any) -> None:
@@ -144,13 +144,13 @@ class Head:
 
         Args:
           texts: openings of turns, or sentences from openings.
-          related: the result of `relations` for the turn that each text comes from.
+          related: for each text, the result of `relations` for the turn that the text comes from.
         """
         features = self._features(hashed(texts), related)
         return softmax(features @ self._weights['coef'].T + self._weights['bias'], axis=1)
 
     def judge(self, turns: Sequence[UserTurn]) -> dict[str, Judgement]:
-        """Return the judgements of turns, keyed by turn id."""
+        """Return a judgement of each turn, keyed by turn id."""
         judgements = {}
         for block in in_blocks(turns, BLOCK):
             related, openings = np.array(list(map(relations, block))), [opening(turn) for turn in block]

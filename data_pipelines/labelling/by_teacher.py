@@ -3,7 +3,7 @@
 A local model is not asked for a label. Instead, the model reads one prompt per label, which shows what users say when
 that label applies. A turn gets the label whose prompt makes the turn most likely. This method, called a noisy
 channel (arXiv 2108.04106), suits small models. All labels have equal priors. The prompts contain no conversation text,
-so no user can steer the teacher. For the same reason, many turns can be scored together after each prompt.
+so no user can steer the teacher. Because a prompt is the same for all turns, many turns can be scored after it at once.
 
 An endpoint is asked for JSON with a label, a confidence, and a quote from the turn.
 """
@@ -24,8 +24,8 @@ from rlhi_jax.io.files import digest
 from rlhi_jax.scoring.candidates import Candidates
 
 PIECES = 32  # number of texts that are scored together
-_UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'  # Thai to Khmer, kana, Chinese
-_WORD = re.compile(rf'[{_UNSPACED}]|[^\W{_UNSPACED}]+')  # in scripts without spaces, each letter is a word
+_UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'  # Thai, Lao, Burmese, Khmer, kana, Han
+_WORD = re.compile(rf'[{_UNSPACED}]|[^\W{_UNSPACED}]+')  # in scripts without spaces, each character is a word
 ANSWER = dict(  # in the subset of JSON schema that OpenAI's strict mode accepts
     type='object',
     properties=dict(

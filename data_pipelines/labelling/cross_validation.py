@@ -15,7 +15,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def folds(groups: Sequence[str], *, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return FOLDS pairs of index arrays: turns to fit a head on, and turns from other groups to test the head on.
+    """Return FOLDS pairs of index arrays: of turns to fit a head on, and of turns from other groups to test it on.
 
     Args:
       groups: the group of each turn. There must be at least FOLDS distinct groups.
@@ -44,9 +44,10 @@ def cross_validated(turns: Sequence[UserTurn], labels: Sequence[str], groups: Se
 
       - `turns`: the number of turns;
       - `macro_f1`: the F1 score, averaged over all labels;
-      - `auc` and `average_precision`: for the label `reattempt_with_feedback` against all other labels;
-      - `mining`: for each confidence threshold, the number of turns that later stages would use as feedback, the
-        precision (None if there are no such turns) and the recall.
+      - `auc` (area under the ROC curve) and `average_precision`: how well the probability of `reattempt_with_feedback`
+        separates turns with this label from all others;
+      - `mining`: for each confidence threshold, the number of turns that later stages would use as feedback, and the
+        precision (None if there are no such turns) and recall of this choice of turns.
     """
     names, probabilities = held_out_probabilities(turns, labels, groups)
     predicted = [names[best] for best in probabilities.argmax(axis=1)]

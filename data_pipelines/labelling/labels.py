@@ -1,4 +1,4 @@
-"""The labels for user turns that follow a reply, and the code that all labellers share."""
+"""Defines the labels for user turns that follow a reply, and the code that all labellers share."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from data_pipelines.core.records import Conversation
 from data_pipelines.core.turns import request_index, turn_id, user_turn_indices
 
 FEEDBACK, AGAIN, LIKED = 'reattempt_with_feedback', 'reattempt_without_feedback', 'positive_feedback'
-LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
+LABELS = {  # arXiv 2509.25137, section 3; the descriptions are ours
     FEEDBACK: 'wants the same thing done again or differently, and says what was wrong or what to change',
     AGAIN: 'asks for the same again without a word on what was wrong',
     'continuation': 'goes on from the reply, taken as good: more of it, the next part, a further question',
@@ -18,18 +18,18 @@ LABELS = {  # arXiv 2509.25137, section 3; the meanings are ours
     LIKED: 'is content with the reply, and asks for nothing else',
     'other': 'does none of these: a greeting, abuse, text that says nothing',
 }
-MAX_CHARACTERS = 300  # labellers read this many characters of a turn
+MAX_CHARACTERS = 300  # labellers read at most this many characters, from the start of a turn
 
 
 class UserTurn(NamedTuple):
-    """A user turn.
+    """A user turn that follows a reply.
 
     Attributes:
       id: the turn id.
-      request: the request before the turn.
-      reply: the reply before the turn.
-      text: the turn itself.
-      author: the author's id (`author_id`); '' if it is unknown.
+      request: the user turn that the reply answers.
+      reply: the reply before this turn.
+      text: the text of this turn.
+      author: the id that `author_id` returns for the conversation; '' if it is unknown.
     """
 
     id: str
@@ -95,6 +95,6 @@ def judge(turn: UserTurn, label: str, confidence: float, weights: Mapping[str, f
 
 
 def pieces(turns: Sequence[UserTurn]) -> list[str]:
-    """Return the distinct texts to score: the openings of the turns, and the sentences that may be quoted from them."""
+    """Return the distinct texts to score: the openings of the turns, and the sentences in the openings."""
     openings = [opening(turn) for turn in turns]
     return list(dict.fromkeys(piece for text in openings for piece in (text, *sentences(text))))

@@ -1,4 +1,4 @@
-"""Rules that a claim about a user must satisfy to be stored.
+"""Checks claims about users against the rules that a claim must satisfy to be stored.
 
 A claim is made from a remark, which is the opening of a feedback turn. The rules also apply to the remark.
 `config.personas.audit` selects one of the `LEVELS`, which determines how closely a claim must be tied to its remark. At
@@ -43,7 +43,7 @@ class Level(NamedTuple):
 
 
 LEVELS = {
-    # The remark and the claim state a wish that also holds for unrelated requests, and the claim follows.
+    # Both state a wish that also holds for unrelated requests, and the claim follows from the remark.
     'lasting': Level(about_replies=False, follows=True, lasting=True),
     # The remark is about what replies should be like, and the claim follows from it.
     'strict': Level(about_replies=True, follows=True),
@@ -113,7 +113,7 @@ def unsafe(text: str) -> str:
     """
     if control_tokens.spelled_in(text):
         return 'steering'
-    words = plain(text).replace('_', ' ')  # underscores, for emphasis or between words, would hide words
+    words = plain(text).replace('_', ' ')  # an underscore next to a word would hide it
     for name, rule in _COMPILED.items():
         if rule.search(words):
             return name
@@ -146,8 +146,8 @@ def _of_the_task(quote: str, before: str) -> bool:
 def supported(text: str, quote: str, before: str) -> bool:
     """Whether a claim follows from a remark.
 
-    If the claim or the remark is about style, both must be. The remark must then take the same side as the claim on
-    every matter of style in the claim, such as length. If neither is about style, these rules apply:
+    If the claim or the remark is about style, both must be about style. The remark must then take the same side as the
+    claim on every matter of style in the claim, such as length. If neither is about style, these rules apply:
 
     - At least half of the claim's content words, and at least one, must occur in the remark but not in `before`. Words
       in `before` do not count, because the topic of a conversation is not a taste.
@@ -186,9 +186,9 @@ def fault(text: str, quote: str, before: str, level: str = 'lasting') -> str:
 
 
 def edit_fault(text: str) -> str:
-    """Return the reason not to store a claim that a person wrote, such as 'health'; '' if there is none.
+    """Return the reason not to store a claim, judged by its text alone, such as 'health'; '' if there is none.
 
-    This does not check whether the claim follows from its remark: that is for the person to judge.
+    If a person wrote the text, no other rules apply. Whether the claim follows from its remark is for them to judge.
     """
     if not text.strip():
         return 'empty'

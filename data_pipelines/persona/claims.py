@@ -1,7 +1,8 @@
-"""Folds claims about what a user likes into a persona.
+"""Combines claims about what a user likes into a persona.
 
-The fold takes claims oldest first, and a later claim replaces the earlier claims that it contradicts or covers. The
-persona at any time can therefore be computed from only the claims made up to that time.
+The claims are read oldest first. A later claim replaces the earlier claims that it contradicts or makes redundant. The
+persona at any time can therefore be computed from only the claims made up to that time. The claims that remain, at
+most the newest `config.personas.max_claims`, are called valid.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,13 +12,13 @@ from data_pipelines.core.records import Claim, PersonaVersion
 from data_pipelines.persona.audit import MAX_CHARACTERS
 from data_pipelines.text.styles import stems, styles
 
-SAME = 0.5  # minimum Jaccard similarity of the stems of two claims that say the same, if neither is about style
+SAME = 0.5  # minimum Jaccard similarity of the word stems of two claims that say the same, if neither is about style
 
-State = tuple[Claim, ...]  # the claims that are valid at one time, oldest first
+State = tuple[Claim, ...]  # the claims that are valid at some point in time, oldest first
 
 
 def quote_of(turn: str) -> str:
-    """Return a user turn as the quote for a claim. A turn that is too long is cut, if possible between words.
+    """Return the quote for a claim: a user turn, cut after at most MAX_CHARACTERS, if possible between words.
 
     >>> len(quote_of('word ' * 100)), quote_of(' Shorter. ')
     (199, 'Shorter.')
@@ -38,7 +39,10 @@ def oldest_first(claims: Iterable[Claim]) -> list[Claim]:
 
 
 def replaces(newer: str, older: str) -> bool:
-    """Whether a newer claim replaces an older claim by contradicting or covering it.
+    """Whether a newer claim contradicts an older claim or makes it redundant.
+
+    An older claim about style is redundant if the newer claim takes the same side on every matter of style in it. Any
+    other claim is redundant if the newer claim is identical or, being not about style either, has similar words.
 
     >>> replaces('I like long answers.', 'I like short answers.'), replaces('I like lists.', 'I like short answers.')
     (True, False)
@@ -62,7 +66,7 @@ def contradicts(one: str, other: str) -> bool:
 def step(state: State, claim: Claim, *, max_claims: int) -> State:
     """Return the valid claims after a new claim is added.
 
-    The claims that it replaces are removed, and at most the newest `max_claims` are kept.
+    The claims that the new claim replaces are removed. Of the rest, at most the newest `max_claims` are kept.
     """
     return (*(older for older in state if not replaces(claim['text'], older['text'])), claim)[-max_claims:]
 
@@ -70,7 +74,7 @@ def step(state: State, claim: Claim, *, max_claims: int) -> State:
 def states(claims: Iterable[Claim], *, max_claims: int) -> list[State]:
     """Return the claims that are valid at each step: first the empty state, then the state after each of `claims`.
 
-    `claims` must be ordered oldest first.
+    The argument `claims` must be ordered oldest first.
     """
     return list(accumulate(claims, lambda state, claim: step(state, claim, max_claims=max_claims), initial=()))
 

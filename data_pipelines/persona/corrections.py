@@ -1,4 +1,4 @@
-"""Corrections to the persona store: deleted users, deleted claims and reworded claims."""
+"""Reads and applies corrections to the persona store: deleted users, deleted claims and reworded claims."""
 
 import json
 from collections import Counter

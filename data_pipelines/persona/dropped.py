@@ -1,6 +1,6 @@
-"""Finds the remarks that yielded no claim, and why.
+"""Finds the remarks (a user's feedback turns) that yielded no claim about the user, and the reasons.
 
-These remarks are not stored, so the follow-ups are read again.
+The persona store does not contain these remarks, so the follow-ups are read again.
 """
 
 from collections.abc import Iterator
@@ -38,11 +38,11 @@ class DroppedRemark(Remark):
     """A remark that yielded no claim."""
 
     reason: str  # a key of `REASONS`
-    sentences: dict[str, str]  # the reason for dropping each known sentence about the remark, keyed by sentence
+    sentences: dict[str, str]  # reasons to drop the known sentences about the remark, keyed by sentence
 
 
 def dropped_remarks(config: ConfigDict) -> Iterator[DroppedRemark]:
-    """Yield the remarks that yielded no claim. Remarks that a correction deletes are left out.
+    """Yield the remarks that led to no claim. Remarks that a correction deletes are left out.
 
     If the remark itself broke a rule, no sentence was written about it. The teacher's sentences are included only if
     the teacher is an endpoint and `config.teacher.cache` still contains them.

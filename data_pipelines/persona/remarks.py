@@ -26,7 +26,7 @@ def remarks_with_faults(
     """Yield an author's remarks, each with the reason not to make a claim from it, or '' if there is none.
 
     Args:
-      turns: the author's follow-up turns.
+      turns: the author's labelled follow-up turns.
       settings: `config.personas`.
     """
     for turn in turns:
@@ -67,7 +67,7 @@ def first_lines(replies: Iterable[Reply]) -> list[str]:
 def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str], settings: ConfigDict) -> dict[str, str]:
     """Return the reason not to store each sentence about a remark, keyed by sentence; '' if there is none.
 
-    If there are no sentences, the empty sentence is checked instead. If no sentence may be stored, callers count the
+    If there are no sentences, the empty string is checked instead. If no sentence may be stored, callers count the
     remark under the first reason. The argument `settings` is `config.personas`.
     """
     before = author.text_before(remark)
@@ -75,9 +75,10 @@ def sentence_faults(author: Author, remark: Remark, sentences: Sequence[str], se
 
 
 def ask_about(task: Task, remarks: Iterable[Remark]) -> None:
-    """Ask the teacher for sentences about remarks. `sentences_about` then finds the sentences in the journal.
+    """Ask the teacher for sentences about remarks, and save them in the task's journal, where `sentences_about` looks.
 
-    The teacher is asked once about each quote. All authors of remarks with that quote are noted in the teacher's cache.
+    If several remarks have the same quote, the teacher is asked only once. If the teacher is an endpoint, its cache
+    then lists the authors of all these remarks.
     """
     said_by = defaultdict(set)
     for remark in remarks:

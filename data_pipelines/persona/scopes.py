@@ -51,7 +51,7 @@ def states_at_turns(
             yield turn_id(conversation['id'], turn_index), state_at(conversation, turn_index)
 
 
-# 'earlier_conversations': the same user's conversations that had ended when this one began.
+# 'earlier_conversations': the same user's conversations that had ended when the current conversation began.
 
 
 def _is_of_a_user(turn: FollowUp, settings: ConfigDict) -> bool:
@@ -81,7 +81,7 @@ def _check_users_and_times(conversations: Iterable[Conversation]) -> None:
     if not any(conversation['user_id'] and conversation['began'] for conversation in with_follow_up):
         raise UserError(
             "config.personas.scope is 'earlier_conversations', but no conversation with several user turns has both a "
-            "user id and a start time: set it to 'first_k_turns'"
+            "user id and a start time: set config.personas.scope to 'first_k_turns'"
         )
 
 
@@ -89,7 +89,7 @@ def _check_users_and_times(conversations: Iterable[Conversation]) -> None:
 
 
 def _is_of_the_first(turn: FollowUp, settings: ConfigDict) -> bool:
-    # A known user's later turns are remarks too. Their claims are stored, but not used at any turn.
+    # A known user's later turns are remarks too. The claims made from them are stored, but not used at any turn.
     return bool(turn['user_id']) or exchange_number(turn['turn_index']) < settings.first_k
 
 

@@ -1,4 +1,4 @@
-"""Writes and reads the persona store: the files of claims, users and personas from the stage `personas`."""
+"""Writes and reads the persona store: the files of claims, users and personas that the stage `personas` writes."""
 
 import functools
 from collections import Counter
@@ -26,7 +26,7 @@ CACHED = 2**12  # maximum number of entries in each of the two caches (token cou
 
 
 def user_personas(config: ConfigDict) -> dict[str, str]:
-    """Return each user's persona from the store, based on the user's whole history. The keys are user ids."""
+    """Return the personas in the store, keyed by user id. Each persona is based on the user's whole history."""
     return {user['user_id']: user['persona'] for user in stream_records(input_folder(config, 'personas') / USERS)}
 
 
@@ -83,7 +83,7 @@ def write_store(
 
 
 def _persona_of(config: ConfigDict) -> Callable[[State], str]:
-    """Return a function that makes a persona from valid claims.
+    """Return a function that makes a persona from the claims that are valid at a turn.
 
     A persona has at most `config.personas.max_tokens` tokens. The function caches personas, keyed by the claims' texts.
     """
@@ -93,7 +93,7 @@ def _persona_of(config: ConfigDict) -> Callable[[State], str]:
 
 
 def _count_replaced(history: Sequence[State], claims: Sequence[Claim], counts: Counter) -> None:
-    """Count replaced claims, as `contradicted` if a later claim contradicts them, and otherwise as `repeated`."""
+    """Count each replaced claim, as `contradicted` if the newer claim contradicts it, and otherwise as `repeated`."""
     for before, claim in zip(history, claims, strict=False):
         for older in before:
             kind = 'contradicted' if contradicts(claim['text'], older['text']) else 'repeated'

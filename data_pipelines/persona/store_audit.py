@@ -25,7 +25,7 @@ from rlhi_jax.io.files import read_json
 
 
 def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
-    """Return figures about the store on disk, and a message for each broken rule.
+    """Return statistics of the store on disk, and a message for each broken rule.
 
     Each claim must come from a turn of a stored conversation, quote the turn word for word, and satisfy the rules for
     claims. Each persona must follow from the claims that it may draw on.
@@ -49,13 +49,13 @@ def audit(config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
         counts.update(claims=len(claims), edited=sum(claim['edited'] for claim in claims))
         counts.update(turns=len(records), with_persona=sum(bool(record.get('persona')) for record in records))
     if next(users, None):
-        broken.append(f'{USERS}: more users than in the conversations')
+        broken.append(f'{USERS}: contains users who are not in the conversations')
     of_stage = read_json(folder / 'manifest.json', "rerun the 'personas' stage", fields=['counts'])['counts']
     return _figures(counts, of_stage, broken), broken
 
 
 def _figures(counts: Counter, of_stage: dict[str, int], broken: Sequence[str]) -> dict[str, Any]:
-    """Return the figures to print, from the audit's own counts and the counts in the stage's manifest."""
+    """Return the statistics to print, from the audit's own counts and the counts in the stage's manifest."""
     written = of_stage['claims'] + of_stage.get('dropped_unsupported', 0)
     return dict(
         users=counts['users'],
@@ -107,7 +107,7 @@ def _broken_claim(claim: Record, author: Author, corrections: Corrections, level
     if turn['role'] != 'user' or not claim['quote'] or claim['quote'] not in turn['content']:
         return 'the quote is not in the turn'
     if (claim['user_id'], claim['said_at']) != (conversation['user_id'], conversation['ended']):
-        return 'its user or time differs from that of its conversation'
+        return "its user or time differs from the conversation's"
     if corrections.deletes(claim):
         return 'it should have been deleted'
     if (claim['text'] if claim['edited'] else None) != corrections.texts.get(claim['id']):
@@ -125,13 +125,13 @@ def _broken_order(author: Author, claims: Sequence[Claim]) -> Iterator[str]:
         for turn_index in range(len(conversation['messages']))
     )
     if not all(claim['id'] in turns for claim in claims):  # `in` consumes the turns up to the turn of each claim
-        yield f'{CLAIMS}: claims of {claims[0]["conversation"]} or of the same user are out of order or stored twice'
+        yield f'{CLAIMS}: claims from {claims[0]["conversation"]} or the same user are out of order or stored twice'
 
 
 def _broken_user(author: Author, claims: Sequence[Claim], user: Record | None, recompute: _Recompute) -> Iterator[str]:
-    """Yield a message for each fault in the record of a known user."""
+    """Yield a message for each fault in a known user's record in the store."""
     if user is None or user['user_id'] != author.user_id:
-        yield f'{USERS}: users differ from the conversations, starting with {author.user_id}'
+        yield f'{USERS}: the users are not those in the conversations, starting with {author.user_id}'
         return
     history = recompute.history(claims)
     expected = UserPersona(user_id=author.user_id, persona=recompute.persona(history[-1]), versions=versions(history))
@@ -154,7 +154,7 @@ def _broken_turns(
             if at_turn is not None:
                 known[turn_id(conversation['id'], turn_index)] = at_turn
     if [record['id'] for record in records] != list(known):
-        yield f'{RECORDS}: wrong turns for {next(iter(author.conversations))} or the same user'
+        yield f'{RECORDS}: wrong turns in {next(iter(author.conversations))} or in later conversations of its user'
     for record in records:
         if (turn := record['id']) not in known:
             continue

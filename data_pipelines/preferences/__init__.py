@@ -1,1 +1,1 @@
-"""Read published preferences, choose rewrites to learn from, and check preference pairs for artefacts."""
+"""Reads published preferences, chooses rewrites to learn from, and checks preference pairs for artefacts."""

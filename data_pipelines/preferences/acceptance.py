@@ -1,8 +1,8 @@
-"""Choose which sampled rewrite of a reply to learn from, and record why every other sample is dropped.
+"""Chooses which sampled rewrite of a reply to learn from, and counts every other sample by the reason to drop it.
 
-Checks that need only the text come first; the last three need the teacher. A sample's gain says how much more
-likely the sample is after the user's feedback than after a generic complaint. Each dropped sample is counted under the
-first reason that applies:
+The checks that need only the text come first. The last three need a model's log-probabilities: a sample's gain is its
+log-probability after the user's feedback minus its log-probability after a generic complaint, in nats. Each dropped
+sample is counted under the first reason that applies:
 
     empty                the sample has no text
     cut_off              the sample was cut off before its end
@@ -11,7 +11,7 @@ first reason that applies:
     refusal              the sample opens with a refusal
     copy                 the sample is nearly identical to a text in the conversation
     another_language     the sample's language is not one of the languages that `languages.wanted` returns
-    longer_than_a_row    the sample is too long for the teacher to read
+    longer_than_a_row    the sample is too long to score
     not_better           the sample's gain is below `config.rewrites.min_gain`
     not_the_best         another sample has a larger gain
 """
@@ -30,7 +30,7 @@ from rlhi_jax.sampling.generator import Reply
 def resemblance(one: str, other: str) -> float:
     """Return how similar two texts are, from 0 to 1.
 
-    The result is twice the length of their longest common subsequence of characters, divided by their total length.
+    The result is twice the length of the longest common subsequence of characters, divided by the texts' total length.
     Case and the amount of white space are ignored. Changing one letter in twenty gives 0.95.
 
     >>> resemblance('Bees make honey.', 'bees  make honey.'), round(resemblance('bees', 'bears'), 2)
@@ -69,10 +69,10 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
 def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
     """Return the text with the largest gain, and the gain in nats; None if no gain is at least `min_gain`.
 
-    A hash of the text breaks ties. Every other text is counted under the reason for dropping it.
+    Texts with equal gains are ordered by a hash. Every other text is counted under the reason for dropping it.
 
     Args:
-      samples: (text, gain) pairs. The gain is None if the text is too long for the teacher to read.
+      samples: (text, gain) pairs. The gain is None if the text is too long to score.
       min_gain: the smallest acceptable gain, in nats.
       counts: receives the counts of dropped texts.
     """

@@ -1,4 +1,4 @@
-"""Probe for artefacts: test whether a classifier that sees only the replies can tell which one is chosen."""
+"""Tests preference pairs for artefacts: whether a classifier that sees only the replies can tell which is chosen."""
 
 from collections.abc import Sequence
 
@@ -34,8 +34,8 @@ def reply_only_auc(pairs: Sequence[tuple[str, str]], groups: Sequence[str], *, s
       seed: the seed for shuffling the groups.
 
     Returns:
-      The area, which is about 0.5 if the replies alone do not show which one is chosen. If there are fewer than 20
-      pairs or 5 groups, the result is None.
+      The area under the curve, which is about 0.5 if the replies alone do not show which one is chosen. If there are
+      fewer than 20 pairs or fewer than 5 groups, the result is None.
     """
     if len(pairs) < MIN_PAIRS or len(set(groups)) < FOLDS:
         return None
