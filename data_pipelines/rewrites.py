@@ -71,7 +71,7 @@ class Case(NamedTuple):
       next_reply: the reply after the feedback; '' if the conversation ends with the feedback.
       original: the reply to improve; '' before the first step.
       samples: the rewrites that have passed all steps so far.
-      gain: the gain, in nats, of the rewrite that the last step chooses; 0 before that step.
+      gain: the gain, in nats, of the rewrite that the last step chooses; 0 before the last step.
     """
 
     turn: FollowUp
@@ -202,7 +202,7 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
     Cases for which the teacher gave no sample are dropped and counted.
     """
     settings = task.config.rewrites
-    keep = 3 if settings.shows_reply and not settings.from_scratch else 1  # request, reply and feedback
+    keep = 3 if settings.shows_reply and not settings.from_scratch else 1  # never drop request, reply, feedback
     for block in in_blocks(cases, BLOCK):
         prompts = []
         for case in block:
@@ -263,8 +263,9 @@ def _remark(case: Case, feedback: str) -> Turns:
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
     """Return log p(sample | request, original, feedback) - log p(sample | request, original, dislike) for each sample.
 
-    The gains are in nats and keyed by case id. A gain is None if the sample and the text before it do not fit in a row.
-    The samples of a case are scored as leaves of the same tree.
+    The gains are in nats and keyed by case id. A gain is None if the sample and the text before it do not fit in a row
+    of `config.teacher.row_tokens` tokens. All samples of a case are leaves of one tree after the feedback, and of
+    another tree after the complaint `DISLIKE`.
     """
     questions = []
     for case in cases:

@@ -1,9 +1,9 @@
-"""Plan how to pack the trees in `config.data.shards` into training rows, within the capacities in `config.rows`.
+"""Plan how to pack the interaction trees in `config.data.shards` into the fixed-size rows that training reads.
 
     python -m data_pipelines.rows --config=configs/NAME.py
 
-Lengths are measured in tokens, with the tokenizer and chat template of `config.model.path`. The plan can only be used
-with that tokenizer and template.
+`config.rows` sets the capacities of a row. Lengths are measured in tokens, with the tokenizer and chat template of
+`config.model.path`. The plan can only be used with that tokenizer and template.
 """
 
 from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags

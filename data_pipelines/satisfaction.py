@@ -42,7 +42,7 @@ SAMPLED_AS = {'own': 'own', 'other': 'opposing', 'empty': 'empty'}
 
 
 class Question(NamedTuple):
-    """A user's prompt under one persona condition."""
+    """A user's prompt, with the persona that the policy sees in one condition."""
 
     prompt: PromptRecord
     condition: str  # own, other or empty
@@ -99,7 +99,7 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
     counts['prompts_read'] = len(prompts)
     personas = personas_by_condition(config, users, prompts, counts)
     if not personas:
-        remedy = 'add users to the split' if settings.split == 'test' else "set it to 'test'"
+        remedy = 'add users to the split' if settings.split == 'test' else "set the key to 'test'"
         raise NothingToEvaluate(
             f'config.satisfaction.split: no prompt in {settings.split!r} can be evaluated (counts: {dict(counts)}): '
             f'{remedy}'

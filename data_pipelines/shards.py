@@ -51,16 +51,16 @@ _SPLIT = re.compile(r'(train|validation|test)(?![A-Za-z])')
 def read_preferences(
     paths: Sequence[Path], counts: Counter, scratch: Path | None = None, *, feedback: str = 'paired'
 ) -> Iterator[Preference]:
-    """Yield usable preferences in order, and count every preference as kept or under the reason for dropping it.
+    """Yield the usable preferences in files. Count every preference as kept or under the reason for dropping it.
 
     A preference without an id gets the id FILE:LINE, or N/FILE:LINE if several files have the same name. N is the
-    position of the file in the list of inputs, counted from 1. Preferences made from several rated replies come last,
-    because the replies to a prompt may be anywhere in the files.
+    position of the file in `paths`, counted from 1. Preferences are in the order of the files, but those made from
+    several rated replies come last, because the replies to a prompt may be anywhere in the files.
 
     Args:
       paths: the files, in any form and layout (`data_pipelines/raw/files.py`, `data_pipelines/preferences/layouts.py`).
       counts: receives the counts.
-      scratch: a file for rated replies, which is removed at the end; None keeps them in memory.
+      scratch: a temporary file for rated replies; None keeps the rated replies in memory.
       feedback: `config.data.feedback`.
 
     Raises:
@@ -90,7 +90,7 @@ def _as_read(
 ) -> Iterator[Preference | BadRecord]:
     """Yield the preferences in the files, and an error for each record that cannot be used.
 
-    If `feedback` is 'paired', rated replies are added to `ratings` instead.
+    If `feedback` is 'paired', rated replies are not made into preferences here, but added to `ratings`.
     """
     for default_id, record in _records(paths):
         if isinstance(record, BadRecord):
@@ -113,7 +113,7 @@ def _as_read(
 
 
 def _of_ratings(ratings: Ratings, counts: Counter) -> Iterator[Preference | BadRecord]:
-    """Yield a preference for each prompt with rated replies, or an error if the replies do not give one."""
+    """Yield a preference for each prompt with rated replies, or an error if they cannot form a preference."""
     for default_id, best, worst in ratings:
         yield _made(rated_preference, best, worst, default_id, counts)
 
@@ -152,7 +152,7 @@ def _paths(inputs: Sequence[Files]) -> list[Path]:
 
 
 def _files(name: str, split: str) -> Files:
-    """Return the files to read for an entry of `config.data.pairs`, and the files of other kinds beside them.
+    """Return the files to read for an entry of `config.data.pairs`, and the files beside them that are of other kinds.
 
     If a folder contains `SPLIT.jsonl` for the given split, only that file is read. Otherwise, files named after other
     splits are left out.
@@ -187,7 +187,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 def by_tree(preferences: Iterable[Preference], path: Path) -> Iterator[list[Preference]]:
     """Yield the preferences of one tree at a time, in the order in which trees first occur.
 
-    `path` is a scratch file, which is removed at the end.
+    `path` is a temporary file, which is removed after the last tree.
     """
     with scratch_database(path) as database:
         # `first` is the number of a tree's first preference.

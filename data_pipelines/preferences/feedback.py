@@ -14,9 +14,9 @@ from data_pipelines.labelling.labels import LIKED
 def from_feedback(config: ConfigDict, counts: Counter) -> Iterator[RatedReply]:
     """Yield each reply that its user liked or disliked.
 
-    A reply was disliked if the user's next turn is mined feedback, and liked if it is positive feedback. Positive
-    feedback needs the same minimum confidence as mined feedback, `config.follow_ups.min_confidence`. Other turns are
-    skipped and counted by reason.
+    The label of the user's next turn decides. The reply was disliked if that turn is labelled
+    `reattempt_with_feedback`, and liked if it is labelled `positive_feedback`. Either label needs a confidence of at
+    least `config.follow_ups.min_confidence`. Replies that cannot be used are skipped and counted by reason.
     """
     for conversation, turn, persona in follow_ups_with_personas(config):
         counts['feedback_read'] += 1

@@ -14,7 +14,8 @@ def hindsight_preference(rated: Rated, default_id: str, counts: Counter) -> Pref
     On the chosen side, the prompt template `hindsight` adds the follow-up to the request.
 
     Raises:
-      BadRecord: the reply has no follow-up, the rating is not simply liked or disliked, or the texts cannot be used.
+      BadRecord: the reply has no follow-up, the rating does not say whether the user liked the reply, or the prompt or
+        reply cannot be used.
     """
     if not isinstance(rated.follow_up, str) or not rated.follow_up.strip():
         raise BadRecord('reply_without_a_follow_up')

@@ -36,10 +36,12 @@ _SCORES = (
 
 
 class Rated(NamedTuple):
-    """A rated reply to a prompt. The best-rated and the worst-rated reply to the same prompt form a preference.
+    """A rated reply to a prompt. The best-rated and the worst-rated replies to a prompt form a preference.
 
     Attributes:
       prompt: the fields of the record that describe the prompt and its author.
+      reply: the reply, in any form that a record may contain.
+      rating: a number that is higher for better replies.
       id: the record's id; None if the record states none.
       liked: whether the user liked the reply; None if the rating does not say.
       follow_up: the user's next turn; None if it is not known.
@@ -54,7 +56,7 @@ class Rated(NamedTuple):
 
 
 def _signed(strength: Any) -> float:
-    """Return a preference's strength after checking that it is a number. Above 0, the second reply is better."""
+    """Return the strength of a preference, which must be a number. If it is above 0, the second reply is better."""
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise BadRecord('comparison_without_a_winner')
     return strength
@@ -98,7 +100,7 @@ def parse_preferences(record: Any, default_id: str, counts: Counter) -> list[Pre
       counts: receives the numbers of items in the record that are left out, such as tools.
 
     Raises:
-      BadRecord: the record cannot be used; the exception's reason is the name of a count.
+      BadRecord: the record cannot be used. The exception contains the reason under which to count the record.
     """
     if not isinstance(record, dict):
         raise BadRecord('not_an_object')
@@ -164,7 +166,7 @@ def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter
     """Return the preference for a prompt's best-rated reply over its worst-rated reply.
 
     Raises:
-      BadRecord: the replies are identical or have the same rating, or the texts cannot be used.
+      BadRecord: the replies are identical or have the same rating, or the prompt or a reply cannot be used.
     """
     if best.reply == worst.reply:
         raise BadRecord('prompt_with_one_rated_reply')
@@ -174,10 +176,10 @@ def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter
 
 
 def one_sided_preference(rated: Rated, default_id: str, counts: Counter) -> Preference:
-    """Return a preference with one side: a chosen reply if the user liked it, or a rejected reply if not.
+    """Return a preference with only one reply: the chosen one if the user liked the reply, or else the rejected one.
 
     Raises:
-      BadRecord: the rating does not say whether the user liked the reply, or the texts cannot be used.
+      BadRecord: the rating does not say whether the user liked the reply, or the prompt or reply cannot be used.
     """
     if rated.liked is None:
         raise BadRecord('rating_is_not_a_label')
@@ -203,7 +205,7 @@ def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
 def _preference(
     record: Mapping[str, Any], default_id: str, counts: Counter, suffix: str = '', sides: Sequence[str] = _SIDES
 ) -> Preference:
-    """Check a record that has the keys in `sides`, and return its preference."""
+    """Check a record that has a reply under each key in `sides`, and return its preference."""
     replies = {side: _messages(record[side], 'assistant', counts) for side in sides}
     opening = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
     prompt = Messages((), ()) if opening is None else _messages(opening, 'user', counts)
@@ -239,7 +241,7 @@ def _preference(
 
 
 def _messages(value: Any, role: str, counts: Counter) -> Messages:
-    """Read a prompt or a reply from plain text, a transcript, a message or a list of messages."""
+    """Read a prompt or a reply from a transcript, a message, a list of messages, or plain text in the role `role`."""
     if isinstance(value, dict):
         value = [value]
     raw = message_list(value)
@@ -279,7 +281,7 @@ def transcript(text: str) -> list[dict[str, str]]:
                 dict(role=mark[1].lower(), content=_without_end(text[mark.end() : end]))
                 for mark, end in zip(marks, ends, strict=True)
             ]
-            return turns[:-1] if len(turns) > 1 and not turns[-1]['content'] else turns  # an opening for the reply
+            return turns[:-1] if len(turns) > 1 and not turns[-1]['content'] else turns  # without an empty last turn
     return []
 
 
@@ -288,7 +290,7 @@ def _without_end(text: str) -> str:
 
 
 def _shared_opening(chosen: Messages, rejected: Messages) -> Messages:
-    """Return the opening turns that the chosen and the rejected messages share, without the last turn of either."""
+    """Return the turns with which both conversations begin, but never the last turn of either conversation."""
     shared, ours, theirs = 0, _texts(chosen), _texts(rejected)
     while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
         shared += 1
@@ -344,7 +346,7 @@ def _system(record: Mapping[str, Any], prompt: Messages) -> str:
 
 
 def _number(record: Mapping[str, Any], name: str, default: float, most: float) -> float:
-    """Return the number in an optional field, which must be from 0 to `most`."""
+    """Return the number in an optional field, or `default` if it is missing. The number must be from 0 to `most`."""
     number = default if record.get(name) is None else record[name]
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
         raise BadRecord(f'{name}_not_a_number_from_0')

@@ -9,10 +9,10 @@ from rlhi_jax.io.files import digest
 
 
 class Ratings:
-    """Stores the best-rated and the worst-rated reply to each prompt in a database that is empty at first.
+    """Stores the best-rated and the worst-rated reply to each prompt in a new database.
 
-    If several replies have the same rating, the first one is stored. Iterating yields a tuple for each prompt, in the
-    order in which the prompts were added: (name of the prompt's first reply, best-rated reply, worst-rated reply).
+    If several replies have the same rating, the first one is stored. Iterating yields a tuple for each prompt: (id for
+    the prompt's preference, best-rated reply, worst-rated reply). The prompts are in the order of their first replies.
     """
 
     def __init__(self, database: sqlite3.Connection):
@@ -20,7 +20,7 @@ class Ratings:
         database.execute('CREATE TABLE ratings (prompt TEXT PRIMARY KEY, name TEXT, best BLOB, worst BLOB)')
 
     def add(self, rated: Rated, name: str) -> None:
-        """Add a reply. If it is the first reply to its prompt, `name` becomes the id of the prompt's preference."""
+        """Add a reply. If no reply to its prompt has been added before, `name` becomes the id for the preference."""
         prompt = digest(repr(rated.prompt))
         row = self._database.execute('SELECT best, worst FROM ratings WHERE prompt = ?', (prompt,)).fetchone()
         if row is None:

@@ -1,4 +1,4 @@
-"""Pick a few preference pairs from a file. The same pairs are picked every time."""
+"""Picks a few preference pairs from a file. The same pairs are picked every time."""
 
 import heapq
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def first_by_hash(path: Path, most: int) -> list[Record]:
 
 
 def first_pairs_by_hash(path: Path, most: int) -> list[PreferenceRecord]:
-    """Return at most `most` pairs from a file, as `first_by_hash` does, and leave out single replies."""
+    """Return at most `most` preference pairs from a file, chosen as in `first_by_hash`; skip single rated replies."""
     return _first((record for record in stream_records(path) if 'chosen' in record), most)
 
 

@@ -37,9 +37,9 @@ class Forgotten:
 
     @property
     def authors(self) -> frozenset[str]:
-        """The ids under which the teacher's cache may store these users.
+        """The author ids that the teacher's cache may have stored for the texts of these users.
 
-        They include conversation ids, because the cache stores a conversation id if the user is unknown.
+        They include conversation ids, because an author's id is the conversation id if the user is unknown.
         """
         return self.users | self.conversations
 
@@ -47,7 +47,7 @@ class Forgotten:
         """Remember the ids in a record if the record belongs to a forgotten user.
 
         Args:
-          record: a record or raw record.
+          record: a record from a stage, or a raw record.
           stage: the stage that wrote the record. The ids of records from 'ingest' are conversation ids.
         """
         users = {record[key] for key in _USER if key in record} & self.users
@@ -109,9 +109,9 @@ def clean_log(run: Path, forgotten: Forgotten) -> None:
 def find_notes(runs: Iterable[Path], forgotten: Forgotten) -> dict[Path, int]:
     """Return the runs that were trained, directly or indirectly, on forgotten users' pairs.
 
-    The result contains the runs whose logs contain or contained such pairs and the runs that already have a note. It
-    also contains every run that started from the parameters of a run in the result. Each run is mapped to the number
-    of such pairs in its log.
+    The result contains the runs whose logs contain or contained such pairs, and the runs that already have a note
+    (`NOTE`). It also contains every run that started from the parameters of a run in the result. Each run is mapped to
+    the number of such pairs in its log, including pairs that have been removed from the log.
 
     Raises:
       UserError: a run cannot be read.
@@ -137,7 +137,7 @@ def _lost(step: Record, forgotten: Forgotten) -> int:
 
 
 def write_notes(notes: dict[Path, int]) -> None:
-    """Write a note into the folder of each run that `find_notes` found."""
+    """Write a note (`NOTE`) into the folder of each run in `notes`, the result of `find_notes`."""
     for run, pairs in notes.items():
         trained_on = 'pairs of forgotten users, or a model that was trained on such pairs'
         write_json(run / NOTE, dict(trained_on=trained_on, pairs=pairs))

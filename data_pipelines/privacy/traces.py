@@ -41,7 +41,7 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
     files and runs that lie next to one of the config's paths.
 
     Raises:
-      UserError: --workdir is not a folder, or it is not given and the config does not point to a stage folder.
+      UserError: --workdir is not a folder, or --workdir is missing and the config does not point to a stage folder.
     """
     if workdir and not Path(workdir).is_dir():
         raise UserError(f'--workdir={workdir} is not a folder: pass the folder of a loop')
@@ -60,10 +60,11 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
 def opt_out_lists(config: ConfigDict, workdir: str | None, traces: Traces) -> list[str]:
     """Return the paths of the opt-out lists to which forgotten users are added. The files need not exist.
 
-    With --workdir, each loop has the list that `opt_out_list` names. Without it, the list is `config.ingest.opt_out`.
+    With --workdir, each loop has the list that `opt_out_list` names. Without --workdir, the only list is
+    `config.ingest.opt_out`.
 
     Raises:
-      UserError: there is no such list, or none that excludes users from `config.data.conversations`.
+      UserError: there is no such list, or no list excludes users from `config.data.conversations`.
     """
     if not workdir and not config.ingest.opt_out:
         raise UserError(
@@ -77,7 +78,7 @@ def opt_out_lists(config: ConfigDict, workdir: str | None, traces: Traces) -> li
     if is_elsewhere and named in traces.outputs and not config.ingest.opt_out:
         raise UserError(
             f'config.data.conversations ({named}) does not belong to a loop in --workdir={workdir}: set '
-            'config.ingest.opt_out to one list for both'
+            'config.ingest.opt_out to one list for these conversations and the loops'
         )
     return sorted({opt_out_list(config, loop) for loop in loops})
 

@@ -1,8 +1,9 @@
-"""User keys, their salt, and the opt-out list.
+"""Makes pseudonymous user ids (user keys) and their salt, and reads and writes the opt-out list.
 
-A key is a salted hash of an address (WildChat's `hashed_ip`) and the browser's header. Keys made from logs have
-limits: people who share an address and use the same browser count as one user, and a person whose address or browser
-changes counts as a new user. So a persona may contain other people's preferences, and a history may be incomplete.
+A user key is a salted hash of an IP address (WildChat's `hashed_ip`) and the browser's header. Keys made from logs have
+limits: people who share an IP address and use the same browser count as one user, and a person whose IP address or
+browser changes counts as a new user. So a persona may contain other people's preferences, and a user's history may be
+incomplete.
 """
 
 import contextlib
@@ -25,8 +26,8 @@ SALT_BYTES = 32
 def make_salt(path: str, *, outside: Path) -> None:
     """Write a random salt to a file, unless the file exists.
 
-    Anyone who knows the salt and a user's address can find the user's texts, so the salt must not be stored with the
-    data.
+    Anyone who knows the salt and a user's IP address can find the user's texts, so the salt must not be stored with
+    the data.
 
     Args:
       path: the path of the salt file.
@@ -80,7 +81,8 @@ def read_opt_out(path: str) -> frozenset[str]:
         return _ids(Path(path).expanduser().read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f'config.ingest.opt_out: {path} cannot be read ({error}): set it to a text file with one user id per line'
+            f'config.ingest.opt_out: {path} cannot be read ({error}): set the key to a text file with one user id '
+            'per line'
         ) from None
 
 
@@ -117,7 +119,8 @@ def write_opt_out(path: str, users: Iterable[str]) -> None:
             new.write(_as_list(users))
     except OSError as error:
         raise UserError(
-            f'config.ingest.opt_out: {path} cannot be written ({error.strerror}): set it to a file that you can write'
+            f'config.ingest.opt_out: {path} cannot be written ({error.strerror}): set the key to a file that you '
+            'can write'
         ) from None
 
 
@@ -131,7 +134,7 @@ def user_key(name: str, header: Any, salt: bytes) -> str:
     If the salt is empty, the key is the name itself. If the name is empty, the key is ''.
 
     Args:
-      name: the user's id or address.
+      name: the user's id or IP address.
       header: the browser's header from a raw record; None if the record has no header.
 
     >>> user_key('u7', None, b''), len(user_key('u7', dict(agent='x'), b'salt'))

@@ -1,4 +1,4 @@
-"""Runs the scan of `ingest` as a Beam pipeline, which writes the same parts on any number of workers.
+"""Scans raw files for `ingest` in a Beam pipeline. The output is the same for any number of workers.
 
     python -m data_pipelines.raw.beam --job=FILE --parent=PID  # started by `ingest` if config.beam is set
 
@@ -33,13 +33,13 @@ from data_pipelines.raw.scan import Chunk, Rules, part_path, read_job, write_par
 
 
 def write_numbered(numbered: tuple[int, Chunk], rules: Rules, folder: str) -> None:
-    """Write the part for a (number, chunk) pair to a folder."""
+    """Scan a chunk, given as a pair (number, chunk), and write its part to a folder."""
     number, chunk = numbered
     write_part(chunk, number, rules, part_path(Path(folder), number))
 
 
 def write_missing(job: Path) -> None:
-    """Run the pipeline that writes all missing parts of a job."""
+    """Run the pipeline that writes all missing parts of the job in a job file."""
     rules, missing, settings = read_job(job)
     with apache_beam.Pipeline(options=PipelineOptions(shlex.split(settings['beam']))) as pipeline:
         chunks = pipeline | 'Chunks' >> apache_beam.Create(missing) | apache_beam.Reshuffle()

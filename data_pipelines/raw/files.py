@@ -1,7 +1,7 @@
 """Finds the files that a config key lists, and reads records from them in bounded memory.
 
-A file's first bytes, not its name, determine how it is read. The file is either parquet or UTF-8 JSON. JSON may be
-compressed with gzip or zstd. It consists either of one record per line, or of one or more values (such as an array of
+A file's first bytes, not its name, determine how it is read. The file is either parquet or UTF-8 JSON. A JSON file may
+be compressed with gzip or zstd. It contains either one record per line, or one or more values (such as an array of
 records) that may span lines.
 """
 
@@ -61,18 +61,18 @@ class Form:
 
 
 class Files(NamedTuple):
-    """The record files that a name in the config refers to, and the other files in the same folder, both sorted."""
+    """The record files that a name in the config refers to and, for a folder, the other files in it; both sorted."""
 
     files: Sequence[Path]
     others: Sequence[Path]
 
     def say_what_is_not_read(self, key: str) -> None:
-        """Print how many other files the folder contains, and their kinds. If there are none, print nothing."""
+        """Print how many files in the folder are not read, and their suffixes. If all files are read, print nothing."""
         if self.others:
             kinds = ', '.join(sorted({path.suffix or path.name for path in self.others})[:5])
             print(
                 f'{key}: {len(self.others)} files beside {self.files[0]} are not read ({kinds}): if they contain '
-                'records, list them by name',
+                f'records, add their paths to {key}',
                 file=sys.stderr,
             )
 
@@ -116,7 +116,7 @@ def form_of(path: Path, key: str) -> Form:
     """Return how a file stores its records, judging by its first bytes.
 
     Raises:
-      UserError: the file cannot be read, or is not in a supported form. The message names the encoding or kind.
+      UserError: the file cannot be read, or is not in a supported form. The message names the file's encoding or type.
     """
     try:
         with open(path, 'rb') as file:
@@ -211,7 +211,7 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any] | BadRecord]:
-    """Convert a batch to Python records."""
+    """Convert a batch to Python records. A record that Python cannot represent becomes a BadRecord."""
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError, KeyError):  # text that is not UTF-8, the year 10000, …
@@ -225,7 +225,7 @@ def json_records(
 ) -> Iterator[tuple[int, Any | BadRecord]]:
     """Yield each record with its number, counted from 1.
 
-    The number is that of the record's line or, if records may span several lines, the record's position in the file. A
+    The number is the record's line number or, if records may span several lines, the record's position in the file. A
     record that cannot be read is yielded as a BadRecord.
 
     Args:

@@ -1,4 +1,4 @@
-"""Filters conversations by language, flags, length, jailbreaks and refusals, and scrubs personal details.
+"""Filters conversations by language, moderation flags, length, jailbreaks and refusals; scrubs personal details.
 
 Every function handles one conversation at a time and is fast enough that a million conversations do not take hours.
 """
@@ -27,15 +27,15 @@ _JAILBREAK = re.compile(
     r'|\b(?:unfiltered|uncensored|amoral)\b[^.\n]{0,40}\b(?:ai|chat ?bot|assistant|model)\b',
     re.IGNORECASE,
 )
-# Word boundaries are ASCII, because scripts without spaces put their characters right next to an address or a number.
+# Word boundaries are ASCII, because text in scripts without spaces may directly adjoin an address or a number.
 # E-mail addresses are therefore limited to Latin, Greek and Cyrillic letters. RFC 5321 allows 64 characters before
 # the @. Without that limit, long words would take hours.
 _EMAIL = re.compile(r'[\w.+À-ӿ-]{1,64}@(?:[\wÀ-ӿ-]+\.)+[A-Za-z]{2,}\b', re.ASCII)
 _CARD = re.compile(r'(?<![\w./-])(?:3[47]|4\d|5[1-5]|2[2-7]|6[05])(?:[ -]?\d){11,17}(?!\w|\.\w)', re.ASCII)
 _IBAN = re.compile(r'\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b', re.ASCII | re.IGNORECASE)
 _PHONE = re.compile(r'(?<!\w)\(\d{3}\) ?\d{3}-\d{4}(?![\w-])', re.ASCII)  # North American format, unlike code
-# Version numbers look like addresses. A preceding word for "version" becomes part of the match, which is then not a
-# valid address.
+# Version numbers look like IP addresses. A preceding word for "version" becomes part of the match, which is then not a
+# valid IP address.
 _IPV4 = re.compile(
     r'(?:(?:versi|верси|版|バージョン|버전)\S{0,4}\W{0,4})?'
     r'(?<![\w.])(?<![=<>~!]=)(?<![a-z]/)\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\w|-[a-z])',
@@ -65,7 +65,7 @@ def _is_telephone(number: str) -> bool:
 
 # Each entry has the kind of number, a quick pattern, the number's full pattern, and a check that the number is valid.
 # Every text with a valid number matches the quick pattern, and few other texts do. Searching for the quick pattern
-# first reduces the time to a third.
+# before the full pattern reduces the time to a third.
 _NUMBERS = (
     ('account', re.compile(r'\d\d(?<=[A-Za-z]{2}\d\d) ?[\dA-Za-z]'), _IBAN, iban.is_valid),
     ('card', re.compile(r'\d(?:[ -]?\d){12}'), _CARD, _is_card),

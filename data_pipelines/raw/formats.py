@@ -31,19 +31,19 @@ from data_pipelines.raw.messages import (
 from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.io.files import digest
 
-_TURN_FIELDS = ('role', 'content', 'said_at')  # the other fields belong to the record
+_TURN_FIELDS = ('role', 'content', 'said_at')  # fields of a message; all other fields are fields of the record
 _MAX_SECONDS = 1e11  # the year 5138; larger numbers are in milliseconds or finer units
 _NUMBER = re.compile(r'\d{10}(?:\d{3}){0,3}(?:\.\d+)?')  # a time in seconds, milli-, micro- or nanoseconds
 _UNSET = ('false', 'no', 'none', 'null', 'nan', '0', '0.0')
 
 
 class RawConversation(TypedDict):
-    """A parsed raw record; `raw.scan` filters it and writes it to a part."""
+    """A conversation parsed from a raw record, before filtering (`raw.scan`)."""
 
     id: str  # as in the data; if the data has no id, a digest of user, system texts and messages
     user_id: str  # as in the data, or a key if a salt is set; '' if the user is unknown
-    began: str  # earliest time stamp in ISO 8601, UTC; '' if the first exchange and the record's creation both lack one
-    ended: str  # latest time stamp; '' if none of the record, the last user turn and its reply has one
+    began: str  # earliest time stamp, ISO 8601 in UTC; '' if the first exchange and the record's creation have none
+    ended: str  # latest time stamp, ISO 8601 in UTC; '' if neither the last exchange nor the record has one
     language: str  # as named in the data; '' if the data does not say
     toxic: bool  # whether any flag marks the record as toxic
     redacted: bool  # whether any flag marks the record as redacted
@@ -63,13 +63,13 @@ def paths_read(fields: Mapping[str, str]) -> list[list[str]]:
 def parse_conversation(
     record: Any, fields: Mapping[str, str], salt: bytes = b'', counts: Counter | None = None
 ) -> RawConversation:
-    """Parse one raw record.
+    """Parse one raw record into a conversation.
 
     Some turns have no time stamp. In WildChat, for example, the record and the replies have time stamps, but user turns
     do not. The times of the conversation are therefore set by these rules:
 
-    - `began` is set only if the first turn or its reply has a time stamp. A later time could let the first turn's
-      persona draw on conversations that had not ended yet.
+    - `began` is set only if the first turn or its reply has a time stamp. If `began` were later, the persona of the
+      first turn could draw on conversations that had not ended yet.
     - `ended` is set only if the record, the last user turn or its reply has a time stamp.
     - If the record says when it was created, that time replaces a missing `began` and, if no message has a time stamp,
       a missing `ended`.
@@ -155,7 +155,13 @@ def _check(turns: Sequence[SpokenTurn]) -> None:
 
 
 def _span(times: Sequence[Sequence[str]], of_record: str, every: Sequence[str]) -> tuple[str, str]:
-    """Return when a conversation began and ended, given the times of each turn and of the record; '' if unknown."""
+    """Return when a conversation began and ended; '' if unknown.
+
+    Args:
+      times: the times of the messages in each turn.
+      of_record: the time at which the conversation ended, as stated in the record.
+      every: the times of all messages, including those that belong to no turn.
+    """
     first_exchange = [time for turn in times[:2] for time in turn]
     last_exchange = [time for turn in times[(len(times) - 1) // 2 * 2 :] for time in turn]
     began = min(filter(None, every)) if any(first_exchange) else ''

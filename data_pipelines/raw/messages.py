@@ -1,4 +1,4 @@
-"""Reads a list of messages in any published layout. Conversations and preferences both use this module.
+"""Reads a list of messages in any published layout, both for conversations and for preferences.
 
 We train only on conversations in which user and assistant alternate. These departures are accepted and counted:
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rlhi_jax.config.stage_keys import INGEST_FIELDS
 from rlhi_jax.data.tree import ROLES, BadRecord
 
-# The defaults of `config.ingest.fields`, for readers that have no such config.
+# The defaults of `config.ingest.fields`, for code that reads messages without that config.
 NAMES: Mapping[str, str] = INGEST_FIELDS.to_config().to_dict()
 
 _TOOL_ROLES = frozenset(
@@ -194,9 +194,9 @@ def values(record: Any, paths: str) -> Iterator[Any]:
 
 
 def value(record: Any, paths: str) -> Any:
-    """Return the first of `values` that is not '' or [].
+    """Return the first value that the paths lead to, skipping '' and [].
 
-    If all values are '' or [], return the first. If there are no values, return None.
+    If all values are '' or [], return the first of them. If there are no values, return None.
     """
     first = None
     for each in values(record, paths):

@@ -1,7 +1,8 @@
-"""Finds near-duplicate openings using MinHash and locality-sensitive hashing.
+"""Finds conversations with similar openings, using MinHash and locality-sensitive hashing (LSH).
 
-The MinHash sketch of an opening is divided into bands. If two openings share a band, their similarity is probably near
-the threshold or above it. Comparing bands needs no index in memory, and only a few numbers per conversation are stored.
+The opening of a conversation is the first `OPENING` words of its first message. The MinHash sketch of an opening is
+divided into bands. If two openings share a band, their similarity is probably near the threshold or above it. Comparing
+bands needs no index in memory, and only one hash per band is stored.
 """
 
 from hashlib import blake2b
@@ -14,14 +15,17 @@ from data_pipelines.text.words import UNSPACED_CHARACTER, words
 PERMUTATIONS = 64
 # In words. Each kana or Han character counts as a word, because these scripts have no spaces.
 SHINGLE, CHARACTER_SHINGLE = 3, 5
-OPENING = 60  # words at the beginning of the first message that count as its opening
+OPENING = 60  # the number of words at the beginning of the first message that are the conversation's opening
 _BLANK = MinHash(PERMUTATIONS, seed=0)
 
 
 def banding(similarity: float) -> tuple[int, int]:
-    """Return the number of bands and the number of sketch values per band that suit a similarity threshold.
+    """Return the number of LSH bands, and the number of MinHash values per band, for a threshold.
 
-    With these numbers, sharing a band is the best test of whether two openings have at least this Jaccard similarity.
+    With these numbers, sharing a band is the best test of whether two openings reach the threshold.
+
+    Args:
+      similarity: the threshold, a Jaccard similarity.
     """
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
     return index.b, index.r
@@ -47,12 +51,12 @@ def shingles(opening: str) -> set[str]:
 
 
 def bands(opening: str, count: int, width: int) -> list[int]:
-    """Return the bands of an opening. Each band is a 64-bit hash of its index and its sketch values.
+    """Return the LSH bands of an opening, each as a 64-bit hash of the band's index and its MinHash values.
 
     Args:
-      opening: the text of the first message.
+      opening: the text of the first message, of which only the first `OPENING` words count.
       count: the number of bands.
-      width: the number of sketch values in each band.
+      width: the number of MinHash values in each band.
     """
     sketch = _BLANK.copy()
     sketch.update_batch([shingle.encode() for shingle in shingles(opening)])

@@ -1,9 +1,9 @@
-"""The first pass of ingest: turns each chunk of a raw file into a parquet part with one row per usable record.
+"""The first pass of ingest: turns each section of a raw file into a parquet file with one row per usable record.
 
-A chunk is a section of a file. Many processes (`raw.worker`) scan chunks in parallel. If a run is killed, the next one
-writes only the missing parts. A part's bytes depend only on its chunk and the rules. For users who have opted out, a
-part contains hashes, numbers and times, but no texts or ids. This is enough for `ingest` to leave these users out
-without changing anything for other users.
+A section is called a chunk, and its parquet file is called a part. Many processes (`raw.worker`) scan chunks in
+parallel. If a run is killed, the next one writes only the missing parts. A part's bytes depend only on its chunk and
+the rules. For users who have opted out, a part contains hashes, numbers and times, but no texts or ids. This is enough
+for `ingest` to leave these users out without changing anything for other users.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         turns=pa.int32(),
         content_hash=pa.uint64(),  # of the user, the system message and the texts
         prefix_hashes=pa.list_(pa.uint64()),  # the same hash of the conversation up to each reply before the last turn
-        bands=pa.list_(pa.uint64()),  # of the opening
+        bands=pa.list_(pa.uint64()),  # LSH bands of the opening, from `raw.near_duplicates`
     )
 )
 
@@ -67,7 +67,8 @@ class Rules:
     Attributes:
       fields: paths keyed by field, as in `config.ingest.fields`.
       filters: which conversations to keep, and whether to scrub personal details.
-      banding: the number of bands per opening, and the number of sketch values per band.
+      banding: for the near-duplicate search, the number of LSH bands and the number of MinHash values per band, from
+        `raw.near_duplicates.banding`.
       salt: the file with the salt for user keys; '' leaves user ids unchanged.
       opt_out: the file with the ids of users who have opted out; '' if there is no such file.
     """
@@ -94,7 +95,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A section of a file: a parquet row group, a byte range of uncompressed JSON lines, or another file as a whole.
+    """A section of a raw file: a parquet row group, a byte range of uncompressed JSON lines, or any other whole file.
 
     Attributes:
       path: the file.
@@ -319,7 +320,7 @@ def part_counts(part: Path) -> Counter:
 
 
 def read_job(path: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]]:
-    """Return a job's rules, the chunks that have no part yet (with their numbers), and the content of the job file."""
+    """Read a job file. Return its rules, the numbers and chunks of its missing parts, and its whole content."""
     job = json.loads(path.read_text())
     rules = Rules(**job['rules'] | {'filters': Filters(**job['rules']['filters'])})
     numbered = enumerate(Chunk(**chunk) for chunk in job['chunks'])
@@ -327,7 +328,7 @@ def read_job(path: Path) -> tuple[Rules, list[tuple[int, Chunk]], dict[str, Any]
 
 
 def work(path: Path, worker: int) -> None:
-    """Write one worker's share of a job's missing parts."""
+    """Write one worker's share of the missing parts of the job in a job file."""
     rules, missing, job = read_job(path)
     for number, chunk in missing:
         if number % job['workers'] == worker:

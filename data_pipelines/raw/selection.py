@@ -1,6 +1,6 @@
-"""Chooses conversations and their splits with DuckDB queries on the hashes, numbers and times in the part files.
+"""Chooses conversations and their splits with DuckDB queries on the parquet files that `raw.scan` writes.
 
-The queries drop duplicates by these rules:
+The queries use only hashes, numbers and times. They drop duplicates by these rules:
 
 - Of exact duplicates (same user, system message and texts), the first record is kept.
 - A record that is a prefix of another record is dropped. (Each API call logs the conversation so far, so only the
@@ -29,8 +29,8 @@ from rlhi_jax.io.files import digest
 
 _EDGES = 2**18  # edges in memory at once
 
-# Removes duplicates, prefixes and shared ids. A conversation without a start time is taken to begin when
-# its first exchange ended, if that exchange was logged as a separate record.
+# Removes duplicates, prefixes and shared ids. If a conversation has no start time, but its first exchange was logged as
+# a separate record, the time at which that exchange ended is used as the start time.
 _KEPT = """
 CREATE VIEW parts AS SELECT * FROM read_parquet('{parts}/*.parquet', hive_partitioning = false);
 CREATE TABLE distinct_records AS SELECT min(position) AS position FROM parts GROUP BY content_hash;
@@ -54,9 +54,9 @@ CREATE TABLE kept AS
   FROM parts SEMI JOIN longest USING (position) LEFT JOIN first_exchanges USING (position);
 """
 
-# Links that must not cross splits: from each conversation in a band to the first conversation in that band, and from
-# each conversation of a user to that user's first conversation. A conversation leaks if another conversation with the
-# same band or user is in a later split, in the order of SPLITS.
+# Links that must not cross splits: from each conversation in an LSH band (`raw.near_duplicates`) to the first
+# conversation in that band, and from each conversation of a user to that user's first conversation. A conversation
+# leaks if another conversation with the same band or user is in a later split, in the order of SPLITS.
 _LINKS = """
 CREATE TABLE banded AS SELECT number, split_rank, unnest(bands) AS band FROM parts JOIN kept USING (position);
 CREATE TABLE shared_bands AS
@@ -70,8 +70,9 @@ CREATE TABLE links AS SELECT DISTINCT * FROM (
   UNION ALL SELECT number, kept.split_rank < users.split_rank, first FROM kept JOIN users USING (user_hash));
 """
 
-# A cluster's name is a digest, because the id of its first conversation may belong to a user who has opted out. Common
-# openings can join many users in one cluster. A cluster larger than the share to hold out goes to the training split.
+# A cluster is a connected component of the links. Its name is a digest, because the id of its first conversation may
+# belong to a user who has opted out. Common openings can join many users in one cluster. A cluster larger than the
+# share to hold out goes to the training split.
 _SPLIT = """
 CREATE TABLE clusters AS
   SELECT component, cluster, size,
@@ -115,7 +116,8 @@ def _remedy(counts: Counter) -> str:
 def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, counts: Counter) -> None:
     """Create the table `chosen` of kept conversations with their splits and clusters. Count dropped records by reason.
 
-    Also create the view `parts`, which contains all records from the scan. The column `position` is the key of both.
+    Also create the view `parts`, which contains all records from the scan. The key of `chosen` and of `parts` is the
+    column `position`.
 
     Raises:
       UserError: there is no usable conversation.

@@ -263,7 +263,7 @@ def _examples(card: Mapping[str, Any]) -> list[str]:
 
 
 def _opening(opening: Mapping[str, Any]) -> list[str]:
-    """Return the opening as Markdown: the loop's summary, its models and, if it has not finished, its progress."""
+    """Return the card's beginning: the loop's summary, its models and, if the loop has not finished, its progress."""
     blocks = [escaped(opening['summary'])] if opening else []
     if models := opening.get('models'):
         blocks.append(', '.join(f'{_words(name)}: {escaped(model)}' for name, model in models.items()))
@@ -298,7 +298,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     """Return a data card as Markdown.
 
     Args:
-      card: the result of `data_pipelines.card.describe`. The Markdown keeps the order of its sections.
+      card: the result of `data_pipelines.card.describe`. The Markdown keeps the order of the card's sections.
     """
     blocks = [
         '# Data card',

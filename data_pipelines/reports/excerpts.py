@@ -1,4 +1,4 @@
-"""Draws examples of records, and cuts their texts for the terminal."""
+"""Draws examples of records, and shortens their texts for the terminal."""
 
 import bisect
 import textwrap
@@ -10,7 +10,7 @@ from rlhi_jax.io.files import digest
 
 WIDTH = 110  # columns
 _INDENT, _NAME_WIDTH = 4, 11
-_READ = 4000  # only this many characters of a text are read
+_READ = 4000  # characters at the beginning of a text from which its excerpt is made
 
 
 def readable(text: str) -> str:

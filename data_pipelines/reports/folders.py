@@ -57,8 +57,8 @@ class Folder(NamedTuple):
 def folders(config: ConfigDict) -> tuple[list[Folder], list[str]]:
     """Return the finished folders that the config points to, and the names of missing folders.
 
-    A folder is named by its key in `config.data`. If a key lists several folders, each is named by its relative path.
-    Paths are relative to the deepest folder that contains all folders named in this way.
+    A folder's name is its key in `config.data`. If a key lists several folders, the name of each is its path relative
+    to the deepest folder that contains all folders listed in this way.
     """
     stages = {kind: stage_named(stage_of(kind)) for kind in base_config().data}
     paths = {

@@ -90,7 +90,11 @@ def of_conversations(records: Iterable[Conversation], manifest: Manifest) -> dic
 
 
 def of_follow_ups(records: Iterable[FollowUp], manifest: Manifest) -> dict[str, Any]:
-    """Return the number, share and mean confidence of turns per label, and the number of mined turns per split."""
+    """Summarise the labels of follow-ups.
+
+    The result contains the number, share and mean confidence of the turns with each label, and the number of turns in
+    each split that are marked as `mined`, that is, labelled as feedback with enough confidence.
+    """
     turns: Counter = Counter()
     confidence: Counter = Counter()
     mined: Counter = Counter()
@@ -115,7 +119,7 @@ def of_personas(records: Iterable[TurnPersona], manifest: Manifest) -> dict[str,
 
 
 def of_rewrites(records: Iterable[Rewrite], manifest: Manifest) -> dict[str, Any]:
-    """Count the rewrites in each split, and summarise their gains (nats)."""
+    """Count the rewrites in each split, and summarise their gains (nats; see `data_pipelines/rewrites.py`)."""
     splits: Counter = Counter()
     gains: Counter = Counter()
     for record in records:
@@ -153,7 +157,7 @@ def of_pairs(records: Iterable[PreferenceRecord | RatedReply], manifest: Manifes
     """Count pairs by split, source and user, and summarise the lengths of their replies.
 
     The result also contains the share of pairs whose chosen reply is longer than the rejected one, and the result of
-    the artefact probe.
+    the artefact probe, a classifier that tells chosen from rejected replies by their text alone.
     """
     splits: dict[str, Counter] = defaultdict(Counter)
     sources: dict[str, Counter] = defaultdict(Counter)
