@@ -7,7 +7,7 @@ The users' conversations with the model, and a teacher's answers about them, are
 pairs are rewrites; `examples/config.py` also trains a reward model and chooses among sampled replies.
 
 Result: a policy as a Hugging Face folder, and a report that says how well the policy follows the personas of 24 new
-users before and after training. Its figures are not evidence, so they are not recorded.
+users before and after training. The report's figures are not evidence, so they are not recorded.
 Hardware and time: two CPU cores, about seven minutes.
 Command:
 
@@ -23,7 +23,7 @@ def get_config(variant: str = ''):
     c.model.path = 'runs/smollm2'
     c.teacher.path, c.teacher.model = 'http://localhost:8123/v1', 'qwen2.5-coder-1.5b-instruct'
     c.teacher.cache = 'examples/simulated/answers.jsonl'  # recorded, so nothing is sent to the teacher
-    c.follow_ups.labeller = 'policy'  # the teacher labels every turn `clarification`
+    c.follow_ups.labeller = 'policy'  # this small teacher would label every turn `clarification`
     c.loop.method = 'rewrites'
     c.loop.simulated = True
     c.data.raw = 'examples/simulated/conversations'

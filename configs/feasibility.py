@@ -5,8 +5,9 @@
     --config=configs/feasibility.py:complaints   inferred personas, and pairs made only from complaints
     --config=configs/feasibility.py:oracle,smoke   a few replies and pairs, in two minutes; also for the other variants
 
-Result (`tests/benchmarks/results/feasibility.json`): in the oracle variant, the gap in satisfaction between a
-user's own persona and another user's rises by 0.175 [0.067, 0.300]. In the other two variants, it does not rise.
+Result (`tests/benchmarks/results/feasibility.json`): in the oracle variant, training raises the gap (satisfaction under
+a user's own persona minus satisfaction under another user's persona) by 0.175 [0.067, 0.300]. In the other two
+variants, the gap does not rise.
 Hardware and time: two CPU cores, about half an hour for each variant.
 Command (`launch/feasibility.sh` runs all three):
 

@@ -40,7 +40,7 @@ def get_config(variant: str = ''):
     c.optimizer.learning_rate = 3e-5 if is_reward else 5e-6
     c.dpo.beta = 0.1
     c.eval.batch_rows = 1
-    c.eval.max_trees = 48 if is_reward else 32  # minutes, not hours, on two cores
+    c.eval.max_trees = 48 if is_reward else 32  # the evaluation takes minutes on two cores
     c.checkpoint.every_steps = 10
     if smoke:
         c.train.max_steps = 3

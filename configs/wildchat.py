@@ -6,8 +6,9 @@
 The file has no user ids, so a persona is made from a user's first two turns, and pairs come from later turns.
 
 Result (`tests/benchmarks/results/wildchat.json`): the loop runs to its end, but SmolLM2-135M as its own teacher cannot
-rewrite replies in response to feedback: of 50 pairs that we read, 2 are right, and the artefact probe rejects such
-pairs. The loop needs a strong teacher (`config.teacher.path`).
+rewrite replies in response to feedback. Of 50 pairs that we read, 2 are right. The check for artefacts, which tries to
+tell chosen from rejected replies without their requests, rejects such pairs. The loop needs a strong teacher
+(`config.teacher.path`).
 Hardware and time: two CPU cores, an hour and a half.
 Command (`launch/wildchat.sh` also trains the head):
 

@@ -1,4 +1,4 @@
-"""Shows examples of labels, of pairs, and of remarks that yielded no claim.
+"""Shows examples of labelled turns, of preference pairs, and of remarks that yielded no persona claim.
 
     python -m data_pipelines.show follow_ups --config=configs/NAME.py [--workdir=DIR] [--samples=N] [--label=LABEL]
     python -m data_pipelines.show pairs      --config=configs/NAME.py [--workdir=DIR] [--samples=N]
@@ -6,13 +6,13 @@
 
 - `follow_ups` prints the number of turns with each label, and examples. Each example shows the request, the reply and
   the turn that follows. It also shows the label's confidence, the words that support the label, and whether the turn is
-  mined as feedback.
+  mined: whether rewrites and personas are made from it.
 - `pairs` prints the number of preference pairs of each kind, and examples: the persona, the request, and the chosen and
   the rejected reply. With --workdir, these are the pairs of the training run that `config.objective` names.
-- `dropped` prints the number of remarks that yielded no claim, grouped by reason, and examples. If the remark itself
-  broke a rule, the teacher was not asked about it. Otherwise, the teacher's sentences broke a rule. These sentences are
-  shown only if `config.teacher.cache` still contains them, because nothing else stores them. Deleted users and claims
-  are left out.
+- `dropped` prints the number of remarks (turns with feedback) that yielded no claim for a persona, grouped by reason,
+  and examples. If the remark itself broke a rule, the teacher was not asked for claims. Otherwise, every sentence that
+  the teacher wrote broke a rule. These sentences are shown only if `config.teacher.cache` still contains them, because
+  nothing else stores them. Deleted users and claims are left out.
 
 The examples are drawn by a hash of their ids, so they are the same each time. Long texts are cut. Users' texts are
 printed, but not written to any file.
@@ -58,7 +58,7 @@ REPLY_LINES = 6  # maximum number of lines of a reply in a pair
 
 
 def follow_ups(config: ConfigDict, samples: int, label: str = '') -> str:
-    """Return a report with the number of turns and examples for each label, or for one label.
+    """Return a report on the labelled turns: for each label, or for one label, the number of turns and examples.
 
     Raises:
       UserError: the label is unknown.
@@ -87,7 +87,7 @@ def follow_ups(config: ConfigDict, samples: int, label: str = '') -> str:
 
 
 def pairs(config: ConfigDict, samples: int) -> str:
-    """Return a report with the number of pairs and examples for each kind of pair."""
+    """Return a report on the preference pairs: for each kind of pair, the number of pairs and examples."""
     folder = input_folder(config, 'pairs')
     records = itertools.chain.from_iterable(stream_records(folder / f'{split}.jsonl') for split in MINED_SPLITS)
 
@@ -106,13 +106,13 @@ def dropped(config: ConfigDict, samples: int) -> str:
     """Return a report on the remarks that yielded no claim: for each reason, the number of remarks and examples.
 
     Raises:
-      UserError: the store is out of date, so it does not show which remarks were dropped.
+      UserError: the persona store is out of date, so it does not show which remarks were dropped.
     """
     folder = input_folder(config, 'personas')
     if stage_named('personas').state(config) is not State.UP_TO_DATE:
         raise UserError(
-            f'config.data.personas: {folder} was made with different input or settings, or by another version of the '
-            "stage: rerun the 'personas' stage"
+            f'config.data.personas: {folder} was made with different input or settings, or by a different version of '
+            "the stage: rerun the 'personas' stage"
         )
 
     def example(remark: DroppedRemark) -> list[str]:

@@ -164,5 +164,5 @@ def test_a_cache_that_cannot_be_used_or_changed(path, monkeypatch):
             forget_answers(str(path), ['zebra'])
     assert path.read_bytes() == before
     path.write_text(json.dumps('zebra') * 999)
-    with pytest.raises(UserError, match='cannot use .* as a cache .*: set it to a different file'):
+    with pytest.raises(UserError, match='cannot use .* as a cache .*: set the key to a different file'):
         forget_answers(str(path), ['zebra'])

@@ -67,7 +67,7 @@ def test_recorded_replies_are_found_without_asking(config, record):
 @pytest.mark.parametrize('change', [('seed', 1), ('teacher.model', 'other'), ('sampler.temperature', 0.5)])
 def test_a_request_that_is_not_recorded_is_refused(config, record, tmp_path, change):
     config.update_from_flattened_dict(dict([change]))
-    with pytest.raises(UserError, match='do not cover this config and data: set it to a path'):
+    with pytest.raises(UserError, match='do not cover this config and data: set the key to a path'):
         ask(config, tmp_path / 'again')
 
 

@@ -31,6 +31,8 @@ def personas_by_condition(
 
     Args:
       users: the simulated users, keyed by user id.
+      prompts: the prompts that need personas.
+      counts: receives the number of prompts left out for each reason.
     """
     inferred = user_personas(config) if config.data.personas else None
     steady = {

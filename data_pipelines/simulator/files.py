@@ -1,4 +1,4 @@
-"""Read back the files that the simulator wrote."""
+"""Read the files of simulated users and of their prompts that `data_pipelines.sources.simulated` wrote."""
 
 from pathlib import Path
 

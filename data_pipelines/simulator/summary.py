@@ -15,18 +15,20 @@ Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condit
 
 
 def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return each model's satisfaction under each condition, each model's gap (own − other), and the gap's change.
+    """Compare how well models satisfy users under each persona condition, over all tastes and for each taste alone.
 
-    The change is the last model's gap minus the first model's gap. Every number is a mean over the prompts that all
-    models answered in all conditions, with a 95 % interval from a bootstrap over users. Users with a held-out taste
-    count only in `by_taste`, which compares the models on one taste at a time.
+    For each model, the result contains the satisfaction under each condition, and the `gap`: the satisfaction under the
+    condition 'own' minus the satisfaction under 'other'. `gap_change` is the last model's gap minus the first model's
+    gap. Every number is a mean over the prompts that all models answered in all conditions, with a 95 % interval from
+    a bootstrap over users. Users with a held-out taste count only in `by_taste`, which compares the models on one taste
+    at a time.
 
     Args:
       by_model: folders of the stage `satisfaction`, keyed by model name.
       held_out: tastes that only users in the test split have.
 
     Raises:
-      NothingToEvaluate: a model has no replies under the condition own or other, or no prompt is left.
+      NothingToEvaluate: a model has no replies under the condition 'own' or 'other', or no prompt is left.
     """
     tables = _read(by_model)
     answered = [set(table) for by_condition in tables.values() for table in by_condition.values()]
@@ -36,8 +38,8 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     known = [name for name in shared if not set(met[name]) & set(held_out)]
     if not known:
         raise NothingToEvaluate(
-            'users without held-out tastes (config.simulated.held_out) have no prompt that was answered in every '
-            'condition: raise config.simulated.users.test'
+            'no prompt of a user without held-out tastes (config.simulated.held_out) was answered by all models in '
+            'all persona conditions: raise config.simulated.users.test'
         )
     users = {name: first[name]['user_id'] for name in shared}
     result = _compare(tables, known, lambda record: record['satisfaction'])
@@ -59,14 +61,18 @@ def _read(by_model: Mapping[str, Path]) -> Tables:
             tables.setdefault(model, {}).setdefault(record['condition'], {})[record['id']] = record
         if not {'own', 'other'} <= tables.get(model, {}).keys():
             raise NothingToEvaluate(
-                f"the evaluation {folder.name!r} lacks replies under the user's own persona or another user's: raise "
+                f"the evaluation {folder.name!r} lacks replies under the persona condition 'own' or 'other': raise "
                 'config.sampler.prompt_tokens'
             )
     return tables
 
 
 def _compare(tables: Tables, names: Sequence[str], value: Callable[[SatisfactionRecord], float]) -> dict[str, Any]:
-    """Return the mean of a value for each model and condition, each model's gap (own − other), and the gap's change."""
+    """Compare the models by one value of a reply, such as the satisfaction with it.
+
+    The result contains the mean of the value for each model and condition, each model's gap (the mean under 'own' minus
+    the mean under 'other'), and the last model's gap minus the first model's gap (`gap_change`).
+    """
     first, last = next(iter(tables)), next(reversed(tables))
     users = {name: tables[first]['own'][name]['user_id'] for name in names}
 

@@ -27,7 +27,7 @@ class Side:
 
     Attributes:
       check: a function that returns whether a reply satisfies this side.
-      personas: sentences in which users describe themselves, keyed by split.
+      personas: sentences for a persona that ask for this side, keyed by split.
       complaints: follow-ups to a reply that fails the check, keyed by split.
     """
 

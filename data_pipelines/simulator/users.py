@@ -69,7 +69,7 @@ def population(config: ConfigDict) -> list[SimulatedUser]:
             choice = choices[number % len(choices)]
             name = f'{ID_PREFIXES[split]}-{number:03d}'
             user = SimulatedUser(id=name, split=split, tastes=choice, flips='', depends='')
-            # Of every `special_every` users, the first has a `flips` taste and the second a `depends` taste.
+            # Of every `special_every` users, the first has the field `flips` set and the second has `depends` set.
             if settings.special_every and number % settings.special_every < 2:
                 user[('flips', 'depends')[number % settings.special_every]] = next(iter(choice))
             users.append(user)
@@ -88,11 +88,13 @@ def _check_tastes(tastes: Sequence[str], held_out: Sequence[str]) -> None:
             raise UserError(f'config.simulated.{key}: {taste!r} is not a known taste: choose from {", ".join(TASTES)}')
     if in_both := set(held_out) & set(tastes):
         raise UserError(
-            f'config.simulated.held_out: {min(in_both)!r} is also in config.simulated.tastes: remove it from one list'
+            f'config.simulated.held_out: {min(in_both)!r} is also in config.simulated.tastes: remove it from one of '
+            'the two keys'
         )
     if len(tastes) < 3:
         raise UserError(
-            f'config.simulated.tastes is {",".join(tastes)!r}: list at least three, so that splits can differ'
+            f'config.simulated.tastes is {",".join(tastes)!r}: list at least three tastes, because no combination of '
+            'tastes may occur in two splits'
         )
 
 
@@ -100,8 +102,9 @@ def combinations(tastes: Sequence[str], split: str) -> list[Tastes]:
     """Return the combinations of tastes that users in a split may have. No combination occurs in two splits.
 
     - Test users have two tastes, with all combinations of sides.
-    - Training and validation users have three tastes. The number of tastes with the second side is even for training
-      users and odd for validation users. In both splits, the sides are balanced, so no taste predicts another.
+    - Training and validation users have three tastes. The number of tastes for which they prefer the second side in
+      `TASTES` is even for training users and odd for validation users. In both splits, the sides are balanced, so no
+      taste predicts another.
     - Some training users have a single taste.
     """
 
@@ -172,6 +175,9 @@ def follow_up(user: SimulatedUser, tastes: Tastes, request: Request, reply: Repl
     """Return a user's follow-up to a reply: a complaint about a taste that the reply does not satisfy, or thanks.
 
     If the reply is not valid, the user asks again instead. A reply that was cut off is checked as if it had finished.
+
+    Args:
+      number: the request's number. It seeds the choice of words.
     """
     rng = np.random.default_rng(int(digest(user['id'], number)[:12], 16))
     if not valid(reply.text, request, True):

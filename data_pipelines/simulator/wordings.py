@@ -1,4 +1,4 @@
-"""Sentences in which simulated users describe themselves or complain, grouped by taste, side and split.
+"""Sentences for the personas and the complaints of simulated users, grouped by taste, side and split.
 
 No three consecutive words of a persona occur in a persona from another split.
 """

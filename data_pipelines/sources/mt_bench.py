@@ -67,7 +67,7 @@ def read_votes(path: Path, counts: Counter) -> list[Record]:
 
 
 def leanings(vote: Record) -> dict[str, int]:
-    """Return, for each taste, 1 if the chosen reply suits it better, -1 if the rejected one does, and 0 otherwise."""
+    """Return, for each taste, 1 if the chosen reply satisfies it better, -1 if the rejected one does, otherwise 0."""
     chosen, rejected = vote['chosen'][-1]['content'], vote['rejected'][-1]['content']
     return {name: (measure(chosen) > measure(rejected)) - (measure(chosen) < measure(rejected))
             for name, measure in TASTES.items()}  # fmt: skip
@@ -76,8 +76,8 @@ def leanings(vote: Record) -> dict[str, int]:
 def persona(votes: list[Record]) -> str:
     """Return a judge's persona, based on the given votes.
 
-    The persona mentions a taste only if at least `MIN_VOTES` of the votes compare replies that differ in that
-    respect.
+    The persona mentions a taste only if, in at least `MIN_VOTES` of the votes, one reply satisfies it better than the
+    other.
     """
     phrases = []
     for name in TASTES:

@@ -17,7 +17,9 @@ from rlhi_jax.cli.program import require_flags, run, start
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_flags('conversations', 'survey')
     flags.DEFINE_float(
-        'min_rating_gap', 10.0, 'Smallest allowed difference between the best and the worst rating (1 to 100).'
+        'min_rating_gap',
+        10.0,
+        'Smallest difference between the best and the worst rating (each from 1 to 100) for which a pair is made.',
     )
     start()
 

@@ -35,7 +35,7 @@ def named_file(flag: str) -> Path:
     """
     path = Path(flags.FLAGS[flag].value)
     if not path.is_file():
-        raise UserError(f'--{flag}={path} does not exist: set it to the published {flag}.jsonl')
+        raise UserError(f'--{flag}={path} does not exist: set the flag to the path of the published {flag}.jsonl')
     return path
 
 

@@ -1,4 +1,4 @@
-"""The built-in source: raw conversations in which simulated users make everyday requests and complain about replies.
+"""Makes raw conversations in which simulated users make everyday requests and complain about a model's replies.
 
     python -m data_pipelines.sources.simulated --config=configs/NAME.py
 
@@ -129,8 +129,8 @@ def _converse(task: Task, openings: Sequence[Asked], counts: Counter) -> dict[st
         user, number, request = asked
         if not replies[asked.name]:
             raise UserError(
-                f'config.sampler.prompt_tokens is {config.sampler.prompt_tokens}, too few for {request.text!r}: raise '
-                'it'
+                f'config.sampler.prompt_tokens is {config.sampler.prompt_tokens}, but the request {request.text!r} has '
+                'more tokens: raise config.sampler.prompt_tokens'
             )
         (reply,) = replies[asked.name]
         tastes = tastes_at(user, number, config.simulated.conversations, request)

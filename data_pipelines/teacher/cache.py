@@ -42,7 +42,7 @@ class AnswerCache:
 
     def __init__(self, path: str):
         self._path = path
-        with self._usable('set it to a different file'):
+        with self._usable('set the key to a different file'):
             if path:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 Path(path).touch(mode=0o600)
@@ -72,7 +72,7 @@ class AnswerCache:
             self._add_authors([name], authors)
 
     def add_authors(self, names: Iterable[str], authors: Iterable[str]) -> None:
-        """Add authors to the requests in `names` that have a stored answer."""
+        """Add authors to the stored answers of the requests whose digests are in `names`."""
         with self._transaction():
             self._add_authors(names, authors)
 

@@ -23,9 +23,9 @@ from rlhi_jax.io.errors import UserError
 
 PATIENCE = 5  # an answer must be complete within this many timeouts; some servers send blanks while a request waits
 LONGEST_ANSWER = 32 * 2**20  # bytes, decompressed
-MAX_TOKENS = 10**9  # largest token count that an answer may report; sums must fit in the journal
-_OF_THE_TRANSFER = ('content-encoding', 'content-length', 'transfer-encoding')  # describe the body before decompression
-# Wordings used by OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini and xAI.
+MAX_TOKENS = 10**9  # largest token count that an answer may report, so that the journal can add up the counts
+_OF_THE_TRANSFER = ('content-encoding', 'content-length', 'transfer-encoding')  # true only before decompression
+# How OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini and xAI say that a request is too long.
 _TOO_LONG = re.compile(
     r'context[ _](length|size|window)|maximum (model|prompt) length|max_new_tokens|prompt is too long'
     r'|input token count',
@@ -37,7 +37,8 @@ _OPTIONAL = {  # optional request fields, and how error messages refer to them
     'top_p': re.compile(r'\btop_p\b'),
 }
 _EXTRA = ('top_k', 'min_p', 'repetition_penalty')  # fields that many servers take, but OpenAI's client does not know
-_FINISHED = ('stop', 'eos_token', 'end_turn', 'stop_sequence')  # OpenAI, TGI, Anthropic
+# Finish reasons of complete answers: OpenAI's, TGI's and two of Anthropic's.
+_FINISHED = ('stop', 'eos_token', 'end_turn', 'stop_sequence')
 
 
 class Completion(NamedTuple):
@@ -64,8 +65,8 @@ class Endpoint:
     """A client for the endpoint at `config.teacher.path`, for use as an async context manager.
 
     Args:
-      learned: maps each request field that the endpoint rejects to the name that it expects instead, or to '' if the
-        field must be omitted. An entry is added whenever an error message shows what to change.
+      learned: maps each request field that the endpoint rejects to the name that the endpoint expects instead, or to
+        '' if the field must be omitted. An entry is added whenever an error message shows what to change.
 
     Raises:
       UserError: the API key is not one line of printable ASCII characters.
@@ -77,7 +78,7 @@ class Endpoint:
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(
                 f'environment variable {teacher.key_variable} (config.teacher.key_variable) does not contain a '
-                'valid key: set it to one line of printable ASCII characters'
+                'valid key: set the variable to one line of printable ASCII characters'
             )
         self._client = openai.AsyncOpenAI(
             base_url=teacher.path,
@@ -168,7 +169,7 @@ class Endpoint:
             400: 'change what the endpoint objects to',
             401: f'put the key for this endpoint in the {key}',
             403: f'check the permissions of the key in the {key}',
-            404: 'check config.teacher.model and the path, which often ends in /v1',
+            404: 'check config.teacher.model and config.teacher.path (it often ends in /v1)',
             422: 'change what the endpoint objects to',
             429: 'lower config.teacher.concurrency',
         }.get(status, 'check that the server is running')
@@ -181,7 +182,7 @@ class Endpoint:
 
 
 def _status_and_body(error: openai.APIError) -> tuple[int, str]:
-    """Return the status and body of an answer, or 0 and the cause if there was no answer."""
+    """Return the HTTP status and the body of the endpoint's response, or 0 and the cause if there was no response."""
     if isinstance(error, openai.APIStatusError):
         return error.status_code, error.response.text
     cause = error.__cause__ or error
@@ -192,7 +193,7 @@ class _Client(openai.DefaultAsyncHttpxClient):
     """A client that treats a response without a completion as a failed request, and an endless answer as a timeout.
 
     Args:
-      longest: maximum number of seconds from a request to the end of its answer, even if parts of it keep arriving.
+      longest: maximum number of seconds from a request to the end of its answer, even if data keeps arriving.
     """
 
     def __init__(self, longest: float):
@@ -244,7 +245,7 @@ def _echoes(key: str) -> list[str]:
 def _completion(body: bytes) -> tuple[Completion, bool]:
     """Return the completion in an answer, and whether the answer states both token counts.
 
-    If it does not, both counts are 0 in the completion.
+    If a count is missing, both counts are 0 in the completion.
 
     Raises:
       ValueError: the answer is not a completion.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from data_pipelines.teacher.completions import Completion
 
 Messages = list[Message]
-Key = tuple[str, str, int]  # kind, id, number
+Key = tuple[str, str, int]  # 'reply' or 'answer'; id of the prompt or question; number of the sample or attempt
 
 
 class Question(NamedTuple):
@@ -45,7 +45,7 @@ class Question(NamedTuple):
 
     Attributes:
       id: the question's id.
-      turns: turns that end with a user turn.
+      turns: the turns to send; the last one is a user turn.
       schema: a JSON schema for the answer.
       authors: the ids of the authors of the text in the turns; empty if they are unknown.
     """
@@ -110,7 +110,7 @@ def cached_replies(config: ConfigDict, prompts: Sequence[Prompt]) -> dict[str, l
 
 
 def _answers_at(path: str) -> AnswerCache | RecordedAnswers:
-    """Open `config.teacher.cache`: recorded answers if its name ends in .jsonl, and a cache otherwise."""
+    """Open the file at `config.teacher.cache`: recorded answers if the path ends in .jsonl, and a cache otherwise."""
     return RecordedAnswers(path) if path.endswith(SUFFIX) else AnswerCache(path)
 
 
@@ -144,12 +144,13 @@ def answers(
     object.
 
     The schema is stated in the last message and in `response_format`. The first attempt is sampled at
-    `config.teacher.temperature`.
-    After an unacceptable answer, the question is asked again at `config.sampler.temperature`, with a new seed each
-    time. A question is asked at most `config.teacher.attempts` times in all.
+    `config.teacher.temperature`. After an unacceptable answer, the question is asked again at
+    `config.sampler.temperature`, with a new seed each time. A question is asked at most `config.teacher.attempts` times
+    in all.
 
     Args:
-      task: the stage's task. Its `made_from` must cover the questions and everything that `accept` depends on.
+      task: the stage's task. Its `made_from` (the inputs and settings in the manifest) must cover the questions and
+        everything that `accept` depends on.
       accept: a pure function that returns whether an answer to a question is acceptable. When interrupted work resumes,
         it is called with the same answers again.
 
@@ -218,7 +219,7 @@ def _settle_all(
         return
     if any(importlib.util.find_spec(name) is None for name in ('openai', 'jsonschema')):
         raise UserError(
-            "config.teacher.path is an endpoint: install the packages it needs with `pip install -e '.[endpoint]'`"
+            "config.teacher.path is an endpoint: install the packages for endpoints with `pip install -e '.[endpoint]'`"
         )
     from data_pipelines.teacher.completions import Endpoint
 
@@ -319,7 +320,7 @@ def _request(
 
 
 def _processors(config: ConfigDict) -> dict[str, Any]:
-    """Return the sampler settings that many servers accept under the same names, without settings that are off."""
+    """Return the sampler settings, except those that are off, that many servers accept under the same names."""
     settings = settings_identity(config, 'sampler')
     return {name: settings[name] for name in ('top_k', 'min_p', 'repetition_penalty', 'stop') if name in settings}
 

@@ -31,7 +31,7 @@ BLOCK = 16  # prompts that are scored together before their scores are added to 
 def model_identity(config: ConfigDict, path: str) -> dict[str, Any]:
     """Return the properties that determine a model's replies and scores: weights, template, control tokens and dtype.
 
-    For an endpoint, return the model name and the sampling settings.
+    For an endpoint, return the settings that affect its answers (`endpoint.identity`).
     """
     if is_endpoint(path):
         return endpoint.identity(config)
@@ -101,6 +101,11 @@ def scores(
 
     The score of a candidate that is too long for a row is None. A model with a reward head gives rewards; any other
     model gives log-probabilities in nats. The model is loaded only if scores are missing from the journal.
+
+    Args:
+      items: the prompts, each with its candidates.
+      capacities: the capacities of the rows that are scored.
+      sees_persona: whether the model sees the personas.
     """
     journal = task.journal
     # A score's last bits depend on what else is in its row, so an interruption must not change the blocks.
@@ -124,7 +129,8 @@ def score(
 
     Args:
       config: the config.
-      arguments: the arguments `model_path` (as 'model'), `capacities` and `sees_persona` of `scores`, in JSON's types.
+      arguments: three arguments of `scores` as JSON values: `model_path` (under the key 'model'), `capacities` and
+        `sees_persona`.
       blocks: the candidates, in blocks that are scored together.
     """
     if blocks:

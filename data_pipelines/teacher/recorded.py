@@ -27,8 +27,8 @@ class RecordedAnswers:
             lines = Path(path).read_bytes().splitlines()
         except OSError as error:
             raise UserError(
-                f'config.teacher.cache: cannot read the recorded answers in {path} ({error.strerror}): set it to an '
-                'existing file of answers'
+                f'config.teacher.cache: cannot read the recorded answers in {path} ({error.strerror}): set the key to '
+                'an existing file of recorded answers'
             ) from None
         for number, line in enumerate(lines, start=1):
             try:
@@ -36,7 +36,7 @@ class RecordedAnswers:
                 self._answers[answer['request']] = str(answer['text']), bool(answer['finished'])
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
-                    f'config.teacher.cache: {path}, line {number} is not a recorded answer: fetch the file again'
+                    f'config.teacher.cache: {path}, line {number} is not a recorded answer: restore the file'
                 ) from None
 
     def get(self, name: str) -> tuple[str, bool] | None:
@@ -46,8 +46,8 @@ class RecordedAnswers:
     def refuse_new(self) -> None:
         """Raise UserError: new answers cannot be added to the file, so the teacher must not be asked for any."""
         raise UserError(
-            f'config.teacher.cache: the answers recorded in {self._path} do not cover this config and data: set it to '
-            'a path that does not end in .jsonl, so that the teacher is asked'
+            f'config.teacher.cache: the answers recorded in {self._path} do not cover this config and data: set the '
+            'key to a path that does not end in .jsonl, so that the teacher is asked'
         )
 
     def put(self, name: str, text: str, finished: bool, authors: Iterable[str]) -> None:

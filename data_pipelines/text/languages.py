@@ -47,13 +47,13 @@ _WHY_UNSPACED = re.compile('为什么|為什麼|为何|なぜ|どうして|왜|�
 _NEGATED_WITHIN = 5  # a negation counts if it is at most this many words before the name
 _CLAUSE_ENDS = re.compile(r'[.!?;:,\n。！？；，、؟،]+')
 _UNSPACED = re.compile(r'[\u0600-\u06ff\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]')
-_ALSO_VERBS = {'polish'}
+_ALSO_VERBS = {'polish'}  # names of languages that are also verbs
 FEW_WORDS = 3  # a remark with at most this many words asks for any language it names: "French, please"
 
 
 @functools.cache
 def _identifier() -> LanguageIdentifier:
-    """Load the identifier for languages with two-letter codes; the other languages are mostly dialects of these."""
+    """Load py3langid, limited to languages with two-letter codes; the others are mostly dialects of these."""
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=MIN_CONFIDENCE)
     identifier.set_languages([label for label in identifier.labels if len(label) == 2 or label == _NO_LANGUAGE])
     return identifier

@@ -23,8 +23,8 @@ _WORDS = lexicon('styles')
 _NEGATION, _UNSPACED, _NO_NEGATION = (
     pattern(terms(_WORDS[name])) for name in ('negations', 'unspaced_negations', 'no_negations')
 )
-# At most three words, or four characters that do not begin another wish, come between a negation and the negated word.
 _CLAUSE = 300  # characters before a word that are searched for a negation
+# At most three words, or four characters that do not begin another wish, come between a negation and the negated word.
 _BEFORE = re.compile(rf'(?:(?:{_NEGATION})(?: [\w\'"]+){{0,3}}|(?:{_UNSPACED})[^\W要请而]{{0,4}}) ?$')
 _IDLE = re.compile(rf"{_NO_NEGATION}|(?:\bnot|n't|\bnever) mind\b[^.!?;:,\n]*")
 _IN_LANGUAGE = r'(?:\b(?:in|into|to|auf|ins|en|em|an|use|speak|write|translate|на|по)[ -]|用|以|说|成)(?:{})'
@@ -62,7 +62,7 @@ def _styles(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _simplified(text: str) -> str:
-    """Apply `plain`, and remove phrases that only look negative ("not enough") and things the user does not mind."""
+    """Apply `plain`, and remove phrases that only look negative ("not enough") or say what the user does not mind."""
     return _IDLE.sub('', plain(text)).replace('no longer', 'not')
 
 

@@ -71,7 +71,7 @@ def conversation(example: Example, split: str) -> Conversation:
     return Conversation(split=split, messages=_rows(example['messages']), **texts)
 
 
-# Fields that only some pairs have, each with the name of the count of such pairs in the manifest of the shards.
+# Fields that only some pairs have, and how the shards' manifest names the number of pairs with each field.
 OPTIONAL_FIELDS = dict(margin='pairs_with_margin', chosen_prompt='pairs_in_hindsight')
 
 
@@ -179,7 +179,7 @@ class Interactions(_Builder, skip_registration=True):  # readers take the featur
     """Interaction trees. Each has a persona, the messages of all branches of a conversation, and pairs of replies.
 
     Attributes:
-      fields: the optional fields of its pairs; needed to build the data set, but not to read it.
+      fields: the optional fields of the pairs; needed to build the data set, but not to read it.
     """
 
     def __init__(self, *, fields: tuple[str, ...] = (), **options: Any):

@@ -1,4 +1,6 @@
-"""The teacher's prompts: one Jinja file per task. Their digests are part of a stage's `made_from`.
+"""The teacher's prompts: one Jinja file per task.
+
+Their digests are part of a stage's `made_from`, so a changed prompt makes the stage's output out of date.
 
 Prompts for an instruction-following teacher wrap user text in tags, using the filter `delimited`. Each of these prompts
 also includes `marks.jinja`, which says that nothing inside the tags is an instruction. The prompt `rewrite` does
