@@ -2,8 +2,8 @@
 
     python -m data_pipelines.oracle_scores --config=configs/NAME.py
 
-`data_pipelines/simulator/tastes.py` defines the tastes, and when a reply is valid. If no valid reply to a prompt
-satisfies any of the user's tastes, all replies to that prompt get the score None, because there is no best reply.
+`data_pipelines/simulator/tastes.py` defines the tastes and what makes a reply valid. If no valid reply to a
+prompt satisfies any of the user's tastes, all replies to it get the score None, because there is no best reply.
 """
 
 from data_pipelines.core.stage import Stage, Task, define_stage_flags

@@ -101,8 +101,8 @@ def _questions(config: ConfigDict, users: dict[str, SimulatedUser], counts: Coun
     if not personas:
         remedy = 'add users to the split' if settings.split == 'test' else "set the key to 'test'"
         raise NothingToEvaluate(
-            f'config.satisfaction.split: no prompt in {settings.split!r} can be evaluated (counts: {dict(counts)}): '
-            f'{remedy}'
+            f'config.satisfaction.split: no prompt in {settings.split!r} can be evaluated (prompts by outcome: '
+            f'{dict(counts)}): {remedy}'
         )
     prompts = [prompt for prompt in prompts if prompt['id'] in personas]
     if most := settings.max_prompts:

@@ -231,8 +231,8 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         yield tree
     if not counts['trees']:
         raise UserError(
-            f'config.data.pairs: no usable preferences in {task.config.data.pairs} (counts: {dict(counts)}): set '
-            'the key to other files'
+            f'config.data.pairs: {task.config.data.pairs} contains no usable preferences (what was read, by outcome: '
+            f'{dict(counts)}): set config.data.pairs to other files'
         )
     counts['users'] = len(users - {''})
 

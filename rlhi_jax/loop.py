@@ -247,7 +247,7 @@ class Round:
         """Run the parts one after another.
 
         Args:
-          parts: the parts, as returned by `parts`.
+          parts: the parts of the loop, in the order in which `Round.parts` lists them.
           redo: whether to replace folders that are out of date.
           forced: the names of parts whose folders are replaced even if they are up to date.
         """

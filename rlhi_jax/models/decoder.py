@@ -348,7 +348,7 @@ class OutputHead(NamedTuple):
     cap: float | None
 
     def logits(self, hidden_XD: jax.Array) -> jax.Array:
-        """Return the float32 logits [..., V] of hidden states [..., D]; the matrix is cast to the states' dtype."""
+        """Return the float32 logits [..., V] of hidden states [..., D]; `matrix_VD` is cast to the states' dtype."""
         matrix_VD = self.matrix_VD.astype(hidden_XD.dtype)
         logits_XV = jnp.einsum('...D,VD->...V', hidden_XD, matrix_VD, preferred_element_type=jnp.float32)
         return logits_XV if self.cap is None else self.cap * jnp.tanh(logits_XV / self.cap)

@@ -99,4 +99,4 @@ def confirm(redone: Sequence[Part], ask: bool) -> None:
             '--redo asks for confirmation, but standard input is not a terminal: pass --yes to continue without asking'
         )
     if input('Make these again? [y/N] ').strip().lower() not in ('y', 'yes'):
-        raise UserError('--redo was not confirmed, so nothing was changed: answer y to continue')
+        raise UserError('--redo was not confirmed, so nothing was changed: run the command again and answer y')
