@@ -65,7 +65,7 @@ def read_labels(path: Path, config: ConfigDict) -> tuple[list[UserTurn], list[st
 def _labels_by_turn(path: Path) -> dict[str, str]:
     """Return the labels in a file, keyed by turn id."""
     if not path.is_file():
-        raise UserError(f'--labels={path} does not exist: pass a file of JSON lines with id and label')
+        raise UserError(f'--labels={path} does not exist: pass a JSON Lines file with the keys id and label')
     label_of = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:

@@ -87,7 +87,7 @@ def pair_values(
 
 
 def summarise(by_condition: dict[str, Values], users: dict[str, str]) -> dict[str, Any]:
-    """Return the metrics for each persona condition, and the differences in accuracy: 'own' minus each other condition.
+    """Return the metrics for each persona condition, and how much more accurate 'own' is than each other one.
 
     Only pairs that have values under all conditions are used.
 

@@ -9,8 +9,8 @@ part that it has reached. WORKDIR/card/card.md begins with the same information.
 that has work to do, so they also show which part a killed loop had reached.
 
 After a change to the data, to a persona or to a setting, the loop stops at the first folder that is out of date. With
---redo, it lists all such folders, asks once for confirmation, and makes them again in order. --redo=STAGE also makes
-that stage again.
+--redo, it lists all such folders, asks once for confirmation, and remakes them in order. --redo=STAGE also reruns that
+stage, even if it is up to date.
 
 `config.loop.method` selects the source of the preference pairs:
 

@@ -27,7 +27,7 @@ def test_sources_that_are_not_models_say_what_they_are(tmp_path):
     (folder / 'kept.json').rename(folder / 'tokenizer_config.json')
     named = [dict(name='rag', template='x'), dict(name='tool_use', template='y')]
     edit(folder / 'tokenizer_config.json', chat_template=named)
-    refused(folder, r'no chat template named default, only rag, tool_use')
+    refused(folder, r"no chat template named 'default', only rag, tool_use")
     assert imported(folder, template='chatml')
     (folder / 'tokenizer.json').unlink()
     (folder / 'vocab.json').write_text('{}')

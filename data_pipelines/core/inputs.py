@@ -1,4 +1,4 @@
-"""Find and read the folders in `config.data` that earlier stages have finished."""
+"""Finds and reads the folders in `config.data` that earlier stages have finished."""
 
 from collections.abc import Iterator
 from pathlib import Path

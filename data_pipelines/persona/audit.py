@@ -188,7 +188,7 @@ def fault(text: str, quote: str, before: str, level: str = 'lasting') -> str:
 def edit_fault(text: str) -> str:
     """Return the reason not to store a claim, judged by its text alone, such as 'health'; '' if there is none.
 
-    If a person wrote the text, no other rules apply. Whether the claim follows from its remark is for them to judge.
+    A claim that a person wrote needs to pass only this check: that person decides what the user's words support.
     """
     if not text.strip():
         return 'empty'

@@ -18,7 +18,7 @@ State = tuple[Claim, ...]  # the claims that are valid at some point in time, ol
 
 
 def quote_of(turn: str) -> str:
-    """Return the quote for a claim: a user turn, cut after at most MAX_CHARACTERS, if possible between words.
+    """Return the quote for a claim: a user turn, truncated to at most MAX_CHARACTERS, between words if possible.
 
     >>> len(quote_of('word ' * 100)), quote_of(' Shorter. ')
     (199, 'Shorter.')
@@ -33,7 +33,7 @@ def quote_of(turn: str) -> str:
 def oldest_first(claims: Iterable[Claim]) -> list[Claim]:
     """Sort an author's claims by time.
 
-    Claims with the same time keep their order, so pass them in the order of conversations and turns.
+    Claims with the same time keep their order, so pass them in conversation and turn order.
     """
     return sorted(claims, key=lambda claim: claim['said_at'])
 

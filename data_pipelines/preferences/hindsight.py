@@ -11,7 +11,8 @@ from rlhi_jax.data.tree import BadRecord, Preference
 def hindsight_preference(rated: Rated, default_id: str, counts: Counter) -> Preference:
     """Return a preference whose two sides are the same reply, with and without the user's follow-up in the prompt.
 
-    On the chosen side, the prompt template `hindsight` adds the follow-up to the request.
+    On the chosen side, the prompt template `hindsight` adds the follow-up to the request. The rating is not used, but
+    must be valid.
 
     Raises:
       BadRecord: the reply has no follow-up, the rating does not say whether the user liked the reply, or the prompt or

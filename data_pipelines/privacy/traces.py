@@ -44,7 +44,7 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
       UserError: --workdir is not a folder, or --workdir is missing and the config does not point to a stage folder.
     """
     if workdir and not Path(workdir).is_dir():
-        raise UserError(f'--workdir={workdir} is not a folder: pass the folder of a loop')
+        raise UserError(f'--workdir={workdir} is not a folder: pass the workdir of a loop')
     traces, roots = Traces(*(set() for _ in Traces._fields)), named_paths(config)
     if config.personas.corrections and Path(config.personas.corrections).exists():
         traces.corrections.add(Path(config.personas.corrections).resolve())
@@ -52,7 +52,7 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
         _add(path, traces)
     if not workdir and not traces.outputs:
         raise UserError(
-            'config.data does not point to a folder that a stage wrote: pass the folder of a loop as --workdir'
+            'config.data does not point to a folder that a stage wrote: pass the workdir of a loop as --workdir'
         )
     return traces
 

@@ -33,7 +33,7 @@ from data_pipelines.raw.scan import Chunk, Rules, part_path, read_job, write_par
 
 
 def write_numbered(numbered: tuple[int, Chunk], rules: Rules, folder: str) -> None:
-    """Scan a chunk, given as a pair (number, chunk), and write its part to a folder."""
+    """Scan a numbered chunk, given as a pair (number, chunk), and write the result to one file in a folder."""
     number, chunk = numbered
     write_part(chunk, number, rules, part_path(Path(folder), number))
 

@@ -60,7 +60,7 @@ def _identifier() -> LanguageIdentifier:
 
 
 def language(text: str) -> str:
-    """Return the language code of a text's prose; '' if the text is too short, is too mixed or contains no prose.
+    """Return the language code of a text's prose; '' if the text is too short, mixes languages or has no prose.
 
     >>> [language(text) for text in ('The bees fly home to their hive.', 'Les abeilles rentrent à la ruche.', 'Ok')]
     ['en', 'fr', '']

@@ -9,7 +9,7 @@ _MAX_NUMBER = 2**40  # a larger size or rotary base means that the file is damag
 
 
 def unsupported(fault: str, supported: str) -> UserError:
-    """Return the error for a config that needs a feature that we do not support."""
+    """Return the error for a config that needs an unsupported feature."""
     return UserError(f'config.json: {fault}, but we support only {supported}: choose another model')
 
 

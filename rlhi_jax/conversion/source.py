@@ -105,8 +105,8 @@ def chat_template(folder: Path) -> str:
         named = {each.get('name'): each.get('template') for each in template if isinstance(each, dict)}
         if 'default' not in named:
             raise UserError(
-                f'the source has no chat template named default, only {", ".join(map(str, named))}: pass '
-                f'--template=NAME (NAME is one of {", ".join(layouts())})'
+                f"the source has no chat template named 'default', only {', '.join(map(str, named))}: choose a "
+                f'built-in template with --template=NAME (NAME is one of {", ".join(layouts())})'
             )
         template = named['default']
     if not isinstance(template, str):

@@ -10,7 +10,7 @@ from rlhi_jax.io.errors import UserError
 
 
 class State(enum.Enum):
-    """The state of a part's output, compared with the part's current input and settings."""
+    """Whether a part's output exists, and whether it matches the part's current input and settings."""
 
     MISSING = 'missing'
     UP_TO_DATE = 'up to date'

@@ -196,7 +196,7 @@ def _caches(slots: Slots) -> Iterator[tuple[str, KVCache]]:
 
 
 def slots_layout(mesh: Mesh, sampling: Sampling) -> Slots:
-    """Return the shardings of the slots: the mesh axes data and fsdp split slots; tensor splits heads in the cache."""
+    """Return the shardings of the slots: `data` and `fsdp` shard slots, and `tensor` shards the heads in the cache."""
     rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     cache = NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor'))
     return Slots(rows, rows, rows, rows if sampling.penalizes else None, cache)

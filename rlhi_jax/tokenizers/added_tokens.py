@@ -29,7 +29,7 @@ def is_text(token: str) -> bool:
 
 
 def added_tokens(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the tokens that tokenizer_config.json and added_tokens.json define, as (id, fields), sorted by id.
+    """Return the tokens that tokenizer_config.json and added_tokens.json define, as (id, fields) pairs, sorted by id.
 
     Raises:
       UserError: a file is damaged, a token's content is not a string, or an id is negative or not a whole number.
