@@ -11,8 +11,8 @@ The stage has four steps:
 2. For each remark, the teacher writes `config.personas.samples` sentences. Each says what the remark shows about its
    author's tastes. With `config.personas.writer='quotes'`, the remark itself is used as the only sentence.
 3. For each remark, the first sentence that satisfies the rules in `data_pipelines/persona/audit.py` becomes a claim.
-   `config.personas.audit` determines which rules apply. Other sentences are never stored. A remark that yields no claim
-   is counted under the rule that the remark itself or its first sentence breaks.
+   `config.personas.audit` determines which rules apply. Other sentences are never stored. If a remark yields no
+   claim, it is counted under the rule broken by the remark itself or by its first sentence.
 4. The stage writes the persona store's files, with lines in the order of the conversations, which are sorted by user:
 
     claims.jsonl    every claim, with the turn that it comes from

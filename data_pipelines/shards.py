@@ -231,7 +231,7 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         yield tree
     if not counts['trees']:
         raise UserError(
-            f'config.data.pairs: {task.config.data.pairs} contains no usable preferences (what was read, by outcome: '
+            f'config.data.pairs: {task.config.data.pairs} contains no usable preferences (records by outcome: '
             f'{dict(counts)}): set config.data.pairs to other files'
         )
     counts['users'] = len(users - {''})

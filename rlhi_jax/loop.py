@@ -306,9 +306,9 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
     Args:
       config: the loop's config.
       workdir: the round's folder.
-      redo: None to stop at the first folder that is out of date; '' to make all such folders again; the name of a
-        stage to make that stage again, too.
-      ask: whether to ask for confirmation before making anything again.
+      redo: None to stop at the first folder that is out of date; '' to remake all such folders; a stage's name to
+        also rerun that stage, even if it is up to date.
+      ask: whether to ask for confirmation before remaking a folder.
 
     Raises:
       UserError: settings in the config contradict each other, or a stage cannot continue.

@@ -180,9 +180,9 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
 
 
 def _adapters_and_frozen(run: Run) -> tuple[Params | None, Params]:
-    """Return the initial trained parameters and the frozen parameters; None and {} if the run has no adapters.
+    """Return the initial values of the trainable parameters, and the frozen parameters; None and {} without adapters.
 
-    With adapters, the trained parameters are the adapters and any reward head.
+    The trainable parameters are the adapters and any reward head.
     """
     if not run.decoder.lora:
         return None, {}

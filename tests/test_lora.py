@@ -224,7 +224,7 @@ def test_targets(folder):
     settings = config_of(folder).lora
     assert lora_of(settings) == Lora(RANK, ALPHA, MATRICES)
     assert config_of(folder, targets='layers/(v|q)').lora and lora_of(settings).scale == ALPHA / RANK
-    with pytest.raises(UserError, match='config.lora.targets.*matches nothing: match some of layers/q, layers/k'):
+    with pytest.raises(UserError, match='config.lora.targets.*matches no parameters: match one of layers/q, layers/k'):
         config_of(folder, targets='q_proj')
     with pytest.raises(UserError, match='config.lora.targets.*not a regular expression'):
         config_of(folder, targets='layers/(q')

@@ -62,7 +62,7 @@ class Journal:
         return json.loads(row[0])
 
     def add(self, key: Any, value: Any) -> None:
-        """Add one result, which is on disk when the method returns."""
+        """Add one result; it is on disk by the time the method returns."""
         self._file.execute('INSERT INTO results VALUES (?, ?)', (json.dumps(key), json.dumps(value)))
 
     def total(self, field: str) -> int:

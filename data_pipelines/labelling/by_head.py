@@ -121,7 +121,7 @@ class Head:
             raise UserError(f'{folder / HEAD} is missing or corrupt: {REMEDY}')
         weights = load_file(folder / HEAD)
         if len(weights['idf']) != WIDTH * len(_hashers()):
-            raise UserError(f'{folder} contains a head that a different version made with different features: {REMEDY}')
+            raise UserError(f'{folder} contains a head with different input features, from another version: {REMEDY}')
         return cls(manifest['labels'], weights)
 
     def save(self, folder: Path, **about: Any) -> None:

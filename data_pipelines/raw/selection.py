@@ -132,7 +132,7 @@ def choose(base: duckdb.DuckDBPyConnection, config: ConfigDict, parts: Path, cou
     kept, distinct = _number(base, 'SELECT count(*) FROM kept'), _number(base, 'SELECT count(*) FROM distinct_records')
     if not kept:
         raise UserError(
-            f'config.data.raw: {config.data.raw} contains no usable conversation (what was read, by outcome: '
+            f'config.data.raw: {config.data.raw} contains no usable conversations (records by outcome: '
             f'{dict(counts)}): {_remedy(counts)}'
         )
     longest = distinct - _number(base, 'SELECT count(DISTINCT position) FROM prefixes')

@@ -136,9 +136,9 @@ def authors_in(path: str) -> set[str]:
 
 
 def forget_answers(path: str, authors: Collection[str]) -> RemovedAnswers:
-    """Remove authors and their answers from a cache, as `AnswerCache.forget` does; a missing file is not created.
+    """Remove authors and their answers from a cache, as `AnswerCache.forget` does.
 
-    If the file is missing, any files that a killed process left beside it are removed.
+    If the file is missing, it is not created, but files that a killed process left beside it are removed.
 
     Raises:
       UserError: the file is not a cache, or cannot be changed.

@@ -50,14 +50,15 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
         supported.
     """
     path, reader = Path(path), _open(path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    fields, tensors = _fields(reader), {tensor.name: tensor for tensor in reader.tensors}
+    del reader  # its objects for every token of the tokenizer take hundreds of megabytes
     supported = _tensor_types()
     for name, tensor in tensors.items():
         if (kind := tensor.tensor_type.name) not in supported:
             raise _unsupported(path, f'tensor {name} has type {kind}', ', '.join(supported))
     if _repeats(path, tensors, 'output.weight', 'token_embd.weight'):
         del tensors['output.weight']
-    spec = _spec(path, _fields(reader), tensors)
+    spec = _spec(path, fields, tensors)
 
     def read(name: str, leaf: Leaf) -> Iterator[np.ndarray]:
         for rows in _dequantised(path, tensors[name], spec.head_dim):
@@ -76,7 +77,7 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
         ignorable=lambda name: name == 'rope_freqs.weight',  # read by `_rope_scaling`
         source=str(path),
     )
-    return spec, params, _tokens(_fields(reader))
+    return spec, params, _tokens(fields)
 
 
 def _open(path: Path):

@@ -121,7 +121,8 @@ def _replies(tree: Interaction, piece: Piece) -> list[Reply]:
 def reply_keys(tree: Interaction, piece: Piece) -> list[tuple[int, int, int]]:
     """Return a key for each reply of a piece, in the same order as the replies in the row.
 
-    A key (start, prompt, last) consists of message indices. It identifies a reply and its context within the tree.
+    A key (start, prompt, last) identifies a reply and its context. It consists of the message indices at which the
+    context starts, the prompt ends and the reply ends.
     """
     return [(piece.start, *reply) for reply in _replies(tree, piece)]
 

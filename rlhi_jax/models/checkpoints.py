@@ -3,8 +3,8 @@
 `convert import` writes model folders, and every run's workdir is also a model folder:
 
     model.json        {"spec", "weights": a digest of the parameters, "tokens": bos, eos and pad ids, "source"};
-                      with adapters, also "base": {"path", "step", "weights": of the base model,
-                      "lora": settings of the adapters}
+                      with adapters, also "base": {"path", "step" and "weights" of the base
+                      model, "lora": settings of the adapters}
     tokenizer/        the tokenizer's files, chat_template.jinja, generation_config.json
     params/           in an imported model: the parameters
     checkpoints/N/    in a run: params, optimizer, progress (step, seed)

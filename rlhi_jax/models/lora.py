@@ -59,5 +59,7 @@ def lora_of(settings: Any) -> Lora | None:
         ) from None
     targets = tuple(name for name in MATRICES if pattern.fullmatch(f'layers/{name}'))
     if not targets:
-        raise UserError(f'config.lora.targets is {settings.targets!r}, which matches nothing: match some of {names}')
+        raise UserError(
+            f'config.lora.targets is {settings.targets!r}, which matches no parameters: match one of {names}'
+        )
     return Lora(settings.rank, settings.alpha, targets, settings.base_dtype)

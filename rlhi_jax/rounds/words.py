@@ -11,7 +11,7 @@ from rlhi_jax.evaluation.statistics import MIN_USERS
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return a sentence with the number of items that each part of the round made, and the policy's evaluation results.
+    """Return a sentence that states how many items each part of the round produced, and the policy's results.
 
     Parts that have not been run yet are left out.
     """

@@ -45,6 +45,7 @@ HERE, RUNS, ENVIRONMENT = Path(__file__).parent, Path('runs/peers'), Path('.cach
 RESULTS = HERE.parent / 'results'
 PEER = (
     *('trl==1.16.0', 'datasets==5.2.0', 'torch==2.13.0', 'transformers==5.23.0', 'accelerate==1.15.0', 'peft==0.21.2'),
+    'pyarrow==24.0.0',  # the types of pyarrow 26 cannot be pickled
 )
 MODEL = 'runs/smollm2'
 FREE_GIB = 20  # what TRL takes in float32
@@ -103,7 +104,7 @@ def in_tokens(tree: Interaction, template: ChatTemplate) -> list[dict[str, list[
         return prompt, list(last.ids[: last.scored]), [*prompt, *last.ids]
 
     records = []
-    for chosen, rejected, _, _ in tokens.pairs:
+    for chosen, rejected, *_ in tokens.pairs:
         (prompt, chosen_ids, whole_chosen), (_, rejected_ids, whole_rejected) = side(chosen), side(rejected)
         records.append(dict(prompt_ids=prompt, chosen_ids=chosen_ids, rejected_ids=rejected_ids,
                             whole_chosen_ids=whole_chosen, whole_rejected_ids=whole_rejected))  # fmt: skip
