@@ -216,6 +216,7 @@ def test_gemma3_logits_and_greedy_tokens(folder, theirs, record_property):
     ours = logits_of(folder, ids)
     worst = float(np.abs(ours - expected).max())
     record_property('largest difference of logits', worst)
+    print(f'logits within {worst:.1e}')
     assert worst <= 1e-3
     prompts = [
         [2, *template.tokenizer.encode(text)] for text in ('The capital of France is', '1, 2, 3, 4,', 'def f(x):')
@@ -244,10 +245,12 @@ def test_gemma3_tokenizer(folder, transformers, tmp_path):
     export_model(folder, tmp_path / 'exported', step=None, dtype='bfloat16')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'exported')
     template = ChatTemplate.load(folder / 'tokenizer')
-    texts = ['Hi', 'a  b\n\nc\td', '<table><tr>x</tr></table> <s>', 'na\u00efve \u65e5\u672c\u8a9e \U0001f642']
+    texts = ['Hi', 'a  b\n\nc\td', '<table><tr>x</tr></table>', 'na\u00efve \u65e5\u672c\u8a9e \U0001f642']
     for text in texts:
         roles, context = ('user',), Context('', 'Likes tea.')
         ours = [*template.encode(roles, text, context).ids, *template.generation_prompt(roles, context)]
         chat = [{'role': 'user', 'content': text}]
         options = dict(persona='Likes tea.', add_generation_prompt=True, return_dict=False)
         assert ours == theirs.apply_chat_template(chat, **options)
+    # For transformers, the tag of struck-out text is one token. We break it up: in other families, it ends turns.
+    assert len(theirs.encode('<s>', add_special_tokens=False)) == 1 < len(template.tokenizer.encode('<s>'))
