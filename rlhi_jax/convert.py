@@ -85,8 +85,7 @@ def import_model(
       template: the name of one of our chat layouts, to use instead of the source's template; None keeps the
         source's template.
       persona_in: the message in which the template places the persona, 'user' (the first user turn) or 'system'.
-      pad_token: the pad token; None means the model's own pad token or, if that is not suitable, an unused
-        special token.
+      pad_token: the pad token; None means the model's own pad token, or an unused special token if that is unsuitable.
       overwrite: whether to replace a model folder at `to`.
 
     Raises:

@@ -211,9 +211,9 @@ def test_of_whom_nothing_is_found_nothing_is_removed(raw, finished, tmp_path):
     again = tiny.run_program('data_pipelines.forget', *flags, f'--user={user("zebra02")}')
     assert f'{tmp_path / "conversations"}: {{"records.jsonl": 2}} removed' in again.stdout
     assert f'{tmp_path / "card"} was removed: rerun its stage' in again.stdout
-    assert f'{tmp_path / "run"}: this run was trained on a forgotten user' in again.stdout
+    assert f'{tmp_path / "run"}: this run was trained on the data of a forgotten user' in again.stdout
     later = tiny.run_program('data_pipelines.forget', *flags, '--user=nobody')
-    assert f'{tmp_path / "run"}: this run was trained on a forgotten user' in later.stdout
+    assert f'{tmp_path / "run"}: this run was trained on the data of a forgotten user' in later.stdout
 
 
 @pytest.mark.parametrize('named', [dict(raw='raw'), dict(raw='', prompts='raw/prompts.jsonl')])

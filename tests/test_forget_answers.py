@@ -181,7 +181,7 @@ def test_a_record_of_answers_is_named_but_not_changed(c, tmp_path):
     run_stages(c, tmp_path / 'replayed')
     report, words = forget_user(c, workdir, ZEBRA)
     assert record.read_bytes() == before and (tmp_path / 'answers.sqlite').read_bytes() == cached
-    assert f"{record}: this record of a teacher's answers was not changed" in words and report.answers == (0, 0)
+    assert f"{record}: this file of a teacher's recorded answers was not changed" in words and report.answers == (0, 0)
 
 
 @pytest.mark.parametrize('when', ['before', 'after'])

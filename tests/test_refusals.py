@@ -289,7 +289,7 @@ COMMANDS = {
     'unknown key': ('trian',),
     'bad file': ('bad.py, line 1', 'never closed'),
     'no pairs': ('bad.jsonl', 'lines_read', "'dropped_not_json': 1", "'dropped_not_an_object': 1"),
-    'empty': ('empty.jsonl', 'counts'),
+    'empty': ('empty.jsonl', 'no usable preferences'),
     'bad gz': ('broken.jsonl.gz', 'cannot be read'),
     'too small': ('no pair fits', "'longer_than_a_row'", 'config.rows.tokens'),
     'other output': ('config.data.rows', 'different input or settings', '--overwrite'),
