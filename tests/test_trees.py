@@ -98,13 +98,20 @@ PARAMS = {family: params_of(spec) for family, spec in SPECS.items()}
 def relative_l2(a, b) -> float:
     """The largest relative L2 distance over tensors.
 
-    A tensor smaller than a hundredth of the largest one is compared with that hundredth: at 1e-5 it may then be off by
-    one float32 rounding of the largest. Where each query sees one token, softmax leaves no gradient for queries and
-    keys, and both sides are only rounding.
+    Where each query sees one token, softmax leaves no gradient for queries and keys, and both sides are only rounding.
+    Their tensors are therefore compared with a hundredth of the largest tensor if they are smaller: at 1e-5, they may
+    then be off by one float32 rounding of the largest.
     """
-    pairs = [(np.ravel(x), np.ravel(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
-    floor = 1e-2 * max(np.linalg.norm(y) for _, y in pairs) or 1.0  # 1.0 where nothing is scored: both sides are zero
-    return max(float(np.linalg.norm(x - y) / max(np.linalg.norm(y), floor)) for x, y in pairs)
+    leaves = list(zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True))
+    rounding = 1e-2 * max(float(np.linalg.norm(y)) for _, y in leaves)
+
+    def distance(path, x, y) -> float:
+        of = float(np.linalg.norm(y))
+        if path[-1].key.partition('_')[0] in ('q', 'k'):
+            of = max(of, rounding)
+        return float(np.linalg.norm(x - y)) / (of or 1e-30)  # where nothing is scored, both must be zero
+
+    return max(distance(path, x, y) for (path, x), y in leaves)
 
 
 def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[TokenTree]:
