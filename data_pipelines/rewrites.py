@@ -15,7 +15,8 @@ A rewrite is made in four steps. Each step is done for all turns before the next
    the feedback or, if `config.rewrites.shows_reply` is not set, the request and the feedback in one turn.
    `data_pipelines.preferences.acceptance` then drops samples that no model should learn from.
 4. The rewrite is the sample with the largest gain, which must be at least `config.rewrites.min_gain`. The gain is the
-   sample's log-probability after the feedback minus its log-probability after a generic complaint, in nats. It is
+   sample's log-probability after the teacher's prompt minus its log-probability after the same prompt without the
+   feedback, in nats. If the prompt shows the reply, a generic complaint takes the place of the feedback. The gain is
    computed by the same model as in step 2 and stored in the record. (A rewrite cannot be judged by whether it makes the
    feedback less likely: "say more about history" becomes more likely after a reply that does say more about history.)
 
@@ -202,13 +203,20 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
     Cases for which the teacher gave no sample are dropped and counted.
     """
     settings = task.config.rewrites
-    keep = 3 if settings.shows_reply and not settings.from_scratch else 1  # never drop request, reply, feedback
     for block in in_blocks(cases, BLOCK):
         prompts = []
         for case in block:
-            turns = _prompt(case, settings)
+            instruction = _instruction(case, '' if settings.from_scratch else case.feedback, settings)
             authors = (author_id(case.turn['user_id'], case.turn['conversation']),)
-            prompts.append(Prompt(f'rewrite {case.name}', turns, samples=settings.samples, keep=keep, authors=authors))
+            prompts.append(
+                Prompt(
+                    f'rewrite {case.name}',
+                    (*case.turns[:-1], *instruction),
+                    samples=settings.samples,
+                    keep=len(instruction),
+                    authors=authors,
+                )
+            )
         replies = generate(task, teacher_path(task.config), prompts)
         for case in block:
             if drawn := replies[f'rewrite {case.name}']:
@@ -218,15 +226,21 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
                 counts['dropped_too_long_or_refused'] += 1
 
 
-def _prompt(case: Case, settings: ConfigDict) -> Turns:
-    """Return the turns that the teacher continues; `settings` is `config.rewrites`."""
-    words = max(settings.max_words, len(case.original.split()))
-    feedback = '' if settings.from_scratch else case.feedback
+def _instruction(case: Case, feedback: str, settings: ConfigDict) -> Turns:
+    """Return the last turns of the teacher's prompt: the request, the reply if it is shown, and the feedback.
+
+    Args:
+      feedback: the feedback, '' for a prompt without it, or a generic complaint.
+      settings: `config.rewrites`.
+    """
+    bounded = feedback
     if settings.max_words:
-        feedback = f'{feedback} Use at most {words} words.'.strip()
-    if settings.shows_reply and not settings.from_scratch:
-        return *case.turns, *_remark(case, feedback)
-    return *case.turns[:-1], ('user', render('rewrite_request', request=case.request, feedback=feedback))
+        most = max(settings.max_words, len(case.original.split()))
+        bounds = f'{settings.min_words} to {most}' if settings.min_words else f'at most {most}'
+        bounded = f'{feedback} Use {bounds} words.'.strip()
+    if settings.shows_reply and feedback:
+        return case.turns[-1], ('assistant', case.original), ('user', render('rewrite', feedback=bounded))
+    return (('user', render('rewrite_request', request=case.request, feedback=bounded)),)
 
 
 def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts: Counter) -> list[str]:
@@ -255,36 +269,32 @@ def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
                 counts['dropped_no_rewrite_left'] += 1
 
 
-def _remark(case: Case, feedback: str) -> Turns:
-    """Return two turns for the teacher: the reply to improve, and a request to improve it according to the feedback."""
-    return ('assistant', case.original), ('user', render('rewrite', feedback=feedback))
-
-
 def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
-    """Return log p(sample | request, original, feedback) - log p(sample | request, original, dislike) for each sample.
+    """Return how much more likely the feedback makes each sample, in nats, keyed by case id (see step 4 above).
 
-    The gains are in nats and keyed by case id. A gain is None if the sample and the text before it do not fit in a row
-    of `config.teacher.row_tokens` tokens. All samples of a case are leaves of one tree after the feedback, and of
-    another tree after the complaint `DISLIKE`.
+    The prompts hold only the last request of a conversation. A gain is None if the sample and the text before it do not
+    fit in a row of `config.teacher.row_tokens` tokens. All samples of a case are leaves of one tree after the prompt
+    with the feedback, and of another tree after the prompt without it.
     """
-    questions = []
+    settings, questions = task.config.rewrites, []
+    neutral = DISLIKE if settings.shows_reply else ''
     for case in cases:
-        for side, feedback in (('feedback', case.feedback), ('dislike', DISLIKE)):
-            messages = to_messages((case.turns[-1], *_remark(case, feedback)))
+        for side, feedback in (('feedback', case.feedback), ('no feedback', neutral)):
+            messages = to_messages(_instruction(case, feedback, settings))
             questions.append(Candidates(f'gain by {side} {case.name}', messages, '', case.samples))
     log_probs, gains = likelihoods(task, questions, likelihood_path(task.config)), {}
     for case in cases:
-        after_feedback, after_dislike = (log_probs[f'gain by {side} {case.name}'] for side in ('feedback', 'dislike'))
+        given, without = (log_probs[f'gain by {side} {case.name}'] for side in ('feedback', 'no feedback'))
         gains[case.name] = [
-            None if feedback is None or dislike is None else feedback - dislike
-            for feedback, dislike in zip(after_feedback, after_dislike, strict=True)
+            None if after is None or before is None else after - before
+            for after, before in zip(given, without, strict=True)
         ]
     return gains
 
 
 STAGE = Stage(
     name='rewrites',
-    version=1,
+    version=2,
     work=_work,
     output='data.rewrites',
     identity=_identity,

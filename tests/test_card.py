@@ -204,7 +204,7 @@ def test_the_funnel_adds_up_or_says_that_it_does_not(run):
         ('pairs', 'rewrites and prompts'): False,
     }
     assert text.count('**The counts do not add up**') == 1
-    assert '| gain: nats by which a rewrite is likelier after the feedback than after a generic complaint |' in text
+    assert '| gain: nats by which the feedback makes a rewrite more likely |' in text
     assert steps['rewrites'][0]['dropped'] == dict(no_feedback=60, no_rewrite_left=8)
     assert steps['rewrites'][1]['dropped'] == dict(rewrite_copy=20, rewrite_refusal=8)
     assert steps['personas'][0]['dropped'] == dict(cut_off=2, deleted=1)

@@ -96,6 +96,7 @@ VALUES = {
     'sampler.min_p': (1.5, 'at most 1'),
     'sampler.repetition_penalty': (0.0, 'above 0'),
     'sampler.stop': (('',), "('',)", 'a tuple of non-empty strings'),
+    'rewrites.min_words': (20, '(20)', 'larger than config.rewrites.max_words (0)'),
     'rewrites.max_resemblance': (0.0, 'above 0 and at most 1'),
     'pairs.max_artefact_auc': (1.1, 'at most 1'),
     'beam': ('nothing', "'nothing'", '--runner=DirectRunner'),

@@ -310,18 +310,62 @@ def test_counts_add_up(mined, whole, tmp_path):
     assert_nothing_is_lost(tmp_path / 'control')
 
 
+def log_prob_given(mined, c, messages, reply: str) -> float:
+    """The log-probability of a reply after messages, scored alone."""
+    capacities = Capacities(tokens=2048, scored=512, pairs=1)
+    scorer = CandidateScorer(c, str(mined / 'model'), capacities, sees_persona=False)
+    return scorer([Candidates('q', messages, '', [reply])])['q'][0]
+
+
 def test_the_gain_is_what_the_feedback_adds(mined, whole):
     """The teacher, asked about each rewrite alone, gives the same difference between feedback and mere dislike."""
     c = stage_config(mined, whole)
-    capacities = Capacities(tokens=2048, scored=512, pairs=1)
-    scorer = CandidateScorer(c, str(mined / 'model'), capacities, sees_persona=False)
     for record in load_records(whole / 'records.jsonl')[:3]:
         rise = 0.0
         for sign, feedback in ((1, record['feedback']), (-1, rewrites.DISLIKE)):
             asked = dict(role='user', content=render('rewrite', feedback=feedback))
             shown = [*record['messages'], dict(role='assistant', content=record['original']), asked]
-            rise += sign * scorer([Candidates('q', shown, '', [record['rewrite']])])['q'][0]
+            rise += sign * log_prob_given(mined, c, shown, record['rewrite'])
         assert record['gain'] == pytest.approx(rise, abs=1e-3)
+
+
+def test_without_the_reply_the_teacher_reads_request_remark_and_bounds_in_one_turn(mined, tmp_path, monkeypatch):
+    """The gain compares that prompt with the one of a plain retry, which lacks only the remark."""
+    asked = {}
+
+    def generate(task, model_path, prompts):
+        asked.update({prompt.id: prompt for prompt in prompts})
+        return {
+            prompt.id: [Reply(prompt.id, 0, GOOD, True), Reply(prompt.id, 1, 'Nectar.', True)] for prompt in prompts
+        }
+
+    monkeypatch.setattr(rewrites, 'generate', generate)
+    options = dict(shows_reply=False, regenerate=False, min_words=20, max_words=60, min_gain=-99.0)
+    for name, retry in (('rewrites', False), ('retries', True)):
+        c = stage_config(mined, tmp_path / name, from_scratch=retry, **options)
+        rewrites.STAGE.run(c)
+        record = load_records(tmp_path / name / 'records.jsonl')[-1]
+        request = record['messages'][-1]['content']
+        bounds = 'Use 20 to 60 words.'
+        with_remark, without = f'{request}\n\nShorter, please. {bounds}', f'{request}\n\n{bounds}'
+        prompt = asked[f'rewrite {record["id"]}']
+        assert prompt.turns == (('user', without if retry else with_remark),) and prompt.keep == 1
+        given, plain = (
+            log_prob_given(mined, c, to_messages([('user', text)]), record['rewrite'])
+            for text in (with_remark, without)
+        )
+        assert record['gain'] == pytest.approx(given - plain, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('words', 'least', 'bounds'), [(70, 0, 'at most 70'), (70, 20, '20 to 70'), (3, 0, 'at most 60')]
+)
+def test_a_rewrite_may_be_as_long_as_the_reply_that_it_replaces(words, least, bounds):
+    settings = base_config().rewrites
+    settings.shows_reply, settings.max_words, settings.min_words = False, 60, least
+    case = rewrites.Case(dict(id='c/2', follow_up='Why?'), (('user', ENGLISH),), original='word ' * words)
+    ((_, text),) = rewrites._instruction(case, case.feedback, settings)
+    assert text == f'{ENGLISH}\n\nWhy? Use {bounds} words.'
 
 
 def test_what_the_conversation_holds_already_is_a_copy(mined, tmp_path, monkeypatch):

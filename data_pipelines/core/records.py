@@ -103,7 +103,7 @@ class Rewrite(TypedDict):
     feedback: str
     original: str  # the reply to improve
     rewrite: str
-    gain: float  # log p(rewrite | feedback) - log p(rewrite | generic complaint), in nats
+    gain: float  # nats by which the feedback makes the rewrite more likely
 
 
 class SampledReply(TypedDict):

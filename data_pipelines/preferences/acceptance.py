@@ -1,8 +1,8 @@
 """Chooses which sampled rewrite of a reply to learn from, and counts every other sample by the reason to drop it.
 
-The checks that need only the text come first. The last three need a model's log-probabilities: a sample's gain is its
-log-probability after the user's feedback minus its log-probability after a generic complaint, in nats. Each dropped
-sample is counted under the first reason that applies:
+The checks that need only the text come first. The last three need a sample's gain, which is how much more likely the
+user's feedback makes it by a model's log-probabilities, in nats. Each dropped sample is counted under the first reason
+that applies:
 
     empty                the sample has no text
     cut_off              the sample was cut off before its end

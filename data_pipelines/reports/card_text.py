@@ -171,7 +171,7 @@ def _personas(section: Mapping[str, Any]) -> list[str]:
 
 def _rewrites(section: Mapping[str, Any]) -> list[str]:
     rows = ([_words(split), section['splits'][split]] for split in _splits(section['splits']))
-    gain = 'gain: nats by which a rewrite is likelier after the feedback than after a generic complaint'
+    gain = 'gain: nats by which the feedback makes a rewrite more likely'
     return [table(['split', 'rewrites'], rows), *([_distributions({gain: section['gain']})] if section['gain'] else [])]
 
 

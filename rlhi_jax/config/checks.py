@@ -31,7 +31,15 @@ def check_config(config: ConfigDict) -> ConfigDict:
             if choices := part.registered() if part.registry else part.choices:
                 raise UserError(f'config.{name} is {value!r}: choose one of {", ".join(choices)}')
             raise UserError(f'config.{name} is {value}: it must be {part.bound}')
-    for check in (_check_model_paths, _check_teacher, _check_beam, _check_conditions, _check_divisors, _check_lora):
+    for check in (
+        _check_model_paths,
+        _check_teacher,
+        _check_beam,
+        _check_rewrites,
+        _check_conditions,
+        _check_divisors,
+        _check_lora,
+    ):
         check(config)
     return config
 
@@ -95,6 +103,15 @@ def _check_beam(config: ConfigDict) -> None:
         is_option = False
     if not is_option:
         raise UserError(f'config.beam is {config.beam!r}: set it to Apache Beam options such as --runner=DirectRunner')
+
+
+def _check_rewrites(config: ConfigDict) -> None:
+    least, most = config.rewrites.min_words, config.rewrites.max_words
+    if least > most:
+        raise UserError(
+            f'config.rewrites.min_words ({least}) is larger than config.rewrites.max_words ({most}): set '
+            f'config.rewrites.max_words to at least {least}'
+        )
 
 
 def _check_conditions(config: ConfigDict) -> None:

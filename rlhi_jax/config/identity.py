@@ -9,7 +9,8 @@ from rlhi_jax.config.schema import base_config
 # These keys were added after the first folders were written. With their defaults, a stage writes what it wrote before.
 # The identity leaves these defaults out, so that older folders stay up to date.
 _LATER = dict(
-    sampler=('top_k', 'min_p', 'repetition_penalty', 'stop', 'weights'), rewrites=('shows_reply', 'max_words')
+    sampler=('top_k', 'min_p', 'repetition_penalty', 'stop', 'weights'),
+    rewrites=('shows_reply', 'max_words', 'min_words'),
 )
 _WITHOUT_EFFECT = dict(sampler=('logprobs',))  # these keys never change what a stage writes
 

@@ -280,6 +280,12 @@ REWRITES = Section(
         'longer, the length of that reply is the limit. 0: the teacher is given no limit.',
         at_least=0,
     ),
+    min_words=Key(
+        0,
+        'Minimum number of words that the teacher is asked to write, at most rewrites.max_words. A small teacher that '
+        'is given only a maximum may answer in a few words.',
+        at_least=0,
+    ),
     max_feedback_drop=Key(
         2.0,
         'Maximum drop in log p(feedback), in nats, from the logged reply to the regenerated reply; if the drop is '
@@ -297,8 +303,7 @@ REWRITES = Section(
     ),
     min_gain=Key(
         0.0,
-        'Minimum gain of a rewrite, in nats: how much more likely the rewrite is given the feedback than given only "I '
-        'do not like this answer".',
+        'Minimum gain of a rewrite, in nats: how much more likely the rewrite is given the feedback than without it.',
     ),
 )
 

@@ -8,9 +8,10 @@ the policy `config.model.path`. Every complaint that names a taste counts, whate
 
 - Rewrites: the stage `rewrites` makes them from 1, 4 and 8 samples, once with the feedback and once without (plain
   retries). A rewrite meets the complaint if the simulator's checker says so, and is valid if it is finished, on topic
-  and not repetitive. A complaint without a rewrite counts as not met.
-- Prompts: `--prompts` compares, with one sample, whether the teacher sees the reply and how many words it may use. Use
-  it with `--split=train` to choose, never with `test`.
+  and not repetitive. A complaint without a rewrite counts as not met. The sample with the largest gain is the rewrite,
+  however small that gain.
+- Prompts: `--prompts` compares, with one sample, whether the teacher sees the reply and how many words it is asked for.
+  Use it with `--split=train` to choose, never with `test`.
 - Wishes: the stage `personas` makes one claim of each wording of a complaint. Whether it states the wish is for a
   reader: the script writes the claims to WORKDIR/claims.jsonl, and counts those that
   `tests/labels/teacher_wishes.jsonl` says are right.
@@ -43,7 +44,14 @@ from rlhi_jax.io.files import digest, read_json, write_json
 LABELS = Path(__file__).parents[1] / 'labels' / 'teacher_wishes.jsonl'
 RESULTS = Path(__file__).parent / 'results' / 'teacher_quality.json'
 SAMPLES = (1, 4, 8)
-WORDS = 60
+ASKED = dict(shows_reply=False, min_words=20, max_words=60)  # the best prompt of `--prompts` on training users
+PROMPTS = {
+    'request and remark, 20 to 60 words': ASKED,
+    'request and remark, at most 60 words': ASKED | dict(min_words=0),
+    'request and remark': dict(shows_reply=False, min_words=0, max_words=0),
+    'reply shown, 20 to 60 words': ASKED | dict(shows_reply=True),
+    'reply shown': dict(shows_reply=True, min_words=0, max_words=0),
+}
 
 
 class Complaint(NamedTuple):
@@ -66,7 +74,7 @@ def settings(config: ConfigDict, workdir: Path, split: str) -> ConfigDict:
     config.simulated.users.train = config.simulated.users.validation = config.simulated.users.test = 0
     config.simulated.users[split] = 40
     config.personas.audit, config.personas.samples = 'safe', 1
-    config.rewrites.regenerate = False
+    config.rewrites.update(ASKED, regenerate=False, min_gain=-1e6)
     config.sampler.new_tokens = 160
     for name in ('raw', 'conversations', 'follow_ups', 'personas'):
         config.data[name] = str(workdir / split / name)
@@ -160,12 +168,7 @@ def selection(config: ConfigDict, complaints: list[Complaint], workdir: Path) ->
 def prompts(config: ConfigDict, complaints: list[Complaint], workdir: Path) -> dict[str, Any]:
     """One sample with each prompt."""
     result = {}
-    for name, options in {
-        f'request and remark, at most {WORDS} words': dict(shows_reply=False, max_words=WORDS),
-        f'reply shown, at most {WORDS} words': dict(shows_reply=True, max_words=WORDS),
-        'request and remark': dict(shows_reply=False, max_words=0),
-        'reply shown': dict(shows_reply=True, max_words=0),
-    }.items():
+    for name, options in PROMPTS.items():
         arm = rewritten(config, complaints, workdir / name.replace(' ', '-'), samples=1, **options)
         result[name] = {key: arm[key] for key in ('met', 'kept', 'by_side')}
     return result
