@@ -12,7 +12,8 @@ First, the users are added to the opt-out list, which excludes them from later r
 --workdir=DIR read DIR.opt_out, too. (If --workdir contains several loops, each of them has its own list.) Everybody on
 these lists is forgotten. If any data from these users is found, the program then changes the following:
 
-- Records, preferences, claims and shards are rewritten without these users.
+- Records, preferences, claims and shards are rewritten without these users. Pairs that are made from two users' wishes
+  (`data_pipelines.strangers`) are removed if either user is forgotten.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans (which trees
   share a training row), TFDS data sets, data cards and evaluations of simulated users. Reports and unfinished work are
   removed, too.
@@ -60,7 +61,16 @@ from ml_collections import ConfigDict
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.registry import stage_named
 from data_pipelines.persona.corrections import read_corrections
-from data_pipelines.privacy.forgotten import Forgotten, clean_log, find_notes, noted_runs, records_of, write_notes
+from data_pipelines.privacy.forgotten import (
+    Forgotten,
+    clean_log,
+    counts_of,
+    find_notes,
+    noted_runs,
+    records_of,
+    trees_of,
+    write_notes,
+)
 from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths, opt_out_lists
 from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
 from data_pipelines.teacher.cache import RemovedAnswers, authors_in, forget_answers
@@ -87,7 +97,8 @@ class Report(NamedTuple):
 
     Attributes:
       removed: for each changed path, a dictionary with the number of records removed from each file, or of 'trees'
-        removed from shards, or of 'lines' removed from a corrections file; {} if the whole folder was removed.
+        removed from shards and 'pairs' removed from other trees, or of 'lines' removed from a corrections file; {} if
+        the whole folder was removed.
       answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on the data of a user forgotten now or earlier, or that started from such a run.
@@ -155,7 +166,7 @@ class _Plan(NamedTuple):
 
     Attributes:
       manifests: the manifests of all finished folders.
-      counts: for each folder, how many records belong to forgotten users, keyed by file name, or by 'trees' for shards.
+      counts: for each folder, the result of `counts_of`.
       whole: the folders to remove completely.
       corrections: what remains of each corrections file that loses lines, keyed by path.
       answered: the ids of the forgotten authors in the teacher's cache. An author's id is a user id or, if the user is
@@ -226,18 +237,13 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten, cac
     for folder, manifest in manifests.items():
         for record in itertools.chain(*records_of(folder.path, manifest['stage']).values()):
             forgotten.learn(record, manifest['stage'])
-    counts = {folder: _counts(folder.path, manifest['stage'], forgotten) for folder, manifest in manifests.items()}
+    counts = {folder: counts_of(folder.path, manifest['stage'], forgotten) for folder, manifest in manifests.items()}
     whole = {folder for folder, manifest in manifests.items() if _is_removed_whole(manifest, counts[folder])}
     corrections = {path: _corrections(path, forgotten) for path in traces.corrections}
     answered = authors_in(cache) & forgotten.authors if cache else set()
     forgotten.seen |= answered & forgotten.users
     corrections = {path: each for path, each in corrections.items() if each.removed}
     return _Plan(manifests, counts, whole, corrections, answered, find_notes(traces.runs, forgotten))
-
-
-def _counts(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
-    """Count forgotten users' records in each file; files without such records are left out."""
-    return +Counter({name: sum(map(forgotten.has, records)) for name, records in records_of(folder, stage).items()})
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
@@ -298,11 +304,10 @@ def _write_rest(folder: HeldFolder, manifest: dict[str, Any], counts: Counter, f
     folder.folder.chmod(0o700)
     changed, manifest = {}, manifest | dict(forgotten=Counter(manifest.get('forgotten', {})) + counts)
     if manifest['stage'] == 'shards':
-        shards = Shards(folder.path)
-        trees = (tree for tree in map(shards.__getitem__, range(len(shards))) if tree.user_id not in forgotten.users)
+        trees = filter(None, map(forgotten.rest_of, trees_of(folder.path)))
         size = manifest['made_from']['trees_per_shard']
         write_shards(trees, folder.folder, trees_per_shard=size, manifest=manifest)
-        changed[shards.digest] = Shards(folder.folder).digest
+        changed[Shards(folder.path).digest] = Shards(folder.folder).digest
     else:
         for name in counts:
             with open(folder.path / name, 'rb') as file, new_file(folder.folder / name) as rest:

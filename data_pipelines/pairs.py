@@ -37,13 +37,15 @@ from data_pipelines.core.records import (
     PreferenceRecord,
     RatedReply,
     Rewrite,
+    StrangerRecord,
 )
-from data_pipelines.core.turns import BEST_WORST, REWRITE, conversation_of, pair_id
+from data_pipelines.core.turns import BEST_WORST, OWN, REWRITE, STRANGER, conversation_of, pair_id, turn_of
 from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.preferences.reading import first_pairs_by_hash
 from data_pipelines.reports.statistics import of_pairs
 from data_pipelines.text.openings import is_refusal
-from rlhi_jax.config import listed, require
+from rlhi_jax.config import listed, require, settings_identity
+from rlhi_jax.config.loop_paths import REWRITTEN
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_file, read_json
 
@@ -55,6 +57,20 @@ def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRec
     for record in read_records(config, 'rewrites'):
         counts['rewrites_read'] += 1
         yield _preference(record, record['rewrite'], record['original'], REWRITE)
+
+
+def from_strangers(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
+    """Yield two pairs of each record: each answer is preferred under the persona of the author of its wish."""
+    for record in read_records(config, 'strangers'):
+        own, stranger = record['wishes']
+        of_user, of_stranger = record['replies']
+        for kind, wish, chosen, rejected in (
+            (OWN, own, of_user, of_stranger),
+            (STRANGER, stranger, of_stranger, of_user),
+        ):
+            counts['strangers_read'] += 1
+            given = record | dict(id=turn_of(record['id']), persona=wish['persona'])
+            yield _preference(given, chosen, rejected, kind) | dict(stranger_id=record['stranger_id'])
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
@@ -85,9 +101,10 @@ class Source(NamedTuple):
     inputs: tuple[str, ...]
 
 
-# Sources of preferences, keyed by their name in `config.pairs.sources`.
+# Sources of preferences, keyed by name. In `config.pairs.sources`, 'rewrites' stands for those in REWRITTEN.
 SOURCES = dict(
     rewrites=Source(from_rewrites, ('rewrites',)),
+    strangers=Source(from_strangers, ('strangers',)),
     candidates=Source(from_candidates, ('candidates',)),
     feedback=Source(from_feedback, ('conversations', 'follow_ups', 'personas')),
 )
@@ -147,7 +164,9 @@ def _scores_of(record: Candidate, scored: Iterator[CandidateScores]) -> list[flo
     return scores['scores']
 
 
-def _preference(record: Rewrite | Candidate, chosen: str, rejected: str, kind: str) -> PreferenceRecord:
+def _preference(
+    record: Rewrite | StrangerRecord | Candidate, chosen: str, rejected: str, kind: str
+) -> PreferenceRecord:
     return PreferenceRecord(
         id=pair_id(record['id'], kind),
         conversation=conversation_of(record['id']),
@@ -193,23 +212,28 @@ def _sources(config: ConfigDict) -> list[str]:
     Raises:
       UserError: a source is unknown or repeated, or no source has all its folders set.
     """
-    sources = listed(config, 'pairs.sources')
-    for source in sources:
-        if source not in SOURCES or sources.count(source) > 1:
-            raise UserError(
-                f'config.pairs.sources: {source!r} is unknown or repeated: choose from {", ".join(SOURCES)}'
-            )
+    sources = _named_sources(config)
     given = [source for source in sources if all(config.data[key] for key in SOURCES[source].inputs)]
     if not given:
         require(config, *(f'data.{key}' for key in SOURCES[sources[0]].inputs))
     return given
 
 
+def _named_sources(config: ConfigDict) -> list[str]:
+    """Return the sources in `config.pairs.sources`, with 'rewrites' replaced as `config.pairs.against` says."""
+    names, known = listed(config, 'pairs.sources'), [name for name in SOURCES if name != 'strangers']
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            raise UserError(f'config.pairs.sources: {name!r} is unknown or repeated: choose from {", ".join(known)}')
+    rewritten = REWRITTEN[config.pairs.against]
+    return [source for name in names for source in (rewritten if name == 'rewrites' else (name,))]
+
+
 def _identity(config: ConfigDict) -> dict[str, Any]:
     inputs = {key: input_digest(config, key) for source in _sources(config) for key in SOURCES[source].inputs}
     if config.data.scores and 'candidates' in inputs:
         inputs['scores'] = input_digest(config, 'scores')
-    settings = config.pairs.to_dict()
+    settings = settings_identity(config, 'pairs')
     for name in ('accept_artefacts', 'min_pairs'):  # these settings may stop the run, but do not change the output
         del settings[name]
     if 'follow_ups' in inputs:  # `from_feedback` reads this setting
@@ -225,7 +249,7 @@ def _work(task: Task) -> dict[str, int]:
         files = {split: stack.enter_context(new_file(task.folder / f'{split}.jsonl')) for split in MINED_SPLITS}
         for record in mine(config, counts):
             files[record['split']].write(as_line(record))
-    if left := [name for name in listed(config, 'pairs.sources') if name not in _sources(config)]:
+    if left := [name for name in _named_sources(config) if name not in _sources(config)]:
         empty = next(key for key in SOURCES[left[0]].inputs if not config.data[key])
         print(f'config.data.{empty} is empty, so no pairs come from {left[0]}', flush=True)
     probed = first_pairs_by_hash(task.folder / 'train.jsonl', PROBED)

@@ -46,15 +46,16 @@ from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import MINED_SPLITS, FollowUp, Rewrite
 from data_pipelines.core.turns import request_index, to_messages, to_turns
 from data_pipelines.labelling.labels import MAX_CHARACTERS
-from data_pipelines.preferences.acceptance import best, reason_to_drop
+from data_pipelines.preferences.acceptance import accepted, best
 from data_pipelines.reports.statistics import of_rewrites
 from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import generate, likelihoods, model_identity
 from data_pipelines.teacher.prompts import prompt_digest, render
+from data_pipelines.teacher.rewriting import instruction, prompt_digests
 from data_pipelines.text import languages
 from rlhi_jax.config import likelihood_path, require, settings_identity, teacher_path
 from rlhi_jax.io.files import digest
-from rlhi_jax.sampling.generator import Prompt, Reply, Turns
+from rlhi_jax.sampling.generator import Prompt, Turns
 from rlhi_jax.scoring.candidates import Candidates
 from rlhi_jax.tokenizers.template import Context
 
@@ -102,8 +103,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         inputs=[input_digest(config, key) for key in ('conversations', 'follow_ups', 'personas')],
         policy=model_identity(config, config.model.path),
         teacher=model_identity(config, teacher_path(config)),
-        prompts=[prompt_digest(name) for name in ('rewrite', 'applies')]
-        + ([] if config.rewrites.shows_reply else [prompt_digest('rewrite_request')]),
+        prompts=[prompt_digest('applies'), *prompt_digests(config.rewrites)],
         dislike=DISLIKE,
         settings=settings_identity(config, 'rewrites') | dict(row_tokens=config.teacher.row_tokens),
         sampler=settings_identity(config, 'sampler'),
@@ -206,14 +206,14 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
     for block in in_blocks(cases, BLOCK):
         prompts = []
         for case in block:
-            instruction = _instruction(case, '' if settings.from_scratch else case.feedback, settings)
+            asked = _asked(case, '' if settings.from_scratch else case.feedback, settings)
             authors = (author_id(case.turn['user_id'], case.turn['conversation']),)
             prompts.append(
                 Prompt(
                     f'rewrite {case.name}',
-                    (*case.turns[:-1], *instruction),
+                    (*case.turns[:-1], *asked),
                     samples=settings.samples,
-                    keep=len(instruction),
+                    keep=len(asked),
                     authors=authors,
                 )
             )
@@ -221,40 +221,19 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
         for case in block:
             if drawn := replies[f'rewrite {case.name}']:
                 counts['rewrites_drawn'] += len(drawn)
-                yield case._replace(samples=_accepted(case, drawn, settings.max_resemblance, counts))
+                yield case._replace(samples=accepted(drawn, *_rules(case), settings.max_resemblance, counts))
             else:
                 counts['dropped_too_long_or_refused'] += 1
 
 
-def _instruction(case: Case, feedback: str, settings: ConfigDict) -> Turns:
-    """Return the last turns of the teacher's prompt: the request, the reply if it is shown, and the feedback.
-
-    Args:
-      feedback: the feedback, '' for a prompt without it, or a generic complaint.
-      settings: `config.rewrites`.
-    """
-    bounded = feedback
-    if settings.max_words:
-        most = max(settings.max_words, len(case.original.split()))
-        bounds = f'{settings.min_words} to {most}' if settings.min_words else f'at most {most}'
-        bounded = f'{feedback} Use {bounds} words.'.strip()
-    if settings.shows_reply and feedback:
-        return case.turns[-1], ('assistant', case.original), ('user', render('rewrite', feedback=bounded))
-    return (('user', render('rewrite_request', request=case.request, feedback=bounded)),)
+def _asked(case: Case, feedback: str, settings: ConfigDict) -> Turns:
+    return instruction(case.request, case.original, feedback, settings)
 
 
-def _accepted(case: Case, drawn: Sequence[Reply], max_resemblance: float, counts: Counter) -> list[str]:
-    """Return the texts of the samples that pass the filters."""
-    earlier = [content for _, content in case.turns]
-    known = (case.original, *earlier, case.turn['reply'], case.feedback, case.next_reply)
-    wanted = languages.wanted(case.request, case.turn['reply'], case.feedback)
-    accepted = []
-    for reply in drawn:
-        if reason := reason_to_drop(reply, known, wanted, max_resemblance):
-            counts[f'dropped_rewrite_{reason}'] += 1
-        else:
-            accepted.append(reply.text)
-    return accepted
+def _rules(case: Case) -> tuple[list[str], frozenset[str]]:
+    """Return the texts that a sample must not copy, and the languages that it may be in."""
+    known = [case.original, *(text for _, text in case.turns), case.turn['reply'], case.feedback, case.next_reply]
+    return known, languages.wanted(case.request, case.turn['reply'], case.feedback)
 
 
 def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
@@ -280,7 +259,7 @@ def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
     neutral = DISLIKE if settings.shows_reply else ''
     for case in cases:
         for side, feedback in (('feedback', case.feedback), ('no feedback', neutral)):
-            messages = to_messages(_instruction(case, feedback, settings))
+            messages = to_messages(_asked(case, feedback, settings))
             questions.append(Candidates(f'gain by {side} {case.name}', messages, '', case.samples))
     log_probs, gains = likelihoods(task, questions, likelihood_path(task.config)), {}
     for case in cases:

@@ -41,7 +41,7 @@ from data_pipelines.core.inputs import input_folder, read_records
 from data_pipelines.core.record_files import stream_records
 from data_pipelines.core.records import MINED_SPLITS, FollowUp, PreferenceRecord, RatedReply, Record
 from data_pipelines.core.registry import stage_named
-from data_pipelines.core.turns import BEST_WORST, REACTION, REWRITE
+from data_pipelines.core.turns import BEST_WORST, OWN, REACTION, REWRITE, STRANGER
 from data_pipelines.labelling.labels import LABELS
 from data_pipelines.persona.dropped import REASONS, DroppedRemark, dropped_remarks
 from data_pipelines.reports.excerpts import drawn, excerpt, readable
@@ -53,6 +53,8 @@ KINDS = {
     REWRITE: 'a reply that the user complained about, and the same reply rewritten according to the feedback',
     BEST_WORST: 'the best and the worst of several sampled replies',
     REACTION: 'a reply that the user liked or disliked',
+    OWN: "two answers to a user's request under two wishes, with the persona of that user",
+    STRANGER: "the same two answers, with the persona of the other wish's author",
 }
 REPLY_LINES = 6  # maximum number of lines of a reply in a pair
 

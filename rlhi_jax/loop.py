@@ -14,7 +14,7 @@ stage, even if it is up to date.
 
 `config.loop.method` selects the source of the preference pairs:
 
-    rewrites   replies rewritten in response to users' feedback
+    rewrites   replies rewritten in response to users' feedback (see also `config.pairs.against`)
     rewards    the best and worst of N sampled replies, scored by a reward model trained on the rewrites
     both       rewrites and rewards together
     oracle     the best and worst of N sampled replies, scored by the simulated users' checkers: an upper bound that
@@ -54,6 +54,7 @@ from data_pipelines import (
     rows,
     satisfaction,
     shards,
+    strangers,
 )
 from data_pipelines.checks.data import check_data
 from data_pipelines.checks.findings import Findings
@@ -64,7 +65,7 @@ from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
-from rlhi_jax.config.loop_paths import METHODS, stage_config, training_config, users_talk, with_paths
+from rlhi_jax.config.loop_paths import METHODS, REWRITTEN, stage_config, training_config, users_talk, with_paths
 from rlhi_jax.convert import export_model
 from rlhi_jax.evaluate import evaluate, join_evaluation, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
@@ -113,7 +114,9 @@ class Round:
                 self._stage(personas.STAGE, 'ingest', 'follow_ups'),
             ]
         if config.loop.method != 'oracle':
-            parts.append(self._stage(rewrites.STAGE, 'ingest', 'follow_ups', 'personas'))
+            stages = dict(rewrites=rewrites.STAGE, strangers=strangers.STAGE)
+            for name in REWRITTEN[config.pairs.against]:
+                parts.append(self._stage(stages[name], 'ingest', 'follow_ups', 'personas'))
         for objective in method.trains:
             is_policy = objective == method.trains[-1]
             if is_policy and 'candidates' in method.sources:
@@ -133,7 +136,7 @@ class Round:
         """Return the parts that make pairs, shards and rows, train on them, and evaluate the trained model."""
         shards_part, run_folder = f'{objective}: shards', self.workdir / objective / 'run'
         config = training_config(with_paths(self.config, self.workdir), self.workdir, objective)
-        sources = ('rewrites', 'candidates', 'oracle_scores') if objective == 'dpo' else ('rewrites',)
+        sources = ('rewrites', 'strangers', *(('candidates', 'oracle_scores') if objective == 'dpo' else ()))
         return [
             self._stage(pairs.STAGE, *sources, objective=objective),
             self._stage(shards.STAGE, f'{objective}: pairs', objective=objective),

@@ -32,6 +32,7 @@ IN_LOOP = {
     'follow_ups': 'follow_ups',
     'personas': 'personas',
     'rewrites': 'rewrites',
+    'strangers': 'strangers',
     'candidates': 'candidates',
     'pairs': 'dpo/pairs',
     'shards': 'dpo/shards',

@@ -17,7 +17,7 @@ from data_pipelines.shards import read_preferences
 from data_pipelines.teacher.prompts import render
 from rlhi_jax.config import base_config
 from rlhi_jax.data.encode import Piece, TreeEncoder
-from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.grow import grow_trees, preferences_of
 from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities, stack
@@ -136,6 +136,7 @@ def plan_of(tmp_path, feedback: str, capacities: Capacities, records: list[dict]
     write_shards(trees, tmp_path / 'shards', trees_per_shard=3, manifest={})
     shards = Shards(tmp_path / 'shards')
     assert [shards[i] for i in range(len(shards))] == trees
+    assert grow_trees(each for tree in trees for each in preferences_of(tree)) == trees  # one-sided pairs, too
     reader = RowReader(make_plan(shards, template, capacities), shards, template)
     return preferences, template, reader, stack([reader[row] for row in range(len(reader))])
 

@@ -9,7 +9,19 @@ import pytest
 import tiny
 from raw_conversations import config, raw_conversation, write_lines
 
-from data_pipelines import card, follow_ups, forget, ingest, pairs, persona_store, personas, rewrites, rows, shards
+from data_pipelines import (
+    card,
+    follow_ups,
+    forget,
+    ingest,
+    pairs,
+    persona_store,
+    personas,
+    rewrites,
+    rows,
+    shards,
+    strangers,
+)
 from data_pipelines.core.journal import Journal, work_folder
 from data_pipelines.core.record_files import load_records, write_records
 from data_pipelines.labelling.by_head import Head
@@ -30,7 +42,7 @@ REMARKS = [
     'Keep it short.',
 ]
 OTHERS = ['Who wrote Hamlet?', 'How big is Norway?', 'What is a quark?', 'Thanks a lot!', 'Name a river.', 'And Rome?']
-MADE = ('conversations', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards')
+MADE = ('conversations', 'follow_ups', 'personas', 'rewrites', 'strangers', 'pairs', 'shards')
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +77,7 @@ def settings(raw, folder, opted_out=()):
     c.follow_ups.labeller, c.follow_ups.head, c.personas.writer = 'head', str(raw / 'head'), 'quotes'
     c.follow_ups.min_confidence = 0.0
     c.pairs.sources, c.pairs.min_pairs, c.pairs.accept_artefacts = 'rewrites', 1, True
+    c.pairs.against = 'both'
     c.rows.tokens, c.rows.scored, c.data.trees_per_shard = 512, 256, 3
     c.train.batch_rows, c.train.max_steps, c.ingest.heldout = 8, 1, 0.3
     c.ingest.opt_out = str(folder / 'kept-out.txt')
@@ -73,7 +86,7 @@ def settings(raw, folder, opted_out=()):
 
 
 def run_stages(c, corrected=()):
-    """Run all stages except the sampling of rewrites, which are written here."""
+    """Run all stages except those that sample rewrites, which are written here."""
     for stage in (ingest, follow_ups, personas):
         stage.STAGE.run(c)
     for name in corrected:
@@ -82,19 +95,49 @@ def run_stages(c, corrected=()):
         persona_store.correct(c, dict(edit_claim=claim['id'], text='I like short answers.'))
     known = {record['id']: record['persona'] for record in load_records(tiny.Path(c.data.personas) / 'records.jsonl')}
     conversations = {record['id']: record for record in load_records(tiny.Path(c.data.conversations) / 'records.jsonl')}
-    folder, made = tiny.Path(c.data.rewrites), []
-    folder.mkdir(exist_ok=True)
-    for turn in load_records(tiny.Path(c.data.follow_ups) / 'records.jsonl'):
-        if turn['mined'] and turn['turn_index'] == 2:
-            messages = conversations[turn['conversation']]['messages'][:1]
-            rewrite = {name: turn[name] for name in ('id', 'split', 'user_id')} | dict(messages=messages, gain=1.0)
-            rewrite |= dict(persona=known[f'{turn["conversation"]}/0'], feedback=turn['follow_up'])
-            made.append(rewrite | dict(original=turn['reply'], rewrite=f'Short {turn["reply"]}'))
-    write_records(folder / 'records.jsonl', made)
+    made = []
+    turns = load_records(tiny.Path(c.data.follow_ups) / 'records.jsonl')
+    turns = {turn['conversation']: turn for turn in turns if turn['mined'] and turn['turn_index'] == 2}
+    for turn in turns.values():
+        messages = conversations[turn['conversation']]['messages'][:1]
+        rewrite = {name: turn[name] for name in ('id', 'split', 'user_id')} | dict(messages=messages, gain=1.0)
+        rewrite |= dict(persona=known[f'{turn["conversation"]}/0'], feedback=turn['follow_up'])
+        made.append(rewrite | dict(original=turn['reply'], rewrite=f'Short {turn["reply"]}'))
     counts = {'rewrites_drawn': len(made), 'follow_ups_read': len(made), 'kept_train': len(made)}
-    write_json(folder / 'manifest.json', dict(stage='rewrites', made_from=rewrites.STAGE.identity(c), counts=counts))
+    write_stage(rewrites.STAGE, c, made, counts)
+    met = with_strangers(turns, conversations)
+    write_stage(strangers.STAGE, c, met, dict(claims_read=len(met), kept_train=len(met)))
     for stage in (pairs, shards, rows, card):
         stage.STAGE.run(c)
+
+
+def write_stage(stage, c, records, counts):
+    """Write a finished folder of a stage."""
+    folder = Path(c.data[stage.name])
+    folder.mkdir(exist_ok=True)
+    write_records(folder / 'records.jsonl', records)
+    write_json(folder / 'manifest.json', dict(stage=stage.name, made_from=stage.identity(c), counts=counts))
+
+
+def with_strangers(turns, conversations):
+    """Every user meets the next one, if there is one in their split. Their persona is also that of their rewrites."""
+    records = []
+    for conversation, turn in turns.items():
+        mark, number = conversation.split('-')
+        other = f'zebra{(int(mark[-2:]) + 1) % USERS:02}'
+        stranger = turns.get(f'{other}-{number}')
+        if stranger and stranger['split'] == turn['split']:
+            wishes = [
+                dict(
+                    author=each['user_id'], user_id=each['user_id'], feedback=each['follow_up'], claim='', persona=text
+                )
+                for each, text in ((turn, ''), (stranger, f'I like what {other} likes.'))
+            ]
+            record = {name: turn[name] for name in ('conversation', 'split', 'user_id')}
+            record |= dict(id=f'{turn["id"]} stranger', stranger_id=stranger['user_id'], wishes=wishes)
+            record |= dict(messages=conversations[conversation]['messages'][:1], leans=[1.0, 1.0])
+            records.append(record | dict(replies=[f'As {mark} likes it.', f'As {other} likes it.']))
+    return records
 
 
 def bytes_of(folder, *names):
@@ -140,7 +183,7 @@ def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, finished, tmp_pa
     gone = [user('zebra02'), user('zebra08')]
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     c = settings(raw, tmp_path, gone[1:])  # one is on the list already, but was not forgotten yet
-    held = {name: len(load_records(tmp_path / name / 'records.jsonl')) for name in MADE[:4]}
+    held = {name: len(load_records(tmp_path / name / 'records.jsonl')) for name in MADE[:5]}
     Journal(work_folder(tmp_path / 'pairs') / 'journal.sqlite', 'work').add('zebra02', 'text')
     write_json(tmp_path / 'report.json', dict(of='zebra08'))
     write_json(tmp_path / 'loop.json', {})
@@ -160,7 +203,7 @@ def test_no_byte_is_left_and_the_rest_is_what_would_be_had(raw, finished, tmp_pa
     card.STAGE.run(c)
     funnel = json.loads((tmp_path / 'card' / 'card.json').read_text())['funnel']
     assert all(step['adds_up'] in (True, None) for name in MADE for step in funnel[name]['steps'])
-    for name in MADE[:4]:
+    for name in MADE[:5]:
         removed = held[name] - len(load_records(tmp_path / name / 'records.jsonl'))
         assert removed and funnel[name]['others']['forgotten since, of records.jsonl'] == removed
         assert interrupted or report.removed[tmp_path / name]['records.jsonl'] == removed

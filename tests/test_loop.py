@@ -15,8 +15,8 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.rounds.settings import claim
 
 STAGES = (
-    *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'pairs', 'shards', 'rows', 'train reward'),
-    *('candidates', 'train dpo', 'satisfaction', 'export'),
+    *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'strangers', 'pairs', 'shards', 'rows'),
+    *('train reward', 'candidates', 'train dpo', 'satisfaction', 'export'),
 )
 KILLED_IN = {  # the part of the loop in which each of them is killed, if it has another name
     **{stage: f'reward: {stage}' for stage in ('pairs', 'shards', 'rows', 'export')},
@@ -45,6 +45,8 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'rewrites.regenerate': True,
         'rewrites.max_feedback_drop': 20.0,
         'rewrites.min_gain': -5.0,  # of a random model's rewrites
+        'pairs.against': 'both',
+        'strangers.samples': 4,
         'candidates.samples': 3,
         'candidates.max_prompts': 8,
         'pairs.accept_artefacts': True,
@@ -99,13 +101,15 @@ def test_the_loop_ends_in_models_and_a_report(finished):
         assert (exported / 'model.safetensors').exists() and (exported / 'chat_template.jinja').exists()
     assert {'before', 'after'} == set(report['satisfaction']['models'])
     assert report['funnel']['rewrites']['feedback_turns'] > 0
+    met = report['funnel']['strangers']
+    assert met['kept_train'] > 0 and report['funnel']['dpo: pairs']['kept_strangers_train'] == 2 * met['kept_train']
     shown = report['funnel']['personas']
     assert f'{shown["turns_with_persona"] / shown["turns"]:.0%} of the turns' in output
     section = report['reward']
     assert bool(section['not_evaluated']) == (section['evaluation'] is None)
     assert str(workdir) not in section['not_evaluated'] and ('before' in section) == (section['evaluation'] is not None)
     assert 'plumbing only' in output and len(report['pairs_to_read']) == 5
-    assert report['funnel']['card']['folders'] == 11 and report['funnel']['card']['not_adding_up'] == 0
+    assert report['funnel']['card']['folders'] == 12 and report['funnel']['card']['not_adding_up'] == 0
     assert json.loads((workdir / 'card' / 'card.json').read_text())['examples']['dpo/pairs'] == report['pairs_to_read']
 
 

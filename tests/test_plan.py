@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhi_jax.data.encode import Piece, TreeEncoder
-from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.grow import grow_trees, preferences_of
 from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import check_positions, make_plan
 from rlhi_jax.data.rows import Capacities, lay_out, size
@@ -44,6 +44,13 @@ def turns_before(row, tokenizer, last: int) -> list[tuple[str, str]]:
     assert [row.position_T[i] for i in path] == list(range(len(path)))[::-1]
     assert re.sub(r'<\|im_start\|>\w+\n[^<]*<\|im_end\|>\n?', '', text) == '', text
     return re.findall(r'<\|im_start\|>(\w+)\n([^<]*)<\|im_end\|>', text)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_tree_gives_back_the_preferences_that_it_was_grown_from(seed):
+    preferences = [tiny.parsed(record) for record in tiny.branching_preferences(np.random.default_rng(seed))]
+    returned = [preference for tree in grow_trees(preferences) for preference in preferences_of(tree)]
+    assert sorted(returned, key=lambda each: each.id) == sorted(preferences, key=lambda each: each.id)
 
 
 @settings(max_examples=40, deadline=None)

@@ -20,6 +20,7 @@ from data_pipelines.core.stage import Task
 from data_pipelines.core.turns import to_messages
 from data_pipelines.preferences.acceptance import best, reason_to_drop, resemblance
 from data_pipelines.teacher.prompts import render
+from data_pipelines.teacher.rewriting import instruction
 from data_pipelines.text import languages
 from rlhi_jax.config import base_config
 from rlhi_jax.config.checks import check_config
@@ -363,8 +364,7 @@ def test_without_the_reply_the_teacher_reads_request_remark_and_bounds_in_one_tu
 def test_a_rewrite_may_be_as_long_as_the_reply_that_it_replaces(words, least, bounds):
     settings = base_config().rewrites
     settings.shows_reply, settings.max_words, settings.min_words = False, 60, least
-    case = rewrites.Case(dict(id='c/2', follow_up='Why?'), (('user', ENGLISH),), original='word ' * words)
-    ((_, text),) = rewrites._instruction(case, case.feedback, settings)
+    ((_, text),) = instruction(ENGLISH, 'word ' * words, 'Why?', settings)
     assert text == f'{ENGLISH}\n\nWhy? Use {bounds} words.'
 
 

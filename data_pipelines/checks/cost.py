@@ -13,6 +13,7 @@ from data_pipelines.checks.sample import Sample
 from data_pipelines.labelling.labels import turns_after_replies
 from data_pipelines.persona.claims import quote_of
 from data_pipelines.teacher.prompts import render
+from rlhi_jax.config.loop_paths import REWRITTEN
 
 FEEDBACK_SHARE = 0.25  # assumed fraction of follow-ups that are feedback; the actual one is known only after labelling
 CHARACTERS = 4  # per token of English text, on average
@@ -125,7 +126,9 @@ def work_of_teacher(
     tokens_out = min(lengths.reply / CHARACTERS, config.sampler.new_tokens)
     asked = asked_of(labels, sentences)
     per_token = sum(each.seconds for each in asked) / max(sum(each.tokens_out for each in asked), 1)
-    work.append(Work('rewrites', rewritten * settings.samples, tokens_in, tokens_out, tokens_out * per_token))
+    requests = dict(rewrites=rewritten * settings.samples, strangers=complaints * 2 * config.strangers.samples)
+    for name in REWRITTEN[config.pairs.against]:
+        work.append(Work(name, requests[name], tokens_in, tokens_out, tokens_out * per_token))
     return work
 
 

@@ -106,6 +106,30 @@ class Rewrite(TypedDict):
     gain: float  # nats by which the feedback makes the rewrite more likely
 
 
+class Wish(TypedDict):
+    """What an author wishes, as said in feedback and as claimed in the persona store."""
+
+    author: str  # author id
+    user_id: str  # '' if the user is unknown
+    feedback: str  # the feedback turn
+    claim: str  # the claim made from the feedback
+    persona: str  # the author's persona from that claim on
+
+
+class StrangerRecord(TypedDict):
+    """Two answers to a user's request, under two authors' wishes (records.jsonl in `config.data.strangers`)."""
+
+    id: str  # id of the user's feedback turn, a space, and 'stranger'
+    conversation: str
+    split: str
+    user_id: str
+    stranger_id: str  # the stranger's user id; '' if the stranger is unknown
+    messages: list[Message]  # the conversation, ending with the request
+    wishes: list[Wish]  # the user's and the stranger's
+    replies: list[str]  # the answer under the user's wish and the answer under the stranger's
+    leans: list[float]  # by how many nats each answer leans to its own wish
+
+
 class SampledReply(TypedDict):
     """A reply sampled from the policy."""
 
@@ -139,6 +163,7 @@ class PreferenceRecord(TypedDict):
     conversation: str
     split: str
     user_id: str
+    stranger_id: NotRequired[str]  # the other user whose wish the pair is made from; '' if that user is unknown
     persona: str
     prompt: list[Message]
     chosen: list[Message]

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from data_pipelines.core.records import Message
 
-REWRITE, BEST_WORST, REACTION = 'rewrite', 'best/worst', 'reaction'  # kinds of preference pairs
+# Kinds of preference pairs. OWN and STRANGER are the two pairs of a record of the stage `strangers`.
+REWRITE, BEST_WORST, REACTION, OWN, STRANGER = 'rewrite', 'best/worst', 'reaction', 'own', 'stranger'
 
 Turn = tuple[str, str]  # (role, content)
 
@@ -47,7 +48,7 @@ def turn_of(pair: str) -> str:
     ('c/2', 'c/2')
     """
     turn, _, kind = pair.rpartition(' ')
-    return turn if kind in (REWRITE, BEST_WORST, REACTION) else pair
+    return turn if kind in (REWRITE, BEST_WORST, REACTION, OWN, STRANGER) else pair
 
 
 def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:

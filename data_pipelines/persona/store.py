@@ -35,6 +35,11 @@ def user_personas_digest(config: ConfigDict) -> str:
     return file_digest(input_folder(config, 'personas') / USERS)
 
 
+def claims_digest(config: ConfigDict) -> str:
+    """Return a digest of the store's claims."""
+    return file_digest(input_folder(config, 'personas') / CLAIMS)
+
+
 def token_counter(config: ConfigDict) -> Callable[[str], int]:
     """Return a function that counts tokens with the policy's tokenizer, because the policy reads the personas."""
     require(config, 'model.path')
@@ -60,7 +65,7 @@ def write_store(
     Args:
       claims_by_author: all authors in the order of the conversations, each with their claims in the order of the turns.
     """
-    settings, persona_of = task.config.personas, _persona_of(task.config)
+    settings, persona_of = task.config.personas, persona_maker(task.config)
 
     def records(claims_file: BinaryIO, users_file: BinaryIO) -> Iterator[TurnPersona]:
         for author, claims in claims_by_author:
@@ -82,7 +87,7 @@ def write_store(
         return task.write(records(claims_file, users_file), counts)
 
 
-def _persona_of(config: ConfigDict) -> Callable[[State], str]:
+def persona_maker(config: ConfigDict) -> Callable[[State], str]:
     """Return a function that makes a persona from the claims that are valid at a turn.
 
     A persona has at most `config.personas.max_tokens` tokens. The function caches personas, keyed by the claims' texts.

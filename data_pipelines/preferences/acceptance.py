@@ -66,6 +66,22 @@ def reason_to_drop(reply: Reply, known: Sequence[str], wanted: Set[str], max_res
     return ''
 
 
+def accepted(
+    drawn: Sequence[Reply], known: Sequence[str], wanted: Set[str], max_resemblance: float, counts: Counter
+) -> list[str]:
+    """Return the texts of the samples that there is no reason to drop, and count the others by reason.
+
+    The arguments `known`, `wanted` and `max_resemblance` are those of `reason_to_drop`.
+    """
+    texts = []
+    for reply in drawn:
+        if reason := reason_to_drop(reply, known, wanted, max_resemblance):
+            counts[f'dropped_rewrite_{reason}'] += 1
+        else:
+            texts.append(reply.text)
+    return texts
+
+
 def best(samples: Sequence[tuple[str, float | None]], min_gain: float, counts: Counter) -> tuple[str, float] | None:
     """Return the text with the largest gain, and the gain in nats; None if no gain is at least `min_gain`.
 

@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_pipelines.core.record_files import as_line, stream_records
 from data_pipelines.core.records import Record
 from data_pipelines.core.turns import conversation_of, turn_of
+from rlhi_jax.data.grow import grow_trees, preferences_of
 from rlhi_jax.data.shards import Shards
+from rlhi_jax.data.tree import Interaction
 from rlhi_jax.io.files import complete_lines, read_json, write_bytes, write_json
 from rlhi_jax.models.checkpoints import weights_at
 
 LOG, NOTE = 'examples.jsonl', 'trained_on_forgotten.json'  # in a run's folder
 _USER = ('user_id', 'hashed_ip')  # the user's id: `user_id` in records, `hashed_ip` in raw records
+_OTHER = 'stranger_id'  # another user whose words are in the record
 _REMEDY = 'remove the run'
 
 
@@ -50,21 +54,31 @@ class Forgotten:
           record: a record from a stage, or a raw record.
           stage: the stage that wrote the record. The ids of records from 'ingest' are conversation ids.
         """
-        users = {record[key] for key in _USER if key in record} & self.users
+        owners = {record[key] for key in _USER if key in record} & self.users
+        users = owners | ({record.get(_OTHER)} & self.users)
         if not users:
             return
         self.seen |= users
         self.records.update(record.get('pairs', ()))
         if isinstance(record.get('id'), str):
             (self.conversations if stage == 'ingest' else self.records).add(record['id'])
-        if isinstance(record.get('conversation'), str):
+        if owners and isinstance(record.get('conversation'), str):
             self.conversations.add(record['conversation'])
 
     def has(self, record: Record) -> bool:
-        """Whether a record belongs to a forgotten user."""
+        """Whether a record belongs to a forgotten user, or contains the words of one."""
         if any(key in record for key in _USER):
-            return any(record.get(key) in self.users for key in _USER)
+            return any(record.get(key) in self.users for key in (*_USER, _OTHER))
         return self.has_id(str(record.get('id', '')))
+
+    def rest_of(self, tree: Interaction) -> Interaction | None:
+        """Return a tree without the pairs that contain forgotten users' words, or None if no pair is left."""
+        if tree.user_id in self.users:
+            return None
+        left = [preference for preference in preferences_of(tree) if preference.id not in self.records]
+        if len(left) == len(tree.pairs):
+            return tree
+        return next(iter(grow_trees(left)), None)
 
     def has_id(self, name: str) -> bool:
         """Whether the turn, claim or pair with this id belongs to a forgotten user."""
@@ -83,10 +97,32 @@ def records_of(folder: Path, stage: str) -> dict[str, Iterator[Record]]:
     For shards, return the user id and pair ids of each tree, under the key 'trees'.
     """
     if stage == 'shards':
-        shards = Shards(folder)
-        trees = map(shards.__getitem__, range(len(shards)))
-        return dict(trees=(dict(user_id=tree.user_id, pairs=[pair.id for pair in tree.pairs]) for tree in trees))
+        return dict(
+            trees=(dict(user_id=tree.user_id, pairs=[pair.id for pair in tree.pairs]) for tree in trees_of(folder))
+        )
     return {path.name: stream_records(path) for path in sorted(folder.glob('*.jsonl'))}
+
+
+def counts_of(folder: Path, stage: str, forgotten: Forgotten) -> Counter:
+    """Count forgotten users' records in each file; files without such records are left out.
+
+    For shards, count the trees that are removed, under 'trees', and the pairs that are removed from other trees.
+    """
+    counts: Counter = Counter()
+    if stage == 'shards':
+        for tree in trees_of(folder):
+            rest = forgotten.rest_of(tree)
+            counts.update(dict(pairs=len(tree.pairs) - len(rest.pairs)) if rest else dict(trees=1))
+    else:
+        for name, records in records_of(folder, stage).items():
+            counts[name] = sum(map(forgotten.has, records))
+    return +counts
+
+
+def trees_of(folder: Path) -> Iterator[Interaction]:
+    """Yield the trees in a folder of shards."""
+    shards = Shards(folder)
+    return map(shards.__getitem__, range(len(shards)))
 
 
 def clean_log(run: Path, forgotten: Forgotten) -> None:

@@ -12,6 +12,7 @@ from data_pipelines.core.records import (
     PreferenceRecord,
     RatedReply,
     Rewrite,
+    StrangerRecord,
     TurnPersona,
 )
 
@@ -127,6 +128,16 @@ def of_rewrites(records: Iterable[Rewrite], manifest: Manifest) -> dict[str, Any
         if 'gain' in record:
             gains[record['gain']] += 1
     return dict(records=splits.total(), splits=splits, gain=summary(gains))
+
+
+def of_strangers(records: Iterable[StrangerRecord], manifest: Manifest) -> dict[str, Any]:
+    """Count the records in each split, and summarise the leans (nats; see `data_pipelines/strangers.py`)."""
+    splits: Counter = Counter()
+    leans: Counter = Counter()
+    for record in records:
+        splits[record['split']] += 1
+        leans.update(record['leans'])
+    return dict(records=splits.total(), splits=splits, lean=summary(leans))
 
 
 def of_candidates(records: Iterable[Candidate], manifest: Manifest) -> dict[str, Any]:

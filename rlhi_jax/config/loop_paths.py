@@ -26,6 +26,8 @@ METHODS = {
     'both': Method(('reward', 'dpo'), 'rewrites,candidates'),
     'oracle': Method(('dpo',), 'candidates'),
 }
+# The stages whose records become pairs where 'rewrites' are a source, keyed by `config.pairs.against`.
+REWRITTEN = dict(policy=('rewrites',), stranger=('strangers',), both=('rewrites', 'strangers'))
 REWARD_SOURCES = 'rewrites'  # the reward model scores candidates, so it cannot learn from them
 _TRAINED = ('reward', 'dpo')  # all objectives that any method trains
 
@@ -67,7 +69,7 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if Path(opted_out := opt_out_list(config, workdir)).exists():
         config.ingest.opt_out = opted_out
-    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'candidates', 'card'):
+    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'strangers', 'candidates', 'card'):
         config.data[name] = str(workdir / name)
     for name in ('pairs', 'shards', 'rows'):  # each training run has its own folders
         config.data[name] = ','.join(str(workdir / objective / name) for objective in _TRAINED)

@@ -39,6 +39,7 @@ SCHEMA = Section(
     follow_ups=stage_keys.FOLLOW_UPS,
     personas=stage_keys.PERSONAS,
     rewrites=stage_keys.REWRITES,
+    strangers=stage_keys.STRANGERS,
     candidates=stage_keys.CANDIDATES,
     pairs=stage_keys.PAIRS,
     satisfaction=stage_keys.SATISFACTION,

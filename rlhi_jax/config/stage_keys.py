@@ -17,6 +17,7 @@ DATA = Section(
     follow_ups=Key('', "Folder of the 'follow_ups' stage: a label for each user turn after a reply."),
     personas=Key('', "Folder of the 'personas' stage: claims about users, and personas made from these claims."),
     rewrites=Key('', "Folder of the 'rewrites' stage: replies rewritten in response to users' feedback."),
+    strangers=Key('', "Folder of the 'strangers' stage: answers to one request under two users' wishes."),
     prompts=Key(
         '',
         'JSON lines file of prompts to sample candidates for; each has id, user_id, persona, split and messages. '
@@ -307,6 +308,16 @@ REWRITES = Section(
     ),
 )
 
+STRANGERS = Section(
+    "The 'strangers' stage: a request answered under its user's wish and under a stranger's.",
+    samples=Key(4, 'Number of answers sampled under each of the two wishes; the best answer is kept.', at_least=1),
+    min_lean=Key(
+        0.0,
+        'Minimum lean of an answer, in nats: how much more likely it is under its own wish than under the other wish.',
+        at_least=0,
+    ),
+)
+
 CANDIDATES = Section(
     "The 'candidates' stage: N sampled replies to each prompt, scored by the reward model.",
     samples=Key(8, 'N, the number of replies sampled per prompt.', at_least=1),
@@ -324,6 +335,12 @@ PAIRS = Section(
         'rewrites,candidates',
         'Stages that pairs come from, separated by commas: rewrites, candidates. A stage whose folder is not set in '
         'the section data is left out; at least one folder must be set.',
+    ),
+    against=Key(
+        'policy',
+        "What the teacher's replies are compared with, if rewrites are a source. policy: the reply that the user "
+        "complained about. stranger: the teacher's answer under another user's wish ('strangers' stage). both: both.",
+        choices=('policy', 'stranger', 'both'),
     ),
     min_score_gap=Key(
         0.0,

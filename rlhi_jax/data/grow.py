@@ -1,8 +1,8 @@
 """Builds interaction trees from preferences by merging the opening messages that several preferences share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
-from rlhi_jax.data.tree import NONE, Interaction, Message, Pair, Preference
+from rlhi_jax.data.tree import NONE, Interaction, Message, Pair, Preference, Turns
 from rlhi_jax.io.files import digest
 
 
@@ -24,6 +24,29 @@ class _Trie:
 def root(preference: Preference) -> tuple[str, str, str, str]:
     """Return the key that all preferences in a tree share: user, persona, system text and first message."""
     return preference.user_id, preference.persona, preference.system, preference.prompt[0][1]
+
+
+def preferences_of(tree: Interaction) -> Iterator[Preference]:
+    """Yield the preferences that a tree was grown from."""
+
+    def turns(nodes: Sequence[int]) -> Turns:
+        return tuple((tree.messages[node].role, tree.messages[node].content) for node in nodes)
+
+    for pair in tree.pairs:
+        prompt = tree.path(pair.prompt)
+        chosen_prompt = [] if pair.chosen_prompt == NONE else tree.path(pair.chosen_prompt)
+        yield Preference(
+            id=pair.id,
+            prompt=turns(prompt),
+            chosen=turns(tree.path(pair.chosen)[len(chosen_prompt or prompt) :]),
+            rejected=turns(tree.path(pair.rejected)[len(prompt) :]),
+            system=tree.system,
+            persona=tree.persona,
+            user_id=tree.user_id,
+            weight=pair.weight,
+            margin=pair.margin,
+            chosen_prompt=turns(chosen_prompt),
+        )
 
 
 def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:

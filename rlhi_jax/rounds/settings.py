@@ -31,7 +31,10 @@ IGNORED = {  # settings that the loop ignores (only single programs use them), a
     'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
     'pairs.sources': 'config.loop.method',
     'eval.shards': 'the pairs that it holds out itself',
-    **{f'data.{name}': 'folders in its workdir' for name in ('conversations', 'follow_ups', 'personas', 'rewrites')},
+    **{
+        f'data.{name}': 'folders in its workdir'
+        for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'strangers')
+    },
 }
 
 
@@ -47,6 +50,11 @@ def check_settings(config: ConfigDict) -> None:
         check_pad_token(open_model(config.model.path))
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
+    if config.pairs.against != 'policy' and 'rewrites' not in METHODS[config.loop.method].sources:
+        raise UserError(
+            f'config.pairs.against={config.pairs.against!r} needs rewrites, but config.loop.method='
+            f"{config.loop.method!r} makes none for the policy: set config.loop.method='rewrites' or 'both'"
+        )
     if config.loop.oracle_personas and config.loop.method != 'oracle':
         raise UserError(
             f'config.loop.oracle_personas=True skips the conversations that config.loop.method={config.loop.method!r} '

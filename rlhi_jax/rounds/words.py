@@ -22,6 +22,8 @@ def summary(report: dict[str, Any]) -> str:
         steps.append(_number(counts['claims'], 'claim'))
     if counts := funnel.get('rewrites'):
         steps.append(_number(_kept(counts), 'rewrite'))
+    if counts := funnel.get('strangers'):
+        steps.append(f'{_number(_kept(counts), "request")} answered under two wishes')
     policy = METHODS[report['method']].trains[-1]
     if counts := funnel.get(f'{policy}: pairs'):
         steps.append(_number(_kept(counts), 'pair'))
