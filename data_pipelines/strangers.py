@@ -10,10 +10,11 @@ which is better. Each claim in the persona store, made from a user's feedback on
 2. The teacher answers the user's request `config.strangers.samples` times under the user's own feedback, and as often
    under the stranger's feedback. The prompt is that of the stage `rewrites` (see `config.rewrites`), and samples are
    dropped for the same reasons.
-3. A sample leans to one of the two wishes: its lean is its log-probability after the prompt with that wish's feedback
-   minus its log-probability after the prompt with the other feedback, in nats. The model in
-   `rlhi_jax.config.likelihood_path` computes it. For each wish, the sample under its feedback with the largest lean to
-   it is kept. Both leans must be at least `config.strangers.min_lean`.
+3. A sample's lean to its own wish is its log-probability after the prompt with that wish's feedback minus its
+   log-probability after the prompt with the other feedback, in nats. The model in `rlhi_jax.config.likelihood_path`
+   computes it. For each wish, the sample with the largest lean is kept. The sum of the two leans, the contrast, must be
+   at least `config.strangers.min_contrast`. (A single lean says little, because one of the two prompts may make all
+   samples more likely. In the contrast, this cancels out.)
 
 The stage `pairs` makes two pairs of each record, one for each persona, so every reply is chosen as often as it is
 rejected. Unlike in other pairs, the persona contains the claim made from the feedback itself, because this claim
@@ -28,6 +29,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     start()
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -50,6 +52,7 @@ from data_pipelines.teacher.generation import generate, likelihoods, model_ident
 from data_pipelines.teacher.rewriting import instruction, prompt_digests
 from data_pipelines.text import languages
 from rlhi_jax.config import likelihood_path, require, settings_identity, teacher_path
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.sampling.generator import Prompt, Turns
 from rlhi_jax.scoring.candidates import Candidates
 
@@ -65,7 +68,7 @@ class Case(NamedTuple):
       turns: the conversation, ending with the request.
       wishes: the wishes of the user and, after the first step, of the stranger, keyed by side.
       samples: the samples that have passed the filters, keyed by side.
-      leans: the largest lean of the user's samples and, with the sign reversed, of the stranger's, keyed by side.
+      leans: the lean of the sample that the last step chooses for each side, in nats, keyed by side.
     """
 
     turn: FollowUp
@@ -119,7 +122,11 @@ def _cases(config: ConfigDict, counts: Counter) -> Iterator[Case]:
         history = states(claims, max_claims=config.personas.max_claims)
         for claim, state in zip(claims, history[1:], strict=True):
             counts['claims_read'] += 1
-            turn = turns[claim['id']]
+            if (turn := turns.get(claim['id'])) is None:
+                raise UserError(
+                    f'config.data.personas has a claim about turn {claim["id"]!r}, which is not in '
+                    "config.data.follow_ups: rerun the 'personas' stage"
+                )
             if turn['split'] not in MINED_SPLITS:
                 counts['dropped_test_split'] += 1
                 continue
@@ -153,14 +160,15 @@ def _drawn(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]
         for case in block:
             for side in SIDES:
                 asked = case.asked(side, config.rewrites)
-                writers = tuple(dict.fromkeys((case.wishes['own']['author'], case.wishes[side]['author'])))
                 prompts.append(
                     Prompt(
                         f'{side} {case.name}',
                         (*case.turns[:-1], *asked),
                         samples=config.strangers.samples,
                         keep=len(asked),
-                        authors=writers,
+                        # The teacher's cache forgets an answer without authors as soon as it forgets anybody, which
+                        # suits a prompt that joins the words of two users.
+                        authors=(case.wishes['own']['author'],) if side == 'own' else (),
                     )
                 )
         replies = generate(task, teacher_path(config), prompts)
@@ -186,22 +194,26 @@ def _rules(case: Case, side: str) -> tuple[list[str], frozenset[str]]:
 
 
 def _best(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Case]:
-    """Yield each case with only the sample of each side that leans most to that side, if both lean enough."""
+    """Yield each case with only the sample of each side that leans most to that side, if their contrast is enough."""
     for block in in_blocks(cases, BLOCK):
         leans = _leans(task, block)
         for case in block:
-            chosen = {
-                side: best(list(zip(case.samples[side], leans[case.name][side], strict=True)), min_lean, counts)
-                for side, min_lean in dict.fromkeys(SIDES, task.config.strangers.min_lean).items()
-            }
-            if all(chosen.values()):
+            chosen = {}
+            for side in SIDES:
+                leaning = list(zip(case.samples[side], leans[case.name][side], strict=True))
+                if most := best(leaning, -math.inf, counts):
+                    chosen[side] = most
+            if len(chosen) < 2:
+                counts['dropped_longer_than_a_row'] += 1
+                counts['dropped_rewrite_without_the_other_side'] += len(chosen)
+            elif sum(lean for _, lean in chosen.values()) < task.config.strangers.min_contrast:
+                counts['dropped_not_told_apart'] += 1
+                counts['dropped_rewrite_not_told_apart'] += 2
+            else:
                 yield case._replace(
                     samples={side: [text] for side, (text, _) in chosen.items()},
                     leans={side: lean for side, (_, lean) in chosen.items()},
                 )
-            else:
-                counts['dropped_not_told_apart'] += 1
-                counts['dropped_rewrite_without_the_other_side'] += any(chosen.values())
 
 
 def _leans(task: Task, cases: Sequence[Case]) -> dict[str, dict[str, list[float | None]]]:

@@ -1,6 +1,7 @@
 """Counterfactual pairs: who the stranger is, which samples are kept, and that only personas tell the sides apart."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -14,6 +15,7 @@ from data_pipelines.persona.claims import contradicts
 from data_pipelines.preferences.strangers import TRIES, pools, says_something_new, stranger_to
 from data_pipelines.teacher.prompts import render
 from rlhi_jax.data.rows import Capacities
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 
 WISHES = {  # claim → the feedback that it was made from
@@ -90,7 +92,7 @@ def stage_config(mined, output, **settings):
     c.sampler.update(dict(slots=8, prompt_tokens=900, new_tokens=200))
     c.teacher.row_tokens, c.eval.batch_rows = 2048, 8
     c.rewrites.update(dict(shows_reply=False, min_words=20, max_words=60))
-    c.strangers.update(dict(samples=8) | settings)
+    c.strangers.update(dict(samples=4) | settings)
     return c
 
 
@@ -110,7 +112,7 @@ def test_counts_add_up(made):
     of_samples = sum(n for name, n in dropped.items() if name.startswith('dropped_rewrite_'))
     assert kept == len(records) > 3
     assert counts['claims_read'] == 16 == kept + dropped.total() - of_samples and dropped['dropped_test_split'] == 1
-    assert counts['rewrites_drawn'] == 2 * kept + of_samples == 15 * 2 * 8
+    assert counts['rewrites_drawn'] == 2 * kept + of_samples == 15 * 2 * 4
 
 
 def test_the_users_of_a_split_meet_only_strangers_of_that_split(made):
@@ -136,7 +138,7 @@ def test_a_lean_is_the_difference_between_the_teachers_two_prompts(mined, made):
                 scorer([Candidates('q', to_messages([('user', prompt)]), '', [reply])])['q'][0]
                 for prompt in (prompts[side], prompts[1 - side])
             )
-            assert lean == pytest.approx(own - other, abs=1e-3) and lean >= 0
+            assert lean == pytest.approx(own - other, abs=1e-3)
 
 
 def test_only_the_persona_tells_which_reply_of_a_pair_is_better(mined, made, tmp_path):
@@ -161,12 +163,34 @@ def test_only_the_persona_tells_which_reply_of_a_pair_is_better(mined, made, tmp
     assert probe['artefact_auc'] is None or probe['artefact_auc'] == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_lean_that_is_too_small_drops_the_claim(mined, made, tmp_path):
+def test_claims_about_unknown_turns_are_refused_before_the_teacher_is_asked(mined, tmp_path):
+    c = stage_config(mined, tmp_path / 'strangers')
+    c.data.follow_ups = str(tmp_path / 'follow_ups')
+    shutil.copytree(mined / 'follow_ups', tmp_path / 'follow_ups')
+    records = load_records(mined / 'follow_ups' / 'records.jsonl')
+    write_records(tmp_path / 'follow_ups' / 'records.jsonl', records[:-1])
+    with pytest.raises(UserError, match=r"claim about turn 'c15/2', which is not in config\.data\.follow_ups"):
+        strangers.STAGE.run(c)
+
+
+def test_an_answer_to_two_users_is_forgotten_with_either(mined, tmp_path, monkeypatch):
+    asked = []
+
+    def generate(task, model_path, prompts):
+        asked.extend(prompts)
+        return {prompt.id: [] for prompt in prompts}
+
+    monkeypatch.setattr(strangers, 'generate', generate)
+    strangers.STAGE.run(stage_config(mined, tmp_path / 'strangers'))
+    assert {prompt.id.split()[0]: len(prompt.authors) for prompt in asked} == dict(own=1, stranger=0)
+
+
+def test_a_contrast_that_is_too_small_drops_the_claim(mined, made, tmp_path):
     records, _ = made
-    smallest = sorted(min(record['leans']) for record in records)
+    smallest = sorted(sum(record['leans']) for record in records)
     bound = (smallest[0] + smallest[1]) / 2
-    c = stage_config(mined, tmp_path / 'strangers', min_lean=bound)
+    c = stage_config(mined, tmp_path / 'strangers', min_contrast=bound)
     counts = strangers.STAGE.run(c)
     left = load_records(tmp_path / 'strangers' / 'records.jsonl')
-    assert left == [record for record in records if min(record['leans']) >= bound] != records
+    assert left == [record for record in records if sum(record['leans']) >= bound] != records
     assert counts['dropped_not_told_apart'] == made[1].get('dropped_not_told_apart', 0) + 1

@@ -311,9 +311,10 @@ REWRITES = Section(
 STRANGERS = Section(
     "The 'strangers' stage: a request answered under its user's wish and under a stranger's.",
     samples=Key(4, 'Number of answers sampled under each of the two wishes; the best answer is kept.', at_least=1),
-    min_lean=Key(
+    min_contrast=Key(
         0.0,
-        'Minimum lean of an answer, in nats: how much more likely it is under its own wish than under the other wish.',
+        'Minimum sum, over the two answers, of how much more likely an answer is under its own wish than under the '
+        'other, in nats.',
         at_least=0,
     ),
 )
