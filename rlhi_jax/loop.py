@@ -113,13 +113,11 @@ class Round:
                 self._stage(follow_ups.STAGE, 'ingest'),
                 self._stage(personas.STAGE, 'ingest', 'follow_ups'),
             ]
-        if config.loop.method != 'oracle':
-            stages = dict(rewrites=rewrites.STAGE, strangers=strangers.STAGE)
-            for name in REWRITTEN[config.pairs.against]:
-                parts.append(self._stage(stages[name], 'ingest', 'follow_ups', 'personas'))
+        for stage in (rewrites.STAGE, strangers.STAGE):
+            if config.loop.method != 'oracle' and stage.name in REWRITTEN[config.pairs.against]:
+                parts.append(self._stage(stage, 'ingest', 'follow_ups', 'personas'))
         for objective in method.trains:
-            is_policy = objective == method.trains[-1]
-            if is_policy and 'candidates' in method.sources:
+            if objective == method.trains[-1] and 'candidates' in method.sources:
                 parts.append(
                     self._stage(candidates.STAGE, 'sources.simulated', 'ingest', 'personas', 'reward: training')
                 )

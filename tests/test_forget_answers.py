@@ -14,6 +14,7 @@ from stub_server import JsonHandler, serving
 pytest.importorskip('openai')
 
 from data_pipelines import follow_ups, forget, ingest, personas, rewrites  # noqa: E402
+from data_pipelines.preferences import acceptance  # noqa: E402
 from data_pipelines.simulator.users import hashed  # noqa: E402
 from data_pipelines.teacher.cache import AnswerCache, authors_in  # noqa: E402
 from rlhi_jax.config.loop_paths import stage_config  # noqa: E402
@@ -70,7 +71,7 @@ def patched():
     """Authors of the same remark are in different blocks, and every rewrite passes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(personas, 'BLOCK', 1)
-        patch.setattr(rewrites, 'reason_to_drop', lambda *given, **named: '')
+        patch.setattr(acceptance, 'reason_to_drop', lambda *given, **named: '')
         patch.setattr(
             rewrites, 'likelihoods', lambda task, asked, path: {each.id: [0.0] * len(each.replies) for each in asked}
         )

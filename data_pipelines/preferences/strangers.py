@@ -22,7 +22,7 @@ TRIES = 256  # the largest number of wishes that are looked at for one user
 def says_something_new(claim: str, persona: str) -> bool:
     """Whether a claim asks for something that a persona does not ask for.
 
-    >>> [says_something_new('I like lists.', f'I like {wish}.') for wish in ('short answers', 'prose', 'a list, short')]
+    >>> [says_something_new('I like lists.', f'I like {wish}.') for wish in ('short answers', 'prose', 'lists, short')]
     [True, True, False]
     """
     asked, known = styles(claim), styles(persona)
