@@ -49,7 +49,7 @@ from data_pipelines.labelling.labels import MAX_CHARACTERS
 from data_pipelines.preferences.acceptance import accepted, best
 from data_pipelines.reports.statistics import of_rewrites
 from data_pipelines.teacher.endpoint import spending
-from data_pipelines.teacher.generation import generate, likelihoods, model_identity
+from data_pipelines.teacher.generation import generate, likelihoods, model_identity, rises
 from data_pipelines.teacher.prompts import prompt_digest, render
 from data_pipelines.teacher.rewriting import instruction, prompt_digests
 from data_pipelines.text import languages
@@ -255,20 +255,16 @@ def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
     fit in a row of `config.teacher.row_tokens` tokens. All samples of a case are leaves of one tree after the prompt
     with the feedback, and of another tree after the prompt without it.
     """
-    settings, questions = task.config.rewrites, []
+    settings = task.config.rewrites
     neutral = DISLIKE if settings.shows_reply else ''
-    for case in cases:
-        for side, feedback in (('feedback', case.feedback), ('no feedback', neutral)):
-            messages = to_messages(_asked(case, feedback, settings))
-            questions.append(Candidates(f'gain by {side} {case.name}', messages, '', case.samples))
-    log_probs, gains = likelihoods(task, questions, likelihood_path(task.config)), {}
-    for case in cases:
-        given, without = (log_probs[f'gain by {side} {case.name}'] for side in ('feedback', 'no feedback'))
-        gains[case.name] = [
-            None if after is None or before is None else after - before
-            for after, before in zip(given, without, strict=True)
-        ]
-    return gains
+
+    def prompt(case: Case, side: str, feedback: str) -> Candidates:
+        messages = to_messages(_asked(case, feedback, settings))
+        return Candidates(f'gain by {side} {case.name}', messages, '', case.samples)
+
+    both = [(prompt(case, 'feedback', case.feedback), prompt(case, 'no feedback', neutral)) for case in cases]
+    gains = rises(task, both, likelihood_path(task.config))
+    return dict(zip((case.name for case in cases), gains, strict=True))
 
 
 STAGE = Stage(

@@ -48,7 +48,7 @@ from data_pipelines.preferences.acceptance import accepted, best
 from data_pipelines.preferences.strangers import pools, stranger_to
 from data_pipelines.reports.statistics import of_strangers
 from data_pipelines.teacher.endpoint import spending
-from data_pipelines.teacher.generation import generate, likelihoods, model_identity
+from data_pipelines.teacher.generation import generate, model_identity, rises
 from data_pipelines.teacher.rewriting import instruction, prompt_digests
 from data_pipelines.text import languages
 from rlhi_jax.config import likelihood_path, require, settings_identity, teacher_path
@@ -223,24 +223,14 @@ def _leans(task: Task, cases: Sequence[Case]) -> dict[str, dict[str, list[float 
     contain only the last request of a conversation. All samples of a case are leaves of one tree after the prompt with
     the user's feedback, and of another tree after the prompt with the stranger's.
     """
-    questions = [
-        Candidates(
-            f'lean {side} {case.name}',
-            to_messages(case.asked(side, task.config.rewrites)),
-            '',
-            [*case.samples['own'], *case.samples['stranger']],
-        )
-        for case in cases
-        for side in SIDES
-    ]
-    log_probs = likelihoods(task, questions, likelihood_path(task.config))
+
+    def prompt(case: Case, side: str) -> Candidates:
+        messages = to_messages(case.asked(side, task.config.rewrites))
+        return Candidates(f'lean {side} {case.name}', messages, '', [*case.samples['own'], *case.samples['stranger']])
+
+    both = [(prompt(case, 'own'), prompt(case, 'stranger')) for case in cases]
     leans = {}
-    for case in cases:
-        after_own, after_stranger = (log_probs[f'lean {side} {case.name}'] for side in SIDES)
-        to_user = [
-            None if own is None or stranger is None else own - stranger
-            for own, stranger in zip(after_own, after_stranger, strict=True)
-        ]
+    for case, to_user in zip(cases, rises(task, both, likelihood_path(task.config)), strict=True):
         number = len(case.samples['own'])
         to_stranger = [None if lean is None else -lean for lean in to_user[number:]]
         leans[case.name] = dict(own=to_user[:number], stranger=to_stranger)

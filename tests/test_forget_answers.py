@@ -16,6 +16,7 @@ pytest.importorskip('openai')
 from data_pipelines import follow_ups, forget, ingest, personas, rewrites  # noqa: E402
 from data_pipelines.preferences import acceptance  # noqa: E402
 from data_pipelines.simulator.users import hashed  # noqa: E402
+from data_pipelines.teacher import generation  # noqa: E402
 from data_pipelines.teacher.cache import AnswerCache, authors_in  # noqa: E402
 from rlhi_jax.config.loop_paths import stage_config  # noqa: E402
 from rlhi_jax.io.errors import UserError  # noqa: E402
@@ -73,7 +74,7 @@ def patched():
         patch.setattr(personas, 'BLOCK', 1)
         patch.setattr(acceptance, 'reason_to_drop', lambda *given, **named: '')
         patch.setattr(
-            rewrites, 'likelihoods', lambda task, asked, path: {each.id: [0.0] * len(each.replies) for each in asked}
+            generation, 'likelihoods', lambda task, asked, path: {each.id: [0.0] * len(each.replies) for each in asked}
         )
         yield
 

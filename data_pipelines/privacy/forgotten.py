@@ -75,9 +75,9 @@ class Forgotten:
         """Return a tree without the pairs that contain forgotten users' words, or None if no pair is left."""
         if tree.user_id in self.users:
             return None
-        left = [preference for preference in preferences_of(tree) if preference.id not in self.records]
-        if len(left) == len(tree.pairs):
+        if self.records.isdisjoint(pair.id for pair in tree.pairs):
             return tree
+        left = [preference for preference in preferences_of(tree) if preference.id not in self.records]
         return next(iter(grow_trees(left)), None)
 
     def has_id(self, name: str) -> bool:

@@ -168,3 +168,18 @@ def likelihoods(task: Task, items: Sequence[Candidates], model_path: str) -> dic
     chunk = config.model.logprob_chunk
     capacities = Capacities(tokens=tokens, scored=max(1, tokens * 3 // 4 // chunk) * chunk, pairs=64)
     return scores(task, model_path, items, capacities=capacities, sees_persona=False)
+
+
+def rises(task: Task, items: Sequence[tuple[Candidates, Candidates]], model_path: str) -> list[list[float | None]]:
+    """Return by how many nats each reply is more likely after the first of two prompts than after the second.
+
+    Both prompts of an item have the same replies. A rise is None if either log-probability is (see `scores`).
+    """
+    log_probs = likelihoods(task, [prompt for both in items for prompt in both], model_path)
+    return [
+        [
+            None if after_first is None or after_second is None else after_first - after_second
+            for after_first, after_second in zip(log_probs[first.id], log_probs[second.id], strict=True)
+        ]
+        for first, second in items
+    ]
