@@ -1,53 +1,66 @@
 """Evaluate a trained model on held-out pairs, given the user's own persona, another user's persona, or none.
 
     python -m rlhi_jax.evaluate --config=configs/NAME.py[:variant] --workdir=DIR [--step=N]
+    python -m rlhi_jax.evaluate reward --config=configs/NAME.py --model=DIR --pairs=FILES [--split=NAME] [--to=FILE]
 
-Pass the config and workdir of the training run; `config.eval` contains the evaluation settings. A model that ignores
-the persona scores the same under all three conditions, so differences between the conditions measure what the persona
-contributes. Each metric comes with a 95 % confidence interval from a bootstrap over users.
+The first command evaluates a training run. Pass the run's config and workdir; `config.eval` contains the evaluation
+settings. A model that ignores the persona scores the same under all three conditions, so differences between the
+conditions measure what the persona contributes. Each metric comes with a 95 % confidence interval from a bootstrap over
+users.
+
+The second command evaluates any reward model on any preferences, such as a file of the stage `pairs` or of RewardBench.
+It adds the condition `neutral`, a persona that says nothing; calibration; accuracies for kinds of pairs; and the
+accuracies of two baselines that read no reply. Under `other`, a pair gets the persona of a user who prefers the other
+reply, if the file has one. A policy can be evaluated, too: its reward for a reply is how many nats likelier the persona
+makes the reply.
 """
 
 from absl import flags
 
-from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
+from rlhi_jax.cli.program import define_flags, load_config, require_flags, run, start, workdir_path
 
 if __name__ == '__main__':  # parsed before the imports that take seconds
     define_flags()
     flags.DEFINE_integer('step', None, 'Step to evaluate; 0: the model before training. Default: the latest step.')
-    start()
+    flags.DEFINE_string('model', None, 'reward: model folder or workdir of the model to evaluate.')
+    flags.DEFINE_string('pairs', None, 'reward: preferences, as files, folders or hf://OWNER/NAME, between commas.')
+    flags.DEFINE_string('split', 'validation', 'reward: the split to read from folders and hub data sets.')
+    flags.DEFINE_string('to', None, 'reward: JSON file to write the result to.')
+    COMMAND = start(commands=('reward',), required=False)
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.preferences.files import Origin, preference_files, read_preferences
 from rlhi_jax.config import require
 from rlhi_jax.config.loop_paths import training_config, with_paths
-from rlhi_jax.data.loader import RowReader, in_order
+from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import check_positions, make_plan
 from rlhi_jax.data.rows import capacities, stack
 from rlhi_jax.data.shards import Shards
-from rlhi_jax.evaluation.conditions import user_of, views
+from rlhi_jax.evaluation.conditions import conditioned, user_of, views
+from rlhi_jax.evaluation.reward import evaluation
 from rlhi_jax.evaluation.statistics import interval
-from rlhi_jax.evaluation.tables import print_table
-from rlhi_jax.io.errors import NothingToEvaluate
-from rlhi_jax.io.files import read_json, write_json
-from rlhi_jax.io.progress import Progress
+from rlhi_jax.evaluation.tables import print_reward_table, print_table
+from rlhi_jax.io.errors import NothingToEvaluate, UserError
+from rlhi_jax.io.files import file_digest, read_json, write_json
 from rlhi_jax.models.checkpoints import ModelFolder, open_model
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import check_fit, load_params
+from rlhi_jax.models.parameters import check_fit
 from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.crew import shared
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.scoring.gaps import pair_gaps
 from rlhi_jax.scoring.logprobs import per_reply
 from rlhi_jax.scoring.pairs import ReplyScores, log_probabilities, pair_scores
-from rlhi_jax.scoring.rows import RowScorer
+from rlhi_jax.scoring.rows import score_readers
 from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.training.model import make_decoder, sees_persona
 from rlhi_jax.training.rows import check_sides
@@ -147,11 +160,11 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     readers = held_out.readers
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(mesh):
-        scores = _score(config, decoder, model, readers, mesh, 'evaluate')
+        scores = score_readers(config, decoder, model, readers, mesh, 'evaluate', per_token=True)
         references: dict[str, np.ndarray | None] = dict.fromkeys(readers)
         if OBJECTIVES[config.objective].uses_reference:
             ref_readers = {n: dataclasses.replace(r, sees_persona=config.ref_sees_persona) for n, r in readers.items()}
-            references = _score(config, decoder, initial, ref_readers, mesh, 'reference')
+            references = score_readers(config, decoder, initial, ref_readers, mesh, 'reference', per_token=True)
     by_condition = {
         name: pair_values(config, decoder, reader, scores[name], references[name]) for name, reader in readers.items()
     }
@@ -222,35 +235,77 @@ def evaluation_name(step: int, shards: str) -> str:
     return f'step-{step}-data-{shards[:8]}.json'
 
 
-def _score(
-    config: ConfigDict, decoder: Decoder, model: ModelFolder, readers: dict[str, RowReader], mesh: Mesh, label: str
-) -> dict[str, np.ndarray]:
-    """Return the rewards [rows, R] or token log-probabilities [rows, S] for each reader, keyed like `readers`."""
-    params = load_params(decoder, model, mesh, seed=config.seed)
-    scorer = RowScorer(config, decoder, mesh, per_token=True)
-    batches = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}
-    total, done, scores = sum(map(len, batches.values())), 0, {}
-    with Progress(label, total, unit='batches', enabled=processes.is_main()) as progress:
-        for name, reader in readers.items():
-            parts = []
-            for part in scorer(params, reader, batches[name]):
-                parts.append(part)
-                done += 1
-                progress.update(done)
-            scores[name] = np.concatenate(parts)[: len(reader)]
-    jax.tree.map(lambda x: x.delete(), params)  # the next model needs the memory
-    return scores
+def evaluate_reward(config: ConfigDict, model_path: Path, pairs: str, split: str) -> dict[str, Any]:
+    """Score preferences under each persona condition, and return the result of `rlhi_jax.evaluation.reward.evaluation`.
+
+    Args:
+      config: the config; `config.rm_sees_persona` says whether a reward model sees the personas.
+      model_path: the model folder, or the workdir of a training run.
+      pairs: files, folders and hub data sets of preferences, separated by commas.
+      split: the split to read from folders and hub data sets.
+
+    Raises:
+      UserError: the model or the files are missing or damaged, or the files contain no usable preferences.
+      NothingToEvaluate: no preference fits in a row.
+    """
+    model, counts, origin = open_model(model_path), Counter(), Origin('--pairs', '--split')
+    files = [preference_files(name, split, origin) for name in filter(None, pairs.split(','))]
+    for each in files:
+        each.say_what_is_not_read(origin.files)
+    paths = [path for each in files for path in each.files]
+    preferences = list(read_preferences(paths, counts, origin=origin))
+    if not preferences:
+        raise UserError(f'--pairs={pairs} contains no usable preferences (records by outcome: {dict(counts)})')
+    conditions = conditioned(preferences, seed=config.eval.shuffle_seed)
+    is_reward = model.spec.head == 'reward'
+    gaps = pair_gaps(config, model, conditions, sees_persona=config.rm_sees_persona or not is_reward)
+    if not is_reward:
+        gaps = {name: _rises(values, gaps['empty']) for name, values in gaps.items()}
+    if not set.intersection(*map(set, gaps.values())):
+        raise NothingToEvaluate(
+            f'--pairs: no pair fits in a row of {config.rows.tokens} tokens with {config.rows.scored} scored tokens: '
+            'raise config.rows.tokens and config.rows.scored'
+        )
+    return evaluation(gaps, preferences) | dict(
+        counts=dict(counts),
+        model=model.weights,
+        head=model.spec.head,
+        files={path.name: file_digest(path) for path in paths},
+        split=split,
+        shuffle_seed=config.eval.shuffle_seed,
+    )
 
 
-def main() -> None:
-    config = load_config(flags.FLAGS.config)
+def _rises(gaps: dict[str, float], without_persona: dict[str, float]) -> dict[str, float]:
+    """Return by how much the persona raises each gap in log-probability, keyed by pair id."""
+    return {pair: gap - without_persona[pair] for pair, gap in gaps.items() if pair in without_persona}
+
+
+def main(command: str) -> None:
+    config, given = load_config(flags.FLAGS.config), flags.FLAGS
+    if command == 'reward':
+        require_flags('model', 'pairs')
+        _refuse_flags('workdir', 'step', command='the command reward')
+        processes.start()
+        result = evaluate_reward(config, Path(given.model), given.pairs, given.split)
+        if processes.is_main():
+            if given.to:
+                write_json(Path(given.to), result)
+            print_reward_table(result)
+        return
+    _refuse_flags('model', 'pairs', 'to', command='the evaluation of a run')
     require(config, 'model.path', 'eval.shards')
-    workdir = workdir_path(flags.FLAGS.workdir)
+    workdir = workdir_path(given.workdir)
     processes.start()
-    result = evaluate(config, workdir, flags.FLAGS.step)
+    result = evaluate(config, workdir, given.step)
     if processes.is_main():
         print_table(result)
 
 
+def _refuse_flags(*names: str, command: str) -> None:
+    if given := [name for name in names if flags.FLAGS[name].value is not None]:
+        raise UserError(f'--{given[0]} does not apply to {command}: remove it, or see --help')
+
+
 if __name__ == '__main__':
-    run(main)
+    run(lambda: main(COMMAND))

@@ -13,7 +13,7 @@ import tiny
 
 from data_pipelines import pairs
 from data_pipelines.preferences.feedback import from_feedback
-from data_pipelines.shards import read_preferences
+from data_pipelines.preferences.files import read_preferences
 from data_pipelines.teacher.prompts import render
 from rlhi_jax.config import base_config
 from rlhi_jax.data.encode import Piece, TreeEncoder

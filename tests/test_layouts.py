@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from raw_conversations import config, records, write_lines
 
 from data_pipelines import ingest
+from data_pipelines.preferences.files import read_preferences
 from data_pipelines.preferences.layouts import parse_preferences, transcript
 from data_pipelines.raw.formats import parse_conversation
 from data_pipelines.raw.messages import NAMES
-from data_pipelines.shards import STAGE, read_preferences
+from data_pipelines.shards import STAGE
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import BadRecord
 from rlhi_jax.io.errors import UserError

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import tiny
 
-import data_pipelines.shards
-from data_pipelines.preferences import layouts
+from data_pipelines.preferences import files, layouts
+from data_pipelines.preferences.files import read_preferences
 from data_pipelines.raw import files as raw_files
 from data_pipelines.raw import messages
-from data_pipelines.shards import by_tree, read_preferences
+from data_pipelines.shards import by_tree
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.plan import load_plan
 from rlhi_jax.data.shards import Shards
@@ -112,7 +112,7 @@ def test_bad_records_are_counted_by_reason(reason, bad, tmp_path):
 
 
 def test_every_reason_is_tested():
-    modules = (data_pipelines.shards, layouts, messages, raw_files)
+    modules = (files, layouts, messages, raw_files)
     sources = '\n'.join(Path(module.__file__).read_text() for module in modules)
     reasons = set(re.findall(r"BadRecord\(f?'([^']*)'", sources)) | set(re.findall(r"'dropped_([a-z_]+)'", sources))
     reasons |= {f'{name}_not_text' for name in ('id', 'persona', 'user_id')}

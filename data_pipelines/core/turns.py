@@ -47,8 +47,18 @@ def turn_of(pair: str) -> str:
     >>> turn_of('c/2 best/worst'), turn_of('c/2')
     ('c/2', 'c/2')
     """
-    turn, _, kind = pair.rpartition(' ')
-    return turn if kind in (REWRITE, BEST_WORST, REACTION, OWN, STRANGER) else pair
+    kind = kind_of(pair)
+    return pair.removesuffix(f' {kind}') if kind else pair
+
+
+def kind_of(pair: str) -> str:
+    """Return the kind in a pair id, or '' if an id contains none.
+
+    >>> kind_of('c/2 best/worst'), kind_of('c/2')
+    ('best/worst', '')
+    """
+    _, _, kind = pair.rpartition(' ')
+    return kind if kind in (REWRITE, BEST_WORST, REACTION, OWN, STRANGER) else ''
 
 
 def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:

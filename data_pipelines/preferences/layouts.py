@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.core.turns import kind_of
 from data_pipelines.raw.messages import (
     NAMES,
     Messages,
@@ -26,6 +27,7 @@ from rlhi_jax.data.tree import MAX_MARGIN, MAX_WEIGHT, BadRecord, Preference
 
 _SIDES = ('chosen', 'rejected')
 _PROMPTS = ('prompt', 'conversations', 'question', 'instruction', 'context')
+_KINDS = ('subset', 'category')  # as in RewardBench and MT-Bench
 _SYSTEMS = ('system', 'system_prompt')
 _SCORES = (
     ('score_chosen', 'score_rejected'),
@@ -227,6 +229,7 @@ def _preference(
         raise BadRecord('chosen_equals_rejected')
     _check_scores(record)
     texts = {name: _text(record, name) for name in ('id', 'persona', 'user_id')}
+    kinds = [record[key] for key in _KINDS if isinstance(record.get(key), str)]
     return Preference(
         id=(texts['id'] or default_id) + suffix,
         prompt=tuple((turn.role, turn.text) for turn in turns),
@@ -237,6 +240,7 @@ def _preference(
         user_id=texts['user_id'],
         weight=_number(record, 'weight', 1.0, MAX_WEIGHT),
         margin=_number(record, 'margin', 0.0, MAX_MARGIN),
+        kind=_plain(kinds[0]) if kinds else kind_of(texts['id']),
     )
 
 

@@ -105,7 +105,7 @@ def _failing_line(error: Exception) -> tuple[str, str]:
     return (f'{texts[-1][0]}, line {texts[-1][1]}: ', texts[-1][2]) if texts else ('', '')
 
 
-def start(*, commands: Sequence[str] = ()) -> str:
+def start(*, commands: Sequence[str] = (), required: bool = True) -> str:
     """Parse the command line, and return the chosen command.
 
     A program defines its flags and calls this function before its slow imports, so that it responds to --help and to
@@ -113,20 +113,20 @@ def start(*, commands: Sequence[str] = ()) -> str:
 
     Args:
       commands: the program's commands, such as 'import'. The first argument on the command line must be one of them.
-        If the program has no commands, the result is ''.
+      required: whether the command line must name a command. The result is '' if it does not, or if there are none.
     """
     if {'--help', '-help', '-h'} & set(sys.argv[1:]):
         print(_help(sys.modules['__main__'].__doc__ or '', sorted(set(flags.FLAGS) - _OF_LIBRARIES)))
         sys.exit(0)
     words = _parse_flags(sys.argv)[1:]
-    if commands and (not words or words[0] not in commands):
+    if commands and (words[:1] or required) and (not words or words[0] not in commands):
         refuse(f'the first argument is not a command: choose one of {", ".join(commands)}')
     if extra := words[1:] if commands else words:
         refuse(f'unexpected argument {extra[0]!r}: pass every option as --flag=value')
     if 'config' in flags.FLAGS:
         with refusing():
             check_config(flags.FLAGS.config)
-    return words[0] if commands else ''
+    return words[0] if commands and words else ''
 
 
 def _help(docstring: str, names: Sequence[str]) -> str:

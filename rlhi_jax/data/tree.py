@@ -140,6 +140,8 @@ class Preference:
       rejected: the worse continuation; empty if only a liked continuation is known.
       chosen_prompt: the prompt of `chosen` if it differs from `prompt`, which is possible only in the last turn; empty
         if both prompts are the same.
+      kind: a name for the kind of pair, such as its source, by which an evaluation can group pairs; '' if unknown.
+        Trees do not keep it.
     """
 
     id: str
@@ -152,3 +154,4 @@ class Preference:
     weight: float
     margin: float = 0.0
     chosen_prompt: Turns = ()
+    kind: str = ''

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlhi_jax.evaluation.conditions import CONDITIONS
 from rlhi_jax.evaluation.statistics import shown
@@ -74,6 +75,30 @@ def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
         name = f'{taste} (held out)' if row['held_out'] else taste
         by_taste.add_row(name, str(row['prompts']), *cells, shown(row['gap_change'], row['users']))
     return table, by_taste
+
+
+def print_reward_table(result: dict[str, Any]) -> None:
+    """Print the result of `rlhi_jax.evaluation.reward.evaluation`, with confidence intervals."""
+    console, users = Console(width=118), result['users']
+    title = f'{result["pairs"]} pairs from {users} users'
+    table = Table('persona', 'accuracy', 'mean over users', 'log loss', title=title)
+    for name, row in result['conditions'].items():
+        table.add_row(name, *(shown(row[metric], users) for metric in ('accuracy', 'accuracy_by_user', 'log_loss')))
+    for name, accuracy in result['baselines'].items():
+        table.add_row(f'baseline: {name}', shown(accuracy, users))
+    for name, difference in result['difference'].items():
+        table.add_row(name, shown(difference, users))
+    console.print(table)
+    calibration = result['calibration']
+    times = [when for when in ('before', 'after') if when in calibration]
+    errors = [f'{calibration[when]["calibration_error"]:.3f} {when}' for when in times]
+    console.print(f'Calibration error: {", ".join(errors)} scaling the rewards', markup=False)
+    slices = Table('slice', 'group', 'pairs', 'users', 'accuracy', title=f'{next(iter(result["conditions"]))} persona')
+    for matter, groups in result['slices'].items():
+        for group, row in groups.items():
+            cells = str(row['pairs']), str(row['users']), shown(row['accuracy'], row['users'])
+            slices.add_row(matter, Text(group), *cells)
+    console.print(slices)
 
 
 def print_table(result: dict[str, Any]) -> None:

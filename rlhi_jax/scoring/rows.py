@@ -1,16 +1,19 @@
 """Scores the replies in batches of rows with one jitted function."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhi_jax.data.loader import RowReader, batches
+from rlhi_jax.data.loader import RowReader, batches, in_order
 from rlhi_jax.data.rows import Batch
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import Params
+from rlhi_jax.models.parameters import Params, load_params
+from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.sharding import batch_sharding, local_rows, replicated, to_global
 from rlhi_jax.scoring.pairs import score_replies
 
@@ -59,3 +62,33 @@ class RowScorer:
         )
         for batch in stream:
             yield np.asarray(self._score(params, to_global(batch, local, sharding, batch_rows)))
+
+
+def score_readers(
+    config: ConfigDict,
+    decoder: Decoder,
+    model: ModelFolder,
+    readers: Mapping[str, RowReader],
+    mesh: Mesh,
+    label: str,
+    *,
+    per_token: bool = False,
+) -> dict[str, np.ndarray]:
+    """Return the scores of all rows of each reader, keyed like `readers`; the model is in memory only meanwhile.
+
+    The scores are [rows, R] float32, or [rows, S] with `per_token` (see `RowScorer`). `label` opens the progress line.
+    """
+    params = load_params(decoder, model, mesh, seed=config.seed)
+    scorer = RowScorer(config, decoder, mesh, per_token=per_token)
+    batches_of = {name: in_order(range(len(reader)), config.eval.batch_rows) for name, reader in readers.items()}
+    total, done, scores = sum(map(len, batches_of.values())), 0, {}
+    with Progress(label, total, unit='batches', enabled=processes.is_main()) as progress:
+        for name, reader in readers.items():
+            parts = []
+            for part in scorer(params, reader, batches_of[name]):
+                parts.append(part)
+                done += 1
+                progress.update(done)
+            scores[name] = np.concatenate(parts)[: len(reader)]
+    jax.tree.map(lambda x: x.delete(), params)  # the next model needs the memory
+    return scores

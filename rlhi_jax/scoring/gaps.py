@@ -1,0 +1,73 @@
+"""Scores both replies of each preference, and returns how much higher the chosen reply scores: its gap."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlhi_jax.data.grow import grow_trees
+from rlhi_jax.data.loader import RowReader
+from rlhi_jax.data.plan import check_positions, make_plan
+from rlhi_jax.data.rows import capacities
+from rlhi_jax.data.shards import View
+from rlhi_jax.data.tree import Preference
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
+from rlhi_jax.models.checkpoints import ModelFolder
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import check_fit
+from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.scoring.rows import score_readers
+from rlhi_jax.tokenizers.template import ChatTemplate
+
+
+def pair_gaps(
+    config: ConfigDict, model: ModelFolder, conditions: Mapping[str, Sequence[Preference]], *, sees_persona: bool
+) -> dict[str, dict[str, float]]:
+    """Return the gap of each preference under each condition, keyed by condition and by preference id.
+
+    The gap is a difference in rewards if the model has a reward head, and in log-probabilities (nats) otherwise.
+    Preferences that do not fit in a row of `config.rows` have no gap.
+
+    Args:
+      config: the config; mesh, rows, `eval.batch_rows`, `model.dtype` and `model.logprob_chunk` apply.
+      model: the model.
+      conditions: the preferences under each condition, keyed by condition.
+      sees_persona: whether the model sees the personas.
+
+    Raises:
+      UserError: the model or `config.eval.batch_rows` cannot be split evenly over the mesh, a conversation is longer
+        than the model can read, or a score is not finite.
+    """
+    mesh = make_mesh(config.mesh.to_dict())
+    decoder = Decoder(model.spec, jnp.dtype(config.model.dtype))
+    check_fit(mesh, decoder.spec, config.eval.batch_rows, 'config.eval.batch_rows')
+    template, readers = ChatTemplate.load(model.tokenizer_path), {}
+    for name, preferences in conditions.items():
+        trees = grow_trees(preferences)
+        view = View(trees, range(len(trees)), lambda tree: tree, digest(name, [tree.id for tree in trees]))
+        plan = make_plan(view, template, capacities(config), may_be_empty=True)
+        check_positions(plan, view, template, most=model.spec.max_positions)
+        if plan.rows:
+            readers[name] = RowReader(plan, view, template, sees_persona)
+    with on_mesh(mesh):
+        scores = score_readers(config, decoder, model, readers, mesh, 'evaluate') if readers else {}
+    return {name: _gaps(readers[name], scores[name]) if name in readers else {} for name in conditions}
+
+
+def _gaps(reader: RowReader, scores: np.ndarray) -> dict[str, float]:
+    """Return the gap of each pair in a reader's rows, keyed by pair id, given the scores of the replies [rows, R]."""
+    gaps = {}
+    for number, score_R in enumerate(scores):
+        row = reader[number]
+        gap_P = score_R[row.pair_chosen_P] - score_R[row.pair_rejected_P]
+        for pair, gap in zip(row.pair_id_P.tolist(), gap_P.tolist(), strict=True):
+            if pair < 0:
+                continue
+            name = reader.plan.pair_names[pair]
+            if not math.isfinite(gap):
+                raise UserError(f'the scores of pair {name!r} are not finite, so the model cannot be evaluated')
+            gaps[name] = gap
+    return gaps
