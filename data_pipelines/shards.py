@@ -48,11 +48,12 @@ def _paths(inputs: Sequence[Files]) -> list[Path]:
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    feedback = config.data.feedback
+    feedback, ties = config.data.feedback, config.data.ties
     return {
         'inputs': [[path.name, file_digest(path)] for path in _paths(_inputs(config))],
         'trees_per_shard': config.data.trees_per_shard,
         **({} if feedback == 'paired' else {'feedback': feedback}),
+        **({} if ties == 'drop' else {'ties': ties}),
         **({'prompt': prompt_digest('hindsight')} if feedback == 'hindsight' else {}),
     }
 
@@ -85,6 +86,8 @@ def _kinds(pair: Pair) -> Iterator[str]:
         yield 'pairs_with_one_side'
     if pair.chosen_prompt != NONE:
         yield 'pairs_in_hindsight'
+    if pair.tied:
+        yield 'pairs_tied'
 
 
 def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
@@ -95,7 +98,8 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
     for each in inputs:
         each.say_what_is_not_read('config.data.pairs')
     ratings, feedback = scratch / 'ratings.sqlite', task.config.data.feedback
-    preferences = read_preferences(_paths(inputs), counts, ratings, feedback=feedback)
+    keep_ties = task.config.data.ties == 'keep'
+    preferences = read_preferences(_paths(inputs), counts, ratings, feedback=feedback, keep_ties=keep_ties)
     for together in by_tree(preferences, scratch / 'preferences.sqlite'):
         (tree,) = grow_trees(together)
         users.add(tree.user_id)

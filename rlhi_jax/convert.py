@@ -1,7 +1,7 @@
 """Converts Hugging Face folders and GGUF files to our model folders, and our model folders to Hugging Face folders.
 
     python -m rlhi_jax.convert import --source=hf:DIR|hf://OWNER/NAME[@REVISION]|gguf:FILE --to=DIR [--template=NAME]
-        [--persona_in=user|system] [--pad_token=TOKEN]
+        [--persona_in=user|system] [--pad_token=TOKEN] [--reward_token=TOKEN]
     python -m rlhi_jax.convert import --source=peft:DIR --base=DIR --to=DIR
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
         [--format=huggingface|peft]
@@ -25,6 +25,11 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     flags.DEFINE_string(
         'pad_token', None, "import: special token that pads batches; by default, the model's own or an unused token."
     )
+    flags.DEFINE_string(
+        'reward_token',
+        None,
+        'import: special token after a reply at which a reward model is read; by default, the last token of the reply.',
+    )
     flags.DEFINE_string('checkpoint', None, 'export: a model folder or the workdir of a run.')
     flags.DEFINE_integer('step', None, 'export: step of the run; by default, the latest.')
     flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'export: dtype of the written weights.')
@@ -43,7 +48,7 @@ from jax.sharding import Mesh
 from rlhi_jax.conversion import gguf, hf, peft
 from rlhi_jax.conversion.readme import readme
 from rlhi_jax.conversion.source import TOKENIZER_FILES, chat_template, check_source, copy_tokenizer, token_ids
-from rlhi_jax.conversion.special_tokens import finish_tokens
+from rlhi_jax.conversion.special_tokens import add_reward_token, finish_tokens
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, new_folder, read_json, write_bytes, write_json
 from rlhi_jax.io.hub import on_hub, snapshot
@@ -75,6 +80,7 @@ def import_model(
     template: str | None,
     persona_in: str,
     pad_token: str | None = None,
+    reward_token: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Convert a Hugging Face folder (local or on the hub) or a GGUF file to a model folder with float32 parameters.
@@ -86,10 +92,13 @@ def import_model(
         source's template.
       persona_in: the message in which the template places the persona, 'user' (the first user turn) or 'system'.
       pad_token: the pad token; None means the model's own pad token, or an unused special token if that is unsuitable.
+      reward_token: the special token after a reply at which a reward model is read. None means the token that the
+        model's class uses (Athene), or none: the reward is then read at the last token of the reply.
       overwrite: whether to replace a model folder at `to`.
 
     Raises:
-      UserError: the source is missing, damaged or not supported. If `template` is None, this is also raised if the
+      UserError: the source is missing, damaged or not supported, or the reward token is not one of its special tokens.
+        If `template` is None, this is also raised if the
         source has no chat template, or if its chat template lets later turns change earlier text.
     """
     kind, _, name = source.partition(':')
@@ -123,8 +132,11 @@ def import_model(
         else:
             config = read_json(path / 'config.json', 'set --source to a Hugging Face model folder', fields=())
             spec = hf.spec_from_hf(config)
+            add_reward_token(tokenizer, reward_token, reads_cls=hf.reads_cls_token(config))
             tokens = finish_tokens(token_ids(path, config, spec.vocab_size), tokenizer, spec, pad_token, origin)
             params = hf.read_params(path, spec)
+        if reward_token is not None and spec.head != 'reward':
+            raise UserError(f'--reward_token={reward_token} applies to reward models only, not to {source}: remove it')
         weights = params_digest(params)
         save_params(folder / 'params', params)
         describe_model(folder, spec, weights=weights, tokens=tokens, source=origin)
@@ -221,7 +233,8 @@ def main(command: str) -> None:
     kind, _, name = (flags.FLAGS.source or '').partition(':')
     if command == 'import' and kind == 'peft':
         require_flags('base')
-        if changed := [each for each in ('template', 'pad_token') if flags.FLAGS[each].value is not None]:
+        own = ('template', 'pad_token', 'reward_token')
+        if changed := [each for each in own if flags.FLAGS[each].value is not None]:
             raise UserError(
                 f'--{changed[0]} does not apply to --source=peft:DIR, which uses the tokenizer of --base: remove it'
             )
@@ -233,6 +246,7 @@ def main(command: str) -> None:
             template=flags.FLAGS.template,
             persona_in=flags.FLAGS.persona_in,
             pad_token=flags.FLAGS.pad_token,
+            reward_token=flags.FLAGS.reward_token,
             overwrite=flags.FLAGS.overwrite,
         )
     else:

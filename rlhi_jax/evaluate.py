@@ -63,7 +63,7 @@ from rlhi_jax.scoring.pairs import ReplyScores, log_probabilities, pair_scores
 from rlhi_jax.scoring.rows import score_readers
 from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.training.model import make_decoder, sees_persona
-from rlhi_jax.training.rows import check_sides
+from rlhi_jax.training.rows import check_pairs
 from rlhi_jax.training.workdir import refuse_another_run, run_identity
 
 Values = dict[str, dict[str, float]]  # pair id -> metric -> value
@@ -202,7 +202,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
       NothingToEvaluate: no pair fits in a row.
     """
     shards = Shards(Path(config.eval.shards))
-    check_sides(shards, config.objective)
+    check_pairs(shards, config)
     template = ChatTemplate.load(model.tokenizer_path)
     conditions = views(shards, max_trees=config.eval.max_trees, seed=config.eval.shuffle_seed)
     limits = capacities(config)

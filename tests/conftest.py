@@ -57,7 +57,7 @@ SLOW = (
     'test_resume.py::test_two_processes',
     'test_resume.py::test_two_processes_stop_together',
     'test_rewards.py::test_an_objective_that_ignores_margins_says_so',
-    'test_rewards.py::test_margins_reach_the_loss_of_packed_rows',
+    'test_rewards.py::test_margins_and_ties_reach_the_loss_of_packed_rows',
     'test_rewards.py::test_scores_are_those_of_plain_sequences',
     'test_rewrites.py::test_killed_it_ends_in_the_same_bytes',
     'test_sampler.py::test_log_probabilities_are_those_of_training',

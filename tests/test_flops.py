@@ -9,7 +9,7 @@ import pytest
 
 from rlhi_jax.conversion import gemma
 from rlhi_jax.cost.flops import REPEATED, Work, causal, forward_flops, shared_prefix, train_flops
-from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, stack
+from rlhi_jax.data.rows import Capacities, TokenNode, TokenPair, TokenTree, lay_out, pack, stack
 from rlhi_jax.models import attention_xla
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
 from rlhi_jax.models.lora import MATRICES, Lora
@@ -25,7 +25,7 @@ CAPACITIES = Capacities(BLOCK, BLOCK, 1)
 
 def batch():
     tree = TokenTree([TokenNode(-1, (1,) * 64), TokenNode(0, (2,) * 32, 32), TokenNode(0, (3,) * 32, 32)], [[1], [2]],
-                     [(0, 1, 1.0, 0.0, 0)])  # fmt: skip
+                     [TokenPair(0, 1, 1.0, 0.0, 0)])  # fmt: skip
     return stack([pack([lay_out(tree)], CAPACITIES)])
 
 

@@ -81,10 +81,10 @@ RATED = {
 }
 
 
-def read(tmp_path, *lines):
+def read(tmp_path, *lines, **options):
     write_lines(tmp_path / 'pairs.jsonl', lines)
     counts: Counter = Counter()
-    return list(read_preferences([tmp_path / 'pairs.jsonl'], counts)), counts
+    return list(read_preferences([tmp_path / 'pairs.jsonl'], counts, **options)), counts
 
 
 @pytest.mark.parametrize('layout', [*ONE_TURN, *RATED])
@@ -125,6 +125,30 @@ def test_columns_with_a_meaning(tmp_path):
     ):
         found, counts = read(tmp_path, base | extra)
         assert not found and counts == {'lines_read': 1, f'dropped_{reason}': 1}
+
+
+def test_ties_are_kept_on_demand(tmp_path):
+    base = ONE_TURN['texts']
+    arena = dict(
+        conversation_a=[ASKED, dict(role='assistant', content=GOOD)],
+        conversation_b=[ASKED, dict(role='assistant', content=BAD)],
+        winner='tie (bothbad)',
+    )
+    lines = (
+        base | dict(score_chosen=3, score_rejected=3),
+        arena,
+        dict(prompt='Hi', response_1='a', response_2='b', preference_strength=0),
+        dict(prompt='Ho', response='a', helpfulness=2),
+        dict(prompt='Ho', response='b', helpfulness=2),
+        dict(prompt='Ho', response='c', helpfulness=3),
+        base,
+    )
+    found, counts = read(tmp_path, *lines, keep_ties=True)
+    assert [p.tied for p in found] == [True, True, True, False, False] and not counts['dropped_tie']
+    found, counts = read(tmp_path, *lines)
+    assert len(found) == 2 and counts['dropped_tie'] == 3
+    (found,), _ = read(tmp_path, *lines[3:5], keep_ties=True)  # all ratings of a prompt are equal
+    assert found.tied and (found.chosen[0][1], found.rejected[0][1]) == ('a', 'b')
 
 
 def test_text_that_mentions_a_speaker_stays_text():

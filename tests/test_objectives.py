@@ -23,6 +23,10 @@ def hyper(**values) -> ConfigDict:
     return ConfigDict(dict(variant='sigmoid', beta=0.5, label_smoothing=0.0, nll_weight=0.0) | values)
 
 
+def reward_hyper(**values) -> ConfigDict:
+    return ConfigDict(dict(center=0.0, ties=0.0, label_smoothing=0.0) | values)
+
+
 def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
 
@@ -67,19 +71,17 @@ def test_equal_policies_start_at_log_2():
 
 def test_bradley_terry_is_a_logistic_regression_on_the_difference():
     rewards = PairScores(reward_P2=jnp.array([[2.0, 0.5], [-1.0, 1.0]]))
-    loss, metrics = OBJECTIVES['reward'].loss(rewards, ConfigDict(dict(center=0.0)))
+    loss, metrics = OBJECTIVES['reward'].loss(rewards, reward_hyper())
     np.testing.assert_allclose(loss, [-log_sigmoid(1.5), -log_sigmoid(-2.0)], rtol=1e-6)
     np.testing.assert_allclose(metrics['accuracy'], [1, 0])
-    gradient = jax.grad(
-        lambda r: OBJECTIVES['reward'].loss(PairScores(reward_P2=r), ConfigDict(dict(center=0.0)))[0].sum()
-    )
+    gradient = jax.grad(lambda r: OBJECTIVES['reward'].loss(PairScores(reward_P2=r), reward_hyper())[0].sum())
     sigmoid = 1 / (1 + np.exp([1.5, -2.0]))
     np.testing.assert_allclose(gradient(rewards.reward_P2), np.stack([-sigmoid, sigmoid], -1), rtol=1e-5)
 
 
 def test_a_margin_is_subtracted_from_the_difference():
     rewards = PairScores(reward_P2=jnp.array([[2.0, 0.5], [-1.0, 1.0]]), margin_P=jnp.array([1.0, 0.25]))
-    loss, metrics = OBJECTIVES['reward'].loss(rewards, ConfigDict(dict(center=0.0)))
+    loss, metrics = OBJECTIVES['reward'].loss(rewards, reward_hyper())
     np.testing.assert_allclose(loss, [-log_sigmoid(0.5), -log_sigmoid(-2.25)], rtol=1e-6)
     np.testing.assert_allclose(metrics['margin'], [1.5, -2.0])
     torch = pytest.importorskip('torch')
@@ -89,8 +91,66 @@ def test_a_margin_is_subtracted_from_the_difference():
 
 
 def test_centring_pins_the_offset():
-    loss, _ = OBJECTIVES['reward'].loss(PairScores(reward_P2=jnp.array([[2.0, 1.0]])), ConfigDict(dict(center=0.1)))
+    loss, _ = OBJECTIVES['reward'].loss(PairScores(reward_P2=jnp.array([[2.0, 1.0]])), reward_hyper(center=0.1))
     np.testing.assert_allclose(loss, [-log_sigmoid(1.0) + 0.9], rtol=1e-6)
+
+
+def test_ties_are_the_third_outcome_of_davidson():
+    """For each gap and each outcome, the loss is the negative log of a share of three weights."""
+    rewards, nu = np.array([[2.0, 0.5], [2.0, 0.5], [-1.0, 1.0], [0.25, 0.25]], np.float32), 0.7
+    tied = np.array([False, True, True, True])
+    scores = PairScores(reward_P2=jnp.array(rewards), tied_P=jnp.array(tied))
+    loss, metrics = OBJECTIVES['reward'].loss(scores, reward_hyper(ties=nu))
+    for (chosen, rejected), is_tie, value in zip(rewards.tolist(), tied, loss, strict=True):
+        better, worse = math.exp(chosen), math.exp(rejected)
+        tie = nu * math.sqrt(better * worse)
+        assert float(value) == pytest.approx(-math.log((tie if is_tie else better) / (better + worse + tie)), rel=1e-6)
+    np.testing.assert_allclose(metrics['accuracy'], [1, 0.5, 0.5, 0.5])
+    swapped = PairScores(reward_P2=jnp.array(rewards[:, ::-1]), tied_P=jnp.array([False] * 4))
+    lost = OBJECTIVES['reward'].loss(swapped, reward_hyper(ties=nu))[0]
+    won, drawn = (
+        OBJECTIVES['reward'].loss(scores._replace(tied_P=jnp.array([x] * 4)), reward_hyper(ties=nu))[0]
+        for x in (False, True)
+    )
+    np.testing.assert_allclose(np.exp(-won) + np.exp(-lost) + np.exp(-drawn), 1, rtol=1e-6)
+
+
+def test_without_ties_davidson_is_bradley_terry():
+    rewards = PairScores(reward_P2=jnp.array([[2.0, 0.5], [-1.0, 1.0]]), margin_P=jnp.array([0.5, 0.0]))
+    plain, _ = OBJECTIVES['reward'].loss(rewards, reward_hyper())
+    nearly, _ = OBJECTIVES['reward'].loss(rewards, reward_hyper(ties=1e-9))
+    np.testing.assert_allclose(nearly, plain, rtol=1e-6)
+
+
+def test_pairs_that_are_all_ties_pull_rewards_together():
+    def loss(rewards):
+        scores = PairScores(reward_P2=rewards, tied_P=jnp.array([True, True]))
+        return OBJECTIVES['reward'].loss(scores, reward_hyper(ties=1.0))[0].sum()
+
+    rewards = jnp.array([[2.0, 0.5], [-1.0, 1.0]])
+    for _ in range(200):
+        rewards -= jax.grad(loss)(rewards)
+    np.testing.assert_allclose(rewards[:, 0], rewards[:, 1], atol=1e-3)
+    assert float(loss(rewards)) == pytest.approx(2 * math.log(3), abs=1e-5)
+
+
+def test_label_smoothing_mixes_both_outcomes():
+    rewards = PairScores(reward_P2=jnp.array([[2.0, 0.5], [-1.0, 1.0]]))
+    loss, _ = OBJECTIVES['reward'].loss(rewards, reward_hyper(label_smoothing=0.2))
+    np.testing.assert_allclose(loss, [-0.8 * log_sigmoid(g) - 0.2 * log_sigmoid(-g) for g in (1.5, -2.0)], rtol=1e-6)
+
+
+def test_a_single_reply_is_compared_with_reward_0():
+    """The reward of the reply that is missing is nonsense, and must reach neither the loss nor its gradient."""
+    rewards, present = jnp.array([[2.0, jnp.nan], [jnp.nan, 1.0]]), jnp.array([[True, False], [False, True]])
+
+    def loss(rewards):
+        return OBJECTIVES['reward'].loss(PairScores(reward_P2=rewards, present_P2=present), reward_hyper())[0]
+
+    np.testing.assert_allclose(loss(rewards), [-log_sigmoid(2.0), -log_sigmoid(-1.0)], rtol=1e-6)
+    gradient = jax.grad(lambda x: loss(x).sum())(rewards)
+    expected = [[-1 / (1 + math.exp(2.0)), 0], [0, 1 / (1 + math.exp(-1.0))]]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
 
 def test_sft_is_the_mean_likelihood_of_the_chosen_reply():

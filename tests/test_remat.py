@@ -13,7 +13,7 @@ import tiny
 
 from rlhi_jax.conversion import gemma
 from rlhi_jax.cost.flops import REPEATED
-from rlhi_jax.data.rows import Batch, Capacities, TokenNode, TokenTree, lay_out, pack, stack
+from rlhi_jax.data.rows import Batch, Capacities, TokenNode, TokenPair, TokenTree, lay_out, pack, stack
 from rlhi_jax.models.decoder import REMAT_POLICIES, Decoder
 from rlhi_jax.models.parameters import init_params
 from rlhi_jax.models.spec import LocalLayers, ModelSpec
@@ -49,7 +49,7 @@ def params():
 
 def batch() -> Batch:
     tree = TokenTree([TokenNode(-1, tuple(range(12))), TokenNode(0, (3,) * 4, 4), TokenNode(0, (5,) * 6, 6)],
-                     [[1], [2]], [(0, 1, 1.0, 0.0, 0)])  # fmt: skip
+                     [[1], [2]], [TokenPair(0, 1, 1.0, 0.0, 0)])  # fmt: skip
     return stack([pack([lay_out(tree)], Capacities(TOKENS, 16, 1))] * ROWS)
 
 

@@ -16,6 +16,7 @@ from rlhi_jax.data.plan import make_plan
 from rlhi_jax.data.rows import Capacities, stack
 from rlhi_jax.data.shards import Shards, write_shards
 from rlhi_jax.data.tree import Interaction
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import describe_model, open_model, params_digest, save_params
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import init_params
@@ -23,6 +24,7 @@ from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.scoring.pairs import pair_losses
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
+from rlhi_jax.training.rows import check_pairs
 from rlhi_jax.training.step import make_gradient
 
 ITEMS = [
@@ -117,10 +119,20 @@ def records_with_margins() -> list[dict]:
     ]
 
 
-def plain_losses(spec, params, template: ChatTemplate) -> tuple[jax.Array, dict[str, jax.Array]]:
+def records_with_ties() -> list[dict]:
+    """The same preferences, but every fourth is a tie."""
+    return [
+        record | (dict(score_chosen=2, score_rejected=2) if n % 4 == 1 else {})
+        for n, record in enumerate(records_with_margins())
+    ]
+
+
+def plain_losses(
+    spec, params, template: ChatTemplate, records: list[dict], ties: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The mean loss of the pairs, and each pair's own, with one forward pass for each reply of each pair."""
     losses = {}
-    for record in records_with_margins():
+    for record in records:
         sides = []
         for side in ('chosen', 'rejected'):
             (reply,) = record[side]
@@ -129,18 +141,23 @@ def plain_losses(spec, params, template: ChatTemplate) -> tuple[jax.Array, dict[
             position = np.arange(len(ids))[None]
             hidden = Decoder(spec).apply({'params': params}, np.array([ids]), position, len(ids) - position)
             sides.append((hidden[0, -1] @ params['score'])[0])
-        gap = sides[0] - sides[1] - record.get('margin', 0.0)
-        losses[record['id']] = record.get('weight', 1.0) * jax.numpy.log1p(jax.numpy.exp(-gap))
+        is_tie = 'score_chosen' in record
+        gap = sides[0] - sides[1] - (0.0 if is_tie else record.get('margin', 0.0))
+        better, worse = jax.numpy.exp(gap / 2), jax.numpy.exp(-gap / 2)
+        said = ties if is_tie else better
+        losses[record['id']] = -record.get('weight', 1.0) * jax.numpy.log(said / (better + worse + ties))
     return sum(losses.values()) / len(losses), losses
 
 
-def test_margins_reach_the_loss_of_packed_rows(tmp_path):
+@pytest.mark.parametrize('ties', [0.0, 0.7])
+def test_margins_and_ties_reach_the_loss_of_packed_rows(ties, tmp_path):
     """From records through trees on disk to rows; losses and gradients are those of plain sequences."""
     spec = dataclasses.replace(tiny.SPEC, head='reward')
     tiny.write_tokenizer(tmp_path / 'tokenizer')
     template = ChatTemplate.load(tmp_path / 'tokenizer')
     params = jax.device_get(nn.unbox(init_params(Decoder(spec), jax.random.key(1))))
-    trees = grow_trees(map(tiny.parsed, records_with_margins()))
+    records = records_with_ties() if ties else records_with_margins()
+    trees = grow_trees(map(tiny.parsed, records))
     assert max(len(tree.pairs) for tree in trees) > 1
     (tmp_path / 'shards').mkdir()
     write_shards(trees, tmp_path / 'shards', trees_per_shard=3, manifest={})
@@ -149,10 +166,12 @@ def test_margins_reach_the_loss_of_packed_rows(tmp_path):
     reader = RowReader(make_plan(shards, template, Capacities(512, 256, 6)), shards, template)
     batch = stack([reader[row] for row in range(len(reader))])
     hyper, objective = base_config().reward.copy_and_resolve_references(), OBJECTIVES['reward']
-    hyper.center = 0.0
+    hyper.center, hyper.ties = 0.0, ties
 
     loss_BP, _ = pair_losses(Decoder(spec), objective, hyper, params, batch, chunk=64)
-    (_, expected), plain = jax.value_and_grad(lambda p: plain_losses(spec, p, template), has_aux=True)(params)
+    (_, expected), plain = jax.value_and_grad(lambda p: plain_losses(spec, p, template, records, ties), has_aux=True)(
+        params
+    )
     names = [[reader.plan.pair_names[i] if i >= 0 else '' for i in row] for row in batch.pair_id_BP]
     wanted = [[expected.get(name, 0.0) for name in row] for row in names]
     np.testing.assert_allclose(loss_BP, wanted, rtol=2e-5, atol=2e-5)
@@ -163,9 +182,9 @@ def test_margins_reach_the_loss_of_packed_rows(tmp_path):
 
 
 def test_trees_without_margins_are_stored_as_before():
-    """A stored pair has five fields, or six with a margin."""
-    for margin, fields in ((0.0, 5), (0.5, 6)):
-        (tree,) = grow_trees([tiny.parsed(dict(prompt='Hi', chosen='Hello', rejected='What?', margin=margin))])
+    """A stored pair has five fields, six with a margin, or eight if it is a tie."""
+    for extra, fields in ((dict(margin=0.0), 5), (dict(margin=0.5), 6), (dict(score_chosen=1, score_rejected=1), 8)):
+        (tree,) = grow_trees([tiny.parsed(dict(prompt='Hi', chosen='Hello', rejected='What?', **extra))])
         (stored,) = json.loads(tree.to_bytes())['pairs']
         assert len(stored) == fields and Interaction.from_bytes(tree.to_bytes()) == tree
 
@@ -185,3 +204,20 @@ def test_an_objective_that_ignores_margins_says_so(tmp_path):
         settings = [f'--config.objective={objective}', f'--config.model.new_head={objective == "reward"}']
         done = tiny.run_program('rlhi_jax.train', *flags, *settings, f'--workdir={tmp_path / objective}')
         assert (note.replace('OBJECTIVE', objective) in done.stdout) == (objective == 'dpo')
+
+
+def test_ties_are_refused_where_no_loss_reads_them(tmp_path):
+    records = records_with_ties()
+    (tmp_path / 'shards').mkdir()
+    trees, tied = grow_trees(map(tiny.parsed, records)), sum('score_chosen' in record for record in records)
+    write_shards(trees, tmp_path / 'shards', trees_per_shard=3, manifest=dict(counts=dict(pairs_tied=tied)))
+    shards, c = Shards(tmp_path / 'shards'), base_config()
+    for objective, words in (
+        ('dpo', "are ties, from which config.objective='dpo' does not learn: rerun the stage shards with"),
+        ('reward', 'set config.reward.ties to a number above 0, or rerun the stage shards'),
+    ):
+        c.objective = objective
+        with pytest.raises(UserError, match=f'{tied} of the .*{words}'):
+            check_pairs(shards, c)
+    c.reward.ties = 1.0
+    check_pairs(shards, c)

@@ -71,7 +71,10 @@ DROPPED = {
         dict(prompt='Hi', response_1='a', response_2='b', preference_strength=0),
     ],
     'chosen_has_the_lower_score': [GOOD | dict(chosen_score=1, rejected_score=2)],
-    'comparison_without_a_winner': [dict(prompt='Hi', response_1='a', response_2='b', preference_strength='left')],
+    'comparison_without_a_winner': [
+        dict(prompt='Hi', response_1='a', response_2='b', preference_strength='left'),
+        ARENA | dict(winner='model_c'),
+    ],
     'rating_is_not_a_number': [RATED | dict(helpfulness='high'), RATED | dict(helpfulness=float('nan'))],
     'prompt_with_one_rated_reply': [RATED],
     **{

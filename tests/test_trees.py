@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhi_jax.conversion import gemma
-from rlhi_jax.data.rows import Capacities, TokenNode, TokenTree, lay_out, pack, size, stack
+from rlhi_jax.data.rows import Capacities, TokenNode, TokenPair, TokenTree, lay_out, pack, size, stack
 from rlhi_jax.models.decoder import Decoder, output_head
 from rlhi_jax.models.spec import LocalLayers, ModelSpec
 from rlhi_jax.scoring.pairs import score_replies
@@ -54,7 +54,7 @@ def draw_tree(rng: np.random.Generator, *, most_nodes: int = 8, longest: int = 9
             node = nodes[node].parent
         replies.append(path[: rng.integers(1, len(path) + 1)][::-1])
     pairs = [tuple(rng.choice(len(replies), 2, replace=False).tolist()) for _ in range(rng.integers(1, 4))]
-    return TokenTree(nodes, replies, [(a, b, float(rng.random()), 0.0, i) for i, (a, b) in enumerate(pairs)])
+    return TokenTree(nodes, replies, [TokenPair(a, b, float(rng.random()), 0.0, i) for i, (a, b) in enumerate(pairs)])
 
 
 def path_of(tree: TokenTree, node: int) -> list[int]:
@@ -123,7 +123,9 @@ def forest_that_fits(rng: np.random.Generator, capacities: Capacities) -> list[T
             left = left - np.array(size(tree))
     return trees or [
         TokenTree(
-            [TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)], [[1], [2]], [(0, 1, 1.0, 0.0, 0)]
+            [TokenNode(-1, (1,)), TokenNode(0, (2,), 1), TokenNode(0, (3,), 1)],
+            [[1], [2]],
+            [TokenPair(0, 1, 1.0, 0.0, 0)],
         )
     ]
 

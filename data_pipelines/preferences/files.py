@@ -44,6 +44,7 @@ def read_preferences(
     scratch: Path | None = None,
     *,
     feedback: str = 'paired',
+    keep_ties: bool = False,
     origin: Origin = CONFIG,
 ) -> Iterator[Preference]:
     """Yield the usable preferences in files. Count every preference as kept or under the reason for dropping it.
@@ -57,6 +58,7 @@ def read_preferences(
       counts: receives the counts.
       scratch: a temporary file for rated replies; None keeps the rated replies in memory.
       feedback: `config.data.feedback`.
+      keep_ties: whether to yield preferences in which neither reply is better, instead of dropping them.
       origin: the option that names the files, for errors.
 
     Raises:
@@ -70,6 +72,8 @@ def read_preferences(
             counts['lines_read'] += 1
             if isinstance(made, BadRecord):
                 counts[f'dropped_{made.reason}'] += 1
+            elif made.tied and not keep_ties:
+                counts['dropped_tie'] += 1
             elif made.id in seen:
                 counts['dropped_id_seen_before'] += 1
             else:

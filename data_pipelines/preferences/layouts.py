@@ -66,7 +66,10 @@ def _signed(strength: Any) -> float:
 
 def _named(second: str, first: str) -> Callable[[Any], float]:
     def better(winner: Any) -> float:
-        return {second: 1, first: -1}.get(str(winner), 0)
+        strength = {second: 1, first: -1}.get(str(winner), 0)
+        if not strength and not str(winner).startswith('tie'):  # Chatbot Arena also has 'tie (bothbad)'
+            raise BadRecord('comparison_without_a_winner')
+        return strength
 
     return better
 
@@ -113,11 +116,10 @@ def parse_preferences(record: Any, default_id: str, counts: Counter) -> list[Pre
     for (prompt, *replies, winner), better in _COMPARISONS:
         if all(record.get(key) is not None for key in (*filter(None, (prompt,)), *replies, winner)):
             strength = better(record[winner])
-            if not strength:
-                raise BadRecord('tie')
             first, second = (record[key] for key in replies)
             sides = dict(prompt=record.get(prompt), chosen=second, rejected=first)
-            return [_preference(record | (sides if strength > 0 else _swapped(sides)), default_id, counts)]
+            record = record | (sides if strength > 0 else _swapped(sides))
+            return [_preference(record, default_id, counts, tied=not strength)]
     for prompt, inside, reply, rating in _RATINGS:
         if record.get(prompt) is not None and record.get(inside or reply) is not None and 'chosen' not in record:
             if not inside and rating not in record:
@@ -168,13 +170,12 @@ def rated_preference(best: Rated, worst: Rated, default_id: str, counts: Counter
     """Return the preference for a prompt's best-rated reply over its worst-rated reply.
 
     Raises:
-      BadRecord: the replies are identical or have the same rating, or the prompt or a reply cannot be used.
+      BadRecord: the replies are identical, or the prompt or a reply cannot be used.
     """
     if best.reply == worst.reply:
         raise BadRecord('prompt_with_one_rated_reply')
-    if best.rating == worst.rating:
-        raise BadRecord('tie')
-    return _preference(dict(best.prompt, chosen=best.reply, rejected=worst.reply), default_id, counts)
+    sides = dict(best.prompt, chosen=best.reply, rejected=worst.reply)
+    return _preference(sides, default_id, counts, tied=best.rating == worst.rating)
 
 
 def one_sided_preference(rated: Rated, default_id: str, counts: Counter) -> Preference:
@@ -205,9 +206,18 @@ def _as_trl(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preference(
-    record: Mapping[str, Any], default_id: str, counts: Counter, suffix: str = '', sides: Sequence[str] = _SIDES
+    record: Mapping[str, Any],
+    default_id: str,
+    counts: Counter,
+    suffix: str = '',
+    sides: Sequence[str] = _SIDES,
+    *,
+    tied: bool = False,
 ) -> Preference:
-    """Check a record that has a reply under each key in `sides`, and return its preference."""
+    """Check a record that has a reply under each key in `sides`, and return its preference.
+
+    The preference is a tie if `tied` is set or the record states equal scores.
+    """
     replies = {side: _messages(record[side], 'assistant', counts) for side in sides}
     opening = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
     prompt = Messages((), ()) if opening is None else _messages(opening, 'user', counts)
@@ -227,7 +237,7 @@ def _preference(
     chosen, rejected = (_texts(replies[side]) if side in replies else () for side in _SIDES)
     if chosen == rejected:
         raise BadRecord('chosen_equals_rejected')
-    _check_scores(record)
+    tied |= _equal_scores(record)
     texts = {name: _text(record, name) for name in ('id', 'persona', 'user_id')}
     kinds = [record[key] for key in _KINDS if isinstance(record.get(key), str)]
     return Preference(
@@ -240,6 +250,7 @@ def _preference(
         user_id=texts['user_id'],
         weight=_number(record, 'weight', 1.0, MAX_WEIGHT),
         margin=_number(record, 'margin', 0.0, MAX_MARGIN),
+        tied=tied,
         kind=_plain(kinds[0]) if kinds else kind_of(texts['id']),
     )
 
@@ -331,14 +342,16 @@ def _check_roles(prompt: tuple, replies: Iterable[Messages]) -> None:
         raise BadRecord('empty_message')
 
 
-def _check_scores(record: Mapping[str, Any]) -> None:
+def _equal_scores(record: Mapping[str, Any]) -> bool:
+    """Return whether the record gives both replies the same score. The rejected reply's score must not be higher."""
+    tied = False
     for names in _SCORES:
         better, worse = (record.get(name) for name in names)
         if isinstance(better, int | float) and isinstance(worse, int | float):
-            if better == worse:
-                raise BadRecord('tie')
             if better < worse:
                 raise BadRecord('chosen_has_the_lower_score')
+            tied |= better == worse
+    return tied
 
 
 def _system(record: Mapping[str, Any], prompt: Messages) -> str:

@@ -11,8 +11,9 @@ from rlhi_jax.io.files import digest
 class Ratings:
     """Stores the best-rated and the worst-rated reply to each prompt in a new database.
 
-    If several replies have the same rating, the first one is stored. Iterating yields a tuple for each prompt: (id for
-    the prompt's preference, best-rated reply, worst-rated reply). The prompts are in the order of their first replies.
+    If several replies have the same rating, the first one is stored. If all replies have the same rating, the second
+    one counts as the worst. Iterating yields a tuple for each prompt: (id for the prompt's preference, best-rated
+    reply, worst-rated reply). The prompts are in the order of their first replies.
     """
 
     def __init__(self, database: sqlite3.Connection):
@@ -30,7 +31,8 @@ class Ratings:
         best, worst = map(pickle.loads, row)
         if rated.rating > best.rating:
             self._database.execute('UPDATE ratings SET best = ? WHERE prompt = ?', (pickle.dumps(rated), prompt))
-        if rated.rating < worst.rating:
+        all_the_same = rated.rating == worst.rating == best.rating and worst.reply == best.reply
+        if rated.rating < worst.rating or all_the_same:
             self._database.execute('UPDATE ratings SET worst = ? WHERE prompt = ?', (pickle.dumps(rated), prompt))
 
     def __iter__(self) -> Iterator[tuple[str, Rated, Rated]]:

@@ -72,7 +72,7 @@ def conversation(example: Example, split: str) -> Conversation:
 
 
 # Fields that only some pairs have, and how the shards' manifest names the number of pairs with each field.
-OPTIONAL_FIELDS = dict(margin='pairs_with_margin', chosen_prompt='pairs_in_hindsight')
+OPTIONAL_FIELDS = dict(margin='pairs_with_margin', chosen_prompt='pairs_in_hindsight', tied='pairs_tied')
 
 
 def fields_of(folders: Iterable[Path]) -> tuple[str, ...]:
@@ -188,9 +188,8 @@ class Interactions(_Builder, skip_registration=True):  # readers take the featur
 
     def _info(self) -> tfds.core.DatasetInfo:
         number = tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes')  # a plain float would be float32
-        optional = {
-            name: kind for name, kind in dict(margin=number, chosen_prompt=np.int32).items() if name in self.fields
-        }
+        kinds = dict(margin=number, chosen_prompt=np.int32, tied=np.bool_)
+        optional = {name: kind for name, kind in kinds.items() if name in self.fields}
         features = _text('id', 'user_id', 'persona', 'system') | dict(
             messages=tfds.features.Sequence(_text('role', 'content') | dict(parent=np.int32)),
             pairs=tfds.features.Sequence(

@@ -35,10 +35,16 @@ DATA = Section(
     feedback=Key(
         'paired',
         "What the 'shards' stage makes from rated replies in data.pairs. paired: for each prompt, a pair of the "
-        'best-rated and the worst-rated reply. one_sided (for the kto objective): a chosen reply if the user liked it, '
+        'best-rated and the worst-rated reply. one_sided (for kto and reward): a chosen reply if the user liked it, '
         'or a rejected reply if not. hindsight (for the hindsight objective): a pair of the same reply with and '
         'without the follow-up in its prompt.',
         choices=('paired', 'one_sided', 'hindsight'),
+    ),
+    ties=Key(
+        'drop',
+        "What the 'shards' stage does with pairs in data.pairs in which neither reply is better. drop: drop and count "
+        'them. keep: keep them, for the reward objective with reward.ties above 0.',
+        choices=('drop', 'keep'),
     ),
     shards=Key('', "Folder of the 'shards' stage: interaction trees (a prompt and its replies) as ArrayRecord files."),
     rows=Key('', "Folder of the 'rows' stage: which interaction trees are packed into each row."),

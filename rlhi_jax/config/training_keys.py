@@ -217,6 +217,15 @@ REWARD = Section(
     center=Key(
         0.0, "Weight of the squared sum of a pair's two rewards, which keeps rewards near 0; 0: off.", at_least=0
     ),
+    ties=Key(
+        0.0,
+        'How likely a tie is, if the two rewards are equal, compared with either reply being preferred; 1: as likely. '
+        '0: there are no ties in the data.',
+        at_least=0,
+    ),
+    label_smoothing=Key(
+        0.0, 'Assumed probability that chosen and rejected are swapped in a pair.', at_least=0, below=0.5
+    ),
 )
 
 LOOP = Section(

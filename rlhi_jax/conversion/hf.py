@@ -102,6 +102,11 @@ def spec_from_hf(config: Mapping[str, Any]) -> ModelSpec:
     return dataclasses.replace(spec, rope_theta=theta, rope_scaling=scaling)
 
 
+def reads_cls_token(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json describes a reward model of Athene's class, which is read at the token CLS."""
+    return config.get('architectures') == ['AtheneForSequenceClassification']
+
+
 def _head(config: Mapping[str, Any]) -> str:
     """Return 'lm' or 'reward', depending on the model class named in the config."""
     named = config.get('architectures') or []

@@ -1,4 +1,4 @@
-"""Chooses the end-of-turn and pad tokens, so that exported models behave as they did in training."""
+"""Chooses the end-of-turn, pad and reward tokens, so that exported models behave as they did in training."""
 
 import re
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import read_json, write_json
+from rlhi_jax.io.files import read_json, write_bytes, write_json
 from rlhi_jax.models.spec import ModelSpec
-from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.tokenizers.template import ChatTemplate, with_reward_token
 
 # Patterns of suitable pad tokens, best first. The template must never write the chosen token.
 _SPARE = tuple(
@@ -80,6 +80,34 @@ def finish_tokens(
         if 'pad_token' in config or name == 'tokenizer_config.json':
             write_json(folder / name, config | dict(pad_token=texts[pad]))
     return tokens | dict(pad_token_id=pad)
+
+
+def add_reward_token(folder: Path, token: str | None, *, reads_cls: bool) -> None:
+    """Add a reward token to the chat template of a tokenizer folder (see `with_reward_token`), if there is one.
+
+    Args:
+      folder: the tokenizer folder, with the model's chat template.
+      token: the token that the user chose, or None.
+      reads_cls: whether the model's class reads rewards at the tokenizer's CLS token.
+
+    Raises:
+      UserError: the token is not a special token, or the tokenizer has no CLS token.
+    """
+    if token is None and reads_cls:
+        named = read_json(folder / 'tokenizer_config.json', 'import the model again', fields=()).get('cls_token')
+        token = named['content'] if isinstance(named, dict) else named
+        if token is None:
+            raise UserError(
+                'the model reads rewards at the token CLS, but its tokenizer_config.json has no cls_token: name the '
+                'token with --reward_token=TOKEN'
+            )
+    path = folder / 'chat_template.jinja'
+    template = ChatTemplate.load(folder)
+    if token is None or template.reward_token is not None:  # an exported template already has it
+        return
+    if token not in template.tokenizer.control:
+        raise UserError(f'--reward_token={token} is not a special token of the tokenizer: choose another token')
+    write_bytes(path, with_reward_token(path.read_text(encoding='utf-8'), token).encode())
 
 
 def _spare(template: ChatTemplate, tokens: dict[str, Any]) -> int | None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from rlhi_jax.data.rows import Capacities, Size, TokenNode, TokenTree, size
+from rlhi_jax.data.rows import Capacities, Size, TokenNode, TokenPair, TokenTree, size
 from rlhi_jax.data.tree import NONE, Interaction, Reply
 from rlhi_jax.tokenizers.template import ChatTemplate, Context
 
@@ -50,6 +50,10 @@ class TreeEncoder:
 
         nodes: list[TokenNode] = []
         node_of: dict[int, int] = {}
+        # A reward token follows each reply. Later turns do not see it, so it is a branch of its own.
+        reward_token = self._template.reward_token
+        rewarded = set() if reward_token is None else {reply.last for reply in replies}
+        reward_node: dict[int, int] = {}
 
         # (message, parent node, roles of the messages above)
         stack: list[tuple[int, int, tuple[str, ...]]] = [(root, -1, ()) for root in self._roots(piece.start, children)]
@@ -58,6 +62,9 @@ class TreeEncoder:
             roles = self._template.shortened((*roles, self.tree.messages[message].role))
             last = node_of[message] = len(nodes)
             nodes.append(self._message(message, roles)._replace(parent=parent))
+            if message in rewarded:
+                reward_node[message] = len(nodes)
+                nodes.append(TokenNode(last, (reward_token,)))
             below = children.get(message, [])
             if below and self.tree.messages[below[0]].role == 'assistant':
                 prompt = self._template.generation_prompt(roles, self._context)
@@ -67,10 +74,12 @@ class TreeEncoder:
             stack += [(child, last, roles) for child in reversed(below)]
         index = {reply: number for number, reply in enumerate(replies)} | {None: NONE}
         table = [
-            (*(index[side] for side in pair.sides), pair.weight, pair.margin, first_pair_id + i)
+            TokenPair(*(index[side] for side in pair.sides), pair.weight, pair.margin, first_pair_id + i, pair.tied)
             for i, pair in enumerate(pairs)
         ]
         scored = [[node_of[m] for m in self.tree.reply(*reply)] for reply in replies]
+        for reply, of_reply in zip(replies, scored, strict=True):
+            of_reply += [reward_node[reply.last]] if rewarded else []
         return TokenTree(nodes, scored, table)
 
     def _children(self, replies: Iterable[Reply]) -> dict[int, list[int]]:

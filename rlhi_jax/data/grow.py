@@ -46,6 +46,7 @@ def preferences_of(tree: Interaction) -> Iterator[Preference]:
             weight=pair.weight,
             margin=pair.margin,
             chosen_prompt=turns(chosen_prompt),
+            tied=pair.tied,
         )
 
 
@@ -72,6 +73,7 @@ def grow_trees(preferences: Iterable[Preference]) -> list[Interaction]:
             preference.weight,
             preference.margin,
             chosen_prompt,
+            preference.tied,
         )
         pairs.setdefault(key, []).append(pair)
     return [

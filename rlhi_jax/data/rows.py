@@ -39,6 +39,7 @@ class Row(NamedTuple):
       pair_id_P: number of the pair in the row plan; -1 for padding.
       pair_weight_P: weight of the pair's loss, float32.
       pair_margin_P: the amount by which the chosen reply's reward should exceed the rejected reply's, float32.
+      pair_tied_P: whether neither reply of the pair is better, bool.
       reference_logp_R: log-probability of each reply under the reference policy, in nats, float32; None if the
         objective uses no reference.
     """
@@ -55,6 +56,7 @@ class Row(NamedTuple):
     pair_id_P: np.ndarray
     pair_weight_P: np.ndarray
     pair_margin_P: np.ndarray
+    pair_tied_P: np.ndarray
     reference_logp_R: np.ndarray | None = None
 
 
@@ -76,6 +78,7 @@ class Batch(NamedTuple):
     pair_id_BP: 'Array'
     pair_weight_BP: 'Array'
     pair_margin_BP: 'Array'
+    pair_tied_BP: 'Array'
     reference_logp_BR: 'Array | None' = None
 
 
@@ -119,19 +122,30 @@ class TokenNode(NamedTuple):
     scored: int = 0
 
 
+class TokenPair(NamedTuple):
+    """A pair in a token tree: indices into the tree's replies (-1 for a reply that the pair lacks), and as in `Row`."""
+
+    chosen: int
+    rejected: int
+    weight: float
+    margin: float
+    id: int
+    tied: bool = False
+
+
 class TokenTree(NamedTuple):
     """A tokenised tree, ready to be laid out.
 
     Attributes:
       nodes: the nodes in depth-first order; no node is empty.
-      replies: for each reply, the indices of its scored nodes, first to last.
-      pairs: for each pair, (chosen reply, rejected reply, weight, margin, pair id); the replies are indices into
-        `replies`, or -1 for a reply that the pair lacks.
+      replies: for each reply, the indices of its scored nodes, first to last, and of the node of its reward token if
+        there is one. The reward is read at the last token of the last node.
+      pairs: the pairs.
     """
 
     nodes: Sequence[TokenNode]
     replies: Sequence[Sequence[int]]
-    pairs: Sequence[tuple[int, int, float, float, int]]
+    pairs: Sequence[TokenPair]
 
 
 class Size(NamedTuple):
@@ -156,7 +170,7 @@ def lay_out(tree: TokenTree) -> Row:
     For a root [a b] with children [c] and [d e]:
 
     >>> row = lay_out(TokenTree([TokenNode(-1, (1, 2)), TokenNode(0, (3,), 1), TokenNode(0, (4, 5), 2)],
-    ...                         [[1], [2]], [(1, 0, 1.0, 0.0, 7)]))
+    ...                         [[1], [2]], [TokenPair(1, 0, 1.0, 0.0, 7)]))
     >>> [column.tolist() for column in (row.tokens_T, row.position_T, row.extent_T, row.back_T)]
     [[1, 2, 3, 4, 5], [0, 1, 2, 2, 3], [5, 4, 1, 2, 1], [0, 1, 1, 2, 1]]
     >>> row.slot_token_S.tolist(), row.slot_reply_S.tolist(), row.reply_last_R.tolist()
@@ -185,7 +199,7 @@ def lay_out(tree: TokenTree) -> Row:
         for node in nodes
         for step in range(tree.nodes[node].scored)
     ]
-    chosen, rejected, weight, margin, pair_id = zip(*tree.pairs, strict=True)
+    chosen, rejected, weight, margin, pair_id, tied = zip(*tree.pairs, strict=True)
     columns = dict(
         tokens_T=np.concatenate([node.ids for node in tree.nodes]),
         position_T=np.concatenate(position),
@@ -200,7 +214,7 @@ def lay_out(tree: TokenTree) -> Row:
     )
     integers = {name: np.asarray(column, np.int32) for name, column in columns.items()}
     floats = dict(pair_weight_P=np.asarray(weight, np.float32), pair_margin_P=np.asarray(margin, np.float32))
-    return Row(**integers, **floats)
+    return Row(**integers, **floats, pair_tied_P=np.asarray(tied, bool))
 
 
 def empty_row(capacities: Capacities) -> Row:
@@ -222,6 +236,7 @@ def empty_row(capacities: Capacities) -> Row:
         pair_id_P=full(capacities.pairs, -1),
         pair_weight_P=np.zeros(capacities.pairs, np.float32),
         pair_margin_P=np.zeros(capacities.pairs, np.float32),
+        pair_tied_P=np.zeros(capacities.pairs, bool),
     )
 
 

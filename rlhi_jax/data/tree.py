@@ -53,6 +53,7 @@ class Pair:
       chosen_prompt: index of the last message of the chosen reply's prompt; NONE if both replies have the same prompt.
         In a hindsight pair, the prompts differ: the chosen reply's prompt also contains the user's follow-up. The
         messages `prompt` and `chosen_prompt` have the same parent.
+      tied: whether neither reply is better. Which of the two is called chosen then means nothing.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Pair:
     weight: float = 1.0
     margin: float = 0.0
     chosen_prompt: int = NONE
+    tied: bool = False
 
     @property
     def sides(self) -> tuple['Reply | None', 'Reply | None']:
@@ -140,6 +142,7 @@ class Preference:
       rejected: the worse continuation; empty if only a liked continuation is known.
       chosen_prompt: the prompt of `chosen` if it differs from `prompt`, which is possible only in the last turn; empty
         if both prompts are the same.
+      tied: whether neither continuation is better.
       kind: a name for the kind of pair, such as its source, by which an evaluation can group pairs; '' if unknown.
         Trees do not keep it.
     """
@@ -154,4 +157,5 @@ class Preference:
     weight: float
     margin: float = 0.0
     chosen_prompt: Turns = ()
+    tied: bool = False
     kind: str = ''

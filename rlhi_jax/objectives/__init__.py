@@ -12,7 +12,14 @@ OBJECTIVES = {
     'dpo': Objective(dpo, head='lm', uses_reference=True),
     'hindsight': Objective(hindsight, head='lm', uses_reference=False, sides=Sides.HINDSIGHT),
     'kto': Objective(kto, head='lm', uses_reference=True, sides=Sides.ONE_OR_BOTH),
-    'reward': Objective(bradley_terry, head='reward', uses_reference=False, uses_margin=True),
+    'reward': Objective(
+        bradley_terry,
+        head='reward',
+        uses_reference=False,
+        uses_margin=True,
+        uses_ties=True,
+        sides=Sides.ONE_OR_BOTH,
+    ),
     'sft': Objective(sft, head='lm', uses_reference=False),
     'simpo': Objective(simpo, head='lm', uses_reference=False),
 }

@@ -24,6 +24,7 @@ class PairScores(NamedTuple):
       margin_P: the pair's margin in the data; 0 if the data contains none.
       token_logp_P2N: log-probability of each scored token under the policy, in nats, starting with the reply's first
         token. Entries after the reply's last token are meaningless.
+      tied_P: whether neither reply of the pair is better; None if no pair is tied.
       present_P2: whether the pair has this reply. If it does not, the reply's other scores are meaningless.
     """
 
@@ -32,6 +33,7 @@ class PairScores(NamedTuple):
     length_P2: jax.Array | None = None
     reward_P2: jax.Array | None = None
     margin_P: jax.Array | None = None
+    tied_P: jax.Array | None = None
     token_logp_P2N: jax.Array | None = None
     present_P2: jax.Array | None = None
 
@@ -52,6 +54,7 @@ class Objective(NamedTuple):
       head: the decoder head that computes the scores, 'lm' or 'reward'.
       uses_reference: whether the loss reads reference log-probabilities.
       uses_margin: whether the loss reads margins.
+      uses_ties: whether the loss reads `tied_P`.
       sides: which replies the pairs must have.
     """
 
@@ -59,4 +62,5 @@ class Objective(NamedTuple):
     head: str
     uses_reference: bool
     uses_margin: bool = False
+    uses_ties: bool = False
     sides: Sides = Sides.BOTH

@@ -48,7 +48,7 @@ def log_probabilities(logp_BS: jax.Array, batch: Batch) -> ReplyScores:
 
 
 def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
-    """Return the scores of each pair's replies; margins and reference scores come from the batch."""
+    """Return the scores of each pair's replies; margins, ties and reference scores come from the batch."""
 
     def of_sides(score: Callable[[jax.Array], jax.Array], axis: int) -> jax.Array:
         with jax.named_scope('chosen'):
@@ -75,6 +75,7 @@ def pair_scores(replies: ReplyScores, batch: Batch) -> PairScores:
         length_P2=gather(replies.length_BR),
         reward_P2=gather(replies.reward_BR),
         margin_P=batch.pair_margin_BP,
+        tied_P=batch.pair_tied_BP,
         token_logp_P2N=tokens(replies.slot_logp_BS),
         present_P2=of_sides(lambda reply_BP: (reply_BP >= 0) & (batch.pair_id_BP >= 0), axis=-1),
     )

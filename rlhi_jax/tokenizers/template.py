@@ -24,6 +24,10 @@ PLACEMENTS = ('user', 'system')
 Part = tuple[str, str]  # ('text' | 'control' | 'slot', string)
 
 _MARKUP = re.compile(r'\[/?[A-Z_]+\]|<</?[A-Z]+>>|<\|[^|<>\s]+\|>')
+# What `with_reward_token` adds to a template; the group is the token.
+_REWARD_TOKEN = re.compile(
+    r"\{# rlhi_jax: reward token #\}\{% if not add_generation_prompt %\}\{\{ '([^']+)' \}\}\{% endif %\}\Z"
+)
 _PROLOGUE_MARK = '{#- rlhi_jax: '
 _PROBE_CONTENTS = ('Hello there.', "'s up", '1. a\n\n2. b', '🙂 naïve', '<think>a</think>b', '- x\n- y', '[{"k": 1}]')
 _PROBE_ROLES = ('user', 'assistant', 'user', 'assistant', 'user', 'assistant')
@@ -99,8 +103,21 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     return prologue + template
 
 
+def with_reward_token(template: str, token: str) -> str:
+    """Return a template that ends each conversation with a reward token, which marks where a reward model is read.
+
+    The token is not part of the conversation: it is left out where a reply is generated or further turns follow.
+    """
+    end = f"{{# rlhi_jax: reward token #}}{{% if not add_generation_prompt %}}{{{{ '{token}' }}}}{{% endif %}}"
+    return template.removesuffix('\n') + end  # Jinja ignores the last line break
+
+
 class ChatTemplate:
     """A chat template bound to its tokenizer.
+
+    Attributes:
+      reward_token: the id of the token after a reply at which a reward model is read (see `with_reward_token`); None if
+        rewards are read at the last token of the reply.
 
     Raises:
       UserError: the template is faulty, or later turns change the text that it renders for earlier turns.
@@ -109,6 +126,9 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: Tokenizer, special: dict[str, str]):
         self.tokenizer = tokenizer
         self.digest = digest(source, special, tokenizer.digest)
+        found = _REWARD_TOKEN.search(source)
+        self.reward_token = tokenizer.control[found[1]] if found else None
+        source = source[: found.start()] if found else source
         self._renderer = Renderer(source, special)
         self._markup = _ordinary_markup(self._renderer, tokenizer)
         self._parts = functools.lru_cache(maxsize=None)(self._find_parts)
@@ -259,13 +279,15 @@ class ChatTemplate:
 
     @property
     def last_of_reply(self) -> int:
-        """The id of the last token that a reply adds: the end-of-turn token or a later one."""
+        """The id of the last token of a conversation that ends in a reply: the end-of-turn token or a later one."""
+        if self.reward_token is not None:
+            return self.reward_token
         return self.encode(('user', 'assistant'), 'Hello.', Context()).ids[-1]
 
     @property
     def written_control(self) -> set[int]:
         """The ids of the control tokens that the template writes."""
-        return {
+        return ({self.reward_token} - {None}) | {
             self.tokenizer.control[string]
             for system in (False, True)
             for kind, string in _split(

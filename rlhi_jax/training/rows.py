@@ -30,7 +30,7 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     """
     plan, _ = load_plan(Path(config.data.rows))
     shards = Shards(Path(config.data.shards))
-    check_sides(shards, config.objective)
+    check_pairs(shards, config)
     template = ChatTemplate.load(model.tokenizer_path)
     expected = plan_identity(shards, template, capacities(config))
     sources = {
@@ -48,12 +48,13 @@ def open_rows(config: ConfigDict, model: ModelFolder) -> tuple[RowPlan, Shards, 
     return plan, shards, template
 
 
-def check_sides(shards: Shards, objective: str) -> None:
-    """Check that every pair in the shards has the replies that an objective learns from, such as a rejected reply.
+def check_pairs(shards: Shards, config: ConfigDict) -> None:
+    """Check that the objective can learn from every pair in the shards: from the replies that it has, and from ties.
 
     Raises:
-      UserError: some pairs do not have the replies that the objective needs.
+      UserError: some pairs do not have the replies that the objective needs, or are ties that it cannot use.
     """
+    objective = config.objective
     pairs, one_sided, in_hindsight = map(shards.count, ('pairs_kept', 'pairs_with_one_side', 'pairs_in_hindsight'))
     needed = OBJECTIVES[objective].sides
     if needed is Sides.HINDSIGHT:
@@ -65,6 +66,13 @@ def check_sides(shards: Shards, objective: str) -> None:
         raise UserError(
             f'config.objective={objective!r} learns from {needed.value}, but {unsuitable} of the {pairs} pairs in '
             f'{shards.folder} have other replies: rerun the stage shards with --config.data.feedback={feedback}'
+        )
+    tied, usable = shards.count('pairs_tied'), OBJECTIVES[objective].uses_ties
+    if tied and not (usable and config[objective].ties):
+        remedy = f'set config.{objective}.ties to a number above 0, or ' if usable else ''
+        raise UserError(
+            f'{tied} of the {pairs} pairs in {shards.folder} are ties, from which config.objective={objective!r} does '
+            f'not learn: {remedy}rerun the stage shards with --config.data.ties=drop'
         )
 
 
