@@ -98,8 +98,8 @@ def import_model(
 
     Raises:
       UserError: the source is missing, damaged or not supported, or the reward token is not one of its special tokens.
-        If `template` is None, this is also raised if the
-        source has no chat template, or if its chat template lets later turns change earlier text.
+        If `template` is None, this is also raised if the source has no chat template, or if its chat template lets
+        later turns change earlier text.
     """
     kind, _, name = source.partition(':')
     if kind not in ('hf', 'gguf') or not name:
@@ -116,16 +116,9 @@ def import_model(
         raise UserError(f'--template={template} is not a known layout: choose one of {", ".join(layouts())}')
     with new_folder(to, overwrite=overwrite) as folder:
         (tokenizer := folder / 'tokenizer').mkdir()
-        if kind == 'gguf':
-            gguf.write_tokenizer(path, tokenizer)
-        else:
-            check_source(path)
-            copy_tokenizer(path, tokenizer)
-        jinja = chat_template(tokenizer) if template is None else layouts()[template].read_text(encoding='utf-8')
-        write_bytes(tokenizer / 'chat_template.jinja', jinja.encode())
-        try_tokenizer(tokenizer, persona_in, origin)
-        extended = extend(jinja, load_tokenizer(tokenizer), special_tokens(tokenizer), placement=persona_in)
-        write_bytes(tokenizer / 'chat_template.jinja', extended.encode())
+        write = gguf.write_tokenizer if kind == 'gguf' else _copy_checked
+        write(path, tokenizer)
+        _finish_template(tokenizer, template, persona_in, origin)
         if kind == 'gguf':
             spec, params, tokens = gguf.read_gguf(path)
             tokens = finish_tokens(tokens, tokenizer, spec, pad_token, origin)
@@ -140,6 +133,20 @@ def import_model(
         weights = params_digest(params)
         save_params(folder / 'params', params)
         describe_model(folder, spec, weights=weights, tokens=tokens, source=origin)
+
+
+def _copy_checked(source: Path, folder: Path) -> None:
+    check_source(source)
+    copy_tokenizer(source, folder)
+
+
+def _finish_template(folder: Path, template: str | None, persona_in: str, origin: str) -> None:
+    """Write the chat template of a tokenizer folder, extended to accept personas; `template` may name a layout."""
+    jinja = chat_template(folder) if template is None else layouts()[template].read_text(encoding='utf-8')
+    write_bytes(folder / 'chat_template.jinja', jinja.encode())
+    try_tokenizer(folder, persona_in, origin)
+    extended = extend(jinja, load_tokenizer(folder), special_tokens(folder), placement=persona_in)
+    write_bytes(folder / 'chat_template.jinja', extended.encode())
 
 
 def import_adapters(source: Path, base: Path, to: Path, *, overwrite: bool = False) -> None:
