@@ -10,7 +10,7 @@ users.
 
 The second command evaluates any reward model on any preferences, such as a file of the stage `pairs` or of RewardBench.
 It adds the condition `neutral`, a persona that says nothing; calibration; accuracies for kinds of pairs; and the
-accuracies of two baselines that read no reply. Under `other`, a pair gets the persona of a user who prefers the other
+accuracies of two baselines. Under `other`, a pair gets the persona of a user who prefers the other
 reply, if the file has one. A policy can be evaluated, too: its reward for a reply is how many nats likelier the persona
 makes the reply.
 """
@@ -249,7 +249,10 @@ def evaluate_reward(config: ConfigDict, model_path: Path, pairs: str, split: str
       NothingToEvaluate: no preference fits in a row.
     """
     model, counts, origin = open_model(model_path), Counter(), Origin('--pairs', '--split')
-    files = [preference_files(name, split, origin) for name in filter(None, pairs.split(','))]
+    names = [name.strip() for name in pairs.split(',')]
+    if not all(names):
+        raise UserError(f'--pairs={pairs} has an empty item: separate files with single commas')
+    files = [preference_files(name, split, origin) for name in names]
     for each in files:
         each.say_what_is_not_read(origin.files)
     paths = [path for each in files for path in each.files]

@@ -269,12 +269,13 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize(
     'objective, feedback',
-    [('kto', 'one_sided'), ('kto', 'paired'), ('hindsight', 'hindsight'), ('simpo', 'paired')],
+    [('kto', 'one_sided'), ('kto', 'paired'), ('hindsight', 'hindsight'), ('simpo', 'paired'), ('reward', 'one_sided')],
 )
 def test_a_run_trains_and_is_evaluated(folders, objective, feedback):
     folder, flags = folders
     workdir = f'--workdir={folder / "runs" / f"{objective}-{feedback}"}'
     settings = [*flags[feedback], workdir, f'--config.objective={objective}', '--config.train.max_steps=2']
+    settings += ['--config.model.new_head=True'] if objective == 'reward' else []
     tiny.run_program('rlhi_jax.train', *settings)
     shards = next(flag.split('=')[1] for flag in flags[feedback] if 'data.shards' in flag)
     tiny.run_program('rlhi_jax.evaluate', *settings, f'--config.eval.shards={shards}')

@@ -177,6 +177,18 @@ def test_pairs_in_every_form(kind, tmp_path):
             STAGE.run(c)
 
 
+def test_the_stage_drops_ties_or_stores_them(tmp_path):
+    lines = [dict(ONE_TURN['texts'], id='a'), dict(ONE_TURN['texts'], id='b', score_chosen=3, score_rejected=3)]
+    write_lines(tmp_path / 'pairs.jsonl', lines)
+    for ties, counts in (('drop', dict(dropped_tie=1, pairs_kept=1)), ('keep', dict(pairs_tied=1, pairs_kept=2))):
+        c = config(tmp_path)
+        c.data.pairs, c.data.shards, c.data.ties = str(tmp_path / 'pairs.jsonl'), str(tmp_path / ties), ties
+        assert counts.items() <= STAGE.run(c).items()
+        shards = Shards(tmp_path / ties)
+        tied = {pair.id: pair.tied for index in range(len(shards)) for pair in shards[index].pairs}
+        assert tied == {'a': False} | ({'b': True} if ties == 'keep' else {})
+
+
 def test_what_is_not_read_is_said_once(tmp_path, capsys):
     folder = tmp_path / 'pairs'
     folder.mkdir()

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -17,6 +20,9 @@ from rlhi_jax.evaluation.conditions import NEUTRAL, conditioned
 from rlhi_jax.evaluation.reward import evaluation, slices_of
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
+from rlhi_jax.models.checkpoints import save_params
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import init_params
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 
 USERS = dict(ann='I like lists.', bob='I like prose.', cid='I like lists. I like tea! Why not?')
@@ -150,10 +156,21 @@ def test_bad_files_are_refused_by_name(tmp_path):
     model = tiny.write_model(tmp_path / 'model', spec=REWARD_SPEC)
     with pytest.raises(UserError, match='--pairs=.* contains no usable preferences .*chosen_equals_rejected'):
         evaluate_reward(settings(), model, write(tmp_path / 'same.jsonl', [preference('x', 'ann', 'A', 'A')]), 'test')
+    with pytest.raises(UserError, match='--pairs=a,,b has an empty item'):
+        evaluate_reward(settings(), model, 'a,,b', 'test')
     c = settings()
     c.rows.tokens = 8
     with pytest.raises(UserError, match='no pair fits in a row of 8 tokens'):
         evaluate_reward(c, model, write(tmp_path / 'pairs.jsonl', RECORDS), 'test')
+
+
+def test_scores_that_are_not_finite_are_refused(tmp_path):
+    model = tiny.write_model(tmp_path / 'model', spec=REWARD_SPEC)
+    params = jax.device_get(nn.unbox(init_params(Decoder(REWARD_SPEC), jax.random.key(0))))
+    shutil.rmtree(model / 'params')
+    save_params(model / 'params', params | dict(score=np.full_like(params['score'], np.nan)))
+    with pytest.raises(UserError, match=r"the scores of pair '\w+' are not finite"):
+        evaluate_reward(settings(), model, write(tmp_path / 'pairs.jsonl', RECORDS), 'test')
 
 
 def test_the_command_reads_reward_bench(tmp_path):
