@@ -1,1 +1,1 @@
-"""Evaluation: persona conditions, confidence intervals, and tables of results."""
+"""Evaluation: persona conditions, confidence intervals, rewards and their calibration, and tables of results."""
