@@ -120,16 +120,15 @@ def import_model(
         write(path, tokenizer)
         _finish_template(tokenizer, template, persona_in, origin)
         if kind == 'gguf':
+            add_reward_token(tokenizer, reward_token, head='lm', reads_cls=False)
             spec, params, tokens = gguf.read_gguf(path)
             tokens = finish_tokens(tokens, tokenizer, spec, pad_token, origin)
         else:
             config = read_json(path / 'config.json', 'set --source to a Hugging Face model folder', fields=())
             spec = hf.spec_from_hf(config)
-            add_reward_token(tokenizer, reward_token, reads_cls=hf.reads_cls_token(config))
+            add_reward_token(tokenizer, reward_token, head=spec.head, reads_cls=hf.reads_cls_token(config))
             tokens = finish_tokens(token_ids(path, config, spec.vocab_size), tokenizer, spec, pad_token, origin)
             params = hf.read_params(path, spec)
-        if reward_token is not None and spec.head != 'reward':
-            raise UserError(f'--reward_token={reward_token} applies to reward models only, not to {source}: remove it')
         weights = params_digest(params)
         save_params(folder / 'params', params)
         describe_model(folder, spec, weights=weights, tokens=tokens, source=origin)

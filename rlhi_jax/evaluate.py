@@ -37,7 +37,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.preferences.files import Origin, preference_files, read_preferences
-from rlhi_jax.config import require
+from rlhi_jax.config import comma_separated, require
 from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import check_positions, make_plan
@@ -249,10 +249,7 @@ def evaluate_reward(config: ConfigDict, model_path: Path, pairs: str, split: str
       NothingToEvaluate: no preference fits in a row.
     """
     model, counts, origin = open_model(model_path), Counter(), Origin('--pairs', '--split')
-    names = [name.strip() for name in pairs.split(',')]
-    if not all(names):
-        raise UserError(f'--pairs={pairs} has an empty item: separate files with single commas')
-    files = [preference_files(name, split, origin) for name in names]
+    files = [preference_files(name, split, origin) for name in comma_separated(pairs, origin.files)]
     for each in files:
         each.say_what_is_not_read(origin.files)
     paths = [path for each in files for path in each.files]
@@ -273,7 +270,7 @@ def evaluate_reward(config: ConfigDict, model_path: Path, pairs: str, split: str
         counts=dict(counts),
         model=model.weights,
         head=model.spec.head,
-        files={path.name: file_digest(path) for path in paths},
+        files=[[path.name, file_digest(path)] for path in paths],
         split=split,
         shuffle_seed=config.eval.shuffle_seed,
     )

@@ -279,6 +279,7 @@ def test_a_run_trains_and_is_evaluated(folders, objective, feedback):
     tiny.run_program('rlhi_jax.train', *settings)
     shards = next(flag.split('=')[1] for flag in flags[feedback] if 'data.shards' in flag)
     tiny.run_program('rlhi_jax.evaluate', *settings, f'--config.eval.shards={shards}')
+    assert list((folder / 'runs' / f'{objective}-{feedback}' / 'evaluation').glob('step-*.json'))
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,8 @@ def preference_files(name: str, split: str, origin: Origin = CONFIG) -> Files:
     splits are left out.
 
     Raises:
-      UserError: there are no files, or only files of other splits. The message names the options in `origin`.
+      UserError: the name refers to no files, or only to files of other splits. The message names the options in
+        `origin`.
     """
     of_stage = Path(name) / f'{split}.jsonl'
     if of_stage.is_file():

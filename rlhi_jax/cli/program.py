@@ -119,7 +119,7 @@ def start(*, commands: Sequence[str] = (), required: bool = True) -> str:
         print(_help(sys.modules['__main__'].__doc__ or '', sorted(set(flags.FLAGS) - _OF_LIBRARIES)))
         sys.exit(0)
     words = _parse_flags(sys.argv)[1:]
-    if commands and (words[:1] or required) and (not words or words[0] not in commands):
+    if commands and not (words[0] in commands if words else not required):
         refuse(f'the first argument is not a command: choose one of {", ".join(commands)}')
     if extra := words[1:] if commands else words:
         refuse(f'unexpected argument {extra[0]!r}: pass every option as --flag=value')

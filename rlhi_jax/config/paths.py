@@ -54,8 +54,16 @@ def listed(config: ConfigDict, name: str) -> list[str]:
       UserError: the key or one of its items is empty. (As a path, '' would mean the current folder.)
     """
     require(config, name)
-    text = attrgetter(name)(config)
+    return comma_separated(attrgetter(name)(config), f'config.{name}')
+
+
+def comma_separated(text: str, option: str) -> list[str]:
+    """Return the comma-separated items in an option's value, without surrounding blanks.
+
+    Raises:
+      UserError: an item is empty. The message names the option.
+    """
     items = [item.strip() for item in text.split(',')]
     if '' in items:
-        raise UserError(f'config.{name}={text} has an empty item: remove the extra comma')
+        raise UserError(f'{option}={text} has an empty item: remove the extra comma')
     return items

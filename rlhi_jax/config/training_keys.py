@@ -220,7 +220,7 @@ REWARD = Section(
     ties=Key(
         0.0,
         'How likely a tie is, if the two rewards are equal, compared with either reply being preferred; 1: as likely. '
-        '0: there are no ties in the data.',
+        '0: the data contains no ties.',
         at_least=0,
     ),
     label_smoothing=Key(

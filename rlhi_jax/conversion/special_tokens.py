@@ -82,17 +82,21 @@ def finish_tokens(
     return tokens | dict(pad_token_id=pad)
 
 
-def add_reward_token(folder: Path, token: str | None, *, reads_cls: bool) -> None:
+def add_reward_token(folder: Path, token: str | None, *, head: str, reads_cls: bool) -> None:
     """Add a reward token to the chat template of a tokenizer folder (see `with_reward_token`), if there is one.
 
     Args:
       folder: the tokenizer folder, with the model's chat template.
       token: the token that the user chose, or None.
+      head: the model's head, 'lm' or 'reward'.
       reads_cls: whether the model's class reads rewards at the tokenizer's CLS token.
 
     Raises:
-      UserError: the token is not a special token, or the tokenizer has no CLS token.
+      UserError: the user chose a token that is not a special token, or chose one for a policy; or the tokenizer has no
+        CLS token.
     """
+    if token is not None and head != 'reward':
+        raise UserError(f'--reward_token={token} applies to reward models only, and this model is a policy: remove it')
     if token is None and reads_cls:
         named = read_json(folder / 'tokenizer_config.json', 'import the model again', fields=()).get('cls_token')
         token = named['content'] if isinstance(named, dict) else named
@@ -101,9 +105,10 @@ def add_reward_token(folder: Path, token: str | None, *, reads_cls: bool) -> Non
                 'the model reads rewards at the token CLS, but its tokenizer_config.json has no cls_token: name the '
                 'token with --reward_token=TOKEN'
             )
-    path = folder / 'chat_template.jinja'
-    template = ChatTemplate.load(folder)
-    if token is None or template.reward_token is not None:  # an exported template already has it
+    if token is None:
+        return
+    path, template = folder / 'chat_template.jinja', ChatTemplate.load(folder)
+    if template.reward_token is not None:  # an exported template already has it
         return
     if token not in template.tokenizer.control:
         raise UserError(f'--reward_token={token} is not a special token of the tokenizer: choose another token')

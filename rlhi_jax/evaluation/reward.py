@@ -116,7 +116,6 @@ def _longer(preferences: Sequence[Preference]) -> dict[str, float]:
 def _population(preferences: Sequence[Preference]) -> dict[str, float]:
     """Return, for each pair, whether most other users chose the same one of its two replies."""
     votes: Counter = Counter()  # by user, for the first of two replies over the second
-
     for p in preferences:
         for user in (asker(p), None):  # None stands for all users
             votes[user, question(p)] += 1

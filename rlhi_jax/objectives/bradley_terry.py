@@ -17,8 +17,8 @@ def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
     margins, it is the loss of arXiv 2203.02155, eq. 1. Three options extend it:
 
     - Ties: in the model of Davidson (1970), chosen, rejected and a tie have probabilities in the ratio
-      e^(g/2) : e^(-g/2) : ν. The loss is the negative log-probability of what the user said. With ν = 0, this is the
-      model of Bradley and Terry.
+      e^(g/2) : e^(-g/2) : ν. The loss is the negative log-probability of the user's judgement. With ν = 0, this is
+      the model of Bradley and Terry.
     - Label smoothing: with probability ε, chosen and rejected are taken to be swapped. The loss is 1 - ε times the loss
       for g plus ε times the loss for -g.
     - Single replies: a reply that the pair does not have counts as one with reward 0. A liked reply's reward then rises

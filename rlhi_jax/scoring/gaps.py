@@ -19,6 +19,7 @@ from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import check_fit
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.scoring.reference import row_keys
 from rlhi_jax.scoring.rows import score_readers
 from rlhi_jax.tokenizers.template import ChatTemplate
 
@@ -61,13 +62,11 @@ def _gaps(reader: RowReader, scores: np.ndarray) -> dict[str, float]:
     """Return the gap of each pair in a reader's rows, keyed by pair id, given the scores of the replies [rows, R]."""
     gaps = {}
     for number, score_R in enumerate(scores):
-        row = reader[number]
-        gap_P = score_R[row.pair_chosen_P] - score_R[row.pair_rejected_P]
-        for pair, gap in zip(row.pair_id_P.tolist(), gap_P.tolist(), strict=True):
-            if pair < 0:
-                continue
-            name = reader.plan.pair_names[pair]
-            if not math.isfinite(gap):
-                raise UserError(f'the scores of pair {name!r} are not finite, so the model cannot be evaluated')
-            gaps[name] = gap
+        score_of = dict(zip(row_keys(reader, number), score_R, strict=False))  # the rest of the row is padding
+        for tree, piece, _ in reader.plan.rows[number]:
+            for pair in map(reader.trees[tree].pairs.__getitem__, piece.pairs):
+                chosen, rejected = (score_of[tree, piece.start, *side] for side in pair.sides)
+                gaps[pair.id] = float(chosen - rejected)
+                if not math.isfinite(gaps[pair.id]):
+                    raise UserError(f'the scores of pair {pair.id!r} are not finite, so the model cannot be evaluated')
     return gaps
