@@ -17,6 +17,7 @@ setup(
     package_data={
         'rlhi_jax.tokenizers': ['layouts/*.jinja'],
         'data_pipelines.text.lexicons': ['*.toml'],
+        'data_pipelines.simulator.wordings': ['*.toml'],
         'data_pipelines.teacher.prompts': ['*.jinja'],
     },
     install_requires=[

@@ -1,4 +1,4 @@
-"""Sample N replies to each request and score them with a persona-conditioned reward model (arXiv 2509.25137, sec. 3).
+"""Sample N replies to each request and score how well each suits the user (arXiv 2509.25137, sec. 3).
 
     python -m data_pipelines.candidates --config=configs/NAME.py
 
@@ -10,7 +10,9 @@ Personas come from the folder `config.data.personas`. A user turn gets the perso
 persona based on its user's whole history. If `config.data.personas` is empty, each prompt keeps the persona in its own
 record.
 
-The replies are sampled from `config.model.path`. They are scored only if `config.candidates.reward_model` is set.
+The replies are sampled from `config.model.path`. `config.candidates.scorer` says what scores them: a reward model that
+sees the persona (nothing, if `config.candidates.reward_model` is empty), or the policy itself
+(`data_pipelines/preferences/persona_rise.py`).
 """
 
 from data_pipelines.core.stage import KEPT, Stage, Step, Task, define_stage_flags
@@ -22,9 +24,10 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +40,11 @@ from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import Candidate, PromptRecord, SampledReply
 from data_pipelines.core.turns import to_messages, to_turns, turn_id, user_turn_indices
 from data_pipelines.persona.store import user_personas, user_personas_digest
+from data_pipelines.preferences.persona_rise import Entry, persona_pool, strangers_personas
 from data_pipelines.reports.statistics import of_candidates
 from data_pipelines.teacher.generation import generate, model_identity, scores
 from rlhi_jax.config import require, settings_identity
-from rlhi_jax.data.rows import capacities
+from rlhi_jax.data.rows import Capacities, capacities
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, file_digest
 from rlhi_jax.models.checkpoints import open_model
@@ -140,17 +144,27 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         prompts=inputs,
         model=model_identity(config, config.model.path),
         reward_model=model_identity(config, settings.reward_model) if settings.reward_model else '',
-        rows=config.rows.to_dict() if settings.reward_model else '',
+        rows=config.rows.to_dict() if _is_scored(config) else '',
         sampler=settings_identity(config, 'sampler'),
         settings=dict(samples=settings.samples, max_prompts=settings.max_prompts, seed=config.seed),
         sees_persona=dict(sampler=config.sampler_sees_persona, reward_model=config.rm_sees_persona),
-    )
+    ) | (dict(strangers=settings.strangers) if settings.scorer == 'policy' else {})
+
+
+def _is_scored(config: ConfigDict) -> bool:
+    return config.candidates.scorer == 'policy' or bool(config.candidates.reward_model)
 
 
 def _work(task: Task) -> dict[str, int]:
     counts: Counter = Counter(prompts_read=0, prompts_kept=0, replies=0)
-    steps = [_replied, *([_scored] if task.config.candidates.reward_model else [])]
-    candidates = in_passes(prompts_reader(task.config), [functools.partial(step, task) for step in steps], counts)
+    config, read = task.config, prompts_reader(task.config)
+    steps = [functools.partial(_replied, task)]
+    if config.candidates.scorer == 'policy':
+        pool = persona_pool(read(Counter()))
+        steps = [functools.partial(_met, pool), *steps, functools.partial(_scored_by_policy, task, pool)]
+    elif config.candidates.reward_model:
+        steps.append(functools.partial(_scored, task))
+    candidates = in_passes(read, steps, counts)
     return task.write(_counted(candidates, counts), counts)
 
 
@@ -158,6 +172,17 @@ def _counted(candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candi
     for candidate in candidates:
         counts['prompts_kept'] += 1
         yield candidate
+
+
+def _met(pool: Sequence[Entry], prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[PromptRecord]:
+    """Yield each prompt that has a persona and for which the pool has strangers."""
+    for prompt in prompts:
+        if not prompt['persona']:
+            counts['dropped_no_persona'] += 1
+        elif not strangers_personas(prompt, pool, 1):
+            counts['dropped_no_stranger'] += 1
+        else:
+            yield prompt
 
 
 def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[Candidate]:
@@ -186,26 +211,56 @@ def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> It
 
 
 def _scored(task: Task, candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candidate]:
-    """Yield the candidates with the scores of their replies."""
+    """Yield the candidates with the rewards of their replies."""
     config, path = task.config, task.config.candidates.reward_model
     if open_model(path).spec.head != 'reward':
         raise UserError(f'config.candidates.reward_model: {path} is not a reward model: train one first')
-    one_tree = dataclasses.replace(capacities(config), pairs=config.candidates.samples)
     for block in in_blocks(candidates, BLOCK):
-        items = [
-            Candidates(
-                candidate['id'],
-                candidate['messages'],
-                candidate['persona'],
-                [reply['text'] for reply in candidate['replies']],
-            )
-            for candidate in block
-        ]
-        scores_by_id = scores(task, path, items, capacities=one_tree, sees_persona=config.rm_sees_persona)
+        items = [_asked(candidate, candidate['id'], candidate['persona']) for candidate in block]
+        scores_by_id = scores(task, path, items, capacities=_one_tree(config), sees_persona=config.rm_sees_persona)
         for candidate in block:
-            candidate['scores'] = scores_by_id[candidate['id']]
-            counts['dropped_replies_longer_than_a_row'] += candidate['scores'].count(None)
-            yield candidate
+            yield _with_scores(candidate, scores_by_id[candidate['id']], counts)
+
+
+def _scored_by_policy(
+    task: Task, pool: Sequence[Entry], candidates: Iterable[Candidate], counts: Counter
+) -> Iterator[Candidate]:
+    """Yield the candidates with how much likelier the user's persona makes their replies than strangers' do."""
+    config = task.config
+    for block in in_blocks(candidates, BLOCK):
+        items = {}
+        for candidate in block:
+            personas = candidate['persona'], *strangers_personas(candidate, pool, config.candidates.strangers)
+            items[candidate['id']] = [
+                _asked(candidate, f'persona {number} {candidate["id"]}', persona)
+                for number, persona in enumerate(personas)
+            ]
+        all_items = list(itertools.chain.from_iterable(items.values()))
+        log_probs = scores(task, config.model.path, all_items, capacities=_one_tree(config), sees_persona=True)
+        for candidate in block:
+            own, *strangers = (log_probs[item.id] for item in items[candidate['id']])
+            yield _with_scores(candidate, [_rise(*reply) for reply in zip(own, *strangers, strict=True)], counts)
+
+
+def _asked(candidate: Candidate, name: str, persona: str) -> Candidates:
+    """The candidate's replies, to be scored under a persona."""
+    return Candidates(name, candidate['messages'], persona, [reply['text'] for reply in candidate['replies']])
+
+
+def _one_tree(config: ConfigDict) -> Capacities:
+    return dataclasses.replace(capacities(config), pairs=config.candidates.samples)
+
+
+def _rise(own: float | None, *strangers: float | None) -> float | None:
+    """Return the log-probability under the user's persona minus the mean of those under strangers' personas."""
+    if own is None or any(value is None for value in strangers):
+        return None
+    return own - sum(strangers) / len(strangers)
+
+
+def _with_scores(candidate: Candidate, its_scores: list[float | None], counts: Counter) -> Candidate:
+    counts['dropped_replies_longer_than_a_row'] += its_scores.count(None)
+    return candidate | dict(scores=its_scores)
 
 
 STAGE = Stage(

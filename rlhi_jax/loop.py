@@ -65,7 +65,7 @@ from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
-from rlhi_jax.config.loop_paths import METHODS, REWRITTEN, stage_config, training_config, users_talk, with_paths
+from rlhi_jax.config.loop_paths import REWRITTEN, method_of, stage_config, training_config, users_talk, with_paths
 from rlhi_jax.convert import export_model
 from rlhi_jax.evaluate import evaluate, join_evaluation, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
@@ -103,7 +103,7 @@ class Round:
 
     def parts(self) -> list[Part]:
         """Return the parts of the round, in the order in which they run."""
-        config, method = self.config, METHODS[self.config.loop.method]
+        config, method = self.config, method_of(self.config)
         parts: list[Part] = []
         if users_talk(config):
             parts.append(self._stage(simulated.STAGE))
@@ -173,7 +173,7 @@ class Round:
         if name == 'validation':
             config.data.split = 'validation'
         if name == 'after':
-            config.satisfaction.model = str(self.workdir / METHODS[config.loop.method].trains[-1] / 'run')
+            config.satisfaction.model = str(self.workdir / method_of(config).trains[-1] / 'run')
         config = stage_config(config, self.workdir, stage.name)
         if stage.name == 'satisfaction':
             name = f'satisfaction {name}'
@@ -287,7 +287,7 @@ class Round:
           reached: the part that the loop has reached; None once the loop has finished.
           why: why the loop has stopped at that part; '' if it has not stopped.
         """
-        policy, ends = METHODS[self.config.loop.method].trains[-1], why or not reached
+        policy, ends = method_of(self.config).trains[-1], why or not reached
         train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'  # read in full, so only if the loop ends or stops
         report = self.report | dict(
             summary=summary(self.report),

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from data_pipelines.checks.cost import CHARACTERS
 from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.sample import Sample
-from rlhi_jax.config.loop_paths import METHODS
+from rlhi_jax.config.loop_paths import method_of
 from rlhi_jax.cost.memory import disk_bytes, num_parameters, training_bytes
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import open_model
@@ -22,12 +22,12 @@ def check_machine(config: ConfigDict, workdir: Path, sample: Sample | None, find
     """Check that the policy and the machine suit the training runs, and add the results to the findings."""
     try:
         model = open_model(config.model.path)
-        if 'reward' in METHODS[config.loop.method].trains:
+        if 'reward' in method_of(config).trains:
             check_pad_token(model)
     except UserError as error:
         findings.stop(str(error))
         return
-    spec, lora, trains = model.spec, lora_of(config.lora), METHODS[config.loop.method].trains
+    spec, lora, trains = model.spec, lora_of(config.lora), method_of(config).trains
     findings.fact(f'Policy: {config.model.path}, {num_parameters(spec) / 1e6:,.0f} million parameters.')
     _check_positions(config, spec.max_positions, findings)
     if sample and sample.conversations:

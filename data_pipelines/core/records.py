@@ -146,7 +146,7 @@ class Candidate(TypedDict):
     persona: str
     messages: list[Message]  # the conversation, ending with the request
     replies: list[SampledReply]
-    scores: NotRequired[list[float | None]]  # rewards of the replies; None for a reply that does not fit in a row
+    scores: NotRequired[list[float | None]]  # how well each reply suits the user; None if it does not fit in a row
 
 
 class CandidateScores(TypedDict):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from data_pipelines.simulator.requests import Request
-from data_pipelines.simulator.wordings import COMPLAINTS, PERSONAS
+from data_pipelines.simulator.wordings import COMPLAINTS, INSTRUCTIONS, PERSONAS
 from data_pipelines.text.degenerate import is_repetitive, words
 
 Tastes = dict[str, str]  # taste → side
@@ -29,11 +29,13 @@ class Side:
       check: a function that returns whether a reply satisfies this side.
       personas: sentences for a persona that ask for this side, keyed by split.
       complaints: follow-ups to a reply that fails the check, keyed by split.
+      instruction: tells a model to satisfy this side.
     """
 
     check: Callable[[str], bool]
-    personas: dict[str, tuple[str, ...]]
-    complaints: dict[str, tuple[str, ...]]
+    personas: dict[str, list[str]]
+    complaints: dict[str, list[str]]
+    instruction: str
 
 
 def has_stem(word: str, stem: str) -> bool:
@@ -70,6 +72,15 @@ def says_i(reply: str) -> int:
     return len(re.findall(r'\b(?:I|my|myself|me)\b', reply))
 
 
+def gives_figures(reply: str) -> bool:
+    """Whether a reply has a number of two digits or more, or speaks of percentages, millions or statistics.
+
+    >>> gives_figures('1. Cats purr.'), gives_figures('Cats sleep 15 hours a day.')
+    (False, True)
+    """
+    return bool(re.search(r'\d\d|\d\s?%|\bper ?cent|\bmillion|\bstatistic', reply, re.IGNORECASE))
+
+
 def mentions(reply: str, *stems: str) -> bool:
     return any(word.startswith(stems) for word in words(reply))
 
@@ -92,13 +103,20 @@ _CHECKS: dict[str, dict[str, Callable[[str], bool]]] = {
         'children': lambda reply: mentions(reply, 'child', 'kid'),
         'history': lambda reply: mentions(reply, 'histor', 'ancient', 'centur'),
     },
+    'theme': {
+        'statistics': gives_figures,
+        'warnings': lambda reply: mentions(reply, 'warn', 'danger', 'risk', 'caution', 'careful'),
+    },
     'person': {
         'I': lambda reply: says_i(reply) >= 1,
         'no I': lambda reply: says_i(reply) == 0,
     },
 }
 TASTES: dict[str, dict[str, Side]] = {
-    taste: {side: Side(check, PERSONAS[taste][side], COMPLAINTS[taste][side]) for side, check in sides.items()}
+    taste: {
+        side: Side(check, PERSONAS[taste][side], COMPLAINTS[taste][side], INSTRUCTIONS[taste][side])
+        for side, check in sides.items()
+    }
     for taste, sides in _CHECKS.items()
 }
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.records import SPLITS, SimulatedUser
 from data_pipelines.simulator.requests import PHRASINGS, TOPICS, Request, requests
-from data_pipelines.simulator.tastes import TASTES, Tastes, opposite, valid
+from data_pipelines.simulator.tastes import TASTES, Tastes, opposite, opposites, valid
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Reply
@@ -169,6 +169,17 @@ def requests_of(config: ConfigDict, user: SimulatedUser) -> list[Request]:
     choices = requests(user['split'])  # all phrasings of the first topic, then all of the second, and so on
     picks = rng.permutation(len(topics))[:count] * len(phrasings) + rng.integers(len(phrasings), size=count)
     return [choices[pick] for pick in picks]
+
+
+def contrary_instruction(user: SimulatedUser, tastes: Tastes, number: int) -> str:
+    """Return an instruction to write the opposite of what a user likes, in one taste that is drawn at random.
+
+    Args:
+      number: the request's number. It seeds the choice of the taste.
+    """
+    choices = sorted(opposites(tastes).items())
+    taste, side = choices[int(digest('contrary', user['id'], number)[:12], 16) % len(choices)]
+    return TASTES[taste][side].instruction
 
 
 def follow_up(user: SimulatedUser, tastes: Tastes, request: Request, reply: Reply, number: int) -> str:

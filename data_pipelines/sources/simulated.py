@@ -2,7 +2,9 @@
 
     python -m data_pipelines.sources.simulated --config=configs/NAME.py
 
-The model `config.model.path` writes the replies. The program writes these files to the folder `config.data.raw`:
+The policy writes the replies, or the teacher (`config.simulated.replies`). If `config.simulated.contrary` is set, each
+reply is written under an instruction that goes against one of the user's tastes. The instruction is not recorded. The
+program writes these files to the folder `config.data.raw`:
 
     train.jsonl, validation.jsonl, test.jsonl   conversations in the WildChat-1M schema
     users.jsonl                                 the users and their tastes, for evaluation only
@@ -32,8 +34,9 @@ from data_pipelines.core.records import SPLITS, PromptRecord, Record, SimulatedU
 from data_pipelines.core.turns import Turn, to_messages
 from data_pipelines.simulator.files import PROMPTS, USERS
 from data_pipelines.simulator.requests import Request
-from data_pipelines.simulator.tastes import satisfaction
+from data_pipelines.simulator.tastes import Tastes, satisfaction
 from data_pipelines.simulator.users import (
+    contrary_instruction,
     follow_up,
     hashed,
     oracle_persona,
@@ -43,7 +46,7 @@ from data_pipelines.simulator.users import (
     tastes_at,
 )
 from data_pipelines.teacher.generation import generate, model_identity
-from rlhi_jax.config import require, settings_identity
+from rlhi_jax.config import is_endpoint, require, settings_identity, teacher_path
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.models.checkpoints import open_model
@@ -64,6 +67,17 @@ class Asked(NamedTuple):
     @property
     def turn(self) -> Turn:
         return 'user', self.request.text
+
+    def tastes(self, config: ConfigDict) -> Tastes:
+        """The user's tastes at the time of the request."""
+        return tastes_at(self.user, self.number, config.simulated.conversations, self.request)
+
+    def prompt(self, config: ConfigDict) -> Prompt:
+        """What the model that writes the reply sees."""
+        if not config.simulated.contrary:
+            return Prompt(self.name, (self.turn,))
+        instruction = contrary_instruction(self.user, self.tastes(config), self.number)
+        return Prompt(self.name, (('user', f'{self.request.text} {instruction}'),))
 
 
 def wildchat_record(user: SimulatedUser, turns: Sequence[Turn], number: int, model: str) -> Record:
@@ -93,8 +107,13 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         simulated=config.simulated.to_dict(),
         sampler=settings_identity(config, 'sampler'),
         seed=config.seed,
-        model=model_identity(config, config.model.path),
+        model=model_identity(config, _model_path(config)),
     )
+
+
+def _model_path(config: ConfigDict) -> str:
+    """The model that writes the replies."""
+    return teacher_path(config) if config.simulated.replies == 'teacher' else config.model.path
 
 
 def _work(task: Task) -> dict[str, int]:
@@ -104,7 +123,8 @@ def _work(task: Task) -> dict[str, int]:
     further = [asked for asked in requests if asked.number >= config.simulated.conversations]
     counts: Counter = Counter(users=len(users), prompts=len(further))
     conversations = _converse(task, openings, counts)
-    model = open_model(config.model.path).path.name
+    path = _model_path(config)
+    model = config.teacher.model if is_endpoint(path) else open_model(path).path.name
     for split in SPLITS:
         of_split = [asked for asked in openings if asked.user['split'] == split]
         counts[f'conversations_{split}'] = len(of_split)
@@ -122,8 +142,8 @@ def _converse(task: Task, openings: Sequence[Asked], counts: Counter) -> dict[st
       UserError: a request is longer than the sampler allows.
     """
     config = task.config
-    prompts = [Prompt(asked.name, (asked.turn,)) for asked in openings]
-    replies = generate(task, config.model.path, prompts) if prompts else {}
+    prompts = [asked.prompt(config) for asked in openings]
+    replies = generate(task, _model_path(config), prompts) if prompts else {}
     conversations = {}
     for asked in openings:
         user, number, request = asked
@@ -133,7 +153,7 @@ def _converse(task: Task, openings: Sequence[Asked], counts: Counter) -> dict[st
                 'more tokens: raise config.sampler.prompt_tokens'
             )
         (reply,) = replies[asked.name]
-        tastes = tastes_at(user, number, config.simulated.conversations, request)
+        tastes = asked.tastes(config)
         counts['replies_cut_off'] += not reply.finished
         counts['replies_satisfying'] += satisfaction(reply.text, request, reply.finished, tastes) == 1
         answer = follow_up(user, tastes, request, reply, number)
@@ -142,17 +162,17 @@ def _converse(task: Task, openings: Sequence[Asked], counts: Counter) -> dict[st
 
 
 def _prompt(config: ConfigDict, asked: Asked) -> PromptRecord:
-    user, number, request = asked
+    user = asked.user
     return PromptRecord(
         id=asked.name,
         split=user['split'],
         user_id=hashed(user['id']),
-        persona=oracle_persona(user, tastes_at(user, number, config.simulated.conversations, request)),
+        persona=oracle_persona(user, asked.tastes(config)),
         messages=to_messages([asked.turn]),
     )
 
 
-STAGE = Stage(name='sources.simulated', version=1, work=_work, output='data.raw', identity=_identity)
+STAGE = Stage(name='sources.simulated', version=2, work=_work, output='data.raw', identity=_identity)
 
 if __name__ == '__main__':
     STAGE.main()

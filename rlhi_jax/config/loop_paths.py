@@ -32,6 +32,12 @@ REWARD_SOURCES = 'rewrites'  # the reward model scores candidates, so it cannot 
 _TRAINED = ('reward', 'dpo')  # all objectives that any method trains
 
 
+def method_of(config: ConfigDict) -> Method:
+    """Return the training runs and pair sources of a loop. No reward model is trained if the policy is the scorer."""
+    method = METHODS[config.loop.method]
+    return method._replace(trains=('dpo',)) if config.candidates.scorer == 'policy' else method
+
+
 def opt_out_list(config: ConfigDict, workdir: Path) -> str:
     """Return the path of the list of users whom a loop excludes. The file need not exist.
 
@@ -89,7 +95,7 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
     Args:
       config: the loop's config, as returned by `with_paths`.
     """
-    config, method = config.copy_and_resolve_references(), METHODS[config.loop.method]
+    config, method = config.copy_and_resolve_references(), method_of(config)
     is_policy = objective == method.trains[-1]
     config.objective = objective
     config.model.new_head = objective == 'reward'
@@ -113,7 +119,7 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
         config = training_config(config, workdir, config.objective)
         if config.data.split == 'validation':
             config.data.shards = config.eval.shards
-    if stage == 'candidates' and 'reward' in METHODS[config.loop.method].trains:
+    if stage == 'candidates' and 'reward' in method_of(config).trains:
         config.candidates.reward_model = str(workdir / 'reward' / 'run')
     if stage == 'satisfaction':
         config.data.satisfaction = str(workdir / 'satisfaction' / ('after' if config.satisfaction.model else 'before'))

@@ -75,6 +75,16 @@ SIMULATED = Section(
     held_out=Key('', 'Additional tastes, separated by commas, that only users in the test split have.'),
     conversations=Key(6, 'Number of conversations per user, from which the persona is inferred.', at_least=0),
     prompts=Key(6, 'Number of additional requests per user, outside the conversations.', at_least=0),
+    replies=Key(
+        'policy',
+        'What writes the replies in the conversations: the policy, or the teacher.',
+        choices=('policy', 'teacher'),
+    ),
+    contrary=Key(
+        False,
+        'Tell the model that writes the replies, each time, to go against one taste of the user. Users of both sides '
+        'of every taste then complain.',
+    ),
     special_every=Key(
         0,
         'Every group of this many users has two special users. The first changes a taste halfway through their '
@@ -326,9 +336,16 @@ STRANGERS = Section(
 )
 
 CANDIDATES = Section(
-    "The 'candidates' stage: N sampled replies to each prompt, scored by the reward model.",
+    "The 'candidates' stage: N sampled replies to each prompt, scored by how well they suit the user.",
     samples=Key(8, 'N, the number of replies sampled per prompt.', at_least=1),
-    reward_model=Key('', 'Model folder or workdir of the reward model; empty: replies are not scored.'),
+    scorer=Key(
+        'reward_model',
+        'What scores the replies. reward_model: the model candidates.reward_model. policy: the policy itself, by how '
+        "much likelier the user's persona makes a reply than strangers' personas do; no reward model is trained.",
+        choices=('reward_model', 'policy'),
+    ),
+    strangers=Key(4, 'Maximum number of strangers whose personas the scorer `policy` compares with.', at_least=1),
+    reward_model=Key('', 'Model folder or workdir of the reward model; empty: it scores no replies.'),
     max_prompts=Key(
         0,
         'Maximum number of prompts; prompts with a persona are selected first, then the rest by hash. 0: all.',

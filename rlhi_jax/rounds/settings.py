@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhi_jax.config import base_config, is_endpoint, require
-from rlhi_jax.config.loop_paths import METHODS
+from rlhi_jax.config.loop_paths import method_of
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.checkpoints import open_model
@@ -46,11 +46,11 @@ def check_settings(config: ConfigDict) -> None:
         model.
     """
     require(config, 'model.path')
-    if 'reward' in METHODS[config.loop.method].trains:
+    if 'reward' in method_of(config).trains:
         check_pad_token(open_model(config.model.path))
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
-    if config.pairs.against != 'policy' and 'rewrites' not in METHODS[config.loop.method].sources:
+    if config.pairs.against != 'policy' and 'rewrites' not in method_of(config).sources:
         raise UserError(
             f'config.pairs.against={config.pairs.against!r} needs rewrites, but config.loop.method='
             f"{config.loop.method!r} makes none for the policy: set config.loop.method='rewrites' or 'both'"

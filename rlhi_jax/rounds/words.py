@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhi_jax.config.loop_paths import METHODS
+from rlhi_jax.config.loop_paths import METHODS, method_of
 from rlhi_jax.evaluation.conditions import CONDITIONS
 from rlhi_jax.evaluation.statistics import MIN_USERS
 
@@ -84,7 +84,7 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
     if reason := report.get('satisfaction_not_evaluated'):
         lines.append(f'Satisfaction was not evaluated: {reason}')
     lines.append(f'Data card: {workdir}/card/card.md')
-    lines += [f'Model: {workdir}/{objective}/huggingface' for objective in METHODS[config.loop.method].trains]
+    lines += [f'Model: {workdir}/{objective}/huggingface' for objective in method_of(config).trains]
     lines.append(
         'Next: read the card; correct personas with `python -m data_pipelines.persona_store` and run the loop with '
         '--redo; sample from the policy with `python -m rlhi_jax.generate`'

@@ -1,0 +1,41 @@
+"""Does a model learn what its users like from their complaints? Simulated users, a 1.5B teacher, SmolLM2-135M.
+
+    --config=configs/evidence.py          complaints, inferred personas, and answers under two users' wishes
+    --config=configs/evidence.py:smoke    a few users, in minutes
+
+The teacher, Qwen2.5-Coder-1.5B-Instruct, writes the replies that the users complain about, says what each complaint
+says about its author, and answers requests under the wishes of two users. `person` is a taste of test users alone.
+
+Result: `tests/benchmarks/results/reward_users.json`, see `tests/benchmarks/README.md`.
+Hardware and time: two CPU cores and `bash launch/teacher.sh FILE 8133`; about two hours.
+Command: `bash launch/evidence.sh`
+"""
+
+from rlhi_jax.config import base_config, parse_variant
+
+
+def get_config(variant: str = ''):
+    c = base_config()
+    c.model.path, c.model.dtype = 'runs/smollm2', 'float32'  # a CPU gains little from bfloat16
+    c.teacher.path, c.teacher.model = 'http://localhost:8133/v1', 'qwen2.5-coder-1.5b-instruct'
+    c.teacher.concurrency = 24
+    c.teacher.cache = 'runs/evidence/answers.sqlite'
+    c.teacher.row_tokens = 640
+    c.loop.simulated = True
+    c.simulated.tastes, c.simulated.held_out = 'length,layout,address,angle,theme', 'person'
+    c.simulated.users.train, c.simulated.users.validation, c.simulated.users.test = 50, 12, 60
+    c.simulated.conversations, c.simulated.prompts = 4, 4
+    c.simulated.replies, c.simulated.contrary = 'teacher', True
+    c.follow_ups.labeller = 'policy'  # the teacher would label every turn `clarification`
+    c.sampler.temperature, c.sampler.new_tokens, c.sampler.prompt_tokens = 0.7, 160, 384
+    c.personas.samples = 2
+    c.rewrites.shows_reply, c.rewrites.min_words, c.rewrites.max_words = False, 20, 60
+    c.pairs.sources, c.pairs.against = 'rewrites', 'stranger'
+    c.rows.tokens, c.rows.scored, c.rows.pairs = 640, 512, 4
+    c.train.batch_rows, c.train.accumulate = 4, 2
+    if parse_variant(variant).smoke:
+        c.loop.smoke = True
+        c.simulated.users.train, c.simulated.users.validation, c.simulated.users.test = 10, 2, 12
+        c.pairs.accept_artefacts, c.pairs.min_pairs = True, 1
+        c.train.max_steps = 1
+    return c
