@@ -69,8 +69,10 @@ def from_strangers(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRe
             (STRANGER, stranger, of_stranger, of_user),
         ):
             counts['strangers_read'] += 1
-            given = record | dict(id=turn_of(record['id']), persona=wish['persona'])
-            yield _preference(given, chosen, rejected, kind) | dict(stranger_id=record['stranger_id'])
+            ids = record['user_id'], record['stranger_id']
+            user_id, other_id = ids if kind == OWN else ids[::-1]
+            given = record | dict(id=turn_of(record['id']), persona=wish['persona'], user_id=user_id)
+            yield _preference(given, chosen, rejected, kind) | dict(stranger_id=other_id)
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
@@ -288,7 +290,7 @@ def _check(config: ConfigDict, manifest: dict[str, Any]) -> None:
 
 STAGE = Stage(
     name='pairs',
-    version=1,
+    version=2,
     work=_work,
     output='data.pairs',
     identity=_identity,

@@ -36,8 +36,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.preferences.files import Origin, preference_files, read_preferences
-from rlhi_jax.config import comma_separated, require
+from data_pipelines.preferences.files import Origin, named_preferences
+from rlhi_jax.config import require
 from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowReader
 from rlhi_jax.data.plan import check_positions, make_plan
@@ -160,11 +160,11 @@ def evaluate(config: ConfigDict, workdir: Path, step: int | None) -> dict[str, A
     readers = held_out.readers
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(mesh):
-        scores = score_readers(config, decoder, model, readers, mesh, 'evaluate', per_token=True)
+        scores = score_readers(config, decoder, model, readers, mesh, 'evaluate', output='token')
         references: dict[str, np.ndarray | None] = dict.fromkeys(readers)
         if OBJECTIVES[config.objective].uses_reference:
             ref_readers = {n: dataclasses.replace(r, sees_persona=config.ref_sees_persona) for n, r in readers.items()}
-            references = score_readers(config, decoder, initial, ref_readers, mesh, 'reference', per_token=True)
+            references = score_readers(config, decoder, initial, ref_readers, mesh, 'reference', output='token')
     by_condition = {
         name: pair_values(config, decoder, reader, scores[name], references[name]) for name, reader in readers.items()
     }
@@ -248,14 +248,8 @@ def evaluate_reward(config: ConfigDict, model_path: Path, pairs: str, split: str
       UserError: the model or the files are missing or damaged, or the files contain no usable preferences.
       NothingToEvaluate: no preference fits in a row.
     """
-    model, counts, origin = open_model(model_path), Counter(), Origin('--pairs', '--split')
-    files = [preference_files(name, split, origin) for name in comma_separated(pairs, origin.files)]
-    for each in files:
-        each.say_what_is_not_read(origin.files)
-    paths = [path for each in files for path in each.files]
-    preferences = list(read_preferences(paths, counts, origin=origin))
-    if not preferences:
-        raise UserError(f'--pairs={pairs} contains no usable preferences (records by outcome: {dict(counts)})')
+    model, counts = open_model(model_path), Counter()
+    preferences, paths = named_preferences(pairs, split, counts, Origin('--pairs', '--split'))
     conditions = conditioned(preferences, seed=config.eval.shuffle_seed)
     is_reward = model.spec.head == 'reward'
     gaps = pair_gaps(config, model, conditions, sees_persona=config.rm_sees_persona or not is_reward)

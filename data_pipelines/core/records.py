@@ -163,7 +163,7 @@ class PreferenceRecord(TypedDict):
     conversation: str
     split: str
     user_id: str
-    stranger_id: NotRequired[str]  # the other user whose wish the pair is made from; '' if that user is unknown
+    stranger_id: NotRequired[str]  # the other user of a pair made from two wishes; '' if that user is unknown
     persona: str
     prompt: list[Message]
     chosen: list[Message]

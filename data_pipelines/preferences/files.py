@@ -16,6 +16,7 @@ from data_pipelines.preferences.hindsight import hindsight_preference
 from data_pipelines.preferences.layouts import Rated, one_sided_preference, parse_preferences, rated_preference
 from data_pipelines.preferences.ratings import Ratings
 from data_pipelines.raw.files import Files, files_of, form_of, json_records, parquet_records
+from rlhi_jax.config import comma_separated
 from rlhi_jax.data.tree import BadRecord, Preference
 from rlhi_jax.io.errors import UserError, one_line
 
@@ -117,6 +118,28 @@ def _of_ratings(ratings: Ratings, counts: Counter) -> Iterator[Preference | BadR
     """Yield a preference for each prompt with rated replies, or an error if they cannot form a preference."""
     for default_id, best, worst in ratings:
         yield _made(rated_preference, best, worst, default_id, counts)
+
+
+def named_preferences(names: str, split: str, counts: Counter, origin: Origin) -> tuple[list[Preference], list[Path]]:
+    """Return the usable preferences in files, folders and hub data sets, and the files that they come from.
+
+    Args:
+      names: the files, folders and data sets, separated by commas.
+      split: the split to read from folders and data sets.
+      counts: receives the counts of `read_preferences`.
+      origin: the options that gave `names` and `split`.
+
+    Raises:
+      UserError: something is missing or damaged, or contains no usable preferences.
+    """
+    files = [preference_files(name, split, origin) for name in comma_separated(names, origin.files)]
+    for each in files:
+        each.say_what_is_not_read(origin.files)
+    paths = [path for each in files for path in each.files]
+    preferences = list(read_preferences(paths, counts, origin=origin))
+    if not preferences:
+        raise UserError(f'{origin.files}={names} contains no usable preferences (records by outcome: {dict(counts)})')
+    return preferences, paths
 
 
 def _made(make: Callable[..., Preference], *arguments: Any) -> Preference | BadRecord:

@@ -54,6 +54,7 @@ SCHEMA = Section(
     kto=training_keys.KTO,
     hindsight=training_keys.HINDSIGHT,
     reward=training_keys.REWARD,
+    low_rank=training_keys.LOW_RANK,
     loop=training_keys.LOOP,
     policy_sees_persona=Key(True, 'Whether the policy reads the persona in training and evaluation.'),
     sampler_sees_persona=Key(True, 'Whether the policy reads the persona when candidates are sampled.'),

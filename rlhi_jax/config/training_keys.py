@@ -228,6 +228,13 @@ REWARD = Section(
     ),
 )
 
+LOW_RANK = Section(
+    'Settings of `python -m rlhi_jax.user_rewards`: rewards that users mix with weights of their own.',
+    rank=Key(8, 'Number of rewards that are mixed.', at_least=1),
+    penalty=Key(1.0, 'Weight of the penalty on large rewards and weights.', above=0),
+    steps=Key(500, 'Optimizer steps, each on all pairs.', at_least=1),
+)
+
 LOOP = Section(
     '`python -m rlhi_jax.loop`: one round of RLHI, from conversations to a reward model and a policy.',
     method=Key(

@@ -20,7 +20,7 @@ from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import check_fit
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.scoring.reference import row_keys
-from rlhi_jax.scoring.rows import score_readers
+from rlhi_jax.scoring.rows import Output, score_readers
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 
@@ -42,6 +42,35 @@ def pair_gaps(
       UserError: the model or `config.eval.batch_rows` cannot be split evenly over the mesh, a conversation is longer
         than the model can read, or a score is not finite.
     """
+    gaps = {}
+    for name, values in _pair_values(config, model, conditions, sees_persona=sees_persona, output='score').items():
+        gaps[name] = {pair: float(chosen - rejected) for pair, (chosen, rejected) in values.items()}
+        for pair, gap in gaps[name].items():
+            if not math.isfinite(gap):
+                raise UserError(f'the scores of pair {pair!r} are not finite, so the model cannot be evaluated')
+    return gaps
+
+
+def pair_states(
+    config: ConfigDict, model: ModelFolder, preferences: Sequence[Preference]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the states of the chosen and the rejected reply ([2 D] float32 each), keyed by preference id.
+
+    The model sees no persona. Arguments and errors are as in `pair_gaps`; see `reply_states` for what a state is.
+    """
+    values = _pair_values(config, model, dict(pairs=preferences), sees_persona=False, output='state')
+    return values['pairs']
+
+
+def _pair_values(
+    config: ConfigDict,
+    model: ModelFolder,
+    conditions: Mapping[str, Sequence[Preference]],
+    *,
+    sees_persona: bool,
+    output: Output,
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return the model's output for the chosen and the rejected reply, keyed by condition and by preference id."""
     mesh = make_mesh(config.mesh.to_dict())
     decoder = Decoder(model.spec, jnp.dtype(config.model.dtype))
     check_fit(mesh, decoder.spec, config.eval.batch_rows, 'config.eval.batch_rows')
@@ -54,19 +83,21 @@ def pair_gaps(
         if plan.rows:
             readers[name] = RowReader(plan, view, template, sees_persona)
     with on_mesh(mesh):
-        scores = score_readers(config, decoder, model, readers, mesh, 'evaluate') if readers else {}
-    return {name: _gaps(readers[name], scores[name]) if name in readers else {} for name in conditions}
+        outputs = score_readers(config, decoder, model, readers, mesh, 'evaluate', output=output) if readers else {}
+    return {name: _of_pairs(readers[name], outputs[name]) if name in readers else {} for name in conditions}
 
 
-def _gaps(reader: RowReader, scores: np.ndarray) -> dict[str, float]:
-    """Return the gap of each pair in a reader's rows, keyed by pair id, given the scores of the replies [rows, R]."""
-    gaps = {}
-    for number, score_R in enumerate(scores):
-        score_of = dict(zip(row_keys(reader, number), score_R, strict=False))  # the rest of the row is padding
+def _of_pairs(reader: RowReader, outputs: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the outputs for both replies of each pair in a reader's rows, keyed by pair id.
+
+    Args:
+      outputs: the output for each reply of each row, [rows, R, ...].
+    """
+    of_pair = {}
+    for number, of_row in enumerate(outputs):
+        of_reply = dict(zip(row_keys(reader, number), of_row, strict=False))  # the rest of the row is padding
         for tree, piece, _ in reader.plan.rows[number]:
             for pair in map(reader.trees[tree].pairs.__getitem__, piece.pairs):
-                chosen, rejected = (score_of[tree, piece.start, *side] for side in pair.sides)
-                gaps[pair.id] = float(chosen - rejected)
-                if not math.isfinite(gaps[pair.id]):
-                    raise UserError(f'the scores of pair {pair.id!r} are not finite, so the model cannot be evaluated')
-    return gaps
+                chosen, rejected = (of_reply[tree, piece.start, *side] for side in pair.sides)
+                of_pair[pair.id] = chosen, rejected
+    return of_pair

@@ -64,13 +64,26 @@ def slot_logprobs(hidden_BTD: jax.Array, head: OutputHead, batch: Batch, *, chun
 
 
 def per_reply(values_BS: jax.Array, batch: Batch) -> jax.Array:
-    """Return the sum of the values of each reply's scored tokens, [B, R]."""
+    """Return the sum of the values of each reply's scored tokens, [B, R], or [B, R, D] if the values are [B, S, D]."""
     replies = batch.reply_last_BR.shape[1]
 
     def sums(values_S, reply_S):  # padding slots point past the last reply and are cut off
         return jax.ops.segment_sum(values_S, reply_S, num_segments=replies + 1)[:replies]
 
     return jax.vmap(sums)(values_BS, batch.slot_reply_BS)
+
+
+def reply_states(hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
+    """Return the state of every reply, [B, R, 2 D] float32: its last hidden state, and the mean over its scored tokens.
+
+    The last state has read all of the conversation. The mean says more about the words of the reply.
+    """
+    hidden_BTD = hidden_BTD.astype(jnp.float32)
+    last_BRD = jnp.take_along_axis(hidden_BTD, batch.reply_last_BR[..., None], axis=1)
+    hidden_BSD = jnp.take_along_axis(hidden_BTD, batch.slot_token_BS[..., None], axis=1)
+    length_BR = per_reply(jnp.ones(hidden_BSD.shape[:2]), batch)
+    mean_BRD = per_reply(hidden_BSD, batch) / jnp.maximum(length_BR, 1)[..., None]
+    return jnp.concatenate([last_BRD, mean_BRD], axis=-1)
 
 
 def reply_tokens(values_BS: jax.Array, reply_BP: jax.Array, batch: Batch) -> jax.Array:

@@ -14,7 +14,7 @@ from rlhi_jax.data.rows import Batch
 from rlhi_jax.models.decoder import Decoder, output_head, variables
 from rlhi_jax.models.parameters import Params
 from rlhi_jax.objectives import Objective, PairScores
-from rlhi_jax.scoring.logprobs import per_reply, reply_rewards, reply_tokens, slot_logprobs
+from rlhi_jax.scoring.logprobs import per_reply, reply_rewards, reply_states, reply_tokens, slot_logprobs
 
 
 class ReplyScores(NamedTuple):
@@ -39,6 +39,12 @@ def score_replies(decoder: Decoder, params: Params, batch: Batch, *, chunk: int)
     if decoder.spec.head == 'reward':
         return ReplyScores(reward_BR=reply_rewards(hidden_BTD, params['score'], batch))
     return log_probabilities(slot_logprobs(hidden_BTD, output_head(decoder.spec, params), batch, chunk=chunk), batch)
+
+
+def state_of_replies(decoder: Decoder, params: Params, batch: Batch) -> jax.Array:
+    """Return the state of every reply in a batch of rows, [B, R, 2 D] float32 (see `reply_states`)."""
+    hidden_BTD = decoder.apply(variables(params), batch.tokens_BT, batch.position_BT, batch.extent_BT)
+    return reply_states(hidden_BTD, batch)
 
 
 def log_probabilities(logp_BS: jax.Array, batch: Batch) -> ReplyScores:

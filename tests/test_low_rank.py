@@ -1,0 +1,83 @@
+"""Mixtures of rewards: users' weights against scikit-learn, and a basis recovered from made-up users."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from rlhi_jax.mixtures.low_rank import LowRank, fit, fit_user
+
+RANK, SIZE = 2, 24
+
+
+@pytest.fixture(scope='module')
+def world():
+    """Users whose rewards mix two rewards: states, weights of users, and a function that draws pairs of a user."""
+    rng = np.random.default_rng(0)
+    basis_KS = rng.normal(size=(RANK, SIZE))
+
+    def pairs(weight_K: np.ndarray, count: int) -> np.ndarray:
+        state_N2S = rng.normal(size=(count, 2, SIZE))
+        gap_N = (state_N2S[:, 0] - state_N2S[:, 1]) @ basis_KS.T @ weight_K
+        state_N2S[gap_N < 0] = state_N2S[gap_N < 0, ::-1]
+        return state_N2S
+
+    weights = {f'u{number:02}': rng.normal(size=RANK) for number in range(60)}
+    drawn = {user: pairs(weight, 12) for user, weight in weights.items()}
+    users = [user for user, each in drawn.items() for _ in each]
+    rewards, losses = fit(np.concatenate(list(drawn.values())), users, rank=RANK, penalty=0.3, steps=400, seed=0)
+    return pairs, rewards, losses
+
+
+def accuracy(rewards: LowRank, user: str, state_N2S: np.ndarray) -> float:
+    chosen_N, rejected_N = rewards.rewards(state_N2S, [user])[..., 0].T
+    return float((chosen_N > rejected_N).mean())
+
+
+@pytest.mark.parametrize('generic', [0.0, 1.5])
+def test_weights_of_a_user_are_those_of_logistic_regression(generic):
+    rng = np.random.default_rng(1)
+    gap_NK, penalty = rng.normal(size=(30, 3)) + 0.4, 0.7
+    found = fit_user(gap_NK, np.full(3, generic), penalty)
+    # scikit-learn has no offset, so w is a prior mean there only if it is 0; else the gradient must vanish.
+    probability_N = 1 / (1 + np.exp(gap_NK @ (generic + found)))
+    np.testing.assert_allclose(penalty * found, gap_NK.T @ probability_N, atol=1e-8)
+    if not generic:
+        both = np.concatenate([gap_NK, -gap_NK]), np.repeat([1, 0], 30)
+        plain = LogisticRegression(C=0.5 / penalty, fit_intercept=False, tol=1e-10).fit(*both)
+        np.testing.assert_allclose(found, plain.coef_[0], rtol=1e-4)
+
+
+def test_without_pairs_a_user_is_generic(world):
+    _, rewards, _ = world
+    np.testing.assert_array_equal(fit_user(np.zeros((0, RANK)), rewards.generic_K, 1.0), np.zeros(RANK))
+    states = np.random.default_rng(2).normal(size=(5, SIZE))
+    np.testing.assert_allclose(rewards.rewards(states, ['nobody'])[:, 0], rewards.features(states) @ rewards.generic_K)
+
+
+def test_ten_pairs_tell_what_a_new_user_likes(world):
+    pairs, rewards, losses = world
+    assert losses[0] == pytest.approx(np.log(2), abs=0.05) and losses[-1] < 0.35
+    before, after = [], []
+    for number in range(20):
+        weight_K = np.random.default_rng(100 + number).normal(size=RANK)
+        known, unseen = pairs(weight_K, 10), pairs(weight_K, 200)
+        before.append(accuracy(rewards, 'new', unseen))
+        after.append(accuracy(rewards.with_user('new', known, 0.3), 'new', unseen))
+    assert np.mean(before) < 0.65 and np.mean(after) > 0.8
+
+
+def test_rewards_of_many_users_come_from_one_pass(world):
+    _, rewards, _ = world
+    states = np.random.default_rng(3).normal(size=(4, 2, SIZE))
+    together = rewards.rewards(states, ['u00', 'u01', 'nobody'])
+    assert together.shape == (4, 2, 3)
+    for number, user in enumerate(('u00', 'u01', 'nobody')):
+        np.testing.assert_allclose(together[..., number], rewards.rewards(states, [user])[..., 0])
+
+
+def test_the_same_seed_gives_the_same_rewards():
+    rng = np.random.default_rng(4)
+    states, users = rng.normal(size=(40, 2, SIZE)), [f'u{n % 5}' for n in range(40)]
+    once, again, other = (fit(states, users, rank=RANK, penalty=1, steps=20, seed=seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(once.basis_KS, again.basis_KS)
+    assert np.abs(once.basis_KS - other.basis_KS).max() > 1e-3
