@@ -30,9 +30,12 @@ def get_config(variant: str = ''):
     c.sampler.temperature, c.sampler.new_tokens, c.sampler.prompt_tokens = 0.7, 160, 384
     c.personas.samples = 2
     c.rewrites.shows_reply, c.rewrites.min_words, c.rewrites.max_words = False, 20, 60
+    c.strangers.max_claims, c.strangers.samples = 120, 2
     c.pairs.sources, c.pairs.against = 'rewrites', 'stranger'
     c.rows.tokens, c.rows.scored, c.rows.pairs = 640, 512, 4
-    c.train.batch_rows, c.train.accumulate = 4, 2
+    c.train.batch_rows, c.train.accumulate, c.train.epochs = 4, 4, 4
+    c.optimizer.learning_rate, c.optimizer.schedule, c.optimizer.clip = 5e-5, 'linear', 1.0
+    c.optimizer.warmup_steps = 5
     if parse_variant(variant).smoke:
         c.loop.smoke = True
         c.simulated.users.train, c.simulated.users.validation, c.simulated.users.test = 10, 2, 12

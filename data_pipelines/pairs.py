@@ -39,7 +39,7 @@ from data_pipelines.core.records import (
     Rewrite,
     StrangerRecord,
 )
-from data_pipelines.core.turns import BEST_WORST, OWN, REWRITE, STRANGER, conversation_of, pair_id, turn_of
+from data_pipelines.core.turns import BEST_WORST, OWN, REWRITE, STRANGER, conversation_of, kind_of, pair_id, turn_of
 from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.preferences.reading import first_pairs_by_hash
 from data_pipelines.reports.statistics import of_pairs
@@ -257,12 +257,17 @@ def _work(task: Task) -> dict[str, int]:
     probed = first_pairs_by_hash(task.folder / 'train.jsonl', PROBED)
     auc = reply_only_auc(
         [(record['chosen'][0]['content'], record['rejected'][0]['content']) for record in probed],
-        [record['user_id'] or record['conversation'] for record in probed],
+        [_talker(record) or record['conversation'] for record in probed],
         seed=config.seed,
     )
     print(_probe_in_words(auc, len(probed)), flush=True)
     accepted = auc is not None and auc > config.pairs.max_artefact_auc
     return task.write_manifest(counts, probe=dict(artefact_auc=auc, pairs=len(probed), accepted=accepted))
+
+
+def _talker(record: PreferenceRecord) -> str:
+    """Return the user in whose conversation a pair was made, who keeps a pair and its mirror image in one fold."""
+    return record['stranger_id'] if kind_of(record['id']) == STRANGER else record['user_id']
 
 
 def _probe_in_words(auc: float | None, pairs: int) -> str:

@@ -269,7 +269,7 @@ def _gains(task: Task, cases: Sequence[Case]) -> dict[str, list[float | None]]:
 
 STAGE = Stage(
     name='rewrites',
-    version=2,
+    version=3,
     work=_work,
     output='data.rewrites',
     identity=_identity,

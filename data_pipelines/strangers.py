@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.histories import author_id, authors
 from data_pipelines.core.inputs import input_digest, input_folder
-from data_pipelines.core.passes import in_blocks, in_passes
+from data_pipelines.core.passes import at_most, in_blocks, in_passes
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import MINED_SPLITS, FollowUp, StrangerRecord, Wish
 from data_pipelines.core.turns import STRANGER, pair_id, request_index, to_messages, to_turns
@@ -53,6 +53,7 @@ from data_pipelines.teacher.rewriting import instruction, prompt_digests
 from data_pipelines.text import languages
 from rlhi_jax.config import likelihood_path, require, settings_identity, teacher_path
 from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt, Turns
 from rlhi_jax.scoring.candidates import Candidates
 
@@ -109,7 +110,8 @@ def _work(task: Task) -> dict[str, int]:
     cases = functools.partial(_cases, task.config)
     pool_of_split = pools((case.turn['split'], case.wishes['own']) for case in cases(Counter()))
     steps = [functools.partial(_met, pool_of_split), functools.partial(_drawn, task), functools.partial(_best, task)]
-    return task.write(_records(task, in_passes(cases, steps, counts), counts), counts)
+    chosen = at_most(task.config.strangers.max_claims, cases, lambda case: digest(case.name), 'dropped_over_max_claims')
+    return task.write(_records(task, in_passes(chosen, steps, counts), counts), counts)
 
 
 def _cases(config: ConfigDict, counts: Counter) -> Iterator[Case]:
@@ -257,7 +259,7 @@ def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Str
 
 STAGE = Stage(
     name='strangers',
-    version=1,
+    version=2,
     work=_work,
     output='data.strangers',
     identity=_identity,

@@ -1,7 +1,7 @@
 """Converts Hugging Face folders and GGUF files to our model folders, and our model folders to Hugging Face folders.
 
     python -m rlhi_jax.convert import --source=hf:DIR|hf://OWNER/NAME[@REVISION]|gguf:FILE --to=DIR [--template=NAME]
-        [--persona_in=user|system] [--pad_token=TOKEN] [--reward_token=TOKEN]
+        [--persona_in=user|each_user|system] [--pad_token=TOKEN] [--reward_token=TOKEN]
     python -m rlhi_jax.convert import --source=peft:DIR --base=DIR --to=DIR
     python -m rlhi_jax.convert export --checkpoint=DIR --to=DIR [--step=N] [--dtype=float32|bfloat16]
         [--format=huggingface|peft]
@@ -21,7 +21,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     flags.DEFINE_string('to', None, 'Folder to write.')
     flags.DEFINE_string('base', None, 'import peft:DIR: the model folder or workdir that the adapters adapt.')
     flags.DEFINE_string('template', None, "import: one of our chat layouts, to use instead of the model's template.")
-    flags.DEFINE_string('persona_in', 'user', 'import: message that the template adds the persona to, user or system.')
+    flags.DEFINE_string('persona_in', 'user', 'import: messages that get the persona: user, each_user or system.')
     flags.DEFINE_string(
         'pad_token', None, "import: special token that pads batches; by default, the model's own or an unused token."
     )
@@ -90,7 +90,7 @@ def import_model(
       to: the folder to write.
       template: the name of one of our chat layouts, to use instead of the source's template; None keeps the
         source's template.
-      persona_in: the message in which the template places the persona, 'user' (the first user turn) or 'system'.
+      persona_in: where the template places the persona: 'user' (the first user turn), 'each_user' or 'system'.
       pad_token: the pad token; None means the model's own pad token, or an unused special token if that is unsuitable.
       reward_token: the special token after a reply at which a reward model is read. None means the token that the
         model's class uses (Athene), or none: the reward is then read at the last token of the reply.

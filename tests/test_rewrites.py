@@ -347,8 +347,9 @@ def test_without_the_reply_the_teacher_reads_request_remark_and_bounds_in_one_tu
         rewrites.STAGE.run(c)
         record = load_records(tmp_path / name / 'records.jsonl')[-1]
         request = record['messages'][-1]['content']
-        bounds = 'Use 20 to 60 words.'
-        with_remark, without = f'{request}\n\nShorter, please. {bounds}', f'{request}\n\n{bounds}'
+        shorter = len(record['original'].split()) // 2
+        with_remark = f'{request}\n\nShorter, please. Use at most {shorter} words.'
+        without = f'{request}\n\nUse 20 to 60 words.'
         prompt = asked[f'rewrite {record["id"]}']
         assert prompt.turns == (('user', without if retry else with_remark),) and prompt.keep == 1
         given, plain = (
@@ -359,13 +360,25 @@ def test_without_the_reply_the_teacher_reads_request_remark_and_bounds_in_one_tu
 
 
 @pytest.mark.parametrize(
-    ('words', 'least', 'bounds'), [(70, 0, 'at most 70'), (70, 20, '20 to 70'), (3, 0, 'at most 60')]
+    ('words', 'least', 'feedback', 'bounds'),
+    [
+        (70, 0, 'Why?', 'at most 70'),
+        (70, 20, 'Why?', '20 to 70'),
+        (3, 0, 'Why?', 'at most 60'),
+        (70, 20, 'Too long.', 'at most 35'),
+        (300, 20, 'Too long.', 'at most 60'),
+        (1, 20, 'Too long.', 'at most 1'),
+        (70, 20, 'Longer, please.', 'at least 140'),
+        (10, 20, 'Longer, please.', 'at least 60'),
+        (70, 20, '', '20 to 70'),
+    ],
 )
-def test_a_rewrite_may_be_as_long_as_the_reply_that_it_replaces(words, least, bounds):
+def test_how_long_a_rewrite_may_be(words, least, feedback, bounds):
+    """As long as the reply that it replaces, unless the feedback is about the length."""
     settings = base_config().rewrites
     settings.shows_reply, settings.max_words, settings.min_words = False, 60, least
-    ((_, text),) = instruction(ENGLISH, 'word ' * words, 'Why?', settings)
-    assert text == f'{ENGLISH}\n\nWhy? Use {bounds} words.'
+    ((_, text),) = instruction(ENGLISH, 'word ' * words, feedback, settings)
+    assert text == f'{ENGLISH}\n\n' + f'{feedback} Use {bounds} words.'.strip()
 
 
 def test_what_the_conversation_holds_already_is_a_copy(mined, tmp_path, monkeypatch):

@@ -25,6 +25,10 @@ WISHES = {  # claim → the feedback that it was made from
     'I like answers that mention history.': 'You forgot the history of it.',
 }
 
+# How many words the teacher is asked for: half as many as the reply, which has two, or at least 60, or as configured.
+BOUNDS = dict.fromkeys(WISHES, '20 to 60')
+BOUNDS |= {'I like short answers.': 'at most 1', 'I like long answers.': 'at least 60'}
+
 
 def wish(author: str, claim: str, persona: str = '') -> dict[str, str]:
     return dict(author=author, user_id=author, feedback=WISHES[claim], claim=claim, persona=persona or claim)
@@ -130,7 +134,9 @@ def test_a_lean_is_the_difference_between_the_teachers_two_prompts(mined, made):
     for record in made[0][:3]:
         request = record['messages'][-1]['content']
         prompts = [
-            render('rewrite_request', request=request, feedback=f'{each["feedback"]} Use 20 to 60 words.')
+            render(
+                'rewrite_request', request=request, feedback=f'{each["feedback"]} Use {BOUNDS[each["claim"]]} words.'
+            )
             for each in record['wishes']
         ]
         for side, (reply, lean) in enumerate(zip(record['replies'], record['leans'], strict=True)):
@@ -158,7 +164,9 @@ def test_only_the_persona_tells_which_reply_of_a_pair_is_better(mined, made, tmp
         assert (own['chosen'], own['rejected']) == (mirrored['rejected'], mirrored['chosen'])
         assert own['prompt'] == mirrored['prompt'] == record['messages']
         assert [own['persona'], mirrored['persona']] == [each['persona'] for each in record['wishes']]
-        assert own['persona'] != mirrored['persona'] and own['user_id'] == mirrored['user_id'] == record['user_id']
+        assert own['persona'] != mirrored['persona']
+        assert own['user_id'] == mirrored['stranger_id'] == record['user_id']
+        assert mirrored['user_id'] == own['stranger_id'] == record['stranger_id']
     probe = json.loads((tmp_path / 'pairs' / 'manifest.json').read_text())['probe']
     assert probe['artefact_auc'] is None or probe['artefact_auc'] == pytest.approx(0.5, abs=0.05)
 

@@ -25,7 +25,15 @@ from rlhi_jax.data.encode import Piece, TreeEncoder  # noqa: E402
 from rlhi_jax.data.tree import ROLES, Interaction, Message, Pair  # noqa: E402
 from rlhi_jax.io.errors import UserError  # noqa: E402
 from rlhi_jax.tokenizers import load_tokenizer  # noqa: E402
-from rlhi_jax.tokenizers.template import LAYOUTS, ChatTemplate, Context, extend, layouts, special_tokens  # noqa: E402
+from rlhi_jax.tokenizers.template import (  # noqa: E402
+    LAYOUTS,
+    PLACEMENTS,
+    ChatTemplate,
+    Context,
+    extend,
+    layouts,
+    special_tokens,
+)
 
 transformers = pytest.importorskip('transformers')
 
@@ -104,7 +112,7 @@ CONTENT = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), min_size=1,
 # Stages drop empty messages; transformers reads control tokens in user text as such, which another test shows.
 CONTENT = CONTENT.filter(lambda text: text.strip() and not any(control in text for control in CONTROLS))
 CONTEXT = st.builds(Context, st.just('') | CONTENT, st.just('') | CONTENT)
-CASES = [(name, placement) for name in FAMILIES for placement in ('user', 'system')]
+CASES = [(name, placement) for name in FAMILIES for placement in PLACEMENTS]
 
 
 @pytest.mark.parametrize(('name', 'placement'), CASES)
@@ -133,12 +141,15 @@ def test_without_persona_equals_the_original_on_trimmed_content(name, placement,
 @pytest.mark.parametrize('name', FAMILIES)
 def test_where_the_persona_stands(name):
     contents, roles = ['Hi.', 'Hello!', 'Bye.'], conversation(3)
-    for placement in ('user', 'system'):
+    for placement in PLACEMENTS:
         loaded = load(name, placement)
         for system in ('', 'Be kind.'):
             text = loaded.text(roles, contents, Context(system, ' Likes tea. '))
             if placement == 'user':
                 expected = loaded.original_text(roles, ['About me: Likes tea.\n\nHi.', *contents[1:]], system)
+            elif placement == 'each_user':
+                both = [f'About me: Likes tea.\n\n{content}' for content in contents[::2]]
+                expected = loaded.original_text(roles, [both[0], contents[1], both[1]], system)
             else:
                 joined = f'{system}\n\nAbout the user: Likes tea.' if system else 'About the user: Likes tea.'
                 expected = loaded.original_text(roles, contents, joined)
@@ -232,7 +243,7 @@ def test_refused_by_name(template, name, message):
 
 def test_unknown_placement_and_missing_template(tmp_path):
     loaded = load('chatml')
-    with pytest.raises(UserError, match="--persona_in is 'nowhere': choose one of user, system"):
+    with pytest.raises(UserError, match="--persona_in is 'nowhere': choose one of user, each_user, system"):
         extend(SMOLLM2, loaded.ours.tokenizer, {}, placement='nowhere')
     write_family(tmp_path, FAMILIES['chatml'])
     with pytest.raises(UserError, match='chat_template.jinja does not exist: import the model again'):
@@ -253,8 +264,9 @@ def test_digest_follows_what_tokens_depend_on():
         ChatTemplate(source, load('qwen25').ours.tokenizer, special),
         load('chatml', 'user').ours,
         load('chatml', 'system').ours,
+        load('chatml', 'each_user').ours,
     ]
-    assert len({first, *(other.digest for other in others)}) == 6
+    assert len({first, *(other.digest for other in others)}) == 7
 
 
 # ---- Trees ----

@@ -11,6 +11,7 @@ from rlhi_jax.config.schema import base_config
 _LATER = dict(
     sampler=('top_k', 'min_p', 'repetition_penalty', 'stop', 'weights'),
     rewrites=('shows_reply', 'max_words', 'min_words'),
+    strangers=('max_claims',),
     pairs=('against',),
 )
 _WITHOUT_EFFECT = dict(sampler=('logprobs',))  # these keys never change what a stage writes

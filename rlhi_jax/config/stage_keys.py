@@ -294,7 +294,8 @@ REWRITES = Section(
     max_words=Key(
         0,
         'Maximum number of words that the teacher is asked to write. If the reply that the feedback is about is '
-        'longer, the length of that reply is the limit. 0: the teacher is given no limit.',
+        'longer, the length of that reply is the limit. Feedback that asks for a shorter or longer reply sets the '
+        'limit itself: half or twice the length of the reply. 0: the teacher is given no limit.',
         at_least=0,
     ),
     min_words=Key(
@@ -326,6 +327,7 @@ REWRITES = Section(
 
 STRANGERS = Section(
     "The 'strangers' stage: a request answered under its user's wish and under a stranger's.",
+    max_claims=Key(0, 'Maximum number of claims to use, selected by hash; 0: all.', at_least=0),
     samples=Key(4, 'Number of answers sampled under each of the two wishes; the best answer is kept.', at_least=1),
     min_contrast=Key(
         0.0,

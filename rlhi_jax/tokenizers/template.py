@@ -19,7 +19,7 @@ from rlhi_jax.io.files import digest, read_json
 from rlhi_jax.tokenizers import Tokenizer, load_tokenizer
 from rlhi_jax.tokenizers.renderer import FIXED_DATE, LAYOUTS, SLOTS, Renderer, Roles, layouts, messages_of
 
-PLACEMENTS = ('user', 'system')
+PLACEMENTS = ('user', 'each_user', 'system')
 
 Part = tuple[str, str]  # ('text' | 'control' | 'slot', string)
 
@@ -66,10 +66,11 @@ def special_tokens(folder: Path) -> dict[str, str]:
 def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, placement: str) -> str:
     """Return a model's template, extended to accept `persona` and to escape the template's markup in user text.
 
-    The persona comes at the start of the first user turn (placement 'user') or at the end of the system message
-    ('system'). Message contents are trimmed, because whitespace around them would merge with the template's own
-    whitespace. If the template rejects system messages, as Gemma 2's does, the system text comes at the start of the
-    first user turn, as in Gemma 3's template. A template that is already extended is returned unchanged.
+    The persona comes at the start of the first user turn (placement 'user') or of each user turn ('each_user'), or at
+    the end of the system message ('system'). Message contents are trimmed, because whitespace around them would merge
+    with the template's own whitespace. If the template rejects system messages, as Gemma 2's does, the system text
+    comes at the start of the first user turn, as in Gemma 3's template. A template that is already extended is returned
+    unchanged.
 
     Raises:
       UserError: the placement is unknown, the template is already extended with a different placement, or it
@@ -77,10 +78,10 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
     """
     if placement not in PLACEMENTS:
         raise UserError(f'--persona_in is {placement!r}: choose one of {", ".join(PLACEMENTS)}')
-    prologue = (LAYOUTS / f'persona_in_{placement}.jinja').read_text(encoding='utf-8')
+    prologue = _prologue(placement)
     if template.startswith(_PROLOGUE_MARK):
-        if not template.startswith(prologue.split('\n', 1)[0]):
-            exported = next(each for each in PLACEMENTS if each != placement)
+        if not template.startswith(_opening(placement)):
+            exported = next(each for each in PLACEMENTS if template.startswith(_opening(each)))
             raise UserError(
                 f'--persona_in is {placement!r}, but the source was exported with {exported!r}: pass '
                 f'--persona_in={exported}'
@@ -101,6 +102,15 @@ def extend(template: str, tokenizer: Tokenizer, special: dict[str, str], *, plac
         days = ''.join(f"{{%- if format == '{each}' -%}}{FIXED_DATE.strftime(each)}{{%- endif -%}}" for each in formats)
         prologue += f'{{%- macro strftime_now(format) -%}}{days}{{%- endmacro -%}}\n'
     return prologue + template
+
+
+def _prologue(placement: str) -> str:
+    return (LAYOUTS / f'persona_in_{placement}.jinja').read_text(encoding='utf-8')
+
+
+def _opening(placement: str) -> str:
+    """The first line of an extended template, which says where the persona is."""
+    return _prologue(placement).split('\n', 1)[0]
 
 
 def with_reward_token(template: str, token: str) -> str:
@@ -251,6 +261,8 @@ class ChatTemplate:
 
     def _check_slots(self, skeleton: str, context: Context) -> None:
         expected = dict(content=len(_PROBE_ROLES), system=bool(context.system), persona=bool(context.persona))
+        if context.persona and skeleton.count(SLOTS['persona']) == _PROBE_ROLES.count('user'):
+            expected['persona'] = _PROBE_ROLES.count('user')  # the placement 'each_user'
         names = dict(content='messages', system='the system text', persona='the persona')
         for name, count in expected.items():
             found = skeleton.count(SLOTS[name])
