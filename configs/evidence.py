@@ -6,8 +6,9 @@
 The teacher, Qwen2.5-Coder-1.5B-Instruct, writes the replies that the users complain about, says what each complaint
 says about its author, and answers requests under the wishes of two users. `person` is a taste of test users alone.
 
-Result: `tests/benchmarks/results/reward_users.json`, see `tests/benchmarks/README.md`.
-Hardware and time: two CPU cores and `bash launch/teacher.sh FILE 8133`; about two hours.
+Result (`tests/benchmarks/results/reward_users.json`): of 196 counterfactual pairs of training users, 0.56 [0.49, 0.62]
+are right by the checkers and 0.04 [0.01, 0.06] wrong. No model has been trained on them yet.
+Hardware and time: two CPU cores; `bash launch/teacher.sh FILE 8133` serves the teacher. Two hours to the pairs.
 Command: `bash launch/evidence.sh`
 """
 
