@@ -12,6 +12,7 @@ from test_claim_audit import PRIVATE, STYLE
 from data_pipelines import ingest, persona_store, personas
 from data_pipelines.core.record_files import load_records, write_records
 from data_pipelines.core.turns import to_messages, turn_id, user_turn_indices
+from data_pipelines.persona.audit import remark_fault
 from data_pipelines.persona.corrections import corrections_path
 from data_pipelines.persona.scopes import SCOPES
 from data_pipelines.persona.store import token_counter
@@ -65,7 +66,8 @@ def stored(tmp_path, name: str) -> list[dict]:
 
 
 def random_conversations(rng: random.Random, count: int = 40) -> list[dict]:
-    remarks = [*STYLE, 'I want bees in it, please.', 'Please mention honey.']
+    few = [text for text, (taste, _) in STYLE.items() if taste in ('length', 'layout')][::5]  # so that matters recur
+    remarks = [*few, 'I want bees in it, please.', 'Please mention honey.']
     conversations = []
     for n in rng.sample(range(count), count):  # ids do not show the order
         began = rng.randrange(20)
@@ -137,6 +139,7 @@ def test_the_persona_of_a_turn_is_of_the_claims_strictly_before_it(tmp_path, mak
 def test_when_a_taste_flips_the_later_side_holds(tmp_path, make, taste):
     rng = random.Random(taste)
     choices = [(side, text) for text, (of, side) in STYLE.items() if of == taste]
+    choices = [(side, text) for side, text in choices if not remark_fault(text, '', 'strict')]
     remarks = [rng.choice(choices) for _ in range(12)]
     days = [f'2026-01-{n + 1:02}' for n in range(13)]
     conversations = [conversation(f'c{n:02}', 'u', days[n], days[n], [text]) for n, (_, text) in enumerate(remarks)]

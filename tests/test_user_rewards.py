@@ -109,8 +109,9 @@ def test_what_is_refused(fitted, tmp_path):
     known = write(tmp_path / 'known.jsonl', preferences(range(2), 24))
     with pytest.raises(UserError, match="--rewards were fitted to the user 'u0' of --pairs"):
         evaluate_rewards(c, model, known, 'test', rewards)
+    few = write(tmp_path / 'few.jsonl', preferences(range(200, 202), 20))
     with pytest.raises(UserError, match='no user has more than 20 preferences'):
-        evaluate_rewards(c, model, train, 'test', rewards)
+        evaluate_rewards(c, model, few, 'test', rewards)
     other = tiny.write_model(tmp_path / 'other', spec=tiny.SPEC, seed=5)
     with pytest.raises(UserError, match='are for the states of another model than --model'):
         evaluate_rewards(c, other, train, 'test', rewards)
