@@ -42,7 +42,7 @@ from data_pipelines.core.turns import to_messages, to_turns, turn_id, user_turn_
 from data_pipelines.persona.store import user_personas, user_personas_digest
 from data_pipelines.preferences.persona_rise import Entry, persona_pool, strangers_personas
 from data_pipelines.reports.statistics import of_candidates
-from data_pipelines.teacher.generation import generate, model_identity, scores
+from data_pipelines.teacher.generation import generate, model_identity, rise, scores
 from rlhi_jax.config import require, settings_identity
 from rlhi_jax.data.rows import Capacities, capacities
 from rlhi_jax.io.errors import UserError, one_line
@@ -238,8 +238,8 @@ def _scored_by_policy(
         all_items = list(itertools.chain.from_iterable(items.values()))
         log_probs = scores(task, config.model.path, all_items, capacities=_one_tree(config), sees_persona=True)
         for candidate in block:
-            own, *strangers = (log_probs[item.id] for item in items[candidate['id']])
-            yield _with_scores(candidate, [_rise(*reply) for reply in zip(own, *strangers, strict=True)], counts)
+            by_persona = [log_probs[item.id] for item in items[candidate['id']]]  # the user's own persona comes first
+            yield _with_scores(candidate, [rise(*reply) for reply in zip(*by_persona, strict=True)], counts)
 
 
 def _asked(candidate: Candidate, name: str, persona: str) -> Candidates:
@@ -249,13 +249,6 @@ def _asked(candidate: Candidate, name: str, persona: str) -> Candidates:
 
 def _one_tree(config: ConfigDict) -> Capacities:
     return dataclasses.replace(capacities(config), pairs=config.candidates.samples)
-
-
-def _rise(own: float | None, *strangers: float | None) -> float | None:
-    """Return the log-probability under the user's persona minus the mean of those under strangers' personas."""
-    if own is None or any(value is None for value in strangers):
-        return None
-    return own - sum(strangers) / len(strangers)
 
 
 def _with_scores(candidate: Candidate, its_scores: list[float | None], counts: Counter) -> Candidate:

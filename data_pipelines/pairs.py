@@ -39,7 +39,16 @@ from data_pipelines.core.records import (
     Rewrite,
     StrangerRecord,
 )
-from data_pipelines.core.turns import BEST_WORST, OWN, REWRITE, STRANGER, conversation_of, kind_of, pair_id, turn_of
+from data_pipelines.core.turns import (
+    BEST_WORST,
+    OWN,
+    REWRITE,
+    STRANGER,
+    conversation_of,
+    is_strangers,
+    pair_id,
+    turn_of,
+)
 from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.preferences.reading import first_pairs_by_hash
 from data_pipelines.reports.statistics import of_pairs
@@ -267,7 +276,7 @@ def _work(task: Task) -> dict[str, int]:
 
 def _talker(record: PreferenceRecord) -> str:
     """Return the user in whose conversation a pair was made, who keeps a pair and its mirror image in one fold."""
-    return record['stranger_id'] if kind_of(record['id']) == STRANGER else record['user_id']
+    return record['stranger_id'] if is_strangers(record['id']) else record['user_id']
 
 
 def _probe_in_words(auc: float | None, pairs: int) -> str:

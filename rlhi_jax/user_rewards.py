@@ -41,7 +41,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import digest, write_json
 from rlhi_jax.mixtures.folder import open_rewards, save_rewards
 from rlhi_jax.mixtures.low_rank import LowRank, fit
-from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.checkpoints import ModelFolder, open_model
 from rlhi_jax.parallel import processes
 from rlhi_jax.scoring.gaps import pair_states
 
@@ -50,10 +50,10 @@ PAIRS = Origin('--pairs', '--split')
 
 
 def states_of(
-    config: ConfigDict, model_path: Path, preferences: Sequence[Preference]
+    config: ConfigDict, model: ModelFolder, preferences: Sequence[Preference]
 ) -> tuple[list[Preference], np.ndarray]:
     """Return the preferences that fit in a row, and the states of their replies, [N, 2, S] (see `pair_states`)."""
-    states = pair_states(config, open_model(model_path), preferences)
+    states = pair_states(config, model, preferences)
     kept = [preference for preference in preferences if preference.id in states]
     if not kept:
         raise UserError(
@@ -69,9 +69,9 @@ def fit_rewards(config: ConfigDict, model_path: Path, pairs: str, split: str, to
     Raises:
       UserError: the model or the files are missing or damaged, or no preference can be used.
     """
-    counts: Counter = Counter()
+    model, counts = open_model(model_path), Counter()
     preferences, _ = named_preferences(pairs, split, counts, PAIRS)
-    kept, state_N2S = states_of(config, model_path, preferences)
+    kept, state_N2S = states_of(config, model, preferences)
     settings = config.low_rank
     rewards, losses = fit(
         state_N2S,
@@ -83,7 +83,7 @@ def fit_rewards(config: ConfigDict, model_path: Path, pairs: str, split: str, to
     )
     if processes.is_main():
         about = dict(counts=dict(counts), pairs=len(kept), loss=losses[-1], settings=settings.to_dict())
-        save_rewards(to, rewards, model=open_model(model_path).weights, overwrite=overwrite, **about)
+        save_rewards(to, rewards, model=model.weights, overwrite=overwrite, **about)
     return f'{len(kept)} pairs of {len(rewards.users)} users: loss {losses[0]:.3f} → {losses[-1]:.3f} nats per pair'
 
 
@@ -136,10 +136,10 @@ def evaluate_rewards(config: ConfigDict, model_path: Path, pairs: str, split: st
     Raises:
       UserError: as for `of_new_users`, or the model, the rewards or the files are missing or damaged.
     """
-    rewards = open_rewards(folder, model=open_model(model_path).weights)
-    counts: Counter = Counter()
+    model, counts = open_model(model_path), Counter()
+    rewards = open_rewards(folder, model=model.weights)
     preferences, _ = named_preferences(pairs, split, counts, PAIRS)
-    kept, state_N2S = states_of(config, model_path, of_new_users(preferences, rewards))
+    kept, state_N2S = states_of(config, model, of_new_users(preferences, rewards))
     return cold_start(rewards, kept, state_N2S, config.low_rank.penalty) | dict(counts=dict(counts))
 
 

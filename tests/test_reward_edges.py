@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import tiny
-from test_user_rewards import write
+from test_reward_evaluation import write
 
 from data_pipelines.preferences.files import Origin, named_preferences
 from rlhi_jax.config import base_config

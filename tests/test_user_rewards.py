@@ -1,11 +1,10 @@
 """`rlhi_jax.user_rewards`: from files of preferences to rewards of new users, and what it refuses."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tiny
+from test_reward_evaluation import write
+from test_rewards import sequence
 
 from rlhi_jax.config import base_config
 from rlhi_jax.data.tree import Preference
@@ -16,8 +15,9 @@ from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.decoder import Decoder, variables
 from rlhi_jax.models.parameters import load_params
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
+from rlhi_jax.scoring.candidates import Candidates
 from rlhi_jax.scoring.gaps import pair_states
-from rlhi_jax.tokenizers.template import ChatTemplate, Context
+from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.user_rewards import evaluate_rewards, fit_rewards
 
 
@@ -33,11 +33,6 @@ def preferences(users: range, each: int) -> list[dict]:
             record = dict(id=f'{user}/{number}', user_id=f'u{user}', persona='', prompt=prompt)
             records.append(record | dict(chosen=tiny._reply(chosen), rejected=tiny._reply(rejected)))
     return records
-
-
-def write(path: Path, records: list[dict]) -> str:
-    path.write_text('\n'.join(map(json.dumps, records)) + '\n')
-    return str(path)
 
 
 def settings():
@@ -78,17 +73,11 @@ def test_states_are_those_of_plain_sequences(fitted):
         params = load_params(decoder, model, mesh, seed=0)
         for record in records:
             for number, side in enumerate(('chosen', 'rejected')):
-                context, roles, ids = Context('', ''), (), []
-                for turn in [*record['prompt'], *record[side]]:
-                    if turn['role'] == 'assistant':
-                        ids += template.generation_prompt(roles, context)
-                    roles = (*roles, turn['role'])
-                    encoded = template.encode(roles, turn['content'], context)
-                    ids += encoded.ids
+                item = Candidates(record['id'], record['prompt'], '', ())
+                ids, scored = sequence(template, item, record[side][0]['content'], '')
                 tokens, position = np.array([ids] * 8), np.tile(np.arange(len(ids)), (8, 1))
                 hidden_TD = decoder.apply(variables(params), tokens, position, len(ids) - position)[0]
-                first = len(ids) - len(encoded.ids)
-                expected = np.concatenate([hidden_TD[-1], hidden_TD[first : first + encoded.scored].mean(axis=0)])
+                expected = np.concatenate([hidden_TD[-1], hidden_TD[scored.start : scored.stop].mean(axis=0)])
                 np.testing.assert_allclose(found[record['id']][number], expected, atol=1e-4)
 
 

@@ -61,6 +61,11 @@ def kind_of(pair: str) -> str:
     return kind if kind in (REWRITE, BEST_WORST, REACTION, OWN, STRANGER) else ''
 
 
+def is_strangers(pair: str) -> bool:
+    """Whether a pair states the preference of a stranger, so that its conversation is another user's."""
+    return kind_of(pair) == STRANGER
+
+
 def user_turn_indices(messages: Sequence[Message], first: int = 0) -> range:
     """Return the indices of a conversation's user turns, starting from `first`, which must be even.
 

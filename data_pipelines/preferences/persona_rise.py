@@ -5,18 +5,18 @@ request x, in nats, is log p(y | x, own persona) minus the mean of log p(y | x, 
 """
 
 import heapq
-import itertools
 from collections.abc import Iterable, Sequence
 
+from data_pipelines.core.histories import author_id
 from data_pipelines.core.records import PromptRecord
-from data_pipelines.preferences.strangers import POOL, TRIES, says_something_new
+from data_pipelines.preferences.strangers import POOL, drawn_from, says_something_new
 from rlhi_jax.io.files import digest
 
 Entry = tuple[str, str]  # the id of a user (or of the prompt, if the user is unknown), and the user's persona
 
 
 def entry_of(prompt: PromptRecord) -> Entry:
-    return prompt['user_id'] or prompt['id'], prompt['persona']
+    return author_id(prompt['user_id'], prompt['id']), prompt['persona']
 
 
 def persona_pool(prompts: Iterable[PromptRecord]) -> list[Entry]:
@@ -36,9 +36,8 @@ def strangers_personas(prompt: PromptRecord, pool: Sequence[Entry], most: int) -
     The hash of the prompt's id decides where in the pool the search begins. It ends after `TRIES` entries.
     """
     user, persona = entry_of(prompt)
-    start = int(digest('strangers', prompt['id']), 16) % len(pool)
     found: dict[str, None] = {}
-    for other, theirs in itertools.islice(itertools.chain(pool[start:], pool[:start]), TRIES):
+    for other, theirs in drawn_from(pool, digest('strangers', prompt['id'])):
         if other != user and says_something_new(persona, theirs) and says_something_new(theirs, persona):
             found[theirs] = None
             if len(found) == most:

@@ -6,14 +6,16 @@ something new to the other's persona.
 """
 
 import heapq
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from data_pipelines.core.records import Wish
 from data_pipelines.persona.claims import SAME
 from data_pipelines.text.styles import stems, styles
 from rlhi_jax.io.files import digest
+
+T = TypeVar('T')
 
 POOL = 4096  # the largest number of wishes of a split among which strangers are looked for
 TRIES = 256  # the largest number of wishes that are looked at for one user
@@ -54,8 +56,7 @@ def stranger_to(wish: Wish, pool: Sequence[Wish], name: str) -> Wish | None:
       pool: the wishes of all authors of the user's split.
       name: the id of the user's feedback turn. Its hash decides where in the pool the search begins.
     """
-    start = int(digest(name), 16) % len(pool)
-    for other in itertools.islice(itertools.chain(pool[start:], pool[:start]), TRIES):
+    for other in drawn_from(pool, digest(name)):
         if (
             other['author'] != wish['author']
             and says_something_new(other['claim'], wish['persona'])
@@ -63,3 +64,10 @@ def stranger_to(wish: Wish, pool: Sequence[Wish], name: str) -> Wish | None:
         ):
             return other
     return None
+
+
+def drawn_from(pool: Sequence[T], start: str) -> Iterator[T]:
+    """Yield the next `TRIES` entries of a pool, or all if there are fewer, from the place that a digest names."""
+    first = int(start, 16) % len(pool)
+    for step in range(min(TRIES, len(pool))):
+        yield pool[(first + step) % len(pool)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipelines.core.record_files import as_line, stream_records
 from data_pipelines.core.records import Record
-from data_pipelines.core.turns import STRANGER, conversation_of, kind_of, turn_of
+from data_pipelines.core.turns import conversation_of, is_strangers, turn_of
 from rlhi_jax.data.grow import grow_trees, preferences_of
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.data.tree import Interaction
@@ -62,8 +62,8 @@ class Forgotten:
         self.records.update(record.get('pairs', ()))
         if isinstance(record.get('id'), str):
             (self.conversations if stage == 'ingest' else self.records).add(record['id'])
-        # A pair under a stranger's wish is of the stranger's user id, but its conversation is another user's.
-        if owners and isinstance(record.get('conversation'), str) and kind_of(str(record.get('id'))) != STRANGER:
+        in_anothers = stage == 'pairs' and is_strangers(str(record.get('id')))
+        if owners and isinstance(record.get('conversation'), str) and not in_anothers:
             self.conversations.add(record['conversation'])
 
     def has(self, record: Record) -> bool:

@@ -177,9 +177,16 @@ def rises(task: Task, items: Sequence[tuple[Candidates, Candidates]], model_path
     """
     log_probs = likelihoods(task, [prompt for both in items for prompt in both], model_path)
     return [
-        [
-            None if after_first is None or after_second is None else after_first - after_second
-            for after_first, after_second in zip(log_probs[first.id], log_probs[second.id], strict=True)
-        ]
-        for first, second in items
+        [rise(*both) for both in zip(log_probs[first.id], log_probs[second.id], strict=True)] for first, second in items
     ]
+
+
+def rise(log_prob: float | None, *others: float | None) -> float | None:
+    """Return a log-probability minus the mean of others, or None if one of them is None.
+
+    >>> rise(-1.0, -3.0), rise(-1.0, -3.0, -5.0), rise(-1.0, None)
+    (2.0, 3.0, None)
+    """
+    if log_prob is None or any(other is None for other in others):
+        return None
+    return log_prob - sum(others) / len(others)

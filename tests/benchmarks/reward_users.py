@@ -150,9 +150,10 @@ def disagreement(
     request = request_of(prompt)
     pairs = itertools.combinations([reply for reply in replies if usable(reply, request)], 2)
     pairs = sorted(pairs, key=lambda pair: drawn(pair[0].text, pair[1].text))
+    judges = sorted(judges, key=lambda user: drawn(user['id']))
     for first, second in pairs:
         verdicts: dict[bool, Verdict] = {}
-        for user in sorted(judges, key=lambda user: drawn(user['id'])):
+        for user in judges:
             likes = [satisfaction(reply.text, request, reply.finished, user['tastes']) for reply in (first, second)]
             if likes[0] != likes[1]:
                 better, worse = (first, second) if likes[0] > likes[1] else (second, first)
