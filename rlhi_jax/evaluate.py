@@ -40,7 +40,7 @@ from data_pipelines.preferences.files import Origin, named_preferences
 from rlhi_jax.config import require
 from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowReader
-from rlhi_jax.data.plan import check_positions, make_plan
+from rlhi_jax.data.plan import check_positions, make_plan, nothing_fits
 from rlhi_jax.data.rows import capacities, stack
 from rlhi_jax.data.shards import Shards
 from rlhi_jax.evaluation.conditions import conditioned, user_of, views
@@ -210,10 +210,7 @@ def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:
     for name, view in conditions.items():
         check_positions(plans[name], view, template, most=model.spec.max_positions)
     if not set.intersection(*(set(plan.pair_names) for plan in plans.values())):
-        raise NothingToEvaluate(
-            f'config.eval.shards: no pair fits in a row of {limits.tokens} tokens with {limits.scored} scored tokens: '
-            'raise config.rows.tokens and config.rows.scored'
-        )
+        raise NothingToEvaluate(nothing_fits('config.eval.shards', limits))
     readers = {name: RowReader(plans[name], view, template, sees_persona(config)) for name, view in conditions.items()}
     trees = map(shards.__getitem__, next(iter(conditions.values())).indices)
     return HeldOut(shards, readers, {pair.id: user_of(tree) for tree in trees for pair in tree.pairs})
@@ -256,10 +253,7 @@ def evaluate_reward(config: ConfigDict, model_path: Path, pairs: str, split: str
     if not is_reward:
         gaps = {name: _rises(values, gaps['empty']) for name, values in gaps.items()}
     if not set.intersection(*map(set, gaps.values())):
-        raise NothingToEvaluate(
-            f'--pairs: no pair fits in a row of {config.rows.tokens} tokens with {config.rows.scored} scored tokens: '
-            'raise config.rows.tokens and config.rows.scored'
-        )
+        raise NothingToEvaluate(nothing_fits('--pairs', capacities(config)))
     return evaluation(gaps, preferences) | dict(
         counts=dict(counts),
         model=model.weights,

@@ -35,6 +35,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.preferences.files import Origin, named_preferences
+from rlhi_jax.data.plan import nothing_fits
+from rlhi_jax.data.rows import capacities
 from rlhi_jax.data.tree import Preference
 from rlhi_jax.evaluation.statistics import interval, shown
 from rlhi_jax.io.errors import UserError
@@ -56,10 +58,7 @@ def states_of(
     states = pair_states(config, model, preferences)
     kept = [preference for preference in preferences if preference.id in states]
     if not kept:
-        raise UserError(
-            f'--pairs: no pair fits in a row of {config.rows.tokens} tokens with {config.rows.scored} scored tokens: '
-            'raise config.rows.tokens and config.rows.scored'
-        )
+        raise UserError(nothing_fits('--pairs', capacities(config)))
     return kept, np.stack([np.stack(states[preference.id]) for preference in kept])
 
 

@@ -120,6 +120,15 @@ TASTES: dict[str, dict[str, Side]] = {
     for taste, sides in _CHECKS.items()
 }
 
+# Every wording of a complaint → the taste and the side that it names.
+NAMED_BY = {
+    text: (taste, side)
+    for taste, sides in TASTES.items()
+    for side, spec in sides.items()
+    for texts in spec.complaints.values()
+    for text in texts
+}
+
 
 def opposite(taste: str, side: str) -> str:
     """Return the other side of a taste."""

@@ -172,7 +172,7 @@ def requests_of(config: ConfigDict, user: SimulatedUser) -> list[Request]:
 
 
 def contrary_instruction(user: SimulatedUser, tastes: Tastes, number: int) -> str:
-    """Return an instruction to write the opposite of what a user likes, in one taste that is drawn at random.
+    """Return an instruction that goes against one of a user's tastes, drawn at random.
 
     Args:
       number: the request's number. It seeds the choice of the taste.

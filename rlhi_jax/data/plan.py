@@ -56,6 +56,14 @@ def plan_identity(trees: Shards | View, template: ChatTemplate, capacities: Capa
     return dict(data=trees.digest, template=template.digest, capacities=dataclasses.asdict(capacities))
 
 
+def nothing_fits(option: str, capacities: Capacities) -> str:
+    """Return the message for an option that names pairs of which none fits in a row."""
+    return (
+        f'{option}: no pair fits in a row of {capacities.tokens} tokens with {capacities.scored} scored tokens: '
+        'raise config.rows.tokens and config.rows.scored'
+    )
+
+
 def make_plan(
     trees: Shards | View,
     template: ChatTemplate,

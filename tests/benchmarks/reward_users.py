@@ -36,7 +36,7 @@ from data_pipelines.core.stage import Task
 from data_pipelines.persona.store import user_personas
 from data_pipelines.simulator.files import load_prompts, load_users, request_of
 from data_pipelines.simulator.requests import Request
-from data_pipelines.simulator.tastes import TASTES, satisfaction, valid
+from data_pipelines.simulator.tastes import NAMED_BY, TASTES, satisfaction, valid
 from data_pipelines.simulator.users import hashed, held_out_tastes
 from data_pipelines.teacher.generation import generate, model_identity
 from rlhi_jax.cli.program import define_config_flag, load_config, require_flags, run, start
@@ -51,13 +51,6 @@ from rlhi_jax.user_rewards import evaluate_rewards
 PER_USER = 40  # pairs of a user in the third file
 RESULTS = Path(__file__).parent / 'results' / 'reward_users.json'
 CONTRASTS = (0, 5, 10, 15, 20, 30, 40)  # nats
-NAMED = {
-    text: (taste, side)
-    for taste, sides in TASTES.items()
-    for side, spec in sides.items()
-    for texts in spec.complaints.values()
-    for text in texts
-}
 
 
 class Pair(NamedTuple):
@@ -76,8 +69,8 @@ def stranger_pairs(config: ConfigDict) -> Iterator[Pair]:
         if record['split'] != 'train':
             continue
         for number, wish in enumerate(record['wishes']):
-            if wish['feedback'] in NAMED:
-                taste, side = NAMED[wish['feedback']]
+            if wish['feedback'] in NAMED_BY:
+                taste, side = NAMED_BY[wish['feedback']]
                 check = TASTES[taste][side].check
                 chosen, rejected = check(record['replies'][number]), check(record['replies'][1 - number])
                 right, wrong = chosen and not rejected, rejected and not chosen

@@ -35,7 +35,7 @@ from data_pipelines.core.records import FollowUp, TurnPersona
 from data_pipelines.core.turns import turn_id
 from data_pipelines.labelling.labels import FEEDBACK
 from data_pipelines.simulator.requests import Request, requests
-from data_pipelines.simulator.tastes import TASTES, valid
+from data_pipelines.simulator.tastes import NAMED_BY, TASTES, valid
 from data_pipelines.sources import simulated
 from rlhi_jax.cli.program import define_config_flag, load_config, run
 from rlhi_jax.evaluation.statistics import interval
@@ -91,17 +91,11 @@ def talk(config: ConfigDict, split: str, most: int) -> list[Complaint]:
     config.data.raw = str(mined)
     ingest.STAGE.run(config)
     config.data.raw = str(raw)
-    named = {
-        text: (taste, side)
-        for taste, sides in TASTES.items()
-        for side, spec in sides.items()
-        for text in spec.complaints[split]
-    }
     asked = {request.text: request for request in requests(split)}
     complaints = []
     for conversation in read_records(config, 'conversations'):
         texts = [message['content'] for message in conversation['messages']]
-        if len(texts) > 2 and texts[2] in named:
+        if len(texts) > 2 and texts[2] in NAMED_BY:
             turn = FollowUp(
                 id=turn_id(conversation['id'], 2),
                 conversation=conversation['id'],
@@ -116,7 +110,7 @@ def talk(config: ConfigDict, split: str, most: int) -> list[Complaint]:
                 quote=texts[2],
                 mined=True,
             )
-            complaints.append(Complaint(turn, asked[texts[0]], *named[texts[2]]))
+            complaints.append(Complaint(turn, asked[texts[0]], *NAMED_BY[texts[2]]))
     drawn = {c.turn['id'] for c in sorted(complaints, key=lambda c: digest(c.turn['id']))[:most]}
     complaints = [c for c in complaints if c.turn['id'] in drawn]
     write_folder(config.data.follow_ups, 'follow_ups', (complaint.turn for complaint in complaints))
