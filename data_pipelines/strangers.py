@@ -259,7 +259,7 @@ def _records(task: Task, cases: Iterable[Case], counts: Counter) -> Iterator[Str
 
 STAGE = Stage(
     name='strangers',
-    version=2,
+    version=3,
     work=_work,
     output='data.strangers',
     identity=_identity,

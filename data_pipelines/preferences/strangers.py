@@ -1,8 +1,10 @@
-"""Chooses a stranger: another author whose wish a user has not expressed, or has even expressed the opposite of.
+"""Chooses a stranger: another author whose wish is the opposite of a user's, or says something that the user has not.
 
 The answers to one request under the two wishes then differ in something that each wish asks for. A wish says something
 new to a persona if the persona does not mention what the wish asks for, or takes the other side. Both wishes must say
-something new to the other's persona.
+something new to the other's persona. Of the strangers who fit, one whose wish contradicts the user's comes first:
+teachers meet many a wish that nobody expressed, such as that for prose, so only the opposite wish gives a reply that
+fails it.
 """
 
 import heapq
@@ -11,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from data_pipelines.core.records import Wish
-from data_pipelines.persona.claims import SAME
+from data_pipelines.persona.claims import SAME, contradicts
 from data_pipelines.text.styles import stems, styles
 from rlhi_jax.io.files import digest
 
@@ -49,21 +51,24 @@ def pools(wishes: Iterable[tuple[str, Wish]]) -> dict[str, list[Wish]]:
 
 
 def stranger_to(wish: Wish, pool: Sequence[Wish], name: str) -> Wish | None:
-    """Return the wish of a stranger from a pool, or None if the first `TRIES` wishes that are looked at do not fit.
+    """Return the wish of a stranger from a pool, or None if none of the `TRIES` wishes that are looked at fits.
+
+    The first wish that fits and contradicts the user's is returned or, if there is none, the first that fits.
 
     Args:
       wish: the user's wish.
       pool: the wishes of all authors of the user's split.
       name: the id of the user's feedback turn. Its hash decides where in the pool the search begins.
     """
-    for other in drawn_from(pool, digest(name)):
-        if (
-            other['author'] != wish['author']
-            and says_something_new(other['claim'], wish['persona'])
-            and says_something_new(wish['claim'], other['persona'])
-        ):
-            return other
-    return None
+    fitting = [
+        other
+        for other in drawn_from(pool, digest(name))
+        if other['author'] != wish['author']
+        and says_something_new(other['claim'], wish['persona'])
+        and says_something_new(wish['claim'], other['persona'])
+    ]
+    opposite = (other for other in fitting if contradicts(wish['claim'], other['claim']))
+    return next(opposite, fitting[0] if fitting else None)
 
 
 def drawn_from(pool: Sequence[T], start: str) -> Iterator[T]:
