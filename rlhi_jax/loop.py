@@ -118,9 +118,8 @@ class Round:
                 parts.append(self._stage(stage, 'ingest', 'follow_ups', 'personas'))
         for objective in method.trains:
             if objective == method.trains[-1] and 'candidates' in method.sources:
-                parts.append(
-                    self._stage(candidates.STAGE, 'sources.simulated', 'ingest', 'personas', 'reward: training')
-                )
+                trained = (f'{earlier}: training' for earlier in method.trains[:-1])
+                parts.append(self._stage(candidates.STAGE, 'sources.simulated', 'ingest', 'personas', *trained))
                 if config.loop.method == 'oracle':
                     parts.append(self._stage(oracle_scores.STAGE, 'candidates'))
             parts += self._training(objective)
@@ -143,7 +142,7 @@ class Round:
             Part(
                 name=f'{objective}: training',
                 folder=run_folder,
-                reads=(shards_part, f'{objective}: rows'),
+                reads=(shards_part, f'{objective}: rows', *(['sft: training'] if objective == 'dpo' else [])),
                 state=lambda: run_state(config, run_folder),
                 make=lambda replace: self._train(config, objective, replace),
                 trains=True,

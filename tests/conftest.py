@@ -62,6 +62,9 @@ SLOW = (
     'test_rewrites.py::test_killed_it_ends_in_the_same_bytes',
     'test_sampler.py::test_log_probabilities_are_those_of_training',
     'test_shards.py::test_killed_stage_leaves_no_output',
+    'test_warm_start.py::test_a_finished_warm_start_is_not_trained_again_and_its_change_reaches_dpo',
+    'test_warm_start.py::test_dpo_starts_from_the_warm_start_and_compares_with_it',
+    'test_warm_start.py::test_the_warm_start_learns_from_rewrites_alone',
 )
 
 

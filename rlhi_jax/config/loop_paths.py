@@ -28,14 +28,23 @@ METHODS = {
 }
 # The stages whose records become pairs where 'rewrites' are a source, keyed by `config.pairs.against`.
 REWRITTEN = dict(policy=('rewrites',), stranger=('strangers',), both=('rewrites', 'strangers'))
-REWARD_SOURCES = 'rewrites'  # the reward model scores candidates, so it cannot learn from them
-_TRAINED = ('reward', 'dpo')  # all objectives that any method trains
+# The source of pairs for training before the policy's: candidates do not exist yet.
+EARLIER_SOURCES = 'rewrites'
+_TRAINED = ('reward', 'sft', 'dpo')  # all objectives that any loop trains
 
 
 def method_of(config: ConfigDict) -> Method:
-    """Return the training runs and pair sources of a loop. No reward model is trained if the policy is the scorer."""
+    """Return the training runs and pair sources of a loop.
+
+    No reward model is trained if the policy is the scorer. `config.loop.sft` adds a warm start.
+    """
     method = METHODS[config.loop.method]
-    return method._replace(trains=('dpo',)) if config.candidates.scorer == 'policy' else method
+    *earlier, last = method.trains
+    if config.candidates.scorer == 'policy':
+        earlier = []
+    if config.loop.sft.epochs:
+        earlier.append('sft')
+    return method._replace(trains=(*earlier, last))
 
 
 def opt_out_list(config: ConfigDict, workdir: Path) -> str:
@@ -101,11 +110,18 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
     config.model.new_head = objective == 'reward'
     settings = config.loop[objective]
     config.train.epochs, config.optimizer.learning_rate = settings.epochs, settings.learning_rate
-    config.pairs.sources = method.sources if is_policy else REWARD_SOURCES
+    config.pairs.sources = method.sources if is_policy else EARLIER_SOURCES
+    if is_policy and 'sft' in method.trains:
+        config.model.path = str(warm_start(workdir))
     for name in ('pairs', 'shards', 'rows'):
         config.data[name] = str(workdir / objective / name)
     config.eval.shards = str(workdir / objective / 'validation')
     return config
+
+
+def warm_start(workdir: Path) -> Path:
+    """Return the training run of a loop's warm start."""
+    return workdir / 'sft' / 'run'
 
 
 def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
@@ -121,6 +137,8 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
             config.data.shards = config.eval.shards
     if stage == 'candidates' and 'reward' in method_of(config).trains:
         config.candidates.reward_model = str(workdir / 'reward' / 'run')
+    if stage == 'candidates' and 'sft' in method_of(config).trains:
+        config.model.path = str(warm_start(workdir))
     if stage == 'satisfaction':
         config.data.satisfaction = str(workdir / 'satisfaction' / ('after' if config.satisfaction.model else 'before'))
         if config.satisfaction.personas == 'stated':

@@ -124,7 +124,7 @@ MESH = Section(
 
 TRAIN = Section(
     'The length and batch size of a training run.',
-    epochs=Key(1, 'Passes over the rows. The loop uses loop.reward.epochs and loop.dpo.epochs instead.', at_least=1),
+    epochs=Key(1, 'Passes over the rows. The loop uses loop.OBJECTIVE.epochs instead.', at_least=1),
     max_steps=Key(0, 'Optimizer steps after which training ends; 0: train until the epochs end.', at_least=0),
     batch_rows=Key(32, 'Rows per optimizer step, across all devices. Default from arXiv 2506.21495.', at_least=1),
     accumulate=Key(
@@ -139,8 +139,7 @@ OPTIMIZER = Section(
     'AdamW and its learning rate schedule.',
     learning_rate=Key(
         1e-6,
-        'Peak learning rate. The loop uses loop.reward.learning_rate and loop.dpo.learning_rate instead. Default '
-        'from arXiv 2506.21495.',
+        'Peak learning rate. The loop uses loop.OBJECTIVE.learning_rate instead. Default from arXiv 2506.21495.',
         at_least=0,
     ),
     schedule=Key(
@@ -258,6 +257,12 @@ LOOP = Section(
     reward=Section(
         'Training of the reward model.',
         epochs=Key(1, 'Passes over the rows.', at_least=1),
+        learning_rate=Key(1e-5, 'Peak learning rate.', at_least=0),
+    ),
+    sft=Section(
+        'Warm start: the policy is first fine-tuned on the chosen replies of the pairs that come from rewrites. The '
+        'result samples the candidates, and is the model from which DPO starts and its reference.',
+        epochs=Key(0, 'Passes over the rows; 0: no warm start.', at_least=0),
         learning_rate=Key(1e-5, 'Peak learning rate.', at_least=0),
     ),
     dpo=Section(

@@ -27,8 +27,8 @@ CHANGEABLE = (  # settings that may change when a loop resumes
 )
 IGNORED = {  # settings that the loop ignores (only single programs use them), and what the loop uses instead
     'objective': 'config.loop.method',
-    'train.epochs': 'config.loop.reward.epochs and config.loop.dpo.epochs',
-    'optimizer.learning_rate': 'config.loop.reward.learning_rate and config.loop.dpo.learning_rate',
+    'train.epochs': 'config.loop.OBJECTIVE.epochs',
+    'optimizer.learning_rate': 'config.loop.OBJECTIVE.learning_rate',
     'pairs.sources': 'config.loop.method',
     'eval.shards': 'the pairs that it holds out itself',
     **{
@@ -54,6 +54,10 @@ def check_settings(config: ConfigDict) -> None:
         raise UserError(
             f'config.pairs.against={config.pairs.against!r} needs rewrites, but config.loop.method='
             f"{config.loop.method!r} makes none for the policy: set config.loop.method='rewrites' or 'both'"
+        )
+    if config.loop.sft.epochs and config.loop.method == 'oracle':
+        raise UserError(
+            "config.loop.sft needs rewrites, but config.loop.method='oracle' makes none: set config.loop.sft.epochs=0"
         )
     if config.loop.oracle_personas and config.loop.method != 'oracle':
         raise UserError(
