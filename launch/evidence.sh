@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evidence with simulated users: their complaints → counterfactual pairs → a reward model that reads personas, and rewards
-# of users that do not. Needs a teacher: bash launch/teacher.sh FILE 8133. Takes about two hours on two cores.
+# of users that do not. Needs a teacher: bash launch/teacher.sh FILE 8133. Takes about five hours on two cores.
 #   GGUF=FILE bash launch/evidence.sh [FLAG...]
 # Finished steps are not repeated, so the same command resumes.
 set -euo pipefail
@@ -15,14 +15,33 @@ for stage in sources.simulated ingest follow_ups personas strangers; do
 done
 benchmark() { python tests/benchmarks/reward_users.py "$@" --config=configs/evidence.py "--workdir=$workdir"; }
 benchmark strangers
+benchmark arms
 benchmark pairs
 
-reward=$workdir/reward
-data=("--config.data.strangers=$workdir/strangers" "--config.data.pairs=$reward/pairs")
-data+=("--config.data.shards=$reward/shards" "--config.data.rows=$reward/rows")
-for stage in pairs shards rows; do python -m "data_pipelines.$stage" "${flags[@]}" "${data[@]}"; done
-python -m rlhi_jax.train "${flags[@]}" "${data[@]}" --config.objective=reward --config.model.new_head --workdir=$reward/run
-benchmark evaluate --name=text --model=$reward/run
+# Trains a model on the pairs in $pairs, in the folder of an arm: train ARM OBJECTIVE [FLAG...]
+train() {
+  local folder=$workdir/$1 objective=$2 stage
+  shift 2
+  local data=("--config.data.pairs=$pairs" "--config.data.shards=$folder/shards" "--config.data.rows=$folder/rows")
+  for stage in shards rows; do python -m "data_pipelines.$stage" "${flags[@]}" "${data[@]}"; done
+  python -m rlhi_jax.train "${flags[@]}" "${data[@]}" "--config.objective=$objective" "$@" "--workdir=$folder/$objective"
+}
 
-[ -d $reward/users ] || python -m rlhi_jax.user_rewards fit "${flags[@]}" --model=runs/smollm2 --pairs=$reward/pairs --to=$reward/users
-benchmark evaluate --name=low_rank --model=runs/smollm2 --rewards=$reward/users
+pairs=$workdir/counterfactual/pairs
+python -m data_pipelines.pairs "${flags[@]}" "--config.data.strangers=$workdir/strangers" "--config.data.pairs=$pairs"
+train counterfactual reward --config.model.new_head
+benchmark evaluate --name=text --model=$workdir/counterfactual/reward
+rewards=$workdir/counterfactual/users
+[ -d $rewards ] || python -m rlhi_jax.user_rewards fit "${flags[@]}" --model=runs/smollm2 --pairs=$pairs --to=$rewards
+benchmark evaluate --name=low_rank --model=runs/smollm2 --rewards=$rewards
+
+# The judge that costs nothing: the policy itself, before and after it has learned to write the rewrites.
+benchmark evaluate --name=free_judge_before --model=runs/smollm2
+train counterfactual sft --config.optimizer.learning_rate=1e-4
+benchmark evaluate --name=free_judge --model=$workdir/counterfactual/sft
+
+for arm in original checkers; do
+  pairs=$workdir/arms/$arm.jsonl
+  train "arms/$arm" reward --config.model.new_head
+  benchmark evaluate "--name=text_$arm" "--model=$workdir/arms/$arm/reward"
+done

@@ -1,6 +1,7 @@
 """Does a reward model know who is asking? Counterfactual pairs and counterbalanced tests with simulated users.
 
     python tests/benchmarks/reward_users.py strangers --config=configs/evidence.py --workdir=DIR
+    python tests/benchmarks/reward_users.py arms --config=configs/evidence.py --workdir=DIR
     python tests/benchmarks/reward_users.py pairs --config=configs/evidence.py --workdir=DIR
     python tests/benchmarks/reward_users.py evaluate --config=configs/evidence.py --workdir=DIR --name=N --model=MODEL
 
@@ -10,6 +11,10 @@
 - strangers: how often the checkers agree with the pairs of the stage `strangers`, of training users, as the smallest
   contrast grows. A pair is right if only its chosen reply satisfies the side of the taste that the complaint named, and
   wrong if only its rejected reply does. Choose `config.strangers.min_contrast` from this table.
+- arms: other training pairs from the same replies, to compare with. `original.jsonl` prefers the answer to a complaint
+  over the reply that the user complained about. `checkers.jsonl` has the counterfactual pairs as the checkers judge
+  them: two training users who rank the two replies of a request in opposite orders each give a pair. Nothing else may
+  use these, because no real user has a checker.
 - pairs: counterbalanced pairs of test users. The teacher answers each request under both sides of two tastes. Two
   users whose personas the stage `personas` inferred, and who rank two valid replies in opposite orders, each give a
   pair. Without the persona, nothing can tell which is chosen. Pairs that a held-out taste decides are in a file of
@@ -31,8 +36,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.inputs import read_records
 from data_pipelines.core.record_files import write_records
-from data_pipelines.core.records import PromptRecord, SimulatedUser
+from data_pipelines.core.records import PromptRecord, SimulatedUser, StrangerRecord
 from data_pipelines.core.stage import Task
+from data_pipelines.core.turns import turn_of
 from data_pipelines.persona.store import user_personas
 from data_pipelines.simulator.files import load_prompts, load_users, request_of
 from data_pipelines.simulator.requests import Request
@@ -97,6 +103,26 @@ def strangers(config: ConfigDict) -> dict[str, Any]:
     )
 
 
+def arms(config: ConfigDict, folder: Path) -> dict[str, Any]:
+    """Write the training pairs of two other arms to a folder, and return their numbers."""
+    users, personas = load_users(config), user_personas(config)
+    complained_of = {turn['id']: turn['reply'] for turn in read_records(config, 'follow_ups')}
+    judges = [user for name, user in sorted(users.items()) if user['split'] == 'train' and personas.get(name)]
+    files: dict[str, list[dict[str, Any]]] = dict(original=[], checkers=[])
+    for record in read_records(config, 'strangers'):
+        if record['split'] != 'train':
+            continue
+        wish, author = record['wishes'][0], users[record['user_id']]
+        better = Verdict(author, record['replies'][0], complained_of[turn_of(record['id'])])
+        files['original'].append(preference(record, better, {record['user_id']: wish['persona']}))
+        replies = [Reply(record['id'], number, text, True) for number, text in enumerate(record['replies'])]
+        verdicts = disagreement(record, replies, judges) or ()
+        files['checkers'] += [preference(record, verdict, personas) for verdict in verdicts]
+    for name, records in files.items():
+        write_records(folder / f'{name}.jsonl', records)
+    return {name: len(records) for name, records in files.items()}
+
+
 def answers(config: ConfigDict, folder: Path, prompts: Sequence[PromptRecord]) -> dict[str, list[Reply]]:
     """Return the teacher's answers to each prompt, one under each side of two tastes, keyed by prompt id."""
     task = Task(config, folder, dict(teacher=model_identity(config, teacher_path(config)), seed=config.seed), 'replies')
@@ -133,7 +159,7 @@ class Verdict(NamedTuple):
 
 
 def disagreement(
-    prompt: PromptRecord, replies: Sequence[Reply], judges: Sequence[SimulatedUser]
+    prompt: PromptRecord | StrangerRecord, replies: Sequence[Reply], judges: Sequence[SimulatedUser]
 ) -> tuple[Verdict, Verdict] | None:
     """Return the verdicts of two users who rank two replies in opposite orders, or None. Hashes decide which."""
 
@@ -176,7 +202,7 @@ def usable(reply: Reply, request: Request) -> bool:
     return valid(reply.text, request, reply.finished)
 
 
-def preference(prompt: PromptRecord, verdict: Verdict, personas: dict[str, str]) -> dict[str, Any]:
+def preference(prompt: PromptRecord | StrangerRecord, verdict: Verdict, personas: dict[str, str]) -> dict[str, Any]:
     """Return a record of the preference format."""
     user_id = hashed(verdict.user['id'])
     record = dict(id=f'{prompt["id"]} {user_id}', user_id=user_id, persona=personas.get(user_id, ''))
@@ -227,10 +253,12 @@ def main(command: str) -> None:
     given = flags.FLAGS
     workdir = Path(given.workdir)
     config = stage_config(load_config(given.config), workdir, 'personas')
-    folder = workdir / 'counterbalanced'
+    folder = workdir / ('arms' if command == 'arms' else 'counterbalanced')
     folder.mkdir(parents=True, exist_ok=True)
     if command == 'strangers':
         result = dict(strangers=strangers(config))
+    elif command == 'arms':
+        result = dict(arms=arms(config, folder))
     elif command == 'pairs':
         result = dict(pairs=counterbalanced(config, folder))
     else:
@@ -253,5 +281,5 @@ if __name__ == '__main__':
     flags.DEFINE_string('name', None, "evaluate: the model's name in the results.")
     flags.DEFINE_string('model', None, 'evaluate: model folder or workdir.')
     flags.DEFINE_string('rewards', None, 'evaluate: folder of user rewards.')
-    COMMAND = start(commands=('strangers', 'pairs', 'evaluate'))
+    COMMAND = start(commands=('strangers', 'arms', 'pairs', 'evaluate'))
     run(lambda: main(COMMAND))
