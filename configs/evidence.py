@@ -6,8 +6,9 @@
 The teacher, Qwen2.5-Coder-1.5B-Instruct, writes the replies that the users complain about, says what each complaint
 says about its author, and answers requests under the wishes of two users. `person` is a taste of test users alone.
 
-Result (`tests/benchmarks/results/reward_users.json`): of 196 counterfactual pairs of training users, 0.56 [0.49, 0.62]
-are right by the checkers and 0.04 [0.01, 0.06] wrong. No model has been trained on them yet.
+Result (`tests/benchmarks/results/reward_users.json`): of 174 counterfactual pairs of training users, 0.70 [0.61, 0.78]
+are right by the checkers and 0.04 [0.01, 0.08] wrong. A reward model trained on them prefers what new users want in
+0.67 [0.58, 0.76] of 158 counterbalanced pairs, and in 0.50 without persona. One seed.
 Hardware and time: two CPU cores; `bash launch/teacher.sh FILE 8133` serves the teacher. Two hours to the pairs.
 Command: `bash launch/evidence.sh`
 """

@@ -18,15 +18,15 @@
 - pairs: counterbalanced pairs of test users. The teacher answers each request under both sides of two tastes. Two
   users whose personas the stage `personas` inferred, and who rank two valid replies in opposite orders, each give a
   pair. Without the persona, nothing can tell which is chosen. Pairs that a held-out taste decides are in a file of
-  their own.
-  A third file has up to 40 pairs of each user, for rewards that do not read personas.
-- evaluate: accuracy and calibration of a model on the first two files, under several personas. With `--rewards=DIR`,
-  accuracy of the user rewards in DIR on the third file.
+  their own, and so are pairs in which a persona cannot help, because it has no claim from a complaint about a taste
+  that decides (`untold.jsonl`). A fourth file has up to 40 pairs of each user, for rewards that do not read personas.
+- evaluate: accuracy and calibration of a model on the first three files, under several personas. With
+  `--rewards=DIR`, accuracy of the user rewards in DIR on the fourth file.
 """
 
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +34,12 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines.core.inputs import read_records
-from data_pipelines.core.record_files import write_records
+from data_pipelines.core.inputs import input_folder, read_records
+from data_pipelines.core.record_files import stream_records, write_records
 from data_pipelines.core.records import PromptRecord, SimulatedUser, StrangerRecord
 from data_pipelines.core.stage import Task
 from data_pipelines.core.turns import turn_of
-from data_pipelines.persona.store import user_personas
+from data_pipelines.persona.store import CLAIMS, user_personas
 from data_pipelines.simulator.files import load_prompts, load_users, request_of
 from data_pipelines.simulator.requests import Request
 from data_pipelines.simulator.tastes import NAMED_BY, TASTES, satisfaction, valid
@@ -56,6 +56,7 @@ from rlhi_jax.user_rewards import evaluate_rewards
 
 PER_USER = 40  # pairs of a user in the third file
 RESULTS = Path(__file__).parent / 'results' / 'reward_users.json'
+READ = ('counterbalanced', 'held_out', 'untold')  # files of pairs for models that read personas
 CONTRASTS = (0, 5, 10, 15, 20, 30, 40)  # nats
 
 
@@ -105,7 +106,7 @@ def strangers(config: ConfigDict) -> dict[str, Any]:
 
 def arms(config: ConfigDict, folder: Path) -> dict[str, Any]:
     """Write the training pairs of two other arms to a folder, and return their numbers."""
-    users, personas = load_users(config), user_personas(config)
+    users, personas, told = load_users(config), user_personas(config), tastes_told(config)
     complained_of = {turn['id']: turn['reply'] for turn in read_records(config, 'follow_ups')}
     judges = [user for name, user in sorted(users.items()) if user['split'] == 'train' and personas.get(name)]
     files: dict[str, list[dict[str, Any]]] = dict(original=[], checkers=[])
@@ -116,7 +117,7 @@ def arms(config: ConfigDict, folder: Path) -> dict[str, Any]:
         better = Verdict(author, record['replies'][0], complained_of[turn_of(record['id'])])
         files['original'].append(preference(record, better, {record['user_id']: wish['persona']}))
         replies = [Reply(record['id'], number, text, True) for number, text in enumerate(record['replies'])]
-        verdicts = disagreement(record, replies, judges) or ()
+        verdicts = disagreement(record, replies, judges, told) or ()
         files['checkers'] += [preference(record, verdict, personas) for verdict in verdicts]
     for name, records in files.items():
         write_records(folder / f'{name}.jsonl', records)
@@ -158,10 +159,31 @@ class Verdict(NamedTuple):
         return [taste for taste, check in checks.items() if check(self.better) and not check(self.worse)]
 
 
+def tastes_told(config: ConfigDict) -> dict[str, set[str]]:
+    """Return the tastes that each user named in complaints from which a claim was made, keyed by user id."""
+    told: dict[str, set[str]] = defaultdict(set)
+    feedback = {turn['id']: turn['follow_up'] for turn in read_records(config, 'follow_ups')}
+    for claim in stream_records(input_folder(config, 'personas') / CLAIMS):
+        if named := NAMED_BY.get(feedback[claim['id']]):
+            told[claim['user_id']].add(named[0])
+    return told
+
+
+def is_told(verdict: Verdict, told: dict[str, set[str]]) -> bool:
+    """Whether a taste that decides a verdict is among those that its user told."""
+    return bool(told.get(hashed(verdict.user['id']), set()) & set(verdict.deciding))
+
+
 def disagreement(
-    prompt: PromptRecord | StrangerRecord, replies: Sequence[Reply], judges: Sequence[SimulatedUser]
+    prompt: PromptRecord | StrangerRecord,
+    replies: Sequence[Reply],
+    judges: Sequence[SimulatedUser],
+    told: dict[str, set[str]],
 ) -> tuple[Verdict, Verdict] | None:
-    """Return the verdicts of two users who rank two replies in opposite orders, or None. Hashes decide which."""
+    """Return the verdicts of two users who rank two replies in opposite orders, or None.
+
+    Verdicts that a told taste decides come first. Hashes decide the rest.
+    """
 
     def drawn(*values: str) -> str:
         return digest('drawn', prompt['id'], *values)
@@ -170,16 +192,18 @@ def disagreement(
     pairs = itertools.combinations([reply for reply in replies if usable(reply, request)], 2)
     pairs = sorted(pairs, key=lambda pair: drawn(pair[0].text, pair[1].text))
     judges = sorted(judges, key=lambda user: drawn(user['id']))
+    found: list[tuple[Verdict, Verdict]] = []
     for first, second in pairs:
-        verdicts: dict[bool, Verdict] = {}
+        verdicts: dict[bool, list[Verdict]] = {True: [], False: []}
         for user in judges:
             likes = [satisfaction(reply.text, request, reply.finished, user['tastes']) for reply in (first, second)]
             if likes[0] != likes[1]:
                 better, worse = (first, second) if likes[0] > likes[1] else (second, first)
-                verdicts.setdefault(better is first, Verdict(user, better.text, worse.text))
-        if len(verdicts) == 2:
-            return verdicts[True], verdicts[False]
-    return None
+                verdicts[better is first].append(Verdict(user, better.text, worse.text))
+        if all(verdicts.values()):
+            one, other = (max(of_order, key=lambda v: is_told(v, told)) for of_order in verdicts.values())
+            found.append((one, other))
+    return max(found, key=lambda both: sum(is_told(verdict, told) for verdict in both), default=None)
 
 
 def verdicts_of(
@@ -219,16 +243,17 @@ def counterbalanced(config: ConfigDict, folder: Path) -> dict[str, Any]:
     judges = [testers[name] for name in sorted(testers) if personas.get(name)]
     prompts = load_prompts(config, 'test')
     prompts = sorted(prompts, key=lambda prompt: digest('prompt', prompt['id']))[: flags.FLAGS.most]
-    drawn, held_out = answers(config, folder, prompts), set(held_out_tastes(config))
+    drawn, held_out, told = answers(config, folder, prompts), set(held_out_tastes(config)), tastes_told(config)
     counts = Counter(test_users=len(testers), with_persona=len(judges), prompts=len(prompts))
-    files: dict[str, list[dict[str, Any]]] = dict(counterbalanced=[], held_out=[])
+    files: dict[str, list[dict[str, Any]]] = {name: [] for name in READ}
     for prompt in prompts:
-        verdicts = disagreement(prompt, drawn[prompt['id']], judges)
+        verdicts = disagreement(prompt, drawn[prompt['id']], judges, told)
         if verdicts is None:
             counts['prompts_without_disagreement'] += 1
             continue
         tastes = {taste for verdict in verdicts for taste in verdict.deciding}
-        name = 'held_out' if tastes & held_out else 'counterbalanced'
+        all_told = all(is_told(verdict, told) for verdict in verdicts)
+        name = 'held_out' if tastes & held_out else 'counterbalanced' if all_told else 'untold'
         counts[f'pairs_{name}'] += 2
         files[name] += [preference(prompt, verdict, personas) for verdict in verdicts]
     verdicts_by_user = {name: verdicts_of(testers[name], prompts, drawn) for name in sorted(testers)}
@@ -242,8 +267,8 @@ def counterbalanced(config: ConfigDict, folder: Path) -> dict[str, Any]:
 
 
 def evaluated(config: ConfigDict, folder: Path, model: Path) -> dict[str, Any]:
-    """Return the evaluation of a model on both files of pairs."""
-    files = {name: folder / f'{name}.jsonl' for name in ('counterbalanced', 'held_out')}
+    """Return the evaluation of a model on the files of pairs that personas tell apart."""
+    files = {name: folder / f'{name}.jsonl' for name in READ}
     return {
         name: evaluate_reward(config, model, str(path), 'test') for name, path in files.items() if path.stat().st_size
     }
