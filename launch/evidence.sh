@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evidence with simulated users: their complaints → counterfactual pairs → a reward model that reads personas, and rewards
-# of users that do not. Needs a teacher: bash launch/teacher.sh FILE 8133. Takes about five hours on two cores.
+# of users that do not. Needs a teacher: bash launch/teacher.sh FILE 8133. Takes hours on two cores.
 #   GGUF=FILE bash launch/evidence.sh [FLAG...]
 # Finished steps are not repeated, so the same command resumes.
 set -euo pipefail
@@ -18,10 +18,10 @@ benchmark strangers
 benchmark arms
 benchmark pairs
 
-# Trains a model on the pairs in $pairs, in the folder of an arm: train ARM OBJECTIVE [FLAG...]
+# train ARM PAIRS OBJECTIVE [FLAG...]: trains a model on pairs, in the folder of an arm.
 train() {
-  local folder=$workdir/$1 objective=$2 stage
-  shift 2
+  local folder=$workdir/$1 pairs=$2 objective=$3 stage
+  shift 3
   local data=("--config.data.pairs=$pairs" "--config.data.shards=$folder/shards" "--config.data.rows=$folder/rows")
   for stage in shards rows; do python -m "data_pipelines.$stage" "${flags[@]}" "${data[@]}"; done
   python -m rlhi_jax.train "${flags[@]}" "${data[@]}" "--config.objective=$objective" "$@" "--workdir=$folder/$objective"
@@ -29,7 +29,7 @@ train() {
 
 pairs=$workdir/counterfactual/pairs
 python -m data_pipelines.pairs "${flags[@]}" "--config.data.strangers=$workdir/strangers" "--config.data.pairs=$pairs"
-train counterfactual reward --config.model.new_head
+train counterfactual "$pairs" reward --config.model.new_head
 benchmark evaluate --name=text --model=$workdir/counterfactual/reward
 rewards=$workdir/counterfactual/users
 [ -d $rewards ] || python -m rlhi_jax.user_rewards fit "${flags[@]}" --model=runs/smollm2 --pairs=$pairs --to=$rewards
@@ -37,11 +37,10 @@ benchmark evaluate --name=low_rank --model=runs/smollm2 --rewards=$rewards
 
 # The judge that costs nothing: the policy itself, before and after it has learned to write the rewrites.
 benchmark evaluate --name=free_judge_before --model=runs/smollm2
-train counterfactual sft --config.optimizer.learning_rate=1e-4
+train counterfactual "$pairs" sft --config.optimizer.learning_rate=1e-4
 benchmark evaluate --name=free_judge --model=$workdir/counterfactual/sft
 
 for arm in original checkers; do
-  pairs=$workdir/arms/$arm.jsonl
-  train "arms/$arm" reward --config.model.new_head
+  train "arms/$arm" "$workdir/arms/$arm.jsonl" reward --config.model.new_head
   benchmark evaluate "--name=text_$arm" "--model=$workdir/arms/$arm/reward"
 done

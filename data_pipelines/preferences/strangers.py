@@ -60,15 +60,17 @@ def stranger_to(wish: Wish, pool: Sequence[Wish], name: str) -> Wish | None:
       pool: the wishes of all authors of the user's split.
       name: the id of the user's feedback turn. Its hash decides where in the pool the search begins.
     """
-    fitting = [
-        other
-        for other in drawn_from(pool, digest(name))
-        if other['author'] != wish['author']
-        and says_something_new(other['claim'], wish['persona'])
-        and says_something_new(wish['claim'], other['persona'])
-    ]
-    opposite = (other for other in fitting if contradicts(wish['claim'], other['claim']))
-    return next(opposite, fitting[0] if fitting else None)
+    first = None
+    for other in drawn_from(pool, digest(name)):
+        if (
+            other['author'] != wish['author']
+            and says_something_new(other['claim'], wish['persona'])
+            and says_something_new(wish['claim'], other['persona'])
+        ):
+            if contradicts(wish['claim'], other['claim']):
+                return other
+            first = first or other
+    return first
 
 
 def drawn_from(pool: Sequence[T], start: str) -> Iterator[T]:

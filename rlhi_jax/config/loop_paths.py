@@ -112,16 +112,11 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
     config.train.epochs, config.optimizer.learning_rate = settings.epochs, settings.learning_rate
     config.pairs.sources = method.sources if is_policy else EARLIER_SOURCES
     if is_policy and 'sft' in method.trains:
-        config.model.path = str(warm_start(workdir))
+        config.model.path = str(workdir / 'sft' / 'run')
     for name in ('pairs', 'shards', 'rows'):
         config.data[name] = str(workdir / objective / name)
     config.eval.shards = str(workdir / objective / 'validation')
     return config
-
-
-def warm_start(workdir: Path) -> Path:
-    """Return the training run of a loop's warm start."""
-    return workdir / 'sft' / 'run'
 
 
 def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
@@ -135,10 +130,12 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
         config = training_config(config, workdir, config.objective)
         if config.data.split == 'validation':
             config.data.shards = config.eval.shards
-    if stage == 'candidates' and 'reward' in method_of(config).trains:
-        config.candidates.reward_model = str(workdir / 'reward' / 'run')
-    if stage == 'candidates' and 'sft' in method_of(config).trains:
-        config.model.path = str(warm_start(workdir))
+    if stage == 'candidates':
+        trains = method_of(config).trains
+        if 'reward' in trains:
+            config.candidates.reward_model = str(workdir / 'reward' / 'run')
+        if 'sft' in trains:
+            config.model.path = str(workdir / 'sft' / 'run')
     if stage == 'satisfaction':
         config.data.satisfaction = str(workdir / 'satisfaction' / ('after' if config.satisfaction.model else 'before'))
         if config.satisfaction.personas == 'stated':

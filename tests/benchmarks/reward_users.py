@@ -54,7 +54,7 @@ from rlhi_jax.io.files import digest, read_json, write_json
 from rlhi_jax.sampling.generator import Prompt, Reply
 from rlhi_jax.user_rewards import evaluate_rewards
 
-PER_USER = 40  # pairs of a user in the third file
+PER_USER = 40  # pairs of a user in by_user.jsonl
 RESULTS = Path(__file__).parent / 'results' / 'reward_users.json'
 READ = ('counterbalanced', 'held_out', 'untold')  # files of pairs for models that read personas
 CONTRASTS = (0, 5, 10, 15, 20, 30, 40)  # nats
