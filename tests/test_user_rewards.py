@@ -10,13 +10,13 @@ from rlhi_jax.config import base_config
 from rlhi_jax.data.tree import Preference
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
-from rlhi_jax.mixtures.folder import open_rewards
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.decoder import Decoder, variables
 from rlhi_jax.models.parameters import load_params
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.scoring.candidates import Candidates
 from rlhi_jax.scoring.gaps import pair_states
+from rlhi_jax.state_rewards.folder import open_rewards
 from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.user_rewards import evaluate_rewards, fit_rewards
 
@@ -113,6 +113,49 @@ def test_what_is_refused(fitted, tmp_path):
     with pytest.raises(UserError, match='no pair fits in a row of 32 tokens'):
         fit_rewards(c, model, train, 'train', tmp_path / 'new', overwrite=False)
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_head_tells_users_apart_by_their_personas(fitted, tmp_path):
+    folder, model = fitted
+    personas = ['I like prose.', 'I like lists.']
+
+    def with_personas(users: range) -> list[dict]:
+        return [r | dict(persona=personas[int(r['user_id'][1:]) % 2]) for r in preferences(users, 6)]
+
+    c, train = settings(), write(tmp_path / 'train.jsonl', with_personas(range(16)))
+    line = fit_rewards(c, model, train, 'train', tmp_path / 'to', kind='persona_head', overwrite=False)
+    assert line.startswith('96 pairs of 16 users')
+    new = write(tmp_path / 'new.jsonl', with_personas(range(100, 108)))
+    result = evaluate_rewards(c, model, new, 'test', tmp_path / 'to')
+    accuracy = {name: row['accuracy']['mean'] for name, row in result['conditions'].items()}
+    assert accuracy['own'] > 0.9 and accuracy['other'] < 0.1
+    assert accuracy['empty'] == pytest.approx(0.5, abs=0.2)  # every second user prefers lists
+    about = read_json(tmp_path / 'to' / 'manifest.json', '', fields=())
+    assert about['kind'] == 'persona_head' and about['settings'] == c.persona_head.to_dict()
+    (tmp_path / 'to' / 'rewards.safetensors').write_bytes(b'{}')
+    with pytest.raises(UserError, match='are damaged'):
+        evaluate_rewards(c, model, new, 'test', tmp_path / 'to')
+
+
+def test_ties_are_kept_if_asked_for(fitted, tmp_path):
+    _, model = fitted
+
+    def with_ties(users: range, each: int) -> list[dict]:
+        records = preferences(users, each)
+        return [r | (dict(score_chosen=1, score_rejected=1) if n % 3 == 0 else {}) for n, r in enumerate(records)]
+
+    c, train = settings(), write(tmp_path / 'train.jsonl', with_ties(range(8), 6))
+    fit_rewards(c, model, train, 'train', tmp_path / 'without', overwrite=False)
+    assert read_json(tmp_path / 'without' / 'manifest.json', '', fields=())['pairs'] == 32
+    c.low_rank.ties = True
+    fit_rewards(c, model, train, 'train', tmp_path / 'with', overwrite=False)
+    assert read_json(tmp_path / 'with' / 'manifest.json', '', fields=())['pairs'] == 48
+    new = write(tmp_path / 'new.jsonl', with_ties(range(50, 52), 33))
+    results = {name: evaluate_rewards(c, model, new, 'test', tmp_path / name) for name in ('without', 'with')}
+    assert [result['counts'].get('dropped_tie', 0) for result in results.values()] == [22, 0]
+    assert [result['pairs'] for result in results.values()] == [2 * (22 - 20), 2 * (33 - 20)]
+    # Before anything is known of a user, the three outcomes are about equally likely.
+    assert results['with']['log_loss']['0']['mean'] == pytest.approx(np.log(3), abs=0.2)
 
 
 def test_the_folder_says_what_it_was_made_from(fitted):

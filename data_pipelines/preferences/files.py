@@ -120,7 +120,9 @@ def _of_ratings(ratings: Ratings, counts: Counter) -> Iterator[Preference | BadR
         yield _made(rated_preference, best, worst, default_id, counts)
 
 
-def named_preferences(names: str, split: str, counts: Counter, origin: Origin) -> tuple[list[Preference], list[Path]]:
+def named_preferences(
+    names: str, split: str, counts: Counter, origin: Origin, *, keep_ties: bool = False
+) -> tuple[list[Preference], list[Path]]:
     """Return the usable preferences in files, folders and hub data sets, and the files that they come from.
 
     Args:
@@ -128,6 +130,7 @@ def named_preferences(names: str, split: str, counts: Counter, origin: Origin) -
       split: the split to read from folders and data sets.
       counts: receives the counts of `read_preferences`.
       origin: the options that gave `names` and `split`.
+      keep_ties: as for `read_preferences`.
 
     Raises:
       UserError: something is missing or damaged, or contains no usable preferences.
@@ -136,7 +139,7 @@ def named_preferences(names: str, split: str, counts: Counter, origin: Origin) -
     for each in files:
         each.say_what_is_not_read(origin.files)
     paths = [path for each in files for path in each.files]
-    preferences = list(read_preferences(paths, counts, origin=origin))
+    preferences = list(read_preferences(paths, counts, keep_ties=keep_ties, origin=origin))
     if not preferences:
         raise UserError(f'{origin.files}={names} contains no usable preferences (records by outcome: {dict(counts)})')
     return preferences, paths

@@ -55,6 +55,7 @@ SCHEMA = Section(
     hindsight=training_keys.HINDSIGHT,
     reward=training_keys.REWARD,
     low_rank=training_keys.LOW_RANK,
+    persona_head=training_keys.PERSONA_HEAD,
     loop=training_keys.LOOP,
     policy_sees_persona=Key(True, 'Whether the policy reads the persona in training and evaluation.'),
     sampler_sees_persona=Key(True, 'Whether the policy reads the persona when candidates are sampled.'),

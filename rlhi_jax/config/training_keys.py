@@ -229,8 +229,16 @@ REWARD = Section(
 
 LOW_RANK = Section(
     'Settings of `python -m rlhi_jax.user_rewards`: rewards that users mix with weights of their own.',
+    ties=Key(False, 'Whether ties are kept, and how readily each user calls two replies equally good is learned.'),
     rank=Key(8, 'Number of rewards that are mixed.', at_least=1),
     penalty=Key(1.0, 'Weight of the penalty on large rewards and weights.', above=0),
+    steps=Key(500, 'Optimizer steps, each on all pairs.', at_least=1),
+)
+
+PERSONA_HEAD = Section(
+    'Settings of `python -m rlhi_jax.user_rewards --kind=persona_head`: a network over states of a frozen model.',
+    width=Key(32, 'Width of the network.', at_least=1),
+    penalty=Key(0.01, 'Weight of the penalty on large parameters.', above=0),
     steps=Key(500, 'Optimizer steps, each on all pairs.', at_least=1),
 )
 

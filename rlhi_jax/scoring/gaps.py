@@ -1,7 +1,7 @@
 """Scores both replies of each preference, and returns how much higher the chosen reply scores: its gap."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,8 @@ from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.scoring.reference import row_keys
 from rlhi_jax.scoring.rows import Output, score_readers
 from rlhi_jax.tokenizers.template import ChatTemplate
+
+BEFORE_TEXTS = 'What do you want?'
 
 
 def pair_gaps(
@@ -62,6 +64,20 @@ def pair_states(
     return values['pairs']
 
 
+def text_states(config: ConfigDict, model: ModelFolder, texts: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the state of each text, [2 D] float32, keyed by text: that of the text as the reply to `BEFORE_TEXTS`.
+
+    Texts that do not fit in a row of `config.rows`, and the empty text, have no state. Errors are as in `pair_gaps`.
+    """
+    told = [
+        Preference(
+            text, (('user', BEFORE_TEXTS),), (('assistant', text),), (), system='', persona='', user_id='', weight=1.0
+        )
+        for text in sorted({*texts} - {''})
+    ]
+    return {text: chosen for text, (chosen, _) in pair_states(config, model, told).items()}
+
+
 def _pair_values(
     config: ConfigDict,
     model: ModelFolder,
@@ -90,14 +106,17 @@ def _pair_values(
 def _of_pairs(reader: RowReader, outputs: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the outputs for both replies of each pair in a reader's rows, keyed by pair id.
 
+    The output for a reply that a pair lacks is 0.
+
     Args:
       outputs: the output for each reply of each row, [rows, R, ...].
     """
-    of_pair = {}
+    of_pair, missing = {}, np.zeros_like(outputs[0, 0])
     for number, of_row in enumerate(outputs):
         of_reply = dict(zip(row_keys(reader, number), of_row, strict=False))  # the rest of the row is padding
         for tree, piece, _ in reader.plan.rows[number]:
             for pair in map(reader.trees[tree].pairs.__getitem__, piece.pairs):
-                chosen, rejected = (of_reply[tree, piece.start, *side] for side in pair.sides)
+                keys = ((tree, piece.start, *side) if side else None for side in pair.sides)
+                chosen, rejected = (of_reply[key] if key else missing for key in keys)
                 of_pair[pair.id] = chosen, rejected
     return of_pair
