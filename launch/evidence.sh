@@ -31,9 +31,11 @@ pairs=$workdir/counterfactual/pairs
 python -m data_pipelines.pairs "${flags[@]}" "--config.data.strangers=$workdir/strangers" "--config.data.pairs=$pairs"
 train counterfactual "$pairs" reward --config.model.new_head
 benchmark evaluate --name=text --model=$workdir/counterfactual/reward
-rewards=$workdir/counterfactual/users
-[ -d $rewards ] || python -m rlhi_jax.user_rewards fit "${flags[@]}" --model=runs/smollm2 --pairs=$pairs --to=$rewards
-benchmark evaluate --name=low_rank --model=runs/smollm2 --rewards=$rewards
+for kind in low_rank persona_head; do
+  rewards=$workdir/counterfactual/$kind
+  [ -d $rewards ] || python -m rlhi_jax.user_rewards fit "${flags[@]}" --kind=$kind --model=runs/smollm2 --pairs=$pairs --to=$rewards
+  benchmark evaluate --name=$kind --model=runs/smollm2 --rewards=$rewards
+done
 
 # The judge that costs nothing: the policy itself, before and after it has learned to write the rewrites.
 benchmark evaluate --name=free_judge_before --model=runs/smollm2

@@ -15,7 +15,8 @@ stage, even if it is up to date.
 `config.loop.method` selects the source of the preference pairs:
 
     rewrites   replies rewritten in response to users' feedback (see also `config.pairs.against`)
-    rewards    the best and worst of N sampled replies, scored by a reward model trained on the rewrites
+    rewards    the best and worst of N sampled replies, scored by a reward model: `config.candidates.reward_model`, or
+               one that the loop trains on the rewrites
     both       rewrites and rewards together
     oracle     the best and worst of N sampled replies, scored by the simulated users' checkers: an upper bound that
                needs no reward model
@@ -114,7 +115,7 @@ class Round:
                 self._stage(personas.STAGE, 'ingest', 'follow_ups'),
             ]
         for stage in (rewrites.STAGE, strangers.STAGE):
-            if config.loop.method != 'oracle' and stage.name in REWRITTEN[config.pairs.against]:
+            if method.uses_rewrites and stage.name in REWRITTEN[config.pairs.against]:
                 parts.append(self._stage(stage, 'ingest', 'follow_ups', 'personas'))
         for objective in method.trains:
             if objective == method.trains[-1] and 'candidates' in method.sources:

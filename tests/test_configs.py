@@ -13,7 +13,11 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.loop import Round
 
 CONFIGS = sorted((tiny.ROOT / 'configs').glob('*.py'))
-ARMS = {'feasibility': ('oracle', 'inferred', 'complaints'), 'mt_bench': ('dpo', 'reward')}
+ARMS = {
+    'feasibility': ('oracle', 'inferred', 'complaints'),
+    'mt_bench': ('dpo', 'reward'),
+    'rlhi_llama31_8b': ('rewrites', 'rewards'),
+}
 
 
 def load(path: Path) -> ModuleType:

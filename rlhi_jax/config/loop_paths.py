@@ -19,6 +19,11 @@ class Method(NamedTuple):
     trains: tuple[str, ...]
     sources: str
 
+    @property
+    def uses_rewrites(self) -> bool:
+        """Whether rewrites become pairs for any of the training runs."""
+        return len(self.trains) > 1 or EARLIER_SOURCES in self.sources.split(',')
+
 
 METHODS = {
     'rewrites': Method(('dpo',), 'rewrites'),
@@ -36,11 +41,11 @@ _TRAINED = ('reward', 'sft', 'dpo')  # all objectives that any loop trains
 def method_of(config: ConfigDict) -> Method:
     """Return the training runs and pair sources of a loop.
 
-    No reward model is trained if the policy is the scorer. `config.loop.sft` adds a warm start.
+    No reward model is trained if one is given, or if the policy is the scorer. `config.loop.sft` adds a warm start.
     """
     method = METHODS[config.loop.method]
     *earlier, last = method.trains
-    if config.candidates.scorer == 'policy':
+    if config.candidates.reward_model or config.candidates.scorer == 'policy':
         earlier = []
     if config.loop.sft.epochs:
         earlier.append('sft')

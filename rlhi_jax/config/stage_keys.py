@@ -347,7 +347,11 @@ CANDIDATES = Section(
         choices=('reward_model', 'policy'),
     ),
     strangers=Key(4, 'Maximum number of strangers whose personas the scorer `policy` compares with.', at_least=1),
-    reward_model=Key('', 'Model folder or workdir of the reward model; empty: it scores no replies.'),
+    reward_model=Key(
+        '',
+        'Model folder or workdir of the reward model. Empty: the stage scores no replies, and the loop trains a reward '
+        'model.',
+    ),
     max_prompts=Key(
         0,
         'Maximum number of prompts; prompts with a persona are selected first, then the rest by hash. 0: all.',

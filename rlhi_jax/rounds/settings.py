@@ -48,6 +48,8 @@ def check_settings(config: ConfigDict) -> None:
     require(config, 'model.path')
     if 'reward' in method_of(config).trains:
         check_pad_token(open_model(config.model.path))
+    if (given := config.candidates.reward_model) and open_model(given).spec.head != 'reward':
+        raise UserError(f'config.candidates.reward_model: {given} is not a reward model: set the key to one')
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
     if config.pairs.against != 'policy' and 'rewrites' not in method_of(config).sources:

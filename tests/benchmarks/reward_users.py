@@ -21,7 +21,7 @@
   their own, and so are pairs in which a persona cannot help, because it has no claim from a complaint about a taste
   that decides (`untold.jsonl`). A fourth file has up to 40 pairs of each user, for rewards that do not read personas.
 - evaluate: accuracy and calibration of a model on the first three files, under several personas. With
-  `--rewards=DIR`, accuracy of the user rewards in DIR on the fourth file.
+  `--rewards=DIR`, those of the user rewards in DIR; rewards that do not read personas are evaluated on the fourth file.
 """
 
 import itertools
@@ -266,11 +266,17 @@ def counterbalanced(config: ConfigDict, folder: Path) -> dict[str, Any]:
     return dict(counts)
 
 
-def evaluated(config: ConfigDict, folder: Path, model: Path) -> dict[str, Any]:
-    """Return the evaluation of a model on the files of pairs that personas tell apart."""
+def evaluated(config: ConfigDict, folder: Path, model: Path, rewards: Path | None) -> dict[str, Any]:
+    """Return the evaluation of a model, or of rewards over its states, on each file of pairs that suits it."""
+    if rewards and read_json(rewards / 'manifest.json', 'fit the rewards again')['kind'] == 'low_rank':
+        return evaluate_rewards(config, model, str(folder / 'by_user.jsonl'), 'test', rewards)
     files = {name: folder / f'{name}.jsonl' for name in READ}
     return {
-        name: evaluate_reward(config, model, str(path), 'test') for name, path in files.items() if path.stat().st_size
+        name: evaluate_rewards(config, model, str(path), 'test', rewards)
+        if rewards
+        else evaluate_reward(config, model, str(path), 'test')
+        for name, path in files.items()
+        if path.stat().st_size
     }
 
 
@@ -288,12 +294,7 @@ def main(command: str) -> None:
         result = dict(pairs=counterbalanced(config, folder))
     else:
         require_flags('name', 'model')
-        model, by_user = Path(given.model), str(folder / 'by_user.jsonl')
-        if given.rewards:
-            figures = evaluate_rewards(config, model, by_user, 'test', Path(given.rewards))
-        else:
-            figures = evaluated(config, folder, model)
-        result = {given.name: figures}
+        result = {given.name: evaluated(config, folder, Path(given.model), given.rewards and Path(given.rewards))}
     stored = read_json(RESULTS, 'remove the file', fields=()) if RESULTS.exists() else {}
     write_json(RESULTS, stored | result)
     print(json.dumps(result, indent=1))

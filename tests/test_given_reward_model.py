@@ -1,0 +1,65 @@
+"""A loop that is given a reward model: it makes no rewrites, trains no reward model, and scores with the given one."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+from test_loop import flags
+
+from rlhi_jax.config import base_config
+from rlhi_jax.config.loop_paths import method_of, stage_config
+from rlhi_jax.io.errors import UserError
+from rlhi_jax.loop import Round
+from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.rounds.settings import check_settings
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('models')
+    policy = tiny.write_model(folder / 'policy', seed=6, spec=tiny.LOOP_SPEC)
+    reward = tiny.write_model(folder / 'reward', seed=7, spec=dataclasses.replace(tiny.LOOP_SPEC, head='reward'))
+    return policy, reward
+
+
+def config_with(models, method: str):
+    config = base_config()
+    config.loop.method, config.model.path, config.candidates.reward_model = method, *map(str, models)
+    return config
+
+
+def test_rewrites_are_made_only_if_pairs_come_from_them(models, tmp_path):
+    parts = {}
+    for method in ('rewards', 'both', 'rewrites'):
+        config = config_with(models, method)
+        assert method_of(config).trains == ('dpo',)
+        parts[method] = {part.name for part in Round(config, tmp_path).parts()}
+        assert stage_config(config, tmp_path, 'candidates').candidates.reward_model == str(models[1])
+    assert 'candidates' in parts['rewards'] and 'rewrites' not in parts['rewards']
+    assert {'candidates', 'rewrites'} <= parts['both']
+    assert 'candidates' not in parts['rewrites'] and 'rewrites' in parts['rewrites']
+    warm = config_with(models, 'rewards')
+    warm.loop.sft.epochs = 1
+    assert 'rewrites' in {part.name for part in Round(warm, tmp_path).parts()}
+
+
+def test_a_model_of_another_kind_is_refused(models):
+    policy, _ = models
+    with pytest.raises(UserError, match='config.candidates.reward_model: .* is not a reward model'):
+        check_settings(config_with((policy, policy), 'rewards'))
+
+
+def test_the_loop_scores_with_it(models, tmp_path):
+    policy, reward = models
+    given = (
+        '--config.loop.method=rewards',
+        '--config.pairs.against=policy',
+        f'--config.candidates.reward_model={reward}',
+    )
+    tiny.run_program('rlhi_jax.loop', *flags(policy, tmp_path / 'run'), *given)
+    candidates = json.loads((tmp_path / 'run' / 'candidates' / 'manifest.json').read_text())
+    assert candidates['made_from']['reward_model']['weights'] == open_model(reward).weights
+    records = map(json.loads, (tmp_path / 'run' / 'candidates' / 'records.jsonl').open())
+    assert all(score is not None for record in records for score in record['scores'])
+    assert (tmp_path / 'run' / 'dpo' / 'huggingface').is_dir() and not (tmp_path / 'run' / 'reward').exists()
