@@ -272,13 +272,30 @@ def test_summary_of_satisfaction_against_plain_means(tmp_path):
     assert summary['prompts'] == 15 and summary['users'] == 5
     gaps = [gap(model, lambda r: r['satisfaction'], known) for model in records]
     assert [summary['models'][model]['gap']['mean'] for model in records] == pytest.approx(gaps)
-    assert set(summary['models']['after']) == {'own', 'other', 'gap', 'valid'}
+    assert set(summary['models']['after']) == {'own', 'other', 'gap', 'valid', 'gap_of_valid'}
+    of_valid = [gap(model, lambda r: r['satisfaction'], lambda r: known(r) and r['valid']) for model in records]
+    assert [summary['models'][model]['gap_of_valid']['mean'] for model in records] == pytest.approx(of_valid)
+    change = summary['gap_of_valid_change']
+    assert (
+        change['mean'] == pytest.approx(of_valid[1] - of_valid[0]) and change['low'] < change['mean'] < change['high']
+    )
     assert summary['gap_change']['mean'] == pytest.approx(gaps[1] - gaps[0])
     assert summary['gap_change']['low'] <= gaps[1] - gaps[0] <= summary['gap_change']['high']
     person = summary['by_taste']['person']
     assert person['held_out'] and person['prompts'] == 3 and not summary['by_taste']['length']['held_out']
     expected = gap('after', lambda r: r['met']['person'], lambda r: 'person' in r['met'])
     assert person['models']['after']['gap']['mean'] == pytest.approx(expected)
+
+
+def test_without_valid_replies_there_is_no_gap_of_valid_replies(tmp_path):
+    one = dict(id='u/0', user_id='u', met=dict(length=0.0), satisfaction=0.0)
+    for model in ('before', 'after'):
+        (tmp_path / model).mkdir()
+        records = [one | dict(condition='own', valid=False), one | dict(condition='other', valid=True)]
+        write_records(tmp_path / model / 'records.jsonl', records)
+    summary = summarise({model: tmp_path / model for model in ('before', 'after')})
+    assert 'gap' in summary['models']['after'] and 'gap_of_valid' not in summary['models']['after']
+    assert 'gap_of_valid_change' not in summary
 
 
 @pytest.mark.parametrize('answered', [('empty',), ('own',), ()])

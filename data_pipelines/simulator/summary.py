@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.core.record_files import RECORDS, load_records
 from data_pipelines.core.records import SatisfactionRecord
-from rlhi_jax.evaluation.statistics import interval
+from rlhi_jax.evaluation.statistics import interval, interval_of_sum
 from rlhi_jax.io.errors import NothingToEvaluate
 
 Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condition → prompt id
@@ -22,6 +22,10 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     gap. Every number is a mean over the prompts that all models answered in all conditions, with a 95 % interval from
     a bootstrap over users. Users with a held-out taste count only in `by_taste`, which compares the models on one taste
     at a time.
+
+    A model that gives more valid replies has a larger gap, even if it uses personas no better. `gap_of_valid` and
+    `gap_of_valid_change` therefore compare the mean satisfaction with valid replies under either condition. They are
+    left out if a model has no valid reply under one of the conditions.
 
     Args:
       by_model: folders of the stage `satisfaction`, keyed by model name.
@@ -46,12 +50,34 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     for model, by_condition in tables.items():
         valid = {name: float(by_condition['own'][name]['valid']) for name in known}
         result['models'][model]['valid'] = interval(valid, users)
+    _add_gaps_of_valid(result, tables, known, users)
     result['by_taste'] = {}
     for taste in sorted({taste for tastes in met.values() for taste in tastes}):
         names = [name for name in shared if taste in met[name]]
         row = _compare(tables, names, lambda record, taste=taste: record['met'][taste])
         result['by_taste'][taste] = dict(row, held_out=taste in held_out)
     return result
+
+
+def _add_gaps_of_valid(result: dict[str, Any], tables: Tables, names: Sequence[str], users: Mapping[str, str]) -> None:
+    """Add the gap between valid replies of each model, and its change, to the result of `summarise`."""
+    gaps = {}
+    for model, by_condition in tables.items():
+        own, other = (
+            {
+                name: by_condition[condition][name]['satisfaction']
+                for name in names
+                if by_condition[condition][name]['valid']
+            }
+            for condition in ('own', 'other')
+        )
+        if not (own and other):
+            return
+        gaps[model] = [(1.0, own), (-1.0, other)]
+    for model, terms in gaps.items():
+        result['models'][model]['gap_of_valid'] = interval_of_sum(terms, users)
+    first, last = (gaps[name] for name in (next(iter(gaps)), next(reversed(gaps))))
+    result['gap_of_valid_change'] = interval_of_sum([*last, *((-weight, values) for weight, values in first)], users)
 
 
 def _read(by_model: Mapping[str, Path]) -> Tables:

@@ -61,14 +61,17 @@ def _satisfaction_tables(summary: dict[str, Any]) -> tuple[Table, Table]:
 
     The first table shows satisfaction under each persona condition. The second shows, for each taste, the gap:
     satisfaction under 'own' minus satisfaction under 'other'. The change in the gap is the gap after training minus the
-    gap before training.
+    gap before training. The gap of valid replies leaves out replies that could satisfy nobody.
     """
     title = f'Satisfaction of {summary["users"]} held-out users with replies to {summary["prompts"]} requests'
     conditions = [name for name in CONDITIONS if all(name in row for row in summary['models'].values())]
-    table = Table('policy', *conditions, 'gap own − other', title=title)
+    table = Table('policy', *conditions, 'gap own − other', 'gap of valid replies', title=title)
+    columns = (*conditions, 'gap', 'gap_of_valid')
     for model, row in summary['models'].items():
-        table.add_row(model, *(shown(row[name], summary['users']) for name in (*conditions, 'gap')))
-    table.add_row('change in the gap', *('' for _ in conditions), shown(summary['gap_change'], summary['users']))
+        table.add_row(model, *(shown(row[name], summary['users']) if name in row else '' for name in columns))
+    changes = [summary.get(name) for name in ('gap_change', 'gap_of_valid_change')]
+    cells = (shown(change, summary['users']) if change else '' for change in changes)
+    table.add_row('change in the gap', *('' for _ in conditions), *cells)
     by_taste = Table('taste', 'prompts', *summary['models'], 'change', title='Gap for each taste')
     for taste, row in summary['by_taste'].items():
         cells = [shown(model['gap'], row['users']) for model in row['models'].values()]
