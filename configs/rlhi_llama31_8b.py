@@ -2,7 +2,8 @@
 
     --config=configs/rlhi_llama31_8b.py:rewrites         replies rewritten in response to users' follow-ups
     --config=configs/rlhi_llama31_8b.py:rewards          the best and worst of 8 replies, by Athene-RM-8B
-    --config=configs/rlhi_llama31_8b.py:rewrites,smoke   a tiny form of it with SmolLM2-135M; rewards,smoke likewise
+    --config=configs/rlhi_llama31_8b.py:rewrites,smoke   a few pairs with SmolLM2-135M; rewards,smoke likewise, with a
+                                                         reward model that the loop trains itself
 
 The paper names the models, the data, and what the stages do. It does not state all settings. Comments below say where
 each value comes from: `paper`; `sibling`, the same team's DPO on WildChat (arXiv 2506.21495); or `ours`.

@@ -47,7 +47,7 @@ from rlhi_jax.config import require, settings_identity
 from rlhi_jax.data.rows import Capacities, capacities
 from rlhi_jax.io.errors import UserError, one_line
 from rlhi_jax.io.files import digest, file_digest
-from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.checkpoints import open_reward_model
 from rlhi_jax.sampling.generator import Prompt, prompt_turns
 from rlhi_jax.scoring.candidates import Candidates
 from rlhi_jax.tokenizers.template import Context
@@ -213,8 +213,7 @@ def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> It
 def _scored(task: Task, candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candidate]:
     """Yield the candidates with the rewards of their replies."""
     config, path = task.config, task.config.candidates.reward_model
-    if open_model(path).spec.head != 'reward':
-        raise UserError(f'config.candidates.reward_model: {path} is not a reward model: train one first')
+    open_reward_model(path, 'config.candidates.reward_model')
     for block in in_blocks(candidates, BLOCK):
         items = [_asked(candidate, candidate['id'], candidate['persona']) for candidate in block]
         scores_by_id = scores(task, path, items, capacities=_one_tree(config), sees_persona=config.rm_sees_persona)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evidence with simulated users: their complaints → counterfactual pairs → a reward model that reads personas, and rewards
-# of users that do not. Needs a teacher: bash launch/teacher.sh FILE 8133. Takes hours on two cores.
+# of users over a frozen model. Needs a teacher: bash launch/teacher.sh FILE 8133. Takes hours on two cores.
 #   GGUF=FILE bash launch/evidence.sh [FLAG...]
 # Finished steps are not repeated, so the same command resumes.
 set -euo pipefail
@@ -33,8 +33,8 @@ train counterfactual "$pairs" reward --config.model.new_head
 benchmark evaluate --name=text --model=$workdir/counterfactual/reward
 for kind in low_rank persona_head; do
   rewards=$workdir/counterfactual/$kind
-  [ -d $rewards ] || python -m rlhi_jax.user_rewards fit "${flags[@]}" --kind=$kind --model=runs/smollm2 --pairs=$pairs --to=$rewards
-  benchmark evaluate --name=$kind --model=runs/smollm2 --rewards=$rewards
+  python -m rlhi_jax.user_rewards fit "${flags[@]}" --kind=$kind --model=runs/smollm2 "--pairs=$pairs" "--to=$rewards" --overwrite
+  benchmark evaluate --name=$kind --model=runs/smollm2 "--rewards=$rewards"
 done
 
 # The judge that costs nothing: the policy itself, before and after it has learned to write the rewrites.

@@ -205,7 +205,7 @@ class Round:
             self.report['funnel'][name] = stage.run(config, overwrite=replace)
         except NothingToEvaluate as error:
             self.report['satisfaction_not_evaluated'] = str(error)
-        if name == follow_ups.STAGE.name and self.config.loop.method != 'oracle':
+        if name == follow_ups.STAGE.name and method_of(self.config).uses_rewrites:
             _refuse_no_feedback(self.report['funnel'][name])
         folders = {when: self.workdir / 'satisfaction' / when for when in ('before', 'after')}
         if name == 'satisfaction after' and 'satisfaction_not_evaluated' not in self.report:

@@ -35,9 +35,9 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -51,7 +51,7 @@ from rlhi_jax.evaluation.reward import evaluation
 from rlhi_jax.evaluation.statistics import interval, shown
 from rlhi_jax.evaluation.tables import print_reward_table
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import digest, write_json
+from rlhi_jax.io.files import digest, file_digest, write_json
 from rlhi_jax.models.checkpoints import ModelFolder, open_model
 from rlhi_jax.parallel import processes
 from rlhi_jax.scoring.gaps import pair_states, text_states
@@ -77,18 +77,39 @@ def states_of(
     return kept, np.stack([np.stack(states[preference.id]) for preference in kept])
 
 
-def contexts_of(
-    config: ConfigDict, model: ModelFolder, preferences: Sequence[Preference]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the states of the preferences' personas and last requests, [N, S] each; NaN stands for no state."""
-    texts = [(preference.persona, preference.prompt[-1][1]) for preference in preferences]
+class Told(NamedTuple):
+    """Preferences, and the states of what a head reads about each of them; an empty persona's state is NaN."""
+
+    preferences: list[Preference]
+    persona_NS: np.ndarray
+    request_NS: np.ndarray
+    reply_N2S: np.ndarray
+
+
+def told(config: ConfigDict, model: ModelFolder, conditions: Mapping[str, Sequence[Preference]]) -> dict[str, Told]:
+    """Return what a head reads under each condition. All conditions have the same pairs, with different personas.
+
+    Pairs are left out if they do not fit in a row, or if a persona or their last request does not.
+    """
+    first, *_ = conditions.values()
+    kept, reply_N2S = states_of(config, model, first)
+    texts = {(p.persona, p.prompt[-1][1]) for preferences in conditions.values() for p in preferences}
     states = text_states(config, model, itertools.chain.from_iterable(texts))
-    size = 2 * model.spec.width
-    persona_NS, request_NS = (
-        np.stack([states.get(text, np.full(size, np.nan, np.float32)) for text in column])
-        for column in zip(*texts, strict=True)
-    )
-    return persona_NS, request_NS
+    states[''] = np.full_like(reply_N2S[0, 0], np.nan)
+    fitting = [
+        {p.id: p for p in preferences if {p.persona, p.prompt[-1][1]} <= states.keys()}
+        for preferences in conditions.values()
+    ]
+    chosen = [number for number, p in enumerate(kept) if all(p.id in by_id for by_id in fitting)]
+    if not chosen:
+        raise UserError(nothing_fits('--pairs', capacities(config)))
+    found = {}
+    for name, by_id in zip(conditions, fitting, strict=True):
+        preferences = [by_id[kept[number].id] for number in chosen]
+        persona_NS = np.stack([states[p.persona] for p in preferences])
+        request_NS = np.stack([states[p.prompt[-1][1]] for p in preferences])
+        found[name] = Told(preferences, persona_NS, request_NS, reply_N2S[chosen])
+    return found
 
 
 def fit_rewards(
@@ -102,17 +123,18 @@ def fit_rewards(
     model, counts = open_model(model_path), Counter()
     settings = config[kind]
     is_low_rank = kind == 'low_rank'
-    preferences, _ = named_preferences(pairs, split, counts, PAIRS, keep_ties=is_low_rank and settings.ties)
-    kept, state_N2S = states_of(config, model, preferences)
+    preferences, paths = named_preferences(pairs, split, counts, PAIRS, keep_ties=is_low_rank and settings.ties)
     common = dict(penalty=settings.penalty, steps=settings.steps, seed=config.seed)
     if is_low_rank:
+        kept, state_N2S = states_of(config, model, preferences)
         users = [preference.user_id for preference in kept]
         rewards, losses = low_rank.fit(state_N2S, users, _tied(kept), rank=settings.rank, **common)
     else:
-        contexts = contexts_of(config, model, kept)
-        rewards, losses = persona_head.fit(*contexts, state_N2S, width=settings.width, **common)
+        kept, *states = told(config, model, dict(own=preferences))['own']
+        rewards, losses = persona_head.fit(*states, width=settings.width, **common)
     if processes.is_main():
-        about = dict(counts=dict(counts), pairs=len(kept), loss=losses[-1], settings=settings.to_dict())
+        files = [[path.name, file_digest(path)] for path in paths]
+        about = dict(files=files, counts=dict(counts), pairs=len(kept), loss=losses[-1], settings=settings.to_dict())
         save_rewards(to, rewards, model=model.weights, overwrite=overwrite, **about)
     users = len({preference.user_id for preference in kept} - {''})
     return f'{len(kept)} pairs of {users} users: loss {losses[0]:.3f} → {losses[-1]:.3f} nats per pair'
@@ -176,14 +198,11 @@ def persona_conditions(
     config: ConfigDict, model: ModelFolder, rewards: PersonaHead, preferences: Sequence[Preference]
 ) -> dict[str, Any]:
     """Return the result of `rlhi_jax.evaluation.reward.evaluation` for a head."""
-    conditions = conditioned(preferences, seed=config.eval.shuffle_seed)
-    first, *_ = conditions.values()
-    kept, state_N2S = states_of(config, model, first)
-    names = {preference.id for preference in kept}
     gaps = {}
-    for condition, with_personas in conditions.items():
-        contexts = contexts_of(config, model, [each for each in with_personas if each.id in names])
-        chosen_N, rejected_N = rewards.rewards(*contexts, state_N2S).T
+    for condition, (kept, *states) in told(
+        config, model, conditioned(preferences, seed=config.eval.shuffle_seed)
+    ).items():
+        chosen_N, rejected_N = rewards.rewards(*states).T
         gaps[condition] = dict(zip((each.id for each in kept), (chosen_N - rejected_N).tolist(), strict=True))
     return evaluation(gaps, preferences)
 
@@ -202,7 +221,9 @@ def evaluate_rewards(config: ConfigDict, model_path: Path, pairs: str, split: st
     )
     if is_low_rank:
         kept, state_N2S = states_of(config, model, of_new_users(preferences, rewards))
-        result = cold_start(rewards, kept, state_N2S, config.low_rank.penalty)
+        names = {preference.id for preference in of_new_users(kept, rewards)}  # some of a user's may not fit in a row
+        chosen = [number for number, preference in enumerate(kept) if preference.id in names]
+        result = cold_start(rewards, [kept[number] for number in chosen], state_N2S[chosen], config.low_rank.penalty)
     else:
         result = persona_conditions(config, model, rewards, preferences)
     return result | dict(counts=dict(counts))

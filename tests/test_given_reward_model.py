@@ -50,6 +50,20 @@ def test_a_model_of_another_kind_is_refused(models):
         check_settings(config_with((policy, policy), 'rewards'))
 
 
+@pytest.mark.parametrize(
+    ('method', 'scorer', 'why'),
+    [
+        ('rewrites', 'reward_model', "config.loop.method='rewrites'"),
+        ('both', 'policy', "config.candidates.scorer='policy'"),
+    ],
+)
+def test_a_model_that_would_score_nothing_is_refused(models, method, scorer, why):
+    config = config_with(models, method)
+    config.candidates.scorer = scorer
+    with pytest.raises(UserError, match=f'scores nothing, because {why}'):
+        check_settings(config)
+
+
 def test_the_loop_scores_with_it(models, tmp_path):
     policy, reward = models
     given = (

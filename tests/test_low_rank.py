@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from rlhi_jax.state_rewards.low_rank import LowRank, Taste, fit, fit_user
@@ -48,6 +49,21 @@ def test_weights_of_a_user_are_those_of_logistic_regression(generic):
         both = np.concatenate([gap_NK, -gap_NK]), np.repeat([1, 0], 30)
         plain = LogisticRegression(C=0.5 / penalty, fit_intercept=False, tol=1e-10).fit(*both)
         np.testing.assert_allclose(found, plain.coef_[0], rtol=1e-4)
+
+
+def test_users_who_are_almost_certain_are_learned_too():
+    """The objective's gradient vanishes where full steps of Newton's method would overshoot."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        gap_NK, tied_N = 8 * rng.normal(size=(12, 3)), rng.random(12) < 0.3
+        generic = Taste(3 * rng.normal(size=3), 1.0)
+        found = fit_user(gap_NK, tied_N, generic, 1.0)
+        gap_N = gap_NK @ (generic.weight_K + found.weight_K)
+        chosen_N, rejected_N, tie_N = softmax(
+            np.stack([gap_N / 2, -gap_N / 2, np.full(12, generic.log_tie + found.log_tie)]), axis=0
+        )
+        gradient_K = found.weight_K + gap_NK.T @ ((chosen_N - rejected_N - ~tied_N) / 2)
+        assert np.abs(gradient_K).max() < 1e-5 and abs(found.log_tie + (tie_N - tied_N).sum()) < 1e-5
 
 
 def test_without_pairs_a_user_is_generic(world):

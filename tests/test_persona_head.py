@@ -47,11 +47,11 @@ def test_rewards_are_those_of_the_formula(head):
     weights, scales = head.parameters, head.scales
     for number in range(3):
         p, x = (
-            (states[number] - scales[name].mean_S) / scales[name].size_S
+            (states[number] - scales[name].mean_S) / scales[name].size
             for name, states in dict(persona=persona_NS, request=request_NS).items()
         )
         for side in range(2):
-            y = (reply_N2S[number, side] - scales['reply'].mean_S) / scales['reply'].size_S
+            y = (reply_N2S[number, side] - scales['reply'].mean_S) / scales['reply'].size
             inner_H = (
                 weights['persona_HS'] @ p + weights['request_HS'] @ x + weights['reply_HS'] @ y + weights['bias_H']
             )
@@ -73,6 +73,14 @@ def test_without_personas_the_head_learns_what_all_have_in_common():
     reply_N2S = np.sort(reply_N2S, axis=1)[:, ::-1]  # the better reply has the larger states
     fitted, _ = fit(np.full_like(persona_NS, np.nan), request_NS, reply_N2S, **SETTINGS)
     assert accuracy(fitted, persona_NS, request_NS, reply_N2S) > 0.95
+
+
+@pytest.mark.parametrize('distinct', [1, 2])
+def test_a_persona_unlike_those_in_training_is_not_blown_up(distinct):
+    persona_NS, request_NS, reply_N2S = world(6, 40)
+    fitted, _ = fit(persona_NS[np.arange(40) % distinct], request_NS, reply_N2S, **SETTINGS)
+    lengths = np.linalg.norm(fitted.scales['persona'](persona_NS), axis=1)
+    assert lengths.max() < 10 and np.isfinite(fitted.rewards(persona_NS, request_NS, reply_N2S)).all()
 
 
 def test_the_same_seed_gives_the_same_head():

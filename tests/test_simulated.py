@@ -287,11 +287,15 @@ def test_summary_of_satisfaction_against_plain_means(tmp_path):
     assert person['models']['after']['gap']['mean'] == pytest.approx(expected)
 
 
-def test_without_valid_replies_there_is_no_gap_of_valid_replies(tmp_path):
-    one = dict(id='u/0', user_id='u', met=dict(length=0.0), satisfaction=0.0)
+def test_valid_replies_to_few_users_give_no_gap(tmp_path):
+    one = dict(met=dict(length=0.0), satisfaction=0.0)
     for model in ('before', 'after'):
         (tmp_path / model).mkdir()
-        records = [one | dict(condition='own', valid=False), one | dict(condition='other', valid=True)]
+        records = [
+            one | dict(id=f'u{user}/0', user_id=f'u{user}', condition=condition, valid=condition == 'other' or user < 4)
+            for user in range(9)
+            for condition in ('own', 'other')
+        ]
         write_records(tmp_path / model / 'records.jsonl', records)
     summary = summarise({model: tmp_path / model for model in ('before', 'after')})
     assert 'gap' in summary['models']['after'] and 'gap_of_valid' not in summary['models']['after']

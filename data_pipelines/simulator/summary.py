@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.core.record_files import RECORDS, load_records
 from data_pipelines.core.records import SatisfactionRecord
-from rlhi_jax.evaluation.statistics import interval, interval_of_sum
+from rlhi_jax.evaluation.statistics import MIN_USERS, interval, interval_of_sum
 from rlhi_jax.io.errors import NothingToEvaluate
 
 Tables = dict[str, dict[str, dict[str, SatisfactionRecord]]]  # model → condition → prompt id
@@ -23,9 +23,9 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     a bootstrap over users. Users with a held-out taste count only in `by_taste`, which compares the models on one taste
     at a time.
 
-    A model that gives more valid replies has a larger gap, even if it uses personas no better. `gap_of_valid` and
-    `gap_of_valid_change` therefore compare the mean satisfaction with valid replies under either condition. They are
-    left out if a model has no valid reply under one of the conditions.
+    A model that uses personas gets a larger gap merely by giving more valid replies. `gap_of_valid` and
+    `gap_of_valid_change` therefore compare the mean satisfaction with valid replies under the two conditions. They are
+    left out if a model gives fewer than MIN_USERS users a valid reply under one of the conditions.
 
     Args:
       by_model: folders of the stage `satisfaction`, keyed by model name.
@@ -71,7 +71,7 @@ def _add_gaps_of_valid(result: dict[str, Any], tables: Tables, names: Sequence[s
             }
             for condition in ('own', 'other')
         )
-        if not (own and other):
+        if min(len({users[name] for name in replies}) for replies in (own, other)) < MIN_USERS:
             return
         gaps[model] = [(1.0, own), (-1.0, other)]
     for model, terms in gaps.items():

@@ -23,8 +23,8 @@ def interval(values: Mapping[str, float], users: Mapping[str, str]) -> dict[str,
 def interval_of_sum(terms: Sequence[tuple[float, Mapping[str, float]]], users: Mapping[str, str]) -> dict[str, float]:
     """Return a weighted sum of means and its 95 % confidence interval, like `interval`.
 
-    The means may be over different pairs, such as the valid replies of two models. A resample without any pair of one
-    of the means does not count.
+    The means may be over different pairs, such as the valid replies of two models. Resamples in which one of the means
+    has no pair are left out.
 
     Args:
       terms: the weight of each mean, and the value of each of its pairs, keyed by pair id; no mean may be empty.

@@ -87,6 +87,18 @@ def open_model(folder: str | Path, step: int | None = None) -> ModelFolder:
     return ModelFolder(folder, params, spec, weights, description['tokens'], str(description['source']), base, lora)
 
 
+def open_reward_model(folder: str | Path, key: str) -> ModelFolder:
+    """Open a reward model like `open_model`; `key` names the setting that gives the folder.
+
+    Raises:
+      UserError: as for `open_model`, or the model has no reward head.
+    """
+    model = open_model(folder)
+    if model.spec.head != 'reward':
+        raise UserError(f'{key}: {folder} is not a reward model: name one')
+    return model
+
+
 def _open_base(folder: Path, stored: dict[str, Any]) -> tuple[ModelFolder, Lora]:
     remedy = f'restore that model, or correct its path in {folder / "model.json"}'
     adapters = f'{folder} contains adapters for the model {stored["path"]} with weights {stored["weights"]}'

@@ -13,7 +13,7 @@ from rlhi_jax.config import base_config, is_endpoint, require
 from rlhi_jax.config.loop_paths import method_of
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
-from rlhi_jax.models.checkpoints import open_model
+from rlhi_jax.models.checkpoints import open_model, open_reward_model
 from rlhi_jax.training.model import check_pad_token
 from rlhi_jax.training.workdir import refuse_difference
 
@@ -48,8 +48,18 @@ def check_settings(config: ConfigDict) -> None:
     require(config, 'model.path')
     if 'reward' in method_of(config).trains:
         check_pad_token(open_model(config.model.path))
-    if (given := config.candidates.reward_model) and open_model(given).spec.head != 'reward':
-        raise UserError(f'config.candidates.reward_model: {given} is not a reward model: set the key to one')
+    if given := config.candidates.reward_model:
+        open_reward_model(given, 'config.candidates.reward_model')
+        if 'candidates' not in method_of(config).sources or config.loop.method == 'oracle':
+            raise UserError(
+                f'config.candidates.reward_model={given} scores nothing, because config.loop.method='
+                f"{config.loop.method!r}: remove it, or set config.loop.method='rewards' or 'both'"
+            )
+        if config.candidates.scorer == 'policy':
+            raise UserError(
+                f"config.candidates.reward_model={given} scores nothing, because config.candidates.scorer='policy': "
+                'remove one of them'
+            )
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
     if config.pairs.against != 'policy' and 'rewrites' not in method_of(config).sources:

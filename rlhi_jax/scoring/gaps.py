@@ -106,12 +106,12 @@ def _pair_values(
 def _of_pairs(reader: RowReader, outputs: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the outputs for both replies of each pair in a reader's rows, keyed by pair id.
 
-    The output for a reply that a pair lacks is 0.
+    The output for a reply that a pair lacks is NaN.
 
     Args:
       outputs: the output for each reply of each row, [rows, R, ...].
     """
-    of_pair, missing = {}, np.zeros_like(outputs[0, 0])
+    of_pair, missing = {}, np.full_like(outputs[0, 0], np.nan)
     for number, of_row in enumerate(outputs):
         of_reply = dict(zip(row_keys(reader, number), of_row, strict=False))  # the rest of the row is padding
         for tree, piece, _ in reader.plan.rows[number]:

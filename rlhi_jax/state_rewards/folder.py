@@ -81,7 +81,7 @@ def open_rewards(folder: Path, *, model: str) -> Rewards:
     if about['model'] != model:
         raise UserError(
             f'the rewards in {folder} are for the states of another model than --model: pass the model that they were '
-            f'fitted with, or {remedy}'
+            f'fitted with, or {remedy} --kind={about["kind"]}'
         )
     try:
         return _OPENERS[about['kind']](load_file(folder / _NUMBERS), about.get('users', []))

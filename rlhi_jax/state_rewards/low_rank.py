@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from rlhi_jax.state_rewards.fitting import gap_scale, minimise
 
@@ -28,7 +29,7 @@ NEWTON_STEPS = 50  # far more than a problem with K + 1 unknowns needs
 
 
 class Taste(NamedTuple):
-    """What tells the judgements of a user: the weights of the rewards, and log ν (-inf if there are no ties)."""
+    """What determines a user's judgements: the weights of the rewards, and log ν (-inf if there are no ties)."""
 
     weight_K: np.ndarray
     log_tie: float
@@ -100,12 +101,19 @@ def fit_user(gap_NK: np.ndarray, tied_N: np.ndarray, generic: Taste, penalty: fl
     # The unknowns are the weights, and the difference in log ν. Each pair's gap and log ν are linear in them.
     of_gap_NJ = np.pad(gap_NK, ((0, 0), (0, 1)))
     of_tie_J = np.eye(rank + 1)[rank]
+
+    def logits(found_J: np.ndarray) -> np.ndarray:
+        gap_N = gap_NK @ (generic.weight_K + found_J[:rank])
+        return np.stack([gap_N / 2, -gap_N / 2, np.full_like(gap_N, generic.log_tie + found_J[rank])], axis=-1)
+
+    def objective(found_J: np.ndarray) -> float:
+        logit_N3 = logits(found_J)
+        judged_N = np.where(tied_N, logit_N3[:, 2], logit_N3[:, 0])
+        return (np.logaddexp.reduce(logit_N3, axis=-1) - judged_N).sum() + penalty / 2 * found_J @ found_J
+
     found_J = np.zeros(rank + 1)
     for _ in range(NEWTON_STEPS):
-        gap_N = gap_NK @ (generic.weight_K + found_J[:rank])
-        logit_N3 = np.stack([gap_N / 2, -gap_N / 2, np.full_like(gap_N, generic.log_tie + found_J[rank])], axis=-1)
-        share_N3 = np.exp(logit_N3 - logit_N3.max(axis=-1, keepdims=True))
-        chosen_N, rejected_N, tie_N = (share_N3 / share_N3.sum(axis=-1, keepdims=True)).T
+        chosen_N, rejected_N, tie_N = softmax(logits(found_J), axis=-1).T
         lead_N = (chosen_N - rejected_N) / 2
         gradient_J = penalty * found_J + (lead_N - ~tied_N / 2) @ of_gap_NJ + (tie_N - tied_N).sum() * of_tie_J
         curvature_JJ = (of_gap_NJ.T * ((chosen_N + rejected_N) / 4 - lead_N**2)) @ of_gap_NJ
@@ -113,9 +121,12 @@ def fit_user(gap_NK: np.ndarray, tied_N: np.ndarray, generic: Taste, penalty: fl
         curvature_JJ += np.outer(mixed_J, of_tie_J) + np.outer(of_tie_J, mixed_J)
         curvature_JJ += (tie_N * (1 - tie_N)).sum() * np.outer(of_tie_J, of_tie_J) + penalty * np.eye(rank + 1)
         step_J = np.linalg.solve(curvature_JJ, gradient_J)
-        found_J = found_J - step_J * min(1.0, 1.0 / max(np.abs(step_J).max(), 1e-12))
         if np.abs(step_J).max() < 1e-9:
             break
+        before = objective(found_J)
+        while objective(found_J - step_J) > before and np.abs(step_J).max() > 1e-9:
+            step_J = step_J / 2  # a full step can overshoot where judgements are almost certain
+        found_J = found_J - step_J
     return Taste(found_J[:rank], float(found_J[rank]))
 
 

@@ -1,8 +1,8 @@
 """A reward that reads personas: a small network over states of a frozen model.
 
 The reward of a reply is r = v · gelu(P p + Q x + R y + b), for the states p of the persona, x of the user's last
-request and y of the reply. The model reads each of the three texts apart from the persona, so one pass over a reply
-gives its reward under every persona, and no second model is in memory. An empty persona counts as the mean of all.
+request and y of the reply. The model reads request and reply without the persona, so one pass over a reply gives its
+reward under every persona, and no second model is in memory. An empty persona counts as the mean of all.
 
 Dimension key: N pairs, H width of the network, S size of a state, 2 the chosen and the rejected reply.
 """
@@ -22,14 +22,14 @@ Parameters = dict[str, np.ndarray]  # persona_HS, request_HS, reply_HS, bias_H, 
 
 
 class Scale(NamedTuple):
-    """What is subtracted from states, and what the result is divided by."""
+    """What is subtracted from states, and what the result is divided by ([S] or a number)."""
 
     mean_S: np.ndarray
-    size_S: np.ndarray
+    size: np.ndarray
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         """Return scaled states [..., S]; a state of NaN counts as the mean."""
-        return np.nan_to_num((states - self.mean_S) / self.size_S).astype(np.float32)
+        return np.nan_to_num((states - self.mean_S) / self.size).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,12 @@ def fit(
 
 
 def _scale(state_NS: np.ndarray) -> Scale:
-    """Return the scale that gives states a mean of 0 and a length of about 1."""
-    if np.isnan(state_NS).all():
-        return Scale(np.zeros(state_NS.shape[1]), np.ones(state_NS.shape[1]))
-    return Scale(np.nanmean(state_NS, axis=0), np.nanstd(state_NS, axis=0) * state_NS.shape[1] ** 0.5 + 1e-6)
+    """Return the scale that gives states a mean of 0 and a length of about 1.
+
+    The size is one number: a state that differs from those seen in training is scaled like them.
+    """
+    seen_NS = state_NS[~np.isnan(state_NS).any(axis=1)]
+    mean_S = seen_NS.mean(axis=0) if len(seen_NS) else np.zeros(state_NS.shape[1])
+    length = np.sqrt(np.square(seen_NS - mean_S).sum(axis=1).mean()) if len(seen_NS) else 0.0
+    # If all states are the same, nothing can be learned from them, whatever the size is.
+    return Scale(mean_S, np.array(length if length > 1e-6 else np.inf))
