@@ -37,10 +37,23 @@ for kind in low_rank persona_head; do
   benchmark evaluate --name=$kind --model=runs/smollm2 "--rewards=$rewards"
 done
 
+# Policies: a warm start on the rewrites, then DPO on the counterfactual pairs. Gate users judge them.
+train counterfactual "$pairs" sft --config.optimizer.learning_rate=1e-4 --config.train.epochs=5
+train counterfactual "$pairs" dpo "--config.model.path=$workdir/counterfactual/sft" \
+  --config.optimizer.learning_rate=3e-5 --config.train.epochs=2
+for policy in base sft dpo; do
+  model=$workdir/counterfactual/$policy
+  [ $policy = base ] && model=runs/smollm2
+  python -m data_pipelines.satisfaction "${flags[@]}" --config.satisfaction.split=validation \
+    "--config.data.raw=$workdir/raw" "--config.data.personas=$workdir/personas" "--config.satisfaction.model=$model" \
+    "--config.data.satisfaction=$workdir/satisfaction/$policy" --config.sampler.prompt_tokens=192 \
+    --config.sampler.slots=48
+done
+python tests/benchmarks/policy_users.py "--workdir=$workdir/satisfaction"
+
 # The judge that costs nothing: the policy itself, before and after it has learned to write the rewrites.
 benchmark evaluate --name=free_judge_before --model=runs/smollm2
-train counterfactual "$pairs" sft --config.optimizer.learning_rate=1e-4
-benchmark evaluate --name=free_judge --model=$workdir/counterfactual/sft
+benchmark evaluate --name=free_judge "--model=$workdir/counterfactual/sft"
 
 for arm in original checkers; do
   train "arms/$arm" "$workdir/arms/$arm.jsonl" reward --config.model.new_head

@@ -13,7 +13,7 @@ from data_pipelines.core.record_files import write_records
 from data_pipelines.core.records import SPLITS
 from data_pipelines.oracle_scores import oracle_score
 from data_pipelines.satisfaction import SAMPLED_AS
-from data_pipelines.simulator.conditions import personas_by_condition
+from data_pipelines.simulator.conditions import opposing_user, personas_by_condition
 from data_pipelines.simulator.requests import PHRASINGS, TOPICS, requests
 from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.tastes import TASTES, opposite, opposites, satisfaction, valid
@@ -236,6 +236,32 @@ def test_an_opposite_user_is_steady_and_has_a_persona(tmp_path):
         now = tastes_at(user, int(prompt['id'].rsplit('/', 1)[1]), 4, request)
         assert by_condition['own'] == user['id'] and not other['flips'] and not other['depends']
         assert other['tastes'] == opposites(now)
+
+
+def test_the_other_user_opposes_as_many_tastes_as_possible_and_shares_none():
+    tastes = dict(
+        exact=dict(length='long', layout='prose', angle='history'),
+        silent=dict(length='long', layout='prose', address='you'),
+        sharing=dict(length='long', layout='prose', angle='children'),
+        single=dict(length='long'),
+        unrelated=dict(address='you'),
+    )
+    wanted_least = dict(length='long', layout='prose', angle='history')
+    everybody = dict.fromkeys(tastes, 'I like something.')
+    for expected in ('exact', 'silent', 'single', None):
+        assert opposing_user(wanted_least, tastes, everybody) == expected
+        tastes.pop(expected, None)
+    twins = {name: dict(length='long') for name in ('a', 'b', 'c')}
+    assert opposing_user(dict(length='long'), twins, dict(a='x', b='x', c='')) == 'b'
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_every_user_with_several_tastes_can_meet_a_user_who_opposes_them(split):
+    choices = [choice for choice in combinations(['length', 'layout', 'address', 'angle'], split) if len(choice) > 1]
+    tastes = {str(number): choice for number, choice in enumerate(choices)}
+    for choice in choices:
+        other = tastes[opposing_user(opposites(choice), tastes, {})]
+        assert len(other.items() & opposites(choice).items()) == 2 and not other.items() & choice.items()
 
 
 def test_conditions_keep_their_seeds():

@@ -1,6 +1,5 @@
 """Choose the persona that a policy sees in each condition of the evaluation on simulated users."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -25,9 +24,9 @@ def personas_by_condition(
     - empty: no persona.
 
     If `config.data.personas` is empty, the personas state the tastes exactly (`oracle_persona`). Otherwise, the folder
-    `config.data.personas` provides inferred personas. In this case, the other user is from the same split and has
-    opposite tastes that never change and apply to every request. If no such user exists or a persona is missing, the
-    prompt is left out and counted.
+    `config.data.personas` provides inferred personas. In this case, the other user is from the same split, and has
+    tastes that never change and apply to every request (see `opposing_user`). If no such user exists or a persona is
+    missing, the prompt is left out and counted.
 
     Args:
       users: the simulated users, keyed by user id.
@@ -35,11 +34,7 @@ def personas_by_condition(
       counts: receives the number of prompts left out for each reason.
     """
     inferred = user_personas(config) if config.data.personas else None
-    steady = {
-        _key(user['split'], user['tastes']): name
-        for name, user in users.items()
-        if not user['flips'] and not user['depends']
-    }
+    steady = {name: user for name, user in users.items() if not user['flips'] and not user['depends']}
     personas = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
@@ -47,8 +42,8 @@ def personas_by_condition(
         if inferred is None:
             own, other = prompt['persona'], oracle_persona(user, other_tastes)
         else:
-            other_user = steady.get(_key(user['split'], other_tastes))
-            if other_user is None:
+            rivals = {name: rival['tastes'] for name, rival in steady.items() if rival['split'] == user['split']}
+            if (other_user := opposing_user(other_tastes, rivals, inferred)) is None:
                 counts['dropped_no_opposing_user'] += 1
                 continue
             own, other = inferred.get(prompt['user_id'], ''), inferred.get(other_user, '')
@@ -59,5 +54,22 @@ def personas_by_condition(
     return personas
 
 
-def _key(split: str, tastes: Tastes) -> tuple[str, str]:
-    return split, json.dumps(tastes, sort_keys=True)
+def opposing_user(opposite_tastes: Tastes, tastes: Mapping[str, Tastes], personas: Mapping[str, str]) -> str | None:
+    """Return the user who has the most of these tastes, and wants the opposite of none of them; None if nobody does.
+
+    Combinations of an odd number of tastes have their exact opposite in another split (see `combinations`). Users who
+    are silent about one of the tastes then oppose a user most. Among equals, users with a persona come first, then the
+    last.
+
+    Args:
+      opposite_tastes: what a user wants least.
+      tastes: the tastes of the users to choose from, keyed by user.
+      personas: the inferred personas, keyed by user.
+    """
+
+    def rank(user: str) -> tuple[int, bool]:
+        return len(tastes[user].items() & opposite_tastes.items()), bool(personas.get(user))
+
+    wanted = opposites(opposite_tastes).items()
+    fitting = [user for user, theirs in tastes.items() if rank(user)[0] and not theirs.items() & wanted]
+    return max(reversed(fitting), key=rank, default=None)
