@@ -8,7 +8,7 @@
 The paper names the models, the data, and what the stages do. It does not state all settings. Comments below say where
 each value comes from: `paper`; `sibling`, the same team's DPO on WildChat (arXiv 2506.21495); or `ours`.
 
-Result: none yet. The train step is compiled for 32 chips of a TPU v5p (see `python -m rlhi_jax.aot`).
+Result: none yet.
 Hardware and time: a TPU v5p-64 slice (32 chips). Not run, so the time is unknown.
 Command:
 

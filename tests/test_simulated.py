@@ -298,7 +298,10 @@ def test_summary_of_satisfaction_against_plain_means(tmp_path):
     assert summary['prompts'] == 15 and summary['users'] == 5
     gaps = [gap(model, lambda r: r['satisfaction'], known) for model in records]
     assert [summary['models'][model]['gap']['mean'] for model in records] == pytest.approx(gaps)
-    assert set(summary['models']['after']) == {'own', 'other', 'gap', 'valid', 'gap_of_valid'}
+    assert set(summary['models']['after']) == {'own', 'other', 'gap', 'valid', 'valid_other', 'gap_of_valid'}
+    for field, condition in (('valid', 'own'), ('valid_other', 'other')):
+        share = [r['valid'] for r in records['after'] if r['condition'] == condition and known(r)]
+        assert summary['models']['after'][field]['mean'] == pytest.approx(np.mean(share))
     of_valid = [gap(model, lambda r: r['satisfaction'], lambda r: known(r) and r['valid']) for model in records]
     assert [summary['models'][model]['gap_of_valid']['mean'] for model in records] == pytest.approx(of_valid)
     change = summary['gap_of_valid_change']

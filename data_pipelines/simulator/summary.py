@@ -27,6 +27,8 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     `gap_of_valid_change` therefore compare the mean satisfaction with valid replies under the two conditions. They are
     left out if a model gives fewer than MIN_USERS users a valid reply under one of the conditions.
 
+    `valid` and `valid_other` are the shares of valid replies under the conditions 'own' and 'other'.
+
     Args:
       by_model: folders of the stage `satisfaction`, keyed by model name.
       held_out: tastes that only users in the test split have.
@@ -48,8 +50,9 @@ def summarise(by_model: Mapping[str, Path], held_out: Sequence[str] = ()) -> dic
     users = {name: first[name]['user_id'] for name in shared}
     result = _compare(tables, known, lambda record: record['satisfaction'])
     for model, by_condition in tables.items():
-        valid = {name: float(by_condition['own'][name]['valid']) for name in known}
-        result['models'][model]['valid'] = interval(valid, users)
+        for field, condition in (('valid', 'own'), ('valid_other', 'other')):
+            valid = {name: float(by_condition[condition][name]['valid']) for name in known}
+            result['models'][model][field] = interval(valid, users)
     _add_gaps_of_valid(result, tables, known, users)
     result['by_taste'] = {}
     for taste in sorted({taste for tastes in met.values() for taste in tastes}):
