@@ -55,11 +55,11 @@ def personas_by_condition(
 
 
 def opposing_user(opposite_tastes: Tastes, tastes: Mapping[str, Tastes], personas: Mapping[str, str]) -> str | None:
-    """Return the user who has the most of these tastes, and wants the opposite of none of them; None if nobody does.
+    """Return the user who has the most of these tastes, and wants the opposite of none of them.
 
-    Combinations of an odd number of tastes have their exact opposite in another split (see `combinations`). Users who
-    are silent about one of the tastes then oppose a user most. Among equals, users with a persona come first, then the
-    last.
+    Combinations of three tastes have their exact opposite in another split (see `combinations`). Users who have two of
+    the tastes, and are silent about the third, then oppose a user most. Among equals, users with a persona come first,
+    then the last. The result is None if nobody has two of the tastes, or the only one.
 
     Args:
       opposite_tastes: what a user wants least.
@@ -70,6 +70,6 @@ def opposing_user(opposite_tastes: Tastes, tastes: Mapping[str, Tastes], persona
     def rank(user: str) -> tuple[int, bool]:
         return len(tastes[user].items() & opposite_tastes.items()), bool(personas.get(user))
 
-    wanted = opposites(opposite_tastes).items()
-    fitting = [user for user, theirs in tastes.items() if rank(user)[0] and not theirs.items() & wanted]
+    wanted, least = opposites(opposite_tastes).items(), min(2, len(opposite_tastes))
+    fitting = [user for user, theirs in tastes.items() if rank(user)[0] >= least and not theirs.items() & wanted]
     return max(reversed(fitting), key=rank, default=None)
