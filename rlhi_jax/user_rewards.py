@@ -78,7 +78,7 @@ def states_of(
 
 
 class Told(NamedTuple):
-    """Preferences, and the states of what a head reads about each of them; an empty persona's state is NaN."""
+    """Preferences with the states of the texts that a head reads; the state of an empty persona is NaN."""
 
     preferences: list[Preference]
     persona_NS: np.ndarray

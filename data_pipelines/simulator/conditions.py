@@ -1,6 +1,6 @@
 """Choose the persona that a policy sees in each condition of the evaluation on simulated users."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -34,7 +34,10 @@ def personas_by_condition(
       counts: receives the number of prompts left out for each reason.
     """
     inferred = user_personas(config) if config.data.personas else None
-    steady = {name: user for name, user in users.items() if not user['flips'] and not user['depends']}
+    steady: dict[str, dict[str, Tastes]] = defaultdict(dict)  # split → user → tastes
+    for name, user in users.items():
+        if not user['flips'] and not user['depends']:
+            steady[user['split']][name] = user['tastes']
     personas = {}
     for prompt in prompts:
         user = users[prompt['user_id']]
@@ -42,8 +45,7 @@ def personas_by_condition(
         if inferred is None:
             own, other = prompt['persona'], oracle_persona(user, other_tastes)
         else:
-            rivals = {name: rival['tastes'] for name, rival in steady.items() if rival['split'] == user['split']}
-            if (other_user := opposing_user(other_tastes, rivals, inferred)) is None:
+            if (other_user := opposing_user(other_tastes, steady[user['split']], inferred)) is None:
                 counts['dropped_no_opposing_user'] += 1
                 continue
             own, other = inferred.get(prompt['user_id'], ''), inferred.get(other_user, '')

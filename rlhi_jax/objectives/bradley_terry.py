@@ -55,7 +55,13 @@ def bradley_terry(scores: PairScores, hyper) -> tuple[jax.Array, Metrics]:
 
 
 def _log_preferred(gap_P: jax.Array, ties: float) -> jax.Array:
-    """Return the log-probability that the first of two replies is preferred, given the gap between their rewards."""
-    if not ties:
-        return jax.nn.log_sigmoid(gap_P)
-    return -jax.nn.logsumexp(jnp.stack([jnp.zeros_like(gap_P), -gap_P, jnp.log(ties) - gap_P / 2]), axis=0)
+    """Return `log_preferred` for ν = `ties`, which may be 0."""
+    return log_preferred(gap_P, jnp.log(ties)) if ties else jax.nn.log_sigmoid(gap_P)
+
+
+def log_preferred(gap_P: jax.Array, log_tie: jax.Array | float) -> jax.Array:
+    """Return the log-probability that the first of two replies is preferred, given the gap between their rewards.
+
+    `log_tie` is log ν in the model of Davidson (see `bradley_terry`).
+    """
+    return -jax.nn.logsumexp(jnp.stack([jnp.zeros_like(gap_P), -gap_P, log_tie - gap_P / 2]), axis=0)

@@ -1,14 +1,13 @@
 """Scales states, and finds the parameters of a reward."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-Tree = TypeVar('Tree')  # a tree of arrays
+Parameters = Mapping[str, jax.Array]
 
 
 def gap_scale(state_N2S: np.ndarray) -> np.ndarray:
@@ -21,32 +20,32 @@ def gap_scale(state_N2S: np.ndarray) -> np.ndarray:
 
 
 def minimise(
-    losses: Callable[[Tree], jax.Array],
-    penalised: Callable[[Tree], object],
-    start: Tree,
+    losses: Callable[[Parameters], jax.Array],
+    start: Parameters,
     *,
     penalty: float,
     learning_rate: float,
     steps: int,
-) -> tuple[Tree, list[float]]:
+    free: str = '',
+) -> tuple[dict[str, np.ndarray], list[float]]:
     """Minimise the sum of losses plus penalty/2 times the sum of squared parameters, with Adam and a cosine schedule.
 
     Args:
       losses: returns the loss of each pair, [N], given the parameters.
-      penalised: returns those of the parameters that are penalised.
       start: the initial parameters.
       penalty: the weight of the penalty.
       learning_rate: the learning rate of the first step; that of the last is 0.
       steps: the number of steps, each on all pairs.
+      free: the name of a parameter that is not penalised, if any.
 
     Returns:
       The parameters, and the mean loss at each step, without the penalty.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    def objective(parameters: Tree) -> tuple[jax.Array, jax.Array]:
+    def objective(parameters: Parameters) -> tuple[jax.Array, jax.Array]:
         loss_N = losses(parameters)
-        size = sum(jnp.square(values).sum() for values in jax.tree.leaves(penalised(parameters)))
+        size = sum(jnp.square(values).sum() for name, values in parameters.items() if name != free)
         return loss_N.sum() + penalty / 2 * size, loss_N.mean()
 
     def step(state, _):

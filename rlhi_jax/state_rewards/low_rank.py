@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
+from rlhi_jax.objectives.bradley_terry import log_preferred
 from rlhi_jax.state_rewards.fitting import gap_scale, minimise
 
 LEARNING_RATE = 0.05
@@ -29,7 +30,7 @@ NEWTON_STEPS = 50  # far more than a problem with K + 1 unknowns needs
 
 
 class Taste(NamedTuple):
-    """What determines a user's judgements: the weights of the rewards, and log ν (-inf if there are no ties)."""
+    """A user's taste: the weights of the rewards, and log ν (-inf if there are no ties)."""
 
     weight_K: np.ndarray
     log_tie: float
@@ -79,9 +80,8 @@ class LowRank:
 
 
 def _losses(gap_N: jax.Array, tied_N: jax.Array, log_tie_N: jax.Array | float) -> jax.Array:
-    log_tie_N = jnp.broadcast_to(log_tie_N, gap_N.shape)
-    logit_N3 = jnp.stack([gap_N / 2, -gap_N / 2, log_tie_N], axis=-1)
-    return jax.nn.logsumexp(logit_N3, axis=-1) - jnp.where(tied_N, log_tie_N, gap_N / 2)
+    preferred_N = log_preferred(gap_N, log_tie_N)
+    return -jnp.where(tied_N, preferred_N + log_tie_N - gap_N / 2, preferred_N)
 
 
 def fit_user(gap_NK: np.ndarray, tied_N: np.ndarray, generic: Taste, penalty: float) -> Taste:
@@ -177,10 +177,7 @@ def fit(
         gap_N = jnp.einsum('NK,KS,NS->N', weight_NK, found['basis_KS'], gap_NS)
         return _losses(gap_N, tied_N, found['log_tie'] + jnp.pad(found['tie_U'], (0, 1))[user_N])
 
-    def penalised(found: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {name: values for name, values in found.items() if name != 'log_tie'}
-
-    found, means = minimise(losses, penalised, start, penalty=penalty, learning_rate=LEARNING_RATE, steps=steps)
+    found, means = minimise(losses, start, penalty=penalty, learning_rate=LEARNING_RATE, steps=steps, free='log_tie')
     tastes = map(Taste, found['user_UK'], found['tie_U'].tolist())
     generic = Taste(found['generic_K'], float(found['log_tie']))
     return LowRank(scale_S, found['basis_KS'], generic, dict(zip(names, tastes, strict=True))), means

@@ -93,9 +93,7 @@ def fit(
         chosen_N, rejected_N = _rewards(parameters, **scaled).T
         return -jax.nn.log_sigmoid(chosen_N - rejected_N)
 
-    found, means = minimise(
-        losses, lambda parameters: parameters, start, penalty=penalty, learning_rate=LEARNING_RATE, steps=steps
-    )
+    found, means = minimise(losses, start, penalty=penalty, learning_rate=LEARNING_RATE, steps=steps)
     return PersonaHead(scales, found), means
 
 
