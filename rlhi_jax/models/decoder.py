@@ -31,6 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.attention import cached_attention, tree_attention
+from rlhi_jax.models.linear import frozen_linear, linear
 from rlhi_jax.models.lora import Lora
 from rlhi_jax.models.rope import inverse_frequencies, local_frequencies, rotate, rotation
 from rlhi_jax.models.spec import ModelSpec
@@ -39,17 +40,14 @@ from rlhi_jax.parallel.sharding import constrain
 
 _names = jax.checkpoint_policies.save_only_these_names
 # What a layer saves for the backward pass, which recomputes the rest. The first policy saves the most values, and the
-# last saves none. In a layer with adapters, `save_dots` selects values by name: it saves the sum of a matrix's product
-# and its adapter's output, but not the two terms.
+# last saves none. In a layer with adapters, `save_dots` saves the sum of a matrix's product and its adapter's output,
+# but not the two terms.
 REMAT_POLICIES = {
     'save_all': None,
-    'save_dots': jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _names('context', 'lse')
-    ),
+    'save_dots': _names('product', 'low_rank', 'context', 'lse'),
     'save_attention': _names('query', 'key', 'value', 'context', 'lse'),
     'save_nothing': jax.checkpoint_policies.nothing_saveable,
 }
-_SAVE_PRODUCTS = _names('product', 'low_rank', 'context', 'lse')
 
 _NORMAL = nn.initializers.normal(0.02)
 _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
@@ -86,47 +84,6 @@ def _rms_norm_backward(eps: float, inputs: tuple[jax.Array, jax.Array], dy: jax.
 _rms_norm.defvjp(lambda x, scale, eps: (_rms_norm(x, scale, eps), (x, scale)), _rms_norm_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return `jnp.einsum(dims, x, kernel)`, with a custom rule for the kernel's gradient.
-
-    The rule computes this gradient in the kernel's own axis order. JAX would otherwise compute the transpose of this
-    gradient, and on a CPU, XLA would then recompute the gradient of an activation column by column.
-    """
-    return jnp.einsum(dims, x, kernel)
-
-
-def _linear_backward(dims: str, inputs: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = inputs
-    operands, of_y = dims.split('->')
-    of_x, of_kernel = operands.split(',')
-    return jnp.einsum(f'{of_y},{of_kernel}->{of_x}', dy, kernel), jnp.einsum(f'{of_x},{of_y}->{of_kernel}', x, dy)
-
-
-# The forward rule repeats the einsum: a remat policy cannot save a product that is computed inside `_linear`.
-_linear.defvjp(lambda dims, x, kernel: (jnp.einsum(dims, x, kernel), (x, kernel)), _linear_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _frozen_linear(dims: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return `jnp.einsum(dims, x, kernel)` in the dtype of `x`; the kernel has no gradient.
-
-    The kernel is kept in its stored dtype for the backward pass, which casts it again and does not need `x`.
-    """
-    return jnp.einsum(dims, x, kernel.astype(x.dtype))
-
-
-def _frozen_linear_backward(dims: str, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, None]:
-    operands, of_y = dims.split('->')
-    of_x, of_kernel = operands.split(',')
-    return jnp.einsum(f'{of_y},{of_kernel}->{of_x}', dy, kernel.astype(dy.dtype)), None
-
-
-_frozen_linear.defvjp(
-    lambda dims, x, kernel: (jnp.einsum(dims, x, kernel.astype(x.dtype)), kernel), _frozen_linear_backward
-)
-
-
 class Block(nn.Module):
     """One pre-norm transformer layer, with optional adapters.
 
@@ -149,17 +106,16 @@ class Block(nn.Module):
     def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         return self.parameter(name, shape, axes).astype(self.dtype)
 
-    def product(
-        self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...], einsum=_linear
-    ) -> jax.Array:
+    def product(self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         """Return the product of `x` and the matrix `name`, plus the adapter's output if the matrix has an adapter."""
         if self.lora is None:
-            return einsum(dims, x, self.weight(name, shape, axes))
-        y = _frozen_linear(dims, x, self.parameter(name, shape, axes))
-        # Adapters are off if the caller passes none, for example to compute reference log-probabilities.
-        on = self.is_initializing() or self.has_variable('adapters', f'{name}_a')
-        if on and name in self.lora.targets:
-            y = y + self.adapter(dims, x, name, shape, axes)
+            y = linear(dims, x, self.weight(name, shape, axes))
+        else:
+            y = frozen_linear(dims, x, self.parameter(name, shape, axes))
+            # Adapters are off if the caller passes none, for example to compute reference log-probabilities.
+            on = self.is_initializing() or self.has_variable('adapters', f'{name}_a')
+            if on and name in self.lora.targets:
+                y = y + self.adapter(dims, x, name, shape, axes)
         return checkpoint_name(y, 'product')
 
     def adapter(self, dims: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
@@ -185,9 +141,9 @@ class Block(nn.Module):
         rank = self.lora.rank
         a = matrix('a', uniform, (*shape[:summed], rank), (*axes[:summed], 'rank'))
         b = matrix('b', nn.initializers.zeros, (rank, *shape[summed:]), ('rank', *axes[summed:]))
-        low_BTR = _linear(f'{of_x},{of_x[2:]}R->BTR', x, a)
+        low_BTR = linear(f'{of_x},{of_x[2:]}R->BTR', x, a)
         low_BTR = checkpoint_name(low_BTR * self.lora.scale, 'low_rank')
-        return _linear(f'BTR,R{of_y[2:]}->{of_y}', low_BTR, b)
+        return linear(f'BTR,R{of_y[2:]}->{of_y}', low_BTR, b)
 
     @nn.compact
     def __call__(self, x_BTD, kind, by_kind, position_BT, extent_BT):
@@ -222,14 +178,14 @@ class Block(nn.Module):
             mask = Mask(extent_BT) if lowest_BT is None else Mask(extent_BT, position_BT, lowest_BT)
             context_BTNH = tree_attention(q_BTNH, k_BTKH, v_BTKH, mask, logits)
         shape, axes = (heads, head_dim, width), ('heads', 'head_dim', 'embed')
-        y_BTD = self.product('BTNH,NHD->BTD', context_BTNH, 'o', shape, axes, jnp.einsum)
+        y_BTD = self.product('BTNH,NHD->BTD', context_BTNH, 'o', shape, axes)
         x_BTD = x_BTD + (normed(y_BTD, 'post_attention_norm') if s.post_norms else y_BTD)
 
         h_BTD = normed(x_BTD, 'mlp_norm')
         gate_BTF = self.product('BTD,DF->BTF', h_BTD, 'gate', (width, mlp), ('embed', 'mlp'))
         up_BTF = self.product('BTD,DF->BTF', h_BTD, 'up', (width, mlp), ('embed', 'mlp'))
         hidden_BTF = _ACTIVATIONS[s.activation](gate_BTF) * up_BTF
-        y_BTD = self.product('BTF,FD->BTD', hidden_BTF, 'down', (mlp, width), ('mlp', 'embed'), jnp.einsum)
+        y_BTD = self.product('BTF,FD->BTD', hidden_BTF, 'down', (mlp, width), ('mlp', 'embed'))
         x_BTD = x_BTD + (normed(y_BTD, 'post_mlp_norm') if s.post_norms else y_BTD)
         return constrain(x_BTD, ('batch', 'length', 'activation')), None
 
@@ -279,7 +235,7 @@ class Decoder(nn.Module):
             x_BTD = x_BTD * jnp.asarray(s.width**0.5, self.dtype)  # the factor is rounded, as in the original training
         x_BTD = constrain(x_BTD, ('shared_rows', 'length', 'embed'))
         x_BTD = constrain(x_BTD, ('batch', 'length', 'activation'))
-        block = _with_remat(self.remat, self.unrolled, self.lora)
+        block = _with_remat(self.remat, self.unrolled)
         inputs = _by_kind(position_BT, s), position_BT, extent_BT
         kind_L = np.array(s.is_local, np.int32) if s.local else None
         if self.unrolled:
@@ -314,10 +270,10 @@ def _by_kind(position_BT: jax.Array, spec: ModelSpec) -> tuple[tuple[jax.Array, 
     return jax.tree.map(lambda *kinds: jnp.stack(kinds), (of_all, jnp.zeros_like(position_BT)), of_local)
 
 
-def _with_remat(name: str, unrolled: bool, lora: Lora | None) -> type[Block]:
+def _with_remat(name: str, unrolled: bool) -> type[Block]:
     if name not in REMAT_POLICIES:
         raise UserError(f'config.model.remat is {name!r}: choose one of {", ".join(REMAT_POLICIES)}')
-    policy = _SAVE_PRODUCTS if lora and name == 'save_dots' else REMAT_POLICIES[name]
+    policy = REMAT_POLICIES[name]
     # Without a scan, XLA would merge the recomputation with the first computation, which would undo remat.
     return Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=unrolled)
 
@@ -349,8 +305,9 @@ class OutputHead(NamedTuple):
 
     def logits(self, hidden_XD: jax.Array) -> jax.Array:
         """Return the float32 logits [..., V] of hidden states [..., D]; `matrix_VD` is cast to the states' dtype."""
+        axes = 'ABC'[: hidden_XD.ndim - 1]
         matrix_VD = self.matrix_VD.astype(hidden_XD.dtype)
-        logits_XV = jnp.einsum('...D,VD->...V', hidden_XD, matrix_VD, preferred_element_type=jnp.float32)
+        logits_XV = linear(f'{axes}D,VD->{axes}V', hidden_XD, matrix_VD, jnp.float32)
         return logits_XV if self.cap is None else self.cap * jnp.tanh(logits_XV / self.cap)
 
 
