@@ -33,22 +33,18 @@ from data_pipelines.core.records import (
     MINED_SPLITS,
     Candidate,
     CandidateScores,
-    Message,
     PreferenceRecord,
     RatedReply,
-    Rewrite,
-    StrangerRecord,
 )
 from data_pipelines.core.turns import (
     BEST_WORST,
     OWN,
     REWRITE,
     STRANGER,
-    conversation_of,
     is_strangers,
-    pair_id,
     turn_of,
 )
+from data_pipelines.preferences.candidates import best_and_worst, preference_record
 from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.preferences.reading import first_pairs_by_hash
 from data_pipelines.reports.statistics import of_pairs
@@ -56,7 +52,7 @@ from data_pipelines.text.openings import is_refusal
 from rlhi_jax.config import listed, require, settings_identity
 from rlhi_jax.config.loop_paths import REWRITTEN
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.io.files import digest, new_file, read_json
+from rlhi_jax.io.files import new_file, read_json
 
 PROBED = 20000  # maximum number of training pairs for the classifier that sees only replies
 
@@ -65,7 +61,7 @@ def from_rewrites(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRec
     """Yield pairs in which the rewrite is preferred to the reply that the user complained about."""
     for record in read_records(config, 'rewrites'):
         counts['rewrites_read'] += 1
-        yield _preference(record, record['rewrite'], record['original'], REWRITE)
+        yield preference_record(record, record['rewrite'], record['original'], REWRITE)
 
 
 def from_strangers(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
@@ -81,7 +77,7 @@ def from_strangers(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRe
             ids = record['user_id'], record['stranger_id']
             user_id, other_id = ids if kind == OWN else ids[::-1]
             given = record | dict(id=turn_of(record['id']), persona=wish['persona'], user_id=user_id)
-            yield _preference(given, chosen, rejected, kind) | dict(stranger_id=other_id)
+            yield preference_record(given, chosen, rejected, kind) | dict(stranger_id=other_id)
 
 
 def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord]:
@@ -95,8 +91,8 @@ def from_candidates(config: ConfigDict, counts: Counter) -> Iterator[PreferenceR
                 'the replies in config.data.candidates have no scores: set config.candidates.reward_model and rerun '
                 "the 'candidates' stage"
             )
-        if sides := best_and_worst(record, config.pairs.min_score_gap, counts):
-            yield _preference(record, *sides, BEST_WORST)
+        if sides := best_and_worst(record, config.pairs, counts):
+            yield preference_record(record, *sides, BEST_WORST)
 
 
 class Source(NamedTuple):
@@ -119,34 +115,6 @@ SOURCES = dict(
     candidates=Source(from_candidates, ('candidates',)),
     feedback=Source(from_feedback, ('conversations', 'follow_ups', 'personas')),
 )
-
-
-def best_and_worst(record: Candidate, min_score_gap: float, counts: Counter) -> tuple[str, str] | None:
-    """Return the texts of the best and the worst reply by score, or None if the replies do not make a pair.
-
-    If the result is None, the reason is counted. Replies with equal scores are ordered by a hash of their text. A reply
-    that was cut off is never chosen as the best. A cut-off reply is chosen as the worst only if no finished reply
-    scores more than `min_score_gap` below the best. Without these rules, most pairs would only teach that replies must
-    end.
-    """
-    scored = zip(record['scores'], record['replies'], strict=True)
-    ranked = sorted(
-        ((score, digest(reply['text']), reply) for score, reply in scored if score is not None),
-        key=lambda entry: entry[:2],
-    )
-    finished = [entry for entry in ranked if entry[2]['finished']]
-    if len(ranked) < 2:
-        counts['dropped_fewer_than_two_scored'] += 1
-        return None
-    if not finished:
-        counts['dropped_no_finished_reply'] += 1
-        return None
-    best_score, _, best = finished[-1]
-    worse = [reply for score, _, reply in (*finished, *ranked) if best_score - score > min_score_gap]
-    if not worse:
-        counts['dropped_within_margin'] += 1
-        return None
-    return best['text'], worse[0]['text']
 
 
 def _scores(config: ConfigDict) -> Iterator[CandidateScores]:
@@ -173,21 +141,6 @@ def _scores_of(record: Candidate, scored: Iterator[CandidateScores]) -> list[flo
             f"{record['id']!r} next): rerun the 'oracle_scores' stage"
         )
     return scores['scores']
-
-
-def _preference(
-    record: Rewrite | StrangerRecord | Candidate, chosen: str, rejected: str, kind: str
-) -> PreferenceRecord:
-    return PreferenceRecord(
-        id=pair_id(record['id'], kind),
-        conversation=conversation_of(record['id']),
-        split=record['split'],
-        user_id=record['user_id'],
-        persona=record['persona'],
-        prompt=record['messages'],
-        chosen=[Message(role='assistant', content=chosen)],
-        rejected=[Message(role='assistant', content=rejected)],
-    )
 
 
 def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord | RatedReply]:

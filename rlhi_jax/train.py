@@ -15,15 +15,13 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     define_flags()
     start()
 
+import functools
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -32,26 +30,25 @@ from rlhi_jax.config import require
 from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.data.rows import Row
-from rlhi_jax.io.errors import UserError
+from rlhi_jax.io.errors import STOPPED, UserError
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import Params, check_fit, load_params, split_params
+from rlhi_jax.models.parameters import Params, check_fit, load_params
 from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.crew import shared
-from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, replicated, to_global
+from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, to_global
 from rlhi_jax.rounds.parts import State
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
-from rlhi_jax.training.metrics import RunLog, trim_logs
+from rlhi_jax.training.metrics import LateMetrics, RunLog, trim_logs
 from rlhi_jax.training.model import make_decoder, reads_reference, sees_persona, with_adapters
 from rlhi_jax.training.profile import StepProfiler
 from rlhi_jax.training.rows import abstract_batch, open_rows
-from rlhi_jax.training.step import TrainState, abstract_state, jit_train_step, make_optimizer
+from rlhi_jax.training.state import adapters_and_frozen, first_state
+from rlhi_jax.training.step import TrainState, jit_train_step, make_optimizer
 from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
-
-STOPPED = 75  # exit status if a run was asked to stop and can be resumed (EX_TEMPFAIL in sysexits.h)
 
 
 class Run(NamedTuple):
@@ -102,9 +99,11 @@ def train(config: ConfigDict, workdir: Path, begins: Callable[[], None] = lambda
     begins()
     RESIDENT.release()  # a stage in this process may have left a model in memory
     with on_mesh(run.mesh):
-        adapters, frozen = _adapters_and_frozen(run)
-        read = read_with_reference(run, frozen)
-        state = first_state(run, adapters)
+        load = functools.partial(load_params, run.decoder, run.model, run.mesh, seed=config.seed)
+        adapters, frozen = adapters_and_frozen(run.decoder, load)
+        read = read_with_reference(run, lambda: frozen or load())
+        optimizer = make_optimizer(config.optimizer, run.num_steps)
+        state, _ = first_state(run.decoder, optimizer, run.mesh, run.checkpoints, lambda: adapters or load())
         reached = int(loop(run, read, state, frozen).step)
     return _say(run, reached)
 
@@ -179,51 +178,17 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     )
 
 
-def _adapters_and_frozen(run: Run) -> tuple[Params | None, Params]:
-    """Return the initial values of the trainable parameters, and the frozen parameters; None and {} without adapters.
-
-    The trainable parameters are the adapters and any reward head.
-    """
-    if not run.decoder.lora:
-        return None, {}
-    return split_params(run.decoder, load_params(run.decoder, run.model, run.mesh, seed=run.config.seed))
-
-
-def read_with_reference(run: Run, frozen: Params) -> Callable[[int], Row]:
+def read_with_reference(run: Run, load: Callable[[], Params]) -> Callable[[int], Row]:
     """Return a function that reads a row by its number.
 
     If the run has a reference cache, the rows include log-probabilities under the reference model. Values that the
-    cache lacks are computed first, with the frozen parameters or, without adapters, with the initial model.
+    cache lacks are computed first, with the parameters that `load` returns.
     """
     if run.reference is None:
         return run.reader.__getitem__
     needed = (row for step in range(run.num_steps) for row in run.rows[step])
-
-    def load() -> Params:
-        return frozen or load_params(run.decoder, run.model, run.mesh, seed=run.config.seed)
-
     fill_reference(run.config, run.reference, run.reference_reader, needed, run.decoder, load, run.mesh)
     return with_reference(run.reader, run.reference)
-
-
-def first_state(run: Run, adapters: Params | None) -> TrainState:
-    """Return the state in the newest checkpoint or, if there is no checkpoint, the state at step 0.
-
-    `adapters` are the trained parameters at step 0; None if the run trains all parameters of its initial model.
-    """
-    optimizer = make_optimizer(run.config.optimizer, run.num_steps)
-    abstract = abstract_state(run.decoder, optimizer, run.mesh)
-    step = run.checkpoints.latest_step
-    if step is None:
-        params = adapters or load_params(run.decoder, run.model, run.mesh, seed=run.config.seed)
-        layout = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
-        return TrainState(_scalar(0, run.mesh), params, jax.jit(optimizer.init, out_shardings=layout)(params))
-    params, opt_state, progress = run.checkpoints.restore(step, abstract.params, abstract.opt_state)
-    return TrainState(_scalar(progress['step'], run.mesh), params, opt_state)
-
-
-def _scalar(value: int, mesh: Mesh) -> jax.Array:
-    return jax.device_put(np.int32(value), replicated(mesh))
 
 
 def loop(run: Run, read: Callable[[int], Row], state: TrainState, frozen: Params) -> TrainState:
@@ -239,9 +204,10 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState, frozen: Params
     )
     log = RunLog(run.workdir, next_step=first_step) if processes.is_main() else None
     stop = processes.Preemption()
-    pending = _Pending(config, log, run.num_steps, first_step)
+    progress = Progress('train', run.num_steps, unit='steps', done=first_step, enabled=log is not None)
+    pending = LateMetrics(config.log.every_steps, log, progress, last_step=run.num_steps - 1)
     step_fn = _compiled_step(run, state, frozen) if first_step < run.num_steps else None
-    with pending.progress, StepProfiler(run.workdir / 'profile', config.log.profile_steps) as profiler:
+    with progress, StepProfiler(run.workdir / 'profile', config.log.profile_steps) as profiler:
         for step in range(first_step, run.num_steps):
             batch = to_global(next(stream), local, sharding, config.train.batch_rows)
             if log:
@@ -275,43 +241,6 @@ def _pair_names(run: Run, step: int) -> list[str]:
     """Return the ids of the pairs that a step trains on."""
     plan = run.reader.plan
     return [plan.pair_names[i] for row in run.rows[step] if row >= 0 for i in plan.pair_ids(row)]
-
-
-class _Pending:
-    """The latest step's metrics, which are read late to keep the device busy.
-
-    They are read after the next step is dispatched, or just before a checkpoint is saved.
-    """
-
-    def __init__(self, config: ConfigDict, log: RunLog | None, num_steps: int, first_step: int):
-        self._every, self._log, self._last = config.log.every_steps, log, num_steps - 1
-        self.progress = Progress('train', num_steps, unit='steps', done=first_step, enabled=log is not None)
-        self._step, self._metrics = -1, None
-        self._time, self._pairs = time.monotonic(), 0
-
-    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self.flush()
-        self._step, self._metrics = step, metrics
-
-    def flush(self) -> None:
-        if self._metrics is None:
-            return
-        step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
-        self._metrics = None
-        # Every process reads the same metrics, so if one process stops here, all do. The step gets no checkpoint.
-        if not np.isfinite(values['loss'] + values['gradient_norm']):
-            raise UserError(
-                f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '
-                'config.optimizer.learning_rate'
-            )
-        if self._log is None:
-            return
-        self._pairs += int(values['pairs'])
-        if (step + 1) % self._every == 0 or step == self._last:
-            self._log.metrics(step, values)
-        seconds = max(time.monotonic() - self._time, 1e-9)
-        note = f'loss {values["loss"]:.4f}  accuracy {values["accuracy"]:.3f}  {self._pairs / seconds:.3g} pairs/s'
-        self.progress.update(step + 1, note)
 
 
 def main() -> None:

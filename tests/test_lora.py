@@ -316,7 +316,7 @@ def test_a_run_is_a_model_everywhere(folder, trained, tmp_path):
     export_model(trained, tmp_path / 'hf', step=None, dtype='float32')
     assert (tmp_path / 'hf' / 'model.safetensors').exists()
     config.sampler.slots, config.sampler.prompt_tokens, config.sampler.new_tokens = 2, 64, 8
-    (reply,) = Generator(config, str(trained)).replies([Prompt('a', (('user', 'the cat'),))])
+    (reply,) = Generator.open(config, str(trained)).replies([Prompt('a', (('user', 'the cat'),))])
     scorer = CandidateScorer(config, str(trained), Capacities(200, 128, 2), sees_persona=True)
     scores = scorer([Candidates('a', [dict(role='user', content='the cat')], '', ['sits', 'runs'])])
     assert reply.id == 'a' and all(math.isfinite(score) for score in scores['a'])

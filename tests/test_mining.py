@@ -10,10 +10,11 @@ import pytest
 import tiny
 from raw_conversations import config, raw_conversation, records
 
-from data_pipelines import candidates, ingest, pairs, personas
+from data_pipelines import ingest, pairs, personas
 from data_pipelines.core.inputs import input_digest
 from data_pipelines.core.record_files import write_records
 from data_pipelines.preferences.artefacts import reply_only_auc
+from data_pipelines.preferences.prompts import prompts_reader
 from data_pipelines.teacher.prompts import render_turns
 from rlhi_jax import generate
 from rlhi_jax.config import base_config
@@ -74,11 +75,11 @@ def test_prompts_of_a_file_have_the_personas_of_their_users(tmp_path, inferred):
         ],
     )
     c = config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl'), personas=str(folder) if inferred else '')
-    personas = {record['user_id']: record['persona'] for record in candidates.prompts_reader(c)(Counter())}
+    personas = {record['user_id']: record['persona'] for record in prompts_reader(c)(Counter())}
     assert personas == (dict(a='Inferred.', b='', d='') if inferred else dict(a='Stated.', b='', d='Stated.'))
     c.candidates.max_prompts = sum(map(bool, personas.values()))
     counts = Counter()
-    assert all(record['persona'] for record in candidates.prompts_reader(c)(counts))
+    assert all(record['persona'] for record in prompts_reader(c)(counts))
     assert counts['dropped_over_max_prompts'] == 3 - c.candidates.max_prompts
 
 
@@ -115,7 +116,7 @@ def test_lines_that_are_no_prompts_are_refused(tmp_path, fault):
     path = tmp_path / 'prompts.jsonl'
     path.write_text(f'{json.dumps(good)}\n{line}\n')
     with pytest.raises(UserError, match='config.data.prompts: .*, line 2 is not a prompt') as refused:
-        list(candidates.prompts_reader(config(tmp_path, prompts=str(path)))(Counter()))
+        list(prompts_reader(config(tmp_path, prompts=str(path)))(Counter()))
     with pytest.raises(UserError, match=r'prompts\.jsonl, line 2 is not a prompt') as also:
         generate.read_prompts(path)
     if line.startswith('{'):
@@ -132,7 +133,7 @@ def test_fields_of_prompts_that_stages_need(tmp_path, field, value):
         del record[field]
     write_records(tmp_path / 'prompts.jsonl', [record])
     with pytest.raises(UserError, match=f'line 1 is .*its {field} is not text'):
-        list(candidates.prompts_reader(config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl')))(Counter()))
+        list(prompts_reader(config(tmp_path, prompts=str(tmp_path / 'prompts.jsonl')))(Counter()))
 
 
 def test_prompts_to_reply_to(tmp_path):

@@ -17,11 +17,11 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
+from rlhi_jax.io.errors import STOPPED
 from rlhi_jax.io.files import read_json
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import abstract_params
 from rlhi_jax.parallel.sharding import make_mesh
-from rlhi_jax.train import STOPPED
 from rlhi_jax.training.metrics import StepLog
 
 SEED = 20260

@@ -16,7 +16,7 @@ PROGRAMS = [path for path in FILES if len(path.parts) == 2 and not path.name.sta
 # Programs inside folders, which `python -m` also starts.
 PROGRAMS_IN_ROOMS = [path for path in FILES if len(path.parts) > 2 and "__name__ == '__main__'" in path.read_text()]
 CONDUCTORS = (Path('rlhi_jax/loop.py'), Path('rlhi_jax/check.py'))
-READERS = (Path('rlhi_jax/evaluate.py'), Path('rlhi_jax/user_rewards.py'))  # programs that read records
+READERS = tuple(Path(f'rlhi_jax/{name}.py') for name in ('evaluate', 'online', 'user_rewards'))  # they read records
 
 
 def module(path: Path) -> str:

@@ -222,10 +222,10 @@ def test_replies_leave_out_the_stop_string(model):
     c.model.dtype = 'float32'
     c.sampler.slots, c.sampler.prompt_tokens, c.sampler.new_tokens = 8, 120, 40
     prompt = Prompt('a', (('user', 'Hi.'),), samples=16)
-    free = {reply.sample: reply.text for reply in Generator(c, str(model.path)).replies([prompt])}
+    free = {reply.sample: reply.text for reply in Generator.open(c, str(model.path)).replies([prompt])}
     letters = Counter(''.join(free.values()))
     c.sampler.stop = tuple(letter for letter, _ in letters.most_common() if letter.isalpha() and letter.isascii())[:2]
-    replies = {reply.sample: reply for reply in Generator(c, str(model.path)).replies([prompt])}
+    replies = {reply.sample: reply for reply in Generator.open(c, str(model.path)).replies([prompt])}
     for number, text in free.items():
         cut = re.split('|'.join(c.sampler.stop), text)[0]
         assert replies[number].text == cut.strip()
@@ -250,7 +250,7 @@ def test_long_conversations_lose_their_oldest_exchanges(model):
     c.model.dtype = 'float32'
     c.sampler.slots, c.sampler.prompt_tokens, c.sampler.new_tokens = 8, 120, 4
     turns = tuple((('user', 'assistant')[i % 2], f'turn {i} says something') for i in range(5))
-    generator = Generator(c, str(model.path))
+    generator = Generator.open(c, str(model.path))
     fitted = generator.fit(Prompt('a', turns))
     assert 0 < len(fitted.turns) < 5 and fitted.turns[-1] == turns[-1] and fitted.turns[0][0] == 'user'
     assert generator.fit(Prompt('b', (('user', 'x' * 500),))) is None

@@ -75,7 +75,7 @@ def _draw(task: Task, model_path: str, prompts: Sequence[Prompt]) -> None:
 
     If one sample of a prompt is missing, all its samples are drawn again. Those already in the journal do not change.
     """
-    generator = Generator(task.config, model_path)
+    generator = Generator.open(task.config, model_path)
     keys = {prompt.id: endpoint.keys(prompt) for prompt in prompts}
     fitted = {prompt.id: generator.fit(prompt) for prompt in prompts}
 

@@ -12,7 +12,7 @@ _LATER = dict(
     sampler=('top_k', 'min_p', 'repetition_penalty', 'stop', 'weights'),
     rewrites=('shows_reply', 'max_words', 'min_words'),
     strangers=('max_claims',),
-    pairs=('against',),
+    pairs=('against', 'length_penalty'),
 )
 _WITHOUT_EFFECT = dict(sampler=('logprobs',))  # these keys never change what a stage writes
 

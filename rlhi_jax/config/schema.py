@@ -47,6 +47,7 @@ SCHEMA = Section(
     sampler=training_keys.SAMPLER,
     mesh=training_keys.MESH,
     train=training_keys.TRAIN,
+    online=training_keys.ONLINE,
     optimizer=training_keys.OPTIMIZER,
     lora=training_keys.LORA,
     dpo=training_keys.DPO,

@@ -377,6 +377,12 @@ PAIRS = Section(
         'The scores of the best and the worst candidate must differ by more than this, in units of the score.',
         at_least=0,
     ),
+    length_penalty=Key(
+        0.0,
+        'How much the score of a candidate is lowered for each word of the reply, before the best and the worst are '
+        'chosen.',
+        at_least=0,
+    ),
     max_artefact_auc=Key(
         0.7,
         'Maximum AUC of a classifier that tells chosen from rejected replies and sees only the replies. If the AUC is '

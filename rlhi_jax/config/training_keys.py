@@ -124,7 +124,7 @@ MESH = Section(
 
 TRAIN = Section(
     'The length and batch size of a training run.',
-    epochs=Key(1, 'Passes over the rows. The loop uses loop.OBJECTIVE.epochs instead.', at_least=1),
+    epochs=Key(1, 'Passes over the rows (online: over the requests). The loop uses loop.OBJECTIVE.epochs.', at_least=1),
     max_steps=Key(0, 'Optimizer steps after which training ends; 0: train until the epochs end.', at_least=0),
     batch_rows=Key(32, 'Rows per optimizer step, across all devices. Default from arXiv 2506.21495.', at_least=1),
     accumulate=Key(
@@ -135,6 +135,21 @@ TRAIN = Section(
     ),
 )
 
+ONLINE = Section(
+    'Online training (`python -m rlhi_jax.online`), in rounds: the policy answers requests, a judge scores the '
+    'answers, and the best and the worst answer to each request train the policy.',
+    prompts=Key(
+        0,
+        'Requests per round, all answered with the same weights. About as many as a batch has pairs: online. '
+        'Several batches: semi-online (arXiv 2506.21495). The program needs at least 1.',
+        at_least=0,
+    ),
+    sync_reference=Key(
+        0,
+        'Rounds after which the reference model gets the weights of the policy. 0: it stays the initial model.',
+        at_least=0,
+    ),
+)
 OPTIMIZER = Section(
     'AdamW and its learning rate schedule.',
     learning_rate=Key(

@@ -1,9 +1,11 @@
-"""Errors that the user can fix.
+"""Errors that the user can fix, and the exit status of a program that was stopped.
 
-Programs print the message on one line and exit with status 2.
+Programs print the message of an error on one line and exit with status 2.
 """
 
 import re
+
+STOPPED = 75  # exit status if a run was asked to stop and can be resumed (EX_TEMPFAIL in sysexits.h)
 
 
 class UserError(Exception):

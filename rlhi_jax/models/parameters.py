@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from rlhi_jax.io.errors import UserError
@@ -99,6 +100,29 @@ def merge(params: Params, adapters: Params, lora: Lora) -> Params:
         a, b = (adapters['layers'][f'{name}_{part}'] for part in 'ab')
         layers[name] = _add_product(layers[name], a, b, scale=lora.scale)
     return params | {'layers': layers}
+
+
+def whole_params(decoder: Decoder, frozen: Params, trained: Params, mesh: Mesh) -> Params:
+    """Return the parameters of a model in training, with any adapters merged, on the devices of a process.
+
+    The parameters in training are not changed. With one process, the result stays on its devices. With several
+    processes, each gets all parameters, through the host's memory.
+
+    Args:
+      decoder: the decoder in training.
+      frozen: the frozen parameters; {} without adapters.
+      trained: the trained parameters.
+      mesh: devices of this process.
+    """
+    params = frozen | trained
+    if decoder.lora:
+        adapters = params.pop('adapters')
+        params = jax.jit(lambda params, adapters: merge(params, adapters, decoder.lora))(params, adapters)
+    if jax.process_count() == 1:
+        return params
+    params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params)
+    layout = jax.tree.map(lambda x: x.sharding, abstract_params(Decoder(decoder.spec), mesh))
+    return jax.tree.map(jax.device_put, params, layout)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames='scale')

@@ -37,6 +37,16 @@ def start() -> None:
     jax.distributed.initialize(coordinator, count, process)
 
 
+def index() -> int:
+    """Return the number of this process, from 0."""
+    return jax.process_index()
+
+
+def count() -> int:
+    """Return the number of processes of the run."""
+    return jax.process_count()
+
+
 def is_main() -> bool:
     """Return whether this is the one process that writes files and prints output."""
     return jax.process_index() == 0

@@ -55,21 +55,25 @@ class Reply(NamedTuple):
 
 
 class Generator:
-    """A generator that samples text replies from one model.
+    """A generator that samples text replies from the model of a sampler."""
 
-    Generators with the same model and settings share one sampler for as long as `RESIDENT` keeps it in memory.
+    def __init__(self, sampler: Sampler):
+        self._sampler, self._template = sampler, ChatTemplate.load(sampler.model.tokenizer_path)
 
-    Raises:
-      UserError: the model is missing, or `Sampler` rejects the model or the settings.
-    """
+    @classmethod
+    def open(cls, config: ConfigDict, model_path: str) -> 'Generator':
+        """Return a generator for a model.
 
-    def __init__(self, config: ConfigDict, model_path: str):
+        Generators with the same model and settings share one sampler for as long as `RESIDENT` keeps it in memory.
+
+        Raises:
+          UserError: the model is missing, or `Sampler` rejects the model or the settings.
+        """
         model = open_model(model_path)
-        self._template = ChatTemplate.load(model.tokenizer_path)
         settings, axes, dtype = sampling(config), tuple(config.mesh.to_dict().items()), config.model.dtype
         # The key includes the weights, because the folder's model may have been replaced since the last call.
         key = str(model.path), model.weights, settings, axes, dtype
-        self._sampler = RESIDENT.get(key, lambda: Sampler(model, settings, local_mesh(dict(axes)), dtype=dtype))
+        return cls(RESIDENT.get(key, lambda: Sampler(model, settings, local_mesh(dict(axes)), dtype=dtype)))
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids that the model reads before its reply begins."""
@@ -109,7 +113,7 @@ def draw(config: ConfigDict, arguments: dict[str, Any], prompts: Sequence[Prompt
     """Sample replies to the prompts from the model `arguments['model']`; yield each reply once, in any order."""
     if prompts:
         prompts = [Prompt(*prompt)._replace(context=Context(*prompt[2])) for prompt in prompts]  # from JSON
-        yield from Generator(config, arguments['model']).replies(prompts)
+        yield from Generator.open(config, arguments['model']).replies(prompts)
 
 
 def prompt_turns(record: Any, texts: Sequence[str]) -> Turns:

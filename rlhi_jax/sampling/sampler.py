@@ -213,12 +213,27 @@ def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Pa
 class Sampler:
     """A sampler that continues prompts with one model, on devices of this process.
 
+    Args:
+      model: the model's folder.
+      sampling: the settings.
+      mesh: the devices.
+      dtype: the compute dtype.
+      params: the model's parameters, laid out on the mesh; None to load them from the folder.
+
     Raises:
       UserError: the model is not a language model; its context is shorter than the settings require; or the model or
         the slots cannot be split evenly over the mesh.
     """
 
-    def __init__(self, model: ModelFolder, sampling: Sampling, mesh: Mesh, *, dtype: str = 'float32'):
+    def __init__(
+        self,
+        model: ModelFolder,
+        sampling: Sampling,
+        mesh: Mesh,
+        *,
+        dtype: str = 'float32',
+        params: Params | None = None,
+    ):
         if model.spec.head != 'lm':
             raise UserError(f'{model.path} is a reward model and cannot generate text: use a language model')
         if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
@@ -233,14 +248,20 @@ class Sampler:
         self._sizes = cache_sizes(sampling)
         decoder = Decoder(model.spec, jnp.dtype(dtype), unrolled=True)
         layout = slots_layout(mesh, sampling)
+        self._unroll = jax.jit(unroll)
         with on_mesh(mesh):
-            self._params = jax.jit(unroll)(load_params(Decoder(model.spec), model, mesh, seed=0))
+            self.use(load_params(Decoder(model.spec), model, mesh, seed=0) if params is None else params)
             empty = functools.partial(empty_slots, decoder, sampling, self._sizes[0])
             self._empty = jax.jit(empty, out_shardings=layout)
             self._resized = jax.jit(resized, static_argnums=0, out_shardings=layout)
             self._decode = jit_decode(decoder, sampling, mesh)
             self._prefill = jax.jit(functools.partial(prefill, decoder))
             self._branch = jax.jit(branch, donate_argnums=0, out_shardings=layout)
+
+    def use(self, params: Params) -> None:
+        """Sample from other parameters of the same model, such as those that training has reached."""
+        with on_mesh(self._mesh):
+            self._params = self._unroll(params)
 
     def key(self, request: Request, sample: int) -> np.ndarray:
         """Return the random key of one sample, [2] uint32: a hash of the seed, prompt, name and sample number."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax.data.encode import TreeEncoder, start_piece
@@ -15,7 +16,7 @@ from rlhi_jax.data.tree import Interaction, Message, Pair
 from rlhi_jax.io.files import digest
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import check_fit, load_params
+from rlhi_jax.models.parameters import Params, check_fit, load_params
 from rlhi_jax.parallel.sharding import local_mesh, on_mesh
 from rlhi_jax.scoring.reference import row_keys
 from rlhi_jax.scoring.rows import RowScorer
@@ -50,20 +51,37 @@ class CandidateScorer:
 
     Scores are rewards or log-probabilities (nats), depending on the model's head.
 
+    Args:
+      config: the settings.
+      model_path: the model's folder.
+      capacities: the capacities of the rows that are scored.
+      sees_persona: whether the model sees the personas.
+      mesh: the devices; None for those of this process. On devices of several processes, all must score together.
+      params: the model's parameters, laid out on the mesh; None to load them from the folder.
+
     Raises:
       UserError: the model is missing, or its dimensions or `config.eval.batch_rows` cannot be split evenly over the
         mesh.
     """
 
-    def __init__(self, config: ConfigDict, model_path: str, capacities: Capacities, *, sees_persona: bool):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model_path: str,
+        capacities: Capacities,
+        *,
+        sees_persona: bool,
+        mesh: Mesh | None = None,
+        params: Params | None = None,
+    ):
         model = open_model(model_path)
         self._capacities, self._batch_rows, self._sees_persona = capacities, config.eval.batch_rows, sees_persona
-        self._mesh = local_mesh(config.mesh.to_dict())
+        self._mesh = local_mesh(config.mesh.to_dict()) if mesh is None else mesh
         check_fit(self._mesh, model.spec, self._batch_rows, 'config.eval.batch_rows')
         self._template = ChatTemplate.load(model.tokenizer_path)
         decoder = Decoder(model.spec, jnp.dtype(config.model.dtype))
         with on_mesh(self._mesh):
-            self._params = load_params(decoder, model, self._mesh, seed=config.seed)
+            self._params = load_params(decoder, model, self._mesh, seed=config.seed) if params is None else params
         self._scorer = RowScorer(config, decoder, self._mesh)
 
     def __call__(self, items: Sequence[Candidates]) -> dict[str, list[float | None]]:

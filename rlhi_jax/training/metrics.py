@@ -4,10 +4,16 @@ A resumed run first removes the log entries of the steps that it will repeat.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import complete_lines, write_bytes
+from rlhi_jax.io.progress import Progress
 
 METRICS, EXAMPLES = 'metrics.jsonl', 'examples.jsonl'
 
@@ -58,3 +64,51 @@ class RunLog:
     def close(self) -> None:
         for part in (self._metrics, self._examples, self._board):
             part.close()
+
+
+class LateMetrics:
+    """The latest step's metrics, which are read late to keep the device busy.
+
+    They are read after the next step is dispatched, or when `flush` is called, as before a checkpoint is saved.
+
+    Args:
+      every: the number of steps between log entries.
+      log: the run's log; None in processes that do not write it.
+      progress: shows the step, its loss and accuracy, and the rate.
+      last_step: a step that is logged in any case.
+    """
+
+    def __init__(self, every: int, log: RunLog | None, progress: Progress, *, last_step: int = -1):
+        self._every, self._log, self._progress, self._last = every, log, progress, last_step
+        self._step, self._metrics = -1, None
+        self._time, self._pairs = time.monotonic(), 0
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Read the metrics of the step before, and keep those of this step.
+
+        Raises:
+          UserError: the loss or the gradient of the step before is not finite.
+        """
+        self.flush()
+        self._step, self._metrics = step, metrics
+
+    def flush(self) -> None:
+        """Read, log and show the latest step's metrics, unless this has been done."""
+        if self._metrics is None:
+            return
+        step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
+        self._metrics = None
+        # Every process reads the same metrics, so if one process stops here, all do. The step gets no checkpoint.
+        if not np.isfinite(values['loss'] + values['gradient_norm']):
+            raise UserError(
+                f'the loss is {values["loss"]} and the gradient norm {values["gradient_norm"]} at step {step}: lower '
+                'config.optimizer.learning_rate'
+            )
+        if self._log is None:
+            return
+        self._pairs += int(values['pairs'])
+        if (step + 1) % self._every == 0 or step == self._last:
+            self._log.metrics(step, values)
+        seconds = max(time.monotonic() - self._time, 1e-9)
+        note = f'loss {values["loss"]:.4f}  accuracy {values["accuracy"]:.3f}  {self._pairs / seconds:.3g} pairs/s'
+        self._progress.update(step + 1, note)

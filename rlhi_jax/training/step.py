@@ -142,8 +142,15 @@ def abstract_state(decoder: Decoder, optimizer: optax.GradientTransformation, me
     return TrainState(step, params, abstract_with_shardings(shapes, moments))
 
 
-def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh: Mesh, num_steps: int) -> Callable:
-    """Return the jitted train step that `config` describes.
+def jit_train_step(
+    config: ConfigDict,
+    decoder: Decoder,
+    state: TrainState,
+    mesh: Mesh,
+    num_steps: int,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Callable:
+    """Return the jitted train step that `config` describes, with the optimizer that it describes unless one is given.
 
     The step's input and output states are laid out like `state`, which contains arrays or shapes with shardings. The
     new state overwrites the old state in memory, so both must have the same layout.
@@ -156,7 +163,7 @@ def jit_train_step(config: ConfigDict, decoder: Decoder, state: TrainState, mesh
         chunk=config.model.logprob_chunk,
         reference_in_step=scores_reference_in_step(config),
     )
-    optimizer, schedule = make_optimizer(config.optimizer, num_steps), learning_rate(config.optimizer, num_steps)
-    step = make_train_step(gradient, optimizer, schedule)
+    optimizer = optimizer or make_optimizer(config.optimizer, num_steps)
+    step = make_train_step(gradient, optimizer, learning_rate(config.optimizer, num_steps))
     layout = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))

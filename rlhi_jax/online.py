@@ -1,0 +1,358 @@
+"""Train a policy online: it answers requests, a judge scores the answers, and the best and worst answers train it.
+
+    python -m rlhi_jax.online --config=configs/NAME.py[:variant] --workdir=DIR [--config.a.b=value]
+
+Training consists of rounds. In each round,
+
+1. the policy answers `config.online.prompts` requests with its current weights, `config.candidates.samples` times each;
+2. the judge that `config.candidates.scorer` names scores the answers: a reward model, or the initial policy;
+3. the best and the worst answer to each request become a pair, unless their scores are too close (`config.pairs`);
+4. the policy takes a step on each batch of these pairs.
+
+A round of one batch is online DPO, and a round of several batches is semi-online DPO (arXiv 2506.21495). The requests
+are those of the stage `candidates`. `config.train.epochs` is the number of passes over them.
+
+WORKDIR/rounds has a folder for each round, with its answers and pairs. A run resumes automatically from its newest
+checkpoint and from these folders. Its workdir is a model folder, as that of `rlhi_jax.train`.
+"""
+
+from rlhi_jax.cli.program import define_flags, load_config, run, start, workdir_path
+
+if __name__ == '__main__':  # parsed before the imports that take seconds
+    define_flags()
+    start()
+
+import functools
+import itertools
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines.core.records import PromptRecord
+from data_pipelines.preferences.candidates import by_policy, by_reward_model, one_tree
+from data_pipelines.preferences.persona_rise import persona_pool
+from data_pipelines.preferences.prompts import prompts_identity, prompts_reader
+from data_pipelines.preferences.rounds import Judge, RoundFolder
+from data_pipelines.teacher.generation import model_identity
+from rlhi_jax.config import settings_identity
+from rlhi_jax.data.loader import RowOrder, RowReader, in_order
+from rlhi_jax.data.plan import RowPlan, make_plan
+from rlhi_jax.data.rows import Row, capacities, stack
+from rlhi_jax.data.shards import View
+from rlhi_jax.io.errors import STOPPED, UserError
+from rlhi_jax.io.files import digest
+from rlhi_jax.io.progress import Progress
+from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
+from rlhi_jax.models.decoder import Decoder
+from rlhi_jax.models.parameters import check_fit, load_params, whole_params
+from rlhi_jax.parallel import processes
+from rlhi_jax.parallel.sharding import batch_sharding, local_mesh, local_rows, make_mesh, on_mesh, to_global
+from rlhi_jax.sampling.generator import Generator
+from rlhi_jax.sampling.sampler import Sampler
+from rlhi_jax.sampling.settings import sampling
+from rlhi_jax.scoring.candidates import CandidateScorer
+from rlhi_jax.scoring.rows import RowScorer
+from rlhi_jax.tokenizers.template import ChatTemplate
+from rlhi_jax.training.metrics import LateMetrics, RunLog
+from rlhi_jax.training.model import make_decoder, reads_reference, sees_persona, with_adapters
+from rlhi_jax.training.online import beside_reference, check_settings, copied
+from rlhi_jax.training.rows import abstract_batch
+from rlhi_jax.training.state import adapters_and_frozen, first_state
+from rlhi_jax.training.step import jit_train_step, make_optimizer
+from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
+
+
+class Stopped(Exception):
+    """Raised between two steps, after the run has been asked to stop."""
+
+
+class Run(NamedTuple):
+    """A run that has passed all checks and is ready to start or resume.
+
+    Attributes:
+      prompts: the requests.
+      rounds: the indices of each round's requests; -1 stands for none.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    model: ModelFolder
+    decoder: Decoder
+    mesh: Mesh
+    prompts: Sequence[PromptRecord]
+    rounds: RowOrder
+    template: ChatTemplate
+    checkpoints: RunCheckpoints
+
+    def folder(self, number: int) -> RoundFolder:
+        """Return a round's folder; in later passes over the requests, their ids say so and get different answers."""
+        size, count = self.config.online.prompts, len(self.prompts)
+        prompts = []
+        for place, index in enumerate(self.rounds[number], start=number * size):
+            if index >= 0:
+                name, passed = self.prompts[index]['id'], place // count
+                prompts.append(self.prompts[index] | dict(id=f'{name} pass {passed + 1}' if passed else name))
+        return RoundFolder(self.workdir / 'rounds' / f'{number + 1:06d}', prompts, self.config)
+
+
+class Position(NamedTuple):
+    """How far a run has come: steps taken, rounds finished, and steps taken in the round after these."""
+
+    step: int = 0
+    round: int = 0
+    offset: int = 0
+
+
+def set_up(config: ConfigDict, workdir: Path) -> Run:
+    """Open everything that a run needs, check that all parts fit together, and claim the workdir.
+
+    Raises:
+      UserError: a setting, the model or the workdir does not suit an online run; the message says why.
+    """
+    check_settings(config)
+    model = open_model(config.model.path)
+    mesh = make_mesh(config.mesh.to_dict())
+    decoder = with_adapters(make_decoder(config, model), config)
+    source = 'config.train.batch_rows / config.train.accumulate'
+    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
+    counts: Counter = Counter()
+    prompts = list(prompts_reader(config)(counts))
+    if config.candidates.scorer == 'policy':  # it judges by the persona
+        prompts = [prompt for prompt in prompts if prompt['persona']]
+    if not prompts:
+        raise UserError(f'there are no requests to answer ({dict(counts)}): add prompts to config.data.prompts')
+    identity = run_identity(config, model) | dict(online=_online_identity(config))
+    refuse_another_run(workdir, identity)
+    claim_workdir(workdir, identity, model, decoder.spec, decoder.lora)
+    return Run(
+        config=config,
+        workdir=workdir,
+        model=model,
+        decoder=decoder,
+        mesh=mesh,
+        prompts=prompts,
+        rounds=RowOrder(len(prompts), config.online.prompts, config.train.epochs, config.seed),
+        template=ChatTemplate.load(model.tokenizer_path),
+        checkpoints=RunCheckpoints(workdir, keep=config.checkpoint.keep),
+    )
+
+
+def _online_identity(config: ConfigDict) -> dict[str, Any]:
+    """Return what a run's parameters depend on beside the training settings and the initial model."""
+    reward_model = config.candidates.reward_model
+    candidates = {name: config.candidates[name] for name in ('samples', 'scorer', 'strangers', 'max_prompts')}
+    return dict(
+        prompts=prompts_identity(config),
+        judge=model_identity(config, reward_model) if config.candidates.scorer == 'reward_model' else '',
+        sampler=settings_identity(config, 'sampler') | dict(sees_persona=config.sampler_sees_persona),
+        settings=candidates | config.online.to_dict(),
+        pairs={name: config.pairs[name] for name in ('min_score_gap', 'length_penalty')},
+    )
+
+
+class Trainer:
+    """The models of a run on its devices, and the run's rounds.
+
+    Attributes:
+      state: the policy's training state.
+      reached: how far the run has come.
+    """
+
+    def __init__(self, run: Run):
+        self.run, config = run, run.config
+        load = functools.partial(load_params, run.decoder, run.model, run.mesh, seed=config.seed)
+        self._uses_reference, self._syncs = reads_reference(config), bool(config.online.sync_reference)
+        self._optimizer = make_optimizer(config.optimizer, num_steps=1)
+        if self._syncs:
+            self._optimizer = beside_reference(self._optimizer)
+        with on_mesh(run.mesh):
+            adapters, self._frozen = adapters_and_frozen(run.decoder, load)
+            self.state, progress = first_state(
+                run.decoder, self._optimizer, run.mesh, run.checkpoints, lambda: adapters or load()
+            )
+            by_policy = config.candidates.scorer == 'policy'
+            needs_initial = by_policy or (self._uses_reference and not self._syncs)
+            self._initial = (self._frozen or load()) if needs_initial else None
+            self._judge = self._make_judge()
+            self._score = RowScorer(config, run.decoder, run.mesh, scope='reference')
+            self._step = None
+        self.reached = Position(*(progress.get(name, 0) for name in Position._fields))
+        self._saved, self._sampler = self.reached.step, None
+        self._stop, self._checks = processes.Preemption(), itertools.count()
+
+    def train(self) -> bool:
+        """Run the remaining rounds, or stop early if asked to; return whether the run is complete."""
+        run, config = self.run, self.run.config
+        log = RunLog(run.workdir, next_step=self.reached.step) if processes.is_main() else None
+        rounds = Progress('online', run.rounds.num_steps, unit='rounds', done=self.reached.round, enabled=bool(log))
+        with rounds:
+            metrics = LateMetrics(config.log.every_steps, log, rounds)
+            try:
+                while not self._is_complete():
+                    self._train_round(metrics, log)
+            except Stopped:
+                pass
+            metrics.flush()
+        self._save()
+        run.checkpoints.close()
+        self._stop.release()
+        if log:
+            log.close()
+        return self._is_complete()
+
+    def _is_complete(self) -> bool:
+        most = self.run.config.train.max_steps
+        return self.reached.round == self.run.rounds.num_steps or bool(most and self.reached.step >= most)
+
+    def _train_round(self, metrics: LateMetrics, log: RunLog | None) -> None:
+        """Run the rest of a round."""
+        run, config, (step, number, first) = self.run, self.run.config, self.reached
+        if self._syncs and number and not first and number % config.online.sync_reference == 0:
+            self.state = self.state.replace(opt_state=(self.state.opt_state[0], copied(self.state.params)))
+        folder = run.folder(number)
+        if not folder.is_finished:
+            self._answer(folder)
+            says = folder.pair(self._judge)
+            if log:
+                print(_in_words(number + 1, run.rounds.num_steps, says), flush=True)
+        plan, read = self._rows(folder)
+        order = RowOrder(len(plan.rows), config.train.batch_rows, 1, config.seed)
+        sharding = batch_sharding(run.mesh)
+        local = local_rows(sharding, config.train.batch_rows)
+        for offset in range(first, order.num_steps):
+            self._stop_if_asked()
+            rows = order[offset]
+            batch = to_global(stack([read(rows[i]) for i in local]), local, sharding, config.train.batch_rows)
+            if log:
+                log.examples(step, [plan.pair_names[i] for row in rows if row >= 0 for i in plan.pair_ids(row)])
+            with on_mesh(run.mesh):
+                self.state, values = self._compiled_step()(self.state, batch, self._frozen)
+            metrics.push(step, values)
+            step += 1
+            self.reached = Position(step, number, offset + 1)
+            if step % config.checkpoint.every_steps == 0:
+                metrics.flush()
+                self._save()
+            if self._is_complete():
+                return
+        self.reached = Position(step, number + 1)
+
+    def _answer(self, folder: RoundFolder) -> None:
+        """Sample the answers that a round's folder lacks, with the policy's current weights."""
+        run, missing = self.run, folder.missing()
+        if not missing:
+            return
+        self._stop_if_asked()
+        mesh = local_mesh(run.config.mesh.to_dict())
+        with on_mesh(run.mesh):
+            params = whole_params(run.decoder, self._frozen, self.state.params, mesh)
+        if self._sampler is None:
+            dtype = run.config.model.dtype
+            self._sampler = Sampler(run.model, sampling(run.config), mesh, dtype=dtype, params=params)
+        else:
+            self._sampler.use(params)
+        total = sum(prompt.samples for prompt in missing[processes.index() :: processes.count()])
+        with Progress('answers', total, unit='replies', enabled=processes.is_main()) as progress:
+            for done in folder.sample(Generator(self._sampler), missing):
+                progress.update(done)
+                if processes.count() == 1:
+                    self._stop_if_asked()
+
+    def _make_judge(self) -> Judge:
+        """Return the function that scores candidates, on the devices of all processes."""
+        run, config = self.run, self.run.config
+        if config.candidates.scorer == 'reward_model':
+            path = config.candidates.reward_model
+            scorer = CandidateScorer(config, path, one_tree(config), sees_persona=config.rm_sees_persona, mesh=run.mesh)
+            return functools.partial(by_reward_model, scorer)
+        scorer = CandidateScorer(
+            config, config.model.path, one_tree(config), sees_persona=True, mesh=run.mesh, params=self._initial
+        )
+        pool = persona_pool(run.prompts)
+        return functools.partial(by_policy, scorer, pool=pool, most=config.candidates.strangers)
+
+    def _rows(self, folder: RoundFolder) -> tuple[RowPlan, Callable[[int], Row]]:
+        """Return the row plan of a round's pairs, and a function that reads a row with its reference values."""
+        run, config, trees = self.run, self.run.config, folder.trees()
+        view = View(trees, range(len(trees)), lambda tree: tree, digest([tree.id for tree in trees]))
+        plan = make_plan(view, run.template, capacities(config), may_be_empty=True)
+        reader = RowReader(plan, view, run.template, sees_persona(config))
+        if not self._uses_reference or not plan.rows:
+            return plan, reader.__getitem__
+        params = self.state.opt_state[1] if self._syncs else self._initial
+        seen = RowReader(plan, view, run.template, config.ref_sees_persona)
+        order = in_order(range(len(plan.rows)), config.train.batch_rows // config.train.accumulate)
+        with on_mesh(run.mesh):
+            logp_R = np.concatenate(list(self._score(params, seen, order)))
+
+        def read(row: int) -> Row:
+            return reader[row]._replace(reference_logp_R=logp_R[row] if row >= 0 else np.zeros_like(logp_R[0]))
+
+        return plan, read
+
+    def _compiled_step(self) -> Callable:
+        if self._step is None:
+            run = self.run
+            shapes = abstract_batch(run.config, run.mesh, run.config.train.batch_rows)
+            step = jit_train_step(run.config, run.decoder, self.state, run.mesh, 1, self._optimizer)
+            self._step = step.lower(self.state, shapes, self._frozen).compile()
+        return self._step
+
+    def _save(self) -> None:
+        if self.reached.step > self._saved:
+            progress = self.reached._asdict() | dict(seed=self.run.config.seed)
+            self.run.checkpoints.save(self.reached.step, self.state.params, self.state.opt_state, progress)
+            self._saved = self.reached.step
+
+    def _stop_if_asked(self) -> None:
+        if self._stop.reached(next(self._checks)):
+            raise Stopped
+
+
+def _in_words(number: int, rounds: int, says: dict[str, Any]) -> str:
+    counts = says['counts']
+    score = '' if says['mean_score'] is None else f'; mean score {says["mean_score"]:.3f}'
+    numbers = f'{counts["prompts"]} requests, {counts["replies"]} answers, {counts["pairs"]} pairs'
+    return f'round {number} of {rounds}: {numbers}{score}'
+
+
+def train_online(config: ConfigDict, workdir: Path) -> bool:
+    """Start or resume an online run, and train until it is complete or is asked to stop; return which of the two.
+
+    Raises:
+      UserError: the configuration or inputs are invalid (checked before training starts), no request has led to a
+        pair, or the loss or gradient becomes non-finite.
+    """
+    trainer = Trainer(set_up(config, workdir))
+    complete, reached = trainer.train(), trainer.reached
+    if complete and not reached.step:
+        raise UserError(
+            f'{workdir}: no request led to a pair (see the counts in rounds/*/round.json): raise '
+            'config.candidates.samples'
+        )
+    if processes.is_main():
+        rest = 'the run is complete' if complete else 'the same command resumes from there'
+        rounds = f'after {reached.round} of {trainer.run.rounds.num_steps} rounds'
+        print(f'{workdir}: saved at step {reached.step}, {rounds}; {rest}', flush=True)
+    return complete
+
+
+def main() -> None:
+    config = load_config(flags.FLAGS.config)
+    workdir = workdir_path(flags.FLAGS.workdir)
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')  # tokenizer threads would compete with XLA for the cores
+    processes.start()
+    if not train_online(config, workdir):
+        sys.exit(STOPPED)
+
+
+if __name__ == '__main__':
+    run(main)

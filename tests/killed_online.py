@@ -1,0 +1,82 @@
+"""Run online training, but kill this process with SIGKILL in the middle of a phase. `test_online` starts this program.
+
+python tests/killed_online.py PHASE --config=… --workdir=…
+"""
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from data_pipelines.preferences import rounds
+from rlhi_jax import online
+from rlhi_jax.cli import program
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def answers(sample: Callable) -> Callable:
+    """In the second round, die after the third answer."""
+    calls = itertools.count(1)
+
+    def dying(*args: Any):
+        doomed = next(calls) == 2
+        for done in sample(*args):
+            yield done
+            if doomed and done == 3:
+                die()
+
+    return dying
+
+
+def before_call(number: int) -> Callable[[Callable], Callable]:
+    """Die before a call of a function."""
+
+    def wrapped(function: Callable) -> Callable:
+        calls = itertools.count(1)
+
+        def dying(*args: Any):
+            if next(calls) == number:
+                die()
+            return function(*args)
+
+        return dying
+
+    return wrapped
+
+
+def after_call(number: int) -> Callable[[Callable], Callable]:
+    """Die after a call of a function."""
+
+    def wrapped(function: Callable) -> Callable:
+        calls = itertools.count(1)
+
+        def dying(*args: Any):
+            result = function(*args)
+            if next(calls) == number:
+                die()
+            return result
+
+        return dying
+
+    return wrapped
+
+
+PHASES = dict(
+    answers=(rounds.RoundFolder, 'sample', answers),
+    scores=(rounds, 'best_and_worst', before_call(4)),  # in the second round of three requests
+    pairs=(rounds, 'write_json', before_call(2)),  # the second round has pairs.jsonl, but no round.json
+    step=(online.LateMetrics, 'push', before_call(4)),
+    checkpoint=(online.RunCheckpoints, 'save', after_call(2)),  # started, but not finished
+)
+
+if __name__ == '__main__':
+    owner, name, wrap = PHASES[sys.argv.pop(1)]
+    setattr(owner, name, wrap(getattr(owner, name)))
+    program.define_flags()
+    program.start()
+    program.run(online.main)
