@@ -138,7 +138,7 @@ def _record(
 
 STAGE = Stage(
     name='satisfaction',
-    version=1,
+    version=2,
     work=_work,
     output='data.satisfaction',
     identity=_identity,

@@ -16,7 +16,7 @@ CONFIGS = sorted((tiny.ROOT / 'configs').glob('*.py'))
 ARMS = {
     'feasibility': ('oracle', 'inferred', 'complaints'),
     'mt_bench': ('dpo', 'reward'),
-    'rlhi_llama31_8b': ('rewrites', 'rewards'),
+    'rlhi_llama31_8b': ('rewrites', 'rewards', 'online'),
 }
 
 

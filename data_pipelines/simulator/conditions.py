@@ -10,6 +10,7 @@ from data_pipelines.persona.store import user_personas
 from data_pipelines.simulator.files import tastes_of
 from data_pipelines.simulator.tastes import Tastes, opposites
 from data_pipelines.simulator.users import oracle_persona
+from rlhi_jax.io.files import digest
 
 
 def personas_by_condition(
@@ -45,7 +46,8 @@ def personas_by_condition(
         if inferred is None:
             own, other = prompt['persona'], oracle_persona(user, other_tastes)
         else:
-            if (other_user := opposing_user(other_tastes, steady[user['split']], inferred)) is None:
+            other_user = opposing_user(prompt['id'], other_tastes, steady[user['split']], inferred)
+            if other_user is None:
                 counts['dropped_no_opposing_user'] += 1
                 continue
             own, other = inferred.get(prompt['user_id'], ''), inferred.get(other_user, '')
@@ -56,22 +58,27 @@ def personas_by_condition(
     return personas
 
 
-def opposing_user(opposite_tastes: Tastes, tastes: Mapping[str, Tastes], personas: Mapping[str, str]) -> str | None:
+def opposing_user(
+    prompt: str, opposite_tastes: Tastes, tastes: Mapping[str, Tastes], personas: Mapping[str, str]
+) -> str | None:
     """Return the user who has the most of these tastes, and wants the opposite of none of them.
 
     Combinations of three tastes have their exact opposite in another split (see `combinations`). Users who have two of
     the tastes, and are silent about the third, then oppose a user most. Among equals, users with a persona come first,
-    then the last. The result is None if nobody has two of the tastes, or the only one.
+    and a hash of the prompt decides between these, so that requests meet many users. The result is None if nobody has
+    two of the tastes, or the only one.
 
     Args:
+      prompt: the id of the prompt.
       opposite_tastes: what a user wants least.
       tastes: the tastes of the users to choose from, keyed by user.
       personas: the inferred personas, keyed by user.
     """
 
-    def rank(user: str) -> tuple[int, bool]:
-        return len(tastes[user].items() & opposite_tastes.items()), bool(personas.get(user))
+    def rank(user: str) -> tuple[int, bool, str]:
+        shared = tastes[user].items() & opposite_tastes.items()
+        return len(shared), bool(personas.get(user)), digest(prompt, user)
 
     wanted, least = opposites(opposite_tastes).items(), min(2, len(opposite_tastes))
     fitting = [user for user, theirs in tastes.items() if rank(user)[0] >= least and not theirs.items() & wanted]
-    return max(reversed(fitting), key=rank, default=None)
+    return max(fitting, key=rank, default=None)

@@ -4,13 +4,15 @@ python tests/benchmarks/pods.py
 
 First, Llama-3.1-8B on v5p:2x2x4 under each remat policy, with 16 pairs of 1,024 tokens each of prefix, chosen and
 rejected reply: the setting in which peers were measured. Then a table of models, topologies, pairs per step and row
-lengths, with a pair for every 1,024 tokens of a row.
+lengths, with a pair for every 1,024 tokens of a row. Last, the programs of `configs/rlhi_llama31_8b.py` on the slice
+that it names.
 
 Each chip has a row if there are enough rows. If not, heads are split, up to 8 ways for 8 key-value heads; a chip that
 still has only padding starves. Of the policies that fit, the one that saves most is reported. Writes
 `results/pods.json`, line by line.
 """
 
+import runpy
 from pathlib import Path
 
 from absl import app
@@ -25,6 +27,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / 'results' / 'pods.json'
 PODS = (('llama-3.1-8b', 'v5e:16x16'), ('llama-3.1-8b', 'v6e:4x4'), ('llama-3.1-70b', 'v5p:8x8x8'))
 PAIRS, TOKENS, TOKENS_OF_A_PAIR = (32, 256, 2048), (4096, 32768), 1024
+RECIPE, SLICE = HERE.parents[1] / 'configs' / 'rlhi_llama31_8b.py', 'v5p:2x4x4'
 POLICIES = tuple(name for name in REMAT_POLICIES if name != 'save_all')
 
 
@@ -58,6 +61,13 @@ def pod(model: str, topology: str, pairs: int, tokens: int) -> dict:
     return measured | dict(pairs=pairs, row_tokens=tokens, rows=rows, starving=1 - rows / batch)
 
 
+def of_recipe(program: str) -> dict:
+    config = runpy.run_path(str(RECIPE))['get_config']('rewards')
+    mesh = make_mesh(config.mesh.to_dict(), topology_devices(SLICE))
+    spec = model_spec(config, str(HERE / 'models' / 'llama-3.1-8b.json'))
+    return dict(model='llama-3.1-8b', topology=SLICE) | compile_report(program, config, spec, mesh)
+
+
 def main(_):
     results = read_json(RESULTS, '') if RESULTS.exists() else {}
 
@@ -79,6 +89,8 @@ def main(_):
                     f'{model} {topology} {pairs} pairs, rows of {tokens}',
                     lambda m=model, t=topology, p=pairs, n=tokens: pod(m, t, p, n),
                 )
+    for program in ('train', 'score', 'sample'):
+        once(f'recipe {program}', lambda program=program: of_recipe(program))
 
 
 if __name__ == '__main__':
