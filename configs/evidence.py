@@ -31,7 +31,7 @@ from rlhi_jax.config import base_config, parse_variant
 
 def get_config(variant: str = ''):
     c = base_config()
-    c.model.path, c.model.dtype = 'runs/smollm2', 'float32'  # a CPU gains little from bfloat16
+    c.model.path, c.model.dtype = 'runs/smollm2', 'float32'  # not every CPU has bfloat16 instructions
     c.teacher.path, c.teacher.model = 'http://localhost:8133/v1', 'qwen2.5-coder-1.5b-instruct'
     c.teacher.concurrency = 24
     c.teacher.cache = 'runs/evidence/answers.sqlite'

@@ -22,7 +22,7 @@ def get_config(variant: str = ''):
     oracle = arm == 'oracle'
     c = base_config()
     c.model.path = 'runs/smollm2'
-    c.model.dtype = 'float32'  # a CPU gains little from bfloat16
+    c.model.dtype = 'float32'  # not every CPU has bfloat16 instructions
     c.loop.simulated = True
     c.loop.method = 'rewrites' if arm == 'complaints' else 'oracle'
     c.loop.oracle_personas = oracle

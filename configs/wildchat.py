@@ -22,7 +22,7 @@ from rlhi_jax.config import base_config, parse_variant
 def get_config(variant: str = ''):
     c = base_config()
     c.model.path = 'runs/smollm2'
-    c.model.dtype = 'float32'  # a CPU gains little from bfloat16
+    c.model.dtype = 'float32'  # not every CPU has bfloat16 instructions
     c.loop.reward.learning_rate = 2e-5
     c.loop.dpo.learning_rate = 5e-6
     c.ingest.languages = 'English'  # the only language that SmolLM2 speaks

@@ -16,6 +16,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     define_stage_flags()
     start()
 
+import dataclasses
 import itertools
 import operator
 import pickle
@@ -84,6 +85,8 @@ def _kinds(pair: Pair) -> Iterator[str]:
         yield 'pairs_with_margin'
     if NONE in (pair.chosen, pair.rejected):
         yield 'pairs_with_one_side'
+    if pair.rejected == NONE:
+        yield 'pairs_with_chosen_alone'
     if pair.chosen_prompt != NONE:
         yield 'pairs_in_hindsight'
     if pair.tied:
@@ -99,7 +102,11 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
         each.say_what_is_not_read('config.data.pairs')
     ratings, feedback = scratch / 'ratings.sqlite', task.config.data.feedback
     keep_ties = task.config.data.ties == 'keep'
-    preferences = read_preferences(_paths(inputs), counts, ratings, feedback=feedback, keep_ties=keep_ties)
+    drops_rejected = feedback == 'chosen'
+    how = dict(feedback='paired' if drops_rejected else feedback, keep_ties=keep_ties)
+    preferences = read_preferences(_paths(inputs), counts, ratings, **how)
+    if drops_rejected:
+        preferences = (dataclasses.replace(preference, rejected=()) for preference in preferences)
     for together in by_tree(preferences, scratch / 'preferences.sqlite'):
         (tree,) = grow_trees(together)
         users.add(tree.user_id)

@@ -18,13 +18,16 @@ benchmark strangers
 benchmark arms
 benchmark pairs
 
-# train ARM PAIRS OBJECTIVE [FLAG...]: trains a model on pairs, in the folder of an arm.
+# train ARM PAIRS OBJECTIVE [FLAG...]: trains a model on pairs, in the folder of an arm. sft reads chosen replies alone.
 train() {
-  local folder=$workdir/$1 pairs=$2 objective=$3 stage
+  local folder=$workdir/$1 pairs=$2 objective=$3 feedback=paired stage
   shift 3
-  local data=("--config.data.pairs=$pairs" "--config.data.shards=$folder/shards" "--config.data.rows=$folder/rows")
+  [ "$objective" = sft ] && feedback=chosen
+  local data=("--config.data.pairs=$pairs" "--config.data.feedback=$feedback" "--config.data.shards=$folder/$feedback/shards"
+    "--config.data.rows=$folder/$feedback/rows")
   for stage in shards rows; do python -m "data_pipelines.$stage" "${flags[@]}" "${data[@]}"; done
-  python -m rlhi_jax.train "${flags[@]}" "${data[@]}" "--config.objective=$objective" "$@" "--workdir=$folder/$objective"
+  python -m rlhi_jax.train "${flags[@]}" "${data[@]}" --config.model.dtype=bfloat16 --config.model.remat=save_attention \
+    "--config.objective=$objective" "$@" "--workdir=$folder/$objective"
 }
 
 pairs=$workdir/counterfactual/pairs

@@ -244,15 +244,15 @@ def test_a_piece_starts_at_the_request_with_and_without_the_follow_up(tmp_path):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    """Shards and rows of the same replies, keyed by `config.data.feedback`; the last are of ordinary pairs."""
+    """Shards and rows of the same replies, keyed by `config.data.feedback`; the last two are of ordinary pairs."""
     folder = tmp_path_factory.mktemp('feedback')
     tiny.write_model(folder / 'model')
     (folder / 'replies.jsonl').write_text('\n'.join(map(json.dumps, replies())))
     (folder / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, tiny.preferences(4))))
     flags = {}
-    for feedback in ('one_sided', 'hindsight', 'paired'):
+    for feedback in ('one_sided', 'hindsight', 'paired', 'chosen'):
         paths = dict(
-            pairs='pairs.jsonl' if feedback == 'paired' else 'replies.jsonl',
+            pairs='pairs.jsonl' if feedback in ('paired', 'chosen') else 'replies.jsonl',
             shards=f'{feedback}/shards',
             rows=f'{feedback}/rows',
         )
@@ -282,6 +282,22 @@ def test_a_run_trains_and_is_evaluated(folders, objective, feedback):
     assert list((folder / 'runs' / f'{objective}-{feedback}' / 'evaluation').glob('step-*.json'))
 
 
+def test_sft_learns_the_same_without_rejected_replies(folders):
+    """And computes fewer tokens. In one step, because the rows are not the same."""
+    folder, flags = folders
+    logs, tokens = {}, {}
+    for feedback in ('paired', 'chosen'):
+        workdir = folder / 'runs' / f'sft-{feedback}'
+        given = (f'--workdir={workdir}', '--config.objective=sft', '--config.train.max_steps=1')
+        tiny.run_program('rlhi_jax.train', *flags[feedback], *given)
+        logs[feedback] = json.loads((workdir / 'metrics.jsonl').read_text())
+        tokens[feedback] = json.loads((folder / feedback / 'rows' / 'manifest.json').read_text())['counts']['tokens']
+    assert tokens['chosen'] < tokens['paired']
+    for name in ('loss', 'gradient_norm', 'pairs', 'logp_chosen', 'length_chosen'):
+        assert logs['chosen'][name] == pytest.approx(logs['paired'][name], rel=1e-5), name
+    assert logs['chosen']['accuracy'] == logs['chosen']['margin'] == 0
+
+
 @pytest.mark.parametrize(
     'objective, feedback, wanted',
     [
@@ -289,7 +305,8 @@ def test_a_run_trains_and_is_evaluated(folders, objective, feedback):
         ('dpo', 'hindsight', 'paired'),
         ('kto', 'hindsight', 'one_sided'),
         ('hindsight', 'paired', 'hindsight'),
-        ('sft', 'one_sided', 'paired'),
+        ('sft', 'one_sided', 'chosen'),
+        ('dpo', 'chosen', 'paired'),
     ],
 )
 def test_pairs_that_an_objective_cannot_use_are_refused(folders, objective, feedback, wanted):

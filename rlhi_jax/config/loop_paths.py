@@ -118,6 +118,8 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
     config.pairs.sources = method.sources if is_policy else EARLIER_SOURCES
     if is_policy and 'sft' in method.trains:
         config.model.path = str(workdir / 'sft' / 'run')
+    if objective == 'sft':
+        config.data.feedback = 'chosen'
     for name in ('pairs', 'shards', 'rows'):
         config.data[name] = str(workdir / objective / name)
     config.eval.shards = str(workdir / objective / 'validation')
@@ -134,7 +136,7 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
     if stage in ('pairs', 'shards', 'rows'):
         config = training_config(config, workdir, config.objective)
         if config.data.split == 'validation':
-            config.data.shards = config.eval.shards
+            config.data.shards, config.data.feedback = config.eval.shards, 'paired'  # evaluations compare both sides
     if stage == 'candidates':
         trains = method_of(config).trains
         if 'reward' in trains:

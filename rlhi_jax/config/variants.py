@@ -45,7 +45,7 @@ def on_two_cores(c: ConfigDict) -> None:
     the pairs (see `config.pairs.max_artefact_auc`) do not stop the round, because there are too few pairs to detect
     artefacts reliably. Call this function before you change other settings; otherwise, it may overwrite your changes.
     """
-    c.loop.smoke, c.model.dtype = True, 'float32'  # a CPU gains little from bfloat16
+    c.loop.smoke, c.model.dtype = True, 'float32'  # not every CPU has bfloat16 instructions
     c.loop.reward.learning_rate, c.dpo.beta, c.optimizer.clip = 2e-5, 0.1, 1.0
     c.sampler.temperature, c.sampler.new_tokens, c.sampler.prompt_tokens, c.sampler.slots = 0.7, 160, 256, 8
     c.personas.samples, c.rewrites.samples, c.candidates.samples, c.candidates.max_prompts = 2, 2, 2, 4

@@ -20,7 +20,7 @@ OBJECTIVES = {
         uses_ties=True,
         sides=Sides.ONE_OR_BOTH,
     ),
-    'sft': Objective(sft, head='lm', uses_reference=False),
+    'sft': Objective(sft, head='lm', uses_reference=False, sides=Sides.CHOSEN_OR_BOTH),
     'simpo': Objective(simpo, head='lm', uses_reference=False),
 }
 

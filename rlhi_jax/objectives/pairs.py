@@ -43,6 +43,7 @@ class Sides(enum.Enum):
 
     BOTH = 'a chosen and a rejected reply to the same prompt'
     ONE_OR_BOTH = 'a chosen reply, a rejected reply or both'
+    CHOSEN_OR_BOTH = 'a chosen reply, with or without a rejected one'
     HINDSIGHT = 'one reply to a request, with and without the follow-up in the prompt'
 
 

@@ -55,14 +55,22 @@ def check_pairs(shards: Shards, config: ConfigDict) -> None:
       UserError: some pairs do not have the replies that the objective needs, or are ties that it cannot use.
     """
     objective = config.objective
-    pairs, one_sided, in_hindsight = map(shards.count, ('pairs_kept', 'pairs_with_one_side', 'pairs_in_hindsight'))
+    names = ('pairs_kept', 'pairs_with_one_side', 'pairs_with_chosen_alone', 'pairs_in_hindsight')
+    pairs, one_sided, chosen_alone, in_hindsight = map(shards.count, names)
     needed = OBJECTIVES[objective].sides
-    if needed is Sides.HINDSIGHT:
-        unsuitable = pairs - in_hindsight
-    else:
-        unsuitable = in_hindsight + (one_sided if needed is Sides.BOTH else 0)
+    unsuitable = {
+        Sides.BOTH: in_hindsight + one_sided,
+        Sides.ONE_OR_BOTH: in_hindsight,
+        Sides.CHOSEN_OR_BOTH: in_hindsight + one_sided - chosen_alone,
+        Sides.HINDSIGHT: pairs - in_hindsight,
+    }[needed]
     if unsuitable:
-        feedback = {Sides.BOTH: 'paired', Sides.ONE_OR_BOTH: 'one_sided', Sides.HINDSIGHT: 'hindsight'}[needed]
+        feedback = {
+            Sides.BOTH: 'paired',
+            Sides.ONE_OR_BOTH: 'one_sided',
+            Sides.CHOSEN_OR_BOTH: 'chosen',
+            Sides.HINDSIGHT: 'hindsight',
+        }[needed]
         raise UserError(
             f'config.objective={objective!r} learns from {needed.value}, but {unsuitable} of the {pairs} pairs in '
             f'{shards.folder} have other replies: rerun the stage shards with --config.data.feedback={feedback}'
