@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 from data_pipelines.core.passes import in_blocks, in_passes
 from data_pipelines.core.record_files import RECORDS
 from data_pipelines.core.records import Candidate, PromptRecord
-from data_pipelines.preferences.candidates import asked, by_policy, by_reward_model, candidate_of, one_tree
-from data_pipelines.preferences.persona_rise import Entry, persona_pool, strangers_personas
+from data_pipelines.preferences.candidates import asked, by_policy, by_reward_model, candidate_of, judgeable, one_tree
+from data_pipelines.preferences.persona_rise import Entry, persona_pool
 from data_pipelines.preferences.prompts import prompts_identity, prompts_reader
 from data_pipelines.reports.statistics import of_candidates
 from data_pipelines.teacher.generation import generate, model_identity, scores
@@ -61,7 +61,7 @@ def _work(task: Task) -> dict[str, int]:
     steps = [functools.partial(_replied, task)]
     if config.candidates.scorer == 'policy':
         pool = persona_pool(read(Counter()))
-        steps = [functools.partial(_met, pool), *steps, functools.partial(_scored, task, pool)]
+        steps = [functools.partial(judgeable, pool), *steps, functools.partial(_scored, task, pool)]
     elif config.candidates.reward_model:
         open_reward_model(config.candidates.reward_model, 'config.candidates.reward_model')
         steps.append(functools.partial(_scored, task, None))
@@ -73,17 +73,6 @@ def _counted(candidates: Iterable[Candidate], counts: Counter) -> Iterator[Candi
     for candidate in candidates:
         counts['prompts_kept'] += 1
         yield candidate
-
-
-def _met(pool: Sequence[Entry], prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[PromptRecord]:
-    """Yield each prompt that has a persona and for which the pool has strangers."""
-    for prompt in prompts:
-        if not prompt['persona']:
-            counts['dropped_no_persona'] += 1
-        elif not strangers_personas(prompt, pool, 1):
-            counts['dropped_no_stranger'] += 1
-        else:
-            yield prompt
 
 
 def _replied(task: Task, prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[Candidate]:

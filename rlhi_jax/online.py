@@ -37,8 +37,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.core.records import PromptRecord
-from data_pipelines.preferences.candidates import by_policy, by_reward_model, one_tree
-from data_pipelines.preferences.persona_rise import persona_pool
+from data_pipelines.preferences.candidates import by_policy, by_reward_model, judgeable, one_tree
+from data_pipelines.preferences.persona_rise import Entry, persona_pool
 from data_pipelines.preferences.prompts import prompts_identity, prompts_reader
 from data_pipelines.preferences.rounds import Judge, RoundFolder
 from data_pipelines.teacher.generation import model_identity
@@ -79,6 +79,7 @@ class Run(NamedTuple):
 
     Attributes:
       prompts: the requests.
+      pool: users and their personas, among whom the policy as the judge finds strangers.
       rounds: the indices of each round's requests; -1 stands for none.
     """
 
@@ -88,6 +89,7 @@ class Run(NamedTuple):
     decoder: Decoder
     mesh: Mesh
     prompts: Sequence[PromptRecord]
+    pool: Sequence[Entry]
     rounds: RowOrder
     template: ChatTemplate
     checkpoints: RunCheckpoints
@@ -125,10 +127,11 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
     counts: Counter = Counter()
     prompts = list(prompts_reader(config)(counts))
-    if config.candidates.scorer == 'policy':  # it judges by the persona
-        prompts = [prompt for prompt in prompts if prompt['persona']]
+    pool = persona_pool(prompts)
+    if config.candidates.scorer == 'policy':
+        prompts = list(judgeable(pool, prompts, counts))
     if not prompts:
-        raise UserError(f'there are no requests to answer ({dict(counts)}): add prompts to config.data.prompts')
+        raise UserError(f'there are no requests to answer ({dict(counts)}): add requests, or users with personas')
     identity = run_identity(config, model) | dict(online=_online_identity(config))
     refuse_another_run(workdir, identity)
     claim_workdir(workdir, identity, model, decoder.spec, decoder.lora)
@@ -139,6 +142,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
         decoder=decoder,
         mesh=mesh,
         prompts=prompts,
+        pool=pool,
         rounds=RowOrder(len(prompts), config.online.prompts, config.train.epochs, config.seed),
         template=ChatTemplate.load(model.tokenizer_path),
         checkpoints=RunCheckpoints(workdir, keep=config.checkpoint.keep),
@@ -276,8 +280,7 @@ class Trainer:
         scorer = CandidateScorer(
             config, config.model.path, one_tree(config), sees_persona=True, mesh=run.mesh, params=self._initial
         )
-        pool = persona_pool(run.prompts)
-        return functools.partial(by_policy, scorer, pool=pool, most=config.candidates.strangers)
+        return functools.partial(by_policy, scorer, pool=run.pool, most=config.candidates.strangers)
 
     def _rows(self, folder: RoundFolder) -> tuple[RowPlan, Callable[[int], Row]]:
         """Return the row plan of a round's pairs, and a function that reads a row with its reference values."""

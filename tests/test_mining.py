@@ -219,6 +219,19 @@ def test_best_over_worst(tmp_path):
     assert {name: counts[f'dropped_{name}'] for name in expected} == expected
 
 
+def test_a_penalty_on_length_lowers_each_score_by_that_much_a_word(tmp_path):
+    """Scores 1.0, 0.9 and 0.2 of 40, 10 and 1 words are 0.2, 0.7 and 0.18 at 0.02 a word."""
+    record = candidate('a', [1.0, 0.9, 0.2])
+    for reply, words in zip(record['replies'], (40, 10, 1), strict=True):
+        reply['text'] = ' '.join(['word'] * words)
+    lengths = {}
+    for penalty in (0.0, 0.02):
+        (tmp_path / str(penalty)).mkdir()
+        ((pair,), _) = mine(tmp_path / str(penalty), [record], length_penalty=penalty)
+        lengths[penalty] = [len(pair[side][0]['content'].split()) for side in ('chosen', 'rejected')]
+    assert lengths == {0.0: [40, 1], 0.02: [10, 1]}
+
+
 @pytest.mark.parametrize(
     'names, made_from, problem',
     [

@@ -276,6 +276,23 @@ def test_settings_that_do_not_suit_are_refused(models, changes, message):
         check_settings(config)
 
 
+def test_a_run_whose_pairs_are_all_too_close_says_so(models, prompts, tmp_path):
+    given = flags(models, prompts, *ONLINE, '--config.pairs.min_score_gap=1000')
+    failed = tiny.run_program('rlhi_jax.online', *given, f'--workdir={tmp_path / "run"}', check=False)
+    assert failed.returncode == 2 and 'no request led to a pair' in failed.stderr and 'Traceback' not in failed.stderr
+    counts = json.loads((tmp_path / 'run' / 'rounds' / '000001' / 'round.json').read_text())['counts']
+    assert counts['pairs'] == 0 and sum(n for name, n in counts.items() if 'dropped_' in name) >= counts['prompts']
+    assert (tmp_path / 'run' / 'rounds').stat().st_mode & 0o777 == 0o700
+
+
+def test_the_policy_judges_no_request_of_the_only_user(models, prompts, tmp_path):
+    lonely = tmp_path / 'prompts.jsonl'
+    lonely.write_text(prompts.read_text().splitlines()[0])
+    given = flags(models, lonely, *ONLINE, '--config.candidates.scorer=policy')
+    failed = tiny.run_program('rlhi_jax.online', *given, f'--workdir={tmp_path / "run"}', check=False)
+    assert failed.returncode == 2 and "'dropped_no_stranger': 1" in failed.stderr and not (tmp_path / 'run').exists()
+
+
 def test_another_judge_or_other_requests_need_another_workdir(models, prompts, finished, tmp_path):
     other = tmp_path / 'prompts.jsonl'
     other.write_text('\n'.join(prompts.read_text().splitlines()[1:]))

@@ -6,7 +6,7 @@ The stages `candidates` and `pairs` and the program `rlhi_jax.online` share thes
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -29,6 +29,17 @@ def asked(prompt: PromptRecord, config: ConfigDict) -> Prompt:
     """Return what the policy is asked for: `config.candidates.samples` replies to a prompt."""
     context = Context(persona=prompt['persona'] if config.sampler_sees_persona else '')
     return Prompt(prompt['id'], to_turns(prompt['messages']), context, config.candidates.samples)
+
+
+def judgeable(pool: Sequence[Entry], prompts: Iterable[PromptRecord], counts: Counter) -> Iterator[PromptRecord]:
+    """Yield each prompt that the policy can judge: it has a persona, and the pool has strangers to it."""
+    for prompt in prompts:
+        if not prompt['persona']:
+            counts['dropped_no_persona'] += 1
+        elif not strangers_personas(prompt, pool, 1):
+            counts['dropped_no_stranger'] += 1
+        else:
+            yield prompt
 
 
 def candidate_of(prompt: PromptRecord, drawn: Sequence[Reply], counts: Counter) -> Candidate | None:

@@ -50,6 +50,7 @@ class RoundFolder:
     def missing(self) -> list[Prompt]:
         """Return the requests to which the folder lacks replies, the same list in every process."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.chmod(0o700)  # it has users' texts
         known = {(reply.id, reply.sample) for reply in self._replies()}
         wanted = (asked(prompt, self._config) for prompt in self.prompts)
         missing = [prompt for prompt in wanted if any((prompt.id, n) not in known for n in range(prompt.samples))]
