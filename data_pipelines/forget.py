@@ -64,14 +64,16 @@ from data_pipelines.persona.corrections import read_corrections
 from data_pipelines.privacy.forgotten import (
     Forgotten,
     clean_log,
+    clean_round,
     counts_of,
+    find_in_rounds,
     find_notes,
     noted_runs,
     records_of,
     trees_of,
     write_notes,
 )
-from data_pipelines.privacy.traces import Traces, find_traces, manifest_of, named_paths, opt_out_lists
+from data_pipelines.privacy.traces import Traces, find_heads, find_traces, manifest_of, named_paths, opt_out_lists
 from data_pipelines.privacy.user_keys import opt_out_with, write_opt_out
 from data_pipelines.teacher.cache import RemovedAnswers, authors_in, forget_answers
 from data_pipelines.teacher.recorded import SUFFIX
@@ -97,8 +99,8 @@ class Report(NamedTuple):
 
     Attributes:
       removed: for each changed path, a dictionary with the number of records removed from each file, or of 'trees'
-        removed from shards and 'pairs' removed from other trees, or of 'lines' removed from a corrections file; {} if
-        the whole folder was removed.
+        removed from shards and 'pairs' removed from other trees, or of 'lines' removed from a corrections file or from
+        a file of an online run; {} if the whole folder was removed.
       answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on the data of a user forgotten now or earlier, or that started from such a run.
@@ -172,6 +174,7 @@ class _Plan(NamedTuple):
       answered: the ids of the forgotten authors in the teacher's cache. An author's id is a user id or, if the user is
         unknown, a conversation id.
       notes: for each training run that gets a note, the number of forgotten users' pairs in the run's log.
+      rounds: for each file of an online run that loses answers or pairs, their number.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -180,9 +183,10 @@ class _Plan(NamedTuple):
     corrections: dict[Path, _Corrections]
     answered: set[str]
     notes: dict[Path, int]
+    rounds: dict[Path, int]
 
     def finds_anything(self) -> bool:
-        return bool(self.corrections or self.answered) or any(self.counts.values())
+        return bool(self.corrections or self.answered or self.rounds) or any(self.counts.values())
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
@@ -213,7 +217,7 @@ def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Re
         state.remove()
     unknown = sorted(users - state.forgotten.seen)
     return Report(
-        removed, answers, unknown, noted_runs(traces.runs), _heads(config, traces), lists, config.teacher.cache
+        removed, answers, unknown, noted_runs(traces.runs), find_heads(config, traces), lists, config.teacher.cache
     )
 
 
@@ -237,13 +241,14 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten, cac
     for folder, manifest in manifests.items():
         for record in itertools.chain(*records_of(folder.path, manifest['stage']).values()):
             forgotten.learn(record, manifest['stage'])
+    rounds = find_in_rounds(traces.runs, forgotten)
     counts = {folder: counts_of(folder.path, manifest['stage'], forgotten) for folder, manifest in manifests.items()}
     whole = {folder for folder, manifest in manifests.items() if _is_removed_whole(manifest, counts[folder])}
     corrections = {path: _corrections(path, forgotten) for path in traces.corrections}
     answered = authors_in(cache) & forgotten.authors if cache else set()
     forgotten.seen |= answered & forgotten.users
     corrections = {path: each for path, each in corrections.items() if each.removed}
-    return _Plan(manifests, counts, whole, corrections, answered, find_notes(traces.runs, forgotten))
+    return _Plan(manifests, counts, whole, corrections, answered, find_notes(traces.runs, forgotten), rounds)
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
@@ -286,6 +291,9 @@ def _remove(
     for path, each in sorted(plan.corrections.items()):
         _write_corrections(path, each.left)
         removed[path] = dict(lines=each.removed)
+    for path, lines in plan.rounds.items():
+        clean_round(path, state.forgotten)
+        removed[path] = dict(lines=lines)
     for training_run in traces.runs:
         clean_log(training_run, state.forgotten)
     write_notes(plan.notes)
@@ -342,12 +350,6 @@ def _update_digests(folders: list[Path], state: _State) -> None:
     cards = [path.parent for path, manifest in manifests.items() if manifest['stage'] == 'card']
     for path in itertools.chain.from_iterable(map(Path.iterdir, cards)):  # a card's folder contains only text files
         write_bytes(path, state.updated(path.read_text(encoding='utf-8')).encode())
-
-
-def _heads(config: ConfigDict, traces: Traces) -> list[Path]:
-    """Return the folders of all follow-up heads that were found, including the head named in the config."""
-    folders = [*traces.outputs, *([Path(config.follow_ups.head).resolve()] if config.follow_ups.head else [])]
-    return sorted({path for path in folders if (manifest_of(path) or {}).get('stage') == 'head_labels'})
 
 
 def in_words(report: Report) -> list[str]:

@@ -44,11 +44,10 @@ from data_pipelines.core.turns import (
     is_strangers,
     turn_of,
 )
-from data_pipelines.preferences.candidates import best_and_worst, preference_record
+from data_pipelines.preferences.candidates import best_and_worst, preference_record, reason_to_drop
 from data_pipelines.preferences.feedback import from_feedback
 from data_pipelines.preferences.reading import first_pairs_by_hash
 from data_pipelines.reports.statistics import of_pairs
-from data_pipelines.text.openings import is_refusal
 from rlhi_jax.config import listed, require, settings_identity
 from rlhi_jax.config.loop_paths import REWRITTEN
 from rlhi_jax.io.errors import UserError
@@ -151,23 +150,12 @@ def mine(config: ConfigDict, counts: Counter) -> Iterator[PreferenceRecord | Rat
     """
     for name in _sources(config):
         for record in SOURCES[name].read(config, counts):
-            if reason := _reason_to_drop(record):
+            if reason := reason_to_drop(record):
                 counts[f'dropped_{reason}'] += 1
             else:
                 counts[f'kept_{name}_{record["split"]}'] += 1
                 counts['with_persona'] += bool(record['persona'])
                 yield record
-
-
-def _reason_to_drop(record: PreferenceRecord | RatedReply) -> str:
-    """Return the reason to drop a preference, or '' to keep it."""
-    if 'completion' in record:
-        return 'chosen_is_a_refusal' if record['label'] and is_refusal(record['completion'][0]['content']) else ''
-    chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
-    if chosen == rejected:
-        return 'chosen_equals_rejected'
-    refusals = [name for name, text in dict(chosen=chosen, rejected=rejected).items() if is_refusal(text)]
-    return f'{refusals[0]}_is_a_refusal' if refusals else ''
 
 
 def _sources(config: ConfigDict) -> list[str]:

@@ -70,7 +70,7 @@ from rlhi_jax.config.loop_paths import REWRITTEN, method_of, stage_config, train
 from rlhi_jax.convert import export_model
 from rlhi_jax.evaluate import evaluate, join_evaluation, stored_evaluation
 from rlhi_jax.evaluation.tables import print_report
-from rlhi_jax.io.errors import STOPPED, NothingToEvaluate, UserError, one_line
+from rlhi_jax.io.errors import STOPPED, NothingToEvaluate, Stopped, UserError, one_line
 from rlhi_jax.io.files import discard, read_json, write_json
 from rlhi_jax.models.checkpoints import saved_steps
 from rlhi_jax.parallel.crew import call_together, run_shared
@@ -79,10 +79,6 @@ from rlhi_jax.rounds.settings import check_settings, claim
 from rlhi_jax.rounds.times import timed, times_in_words
 from rlhi_jax.rounds.words import models, notes, summary
 from rlhi_jax.train import join_training, run_state, train
-
-
-class Stopped(Exception):
-    """Raised after training has saved its state because it was asked to stop."""
 
 
 class Round:

@@ -23,7 +23,6 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     start()
 
 import functools
-import itertools
 import os
 import sys
 from collections import Counter
@@ -44,10 +43,10 @@ from data_pipelines.preferences.rounds import Judge, RoundFolder
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config import settings_identity
 from rlhi_jax.data.loader import RowOrder, RowReader, in_order
-from rlhi_jax.data.plan import RowPlan, make_plan
+from rlhi_jax.data.plan import RowPlan, check_positions, make_plan
 from rlhi_jax.data.rows import Row, capacities, stack
 from rlhi_jax.data.shards import View
-from rlhi_jax.io.errors import STOPPED, UserError
+from rlhi_jax.io.errors import STOPPED, Stopped, UserError
 from rlhi_jax.io.files import digest
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
@@ -56,7 +55,7 @@ from rlhi_jax.models.parameters import check_fit, load_params, whole_params
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.sharding import batch_sharding, local_mesh, local_rows, make_mesh, on_mesh, to_global
 from rlhi_jax.sampling.generator import Generator
-from rlhi_jax.sampling.sampler import Sampler
+from rlhi_jax.sampling.sampler import Sampler, check_sampling
 from rlhi_jax.sampling.settings import sampling
 from rlhi_jax.scoring.candidates import CandidateScorer
 from rlhi_jax.scoring.rows import RowScorer
@@ -68,10 +67,6 @@ from rlhi_jax.training.rows import abstract_batch
 from rlhi_jax.training.state import adapters_and_frozen, first_state
 from rlhi_jax.training.step import jit_train_step, make_optimizer
 from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
-
-
-class Stopped(Exception):
-    """Raised between two steps, after the run has been asked to stop."""
 
 
 class Run(NamedTuple):
@@ -125,6 +120,9 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     decoder = with_adapters(make_decoder(config, model), config)
     source = 'config.train.batch_rows / config.train.accumulate'
     check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
+    check_sampling(model, sampling(config), local_mesh(config.mesh.to_dict()))
+    judge = open_model(config.candidates.reward_model) if config.candidates.scorer == 'reward_model' else model
+    check_fit(mesh, judge.spec, config.eval.batch_rows, 'config.eval.batch_rows')
     counts: Counter = Counter()
     prompts = list(prompts_reader(config)(counts))
     pool = persona_pool(prompts)
@@ -155,6 +153,7 @@ def _online_identity(config: ConfigDict) -> dict[str, Any]:
     candidates = {name: config.candidates[name] for name in ('samples', 'scorer', 'strangers', 'max_prompts')}
     return dict(
         prompts=prompts_identity(config),
+        policy=model_identity(config, config.model.path),
         judge=model_identity(config, reward_model) if config.candidates.scorer == 'reward_model' else '',
         sampler=settings_identity(config, 'sampler') | dict(sees_persona=config.sampler_sees_persona),
         settings=candidates | config.online.to_dict(),
@@ -190,7 +189,7 @@ class Trainer:
             self._step = None
         self.reached = Position(*(progress.get(name, 0) for name in Position._fields))
         self._saved, self._sampler = self.reached.step, None
-        self._stop, self._checks = processes.Preemption(), itertools.count()
+        self._stop = processes.Preemption()
 
     def train(self) -> bool:
         """Run the remaining rounds, or stop early if asked to; return whether the run is complete."""
@@ -198,13 +197,13 @@ class Trainer:
         log = RunLog(run.workdir, next_step=self.reached.step) if processes.is_main() else None
         rounds = Progress('online', run.rounds.num_steps, unit='rounds', done=self.reached.round, enabled=bool(log))
         with rounds:
-            metrics = LateMetrics(config.log.every_steps, log, rounds)
+            metrics = LateMetrics(config.log.every_steps, log, lambda _, note: rounds.update(self.reached.round, note))
             try:
                 while not self._is_complete():
                     self._train_round(metrics, log)
             except Stopped:
                 pass
-            metrics.flush()
+            metrics.flush(last=self._is_complete())
         self._save()
         run.checkpoints.close()
         self._stop.release()
@@ -222,17 +221,18 @@ class Trainer:
         if self._syncs and number and not first and number % config.online.sync_reference == 0:
             self.state = self.state.replace(opt_state=(self.state.opt_state[0], copied(self.state.params)))
         folder = run.folder(number)
-        if not folder.is_finished:
+        if not folder.is_finished():
             self._answer(folder)
             says = folder.pair(self._judge)
             if log:
                 print(_in_words(number + 1, run.rounds.num_steps, says), flush=True)
-        plan, read = self._rows(folder)
+        plan, reader, seen_by_reference = self._rows(folder)
         order = RowOrder(len(plan.rows), config.train.batch_rows, 1, config.seed)
+        read = self._with_reference(reader, seen_by_reference) if first < order.num_steps else reader.__getitem__
         sharding = batch_sharding(run.mesh)
         local = local_rows(sharding, config.train.batch_rows)
         for offset in range(first, order.num_steps):
-            self._stop_if_asked()
+            self._stop_if_asked(before_step=True)
             rows = order[offset]
             batch = to_global(stack([read(rows[i]) for i in local]), local, sharding, config.train.batch_rows)
             if log:
@@ -241,9 +241,10 @@ class Trainer:
                 self.state, values = self._compiled_step()(self.state, batch, self._frozen)
             metrics.push(step, values)
             step += 1
-            self.reached = Position(step, number, offset + 1)
+            ends = offset + 1 == order.num_steps
+            self.reached = Position(step, number + 1) if ends else Position(step, number, offset + 1)
             if step % config.checkpoint.every_steps == 0:
-                metrics.flush()
+                metrics.flush(last=self._is_complete())
                 self._save()
             if self._is_complete():
                 return
@@ -267,8 +268,8 @@ class Trainer:
         with Progress('answers', total, unit='replies', enabled=processes.is_main()) as progress:
             for done in folder.sample(Generator(self._sampler), missing):
                 progress.update(done)
-                if processes.count() == 1:
-                    self._stop_if_asked()
+                self._stop_if_asked()
+        self._sampler.release()  # training needs the memory
 
     def _make_judge(self) -> Judge:
         """Return the function that scores candidates, on the devices of all processes."""
@@ -282,24 +283,33 @@ class Trainer:
         )
         return functools.partial(by_policy, scorer, pool=run.pool, most=config.candidates.strangers)
 
-    def _rows(self, folder: RoundFolder) -> tuple[RowPlan, Callable[[int], Row]]:
-        """Return the row plan of a round's pairs, and a function that reads a row with its reference values."""
+    def _rows(self, folder: RoundFolder) -> tuple[RowPlan, RowReader, RowReader]:
+        """Return the row plan of a round's pairs, and readers of its rows for the policy and the reference model.
+
+        Raises:
+          UserError: a conversation is longer than the policy's context.
+        """
         run, config, trees = self.run, self.run.config, folder.trees()
         view = View(trees, range(len(trees)), lambda tree: tree, digest([tree.id for tree in trees]))
         plan = make_plan(view, run.template, capacities(config), may_be_empty=True)
-        reader = RowReader(plan, view, run.template, sees_persona(config))
-        if not self._uses_reference or not plan.rows:
-            return plan, reader.__getitem__
+        check_positions(plan, view, run.template, most=run.model.spec.max_positions)
+        switches = sees_persona(config), config.ref_sees_persona
+        return plan, *(RowReader(plan, view, run.template, switch) for switch in switches)
+
+    def _with_reference(self, reader: RowReader, seen_by_reference: RowReader) -> Callable[[int], Row]:
+        """Return a function that reads a row by its number, with any log-probabilities under the reference model."""
+        if not self._uses_reference:
+            return reader.__getitem__
+        run, config = self.run, self.run.config
         params = self.state.opt_state[1] if self._syncs else self._initial
-        seen = RowReader(plan, view, run.template, config.ref_sees_persona)
-        order = in_order(range(len(plan.rows)), config.train.batch_rows // config.train.accumulate)
+        order = in_order(range(len(reader)), config.train.batch_rows // config.train.accumulate)
         with on_mesh(run.mesh):
-            logp_R = np.concatenate(list(self._score(params, seen, order)))
+            logp_R = np.concatenate(list(self._score(params, seen_by_reference, order)))
 
         def read(row: int) -> Row:
             return reader[row]._replace(reference_logp_R=logp_R[row] if row >= 0 else np.zeros_like(logp_R[0]))
 
-        return plan, read
+        return read
 
     def _compiled_step(self) -> Callable:
         if self._step is None:
@@ -315,8 +325,9 @@ class Trainer:
             self.run.checkpoints.save(self.reached.step, self.state.params, self.state.opt_state, progress)
             self._saved = self.reached.step
 
-    def _stop_if_asked(self) -> None:
-        if self._stop.reached(next(self._checks)):
+    def _stop_if_asked(self, *, before_step: bool = False) -> None:
+        """Raise Stopped if the run was asked to stop. Several processes agree on that only before a train step."""
+        if (before_step or processes.count() == 1) and self._stop.reached(self.reached.step):
             raise Stopped
 
 
@@ -339,12 +350,13 @@ def train_online(config: ConfigDict, workdir: Path) -> bool:
     if complete and not reached.step:
         raise UserError(
             f'{workdir}: no request led to a pair (see the counts in rounds/*/round.json): raise '
-            'config.candidates.samples'
+            'config.candidates.samples, and use another --workdir'
         )
     if processes.is_main():
         rest = 'the run is complete' if complete else 'the same command resumes from there'
         rounds = f'after {reached.round} of {trainer.run.rounds.num_steps} rounds'
-        print(f'{workdir}: saved at step {reached.step}, {rounds}; {rest}', flush=True)
+        saved = f'saved at step {reached.step}' if reached.step else 'stopped before the first step'
+        print(f'{workdir}: {saved}, {rounds}; {rest}', flush=True)
     return complete
 
 

@@ -205,7 +205,7 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState, frozen: Params
     log = RunLog(run.workdir, next_step=first_step) if processes.is_main() else None
     stop = processes.Preemption()
     progress = Progress('train', run.num_steps, unit='steps', done=first_step, enabled=log is not None)
-    pending = LateMetrics(config.log.every_steps, log, progress, last_step=run.num_steps - 1)
+    pending = LateMetrics(config.log.every_steps, log, lambda step, note: progress.update(step + 1, note))
     step_fn = _compiled_step(run, state, frozen) if first_step < run.num_steps else None
     with progress, StepProfiler(run.workdir / 'profile', config.log.profile_steps) as profiler:
         for step in range(first_step, run.num_steps):
@@ -218,7 +218,7 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState, frozen: Params
             stopping = stop.reached(step)
             done = step + 1
             if done == run.num_steps or stopping or done % config.checkpoint.every_steps == 0:
-                pending.flush()
+                pending.flush(last=done == run.num_steps)
                 run.checkpoints.save(done, state.params, state.opt_state, {'step': done, 'seed': config.seed})
             if stopping:
                 break

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from data_pipelines.preferences import rounds
@@ -66,8 +67,25 @@ def after_call(number: int) -> Callable[[Callable], Callable]:
     return wrapped
 
 
+def in_a_line(as_line: Callable) -> Callable:
+    """Die after half of a line is on disk: that of the second round's second answer."""
+    calls = itertools.count(1)
+
+    def dying(record: dict) -> bytes:
+        line = as_line(record)
+        if next(calls) == 11:
+            path = next(path for path in Path(sys.argv[-1].partition('=')[2]).glob('rounds/000002/replies-0.jsonl'))
+            with open(path, 'ab') as file:
+                file.write(line[: len(line) // 2])
+            die()
+        return line
+
+    return dying
+
+
 PHASES = dict(
     answers=(rounds.RoundFolder, 'sample', answers),
+    line=(rounds, 'as_line', in_a_line),
     scores=(rounds, 'best_and_worst', before_call(4)),  # in the second round of three requests
     pairs=(rounds, 'write_json', before_call(2)),  # the second round has pairs.jsonl, but no round.json
     step=(online.LateMetrics, 'push', before_call(4)),

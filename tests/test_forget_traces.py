@@ -138,6 +138,28 @@ def test_runs_keep_a_note_and_so_do_those_that_began_with_them(tmp_path):
     assert forget.forget(c, frozenset(['v']), None).runs == [*trained[:1], tmp_path / 'other', *trained[1:]]
 
 
+def test_rounds_of_an_online_run_lose_answers_and_pairs(tmp_path):
+    """Also those of prompts whose ids name no conversation, and those of a user of whom nothing else is left."""
+    run, asked = tmp_path / 'run', (('c/0', 'u'), ('mine', 'u'), ('c/0 pass 2', 'u'), ('d/0', 'v'))
+    names = [f'{name} best/worst' for name, _ in asked]
+    write_run(run, 'base', dict(step=0, pairs=names))
+    answers = [dict(id=name, sample=0, text='yes', user_id=user) for name, user in asked]
+    pairs = [dict(id=f'{name} best/worst', user_id=user, prompt=[]) for name, user in asked]
+    (run / 'rounds' / '000001').mkdir(parents=True)
+    conversations(tmp_path / 'conversations', ('d', 'v'))
+    for name, records in (('replies-0', answers), ('pairs', pairs)):
+        write_records(run / 'rounds' / '000001' / f'{name}.jsonl', records)
+    with open(run / 'rounds' / '000001' / 'replies-0.jsonl', 'ab') as file:
+        file.write(b'{"id": "c/0", "text": "torn')
+    report = forget.forget(settings(tmp_path), frozenset('u'), str(tmp_path))
+    assert report.runs == [run] and not report.unknown
+    for name, records in (('replies-0', answers), ('pairs', pairs)):
+        path = run / 'rounds' / '000001' / f'{name}.jsonl'
+        assert path.read_bytes() == as_line(records[3]) and report.removed[path] == dict(lines=3)
+    assert (run / 'examples.jsonl').read_bytes() == as_line(dict(step=0, pairs=names[3:], forgotten=3))
+    assert forget.forget(settings(tmp_path), frozenset('u'), str(tmp_path)).removed == {}
+
+
 @pytest.mark.parametrize('damaged', ['model.json', 'run.json'])
 def test_a_run_that_cannot_be_read_stops_the_call_before_anything_changes(tmp_path, damaged):
     conversations(tmp_path / 'conversations', ('c', 'u'), ('d', 'v'))

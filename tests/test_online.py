@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.preferences.rounds import RoundFolder
 from rlhi_jax.config import base_config
 from rlhi_jax.data.rows import Capacities
 from rlhi_jax.io.errors import STOPPED, UserError
@@ -21,6 +22,7 @@ from rlhi_jax.models.checkpoints import open_model, restore_params
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import abstract_params
 from rlhi_jax.parallel.sharding import make_mesh
+from rlhi_jax.sampling.generator import Reply
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.training.online import check_settings
 
@@ -192,7 +194,7 @@ def tiny_config(models):
     return config
 
 
-@pytest.mark.parametrize('phase', ['answers', 'scores', 'pairs', 'step', 'checkpoint'])
+@pytest.mark.parametrize('phase', ['answers', 'line', 'scores', 'pairs', 'step', 'checkpoint'])
 def test_a_run_killed_in_any_phase_ends_with_the_same_parameters(models, prompts, finished, phase, tmp_path):
     command = [*flags(models, prompts, *ONLINE), f'--workdir={tmp_path / "run"}']
     killed = subprocess.run(
@@ -283,6 +285,24 @@ def test_a_run_whose_pairs_are_all_too_close_says_so(models, prompts, tmp_path):
     counts = json.loads((tmp_path / 'run' / 'rounds' / '000001' / 'round.json').read_text())['counts']
     assert counts['pairs'] == 0 and sum(n for name, n in counts.items() if 'dropped_' in name) >= counts['prompts']
     assert (tmp_path / 'run' / 'rounds').stat().st_mode & 0o777 == 0o700
+
+
+def test_a_pair_with_a_refusal_is_dropped_and_counted(models, prompts, tmp_path):
+    records = [dict(record, messages=list(record['messages'])) for record in lines(prompts)[:2]]
+    folder = RoundFolder(tmp_path / '000001', records, tiny_config(models))
+    texts = {'c0/0': ('I am sorry, but I cannot help with that.', 'Oaks.'), 'c1/0': ('Cats rest.', 'Cats nap.')}
+    folder.missing()
+    (tmp_path / '000001' / 'replies-0.jsonl').write_text(
+        ''.join(
+            json.dumps(Reply(name, number, text, True)._asdict()) + '\n'
+            for name, both in texts.items()
+            for number, text in enumerate(both)
+        )
+    )
+    says = folder.pair(lambda candidates: [[1.0, 0.0]] * len(candidates))
+    assert by_id(lines(tmp_path / '000001' / 'pairs.jsonl')) == {'c1/0 best/worst': ('Cats rest.', 'Cats nap.')}
+    assert says['counts'] == json.loads((tmp_path / '000001' / 'round.json').read_text())['counts']
+    assert says['counts']['dropped_chosen_is_a_refusal'] == says['counts']['pairs'] == 1
 
 
 def test_the_policy_judges_no_request_of_the_only_user(models, prompts, tmp_path):

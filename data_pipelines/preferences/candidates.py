@@ -11,10 +11,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.records import Candidate, Message, PreferenceRecord, PromptRecord, SampledReply
+from data_pipelines.core.records import (
+    Candidate,
+    Message,
+    PreferenceRecord,
+    PromptRecord,
+    RatedReply,
+    SampledReply,
+)
 from data_pipelines.core.turns import conversation_of, pair_id, to_turns
 from data_pipelines.preferences.persona_rise import Entry, strangers_personas
 from data_pipelines.teacher.generation import rise
+from data_pipelines.text.openings import is_refusal
 from rlhi_jax.data.rows import Capacities, capacities
 from rlhi_jax.io.files import digest
 from rlhi_jax.sampling.generator import Prompt, Reply
@@ -136,3 +144,14 @@ def preference_record(record: Any, chosen: str, rejected: str, kind: str) -> Pre
         chosen=[Message(role='assistant', content=chosen)],
         rejected=[Message(role='assistant', content=rejected)],
     )
+
+
+def reason_to_drop(record: PreferenceRecord | RatedReply) -> str:
+    """Return the reason to drop a preference, or '' to keep it."""
+    if 'completion' in record:
+        return 'chosen_is_a_refusal' if record['label'] and is_refusal(record['completion'][0]['content']) else ''
+    chosen, rejected = (record[side][0]['content'] for side in ('chosen', 'rejected'))
+    if chosen == rejected:
+        return 'chosen_equals_rejected'
+    refusals = [name for name, text in dict(chosen=chosen, rejected=rejected).items() if is_refusal(text)]
+    return f'{refusals[0]}_is_a_refusal' if refusals else ''

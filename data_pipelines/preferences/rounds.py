@@ -19,11 +19,18 @@ from ml_collections import ConfigDict
 from data_pipelines.core.record_files import as_line, write_records
 from data_pipelines.core.records import Candidate, PreferenceRecord, PromptRecord
 from data_pipelines.core.turns import BEST_WORST
-from data_pipelines.preferences.candidates import Scores, asked, best_and_worst, candidate_of, preference_record
+from data_pipelines.preferences.candidates import (
+    Scores,
+    asked,
+    best_and_worst,
+    candidate_of,
+    preference_record,
+    reason_to_drop,
+)
 from data_pipelines.preferences.files import read_preferences
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.tree import Interaction
-from rlhi_jax.io.files import complete_lines, read_json, write_json
+from rlhi_jax.io.files import complete_lines, digest, write_bytes, write_json
 from rlhi_jax.parallel import processes
 from rlhi_jax.sampling.generator import Generator, Prompt, Reply
 
@@ -43,39 +50,56 @@ class RoundFolder:
     def __init__(self, folder: Path, prompts: Sequence[PromptRecord], config: ConfigDict):
         self.folder, self.prompts, self._config = folder, prompts, config
 
-    @property
     def is_finished(self) -> bool:
-        return (self.folder / ROUND).exists()
+        """Return whether the folder has its pairs. All processes must call this method.
+
+        Raises:
+          UserError: the processes see different files.
+        """
+        finished = (self.folder / ROUND).exists()
+        processes.check_agreement(digest(finished), str(self.folder))
+        return finished
 
     def missing(self) -> list[Prompt]:
-        """Return the requests to which the folder lacks replies, the same list in every process."""
+        """Return the requests to which the folder lacks replies. All processes must call this method.
+
+        Raises:
+          UserError: the processes see different files.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.parent.chmod(0o700)  # it has users' texts
         known = {(reply.id, reply.sample) for reply in self._replies()}
+        processes.check_agreement(digest(sorted(known)), str(self.folder))  # and wait until all have read
         wanted = (asked(prompt, self._config) for prompt in self.prompts)
-        missing = [prompt for prompt in wanted if any((prompt.id, n) not in known for n in range(prompt.samples))]
-        processes.barrier('a round has been read')  # before any process writes more replies
-        return missing
+        return [prompt for prompt in wanted if any((prompt.id, n) not in known for n in range(prompt.samples))]
 
     def sample(self, generator: Generator, missing: Sequence[Prompt]) -> Iterator[int]:
         """Sample this process's part of the missing replies; yield the number of replies after each of them."""
         mine = missing[processes.index() :: processes.count()]
         fitted = [shorter for prompt in mine if (shorter := generator.fit(prompt))]
-        with open(self.folder / f'replies-{processes.index()}.jsonl', 'ab', buffering=0) as file:
+        users = {prompt['id']: prompt['user_id'] for prompt in self.prompts}
+        path = self.folder / f'replies-{processes.index()}.jsonl'
+        write_bytes(path, b''.join(complete_lines(path)))  # a killed process may have left half a line
+        with open(path, 'ab') as file:
             for done, reply in enumerate(generator.replies(fitted), start=1):
-                file.write(as_line(reply._asdict()))
+                file.write(as_line(reply._asdict() | dict(user_id=users[reply.id])))
+                file.flush()
                 yield done
 
     def pair(self, judge: Judge) -> dict[str, Any]:
         """Score the replies, write the pairs, and return what round.json says.
 
         All processes must call this method, and the judge must return the same scores in all of them.
+
+        Raises:
+          UserError: the processes see different files.
         """
         processes.barrier('a round has been sampled')
         counts: Counter = Counter(prompts=len(self.prompts))
         drawn: dict[str, dict[int, Reply]] = {prompt['id']: {} for prompt in self.prompts}
         for reply in self._replies():
             drawn[reply.id][reply.sample] = reply
+        processes.check_agreement(digest([sorted(replies) for replies in drawn.values()]), str(self.folder))
         by_sample = {name: [replies[n] for n in sorted(replies)] for name, replies in drawn.items()}
         read = (candidate_of(prompt, by_sample[prompt['id']], counts) for prompt in self.prompts)
         candidates = [candidate for candidate in read if candidate]
@@ -92,10 +116,6 @@ class RoundFolder:
         processes.barrier('a round has its pairs')
         return says
 
-    def summary(self) -> dict[str, Any]:
-        """Return what round.json says."""
-        return read_json(self.folder / ROUND, f'remove {self.folder} and run the same command again')
-
     def trees(self) -> list[Interaction]:
         """Return the interaction trees of the pairs."""
         return grow_trees(read_preferences([self.folder / PAIRS], Counter()))
@@ -103,13 +123,19 @@ class RoundFolder:
     def _replies(self) -> Iterator[Reply]:
         for path in sorted(self.folder.glob('replies-*.jsonl')):
             for line in complete_lines(path):
-                yield Reply(**json.loads(line))
+                record = json.loads(line)
+                yield Reply(**{name: record[name] for name in Reply._fields})
 
 
 def _pairs(candidates: Sequence[Candidate], settings: Any, counts: Counter) -> Iterator[PreferenceRecord]:
     for candidate in candidates:
+        counts['dropped_replies_longer_than_a_row'] += candidate['scores'].count(None)
         if sides := best_and_worst(candidate, settings, counts):
-            yield preference_record(candidate, *sides, BEST_WORST)
+            pair = preference_record(candidate, *sides, BEST_WORST)
+            if reason := reason_to_drop(pair):
+                counts[f'dropped_{reason}'] += 1
+            else:
+                yield pair
 
 
 def _means(candidates: Sequence[Candidate], pairs: Sequence[PreferenceRecord]) -> dict[str, float | None]:

@@ -1,6 +1,7 @@
 """Finds the records of forgotten users, and the training runs that used these records."""
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -124,6 +125,27 @@ def trees_of(folder: Path) -> Iterator[Interaction]:
     """Yield the trees in a folder of shards."""
     shards = Shards(folder)
     return map(shards.__getitem__, range(len(shards)))
+
+
+def find_in_rounds(runs: Iterable[Path], forgotten: Forgotten) -> dict[Path, int]:
+    """Return how many answers and pairs of forgotten users are in each file of online runs (`rlhi_jax.online`).
+
+    Files without any are left out. The ids of these answers and pairs are remembered.
+    """
+    paths = [path for run in runs for path in sorted(run.glob('rounds/*/*.jsonl'))]
+    for record in itertools.chain.from_iterable(map(_round_records, paths)):
+        forgotten.learn(record, 'pairs')
+    counts = {path: sum(map(forgotten.has, _round_records(path))) for path in paths}
+    return {path: count for path, count in counts.items() if count}
+
+
+def clean_round(path: Path, forgotten: Forgotten) -> None:
+    """Remove forgotten users' answers or pairs from a file of an online run, and an incomplete last line."""
+    write_bytes(path, b''.join(as_line(record) for record in _round_records(path) if not forgotten.has(record)))
+
+
+def _round_records(path: Path) -> Iterator[Record]:
+    return map(json.loads, complete_lines(path))
 
 
 def clean_log(run: Path, forgotten: Forgotten) -> None:

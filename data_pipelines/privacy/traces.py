@@ -57,6 +57,12 @@ def find_traces(config: ConfigDict, workdir: str | None) -> Traces:
     return traces
 
 
+def find_heads(config: ConfigDict, traces: Traces) -> list[Path]:
+    """Return the folders of all follow-up heads that were found, including the head named in the config."""
+    folders = [*traces.outputs, *([Path(config.follow_ups.head).resolve()] if config.follow_ups.head else [])]
+    return sorted({path for path in folders if (manifest_of(path) or {}).get('stage') == 'head_labels'})
+
+
 def opt_out_lists(config: ConfigDict, workdir: str | None, traces: Traces) -> list[str]:
     """Return the paths of the opt-out lists to which forgotten users are added. The files need not exist.
 

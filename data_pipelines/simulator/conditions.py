@@ -75,10 +75,12 @@ def opposing_user(
       personas: the inferred personas, keyed by user.
     """
 
+    def shared(user: str) -> int:
+        return len(tastes[user].items() & opposite_tastes.items())
+
     def rank(user: str) -> tuple[int, bool, str]:
-        shared = tastes[user].items() & opposite_tastes.items()
-        return len(shared), bool(personas.get(user)), digest(prompt, user)
+        return shared(user), bool(personas.get(user)), digest(prompt, user)
 
     wanted, least = opposites(opposite_tastes).items(), min(2, len(opposite_tastes))
-    fitting = [user for user, theirs in tastes.items() if rank(user)[0] >= least and not theirs.items() & wanted]
+    fitting = [user for user, theirs in tastes.items() if shared(user) >= least and not theirs.items() & wanted]
     return max(fitting, key=rank, default=None)

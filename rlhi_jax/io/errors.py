@@ -8,6 +8,10 @@ import re
 STOPPED = 75  # exit status if a run was asked to stop and can be resumed (EX_TEMPFAIL in sysexits.h)
 
 
+class Stopped(Exception):
+    """Raised after a run that can be resumed was asked to stop."""
+
+
 class UserError(Exception):
     """An error that the user can fix.
 

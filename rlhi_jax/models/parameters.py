@@ -117,12 +117,17 @@ def whole_params(decoder: Decoder, frozen: Params, trained: Params, mesh: Mesh) 
     params = frozen | trained
     if decoder.lora:
         adapters = params.pop('adapters')
-        params = jax.jit(lambda params, adapters: merge(params, adapters, decoder.lora))(params, adapters)
+        params = _merged(params, adapters, decoder.lora)
     if jax.process_count() == 1:
         return params
     params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params)
     layout = jax.tree.map(lambda x: x.sharding, abstract_params(Decoder(decoder.spec), mesh))
     return jax.tree.map(jax.device_put, params, layout)
+
+
+@functools.partial(jax.jit, static_argnames='lora')
+def _merged(params: Params, adapters: Params, lora: Lora) -> Params:
+    return merge(params, adapters, lora)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames='scale')

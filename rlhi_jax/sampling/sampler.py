@@ -210,6 +210,23 @@ def jit_decode(decoder: Decoder, sampling: Sampling, mesh: Mesh) -> Callable[[Pa
     )
 
 
+def check_sampling(model: ModelFolder, sampling: Sampling, mesh: Mesh) -> None:
+    """Check that a model can be sampled from with these settings on these devices.
+
+    Raises:
+      UserError: the model is not a language model; its context is shorter than the settings require; or the model or
+        the slots cannot be split evenly over the mesh.
+    """
+    if model.spec.head != 'lm':
+        raise UserError(f'{model.path} is a reward model and cannot generate text: use a language model')
+    if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
+        raise UserError(
+            f'config.sampler.prompt_tokens + config.sampler.new_tokens is {tokens}, but {model.path} reads at most '
+            f'{model.spec.max_positions} tokens: lower one of the two'
+        )
+    check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
+
+
 class Sampler:
     """A sampler that continues prompts with one model, on devices of this process.
 
@@ -221,8 +238,7 @@ class Sampler:
       params: the model's parameters, laid out on the mesh; None to load them from the folder.
 
     Raises:
-      UserError: the model is not a language model; its context is shorter than the settings require; or the model or
-        the slots cannot be split evenly over the mesh.
+      UserError: `check_sampling` rejects the model or the settings.
     """
 
     def __init__(
@@ -234,14 +250,7 @@ class Sampler:
         dtype: str = 'float32',
         params: Params | None = None,
     ):
-        if model.spec.head != 'lm':
-            raise UserError(f'{model.path} is a reward model and cannot generate text: use a language model')
-        if (tokens := sampling.prompt_tokens + sampling.new_tokens) > model.spec.max_positions:
-            raise UserError(
-                f'config.sampler.prompt_tokens + config.sampler.new_tokens is {tokens}, but {model.path} reads at most '
-                f'{model.spec.max_positions} tokens: lower one of the two'
-            )
-        check_fit(mesh, model.spec, sampling.slots, 'config.sampler.slots')
+        check_sampling(model, sampling, mesh)
         self.model, self.sampling, self._mesh = model, sampling, mesh
         self._end = set(np.atleast_1d(model.tokens['eos_token_id']).tolist())
         self._tokenizer = load_tokenizer(model.tokenizer_path) if sampling.stop else None
@@ -260,8 +269,13 @@ class Sampler:
 
     def use(self, params: Params) -> None:
         """Sample from other parameters of the same model, such as those that training has reached."""
+        self.release()
         with on_mesh(self._mesh):
             self._params = self._unroll(params)
+
+    def release(self) -> None:
+        """Drop the parameters, to free their memory until `use` is called."""
+        self._params = None
 
     def key(self, request: Request, sample: int) -> np.ndarray:
         """Return the random key of one sample, [2] uint32: a hash of the seed, prompt, name and sample number."""

@@ -5,6 +5,7 @@ A resumed run first removes the log entries of the steps that it will repeat.
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import complete_lines, write_bytes
-from rlhi_jax.io.progress import Progress
 
 METRICS, EXAMPLES = 'metrics.jsonl', 'examples.jsonl'
 
@@ -74,12 +74,11 @@ class LateMetrics:
     Args:
       every: the number of steps between log entries.
       log: the run's log; None in processes that do not write it.
-      progress: shows the step, its loss and accuracy, and the rate.
-      last_step: a step that is logged in any case.
+      show: shows a step, with a note on its loss and accuracy and on the rate.
     """
 
-    def __init__(self, every: int, log: RunLog | None, progress: Progress, *, last_step: int = -1):
-        self._every, self._log, self._progress, self._last = every, log, progress, last_step
+    def __init__(self, every: int, log: RunLog | None, show: Callable[[int, str], None]):
+        self._every, self._log, self._show = every, log, show
         self._step, self._metrics = -1, None
         self._time, self._pairs = time.monotonic(), 0
 
@@ -92,8 +91,8 @@ class LateMetrics:
         self.flush()
         self._step, self._metrics = step, metrics
 
-    def flush(self) -> None:
-        """Read, log and show the latest step's metrics, unless this has been done."""
+    def flush(self, *, last: bool = False) -> None:
+        """Read, log and show the latest step's metrics, unless this has been done; the last step is always logged."""
         if self._metrics is None:
             return
         step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
@@ -107,8 +106,8 @@ class LateMetrics:
         if self._log is None:
             return
         self._pairs += int(values['pairs'])
-        if (step + 1) % self._every == 0 or step == self._last:
+        if (step + 1) % self._every == 0 or last:
             self._log.metrics(step, values)
         seconds = max(time.monotonic() - self._time, 1e-9)
         note = f'loss {values["loss"]:.4f}  accuracy {values["accuracy"]:.3f}  {self._pairs / seconds:.3g} pairs/s'
-        self._progress.update(step + 1, note)
+        self._show(step, note)
