@@ -18,7 +18,7 @@ Command:
     python -m rlhi_jax.convert import --source=hf://meta-llama/Llama-3.1-8B-Instruct --to=runs/llama31_8b
     python -m rlhi_jax.convert import --source=hf://Nexusflow/Athene-RM-8B --to=runs/athene_rm_8b
     python -m rlhi_jax.loop --config=configs/rlhi_llama31_8b.py:rewrites --workdir=runs/rlhi --config.data.raw=WILDCHAT
-    python -m rlhi_jax.online --config=configs/rlhi_llama31_8b.py:online --workdir=runs/online \
+    python -m rlhi_jax.online --config=configs/rlhi_llama31_8b.py:online --workdir=runs/rlhi/online \
       --config.data.conversations=runs/rlhi/conversations --config.data.follow_ups=runs/rlhi/follow_ups \
       --config.data.personas=runs/rlhi/personas
 """

@@ -14,6 +14,7 @@ these lists is forgotten. If any data from these users is found, the program the
 
 - Records, preferences, claims and shards are rewritten without these users. Pairs that are made from two users' wishes
   (`data_pipelines.strangers`) are removed if either user is forgotten.
+- Answers and pairs of these users are removed from the rounds of online runs. Stop these runs first.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans (which trees
   share a training row), TFDS data sets, data cards and evaluations of simulated users. Reports and unfinished work are
   removed, too.
@@ -174,7 +175,7 @@ class _Plan(NamedTuple):
       answered: the ids of the forgotten authors in the teacher's cache. An author's id is a user id or, if the user is
         unknown, a conversation id.
       notes: for each training run that gets a note, the number of forgotten users' pairs in the run's log.
-      rounds: for each file of an online run that loses answers or pairs, their number.
+      rounds: for each file of an online run, how many answers or pairs it loses.
     """
 
     manifests: dict[HeldFolder, dict[str, Any]]
@@ -186,7 +187,7 @@ class _Plan(NamedTuple):
     rounds: dict[Path, int]
 
     def finds_anything(self) -> bool:
-        return bool(self.corrections or self.answered or self.rounds) or any(self.counts.values())
+        return bool(self.corrections or self.answered) or any((*self.counts.values(), *self.rounds.values()))
 
 
 def forget(config: ConfigDict, users: frozenset[str], workdir: str | None) -> Report:
@@ -293,7 +294,7 @@ def _remove(
         removed[path] = dict(lines=each.removed)
     for path, lines in plan.rounds.items():
         clean_round(path, state.forgotten)
-        removed[path] = dict(lines=lines)
+        removed |= {path: dict(lines=lines)} if lines else {}
     for training_run in traces.runs:
         clean_log(training_run, state.forgotten)
     write_notes(plan.notes)

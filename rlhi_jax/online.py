@@ -6,7 +6,8 @@ Training consists of rounds. In each round,
 
 1. the policy answers `config.online.prompts` requests with its current weights, `config.candidates.samples` times each;
 2. the judge that `config.candidates.scorer` names scores the answers: a reward model, or the initial policy;
-3. the best and the worst answer to each request become a pair, unless their scores are too close (`config.pairs`);
+3. the best and the worst answer to each request become a pair, unless their scores are too close (`config.pairs`) or
+   one of them is a refusal;
 4. the policy takes a step on each batch of these pairs.
 
 A round of one batch is online DPO, and a round of several batches is semi-online DPO (arXiv 2506.21495). The requests
@@ -43,7 +44,7 @@ from data_pipelines.preferences.rounds import Judge, RoundFolder
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config import settings_identity
 from rlhi_jax.data.loader import RowOrder, RowReader, in_order
-from rlhi_jax.data.plan import RowPlan, check_positions, make_plan
+from rlhi_jax.data.plan import RowPlan, make_plan
 from rlhi_jax.data.rows import Row, capacities, stack
 from rlhi_jax.data.shards import View
 from rlhi_jax.io.errors import STOPPED, Stopped, UserError
@@ -120,6 +121,11 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     decoder = with_adapters(make_decoder(config, model), config)
     source = 'config.train.batch_rows / config.train.accumulate'
     check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
+    if config.rows.tokens > model.spec.max_positions:
+        raise UserError(
+            f'config.rows.tokens is {config.rows.tokens}, but {model.path} reads at most {model.spec.max_positions} '
+            f'tokens: lower it to at most {model.spec.max_positions}'
+        )
     check_sampling(model, sampling(config), local_mesh(config.mesh.to_dict()))
     judge = open_model(config.candidates.reward_model) if config.candidates.scorer == 'reward_model' else model
     check_fit(mesh, judge.spec, config.eval.batch_rows, 'config.eval.batch_rows')
@@ -232,7 +238,7 @@ class Trainer:
         sharding = batch_sharding(run.mesh)
         local = local_rows(sharding, config.train.batch_rows)
         for offset in range(first, order.num_steps):
-            self._stop_if_asked(before_step=True)
+            self._stop_if_asked(at_step=True)
             rows = order[offset]
             batch = to_global(stack([read(rows[i]) for i in local]), local, sharding, config.train.batch_rows)
             if log:
@@ -248,6 +254,7 @@ class Trainer:
                 self._save()
             if self._is_complete():
                 return
+            self._stop_if_asked(at_step=True)  # before the next round is sampled
         self.reached = Position(step, number + 1)
 
     def _answer(self, folder: RoundFolder) -> None:
@@ -264,6 +271,7 @@ class Trainer:
             self._sampler = Sampler(run.model, sampling(run.config), mesh, dtype=dtype, params=params)
         else:
             self._sampler.use(params)
+        del params  # with adapters, a merged copy
         total = sum(prompt.samples for prompt in missing[processes.index() :: processes.count()])
         with Progress('answers', total, unit='replies', enabled=processes.is_main()) as progress:
             for done in folder.sample(Generator(self._sampler), missing):
@@ -284,15 +292,10 @@ class Trainer:
         return functools.partial(by_policy, scorer, pool=run.pool, most=config.candidates.strangers)
 
     def _rows(self, folder: RoundFolder) -> tuple[RowPlan, RowReader, RowReader]:
-        """Return the row plan of a round's pairs, and readers of its rows for the policy and the reference model.
-
-        Raises:
-          UserError: a conversation is longer than the policy's context.
-        """
+        """Return the row plan of a round's pairs, and readers of its rows for the policy and the reference model."""
         run, config, trees = self.run, self.run.config, folder.trees()
         view = View(trees, range(len(trees)), lambda tree: tree, digest([tree.id for tree in trees]))
         plan = make_plan(view, run.template, capacities(config), may_be_empty=True)
-        check_positions(plan, view, run.template, most=run.model.spec.max_positions)
         switches = sees_persona(config), config.ref_sees_persona
         return plan, *(RowReader(plan, view, run.template, switch) for switch in switches)
 
@@ -325,9 +328,9 @@ class Trainer:
             self.run.checkpoints.save(self.reached.step, self.state.params, self.state.opt_state, progress)
             self._saved = self.reached.step
 
-    def _stop_if_asked(self, *, before_step: bool = False) -> None:
-        """Raise Stopped if the run was asked to stop. Several processes agree on that only before a train step."""
-        if (before_step or processes.count() == 1) and self._stop.reached(self.reached.step):
+    def _stop_if_asked(self, *, at_step: bool = False) -> None:
+        """Raise Stopped if the run was asked to stop. Several processes agree on that only before and after a step."""
+        if (at_step or processes.count() == 1) and self._stop.reached(self.reached.step):
             raise Stopped
 
 

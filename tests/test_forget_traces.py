@@ -151,8 +151,11 @@ def test_rounds_of_an_online_run_lose_answers_and_pairs(tmp_path):
         write_records(run / 'rounds' / '000001' / f'{name}.jsonl', records)
     with open(run / 'rounds' / '000001' / 'replies-0.jsonl', 'ab') as file:
         file.write(b'{"id": "c/0", "text": "torn')
+    (run / 'rounds' / '000002').mkdir()
+    (run / 'rounds' / '000002' / 'replies-0.jsonl').write_text('{"id": "mine", "text": "torn')
     report = forget.forget(settings(tmp_path), frozenset('u'), str(tmp_path))
     assert report.runs == [run] and not report.unknown
+    assert not (run / 'rounds' / '000002' / 'replies-0.jsonl').read_bytes()
     for name, records in (('replies-0', answers), ('pairs', pairs)):
         path = run / 'rounds' / '000001' / f'{name}.jsonl'
         assert path.read_bytes() == as_line(records[3]) and report.removed[path] == dict(lines=3)

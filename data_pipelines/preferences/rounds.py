@@ -1,7 +1,7 @@
 """One round of online training in a folder: the policy's replies, and the pairs that a judge's scores make of them.
 
     replies-P.jsonl   the replies that process P has sampled, each written as soon as it is complete
-    pairs.jsonl       a pair of the best and the worst reply to each request
+    pairs.jsonl       the best and the worst reply to each request, if they make a pair
     round.json        counts and means; the other files are complete if this file exists
 
 Only the order of the lines in replies-P.jsonl depends on timing and on the number of processes.

@@ -130,18 +130,19 @@ def trees_of(folder: Path) -> Iterator[Interaction]:
 def find_in_rounds(runs: Iterable[Path], forgotten: Forgotten) -> dict[Path, int]:
     """Return how many answers and pairs of forgotten users are in each file of online runs (`rlhi_jax.online`).
 
-    Files without any are left out. The ids of these answers and pairs are remembered.
+    The ids of these answers and pairs are remembered.
     """
     paths = [path for run in runs for path in sorted(run.glob('rounds/*/*.jsonl'))]
     for record in itertools.chain.from_iterable(map(_round_records, paths)):
         forgotten.learn(record, 'pairs')
-    counts = {path: sum(map(forgotten.has, _round_records(path))) for path in paths}
-    return {path: count for path, count in counts.items() if count}
+    return {path: sum(map(forgotten.has, _round_records(path))) for path in paths}
 
 
 def clean_round(path: Path, forgotten: Forgotten) -> None:
     """Remove forgotten users' answers or pairs from a file of an online run, and an incomplete last line."""
-    write_bytes(path, b''.join(as_line(record) for record in _round_records(path) if not forgotten.has(record)))
+    cleaned = b''.join(as_line(record) for record in _round_records(path) if not forgotten.has(record))
+    if path.read_bytes() != cleaned:
+        write_bytes(path, cleaned)
 
 
 def _round_records(path: Path) -> Iterator[Record]:

@@ -92,7 +92,7 @@ class LateMetrics:
         self._step, self._metrics = step, metrics
 
     def flush(self, *, last: bool = False) -> None:
-        """Read, log and show the latest step's metrics, unless this has been done; the last step is always logged."""
+        """Read, log and show the latest step's metrics, unless this has been done; with `last`, always log it."""
         if self._metrics is None:
             return
         step, values = self._step, {name: float(value) for name, value in self._metrics.items()}
