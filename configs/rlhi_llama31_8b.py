@@ -11,8 +11,9 @@ The paper names the models, the data, and what the stages do. It does not state 
 each value comes from: `paper`; `sibling`, the same team's DPO on WildChat (arXiv 2506.21495); or `ours`.
 
 Result: none yet.
-Hardware and time: a TPU v5p-64 slice (32 chips). Not run, so the time is unknown. The TPU compiler accepts the train,
-score and sample programs, with 18.0, 1.9 and 3.0 GiB per chip (`tests/benchmarks/pods.py`).
+Hardware and time: a TPU v5p-64 slice (32 chips). Not run, so the time is unknown. The TPU compiler accepts
+the train step, with 18.0 GiB per chip, and scoring and sampling on the four chips of a host, with 12.3 and 19.5 GiB
+(`tests/benchmarks/pods.py`). Each runs by itself in the loop; an online run keeps all three models on the chips.
 Command:
 
     python -m rlhi_jax.convert import --source=hf://meta-llama/Llama-3.1-8B-Instruct --to=runs/llama31_8b

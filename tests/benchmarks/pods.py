@@ -4,8 +4,8 @@ python tests/benchmarks/pods.py
 
 First, Llama-3.1-8B on v5p:2x2x4 under each remat policy, with 16 pairs of 1,024 tokens each of prefix, chosen and
 rejected reply: the setting in which peers were measured. Then a table of models, topologies, pairs per step and row
-lengths, with a pair for every 1,024 tokens of a row. Last, the programs of `configs/rlhi_llama31_8b.py` on the slice
-that it names.
+lengths, with a pair for every 1,024 tokens of a row. Last, the programs of `configs/rlhi_llama31_8b.py`: the
+train step on the slice that it names, and scoring and sampling on one host of it.
 
 Each chip has a row if there are enough rows. If not, heads are split, up to 8 ways for 8 key-value heads; a chip that
 still has only padding starves. Of the policies that fit, the one that saves most is reported. Writes
@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / 'results' / 'pods.json'
 PODS = (('llama-3.1-8b', 'v5e:16x16'), ('llama-3.1-8b', 'v6e:4x4'), ('llama-3.1-70b', 'v5p:8x8x8'))
 PAIRS, TOKENS, TOKENS_OF_A_PAIR = (32, 256, 2048), (4096, 32768), 1024
-RECIPE, SLICE = HERE.parents[1] / 'configs' / 'rlhi_llama31_8b.py', 'v5p:2x4x4'
+RECIPE = HERE.parents[1] / 'configs' / 'rlhi_llama31_8b.py'
+TOPOLOGIES = dict(train='v5p:2x4x4', score='v5p:2x2x1', sample='v5p:2x2x1')  # each host scores and samples on its own
 POLICIES = tuple(name for name in REMAT_POLICIES if name != 'save_all')
 
 
@@ -63,9 +64,10 @@ def pod(model: str, topology: str, pairs: int, tokens: int) -> dict:
 
 def of_recipe(program: str) -> dict:
     config = runpy.run_path(str(RECIPE))['get_config']('rewards')
-    mesh = make_mesh(config.mesh.to_dict(), topology_devices(SLICE))
+    topology = TOPOLOGIES[program]
+    mesh = make_mesh(config.mesh.to_dict(), topology_devices(topology))
     spec = model_spec(config, str(HERE / 'models' / 'llama-3.1-8b.json'))
-    return dict(model='llama-3.1-8b', topology=SLICE) | compile_report(program, config, spec, mesh)
+    return dict(model='llama-3.1-8b', topology=topology) | compile_report(program, config, spec, mesh)
 
 
 def main(_):
@@ -89,7 +91,7 @@ def main(_):
                     f'{model} {topology} {pairs} pairs, rows of {tokens}',
                     lambda m=model, t=topology, p=pairs, n=tokens: pod(m, t, p, n),
                 )
-    for program in ('train', 'score', 'sample'):
+    for program in TOPOLOGIES:
         once(f'recipe {program}', lambda program=program: of_recipe(program))
 
 
