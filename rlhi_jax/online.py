@@ -43,9 +43,9 @@ from data_pipelines.preferences.prompts import prompts_identity, prompts_reader
 from data_pipelines.preferences.rounds import Judge, RoundFolder
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config import settings_identity
-from rlhi_jax.data.loader import RowOrder, RowReader, in_order
+from rlhi_jax.data.loader import RowOrder, RowReader, batches, in_order
 from rlhi_jax.data.plan import RowPlan, make_plan
-from rlhi_jax.data.rows import Row, capacities, stack
+from rlhi_jax.data.rows import Row, capacities
 from rlhi_jax.data.shards import View
 from rlhi_jax.io.errors import STOPPED, Stopped, UserError
 from rlhi_jax.io.files import digest
@@ -54,7 +54,7 @@ from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import check_fit, load_params, whole_params
 from rlhi_jax.parallel import processes
-from rlhi_jax.parallel.sharding import batch_sharding, local_mesh, local_rows, make_mesh, on_mesh, to_global
+from rlhi_jax.parallel.sharding import batch_sharding, local_mesh, local_rows, on_mesh, to_global
 from rlhi_jax.sampling.generator import Generator
 from rlhi_jax.sampling.sampler import Sampler, check_sampling
 from rlhi_jax.sampling.settings import sampling
@@ -62,7 +62,7 @@ from rlhi_jax.scoring.candidates import CandidateScorer
 from rlhi_jax.scoring.rows import RowScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.training.metrics import LateMetrics, RunLog
-from rlhi_jax.training.model import make_decoder, reads_reference, sees_persona, with_adapters
+from rlhi_jax.training.model import on_devices, reads_reference, sees_persona
 from rlhi_jax.training.online import beside_reference, check_settings, copied
 from rlhi_jax.training.rows import abstract_batch
 from rlhi_jax.training.state import adapters_and_frozen, first_state
@@ -117,10 +117,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     """
     check_settings(config)
     model = open_model(config.model.path)
-    mesh = make_mesh(config.mesh.to_dict())
-    decoder = with_adapters(make_decoder(config, model), config)
-    source = 'config.train.batch_rows / config.train.accumulate'
-    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
+    mesh, decoder = on_devices(config, model)
     if config.rows.tokens > model.spec.max_positions:
         raise UserError(
             f'config.rows.tokens is {config.rows.tokens}, but {model.path} reads at most {model.spec.max_positions} '
@@ -237,12 +234,13 @@ class Trainer:
         read = self._with_reference(reader, seen_by_reference) if first < order.num_steps else reader.__getitem__
         sharding = batch_sharding(run.mesh)
         local = local_rows(sharding, config.train.batch_rows)
+        how = dict(first_step=first, num_steps=order.num_steps, local_rows=local, threads=config.data.threads)
+        stream = batches(read, order, **how)
         for offset in range(first, order.num_steps):
             self._stop_if_asked(at_step=True)
-            rows = order[offset]
-            batch = to_global(stack([read(rows[i]) for i in local]), local, sharding, config.train.batch_rows)
+            batch = to_global(next(stream), local, sharding, config.train.batch_rows)
             if log:
-                log.examples(step, [plan.pair_names[i] for row in rows if row >= 0 for i in plan.pair_ids(row)])
+                log.examples(step, plan.names_in(order[offset]))
             with on_mesh(run.mesh):
                 self.state, values = self._compiled_step()(self.state, batch, self._frozen)
             metrics.push(step, values)

@@ -34,16 +34,16 @@ from rlhi_jax.io.errors import STOPPED, UserError
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
-from rlhi_jax.models.parameters import Params, check_fit, load_params
+from rlhi_jax.models.parameters import Params, load_params
 from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.crew import shared
-from rlhi_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, on_mesh, to_global
+from rlhi_jax.parallel.sharding import batch_sharding, local_rows, on_mesh, to_global
 from rlhi_jax.rounds.parts import State
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
 from rlhi_jax.training.metrics import LateMetrics, RunLog, trim_logs
-from rlhi_jax.training.model import make_decoder, reads_reference, sees_persona, with_adapters
+from rlhi_jax.training.model import on_devices, reads_reference, sees_persona
 from rlhi_jax.training.profile import StepProfiler
 from rlhi_jax.training.rows import abstract_batch, open_rows
 from rlhi_jax.training.state import adapters_and_frozen, first_state
@@ -151,10 +151,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     with_margin = shards.count('pairs_with_margin')
     if with_margin and not OBJECTIVES[config.objective].uses_margin and processes.is_main():
         print(f'config.objective: {config.objective} ignores the margins of {with_margin} pairs')
-    mesh = make_mesh(config.mesh.to_dict())
-    decoder = with_adapters(make_decoder(config, model), config)
-    source = 'config.train.batch_rows / config.train.accumulate'
-    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
+    mesh, decoder = on_devices(config, model)
     rows = RowOrder(len(plan.rows), config.train.batch_rows, config.train.epochs, config.seed)
     identity = run_identity(config, model) | {'rows': plan.digest}
     refuse_another_run(workdir, identity)
@@ -211,7 +208,7 @@ def loop(run: Run, read: Callable[[int], Row], state: TrainState, frozen: Params
         for step in range(first_step, run.num_steps):
             batch = to_global(next(stream), local, sharding, config.train.batch_rows)
             if log:
-                log.examples(step, _pair_names(run, step))
+                log.examples(step, run.reader.plan.names_in(run.rows[step]))
             state, metrics = step_fn(state, batch, frozen)
             profiler.after_step(metrics)
             pending.push(step, metrics)
@@ -235,12 +232,6 @@ def _compiled_step(run: Run, state: TrainState, frozen: Params) -> Callable:
     return (
         jit_train_step(run.config, run.decoder, state, run.mesh, run.num_steps).lower(state, shapes, frozen).compile()
     )
-
-
-def _pair_names(run: Run, step: int) -> list[str]:
-    """Return the ids of the pairs that a step trains on."""
-    plan = run.reader.plan
-    return [plan.pair_names[i] for row in run.rows[step] if row >= 0 for i in plan.pair_ids(row)]
 
 
 def main() -> None:

@@ -34,31 +34,18 @@ def answers(sample: Callable) -> Callable:
     return dying
 
 
-def before_call(number: int) -> Callable[[Callable], Callable]:
-    """Die before a call of a function."""
+def at_call(number: int, *, after: bool = False) -> Callable[[Callable], Callable]:
+    """Die before a call of a function, or after it."""
 
     def wrapped(function: Callable) -> Callable:
         calls = itertools.count(1)
 
         def dying(*args: Any):
-            if next(calls) == number:
+            doomed = next(calls) == number
+            if doomed and not after:
                 die()
-            return function(*args)
-
-        return dying
-
-    return wrapped
-
-
-def after_call(number: int) -> Callable[[Callable], Callable]:
-    """Die after a call of a function."""
-
-    def wrapped(function: Callable) -> Callable:
-        calls = itertools.count(1)
-
-        def dying(*args: Any):
             result = function(*args)
-            if next(calls) == number:
+            if doomed:
                 die()
             return result
 
@@ -86,10 +73,10 @@ def in_a_line(as_line: Callable) -> Callable:
 PHASES = dict(
     answers=(rounds.RoundFolder, 'sample', answers),
     line=(rounds, 'as_line', in_a_line),
-    scores=(rounds, 'best_and_worst', before_call(4)),  # in the second round of three requests
-    pairs=(rounds, 'write_json', before_call(2)),  # the second round has pairs.jsonl, but no round.json
-    step=(online.LateMetrics, 'push', before_call(4)),
-    checkpoint=(online.RunCheckpoints, 'save', after_call(2)),  # started, but not finished
+    scores=(rounds, 'best_and_worst', at_call(4)),  # in the second round of three requests
+    pairs=(rounds, 'write_json', at_call(2)),  # the second round has pairs.jsonl, but no round.json
+    step=(online.LateMetrics, 'push', at_call(4)),
+    checkpoint=(online.RunCheckpoints, 'save', at_call(2, after=True)),  # started, but not finished
 )
 
 if __name__ == '__main__':

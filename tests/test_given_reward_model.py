@@ -1,6 +1,5 @@
 """A loop that is given a reward model: it makes no rewrites, trains no reward model, and scores with the given one."""
 
-import dataclasses
 import json
 
 import pytest
@@ -17,10 +16,7 @@ from rlhi_jax.rounds.settings import check_settings
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models')
-    policy = tiny.write_model(folder / 'policy', seed=6, spec=tiny.LOOP_SPEC)
-    reward = tiny.write_model(folder / 'reward', seed=7, spec=dataclasses.replace(tiny.LOOP_SPEC, head='reward'))
-    return policy, reward
+    return tiny.write_policy_and_reward_model(tmp_path_factory.mktemp('models'))
 
 
 def config_with(models, method: str):

@@ -1,6 +1,5 @@
 """Online training: it makes the pairs and takes the steps of the offline path, and resumes in any phase."""
 
-import dataclasses
 import json
 import math
 import re
@@ -41,10 +40,7 @@ ASKED = (
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('models')
-    policy = tiny.write_model(folder / 'policy', seed=6, spec=tiny.LOOP_SPEC)
-    reward = tiny.write_model(folder / 'reward', seed=7, spec=dataclasses.replace(tiny.LOOP_SPEC, head='reward'))
-    return policy, reward
+    return tiny.write_policy_and_reward_model(tmp_path_factory.mktemp('models'))
 
 
 @pytest.fixture(scope='module')

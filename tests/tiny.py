@@ -79,6 +79,12 @@ def write_model(folder: Path, *, seed: int = 0, spec: ModelSpec = SPEC) -> Path:
     return folder
 
 
+def write_policy_and_reward_model(folder: Path) -> tuple[Path, Path]:
+    """Two models of one size, with room for a loop's prompts."""
+    reward = dataclasses.replace(LOOP_SPEC, head='reward')
+    return write_model(folder / 'policy', seed=6, spec=LOOP_SPEC), write_model(folder / 'reward', seed=7, spec=reward)
+
+
 def preferences(count: int, *, seed: int = 0) -> list[dict]:
     """Random preferences of a few users, with one or two turns of context; some pairs share replies."""
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class RowPlan:
     def pair_ids(self, row: int) -> list[int]:
         """Return the numbers of the pairs in a row, in the row's order."""
         return [first + i for _, piece, first in self.rows[row] for i in range(len(piece.pairs))]
+
+    def names_in(self, rows: Sequence[int]) -> list[str]:
+        """Return the ids of the pairs in some rows; row -1 is padding."""
+        return [self.pair_names[i] for row in rows if row >= 0 for i in self.pair_ids(row)]
 
 
 def plan_identity(trees: Shards | View, template: ChatTemplate, capacities: Capacities) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 import dataclasses
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.checkpoints import ModelFolder
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.lora import lora_of
+from rlhi_jax.models.parameters import check_fit
 from rlhi_jax.objectives import OBJECTIVES
+from rlhi_jax.parallel.sharding import make_mesh
 from rlhi_jax.tokenizers.template import ChatTemplate
 
 
@@ -40,6 +43,19 @@ def make_decoder(config: ConfigDict, model: ModelFolder) -> Decoder:
 def with_adapters(decoder: Decoder, config: ConfigDict) -> Decoder:
     """Return the decoder that a run trains: the given decoder with any adapters that `config.lora` describes."""
     return decoder.clone(lora=lora_of(config.lora))
+
+
+def on_devices(config: ConfigDict, model: ModelFolder) -> tuple[Mesh, Decoder]:
+    """Return the mesh of a run and the decoder that it trains, with any adapters.
+
+    Raises:
+      UserError: as for `make_mesh` and `make_decoder`; or the model or a batch cannot be split evenly over the mesh.
+    """
+    mesh = make_mesh(config.mesh.to_dict())
+    decoder = with_adapters(make_decoder(config, model), config)
+    source = 'config.train.batch_rows / config.train.accumulate'
+    check_fit(mesh, decoder.spec, config.train.batch_rows // config.train.accumulate, source)
+    return mesh, decoder
 
 
 def scores_reference_in_step(config: ConfigDict) -> bool:
