@@ -16,6 +16,7 @@ from data_pipelines.core.record_files import write_records
 from data_pipelines.preferences.artefacts import reply_only_auc
 from data_pipelines.preferences.prompts import prompts_reader
 from data_pipelines.teacher.prompts import render_turns
+from data_pipelines.text import openings
 from rlhi_jax import generate
 from rlhi_jax.config import base_config
 from rlhi_jax.io.errors import UserError
@@ -171,7 +172,7 @@ def test_refusals():
     complying += ["I can't recommend bees enough.", 'I cannot wait to tell you.', "I won't lie, I love cats."]
     complying += ["I'm sorry to hear about your cat. Here is a list.", 'I am not sure, but bees fly.']
     complying += ['I do not have the recipe, but here is one.', 'It is not appropriate to wear white.']
-    assert all(map(pairs.is_refusal, refusing)) and not any(map(pairs.is_refusal, complying))
+    assert all(map(openings.is_refusal, refusing)) and not any(map(openings.is_refusal, complying))
 
 
 def mine(tmp_path, candidates: list[dict], **settings):
