@@ -26,6 +26,7 @@ def get_config(variant: str = ''):
     c.follow_ups.labeller = 'policy'  # this small teacher would label every turn `clarification`
     c.loop.method = 'rewrites'
     c.loop.simulated = True
+    c.loop.gate = False  # to end within ten minutes
     c.data.raw = 'examples/simulated/conversations'
     c.simulated.users.train, c.simulated.users.validation, c.simulated.users.test = 20, 12, 24
     c.simulated.tastes = 'length,layout,angle'

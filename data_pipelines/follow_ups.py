@@ -37,6 +37,7 @@ from data_pipelines.teacher.endpoint import spending
 from data_pipelines.teacher.generation import model_identity
 from data_pipelines.teacher.prompts import prompt_digest
 from rlhi_jax.config import is_endpoint, require, teacher_path
+from rlhi_jax.io.errors import UserError
 from rlhi_jax.models.resident import RESIDENT
 
 if TYPE_CHECKING:
@@ -117,6 +118,17 @@ def _follow_ups(task: Task, counts: Counter) -> Iterator[FollowUp]:
 def _work(task: Task) -> dict[str, int]:
     counts: Counter = Counter(turns_read=0, mined=0)
     return task.write(_follow_ups(task, counts), counts)
+
+
+def require_feedback(counts: dict[str, int]) -> None:
+    """Raise a UserError if the stage's counts say that no follow-up is usable as feedback, so no pairs can be made."""
+    if counts['mined']:
+        return
+    labels = ', '.join(f'{name.removeprefix("kept_")} {n}' for name, n in counts.items() if name.startswith('kept_'))
+    raise UserError(
+        f'none of {counts["turns_read"]} follow-ups is labelled as feedback with enough confidence (labels: '
+        f'{labels or "none"}): test the teacher with `python -m rlhi_jax.check`'
+    )
 
 
 STAGE = Stage(

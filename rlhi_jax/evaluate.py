@@ -30,6 +30,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ from rlhi_jax.models.parameters import check_fit
 from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
-from rlhi_jax.parallel.crew import shared
+from rlhi_jax.parallel.crew import call_together, shared
 from rlhi_jax.parallel.sharding import make_mesh, on_mesh
 from rlhi_jax.scoring.gaps import pair_gaps
 from rlhi_jax.scoring.logprobs import per_reply
@@ -192,6 +193,26 @@ def join_evaluation(config: ConfigDict, arguments: dict[str, Any]) -> None:
     workdir, objective = Path(arguments['workdir']), arguments['objective']
     config = training_config(with_paths(config, workdir), workdir, objective)
     evaluate(config, workdir / objective / 'run', arguments['step'])
+
+
+def evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin: Callable[[], None]) -> dict[str, Any]:
+    """Return the evaluations of a run of the loop at some steps; a step without a stored evaluation is evaluated now.
+
+    The result has the keys of `steps`, and the key 'not_evaluated' with the value ''. If the held-out set cannot be
+    used, the result has only the key 'not_evaluated', and its value is the reason. `begin` is called before each new
+    evaluation.
+    """
+    found = {}
+    try:
+        for name, step in steps.items():
+            if not (stored := stored_evaluation(config, folder, step)):
+                begin()
+                loop = str(folder.parents[1])
+                call_together(join_evaluation, dict(workdir=loop, objective=config.objective, step=step))
+            found[name] = stored or evaluate(config, folder, step)
+    except NothingToEvaluate as error:  # the trained model is unaffected
+        return dict(not_evaluated=str(error))
+    return found | dict(not_evaluated='')
 
 
 def open_held_out(config: ConfigDict, model: ModelFolder) -> HeldOut:

@@ -47,6 +47,7 @@ from data_pipelines import (
     candidates,
     card,
     follow_ups,
+    gate,
     ingest,
     oracle_scores,
     pairs,
@@ -66,14 +67,23 @@ from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
-from rlhi_jax.config.loop_paths import REWRITTEN, method_of, stage_config, training_config, users_talk, with_paths
+from rlhi_jax.config.loop_paths import (
+    GATE_SPLIT,
+    REWRITTEN,
+    method_of,
+    stage_config,
+    training_config,
+    users_talk,
+    with_paths,
+)
 from rlhi_jax.convert import export_model
-from rlhi_jax.evaluate import evaluate, join_evaluation, stored_evaluation
+from rlhi_jax.evaluate import evaluations
 from rlhi_jax.evaluation.tables import print_report
 from rlhi_jax.io.errors import STOPPED, NothingToEvaluate, Stopped, UserError, one_line
 from rlhi_jax.io.files import discard, read_json, write_json
 from rlhi_jax.models.checkpoints import saved_steps
 from rlhi_jax.parallel.crew import call_together, run_shared
+from rlhi_jax.rounds.in_force import put_in_force
 from rlhi_jax.rounds.parts import Part, State, chosen, confirm, to_redo
 from rlhi_jax.rounds.settings import check_settings, claim
 from rlhi_jax.rounds.times import timed, times_in_words
@@ -120,9 +130,15 @@ class Round:
                 if config.loop.method == 'oracle':
                     parts.append(self._stage(oracle_scores.STAGE, 'candidates'))
             parts += self._training(objective)
+        trained = f'{method.trains[-1]}: training'
+        whens = ('before', 'after', *(('gate before', 'gate after') if config.loop.gate else ()))
         if config.loop.simulated:
-            for when, model in (('before', ''), ('after', f'{method.trains[-1]}: training')):
-                parts.append(self._stage(satisfaction.STAGE, 'sources.simulated', 'personas', model, name=when))
+            for when in whens:
+                reads = ('sources.simulated', 'personas', *([trained] if when.endswith('after') else []))
+                parts.append(self._stage(satisfaction.STAGE, *reads, name=when))
+        if config.loop.gate:
+            judges = (f'{method.trains[-1]}: pairs', *(f'satisfaction {when}' for when in whens))
+            parts.append(self._stage(gate.STAGE, 'ingest', 'follow_ups', 'personas', trained, *judges))
         parts += [self._export(objective) for objective in method.trains]
         return [*parts, self._stage(card.STAGE, *(part.name for part in parts))]
 
@@ -161,14 +177,17 @@ class Round:
           reads: the names of the parts whose output the stage reads; names of parts that this round lacks are ignored.
           objective: the objective of the training run that the stage belongs to; '' if it belongs to none.
           name: tells apart two parts that run the same stage: 'validation' for the shards of held-out pairs; 'before'
-            or 'after' for simulated users' satisfaction with the policy before or after training.
+            or 'after' for simulated users' satisfaction with the policy before or after training, and 'gate before' or
+            'gate after' for that of the users whom the gate asks.
         """
         config = self.config.copy_and_resolve_references()
         if objective:
             config.objective = objective
         if name == 'validation':
             config.data.split = 'validation'
-        if name == 'after':
+        if name.startswith('gate '):
+            config.satisfaction.split = GATE_SPLIT
+        if name.endswith('after'):
             config.satisfaction.model = str(self.workdir / method_of(config).trains[-1] / 'run')
         config = stage_config(config, self.workdir, stage.name)
         if stage.name == 'satisfaction':
@@ -200,12 +219,21 @@ class Round:
         try:
             self.report['funnel'][name] = stage.run(config, overwrite=replace)
         except NothingToEvaluate as error:
-            self.report['satisfaction_not_evaluated'] = str(error)
+            if not name.startswith('satisfaction gate'):  # the gate says so itself
+                self.report['satisfaction_not_evaluated'] = str(error)
         if name == follow_ups.STAGE.name and method_of(self.config).uses_rewrites:
-            _refuse_no_feedback(self.report['funnel'][name])
+            follow_ups.require_feedback(self.report['funnel'][name])
         folders = {when: self.workdir / 'satisfaction' / when for when in ('before', 'after')}
         if name == 'satisfaction after' and 'satisfaction_not_evaluated' not in self.report:
             self.report['satisfaction'] = summarise(folders, held_out_tastes(config))
+        if name == gate.STAGE.name:
+            self._put_in_force(config)
+
+    def _put_in_force(self, config: ConfigDict) -> None:
+        """Let WORKDIR/model link to the policy that the gate decided for, and add its verdict to the report."""
+        verdict = read_json(Path(config.data.gate) / 'manifest.json', 'run the same command again')['verdict']
+        self.report['gate'] = verdict
+        put_in_force(self.workdir, Path(config.gate.model if verdict['promoted'] else config.model.path))
 
     def _train(self, config: ConfigDict, objective: str, replace: bool) -> None:
         """Start or resume a training run. If `replace`, first remove any existing run and its export."""
@@ -226,7 +254,7 @@ class Round:
         if (Path(config.data.pairs) / 'validation.jsonl').stat().st_size:
             # A policy is not evaluated before training, because its implicit reward is then 0 everywhere.
             steps = dict(evaluation=saved_steps(folder)[-1]) | (dict(before=0) if objective == 'reward' else {})
-            self.report[objective] |= _evaluations(config, folder, steps, self.begin)
+            self.report[objective] |= evaluations(config, folder, steps, self.begin)
 
     def _export(self, objective: str) -> Part:
         """Return the part that writes a trained model as a Hugging Face folder, unless that folder exists."""
@@ -327,17 +355,6 @@ def run_loop(config: ConfigDict, workdir: Path, *, redo: str | None = None, ask:
     return this_round.write_report(None)
 
 
-def _refuse_no_feedback(counts: dict[str, int]) -> None:
-    """Raise a UserError if no follow-up is usable as feedback, because no pairs can then be made."""
-    if counts['mined']:
-        return
-    labels = ', '.join(f'{name.removeprefix("kept_")} {n}' for name, n in counts.items() if name.startswith('kept_'))
-    raise UserError(
-        f'none of {counts["turns_read"]} follow-ups is labelled as feedback with enough confidence (labels: '
-        f'{labels or "none"}): test the teacher with `python -m rlhi_jax.check`'
-    )
-
-
 def _check_data(config: ConfigDict, workdir: Path) -> None:
     """Check the machine and a sample of the data, and print every problem found.
 
@@ -348,32 +365,7 @@ def _check_data(config: ConfigDict, workdir: Path) -> None:
     rules = ingest.rules_of(with_paths(config, workdir))
     sample = check_data(config, ingest.raw_files(config), rules, findings)
     check_machine(config, workdir, sample, findings)
-    for problem in findings.problems:
-        print(f'{"error" if problem.stops else "warning"}: {problem.text}', file=sys.stderr, flush=True)
-    if findings.stops:
-        raise UserError(
-            'the loop would stop later for the reasons above: run `python -m rlhi_jax.check` to see the details'
-        )
-
-
-def _evaluations(config: ConfigDict, folder: Path, steps: dict[str, int], begin: Callable[[], None]) -> dict[str, Any]:
-    """Return a training run's evaluations at the given steps; a step without a stored evaluation is evaluated now.
-
-    The result has the keys of `steps`, and the key 'not_evaluated' with the value ''. If the held-out set cannot be
-    used, the result has only the key 'not_evaluated', and its value is the reason. `begin` is called before each new
-    evaluation.
-    """
-    evaluations = {}
-    try:
-        for name, step in steps.items():
-            if not (stored := stored_evaluation(config, folder, step)):
-                begin()
-                workdir = str(folder.parents[1])
-                call_together(join_evaluation, dict(workdir=workdir, objective=config.objective, step=step))
-            evaluations[name] = stored or evaluate(config, folder, step)
-    except NothingToEvaluate as error:  # the trained model is unaffected
-        return dict(not_evaluated=str(error))
-    return evaluations | dict(not_evaluated='')
+    findings.raise_if_any_stops()
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ IN_LOOP = {
     'shards': 'dpo/shards',
     'rows': 'dpo/rows',
     'satisfaction': 'satisfaction/after',
+    'gate': 'gate',
     'card': 'card',
 }
 RAW = [  # (conversation, user, texts): examples that the filters of ingest drop, change or keep

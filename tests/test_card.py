@@ -308,12 +308,12 @@ def test_stages_that_were_not_run_are_left_out(run):
         c.data[kind] = ''
     c.data.rewrites = str(Path(c.data.rewrites) / 'missing')
     content, text = made(c)
-    assert content['left_out'] == [*('candidates', 'follow_ups', 'personas', 'rewrites', 'rows', 'shards', 'strangers')]
+    assert content['left_out'] == [
+        *('candidates', 'follow_ups', 'gate', 'personas', 'rewrites', 'rows', 'shards', 'strangers')
+    ]
     assert set(content['sections']) == set(content['funnel']) == {'conversations', 'pairs'}
-    assert (
-        'Stages not run, or not set in the config: candidates, follow ups, personas, rewrites, rows, shards, strangers.'
-        in text
-    )
+    missing = 'candidates, follow ups, gate, personas, rewrites, rows, shards, strangers'
+    assert f'Stages not run, or not set in the config: {missing}.' in text
     assert content['teacher'] is None
     c.data.conversations = c.data.pairs = ''
     with pytest.raises(UserError, match='does not point to the finished folder of any stage'):

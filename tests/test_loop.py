@@ -16,7 +16,7 @@ from rlhi_jax.rounds.settings import claim
 
 STAGES = (
     *('sources.simulated', 'ingest', 'follow_ups', 'personas', 'rewrites', 'strangers', 'pairs', 'shards', 'rows'),
-    *('train reward', 'candidates', 'train dpo', 'satisfaction', 'export'),
+    *('train reward', 'candidates', 'train dpo', 'satisfaction', 'gate', 'export'),
 )
 KILLED_IN = {  # the part of the loop in which each of them is killed, if it has another name
     **{stage: f'reward: {stage}' for stage in ('pairs', 'shards', 'rows', 'export')},
@@ -50,6 +50,8 @@ def flags(model: Path, workdir: Path) -> list[str]:
         'candidates.samples': 3,
         'candidates.max_prompts': 8,
         'pairs.accept_artefacts': True,
+        'gate.prompts': 4,
+        'gate.samples': 1,
         'pairs.min_pairs': 1,
         'rows.tokens': 2048,
         'rows.scored': 1024,
@@ -87,7 +89,7 @@ def contents(workdir: Path) -> dict[str, bytes | str]:
     return files
 
 
-def test_the_loop_ends_in_models_and_a_report(finished):
+def test_the_loop_ends_in_models_and_a_report(model, finished):
     workdir, output = finished
     report = json.loads((workdir / 'report.json').read_text())
     personas = {json.loads(line)['persona'] for line in (workdir / 'personas' / 'records.jsonl').open()} - {''}
@@ -108,8 +110,10 @@ def test_the_loop_ends_in_models_and_a_report(finished):
     section = report['reward']
     assert bool(section['not_evaluated']) == (section['evaluation'] is None)
     assert str(workdir) not in section['not_evaluated'] and ('before' in section) == (section['evaluation'] is not None)
+    assert not report['gate']['promoted'] and report['gate']['gain']  # two users are too few
+    assert (workdir / 'model').resolve() == model and 'The new policy is not promoted: only 2 held-out users' in output
     assert 'plumbing only' in output and len(report['pairs_to_read']) == 5
-    assert report['funnel']['card']['folders'] == 12 and report['funnel']['card']['not_adding_up'] == 0
+    assert report['funnel']['card']['folders'] == 13 and report['funnel']['card']['not_adding_up'] == 0
     assert json.loads((workdir / 'card' / 'card.json').read_text())['examples']['dpo/pairs'] == report['pairs_to_read']
 
 

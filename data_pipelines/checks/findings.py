@@ -1,6 +1,9 @@
 """What a check finds: facts to print, and problems with their remedies."""
 
+import sys
 from typing import NamedTuple
+
+from rlhi_jax.io.errors import UserError
 
 
 class Problem(NamedTuple):
@@ -34,3 +37,16 @@ class Findings:
     @property
     def stops(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.stops]
+
+    def raise_if_any_stops(self) -> None:
+        """Print every problem.
+
+        Raises:
+          UserError: at least one of the problems would stop the loop.
+        """
+        for problem in self.problems:
+            print(f'{"error" if problem.stops else "warning"}: {problem.text}', file=sys.stderr, flush=True)
+        if self.stops:
+            raise UserError(
+                'the loop would stop later for the reasons above: run `python -m rlhi_jax.check` to see the details'
+            )

@@ -221,3 +221,13 @@ class SatisfactionRecord(TypedDict):
     valid: bool  # whether the reply could satisfy any user
     satisfaction: float  # fraction of the user's tastes that the reply satisfies, from 0 to 1; 0 if not `valid`
     met: dict[str, float]  # for each taste, 1 if the reply is valid and satisfies the taste, otherwise 0
+
+
+class GateRecord(TypedDict):
+    """A question with the replies of an old and of a new policy (records.jsonl in `config.data.gate`)."""
+
+    id: str  # 'request' and the prompt's id, or 'instruction' and its number
+    user_id: str  # '' for an instruction, or if the user is unknown
+    request: str
+    before: list[SampledReply]  # by the old policy
+    after: list[SampledReply]  # by the new policy

@@ -1,7 +1,7 @@
-"""Reads the requests to sample candidate replies for.
+"""Reads the requests that a policy answers.
 
 The requests are the prompts in `config.data.prompts` (JSON lines with id, user_id, persona, split and messages). If
-`config.data.prompts` is empty, the requests are the user turns of the training conversations, except turns that
+`config.data.prompts` is empty, the requests are the user turns of a split's conversations, except turns that
 `config.data.follow_ups` labels as positive feedback.
 
 Personas come from the folder `config.data.personas`. A user turn gets the persona at that turn, and a prompt gets the
@@ -41,9 +41,14 @@ def prompts_identity(config: ConfigDict) -> list[Any]:
 
 
 def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRecord]]:
-    """Return a function that reads at most `config.candidates.max_prompts` training prompts to sample replies for.
+    """Return a function that reads the training prompts to sample candidate replies for (see `prompts_of`)."""
+    return prompts_of(config, 'train', config.candidates.max_prompts)
 
-    Prompts with a persona are chosen first, because prompts without one cannot teach a model to use personas. Within
+
+def prompts_of(config: ConfigDict, split: str, most: int) -> Callable[[Counter], Iterator[PromptRecord]]:
+    """Return a function that reads at most `most` prompts of a split; 0 stands for all.
+
+    Prompts with a persona are chosen first, because prompts without one cannot show how a model uses personas. Within
     each group, prompts are chosen by a hash of their ids. The returned function takes a Counter, in which it counts the
     prompts that it leaves out.
     """
@@ -51,14 +56,14 @@ def prompts_reader(config: ConfigDict) -> Callable[[Counter], Iterator[PromptRec
     def rank(prompt: PromptRecord) -> tuple[bool, str]:
         return not prompt['persona'], digest(prompt['id'])
 
-    usable = functools.partial(_usable, config)
-    return at_most(config.candidates.max_prompts, usable, rank, 'dropped_over_max_prompts')
+    usable = functools.partial(_usable, config, split)
+    return at_most(most, usable, rank, 'dropped_over_max_prompts')
 
 
-def _usable(config: ConfigDict, counts: Counter) -> Iterator[PromptRecord]:
+def _usable(config: ConfigDict, split: str, counts: Counter) -> Iterator[PromptRecord]:
     for prompt, is_approval in (_of_file if config.data.prompts else _of_conversations)(config):
         counts['prompts_read'] += 1
-        if prompt['split'] != 'train':
+        if prompt['split'] != split:
             counts['dropped_other_split'] += 1
         elif is_approval:
             counts['dropped_positive_feedback'] += 1

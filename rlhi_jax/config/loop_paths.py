@@ -35,6 +35,7 @@ METHODS = {
 REWRITTEN = dict(policy=('rewrites',), stranger=('strangers',), both=('rewrites', 'strangers'))
 # The source of pairs for training before the policy's: candidates do not exist yet.
 EARLIER_SOURCES = 'rewrites'
+GATE_SPLIT = 'validation'  # the users and pairs that decide whether a new policy is promoted
 _TRAINED = ('reward', 'sft', 'dpo')  # all objectives that any loop trains
 
 
@@ -89,7 +90,7 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if Path(opted_out := opt_out_list(config, workdir)).exists():
         config.ingest.opt_out = opted_out
-    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'strangers', 'candidates', 'card'):
+    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'strangers', 'candidates', 'gate', 'card'):
         config.data[name] = str(workdir / name)
     for name in ('pairs', 'shards', 'rows'):  # each training run has its own folders
         config.data[name] = ','.join(str(workdir / objective / name) for objective in _TRAINED)
@@ -126,6 +127,11 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
     return config
 
 
+def satisfaction_folder(workdir: Path, split: str, when: str) -> Path:
+    """Return the folder of simulated users' satisfaction before or after training; the gate asks users of its own."""
+    return workdir / 'satisfaction' / (f'gate_{when}' if split == GATE_SPLIT else when)
+
+
 def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
     """Return the config that the loop uses to run a stage in a workdir.
 
@@ -144,7 +150,15 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
         if 'sft' in trains:
             config.model.path = str(workdir / 'sft' / 'run')
     if stage == 'satisfaction':
-        config.data.satisfaction = str(workdir / 'satisfaction' / ('after' if config.satisfaction.model else 'before'))
+        when = 'after' if config.satisfaction.model else 'before'
+        config.data.satisfaction = str(satisfaction_folder(workdir, config.satisfaction.split, when))
         if config.satisfaction.personas == 'stated':
             config.data.personas = ''
+    if stage == 'gate':
+        policy = workdir / method_of(config).trains[-1]
+        config.gate.model = config.gate.model or str(policy / 'run')
+        config.data.pairs = str(policy / 'pairs')
+        if config.loop.simulated and not config.gate.satisfaction:
+            folders = (satisfaction_folder(workdir, GATE_SPLIT, when) for when in ('before', 'after'))
+            config.gate.satisfaction = ','.join(map(str, folders))
     return config

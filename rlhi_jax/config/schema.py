@@ -43,6 +43,7 @@ SCHEMA = Section(
     candidates=stage_keys.CANDIDATES,
     pairs=stage_keys.PAIRS,
     satisfaction=stage_keys.SATISFACTION,
+    gate=stage_keys.GATE,
     rows=training_keys.ROWS,
     sampler=training_keys.SAMPLER,
     mesh=training_keys.MESH,

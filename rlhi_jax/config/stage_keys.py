@@ -26,6 +26,7 @@ DATA = Section(
     candidates=Key('', "Folder of the 'candidates' stage: N sampled replies to each prompt, and their rewards."),
     scores=Key('', 'Candidate scores to use instead of the rewards: a folder of `data_pipelines.oracle_scores`.'),
     satisfaction=Key('', "Folder of the 'satisfaction' evaluation: replies, and whether simulated users like them."),
+    gate=Key('', "Folder of the 'gate' stage: replies of an old and a new policy, and which of them is to be used."),
     pairs=Key(
         '',
         "Preference pairs as JSON lines: files, or folders of the 'pairs' stage, separated by commas. The stage writes "
@@ -410,5 +411,30 @@ SATISFACTION = Section(
         "Where the loop takes the users' personas from: inferred from their conversations, or stated, which says "
         'exactly what they like.',
         choices=('inferred', 'stated'),
+    ),
+)
+
+GATE = Section(
+    "The 'gate' stage: whether a new policy replaces model.path, judged on the validation split.",
+    model=Key('', 'Model folder or workdir of the new policy. The loop sets this key.'),
+    satisfaction=Key(
+        '',
+        "Folders of the 'satisfaction' evaluation of validation users with the old and with the new policy, separated "
+        'by a comma. The loop sets this key if users are simulated. Empty: held-out pairs of data.pairs judge.',
+    ),
+    prompts=Key(
+        48, 'Maximum number of requests that both policies answer; see candidates.max_prompts. 0: all.', at_least=0
+    ),
+    samples=Key(2, 'Number of replies to each instruction.', at_least=1),
+    min_gain=Key(0.0, 'The 95 % interval of what users gain must lie above this.', at_least=0),
+    tolerance=Key(
+        0.05,
+        'By how much a share may become worse: of finished replies, refusals, followed instructions, agreement with '
+        'false claims, and satisfaction under the own persona. A change whose interval includes 0 is tolerated.',
+        at_least=0,
+    ),
+    max_length_ratio=Key(3.0, 'By which factor replies may become longer or shorter.', at_least=1),
+    max_kl=Key(
+        2.0, 'By how many nats per token of its replies the new policy may have moved away from the old one.', above=0
     ),
 )

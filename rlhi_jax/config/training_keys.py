@@ -276,6 +276,11 @@ LOOP = Section(
         'Simulated users state what they like, and this becomes their persona, so that neither conversations nor a '
         'teacher are needed. Requires loop.method=oracle.',
     ),
+    gate=Key(
+        True,
+        "Decide at the end whether the new policy replaces the one that the round started from (stage 'gate'). "
+        'WORKDIR/model then links to the policy in force, which the next round can start from.',
+    ),
     smoke=Key(False, 'State in the report that this run is a smoke test and that its figures are not evidence.'),
     reward=Section(
         'Training of the reward model.',

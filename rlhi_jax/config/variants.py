@@ -51,4 +51,5 @@ def on_two_cores(c: ConfigDict) -> None:
     c.personas.samples, c.rewrites.samples, c.candidates.samples, c.candidates.max_prompts = 2, 2, 2, 4
     c.teacher.row_tokens, c.rows.tokens, c.rows.scored, c.rows.pairs = 384, 384, 256, 4
     c.train.batch_rows, c.train.accumulate, c.eval.batch_rows = 4, 4, 2
+    c.gate.prompts, c.gate.samples = 8, 1
     c.pairs.accept_artefacts, c.pairs.min_pairs = True, 1  # too few pairs to detect artefacts

@@ -76,6 +76,11 @@ def check_settings(config: ConfigDict) -> None:
             f'config.loop.oracle_personas=True skips the conversations that config.loop.method={config.loop.method!r} '
             'needs: set config.loop.oracle_personas=False'
         )
+    if given := [name for name in ('model', 'satisfaction') if config.gate[name]]:
+        raise UserError(
+            f'config.gate.{given[0]} is set, but the gate of a loop judges the policy that the loop trains: leave the '
+            'key empty, or run `python -m data_pipelines.gate` by itself'
+        )
     if config.loop.simulated and min(config.simulated.users.train, config.simulated.users.test) < 1:
         raise UserError(
             'the loop needs simulated users to train on and to evaluate on: set config.simulated.users.train and '

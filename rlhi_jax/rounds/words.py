@@ -83,6 +83,9 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
         )
     if reason := report.get('satisfaction_not_evaluated'):
         lines.append(f'Satisfaction was not evaluated: {reason}')
+    if verdict := report.get('gate'):
+        said = 'The new policy is promoted' if verdict['promoted'] else 'The new policy is not promoted'
+        lines.append(f'{said}: {"; ".join(verdict["why"])}. {workdir}/model links to the policy in force.')
     lines.append(f'Data card: {workdir}/card/card.md')
     lines += [f'Model: {workdir}/{objective}/huggingface' for objective in method_of(config).trains]
     lines.append(
