@@ -2,7 +2,7 @@
 
     --config=configs/rlhi_llama31_8b.py:rewrites         replies rewritten in response to users' follow-ups
     --config=configs/rlhi_llama31_8b.py:rewards          the best and worst of 8 replies, by Athene-RM-8B
-    --config=configs/rlhi_llama31_8b.py:online           the same, in rounds of 32 requests (`rlhi_jax.online`)
+    --config=configs/rlhi_llama31_8b.py:online           the same, in rounds of 32 requests
     --config=configs/rlhi_llama31_8b.py:rewrites,smoke   a few pairs with SmolLM2-135M; rewards,smoke likewise, with a
                                                          reward model that the loop trains itself; online,smoke with
                                                          the policy as the judge
@@ -19,9 +19,6 @@ Command:
     python -m rlhi_jax.convert import --source=hf://meta-llama/Llama-3.1-8B-Instruct --to=runs/llama31_8b
     python -m rlhi_jax.convert import --source=hf://Nexusflow/Athene-RM-8B --to=runs/athene_rm_8b
     python -m rlhi_jax.loop --config=configs/rlhi_llama31_8b.py:rewrites --workdir=runs/rlhi --config.data.raw=WILDCHAT
-    python -m rlhi_jax.online --config=configs/rlhi_llama31_8b.py:online --workdir=runs/rlhi/online \
-      --config.data.conversations=runs/rlhi/conversations --config.data.follow_ups=runs/rlhi/follow_ups \
-      --config.data.personas=runs/rlhi/personas
 """
 
 from rlhi_jax.config import base_config, on_two_cores, parse_variant
@@ -49,7 +46,7 @@ def get_config(variant: str = ''):
         c.candidates.reward_model = 'runs/athene_rm_8b'  # paper: it reads the persona as text
     if method == 'online':
         c.online.prompts = 32  # ours: about one batch of pairs
-        c.optimizer.learning_rate, c.optimizer.schedule = 1e-6, 'constant'  # sibling
+        c.optimizer.schedule = 'constant'  # sibling
     if smoke:
         on_two_cores(c)
         c.model.path = 'runs/smollm2'

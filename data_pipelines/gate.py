@@ -31,7 +31,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.core.inputs import input_folder
 from data_pipelines.core.record_files import RECORDS, load_records, write_records
 from data_pipelines.core.records import GateRecord, SampledReply
 from data_pipelines.core.turns import to_turns
@@ -52,7 +51,7 @@ from data_pipelines.teacher.generation import generate, model_identity, scores
 from rlhi_jax.config import listed, require, settings_identity
 from rlhi_jax.config.loop_paths import GATE_SPLIT
 from rlhi_jax.data.rows import capacities
-from rlhi_jax.io.errors import NothingToEvaluate
+from rlhi_jax.io.errors import NothingToEvaluate, UserError
 from rlhi_jax.io.files import file_digest
 from rlhi_jax.models.checkpoints import open_model
 from rlhi_jax.sampling.generator import Prompt
@@ -70,13 +69,20 @@ def _judged(config: ConfigDict) -> list[Path]:
     return [Path(path) for path in listed(config, 'gate.satisfaction')] if config.gate.satisfaction else []
 
 
-def _held_out_pairs(config: ConfigDict) -> Path:
-    return input_folder(config, 'pairs') / f'{GATE_SPLIT}.jsonl'
+def _pair_files(config: ConfigDict) -> list[Path]:
+    """Return the files of held-out pairs that judge; [] if simulated users judge, or if there are no pairs."""
+    if config.gate.satisfaction or not config.data.pairs:
+        return []
+    files = [Path(folder) / f'{GATE_SPLIT}.jsonl' for folder in listed(config, 'data.pairs')]
+    for path in files:
+        if not path.exists():
+            raise UserError(f"config.data.pairs: {path} does not exist: run the 'pairs' stage first")
+    return files
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path', 'gate.model')
-    judges = [folder / RECORDS for folder in _judged(config)] or [_held_out_pairs(config)]
+    judges = [folder / RECORDS for folder in _judged(config)] or _pair_files(config)
     return dict(
         models=[model_identity(config, path) for path in _paths(config).values()],
         judges=[file_digest(path) for path in judges if path.exists()],
@@ -103,7 +109,7 @@ def _work(task: Task) -> dict[str, int]:
         counts['kept_requests' if is_users(record['id']) else 'kept_instructions'] += 1
     counts['instructions_read'] = sum(not question.is_users for question in questions)
     counts['dropped_prompt_too_long'] = len(questions) - len(records)
-    pairs = [] if config.gate.satisfaction else load_records(_held_out_pairs(config))
+    pairs = list({pair['id']: pair for path in _pair_files(config) for pair in load_records(path)}.values())
     of_pairs = pair_items(pairs, sees_persona=config.policy_sees_persona)
     of_claims, of_replies = claim_items(), reply_items(questions, records)
     log_probs = {side: _log_probs(task, side, [*of_pairs, *of_claims, *of_replies]) for side in SIDES}

@@ -62,7 +62,7 @@ from data_pipelines.checks.data import check_data
 from data_pipelines.checks.findings import Findings
 from data_pipelines.checks.machine import check_machine
 from data_pipelines.core.stage import Stage, Task
-from data_pipelines.preferences.reading import pairs_to_read
+from data_pipelines.preferences.reading import pairs_file, pairs_to_read
 from data_pipelines.simulator.summary import summarise
 from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
@@ -70,6 +70,7 @@ from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config.loop_paths import (
     GATE_SPLIT,
     REWRITTEN,
+    is_online,
     method_of,
     stage_config,
     training_config,
@@ -82,6 +83,7 @@ from rlhi_jax.evaluation.tables import print_report
 from rlhi_jax.io.errors import STOPPED, NothingToEvaluate, Stopped, UserError, one_line
 from rlhi_jax.io.files import discard, read_json, write_json
 from rlhi_jax.models.checkpoints import saved_steps
+from rlhi_jax.online import join_online, online_state, train_online
 from rlhi_jax.parallel.crew import call_together, run_shared
 from rlhi_jax.rounds.in_force import put_in_force
 from rlhi_jax.rounds.parts import Part, State, chosen, confirm, to_redo
@@ -124,7 +126,7 @@ class Round:
             if method.uses_rewrites and stage.name in REWRITTEN[config.pairs.against]:
                 parts.append(self._stage(stage, 'ingest', 'follow_ups', 'personas'))
         for objective in method.trains:
-            if objective == method.trains[-1] and 'candidates' in method.sources:
+            if objective == method.trains[-1] and 'candidates' in method.sources and not is_online(config, objective):
                 trained = (f'{earlier}: training' for earlier in method.trains[:-1])
                 parts.append(self._stage(candidates.STAGE, 'sources.simulated', 'ingest', 'personas', *trained))
                 if config.loop.method == 'oracle':
@@ -143,23 +145,29 @@ class Round:
         return [*parts, self._stage(card.STAGE, *(part.name for part in parts))]
 
     def _training(self, objective: str) -> list[Part]:
-        """Return the parts that make pairs, shards and rows, train on them, and evaluate the trained model."""
+        """Return the parts that make training data, train on it, and evaluate the model; an online run is one part."""
         shards_part, run_folder = f'{objective}: shards', self.workdir / objective / 'run'
         config = training_config(with_paths(self.config, self.workdir), self.workdir, objective)
+        online = is_online(config, objective)
+        trained = (f'{earlier}: training' for earlier in method_of(config).trains if earlier != objective)
+        inputs = ('ingest', 'follow_ups', 'personas', *trained) if online else (shards_part, f'{objective}: rows')
+        training = Part(
+            name=f'{objective}: training',
+            folder=run_folder,
+            reads=(*inputs, *(['sft: training'] if objective == 'dpo' else [])),
+            state=lambda: (online_state if online else run_state)(config, run_folder),
+            make=lambda replace: self._train(config, objective, replace),
+            trains=True,
+        )
+        if online:
+            return [training]
         sources = ('rewrites', 'strangers', *(('candidates', 'oracle_scores') if objective == 'dpo' else ()))
         return [
             self._stage(pairs.STAGE, *sources, objective=objective),
             self._stage(shards.STAGE, f'{objective}: pairs', objective=objective),
             self._stage(shards.STAGE, f'{objective}: pairs', objective=objective, name='validation'),
             self._stage(rows.STAGE, shards_part, objective=objective),
-            Part(
-                name=f'{objective}: training',
-                folder=run_folder,
-                reads=(shards_part, f'{objective}: rows', *(['sft: training'] if objective == 'dpo' else [])),
-                state=lambda: run_state(config, run_folder),
-                make=lambda replace: self._train(config, objective, replace),
-                trains=True,
-            ),
+            training,
             Part(
                 name=f'{objective}: evaluation',
                 folder=run_folder / 'evaluation',
@@ -242,9 +250,13 @@ class Round:
             self.begin()
             discard(folder / 'huggingface')
             discard(folder / 'run')
-        call_together(join_training, dict(workdir=str(self.workdir), objective=objective))
-        if not train(config, folder / 'run', self.begin):
+        online = is_online(config, objective)
+        call_together(join_online if online else join_training, dict(workdir=str(self.workdir), objective=objective))
+        if not (train_online if online else train)(config, folder / 'run', self.begin):
             raise Stopped
+        if online:
+            self.report[objective] = dict(evaluation=None, not_evaluated='an online run holds out no pairs')
+            return
         probe = read_json(Path(config.data.pairs) / 'manifest.json', 'run the same command again')['probe']
         self.report[objective] = dict(probe=probe, evaluation=None, not_evaluated='no pairs were held out')
 
@@ -312,11 +324,11 @@ class Round:
           why: why the loop has stopped at that part; '' if it has not stopped.
         """
         policy, ends = method_of(self.config).trains[-1], why or not reached
-        train_pairs = self.workdir / policy / 'pairs' / 'train.jsonl'  # read in full, so only if the loop ends or stops
+        pairs_of_policy = pairs_file(self.workdir / policy)  # read in full, so only if the loop ends or stops
         report = self.report | dict(
             summary=summary(self.report),
             models=models(self.config),
-            pairs_to_read=pairs_to_read(train_pairs) if ends and train_pairs.exists() else [],
+            pairs_to_read=pairs_to_read(pairs_of_policy) if ends and pairs_of_policy else [],
             notes=notes(self.config, self.workdir, self.report),
         )
         if reached:

@@ -39,10 +39,9 @@ from ml_collections import ConfigDict
 from data_pipelines.core.records import PromptRecord
 from data_pipelines.preferences.candidates import by_policy, by_reward_model, judgeable, one_tree
 from data_pipelines.preferences.persona_rise import Entry, persona_pool
-from data_pipelines.preferences.prompts import prompts_identity, prompts_reader
-from data_pipelines.preferences.rounds import Judge, RoundFolder
-from data_pipelines.teacher.generation import model_identity
-from rlhi_jax.config import settings_identity
+from data_pipelines.preferences.prompts import prompts_reader
+from data_pipelines.preferences.rounds import Judge, RoundFolder, rounds_identity
+from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowOrder, RowReader, batches, in_order
 from rlhi_jax.data.plan import RowPlan, make_plan
 from rlhi_jax.data.rows import Row, capacities
@@ -53,8 +52,11 @@ from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
 from rlhi_jax.models.parameters import check_fit, load_params, whole_params
+from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.parallel import processes
+from rlhi_jax.parallel.crew import shared
 from rlhi_jax.parallel.sharding import batch_sharding, local_mesh, local_rows, on_mesh, to_global
+from rlhi_jax.rounds.parts import State
 from rlhi_jax.sampling.generator import Generator
 from rlhi_jax.sampling.sampler import Sampler, check_sampling
 from rlhi_jax.sampling.settings import sampling
@@ -63,11 +65,19 @@ from rlhi_jax.scoring.rows import RowScorer
 from rlhi_jax.tokenizers.template import ChatTemplate
 from rlhi_jax.training.metrics import LateMetrics, RunLog
 from rlhi_jax.training.model import on_devices, reads_reference, sees_persona
-from rlhi_jax.training.online import beside_reference, check_settings, copied
+from rlhi_jax.training.online import beside_reference, check_judge, check_settings, copied
 from rlhi_jax.training.rows import abstract_batch
 from rlhi_jax.training.state import adapters_and_frozen, first_state
 from rlhi_jax.training.step import jit_train_step, make_optimizer
 from rlhi_jax.training.workdir import claim_workdir, refuse_another_run, run_identity
+
+
+class Position(NamedTuple):
+    """How far a run has come: steps taken, rounds finished, and steps taken in the round after these."""
+
+    step: int = 0
+    round: int = 0
+    offset: int = 0
 
 
 class Run(NamedTuple):
@@ -100,13 +110,16 @@ class Run(NamedTuple):
                 prompts.append(self.prompts[index] | dict(id=f'{name} pass {passed + 1}' if passed else name))
         return RoundFolder(self.workdir / 'rounds' / f'{number + 1:06d}', prompts, self.config)
 
+    def saved(self) -> Position:
+        """Return how far the run's newest checkpoint has come."""
+        step = self.checkpoints.latest_step
+        progress = {} if step is None else self.checkpoints.progress(step)
+        return Position(*(progress.get(name, 0) for name in Position._fields))
 
-class Position(NamedTuple):
-    """How far a run has come: steps taken, rounds finished, and steps taken in the round after these."""
-
-    step: int = 0
-    round: int = 0
-    offset: int = 0
+    def ends_at(self, reached: Position) -> bool:
+        """Return whether the run is complete at a position."""
+        most = self.config.train.max_steps
+        return reached.round == self.rounds.num_steps or bool(most and reached.step >= most)
 
 
 def set_up(config: ConfigDict, workdir: Path) -> Run:
@@ -116,6 +129,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
       UserError: a setting, the model or the workdir does not suit an online run; the message says why.
     """
     check_settings(config)
+    check_judge(config)
     model = open_model(config.model.path)
     mesh, decoder = on_devices(config, model)
     if config.rows.tokens > model.spec.max_positions:
@@ -133,7 +147,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
         prompts = list(judgeable(pool, prompts, counts))
     if not prompts:
         raise UserError(f'there are no requests to answer ({dict(counts)}): add requests, or users with personas')
-    identity = run_identity(config, model) | dict(online=_online_identity(config))
+    identity = _identity(config, model)
     refuse_another_run(workdir, identity)
     claim_workdir(workdir, identity, model, decoder.spec, decoder.lora)
     return Run(
@@ -150,18 +164,8 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     )
 
 
-def _online_identity(config: ConfigDict) -> dict[str, Any]:
-    """Return what a run's parameters depend on beside the training settings and the initial model."""
-    reward_model = config.candidates.reward_model
-    candidates = {name: config.candidates[name] for name in ('samples', 'scorer', 'strangers', 'max_prompts')}
-    return dict(
-        prompts=prompts_identity(config),
-        policy=model_identity(config, config.model.path),
-        judge=model_identity(config, reward_model) if config.candidates.scorer == 'reward_model' else '',
-        sampler=settings_identity(config, 'sampler') | dict(sees_persona=config.sampler_sees_persona),
-        settings=candidates | config.online.to_dict(),
-        pairs={name: config.pairs[name] for name in ('min_score_gap', 'length_penalty')},
-    )
+def _identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
+    return run_identity(config, model) | dict(online=rounds_identity(config))
 
 
 class Trainer:
@@ -181,7 +185,7 @@ class Trainer:
             self._optimizer = beside_reference(self._optimizer)
         with on_mesh(run.mesh):
             adapters, self._frozen = adapters_and_frozen(run.decoder, load)
-            self.state, progress = first_state(
+            self.state, _ = first_state(
                 run.decoder, self._optimizer, run.mesh, run.checkpoints, lambda: adapters or load()
             )
             by_policy = config.candidates.scorer == 'policy'
@@ -190,7 +194,7 @@ class Trainer:
             self._judge = self._make_judge()
             self._score = RowScorer(config, run.decoder, run.mesh, scope='reference')
             self._step = None
-        self.reached = Position(*(progress.get(name, 0) for name in Position._fields))
+        self.reached = run.saved()
         self._saved, self._sampler = self.reached.step, None
         self._stop = processes.Preemption()
 
@@ -202,21 +206,17 @@ class Trainer:
         with rounds:
             metrics = LateMetrics(config.log.every_steps, log, lambda _, note: rounds.update(self.reached.round, note))
             try:
-                while not self._is_complete():
+                while not self.run.ends_at(self.reached):
                     self._train_round(metrics, log)
             except Stopped:
                 pass
-            metrics.flush(last=self._is_complete())
+            metrics.flush(last=self.run.ends_at(self.reached))
         self._save()
         run.checkpoints.close()
         self._stop.release()
         if log:
             log.close()
-        return self._is_complete()
-
-    def _is_complete(self) -> bool:
-        most = self.run.config.train.max_steps
-        return self.reached.round == self.run.rounds.num_steps or bool(most and self.reached.step >= most)
+        return self.run.ends_at(self.reached)
 
     def _train_round(self, metrics: LateMetrics, log: RunLog | None) -> None:
         """Run the rest of a round."""
@@ -248,9 +248,9 @@ class Trainer:
             ends = offset + 1 == order.num_steps
             self.reached = Position(step, number + 1) if ends else Position(step, number, offset + 1)
             if step % config.checkpoint.every_steps == 0:
-                metrics.flush(last=self._is_complete())
+                metrics.flush(last=self.run.ends_at(self.reached))
                 self._save()
-            if self._is_complete():
+            if self.run.ends_at(self.reached):
                 return
             self._stop_if_asked(at_step=True)  # before the next round is sampled
         self.reached = Position(step, number + 1)
@@ -339,15 +339,20 @@ def _in_words(number: int, rounds: int, says: dict[str, Any]) -> str:
     return f'round {number} of {rounds}: {numbers}{score}'
 
 
-def train_online(config: ConfigDict, workdir: Path) -> bool:
-    """Start or resume an online run, and train until it is complete or is asked to stop; return which of the two.
+def train_online(config: ConfigDict, workdir: Path, begins: Callable[[], None] = lambda: None) -> bool:
+    """Start or resume an online run, and train until it is complete or is asked to stop.
 
-    Raises:
-      UserError: the configuration or inputs are invalid (checked before training starts), no request has led to a
-        pair, or the loss or gradient becomes non-finite.
+    Arguments, result and errors are as in `rlhi_jax.train.train`. It is also an error if no request has led to a pair.
     """
-    trainer = Trainer(set_up(config, workdir))
-    complete, reached = trainer.train(), trainer.reached
+    run = set_up(config, workdir)
+    reached, complete = run.saved(), run.ends_at(run.saved())
+    if complete:
+        run.checkpoints.close()
+    else:
+        begins()
+        RESIDENT.release()  # a stage in this process may have left a model in memory
+        trainer = Trainer(run)
+        complete, reached = trainer.train(), trainer.reached
     if complete and not reached.step:
         raise UserError(
             f'{workdir}: no request led to a pair (see the counts in rounds/*/round.json): raise '
@@ -355,10 +360,28 @@ def train_online(config: ConfigDict, workdir: Path) -> bool:
         )
     if processes.is_main():
         rest = 'the run is complete' if complete else 'the same command resumes from there'
-        rounds = f'after {reached.round} of {trainer.run.rounds.num_steps} rounds'
+        rounds = f'after {reached.round} of {run.rounds.num_steps} rounds'
         saved = f'saved at step {reached.step}' if reached.step else 'stopped before the first step'
         print(f'{workdir}: {saved}, {rounds}; {rest}', flush=True)
     return complete
+
+
+@shared
+def join_online(config: ConfigDict, arguments: dict[str, Any]) -> None:
+    """Run one of the loop's online runs in this process, together with the other processes (see `join_training`)."""
+    workdir, objective = Path(arguments['workdir']), arguments['objective']
+    train_online(training_config(with_paths(config, workdir), workdir, objective), workdir / objective / 'run')
+
+
+def online_state(config: ConfigDict, workdir: Path) -> State:
+    """Return whether a workdir contains the online run that a config describes (see `rlhi_jax.train.run_state`)."""
+    if not (workdir / 'run.json').exists():
+        return State.MISSING
+    try:
+        refuse_another_run(workdir, _identity(config, open_model(config.model.path)))
+    except UserError:  # an input is missing or has changed
+        return State.OUT_OF_DATE
+    return State.UP_TO_DATE
 
 
 def main() -> None:

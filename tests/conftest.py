@@ -53,6 +53,7 @@ SLOW = (
     'test_online.py::test_a_synced_reference_is_the_policy_at_the_start_of_a_round',
     'test_online.py::test_one_round_of_all_requests_is_the_offline_path',
     'test_online.py::test_two_processes_make_the_same_pairs_and_parameters',
+    'test_online_loop.py',
     'test_patterns.py::test_time_grows_with_the_text_and_no_faster',
     'test_personas.py::test_evaluation_agrees_with_scoring_each_conversation_alone',
     'test_personas.py::test_ref_sees_persona_changes_the_reference_alone',

@@ -7,6 +7,7 @@ model that it misses the question, and those complaints would lead to no persona
 """
 
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -19,7 +20,8 @@ from rlhi_jax.cli import program
 from rlhi_jax.cli.program import define_flags
 from rlhi_jax.models.checkpoints import RunCheckpoints
 
-STAGE_RUN, TRAIN, EXPORT, SAVE = stage.Stage.run, loop.train, loop.export_model, RunCheckpoints.save
+STAGE_RUN, EXPORT, SAVE = stage.Stage.run, loop.export_model, RunCheckpoints.save
+TRAIN = dict(train=loop.train, train_online=loop.train_online)
 
 
 def arm(doomed: str) -> None:
@@ -50,9 +52,9 @@ def arm(doomed: str) -> None:
         running[0] = self.name
         return STAGE_RUN(dataclasses.replace(self, work=work), config, overwrite=overwrite)
 
-    def train(config, *args):
+    def train(name, config, *args):
         running[0] = f'train {config.objective}'
-        return TRAIN(config, *args)
+        return TRAIN[name](config, *args)
 
     def save(self, *args):
         """Save a checkpoint. The first checkpoint of the doomed training run is started but never finished."""
@@ -64,7 +66,9 @@ def arm(doomed: str) -> None:
         return EXPORT(*args, **options)
 
     stage.Journal, stage.Stage.run, RunCheckpoints.save = DyingJournal, run, save
-    loop.train, loop.export_model = train, export
+    loop.export_model = export
+    for name in TRAIN:
+        setattr(loop, name, functools.partial(train, name))
 
 
 if __name__ == '__main__':

@@ -275,5 +275,8 @@ def test_the_policy_in_force_is_a_link_that_is_replaced(tmp_path):
     put_in_force(second, second / 'run')
     put_in_force(second, first / 'model')
     assert (second / 'model').resolve() == first / 'run' and (second / 'model').readlink() == tiny.Path('../one/run')
+    (tmp_path / 'model').mkdir()
+    with pytest.raises(UserError, match='is not the link to the policy in force'):
+        put_in_force(tmp_path, first / 'run')
     (tmp_path / 'rounds').rename(tmp_path / 'moved')
     assert (tmp_path / 'moved' / 'two' / 'model').resolve() == tmp_path / 'moved' / 'one' / 'run'

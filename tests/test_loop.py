@@ -210,7 +210,7 @@ def run_patched(*argv: str, check: bool = True) -> subprocess.CompletedProcess:
 
 def test_an_edited_persona_is_redone_as_if_from_scratch(model, finished, tmp_path):
     edited, scratch = tmp_path / 'edited', tmp_path / 'scratch'
-    shutil.copytree(finished[0], edited)
+    shutil.copytree(finished[0], edited, symlinks=True)
     claim = json.loads((edited / 'personas' / 'claims.jsonl').read_text().splitlines()[0])
     config = [flag for flag in flags(model, edited) if not flag.startswith('--workdir')]
     edit = ['edit', f'--claim={claim["id"]}', '--text=I like short answers.', f'--workdir={edited}']

@@ -25,6 +25,15 @@ def _first(records: Iterable[Record], most: int) -> list[Record]:
     return heapq.nsmallest(most, records, key=lambda record: digest(record['id']))
 
 
+def pairs_file(folder: Path) -> Path | None:
+    """Return the file with the training pairs in a loop's folder for an objective, or None if there is none yet.
+
+    For an online run, this is the file of its last round.
+    """
+    files = [folder / 'pairs' / 'train.jsonl', *sorted(folder.glob('run/rounds/*/pairs.jsonl'), reverse=True)]
+    return next((path for path in files if path.exists()), None)
+
+
 def pairs_to_read(path: Path) -> list[dict[str, str]]:
     """Return a few pairs from a file for a person to read. Each contains the request that the replies answer."""
     return [

@@ -28,6 +28,9 @@ from data_pipelines.preferences.candidates import (
     reason_to_drop,
 )
 from data_pipelines.preferences.files import read_preferences
+from data_pipelines.preferences.prompts import prompts_identity
+from data_pipelines.teacher.generation import model_identity
+from rlhi_jax.config import settings_identity
 from rlhi_jax.data.grow import grow_trees
 from rlhi_jax.data.tree import Interaction
 from rlhi_jax.io.files import complete_lines, digest, write_bytes, write_json
@@ -37,6 +40,20 @@ from rlhi_jax.sampling.generator import Generator, Prompt, Reply
 PAIRS, ROUND = 'pairs.jsonl', 'round.json'
 
 Judge = Callable[[Sequence[Candidate]], list[Scores]]
+
+
+def rounds_identity(config: ConfigDict) -> dict[str, Any]:
+    """Return what the rounds of an online run depend on, beside the training settings."""
+    candidates, judge = config.candidates, config.candidates.reward_model
+    settings = {name: candidates[name] for name in ('samples', 'scorer', 'strangers', 'max_prompts')}
+    return dict(
+        prompts=prompts_identity(config),
+        policy=model_identity(config, config.model.path),
+        judge=model_identity(config, judge) if candidates.scorer == 'reward_model' else '',
+        sampler=settings_identity(config, 'sampler') | dict(sees_persona=config.sampler_sees_persona),
+        settings=settings | config.online.to_dict(),
+        pairs={name: config.pairs[name] for name in ('min_score_gap', 'length_penalty')},
+    )
 
 
 class RoundFolder:

@@ -53,6 +53,11 @@ def method_of(config: ConfigDict) -> Method:
     return method._replace(trains=(*earlier, last))
 
 
+def is_online(config: ConfigDict, objective: str) -> bool:
+    """Return whether a loop's training run for this objective is an online run (`rlhi_jax.online`)."""
+    return config.online.prompts > 0 and objective == method_of(config).trains[-1]
+
+
 def opt_out_list(config: ConfigDict, workdir: Path) -> str:
     """Return the path of the list of users whom a loop excludes. The file need not exist.
 
@@ -119,6 +124,8 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
     config.pairs.sources = method.sources if is_policy else EARLIER_SOURCES
     if is_policy and 'sft' in method.trains:
         config.model.path = str(workdir / 'sft' / 'run')
+    if is_online(config, objective) and 'reward' in method.trains:
+        config.candidates.reward_model = str(workdir / 'reward' / 'run')
     if objective == 'sft':
         config.data.feedback = 'chosen'
     for name in ('pairs', 'shards', 'rows'):
@@ -155,9 +162,10 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
         if config.satisfaction.personas == 'stated':
             config.data.personas = ''
     if stage == 'gate':
-        policy = workdir / method_of(config).trains[-1]
-        config.gate.model = config.gate.model or str(policy / 'run')
-        config.data.pairs = str(policy / 'pairs')
+        trains = method_of(config).trains
+        config.gate.model = config.gate.model or str(workdir / trains[-1] / 'run')
+        offline = (objective for objective in trains if not is_online(config, objective))
+        config.data.pairs = ','.join(str(workdir / objective / 'pairs') for objective in offline)
         if config.loop.simulated and not config.gate.satisfaction:
             folders = (satisfaction_folder(workdir, GATE_SPLIT, when) for when in ('before', 'after'))
             config.gate.satisfaction = ','.join(map(str, folders))

@@ -141,7 +141,8 @@ ONLINE = Section(
     prompts=Key(
         0,
         'Requests per round, all answered with the same weights. About as many as a batch has pairs: online. '
-        'Several batches: semi-online (arXiv 2506.21495). The program needs at least 1.',
+        'Several batches: semi-online (arXiv 2506.21495). The program needs at least 1. In the '
+        "loop, 0 stands for offline training; other values need loop.method='rewards'.",
         at_least=0,
     ),
     sync_reference=Key(

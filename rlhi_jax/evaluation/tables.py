@@ -41,7 +41,7 @@ def _accuracy_table(report: dict[str, Any]) -> list[Table | str]:
     lines = []
     for objective in (name for name in report if name in OBJECTIVES):
         section = report[objective]
-        auc = section['probe']['artefact_auc']
+        auc = section.get('probe', {}).get('artefact_auc')  # an online run has no probe
         probed = 'too few pairs' if auc is None else f'{auc:.2f}'
         for when, evaluation in (('before', section.get('before')), ('after', section['evaluation'])):
             if evaluation:

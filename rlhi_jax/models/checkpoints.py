@@ -258,6 +258,11 @@ class RunCheckpoints:
             ) from None
         return restored['params'], restored['optimizer'], restored['progress']
 
+    def progress(self, step: int) -> dict[str, Any]:
+        """Return the progress in a checkpoint without reading its parameters."""
+        items = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+        return items['progress']
+
     def close(self) -> None:
         """Wait until every checkpoint that `save` started is complete, then close the checkpoint manager."""
         self._manager.wait_until_finished()

@@ -3,10 +3,18 @@
 import os
 from pathlib import Path
 
+from rlhi_jax.io.errors import UserError
+
 
 def put_in_force(workdir: Path, model: Path) -> None:
-    """Let WORKDIR/model link to a model folder, in one step that cannot be interrupted halfway."""
+    """Let WORKDIR/model link to a model folder, in one step that cannot be interrupted halfway.
+
+    Raises:
+      UserError: WORKDIR/model is no link, for example because the workdir is a copy made without links.
+    """
     link, temporary = workdir / 'model', workdir / '.model.tmp'
+    if link.exists() and not link.is_symlink():
+        raise UserError(f'{link} is not the link to the policy in force that the loop writes: move it elsewhere')
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(model.resolve(), workdir.resolve()), target_is_directory=True)
     temporary.replace(link)

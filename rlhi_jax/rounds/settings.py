@@ -15,6 +15,7 @@ from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.models.checkpoints import open_model, open_reward_model
 from rlhi_jax.training.model import check_pad_token
+from rlhi_jax.training.online import check_settings as check_online_settings
 from rlhi_jax.training.workdir import refuse_difference
 
 CHANGEABLE = (  # settings that may change when a loop resumes
@@ -67,6 +68,13 @@ def check_settings(config: ConfigDict) -> None:
             f'config.pairs.against={config.pairs.against!r} needs rewrites, but config.loop.method='
             f"{config.loop.method!r} makes none for the policy: set config.loop.method='rewrites' or 'both'"
         )
+    if config.online.prompts:
+        if config.loop.method != 'rewards':
+            raise UserError(
+                f'config.online.prompts={config.online.prompts} trains on rewards alone, but config.loop.method='
+                f"{config.loop.method!r}: set config.loop.method='rewards', or config.online.prompts=0"
+            )
+        check_online_settings(config)
     if config.loop.sft.epochs and config.loop.method == 'oracle':
         raise UserError(
             "config.loop.sft needs rewrites, but config.loop.method='oracle' makes none: set config.loop.sft.epochs=0"

@@ -37,6 +37,14 @@ def check_settings(config: ConfigDict) -> None:
             'config.online.sync_reference needs a reference model whose weights can change: set it to 0, or train '
             "without adapters (config.lora.rank=0) and with config.objective='dpo'"
         )
+
+
+def check_judge(config: ConfigDict) -> None:
+    """Check that the model that judges answers, if it is a reward model, is given and is one.
+
+    Raises:
+      UserError: it is not.
+    """
     if config.candidates.scorer == 'reward_model':
         require(config, 'candidates.reward_model')
         open_reward_model(config.candidates.reward_model, 'config.candidates.reward_model')
