@@ -16,8 +16,8 @@ these lists is forgotten. If any data from these users is found, the program the
   (`data_pipelines.strangers`) are removed if either user is forgotten.
 - Answers and pairs of these users are removed from the rounds of online runs. Stop these runs first.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans (which trees
-  share a training row), TFDS data sets, data cards and evaluations of simulated users. Reports and unfinished work are
-  removed, too.
+  share a training row), TFDS data sets, data cards, evaluations of simulated users and replies that a gate compared.
+  Reports and unfinished work are removed, too.
 - In the teacher's cache, answers to requests that contain only these users' text are removed. Answers to requests
   whose authors are unknown are removed, too. An older version or `rlhi_jax.check` stored those answers.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field

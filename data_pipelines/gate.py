@@ -32,7 +32,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.core.record_files import RECORDS, load_records, write_records
-from data_pipelines.core.records import GateRecord, SampledReply
+from data_pipelines.core.records import GateRecord, PreferenceRecord, SampledReply
 from data_pipelines.core.turns import to_turns
 from data_pipelines.gates.leans import agreement, claim_items, divergence, gain_of_pairs, pair_items, reply_items
 from data_pipelines.gates.questions import (
@@ -65,27 +65,51 @@ def _paths(config: ConfigDict) -> dict[str, str]:
 
 
 def _judged(config: ConfigDict) -> list[Path]:
-    """Return the folders of the users' satisfaction with the old and with the new policy; [] if there are none."""
-    return [Path(path) for path in listed(config, 'gate.satisfaction')] if config.gate.satisfaction else []
+    """Return the records of the users' satisfaction with the old and with the new policy; [] if users did not judge.
+
+    Raises:
+      UserError: the key `config.gate.satisfaction` does not name two folders of the stage.
+    """
+    if not config.gate.satisfaction:
+        return []
+    folders = [Path(path) for path in listed(config, 'gate.satisfaction')]
+    if len(folders) != len(SIDES):
+        raise UserError(
+            f'config.gate.satisfaction names {len(folders)} folders: name two, of the old policy and of the new one'
+        )
+    for folder in folders:
+        if not (folder / RECORDS).exists():
+            raise UserError(f"config.gate.satisfaction: {folder} is not a finished folder of the stage 'satisfaction'")
+    return [folder / RECORDS for folder in folders]
 
 
 def _pair_files(config: ConfigDict) -> list[Path]:
     """Return the files of held-out pairs that judge; [] if simulated users judge, or if there are no pairs."""
     if config.gate.satisfaction or not config.data.pairs:
         return []
-    files = [Path(folder) / f'{GATE_SPLIT}.jsonl' for folder in listed(config, 'data.pairs')]
+    paths = map(Path, listed(config, 'data.pairs'))
+    files = [path if path.is_file() else path / f'{GATE_SPLIT}.jsonl' for path in paths]
     for path in files:
         if not path.exists():
             raise UserError(f"config.data.pairs: {path} does not exist: run the 'pairs' stage first")
     return files
 
 
+def _pairs(config: ConfigDict) -> list[PreferenceRecord]:
+    """Return the held-out pairs of two single replies that judge, each pair once."""
+    pairs = {}
+    for record in (record for path in _pair_files(config) for record in load_records(path)):
+        if all(len(record.get(side, ())) == 1 for side in ('chosen', 'rejected')):
+            pairs[record['id']] = record
+    return list(pairs.values())
+
+
 def _identity(config: ConfigDict) -> dict[str, Any]:
     require(config, 'model.path', 'gate.model')
-    judges = [folder / RECORDS for folder in _judged(config)] or _pair_files(config)
+    judges = _judged(config) or _pair_files(config)
     return dict(
         models=[model_identity(config, path) for path in _paths(config).values()],
-        judges=[file_digest(path) for path in judges if path.exists()],
+        judges=[file_digest(path) for path in judges],
         prompts=prompts_identity(config),
         rows=config.rows.to_dict(),
         sampler=settings_identity(config, 'sampler'),
@@ -97,7 +121,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 def _work(task: Task) -> dict[str, int]:
     config, counts = task.config, Counter()
-    prompts = prompts_of(config, GATE_SPLIT, config.gate.prompts)(counts)
+    prompts, pairs = prompts_of(config, GATE_SPLIT, config.gate.prompts)(counts), _pairs(config)
     questions = [*of_users(prompts, sees_persona=config.sampler_sees_persona), *of_instructions(config.gate.samples)]
     replies = {side: _replies(task, side, questions) for side in SIDES}
     records = [
@@ -109,14 +133,13 @@ def _work(task: Task) -> dict[str, int]:
         counts['kept_requests' if is_users(record['id']) else 'kept_instructions'] += 1
     counts['instructions_read'] = sum(not question.is_users for question in questions)
     counts['dropped_prompt_too_long'] = len(questions) - len(records)
-    pairs = list({pair['id']: pair for path in _pair_files(config) for pair in load_records(path)}.values())
     of_pairs = pair_items(pairs, sees_persona=config.policy_sees_persona)
     of_claims, of_replies = claim_items(), reply_items(questions, records)
     log_probs = {side: _log_probs(task, side, [*of_pairs, *of_claims, *of_replies]) for side in SIDES}
     gain = _gain_of_satisfaction(config) if config.gate.satisfaction else gain_of_pairs(pairs, of_pairs, log_probs)
     template = ChatTemplate.load(open_model(config.gate.model).tokenizer_path)
     kl = divergence(of_replies, log_probs, lambda text: template.encode(('user', 'assistant'), text, Context()).scored)
-    shown = {'satisfaction under the own persona': _satisfied(config)} if gain and config.gate.satisfaction else {}
+    shown = {'satisfaction under the own persona': _satisfied(config)} if config.gate.satisfaction else {}
     shown |= measures(records) | {'agreement with false claims': agreement(of_claims, log_probs)}
     write_records(task.folder / RECORDS, records)
     return task.write_manifest(counts, verdict=verdict(gain, shown, length_ratio(records), kl, config.gate))
@@ -145,22 +168,16 @@ def _log_probs(task: Task, side: str, items: Sequence[Candidates]) -> dict[str, 
 
 def _gain_of_satisfaction(config: ConfigDict) -> Gain | None:
     """Return the change in the gap of simulated users; None if they could not judge both policies."""
-    folders = dict(zip(SIDES, _judged(config), strict=True))
-    if not all((folder / RECORDS).exists() for folder in folders.values()):
-        return None
     try:
-        summary = summarise(folders)
+        summary = summarise({side: path.parent for side, path in zip(SIDES, _judged(config), strict=True)})
     except NothingToEvaluate:
         return None
-    return Gain('the gap in the satisfaction of users', summary['users'], summary['gap_change'])
+    return Gain('the change in the gap between own and opposing persona', summary['users'], summary['gap_change'])
 
 
 def _satisfied(config: ConfigDict) -> Measure | None:
     """Return the satisfaction of simulated users under their own persona."""
-    records = [
-        [record for record in load_records(folder / RECORDS) if record['condition'] == 'own']
-        for folder in _judged(config)
-    ]
+    records = [[record for record in load_records(path) if record['condition'] == 'own'] for path in _judged(config)]
     before, after = ({record['id']: record['satisfaction'] for record in of_side} for of_side in records)
     return measure(before, after, {record['id']: record['user_id'] for record in records[0]}, more_is_better=True)
 

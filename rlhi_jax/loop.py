@@ -20,6 +20,10 @@ stage, even if it is up to date.
     both       rewrites and rewards together
     oracle     the best and worst of N sampled replies, scored by the simulated users' checkers: an upper bound that
                needs no reward model
+
+With `config.online.prompts` above 0, the method `rewards` trains online (`rlhi_jax.online`). If held-out users can
+judge, the stage `gate` decides at the end whether the new policy is promoted, and WORKDIR/model links to the policy in
+force.
 """
 
 from absl import flags
@@ -33,6 +37,7 @@ if __name__ == '__main__':  # parsed before the imports that take seconds
     start()
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -68,8 +73,8 @@ from data_pipelines.simulator.users import held_out_tastes
 from data_pipelines.sources import simulated
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config.loop_paths import (
-    GATE_SPLIT,
     REWRITTEN,
+    is_gated,
     is_online,
     method_of,
     stage_config,
@@ -85,7 +90,7 @@ from rlhi_jax.io.files import discard, read_json, write_json
 from rlhi_jax.models.checkpoints import saved_steps
 from rlhi_jax.online import join_online, online_state, train_online
 from rlhi_jax.parallel.crew import call_together, run_shared
-from rlhi_jax.rounds.in_force import put_in_force
+from rlhi_jax.rounds.in_force import put_in_force, withdraw
 from rlhi_jax.rounds.parts import Part, State, chosen, confirm, to_redo
 from rlhi_jax.rounds.settings import check_settings, claim
 from rlhi_jax.rounds.times import timed, times_in_words
@@ -133,12 +138,12 @@ class Round:
                     parts.append(self._stage(oracle_scores.STAGE, 'candidates'))
             parts += self._training(objective)
         trained = f'{method.trains[-1]}: training'
-        whens = ('before', 'after', *(('gate before', 'gate after') if config.loop.gate else ()))
+        whens = ('before', 'after', *(('gate before', 'gate after') if is_gated(config) else ()))
         if config.loop.simulated:
             for when in whens:
                 reads = ('sources.simulated', 'personas', *([trained] if when.endswith('after') else []))
                 parts.append(self._stage(satisfaction.STAGE, *reads, name=when))
-        if config.loop.gate:
+        if is_gated(config):
             judges = (f'{method.trains[-1]}: pairs', *(f'satisfaction {when}' for when in whens))
             parts.append(self._stage(gate.STAGE, 'ingest', 'follow_ups', 'personas', trained, *judges))
         parts += [self._export(objective) for objective in method.trains]
@@ -184,20 +189,13 @@ class Round:
           stage: the stage.
           reads: the names of the parts whose output the stage reads; names of parts that this round lacks are ignored.
           objective: the objective of the training run that the stage belongs to; '' if it belongs to none.
-          name: tells apart two parts that run the same stage: 'validation' for the shards of held-out pairs; 'before'
-            or 'after' for simulated users' satisfaction with the policy before or after training, and 'gate before' or
-            'gate after' for that of the users whom the gate asks.
+          name: tells apart parts that run the same stage (see `stage_config`).
         """
         config = self.config.copy_and_resolve_references()
         if objective:
             config.objective = objective
-        if name == 'validation':
-            config.data.split = 'validation'
-        if name.startswith('gate '):
-            config.satisfaction.split = GATE_SPLIT
-        if name.endswith('after'):
-            config.satisfaction.model = str(self.workdir / method_of(config).trains[-1] / 'run')
-        config = stage_config(config, self.workdir, stage.name)
+        # Made anew each time, since it may depend on folders that the parts before have written.
+        prepared = functools.partial(stage_config, config, self.workdir, stage.name, name)
         if stage.name == 'satisfaction':
             name = f'satisfaction {name}'
         part = f'{objective}: {name or stage.name}' if objective else name or stage.name
@@ -205,10 +203,10 @@ class Round:
             stage = dataclasses.replace(stage, work=self._noting(stage.work))
         return Part(
             name=part,
-            folder=Path(attrgetter(stage.output)(config)),
+            folder=Path(attrgetter(stage.output)(prepared())),
             reads=reads,
-            state=lambda: stage.state(config),
-            make=lambda replace: self._make(stage, config, part, replace),
+            state=lambda: stage.state(prepared()),
+            make=lambda replace: self._make(stage, prepared(), part, replace),
         )
 
     def _noting(self, work: Callable[[Task], dict[str, int]]) -> Callable[[Task], dict[str, int]]:
@@ -227,7 +225,8 @@ class Round:
         try:
             self.report['funnel'][name] = stage.run(config, overwrite=replace)
         except NothingToEvaluate as error:
-            if not name.startswith('satisfaction gate'):  # the gate says so itself
+            discard(Path(config.data.satisfaction))  # an earlier one would be of another policy
+            if not name.startswith('satisfaction gate'):  # the gate then asks others
                 self.report['satisfaction_not_evaluated'] = str(error)
         if name == follow_ups.STAGE.name and method_of(self.config).uses_rewrites:
             follow_ups.require_feedback(self.report['funnel'][name])
@@ -235,19 +234,16 @@ class Round:
         if name == 'satisfaction after' and 'satisfaction_not_evaluated' not in self.report:
             self.report['satisfaction'] = summarise(folders, held_out_tastes(config))
         if name == gate.STAGE.name:
-            self._put_in_force(config)
-
-    def _put_in_force(self, config: ConfigDict) -> None:
-        """Let WORKDIR/model link to the policy that the gate decided for, and add its verdict to the report."""
-        verdict = read_json(Path(config.data.gate) / 'manifest.json', 'run the same command again')['verdict']
-        self.report['gate'] = verdict
-        put_in_force(self.workdir, Path(config.gate.model if verdict['promoted'] else config.model.path))
+            verdict = read_json(Path(config.data.gate) / 'manifest.json', 'run the same command again')['verdict']
+            self.report['gate'] = verdict
+            put_in_force(self.workdir, Path(config.gate.model if verdict['promoted'] else config.model.path))
 
     def _train(self, config: ConfigDict, objective: str, replace: bool) -> None:
         """Start or resume a training run. If `replace`, first remove any existing run and its export."""
         folder = self.workdir / objective
         if replace:
             self.begin()
+            withdraw(self.workdir)  # until the gate has judged the new run
             discard(folder / 'huggingface')
             discard(folder / 'run')
         online = is_online(config, objective)

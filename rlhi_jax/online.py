@@ -56,7 +56,7 @@ from rlhi_jax.models.resident import RESIDENT
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.crew import shared
 from rlhi_jax.parallel.sharding import batch_sharding, local_mesh, local_rows, on_mesh, to_global
-from rlhi_jax.rounds.parts import State
+from rlhi_jax.rounds.parts import State, state_of_run
 from rlhi_jax.sampling.generator import Generator
 from rlhi_jax.sampling.sampler import Sampler, check_sampling
 from rlhi_jax.sampling.settings import sampling
@@ -140,14 +140,8 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     check_sampling(model, sampling(config), local_mesh(config.mesh.to_dict()))
     judge = open_model(config.candidates.reward_model) if config.candidates.scorer == 'reward_model' else model
     check_fit(mesh, judge.spec, config.eval.batch_rows, 'config.eval.batch_rows')
-    counts: Counter = Counter()
-    prompts = list(prompts_reader(config)(counts))
-    pool = persona_pool(prompts)
-    if config.candidates.scorer == 'policy':
-        prompts = list(judgeable(pool, prompts, counts))
-    if not prompts:
-        raise UserError(f'there are no requests to answer ({dict(counts)}): add requests, or users with personas')
-    identity = _identity(config, model)
+    prompts, pool = _requests(config)
+    identity = _identity(config, model, prompts, pool)
     refuse_another_run(workdir, identity)
     claim_workdir(workdir, identity, model, decoder.spec, decoder.lora)
     return Run(
@@ -164,8 +158,22 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     )
 
 
-def _identity(config: ConfigDict, model: ModelFolder) -> dict[str, Any]:
-    return run_identity(config, model) | dict(online=rounds_identity(config))
+def _requests(config: ConfigDict) -> tuple[list[PromptRecord], list[Entry]]:
+    """Return the requests to answer, and the users and personas among whom the policy as the judge finds strangers."""
+    counts: Counter = Counter()
+    prompts = list(prompts_reader(config)(counts))
+    pool = persona_pool(prompts)
+    if config.candidates.scorer == 'policy':
+        prompts = list(judgeable(pool, prompts, counts))
+    if not prompts:
+        raise UserError(f'there are no requests to answer ({dict(counts)}): add requests, or users with personas')
+    return prompts, pool
+
+
+def _identity(
+    config: ConfigDict, model: ModelFolder, prompts: Sequence[PromptRecord], pool: Sequence[Entry]
+) -> dict[str, Any]:
+    return run_identity(config, model) | dict(online=rounds_identity(config, digest(prompts, pool)))
 
 
 class Trainer:
@@ -375,13 +383,7 @@ def join_online(config: ConfigDict, arguments: dict[str, Any]) -> None:
 
 def online_state(config: ConfigDict, workdir: Path) -> State:
     """Return whether a workdir contains the online run that a config describes (see `rlhi_jax.train.run_state`)."""
-    if not (workdir / 'run.json').exists():
-        return State.MISSING
-    try:
-        refuse_another_run(workdir, _identity(config, open_model(config.model.path)))
-    except UserError:  # an input is missing or has changed
-        return State.OUT_OF_DATE
-    return State.UP_TO_DATE
+    return state_of_run(workdir, lambda: _identity(config, open_model(config.model.path), *_requests(config)))
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from rlhi_jax.config import require
 from rlhi_jax.config.loop_paths import training_config, with_paths
 from rlhi_jax.data.loader import RowOrder, RowReader, batches
 from rlhi_jax.data.rows import Row
-from rlhi_jax.io.errors import STOPPED, UserError
+from rlhi_jax.io.errors import STOPPED
 from rlhi_jax.io.progress import Progress
 from rlhi_jax.models.checkpoints import ModelFolder, RunCheckpoints, open_model
 from rlhi_jax.models.decoder import Decoder
@@ -40,7 +40,7 @@ from rlhi_jax.objectives import OBJECTIVES
 from rlhi_jax.parallel import processes
 from rlhi_jax.parallel.crew import shared
 from rlhi_jax.parallel.sharding import batch_sharding, local_rows, on_mesh, to_global
-from rlhi_jax.rounds.parts import State
+from rlhi_jax.rounds.parts import State, state_of_run
 from rlhi_jax.scoring.reference import ReferenceCache, fill_reference, reference_identity, with_reference
 from rlhi_jax.training.metrics import LateMetrics, RunLog, trim_logs
 from rlhi_jax.training.model import on_devices, reads_reference, sees_persona
@@ -127,21 +127,14 @@ def _say(run: Run, reached: int) -> bool:
 
 
 def run_state(config: ConfigDict, workdir: Path) -> State:
-    """Return whether a workdir contains the run that a config describes.
+    """Return whether a workdir contains the run that a config describes."""
 
-    - MISSING: it contains no run.
-    - UP_TO_DATE: it contains that run, finished or not.
-    - OUT_OF_DATE: it contains a different run, or an input of the run is missing or damaged.
-    """
-    if not (workdir / 'run.json').exists():
-        return State.MISSING
-    try:
+    def identity() -> dict[str, Any]:
         model = open_model(config.model.path)
         plan, *_ = open_rows(config, model)
-        refuse_another_run(workdir, run_identity(config, model) | {'rows': plan.digest})
-    except UserError:  # an input is missing or has changed
-        return State.OUT_OF_DATE
-    return State.UP_TO_DATE
+        return run_identity(config, model) | {'rows': plan.digest}
+
+    return state_of_run(workdir, identity)
 
 
 def set_up(config: ConfigDict, workdir: Path) -> Run:

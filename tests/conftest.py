@@ -27,6 +27,7 @@ SLOW = (
     'test_crew.py::test_two_processes_sample_as_one',
     'test_endpoint.py',
     'test_example.py',
+    'test_configs.py::test_every_smoke_variant_takes_a_step',
     'test_feedback.py::test_a_run_trains_and_is_evaluated',
     'test_feedback.py::test_a_shortened_context_starts_at_the_request_on_both_sides',
     'test_feedback.py::test_hindsight_in_rows_equals_plain_sequences',

@@ -63,18 +63,19 @@ def decided(gain=SURE, users=9, measures=None, length=1.0, kl=0.1):
     return verdict(gain, measures or {}, length, kl, base_config().gate)
 
 
-def changed(mean, low, high, more_is_better=True):
-    return dict(finished=Measure(0.5, 0.5 + mean, dict(mean=mean, low=low, high=high), more_is_better))
+def changed(mean, low, high, more_is_better=True, units=9):
+    return dict(finished=Measure(0.5, 0.5 + mean, dict(mean=mean, low=low, high=high), units, more_is_better))
 
 
 @pytest.mark.parametrize(
     ('outcome', 'why'),
     [
-        (decided(), 'the gap rose by 0.200'),
-        (decided(measures=dict(finished=None)), 'the gap rose'),
-        (decided(measures=changed(-0.2, -0.5, 0.1)), 'the gap rose'),  # the interval includes 0
-        (decided(measures=changed(-0.02, -0.03, -0.01)), 'the gap rose'),  # within the tolerance
-        (decided(measures=changed(0.2, 0.1, 0.3)), 'the gap rose'),
+        (decided(), 'the gap is 0.200'),
+        (decided(measures=dict(finished=None)), 'the gap is'),
+        (decided(measures=changed(-0.2, -0.5, 0.1)), 'the gap is'),  # the interval includes 0
+        (decided(measures=changed(-0.02, -0.03, -0.01)), 'the gap is'),  # within the tolerance
+        (decided(measures=changed(0.2, 0.1, 0.3)), 'the gap is'),
+        (decided(measures=changed(-0.2, -0.3, -0.1, units=4)), 'the gap is'),  # too few users for an interval
     ],
 )
 def test_promoted(outcome, why):
@@ -93,7 +94,8 @@ def test_promoted(outcome, why):
         (decided(length=0.3), '0.30 times as long'),
         (decided(kl=2.1), '2.10 nats per token'),
         (decided(kl=float('nan')), 'nan nats per token'),
-        (decided(kl=None), 'no held-out user asked'),
+        (decided(kl=None), 'no reply of the new policy'),
+        (decided(length=None), 'no request of a held-out user was answered'),
     ],
 )
 def test_not_promoted(outcome, why):
@@ -139,6 +141,7 @@ def settings(folder, **gates):
     c.data.prompts, c.data.pairs = str(folder / 'prompts.jsonl'), str(folder / 'pairs')
     c.gate.model = str(folder / 'new')
     c.sampler.new_tokens, c.sampler.prompt_tokens, c.sampler.slots = 12, 128, 8
+    c.sampler.stop = tuple('abcdefghijklm')  # so that a random model's replies end
     c.rows.tokens, c.rows.scored = 256, 128
     c.gate.update(gates)
     return c
@@ -178,11 +181,14 @@ def test_measures_are_those_of_plain_computations(folder, tmp_path):
     tokenizer = load_tokenizer(folder / 'new' / 'tokenizer')
     moved = tokens = 0
     for record in asked_by_users:
+        reply = record['after'][0]
         prompt = prompts[record['id'].removeprefix('request ')]
         assert record['user_id'] == prompt['user_id'] and record['request'] == prompt['messages'][0]['content']
-        item = Candidates('x', prompt['messages'], prompt['persona'], [record['after'][0]['text']])
+        if not reply['finished']:
+            continue
+        item = Candidates('x', prompt['messages'], prompt['persona'], [reply['text']])
         moved += new([item])['x'][0] - old([item])['x'][0]
-        tokens += len(tokenizer.encode(record['after'][0]['text'])) + 1  # and the end of the turn
+        tokens += len(tokenizer.encode(reply['text'])) + 1  # and the end of the turn
     assert says['kl'] == pytest.approx(moved / tokens, rel=1e-4) and moved != 0
     lengths = [sum(len(record[side][0]['text'].split()) for record in asked_by_users) for side in ('before', 'after')]
     assert says['length_ratio'] == pytest.approx(lengths[1] / lengths[0], rel=0.5)
@@ -203,7 +209,7 @@ def test_the_same_policy_is_not_promoted(folder, tmp_path):
     _, says, _ = run(c, tmp_path / 'gate')
     assert not says['promoted'] and says['gain']['change']['mean'] == 0 and says['kl'] == 0
     assert says['why'] == [
-        'the share of held-out pairs with a better preference, minus a half, changed by 0.000 [0.000, 0.000], and the '
+        'the share of held-out pairs with a better preference, minus a half, is 0.000 [0.000, 0.000], and this '
         'interval must lie above 0'
     ]
 
@@ -254,9 +260,15 @@ def test_simulated_users_judge(folder, tmp_path, better):
     assert (satisfied['before'], satisfied['after']) == (0.0, float(better))
 
 
+@pytest.mark.parametrize(('judges', 'says'), [('none', 'names 1 folders: name two'), ('none,none', 'not a finished')])
+def test_judges_that_are_not_there_are_refused_first(folder, tmp_path, judges, says):
+    with pytest.raises(UserError, match=f'config.gate.satisfaction.*{says}'):
+        run(settings(folder, satisfaction=judges), tmp_path / 'gate')
+
+
 def test_without_judges_nothing_is_promoted(folder, tmp_path):
     c = settings(folder)
-    c.gate.satisfaction = f'{tmp_path / "none"},{tmp_path / "none too"}'
+    c.data.pairs = ''
     _, says, _ = run(c, tmp_path / 'gate')
     assert not says['promoted'] and says['gain'] is None and 'no held-out user could judge the policy' in says['why']
 

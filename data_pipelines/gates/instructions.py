@@ -35,7 +35,7 @@ def _has_keys(reply: str, *keys: str) -> bool:
     (True, False)
     """
     text = re.sub(r'\A```\w*\n|\n?```\Z', '', reply.strip())
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         value = json.loads(text)
         return isinstance(value, dict) and value.keys() == {*keys}
     return False

@@ -35,7 +35,7 @@ def pair_items(pairs: Sequence[PreferenceRecord], *, sees_persona: bool) -> list
 def gain_of_pairs(pairs: Sequence[PreferenceRecord], items: Sequence[Candidates], log_probs: LogProbs) -> Gain | None:
     """Return the share of pairs in which the new policy leans more to the chosen reply, minus a half."""
     leans = _leans(items, log_probs)
-    users = {item.id: pair['user_id'] or item.id for item, pair in zip(items, pairs, strict=True)}
+    users = {item.id: pair['user_id'] or pair['conversation'] for item, pair in zip(items, pairs, strict=True)}
     scored = [name for name in users if name in leans['before'] and name in leans['after']]
     if not scored:
         return None
@@ -62,20 +62,21 @@ def agreement(items: Sequence[Candidates], log_probs: LogProbs) -> Measure | Non
 
 
 def reply_items(questions: Sequence[Question], records: Sequence[GateRecord]) -> list[Candidates]:
-    """Return the new policy's replies to the requests of users."""
+    """Return the new policy's finished replies to the requests of users."""
     of_users = {question.id: question for question in questions if question.is_users}
     return [
-        Candidates(record['id'], question.messages, question.persona, [reply['text'] for reply in record['after']])
+        Candidates(record['id'], question.messages, question.persona, finished)
         for record in records
         if (question := of_users.get(record['id']))
+        and (finished := [reply['text'] for reply in record['after'] if reply['finished'] and reply['text']])
     ]
 
 
 def divergence(items: Sequence[Candidates], log_probs: LogProbs, tokens: Callable[[str], int]) -> float | None:
     """Return how far the new policy has moved from the old one, in nats per token; None if no reply could be scored.
 
-    This is a Monte Carlo estimate of the Kullback-Leibler divergence: the mean of log p(token, new) - log p(token, old)
-    over the tokens of the new policy's replies.
+    This is the mean of log p(token, new) - log p(token, old) over the tokens of the new policy's replies. If these were
+    sampled at a temperature of 1 and without limits such as top_p, it estimates the Kullback-Leibler divergence.
 
     Args:
       items: the new policy's replies.

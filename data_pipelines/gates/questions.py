@@ -69,13 +69,16 @@ def measures(records: Sequence[GateRecord]) -> dict[str, Measure | None]:
     }
 
 
-def length_ratio(records: Sequence[GateRecord]) -> float:
-    """Return the number of words in the new policy's replies to users, divided by that in the old policy's."""
+def length_ratio(records: Sequence[GateRecord]) -> float | None:
+    """Return the number of words in the new policy's replies to users, divided by that in the old policy's.
+
+    The result is None without replies to users.
+    """
     before, after = (
         sum(len(words(reply['text'])) for record in records if is_users(record['id']) for reply in record[side])
         for side in SIDES
     )
-    return after / max(before, 1)
+    return after / max(before, 1) if before or after else None
 
 
 def _follows(record: GateRecord, reply: SampledReply) -> bool:

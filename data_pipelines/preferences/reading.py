@@ -30,7 +30,7 @@ def pairs_file(folder: Path) -> Path | None:
 
     For an online run, this is the file of its last round.
     """
-    files = [folder / 'pairs' / 'train.jsonl', *sorted(folder.glob('run/rounds/*/pairs.jsonl'), reverse=True)]
+    files = [*sorted(folder.glob('run/rounds/*/pairs.jsonl'), reverse=True), folder / 'pairs' / 'train.jsonl']
     return next((path for path in files if path.exists()), None)
 
 

@@ -28,7 +28,6 @@ from data_pipelines.preferences.candidates import (
     reason_to_drop,
 )
 from data_pipelines.preferences.files import read_preferences
-from data_pipelines.preferences.prompts import prompts_identity
 from data_pipelines.teacher.generation import model_identity
 from rlhi_jax.config import settings_identity
 from rlhi_jax.data.grow import grow_trees
@@ -42,12 +41,16 @@ PAIRS, ROUND = 'pairs.jsonl', 'round.json'
 Judge = Callable[[Sequence[Candidate]], list[Scores]]
 
 
-def rounds_identity(config: ConfigDict) -> dict[str, Any]:
-    """Return what the rounds of an online run depend on, beside the training settings."""
+def rounds_identity(config: ConfigDict, requests: str) -> dict[str, Any]:
+    """Return what the rounds of an online run depend on, beside the training settings.
+
+    `requests` is a digest of the requests and of the personas of strangers. With it, changes to other users' data do
+    not make the run a different one.
+    """
     candidates, judge = config.candidates, config.candidates.reward_model
     settings = {name: candidates[name] for name in ('samples', 'scorer', 'strangers', 'max_prompts')}
     return dict(
-        prompts=prompts_identity(config),
+        requests=requests,
         policy=model_identity(config, config.model.path),
         judge=model_identity(config, judge) if candidates.scorer == 'reward_model' else '',
         sampler=settings_identity(config, 'sampler') | dict(sees_persona=config.sampler_sees_persona),

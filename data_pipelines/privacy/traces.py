@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from rlhi_jax.config.loop_paths import opt_out_list
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json
+from rlhi_jax.rounds.in_force import LINK
 
 _UNFINISHED = ('.tmp', '.old', '.journal')  # endings of the names of unfinished work, which begin with a dot
 
@@ -164,7 +165,8 @@ def _below(roots: Iterable[Path]) -> Iterator[Path]:
             seen.add(folder)
             for path in folder.iterdir():
                 yield path
-                if path.is_dir() and not _of_work(path.name):
+                is_link = path.name == LINK and path.is_symlink()  # of a loop, maybe to another loop's policy
+                if path.is_dir() and not is_link and not _of_work(path.name):
                     left.append(path.resolve())
 
 

@@ -1,5 +1,6 @@
 """The folders in a loop's workdir (one for each stage and training run), and the opt-out list beside the workdir."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,11 @@ def method_of(config: ConfigDict) -> Method:
     return method._replace(trains=(*earlier, last))
 
 
+def is_gated(config: ConfigDict) -> bool:
+    """Return whether a loop ends with the gate: it is wanted, and simulated users or held-out pairs can judge."""
+    return config.loop.gate and (config.loop.simulated or method_of(config).uses_rewrites)
+
+
 def is_online(config: ConfigDict, objective: str) -> bool:
     """Return whether a loop's training run for this objective is an online run (`rlhi_jax.online`)."""
     return config.online.prompts > 0 and objective == method_of(config).trains[-1]
@@ -95,8 +101,10 @@ def with_paths(config: ConfigDict, workdir: Path) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if Path(opted_out := opt_out_list(config, workdir)).exists():
         config.ingest.opt_out = opted_out
-    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'strangers', 'candidates', 'gate', 'card'):
+    for name in ('conversations', 'follow_ups', 'personas', 'rewrites', 'strangers', 'candidates', 'card'):
         config.data[name] = str(workdir / name)
+    if not config.gate.model:  # else the stage compares two policies of the user's choice
+        config.data.gate = str(workdir / 'gate')
     for name in ('pairs', 'shards', 'rows'):  # each training run has its own folders
         config.data[name] = ','.join(str(workdir / objective / name) for objective in _TRAINED)
     if users_talk(config):
@@ -134,18 +142,27 @@ def training_config(config: ConfigDict, workdir: Path, objective: str) -> Config
     return config
 
 
-def satisfaction_folder(workdir: Path, split: str, when: str) -> Path:
-    """Return the folder of simulated users' satisfaction before or after training; the gate asks users of its own."""
-    return workdir / 'satisfaction' / (f'gate_{when}' if split == GATE_SPLIT else when)
-
-
-def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
+def stage_config(config: ConfigDict, workdir: Path, stage: str, name: str = '') -> ConfigDict:
     """Return the config that the loop uses to run a stage in a workdir.
 
     For the stages pairs, shards and rows, `config.objective` selects the training run. The stage shards makes
     evaluation data if `config.data.split` is 'validation', and training data otherwise.
+
+    Args:
+      config: the loop's config.
+      workdir: the loop's workdir.
+      stage: the stage.
+      name: tells apart parts of the loop that run the same stage: 'validation' for the shards of held-out pairs;
+        'before' or 'after' for simulated users' satisfaction with the policy before or after training, and 'gate
+        before' or 'gate after' for that of the users whom the gate asks. '' leaves the config's own values.
     """
     config = with_paths(config, workdir)
+    if name == 'validation':
+        config.data.split = 'validation'
+    if name.endswith('after'):
+        config.satisfaction.model = str(workdir / method_of(config).trains[-1] / 'run')
+    if name.startswith('gate '):
+        config.satisfaction.split = GATE_SPLIT
     if stage in ('pairs', 'shards', 'rows'):
         config = training_config(config, workdir, config.objective)
         if config.data.split == 'validation':
@@ -157,16 +174,16 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str) -> ConfigDict:
         if 'sft' in trains:
             config.model.path = str(workdir / 'sft' / 'run')
     if stage == 'satisfaction':
-        when = 'after' if config.satisfaction.model else 'before'
-        config.data.satisfaction = str(satisfaction_folder(workdir, config.satisfaction.split, when))
+        when = name.replace(' ', '_') or ('after' if config.satisfaction.model else 'before')
+        config.data.satisfaction = str(workdir / 'satisfaction' / when)
         if config.satisfaction.personas == 'stated':
             config.data.personas = ''
     if stage == 'gate':
         trains = method_of(config).trains
-        config.gate.model = config.gate.model or str(workdir / trains[-1] / 'run')
+        if not config.gate.model:
+            config.gate.model = str(workdir / trains[-1] / 'run')
+            judges = [str(workdir / 'satisfaction' / f'gate_{when}') for when in ('before', 'after')]
+            config.gate.satisfaction = ','.join(judges) if all(map(os.path.exists, judges)) else ''
         offline = (objective for objective in trains if not is_online(config, objective))
         config.data.pairs = ','.join(str(workdir / objective / 'pairs') for objective in offline)
-        if config.loop.simulated and not config.gate.satisfaction:
-            folders = (satisfaction_folder(workdir, GATE_SPLIT, when) for when in ('before', 'after'))
-            config.gate.satisfaction = ','.join(map(str, folders))
     return config

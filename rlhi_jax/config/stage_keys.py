@@ -420,7 +420,7 @@ GATE = Section(
     satisfaction=Key(
         '',
         "Folders of the 'satisfaction' evaluation of validation users with the old and with the new policy, separated "
-        'by a comma. The loop sets this key if users are simulated. Empty: held-out pairs of data.pairs judge.',
+        'by a comma. The loop sets this key if simulated users can judge. Empty: held-out pairs of data.pairs judge.',
     ),
     prompts=Key(
         48, 'Maximum number of requests that both policies answer; see candidates.max_prompts. 0: all.', at_least=0

@@ -151,7 +151,9 @@ def describe_model(
     description = dict(spec=spec.to_json(), weights=weights, tokens=tokens, source=source)
     if adapts:
         base, lora = adapts
-        description['base'] = dict(path=str(base.path), step=base.step, weights=base.weights, lora=lora.to_json())
+        description['base'] = dict(
+            path=str(base.path.resolve()), step=base.step, weights=base.weights, lora=lora.to_json()
+        )
     write_json(folder / 'model.json', description)
 
 
@@ -248,20 +250,22 @@ class RunCheckpoints:
             optimizer=ocp.args.StandardRestore(optimizer),
             progress=ocp.args.JsonRestore(),
         )
+        restored = self._restore(step, items)
+        return restored['params'], restored['optimizer'], restored['progress']
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Return the progress in a checkpoint without reading its parameters. Errors are as in `restore`."""
+        return self._restore(step, dict(progress=ocp.args.JsonRestore()))['progress']
+
+    def _restore(self, step: int, items: dict[str, Any]) -> Any:
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # for a damaged file, TensorStore raises a bare Exception
             path = self._manager.directory / str(step)
             raise UserError(
                 f'the checkpoint {path} cannot be read ({one_line(error)[:300]}): remove that folder to resume from '
                 'the previous checkpoint'
             ) from None
-        return restored['params'], restored['optimizer'], restored['progress']
-
-    def progress(self, step: int) -> dict[str, Any]:
-        """Return the progress in a checkpoint without reading its parameters."""
-        items = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-        return items['progress']
 
     def close(self) -> None:
         """Wait until every checkpoint that `save` started is complete, then close the checkpoint manager."""

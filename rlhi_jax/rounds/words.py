@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhi_jax.config.loop_paths import METHODS, method_of
+from rlhi_jax.config.loop_paths import METHODS, is_gated, method_of
 from rlhi_jax.evaluation.conditions import CONDITIONS
 from rlhi_jax.evaluation.statistics import MIN_USERS
 
@@ -86,6 +86,11 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
     if verdict := report.get('gate'):
         said = 'The new policy is promoted' if verdict['promoted'] else 'The new policy is not promoted'
         lines.append(f'{said}: {"; ".join(verdict["why"])}. {workdir}/model links to the policy in force.')
+    elif config.loop.gate and not is_gated(config):
+        lines.append(
+            f'No gate judged the new policy, because config.loop.method={config.loop.method!r} with these settings '
+            'makes no pairs of held-out users: judge the policy yourself before you use it.'
+        )
     lines.append(f'Data card: {workdir}/card/card.md')
     lines += [f'Model: {workdir}/{objective}/huggingface' for objective in method_of(config).trains]
     lines.append(
