@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.core.journal import work_folder
 from data_pipelines.core.scratch import scratch_database
+from data_pipelines.preferences.controls import controlled, controls_identity
 from data_pipelines.preferences.files import preference_files, read_preferences
 from data_pipelines.raw.files import Files
 from data_pipelines.teacher.prompts import prompt_digest
@@ -56,6 +57,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
         **({} if feedback == 'paired' else {'feedback': feedback}),
         **({} if ties == 'drop' else {'ties': ties}),
         **({'prompt': prompt_digest('hindsight')} if feedback == 'hindsight' else {}),
+        **controls_identity(config),
     }
 
 
@@ -104,7 +106,11 @@ def _trees(task: Task, counts: Counter) -> Iterator[Interaction]:
     keep_ties = task.config.data.ties == 'keep'
     drops_rejected = feedback == 'chosen'
     how = dict(feedback='paired' if drops_rejected else feedback, keep_ties=keep_ties)
-    preferences = read_preferences(_paths(inputs), counts, ratings, **how)
+
+    def read(counts: Counter) -> Iterator[Preference]:
+        return read_preferences(_paths(inputs), counts, ratings, **how)
+
+    preferences = controlled(read, task.config)(counts)
     if drops_rejected:
         preferences = (dataclasses.replace(preference, rejected=()) for preference in preferences)
     for together in by_tree(preferences, scratch / 'preferences.sqlite'):

@@ -167,6 +167,7 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str, name: str = '') 
         config = training_config(config, workdir, config.objective)
         if config.data.split == 'validation':
             config.data.shards, config.data.feedback = config.eval.shards, 'paired'  # evaluations compare both sides
+            config.data.max_users, config.data.max_pairs, config.data.shuffle_personas = 0, 0, False
     if stage == 'candidates':
         trains = method_of(config).trains
         if 'reward' in trains:

@@ -48,6 +48,20 @@ DATA = Section(
         'them. keep: keep them, for the reward objective with reward.ties above 0.',
         choices=('drop', 'keep'),
     ),
+    max_users=Key(
+        0,
+        "Control experiment: maximum number of users whose preferences the 'shards' stage keeps, selected by hash; 0: "
+        'all.',
+        at_least=0,
+    ),
+    max_pairs=Key(
+        0, "Maximum number of preferences that the 'shards' stage keeps, selected by hash; 0: all.", at_least=0
+    ),
+    shuffle_personas=Key(
+        False,
+        "Control experiment: the 'shards' stage gives each user the persona of another user. A model that still "
+        'improves on personas did not learn it from them.',
+    ),
     shards=Key('', "Folder of the 'shards' stage: interaction trees (a prompt and its replies) as ArrayRecord files."),
     rows=Key('', "Folder of the 'rows' stage: which interaction trees are packed into each row."),
     datasets=Key('', 'Folder of TFDS data sets of conversations and interactions, for other programs.'),

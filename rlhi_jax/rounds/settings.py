@@ -63,10 +63,10 @@ def check_settings(config: ConfigDict) -> None:
             )
     if config.loop.method == 'oracle' and not config.loop.simulated:
         raise UserError("config.loop.method='oracle' needs simulated users: set config.loop.simulated=True")
-    if config.pairs.against != 'policy' and 'rewrites' not in method_of(config).sources:
+    if config.pairs.against != 'policy' and not method_of(config).uses_rewrites:
         raise UserError(
             f'config.pairs.against={config.pairs.against!r} needs rewrites, but config.loop.method='
-            f"{config.loop.method!r} makes none for the policy: set config.loop.method='rewrites' or 'both'"
+            f"{config.loop.method!r} makes none: set config.loop.method='rewrites' or 'both'"
         )
     if config.online.prompts:
         if config.loop.method != 'rewards':
