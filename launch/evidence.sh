@@ -18,7 +18,7 @@ benchmark strangers
 benchmark arms
 benchmark pairs
 
-# train ARM PAIRS OBJECTIVE [FLAG...]: trains a model on pairs, in the folder of an arm. sft reads chosen replies alone.
+# train FOLDER PAIRS OBJECTIVE [FLAG...]: trains a model on pairs, in a folder of the workdir. sft reads chosen replies alone.
 train() {
   local folder=$workdir/$1 pairs=$2 objective=$3 feedback=paired stage
   shift 3
@@ -40,19 +40,32 @@ for kind in low_rank persona_head; do
   benchmark evaluate --name=$kind --model=runs/smollm2 "--rewards=$rewards"
 done
 
-# Policies: a warm start on the rewrites, then DPO on the counterfactual pairs. Gate users judge them.
+# Policies: a warm start on the chosen replies, then DPO on the counterfactual pairs; then the controls, and DPO online.
+# Gate users judge them.
+warm=$workdir/counterfactual/sft
+policy() { train "$1" "$pairs" dpo --config.optimizer.learning_rate=3e-5 --config.train.epochs=2 "${@:2}"; }
 train counterfactual "$pairs" sft --config.optimizer.learning_rate=1e-4 --config.train.epochs=5
-train counterfactual "$pairs" dpo "--config.model.path=$workdir/counterfactual/sft" \
-  --config.optimizer.learning_rate=3e-5 --config.train.epochs=2
-for policy in base sft dpo; do
-  model=$workdir/counterfactual/$policy
-  [ $policy = base ] && model=runs/smollm2
+policy counterfactual "--config.model.path=$warm"
+policy from_base
+for control in pooled shuffled all_users few_users; do
+  policy "$control" "--config.model.path=$warm" "--config=configs/evidence.py:$control"
+done
+python -m rlhi_jax.online "${flags[@]}" --config=configs/evidence.py:online "--config.model.path=$warm" \
+  "--config.data.conversations=$workdir/conversations" "--config.data.follow_ups=$workdir/follow_ups" \
+  "--config.data.personas=$workdir/personas" --config.optimizer.learning_rate=3e-5 "--workdir=$workdir/online/dpo"
+policies=(base sft dpo from_base pooled shuffled all_users few_users online)
+for policy in "${policies[@]}"; do
+  case $policy in
+    base) model=runs/smollm2 ;;
+    sft | dpo) model=$workdir/counterfactual/$policy ;;
+    *) model=$workdir/$policy/dpo ;;
+  esac
   python -m data_pipelines.satisfaction "${flags[@]}" --config.satisfaction.split=validation \
     "--config.data.raw=$workdir/raw" "--config.data.personas=$workdir/personas" "--config.satisfaction.model=$model" \
     "--config.data.satisfaction=$workdir/satisfaction/$policy" --config.sampler.prompt_tokens=192 \
     --config.sampler.slots=48
 done
-python tests/benchmarks/policy_users.py "--workdir=$workdir/satisfaction"
+python tests/benchmarks/policy_users.py "--workdir=$workdir/satisfaction" "--policies=$(IFS=,; echo "${policies[*]}")"
 
 # The judge that costs nothing: the policy itself, before and after it has learned to write the rewrites.
 benchmark evaluate --name=free_judge_before --model=runs/smollm2

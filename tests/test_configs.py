@@ -18,6 +18,10 @@ from rlhi_jax.models.checkpoints import saved_steps
 
 CONFIGS = sorted((tiny.ROOT / 'configs').glob('*.py'))
 ARMS = {
+    'evidence': (
+        *('counterfactual', 'from_base', 'offline', 'online', 'rewrites', 'retries'),
+        *('pooled', 'shuffled', 'all_users', 'few_users'),
+    ),
     'feasibility': ('oracle', 'inferred', 'complaints'),
     'mt_bench': ('dpo', 'reward'),
     'rlhi_llama31_8b': ('rewrites', 'rewards', 'online'),

@@ -1,11 +1,11 @@
 """Does a policy learn users' tastes from their complaints? Satisfaction of simulated users with several policies.
 
-    python tests/benchmarks/policy_users.py --workdir=DIR
+    python tests/benchmarks/policy_users.py --workdir=DIR [--policies=NAME,…]
 
 `launch/evidence.sh` trains the policies and lets gate users judge them: users of the validation split, whose wordings,
 topics and combinations of tastes no training user has. Test users are not asked. DIR has a folder of the stage
 `satisfaction` for each policy. Writes `results/policy_users.json`: the summary of all policies, and the change in the
-gap from each policy to each later one.
+gap from each of the first three to each later policy.
 """
 
 import itertools
@@ -18,14 +18,16 @@ from data_pipelines.simulator.summary import summarise
 from rlhi_jax.cli.program import run, start
 from rlhi_jax.io.files import write_json
 
-POLICIES = ('base', 'sft', 'dpo')
 RESULTS = Path(__file__).parent / 'results' / 'policy_users.json'
 
 
 def main() -> None:
-    folders = {policy: Path(flags.FLAGS.workdir) / policy for policy in POLICIES}
+    names = flags.FLAGS.policies
+    folders = {policy: Path(flags.FLAGS.workdir) / policy for policy in names}
     result = dict(policies=summarise(folders), changes={})
-    for earlier, later in itertools.combinations(POLICIES, 2):
+    for earlier, later in itertools.combinations(names, 2):
+        if earlier not in names[:3]:
+            continue
         summary = summarise({earlier: folders[earlier], later: folders[later]})
         by_taste = {taste: row['gap_change'] for taste, row in summary['by_taste'].items()}
         changes = {name: summary[name] for name in ('gap_change', 'gap_of_valid_change')}
@@ -36,5 +38,6 @@ def main() -> None:
 
 if __name__ == '__main__':
     flags.DEFINE_string('workdir', None, 'The folder with a folder of satisfaction for each policy.', required=True)
+    flags.DEFINE_list('policies', 'base,sft,dpo', 'The policies, in the order of their training.')
     start()
     run(main)
