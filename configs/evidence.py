@@ -10,8 +10,8 @@
     --config=configs/evidence.py:retries          control: the same, but the teacher does not see the complaints
     --config=configs/evidence.py:pooled           control: the policy does not see the personas
     --config=configs/evidence.py:shuffled         control: the policy sees the personas of other users
-    --config=configs/evidence.py:all_users        control: half of the pairs, of all users
-    --config=configs/evidence.py:few_users        control: as many pairs, of at most a quarter of the users
+    --config=configs/evidence.py:all_users        control: 150 pairs of all users
+    --config=configs/evidence.py:few_users        control: at most as many pairs, of 75 users
     --config=configs/evidence.py:counterfactual,smoke   a few users, in minutes; also for the other variants
 
 The teacher, Qwen2.5-Coder-1.5B-Instruct, writes the replies that the users complain about, says what each complaint
@@ -51,10 +51,10 @@ VARIANTS = {  # the settings in which a variant differs from the first
     },
     'rewrites': {'pairs.against': 'policy'},
     'retries': {'pairs.against': 'policy', 'rewrites.from_scratch': True},
-    'pooled': {'policy_sees_persona': False},
+    'pooled': {'policy_sees_persona': False, 'ref_sees_persona': False},
     'shuffled': {'data.shuffle_personas': True},
-    'all_users': {'data.max_pairs': 300},
-    'few_users': {'data.max_pairs': 300, 'data.max_users': 50},
+    'all_users': {'data.max_pairs': 150},
+    'few_users': {'data.max_pairs': 150, 'data.max_users': 75},
 }
 
 

@@ -17,7 +17,7 @@ these lists is forgotten. If any data from these users is found, the program the
 - Answers and pairs of these users are removed from the rounds of online runs. Stop these runs first.
 - Folders that mix the texts of several users or are cheap to make again are removed completely: row plans (which trees
   share a training row), TFDS data sets, data cards, evaluations of simulated users and replies that a gate compared.
-  Reports and unfinished work are removed, too.
+  Shards with shuffled personas, reports and unfinished work are removed, too.
 - In the teacher's cache, answers to requests that contain only these users' text are removed. Answers to requests
   whose authors are unknown are removed, too. An older version or `rlhi_jax.check` stored those answers.
 - Digests in manifests are updated, so finished stages stay up to date. A manifest keeps its original counts. Its field
@@ -99,9 +99,8 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: for each changed path, a dictionary with the number of records removed from each file, or of 'trees'
-        removed from shards and 'pairs' removed from other trees, or of 'lines' removed from a corrections file or from
-        a file of an online run; {} if the whole folder was removed.
+      removed: for each changed path, the number of records removed from each file, or of 'trees' removed from shards and
+        'pairs' from other trees, or of 'lines' from a corrections file or an online run's file; {} for a whole folder.
       answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on the data of a user forgotten now or earlier, or that started from such a run.
@@ -253,9 +252,10 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten, cac
 
 
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
-    """Return whether to remove a folder completely: its stage can remake it, or it would contain no more trees."""
+    """Return whether to remove a folder completely: it can be remade, has no more trees, or hides whose personas."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
-    return (stage is not None and stage.forgetting == 'removed') or counts['trees'] == trees > 0
+    shuffled = manifest.get('made_from', {}).get('shuffle_personas', False)
+    return (stage is not None and stage.forgetting == 'removed') or shuffled or counts['trees'] == trees > 0
 
 
 def _corrections(path: Path, forgotten: Forgotten) -> _Corrections:

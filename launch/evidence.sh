@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 
 import_smollm2
 workdir=runs/evidence
-flags=(--config=configs/evidence.py "$@")
+given=("$@")
+flags=(--config=configs/evidence.py "${given[@]}")
 for stage in sources.simulated ingest follow_ups personas strangers; do
   python -m "data_pipelines.$stage" "${flags[@]}" "--workdir=$workdir"
 done
@@ -18,16 +19,20 @@ benchmark strangers
 benchmark arms
 benchmark pairs
 
-# train FOLDER PAIRS OBJECTIVE [FLAG...]: trains a model on pairs, in a folder of the workdir. sft reads chosen replies alone.
+# train FOLDER PAIRS OBJECTIVE [FLAG...]: trains a model on pairs, in a folder of the workdir, with the config's variant
+# $variant. sft reads chosen replies alone.
+variant=counterfactual
+model=(--config.model.dtype=bfloat16 --config.model.remat=save_attention)
 train() {
   local folder=$workdir/$1 pairs=$2 objective=$3 feedback=paired stage
+  local flags=("--config=configs/evidence.py:$variant" "${given[@]}")
   shift 3
   [ "$objective" = sft ] && feedback=chosen
   local data=("--config.data.pairs=$pairs" "--config.data.feedback=$feedback" "--config.data.shards=$folder/$feedback/shards"
     "--config.data.rows=$folder/$feedback/rows")
   for stage in shards rows; do python -m "data_pipelines.$stage" "${flags[@]}" "${data[@]}"; done
-  python -m rlhi_jax.train "${flags[@]}" "${data[@]}" --config.model.dtype=bfloat16 --config.model.remat=save_attention \
-    "--config.objective=$objective" "$@" "--workdir=$folder/$objective"
+  python -m rlhi_jax.train "${flags[@]}" "${data[@]}" "${model[@]}" "--config.objective=$objective" "$@" \
+    "--workdir=$folder/$objective"
 }
 
 pairs=$workdir/counterfactual/pairs
@@ -40,28 +45,29 @@ for kind in low_rank persona_head; do
   benchmark evaluate --name=$kind --model=runs/smollm2 "--rewards=$rewards"
 done
 
-# Policies: a warm start on the chosen replies, then DPO on the counterfactual pairs; then the controls, and DPO online.
-# Gate users judge them.
-warm=$workdir/counterfactual/sft
-policy() { train "$1" "$pairs" dpo --config.optimizer.learning_rate=3e-5 --config.train.epochs=2 "${@:2}"; }
-train counterfactual "$pairs" sft --config.optimizer.learning_rate=1e-4 --config.train.epochs=5
-policy counterfactual "--config.model.path=$warm"
-policy from_base
-for control in pooled shuffled all_users few_users; do
-  policy "$control" "--config.model.path=$warm" "--config=configs/evidence.py:$control"
+# Policies: a warm start on the chosen replies, then DPO on the counterfactual pairs; the same for each control; DPO
+# without the warm start; and DPO online after it. Gate users judge them.
+dpo=(--config.optimizer.learning_rate=3e-5 --config.train.epochs=2)
+for variant in counterfactual pooled shuffled all_users few_users; do
+  train "$variant" "$pairs" sft --config.optimizer.learning_rate=1e-4 --config.train.epochs=5
+  train "$variant" "$pairs" dpo "--config.model.path=$workdir/$variant/sft" "${dpo[@]}"
 done
-python -m rlhi_jax.online "${flags[@]}" --config=configs/evidence.py:online "--config.model.path=$warm" \
-  "--config.data.conversations=$workdir/conversations" "--config.data.follow_ups=$workdir/follow_ups" \
-  "--config.data.personas=$workdir/personas" --config.optimizer.learning_rate=3e-5 "--workdir=$workdir/online/dpo"
+variant=from_base
+train "$variant" "$pairs" dpo "${dpo[@]}"
+variant=counterfactual
+python -m rlhi_jax.online --config=configs/evidence.py:online "${given[@]}" "${model[@]}" "${dpo[@]}" \
+  "--config.model.path=$workdir/counterfactual/sft" "--config.data.conversations=$workdir/conversations" \
+  "--config.data.follow_ups=$workdir/follow_ups" "--config.data.personas=$workdir/personas" \
+  "--workdir=$workdir/online/dpo"
 policies=(base sft dpo from_base pooled shuffled all_users few_users online)
 for policy in "${policies[@]}"; do
   case $policy in
-    base) model=runs/smollm2 ;;
-    sft | dpo) model=$workdir/counterfactual/$policy ;;
-    *) model=$workdir/$policy/dpo ;;
+    base) judged=runs/smollm2 ;;
+    sft | dpo) judged=$workdir/counterfactual/$policy ;;
+    *) judged=$workdir/$policy/dpo ;;
   esac
   python -m data_pipelines.satisfaction "${flags[@]}" --config.satisfaction.split=validation \
-    "--config.data.raw=$workdir/raw" "--config.data.personas=$workdir/personas" "--config.satisfaction.model=$model" \
+    "--config.data.raw=$workdir/raw" "--config.data.personas=$workdir/personas" "--config.satisfaction.model=$judged" \
     "--config.data.satisfaction=$workdir/satisfaction/$policy" --config.sampler.prompt_tokens=192 \
     --config.sampler.slots=48
 done

@@ -6,7 +6,7 @@ stage() { python -m "data_pipelines.$1" "--config=$CONFIG:dpo" "${@:2}"; }
 # shards_and_rows PAIRS VALIDATION_SHARDS: builds shards of the training and validation splits, and the row plan.
 shards_and_rows() {
   stage shards "--config.data.pairs=$1/train.jsonl"
-  stage shards "--config.data.pairs=$1/validation.jsonl" "--config.data.shards=$2"
+  stage shards "--config.data.pairs=$1/validation.jsonl" "--config.data.shards=$2" --config.data.split=validation
   stage rows
 }
 

@@ -170,10 +170,8 @@ def _requests(config: ConfigDict) -> tuple[list[PromptRecord], list[Entry]]:
     return prompts, pool
 
 
-def _identity(
-    config: ConfigDict, model: ModelFolder, prompts: Sequence[PromptRecord], pool: Sequence[Entry]
-) -> dict[str, Any]:
-    return run_identity(config, model) | dict(online=rounds_identity(config, digest(prompts, pool)))
+def _identity(config: ConfigDict, model: ModelFolder, *requests: Sequence) -> dict[str, Any]:
+    return run_identity(config, model) | dict(online=rounds_identity(config, digest(*requests)))
 
 
 class Trainer:
@@ -353,8 +351,7 @@ def train_online(config: ConfigDict, workdir: Path, begins: Callable[[], None] =
     Arguments, result and errors are as in `rlhi_jax.train.train`. It is also an error if no request has led to a pair.
     """
     run = set_up(config, workdir)
-    reached, complete = run.saved(), run.ends_at(run.saved())
-    if complete:
+    if complete := run.ends_at(reached := run.saved()):
         run.checkpoints.close()
     else:
         begins()
@@ -383,7 +380,11 @@ def join_online(config: ConfigDict, arguments: dict[str, Any]) -> None:
 
 def online_state(config: ConfigDict, workdir: Path) -> State:
     """Return whether a workdir contains the online run that a config describes (see `rlhi_jax.train.run_state`)."""
-    return state_of_run(workdir, lambda: _identity(config, open_model(config.model.path), *_requests(config)))
+
+    def check() -> None:
+        refuse_another_run(workdir, _identity(config, open_model(config.model.path), *_requests(config)))
+
+    return state_of_run(workdir, check)
 
 
 def main() -> None:

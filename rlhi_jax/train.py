@@ -129,12 +129,12 @@ def _say(run: Run, reached: int) -> bool:
 def run_state(config: ConfigDict, workdir: Path) -> State:
     """Return whether a workdir contains the run that a config describes."""
 
-    def identity() -> dict[str, Any]:
+    def check() -> None:
         model = open_model(config.model.path)
         plan, *_ = open_rows(config, model)
-        return run_identity(config, model) | {'rows': plan.digest}
+        refuse_another_run(workdir, run_identity(config, model) | {'rows': plan.digest})
 
-    return state_of_run(workdir, identity)
+    return state_of_run(workdir, check)
 
 
 def set_up(config: ConfigDict, workdir: Path) -> Run:

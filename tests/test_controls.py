@@ -48,6 +48,23 @@ def test_fewer_users(tmp_path, records):
     kept = sorted(name for _, _, pairs in trees for name in pairs)
     assert kept == sorted(record['id'] for record in records if record['user_id'] in users)
     assert counts['dropped_over_max_users'] == len(records) - len(kept)
+    assert counts['lines_read'] == len(records) and counts['pairs_kept'] == len(kept)
+
+
+def test_a_pair_does_not_lose_its_mirror_image(tmp_path, records):
+    mirrored = [record | dict(user_id='ab'[n % 2] if n < 8 else 'cd'[n % 2]) for n, record in enumerate(records[:16])]
+    (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, mirrored)))
+    everybody, _ = sharded(tmp_path, max_users=4)
+    three, counts = sharded(tmp_path, max_users=3)
+    assert len({user for user, _, _ in everybody}) == 4 and len({user for user, _, _ in three}) == 2
+    assert counts['dropped_over_max_users'] == 8 == counts['pairs_kept']
+
+
+def test_held_out_data_is_not_changed(tmp_path, records):
+    trees, counts = sharded(tmp_path, max_users=1, max_pairs=1, shuffle_personas=True, split='validation')
+    assert counts['pairs_kept'] == len(records) and {(user, persona) for user, persona, _ in trees} == {
+        (record['user_id'], record['persona']) for record in records
+    }
 
 
 def test_fewer_pairs(tmp_path, records):

@@ -1,7 +1,7 @@
 """Control experiments on training data: fewer users, fewer pairs, or the personas of other users."""
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,29 +19,48 @@ CONTROLS = ('max_users', 'max_pairs', 'shuffle_personas')  # keys of `config.dat
 
 
 def controls_identity(config: ConfigDict) -> dict[str, Any]:
-    """Return the controls that are on, and the seed if they use it."""
-    on = {name: config.data[name] for name in CONTROLS if config.data[name]}
-    return on | ({'seed': config.seed} if config.data.shuffle_personas else {})
+    """Return the controls that are on, and the seed if they use it. Held-out data is never changed."""
+    on = {name: config.data[name] for name in CONTROLS if config.data[name] and config.data.split == 'train'}
+    return on | ({'seed': config.seed} if 'shuffle_personas' in on else {})
 
 
 def controlled(read: Read, config: ConfigDict) -> Read:
     """Return a function that reads preferences as the controls in `config.data` ask for; `read` reads all of them.
 
-    Like `read`, the returned function takes a Counter, in which it counts the preferences that it leaves out.
+    Like `read`, the returned function takes a Counter. There it counts the preferences that it leaves out by reason,
+    and no longer as `pairs_kept`.
     """
-    if config.data.max_users:
-        read = _of_few_users(read, config.data.max_users)
+    on = controls_identity(config)
+    if not on:
+        return read
+    chosen = _of_few_users(read, on['max_users']) if 'max_users' in on else read
     # The pairs of one turn, such as a pair and its mirror image, have neighbouring ranks.
-    read = at_most(config.data.max_pairs, read, lambda p: (digest(turn_of(p.id)), p.id), 'dropped_over_max_pairs')
-    return _shuffled(read, config.seed) if config.data.shuffle_personas else read
+    chosen = at_most(on.get('max_pairs', 0), chosen, lambda p: (digest(turn_of(p.id)), p.id), 'dropped_over_max_pairs')
+    chosen = _shuffled(chosen, config.seed) if 'shuffle_personas' in on else chosen
+
+    def counted(counts: Counter) -> Iterator[Preference]:
+        kept = 0
+        for preference in chosen(counts):
+            kept += 1
+            yield preference
+        counts['pairs_kept'] = kept
+
+    return counted
 
 
 def _of_few_users(read: Read, most: int) -> Read:
-    users = sorted({asker(preference) for preference in read(Counter())}, key=digest)[:most]
+    """Keep the preferences of a few users, and only turns all of whose preferences are theirs.
+
+    Otherwise, a pair would lose its mirror image, which is the preference of another user.
+    """
+    of_turn: dict[str, set[str]] = defaultdict(set)
+    for preference in read(Counter()):
+        of_turn[turn_of(preference.id)].add(asker(preference))
+    users = {*sorted(set().union(*of_turn.values()), key=digest)[:most]}
 
     def of_few_users(counts: Counter) -> Iterator[Preference]:
         for preference in read(counts):
-            if asker(preference) in users:
+            if of_turn[turn_of(preference.id)] <= users:
                 yield preference
             else:
                 counts['dropped_over_max_users'] += 1

@@ -167,7 +167,6 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str, name: str = '') 
         config = training_config(config, workdir, config.objective)
         if config.data.split == 'validation':
             config.data.shards, config.data.feedback = config.eval.shards, 'paired'  # evaluations compare both sides
-            config.data.max_users, config.data.max_pairs, config.data.shuffle_personas = 0, 0, False
     if stage == 'candidates':
         trains = method_of(config).trains
         if 'reward' in trains:
@@ -184,7 +183,8 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str, name: str = '') 
         if not config.gate.model:
             config.gate.model = str(workdir / trains[-1] / 'run')
             judges = [str(workdir / 'satisfaction' / f'gate_{when}') for when in ('before', 'after')]
-            config.gate.satisfaction = ','.join(judges) if all(map(os.path.exists, judges)) else ''
+            can_judge = config.loop.simulated and all(map(os.path.exists, judges))
+            config.gate.satisfaction = ','.join(judges) if can_judge else ''
         offline = (objective for objective in trains if not is_online(config, objective))
         config.data.pairs = ','.join(str(workdir / objective / 'pairs') for objective in offline)
     return config

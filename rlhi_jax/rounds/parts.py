@@ -4,10 +4,9 @@ import enum
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlhi_jax.io.errors import UserError
-from rlhi_jax.training.workdir import refuse_another_run
 
 
 class State(enum.Enum):
@@ -18,18 +17,18 @@ class State(enum.Enum):
     OUT_OF_DATE = 'out of date'
 
 
-def state_of_run(workdir: Path, identity: Callable[[], dict[str, Any]]) -> State:
+def state_of_run(workdir: Path, check: Callable[[], None]) -> State:
     """Return the state of a training run's workdir; `UP_TO_DATE` does not mean that the run has finished.
 
     Args:
       workdir: the workdir.
-      identity: returns what identifies the run as it would be started now. It raises a UserError if an input of the run
-        is missing or damaged; the workdir is then out of date.
+      check: a function that raises a UserError if the run in the workdir differs from the run that would be started
+        now, or if an input is missing or damaged. The workdir is then out of date.
     """
     if not (workdir / 'run.json').exists():
         return State.MISSING
     try:
-        refuse_another_run(workdir, identity())
+        check()
     except UserError:
         return State.OUT_OF_DATE
     return State.UP_TO_DATE
