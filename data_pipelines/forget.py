@@ -99,8 +99,8 @@ class Report(NamedTuple):
     """The outcome of a call to `forget`.
 
     Attributes:
-      removed: for each changed path, the number of records removed from each file, or of 'trees' removed from shards and
-        'pairs' from other trees, or of 'lines' from a corrections file or an online run's file; {} for a whole folder.
+      removed: for each changed path, how many records were removed from each file, 'trees' from shards,
+        'pairs' from other trees, or 'lines' from a corrections file or an online run's file; {} for a whole folder.
       answers: how many answers were removed from the teacher's cache.
       unknown: the requested users for whom nothing was found.
       runs: the runs that were trained on the data of a user forgotten now or earlier, or that started from such a run.
@@ -254,7 +254,7 @@ def _make_plan(held: list[HeldFolder], traces: Traces, forgotten: Forgotten, cac
 def _is_removed_whole(manifest: dict[str, Any], counts: Counter) -> bool:
     """Return whether to remove a folder completely: it can be remade, has no more trees, or hides whose personas."""
     stage, trees = stage_named(manifest['stage']), sum(entry['trees'] for entry in manifest.get('shards', ()))
-    shuffled = manifest.get('made_from', {}).get('shuffle_personas', False)
+    shuffled = 'shuffle_personas' in manifest.get('made_from', ())
     return (stage is not None and stage.forgetting == 'removed') or shuffled or counts['trees'] == trees > 0
 
 
