@@ -79,6 +79,7 @@ from rlhi_jax.config.loop_paths import (
     method_of,
     stage_config,
     training_config,
+    users_judge,
     users_talk,
     with_paths,
 )
@@ -138,7 +139,7 @@ class Round:
                     parts.append(self._stage(oracle_scores.STAGE, 'candidates'))
             parts += self._training(objective)
         trained = f'{method.trains[-1]}: training'
-        whens = ('before', 'after', *(('gate before', 'gate after') if is_gated(config) else ()))
+        whens = ('before', 'after', *(('gate before', 'gate after') if users_judge(config) else ()))
         if config.loop.simulated:
             for when in whens:
                 reads = ('sources.simulated', 'personas', *([trained] if when.endswith('after') else []))

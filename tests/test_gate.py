@@ -12,7 +12,9 @@ from data_pipelines.gates.claims import AGREES, DISAGREES, FALSE_CLAIMS, asked
 from data_pipelines.gates.instructions import INSTRUCTIONS
 from data_pipelines.gates.verdict import Gain, Measure, measure, verdict
 from rlhi_jax.config import base_config
+from rlhi_jax.config.loop_paths import GATE_USERS
 from rlhi_jax.data.rows import capacities
+from rlhi_jax.evaluation.statistics import MIN_USERS
 from rlhi_jax.io.errors import UserError
 from rlhi_jax.io.files import read_json, write_json
 from rlhi_jax.rounds.in_force import put_in_force
@@ -56,6 +58,10 @@ def test_instructions(number, replies):
 
 def test_every_instruction_is_tested():
     assert len(REPLIES) == len(INSTRUCTIONS)
+
+
+def test_as_many_users_are_asked_as_an_interval_needs():
+    assert GATE_USERS == MIN_USERS
 
 
 def decided(gain=SURE, users=9, measures=None, length=1.0, kl=0.1):

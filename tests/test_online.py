@@ -23,7 +23,7 @@ from rlhi_jax.models.parameters import abstract_params
 from rlhi_jax.parallel.sharding import make_mesh
 from rlhi_jax.sampling.generator import Reply
 from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
-from rlhi_jax.training.online import check_settings
+from rlhi_jax.training.online import check_judge, check_settings
 
 REQUESTS = 8
 STOP = tuple('abcdefghijklm')  # so that a random model's replies end
@@ -267,11 +267,13 @@ def test_settings_that_do_not_suit_are_refused(models, changes, message):
     config.model.path, config.candidates.reward_model, config.online.prompts = *map(str, models), 4
     config.optimizer.schedule = 'constant'
     check_settings(config)
+    check_judge(config)
     for name, value in changes.items():
         *section, key = name.split('.')
         setattr(config[section[0]] if section else config, key, str(models[0]) if value == 'policy' else value)
     with pytest.raises(UserError, match=re.escape(message)):
         check_settings(config)
+        check_judge(config)
 
 
 def test_a_run_whose_pairs_are_all_too_close_says_so(models, prompts, tmp_path):

@@ -37,6 +37,7 @@ REWRITTEN = dict(policy=('rewrites',), stranger=('strangers',), both=('rewrites'
 # The source of pairs for training before the policy's: candidates do not exist yet.
 EARLIER_SOURCES = 'rewrites'
 GATE_SPLIT = 'validation'  # the users and pairs that decide whether a new policy is promoted
+GATE_USERS = 5  # fewer simulated users are not asked, because they are too few for an interval
 _TRAINED = ('reward', 'sft', 'dpo')  # all objectives that any loop trains
 
 
@@ -57,6 +58,11 @@ def method_of(config: ConfigDict) -> Method:
 def is_gated(config: ConfigDict) -> bool:
     """Return whether a loop ends with the gate: it is wanted, and simulated users or held-out pairs can judge."""
     return config.loop.gate and (config.loop.simulated or method_of(config).uses_rewrites)
+
+
+def users_judge(config: ConfigDict) -> bool:
+    """Return whether the gate asks simulated users; if not, held-out pairs judge."""
+    return config.loop.gate and config.loop.simulated and config.simulated.users.validation >= GATE_USERS
 
 
 def is_online(config: ConfigDict, objective: str) -> bool:
@@ -183,7 +189,7 @@ def stage_config(config: ConfigDict, workdir: Path, stage: str, name: str = '') 
         if not config.gate.model:
             config.gate.model = str(workdir / trains[-1] / 'run')
             judges = [str(workdir / 'satisfaction' / f'gate_{when}') for when in ('before', 'after')]
-            can_judge = config.loop.simulated and all(map(os.path.exists, judges))
+            can_judge = users_judge(config) and all(map(os.path.exists, judges))
             config.gate.satisfaction = ','.join(judges) if can_judge else ''
         offline = (objective for objective in trains if not is_online(config, objective))
         config.data.pairs = ','.join(str(workdir / objective / 'pairs') for objective in offline)

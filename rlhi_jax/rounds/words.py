@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from rlhi_jax.config.loop_paths import METHODS, is_gated, method_of
 from rlhi_jax.evaluation.conditions import CONDITIONS
 from rlhi_jax.evaluation.statistics import MIN_USERS
+from rlhi_jax.rounds.in_force import LINK
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -85,7 +86,7 @@ def notes(config: ConfigDict, workdir: Path, report: dict[str, Any]) -> list[str
         lines.append(f'Satisfaction was not evaluated: {reason}')
     if verdict := report.get('gate'):
         said = 'The new policy is promoted' if verdict['promoted'] else 'The new policy is not promoted'
-        lines.append(f'{said}: {"; ".join(verdict["why"])}. {workdir}/model links to the policy in force.')
+        lines += [f'{said}: {"; ".join(verdict["why"])}', f'Policy in force: {workdir}/{LINK}']
     elif config.loop.gate and not is_gated(config):
         lines.append(
             f'No gate judged the new policy, because config.loop.method={config.loop.method!r} with these settings '
