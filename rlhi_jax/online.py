@@ -182,7 +182,7 @@ class Trainer:
       reached: how far the run has come.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, reached: Position):
         self.run, config = run, run.config
         load = functools.partial(load_params, run.decoder, run.model, run.mesh, seed=config.seed)
         self._uses_reference, self._syncs = reads_reference(config), bool(config.online.sync_reference)
@@ -200,7 +200,7 @@ class Trainer:
             self._judge = self._make_judge()
             self._score = RowScorer(config, run.decoder, run.mesh, scope='reference')
             self._step = None
-        self.reached = run.saved()
+        self.reached = reached
         self._saved, self._sampler = self.reached.step, None
         self._stop = processes.Preemption()
 
@@ -356,7 +356,7 @@ def train_online(config: ConfigDict, workdir: Path, begins: Callable[[], None] =
     else:
         begins()
         RESIDENT.release()  # a stage in this process may have left a model in memory
-        trainer = Trainer(run)
+        trainer = Trainer(run, reached)
         complete, reached = trainer.train(), trainer.reached
     if complete and not reached.step:
         raise UserError(

@@ -113,7 +113,7 @@ def test_every_smoke_variant_takes_a_step(material, path, variant, tmp_path):
         tiny.run_program(f'data_pipelines.{stage}', *flags)
     program = 'rlhi_jax.online' if c.online.prompts else 'rlhi_jax.train'
     if c.online.prompts:  # a random model's replies must be short, and end
-        flags += ['--config.sampler.new_tokens=24', f'--config.sampler.stop={tuple("abcdefghijklm")}']
+        flags += ['--config.sampler.new_tokens=24', f'--config.sampler.stop={tiny.STOP}']
     tiny.run_program(program, *flags, f'--workdir={tmp_path / "run"}')
     (step,) = map(json.loads, (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines())
     assert saved_steps(tmp_path / 'run') == [1] and math.isfinite(step['loss']) and step['pairs'] >= 1

@@ -147,7 +147,7 @@ def settings(folder, **gates):
     c.data.prompts, c.data.pairs = str(folder / 'prompts.jsonl'), str(folder / 'pairs')
     c.gate.model = str(folder / 'new')
     c.sampler.new_tokens, c.sampler.prompt_tokens, c.sampler.slots = 12, 128, 8
-    c.sampler.stop = tuple('abcdefghijklm')  # so that a random model's replies end
+    c.sampler.stop = tiny.STOP
     c.rows.tokens, c.rows.scored = 256, 128
     c.gate.update(gates)
     return c

@@ -26,7 +26,6 @@ from rlhi_jax.scoring.candidates import Candidates, CandidateScorer
 from rlhi_jax.training.online import check_judge, check_settings
 
 REQUESTS = 8
-STOP = tuple('abcdefghijklm')  # so that a random model's replies end
 ASKED = (
     'Name a tree.',
     'Why do cats sit?',
@@ -72,7 +71,7 @@ def flags(models, prompts, *more: str) -> list[str]:
         '--config.optimizer.schedule=constant',
         '--config.sampler.prompt_tokens=128',
         '--config.sampler.new_tokens=24',
-        f'--config.sampler.stop={STOP}',
+        f'--config.sampler.stop={tiny.STOP}',
         '--config.sampler.slots=8',
         '--config.rows.pairs=1',
         '--config.pairs.accept_artefacts',

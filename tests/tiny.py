@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'tests' / 'tiny_config.py'
 SPEC = ModelSpec('llama', 264, 32, 64, 2, 8, 8, 8, 512, tied_embeddings=True)
 LOOP_SPEC = dataclasses.replace(SPEC, max_positions=2048)
+STOP = tuple('abcdefghijklm')  # stop strings, so that a random model's replies end
 WORDS = [
     'the',
     'a',

@@ -31,7 +31,7 @@ class Question(NamedTuple):
 
     @property
     def is_users(self) -> bool:
-        """Whether a user asked, so that the question is no instruction."""
+        """Whether a user asked; all other questions are instructions."""
         return is_users(self.id)
 
 
@@ -51,7 +51,7 @@ def of_instructions(samples: int) -> list[Question]:
 
 
 def is_users(name: str) -> bool:
-    """Whether a user asked the question with this id, so that it is no instruction."""
+    """Whether a user asked the question with this id; all other questions are instructions."""
     return name.startswith('request ')
 
 

@@ -12,7 +12,7 @@ def put_in_force(workdir: Path, model: Path) -> None:
     """Let WORKDIR/model link to a model folder, in one step that cannot be interrupted halfway.
 
     Raises:
-      UserError: WORKDIR/model is no link, for example because the workdir is a copy made without links.
+      UserError: WORKDIR/model is not a link, for example because the workdir is a copy made without links.
     """
     link, temporary = workdir / LINK, workdir / f'.{LINK}.tmp'
     if link.exists() and not link.is_symlink():
